@@ -10,7 +10,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,55 +20,28 @@
 
 #include <cjson/cJSON.h>
 
-#define LENGTH_BYTES 8u					/* of the u64 before the header */
-#define JSON_INTEGER_MAX 9007199254740992.0		/* 2^53: beyond it a JSON double is not exact */
+#include "tools/report.h"
+
+#define LENGTH_BYTES 8u			    /* of the u64 before the header */
+#define JSON_INTEGER_MAX 9007199254740992.0 /* 2^53: beyond it a JSON double is not exact */
 
 struct safetensors {
-	void *map;					/* owned; NULL when the bytes are borrowed */
+	void *map; /* owned; NULL when the bytes are borrowed */
 	size_t map_bytes;
-	cJSON *header;					/* owned; holds every name and the metadata */
-	struct safetensors_tensor *tensors;		/* owned; by offset */
-	const struct safetensors_tensor **by_name;	/* owned; the same tensors by strcmp of name */
+	cJSON *header;				   /* owned; holds every name and the metadata */
+	struct safetensors_tensor *tensors;	   /* owned; by offset */
+	const struct safetensors_tensor **by_name; /* owned; the same tensors by strcmp of name */
 	size_t count;
-};
-
-/* Where to put the one line about what is wrong, and what to call the file in it. */
-struct report {
-	const char *file;
-	char *err;
-	size_t err_bytes;
 };
 
 static const struct {
 	const char *name;
 	uint32_t bytes;
 } dtypes[] = {
-	{ "BF16", 2 }, { "BOOL", 1 }, { "F16", 2 }, { "F32", 4 }, { "F64", 8 },
+	{ "BF16", 2 },	  { "BOOL", 1 },    { "F16", 2 }, { "F32", 4 }, { "F64", 8 },
 	{ "F8_E4M3", 1 }, { "F8_E5M2", 1 }, { "I16", 2 }, { "I32", 4 }, { "I64", 8 },
-	{ "I8", 1 }, { "U16", 2 }, { "U32", 4 }, { "U64", 8 }, { "U8", 1 },
+	{ "I8", 1 },	  { "U16", 2 },	    { "U32", 4 }, { "U64", 8 }, { "U8", 1 },
 };
-
-__attribute__((format(printf, 3, 4)))
-static int fail(const struct report *r, int error, const char *format, ...)
-{
-	va_list args;
-	int used;
-
-	assert(error < 0);
-	if (!r->err || !r->err_bytes)
-		return error;
-	used = snprintf(r->err, r->err_bytes, "%s: ", r->file);
-	if (used < 0 || (size_t)used >= r->err_bytes)
-		return error;
-	va_start(args, format);
-	(void)vsnprintf(r->err + used, r->err_bytes - (size_t)used, format, args);
-	va_end(args);
-	/* Names come from the file: they may not break the promise of one line. */
-	for (char *p = r->err; *p; p++)
-		if ((unsigned char)*p < ' ' || *p == 0x7f)
-			*p = '?';
-	return error;
-}
 
 static const char *dtype_intern(const char *name, uint32_t *ret_bytes)
 {
@@ -120,14 +92,14 @@ static int parse_shape(const struct report *r, const cJSON *shape, struct safete
 	const cJSON *dim;
 
 	if (!cJSON_IsArray(shape))
-		return fail(r, -EINVAL, "tensor %.64s: no \"shape\" array", t->name);
-	cJSON_ArrayForEach(dim, shape) {
+		return report_fail(r, -EINVAL, "tensor %.64s: no \"shape\" array", t->name);
+	cJSON_ArrayForEach (dim, shape) {
 		if (t->dims_count == SAFETENSORS_DIMS_MAX)
-			return fail(r, -EINVAL, "tensor %.64s: more than %u dimensions", t->name,
-				    SAFETENSORS_DIMS_MAX);
+			return report_fail(r, -EINVAL, "tensor %.64s: more than %u dimensions",
+					   t->name, SAFETENSORS_DIMS_MAX);
 		if (!json_u64(dim, &t->dims[t->dims_count]))
-			return fail(r, -EINVAL, "tensor %.64s: dimension %u is not a size", t->name,
-				    t->dims_count);
+			return report_fail(r, -EINVAL, "tensor %.64s: dimension %u is not a size",
+					   t->name, t->dims_count);
 		t->dims_count++;
 	}
 	return 0;
@@ -144,27 +116,31 @@ static int parse_tensor(const struct report *r, const cJSON *entry, const uint8_
 
 	t->name = entry->string;
 	if (!cJSON_IsObject(entry))
-		return fail(r, -EINVAL, "tensor %.64s: its header entry is not an object", t->name);
+		return report_fail(r, -EINVAL, "tensor %.64s: its header entry is not an object",
+				   t->name);
 	dtype = cJSON_GetObjectItemCaseSensitive(entry, "dtype");
 	if (!cJSON_IsString(dtype))
-		return fail(r, -EINVAL, "tensor %.64s: no \"dtype\"", t->name);
+		return report_fail(r, -EINVAL, "tensor %.64s: no \"dtype\"", t->name);
 	t->dtype = dtype_intern(dtype->valuestring, &dtype_bytes);
 	if (!t->dtype)
-		return fail(r, -EINVAL, "tensor %.64s: unknown dtype %.16s", t->name,
-			    dtype->valuestring);
+		return report_fail(r, -EINVAL, "tensor %.64s: unknown dtype %.16s", t->name,
+				   dtype->valuestring);
 	rc = parse_shape(r, cJSON_GetObjectItemCaseSensitive(entry, "shape"), t);
 	if (rc < 0)
 		return rc;
 	range = cJSON_GetObjectItemCaseSensitive(entry, "data_offsets");
 	if (!cJSON_IsArray(range) || cJSON_GetArraySize(range) != 2 ||
 	    !json_u64(range->child, &begin) || !json_u64(range->child->next, &end) || begin > end)
-		return fail(r, -EINVAL, "tensor %.64s: \"data_offsets\" is not [begin, end]", t->name);
+		return report_fail(r, -EINVAL, "tensor %.64s: \"data_offsets\" is not [begin, end]",
+				   t->name);
 	if (end > base_bytes)
-		return fail(r, -EINVAL, "tensor %.64s: ends at byte %llu of %llu: file cut short?",
-			    t->name, (unsigned long long)end, (unsigned long long)base_bytes);
+		return report_fail(
+			r, -EINVAL, "tensor %.64s: ends at byte %llu of %llu: file cut short?",
+			t->name, (unsigned long long)end, (unsigned long long)base_bytes);
 	if (!tensor_bytes(t, &want) || want != end - begin)
-		return fail(r, -EINVAL, "tensor %.64s: shape and dtype do not make %llu bytes",
-			    t->name, (unsigned long long)(end - begin));
+		return report_fail(r, -EINVAL,
+				   "tensor %.64s: shape and dtype do not make %llu bytes", t->name,
+				   (unsigned long long)(end - begin));
 	t->data = base + begin;
 	t->bytes = want;
 	return 0;
@@ -199,19 +175,20 @@ static int check_layout(const struct report *r, struct safetensors *st, const ui
 		const struct safetensors_tensor *t = &st->tensors[i];
 
 		if (t->data != next)
-			return fail(r, -EINVAL, "tensor %.64s: %s before it", t->name,
-				    (const uint8_t *)t->data < next ? "overlaps the tensor" :
-								      "unused bytes");
+			return report_fail(r, -EINVAL, "tensor %.64s: %s before it", t->name,
+					   (const uint8_t *)t->data < next ? "overlaps the tensor"
+									   : "unused bytes");
 		next += t->bytes;
 		st->by_name[i] = t;
 	}
 	if (next != base + base_bytes)
-		return fail(r, -EINVAL, "%llu bytes after the last tensor",
-			    (unsigned long long)(base + base_bytes - next));
+		return report_fail(r, -EINVAL, "%llu bytes after the last tensor",
+				   (unsigned long long)(base + base_bytes - next));
 	qsort(st->by_name, st->count, sizeof(st->by_name[0]), compare_name);
 	for (size_t i = 1; i < st->count; i++)
 		if (strcmp(st->by_name[i - 1]->name, st->by_name[i]->name) == 0)
-			return fail(r, -EINVAL, "tensor %.64s: named twice", st->by_name[i]->name);
+			return report_fail(r, -EINVAL, "tensor %.64s: named twice",
+					   st->by_name[i]->name);
 	return 0;
 }
 
@@ -220,10 +197,11 @@ static int check_metadata(const struct report *r, const cJSON *meta)
 	const cJSON *item;
 
 	if (!cJSON_IsObject(meta))
-		return fail(r, -EINVAL, "__metadata__ is not an object");
-	cJSON_ArrayForEach(item, meta)
+		return report_fail(r, -EINVAL, "__metadata__ is not an object");
+	cJSON_ArrayForEach (item, meta)
 		if (!cJSON_IsString(item))
-			return fail(r, -EINVAL, "__metadata__: %.64s is not a string", item->string);
+			return report_fail(r, -EINVAL, "__metadata__: %.64s is not a string",
+					   item->string);
 	return 0;
 }
 
@@ -234,13 +212,13 @@ static int parse_entries(const struct report *r, struct safetensors *st, const u
 	const cJSON *entry;
 	int rc;
 
-	cJSON_ArrayForEach(entry, st->header)
+	cJSON_ArrayForEach (entry, st->header)
 		entries++;
 	st->tensors = calloc(entries + 1, sizeof(st->tensors[0]));
 	st->by_name = calloc(entries + 1, sizeof(st->by_name[0]));
 	if (!st->tensors || !st->by_name)
-		return fail(r, -ENOMEM, "no memory for %zu tensors", entries);
-	cJSON_ArrayForEach(entry, st->header) {
+		return report_fail(r, -ENOMEM, "no memory for %zu tensors", entries);
+	cJSON_ArrayForEach (entry, st->header) {
 		if (strcmp(entry->string, "__metadata__") == 0)
 			rc = check_metadata(r, entry);
 		else
@@ -260,7 +238,7 @@ static int parse_header(const struct report *r, const uint8_t *text, size_t text
 
 	copy = malloc(text_bytes + 1);
 	if (!copy)
-		return fail(r, -ENOMEM, "no memory for a header of %zu bytes", text_bytes);
+		return report_fail(r, -ENOMEM, "no memory for a header of %zu bytes", text_bytes);
 	memcpy(copy, text, text_bytes);
 	copy[text_bytes] = '\0';
 	json = cJSON_ParseWithLengthOpts(copy, text_bytes + 1, &end, false);
@@ -270,7 +248,7 @@ static int parse_header(const struct report *r, const uint8_t *text, size_t text
 	if (!cJSON_IsObject(json) || end != copy + text_bytes) {
 		cJSON_Delete(json);
 		free(copy);
-		return fail(r, -EINVAL, "the header is not one JSON object");
+		return report_fail(r, -EINVAL, "the header is not one JSON object");
 	}
 	free(copy);
 	*ret = json;
@@ -284,13 +262,13 @@ static int parse(const struct report *r, struct safetensors *st, const void *buf
 	int rc;
 
 	if (bytes < LENGTH_BYTES)
-		return fail(r, -EINVAL, "only %zu bytes: not a safetensors file", bytes);
+		return report_fail(r, -EINVAL, "only %zu bytes: not a safetensors file", bytes);
 	for (uint32_t i = 0; i < LENGTH_BYTES; i++)
 		header_bytes |= (uint64_t)p[i] << (8 * i);
 	if (header_bytes > SAFETENSORS_HEADER_BYTES_MAX || header_bytes > bytes - LENGTH_BYTES)
-		return fail(r, -EINVAL,
-			    "header of %llu bytes in a file of %zu: not a safetensors file",
-			    (unsigned long long)header_bytes, bytes);
+		return report_fail(r, -EINVAL,
+				   "header of %llu bytes in a file of %zu: not a safetensors file",
+				   (unsigned long long)header_bytes, bytes);
 	rc = parse_header(r, p + LENGTH_BYTES, (size_t)header_bytes, &st->header);
 	if (rc < 0)
 		return rc;
@@ -301,13 +279,13 @@ static int parse(const struct report *r, struct safetensors *st, const void *buf
 int safetensors_parse(const void *buf, size_t bytes, const char *name, struct safetensors **ret,
 		      char *err, size_t err_bytes)
 {
-	const struct report r = { .file = name, .err = err, .err_bytes = err_bytes };
+	const struct report r = { .subject = name, .err = err, .err_bytes = err_bytes };
 	struct safetensors *st;
 	int rc;
 
 	st = calloc(1, sizeof(*st));
 	if (!st)
-		return fail(&r, -ENOMEM, "no memory");
+		return report_fail(&r, -ENOMEM, "no memory");
 	rc = parse(&r, st, buf, bytes);
 	if (rc < 0) {
 		safetensors_close(st);
@@ -325,18 +303,18 @@ static int map_file(const struct report *r, const char *path, void **ret_map, si
 
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
-		return fail(r, -errno, "%s", strerror(errno));
+		return report_fail(r, -errno, "%s", strerror(errno));
 	if (fstat(fd, &sb) < 0) {
-		rc = fail(r, -errno, "%s", strerror(errno));
+		rc = report_fail(r, -errno, "%s", strerror(errno));
 	} else if (!S_ISREG(sb.st_mode)) {
-		rc = fail(r, -EINVAL, "not a regular file");
+		rc = report_fail(r, -EINVAL, "not a regular file");
 	} else if (sb.st_size < (off_t)LENGTH_BYTES) {
-		rc = fail(r, -EINVAL, "only %lld bytes: not a safetensors file",
-			  (long long)sb.st_size);
+		rc = report_fail(r, -EINVAL, "only %lld bytes: not a safetensors file",
+				 (long long)sb.st_size);
 	} else {
 		map = mmap(NULL, (size_t)sb.st_size, PROT_READ, MAP_SHARED, fd, 0);
 		if (map == MAP_FAILED) {
-			rc = fail(r, -errno, "mmap: %s", strerror(errno));
+			rc = report_fail(r, -errno, "mmap: %s", strerror(errno));
 		} else {
 			*ret_map = map;
 			*ret_bytes = (size_t)sb.st_size;
@@ -349,7 +327,7 @@ static int map_file(const struct report *r, const char *path, void **ret_map, si
 
 int safetensors_open(const char *path, struct safetensors **ret, char *err, size_t err_bytes)
 {
-	const struct report r = { .file = path, .err = err, .err_bytes = err_bytes };
+	const struct report r = { .subject = path, .err = err, .err_bytes = err_bytes };
 	struct safetensors *st;
 	void *map = NULL;
 	size_t bytes = 0;
@@ -443,8 +421,9 @@ static int header_print(const struct report *r, const struct safetensors_tensor 
 	for (size_t i = 0; ok && rc == 0 && i < count; i++) {
 		if (tensors[i].dims_count > SAFETENSORS_DIMS_MAX ||
 		    !tensor_bytes(&tensors[i], &bytes) || bytes != tensors[i].bytes)
-			rc = fail(r, -EINVAL, "tensor %.64s: shape and dtype do not make its bytes",
-				  tensors[i].name);
+			rc = report_fail(r, -EINVAL,
+					 "tensor %.64s: shape and dtype do not make its bytes",
+					 tensors[i].name);
 		else
 			ok = header_add(header, &tensors[i], off);
 		off += tensors[i].bytes;
@@ -455,7 +434,7 @@ static int header_print(const struct report *r, const struct safetensors_tensor 
 	if (rc < 0)
 		return rc;
 	if (!text)
-		return fail(r, -ENOMEM, "no memory for the header");
+		return report_fail(r, -ENOMEM, "no memory for the header");
 	*ret = text;
 	return 0;
 }
@@ -470,8 +449,7 @@ static bool write_all(FILE *f, const char *text, const struct safetensors_tensor
 	for (uint32_t i = 0; i < LENGTH_BYTES; i++)
 		length[i] = (uint8_t)(header_bytes >> (8 * i));
 	if (fwrite(length, 1, sizeof(length), f) != sizeof(length) ||
-	    fwrite(text, 1, text_bytes, f) != text_bytes ||
-	    fwrite("       ", 1, pad, f) != pad)
+	    fwrite(text, 1, text_bytes, f) != text_bytes || fwrite("       ", 1, pad, f) != pad)
 		return false;
 	for (size_t i = 0; i < count; i++)
 		if (fwrite(tensors[i].data, 1, tensors[i].bytes, f) != tensors[i].bytes)
@@ -488,20 +466,20 @@ static int write_file(const struct report *r, const char *path, const char *text
 	int rc = 0;
 
 	if (!part)
-		return fail(r, -ENOMEM, "no memory");
+		return report_fail(r, -ENOMEM, "no memory");
 	(void)snprintf(part, part_bytes, "%s.part", path);
 	f = fopen(part, "we");
 	if (!f) {
-		rc = fail(r, -errno, "%s: %s", part, strerror(errno));
+		rc = report_fail(r, -errno, "%s: %s", part, strerror(errno));
 		free(part);
 		return rc;
 	}
 	if (!write_all(f, text, tensors, count))
-		rc = fail(r, -errno, "write: %s", strerror(errno));
+		rc = report_fail(r, -errno, "write: %s", strerror(errno));
 	if (fclose(f) != 0 && rc == 0)
-		rc = fail(r, -errno, "close: %s", strerror(errno));
+		rc = report_fail(r, -errno, "close: %s", strerror(errno));
 	if (rc == 0 && rename(part, path) < 0)
-		rc = fail(r, -errno, "rename: %s", strerror(errno));
+		rc = report_fail(r, -errno, "rename: %s", strerror(errno));
 	if (rc < 0)
 		(void)unlink(part);
 	free(part);
@@ -511,7 +489,7 @@ static int write_file(const struct report *r, const char *path, const char *text
 int safetensors_write(const char *path, const struct safetensors_tensor *tensors, size_t count,
 		      const char *const *meta, size_t meta_count, char *err, size_t err_bytes)
 {
-	const struct report r = { .file = path, .err = err, .err_bytes = err_bytes };
+	const struct report r = { .subject = path, .err = err, .err_bytes = err_bytes };
 	char *text = NULL;
 	int rc;
 

@@ -17,17 +17,17 @@
 #include <stdint.h>
 
 #define SAFETENSORS_DIMS_MAX 8u
-#define SAFETENSORS_HEADER_BYTES_MAX (100u << 20)	/* the limit of the format's own library */
-#define SAFETENSORS_ERR_BYTES 256u			/* enough for every message of this file */
+#define SAFETENSORS_HEADER_BYTES_MAX (100u << 20) /* the limit of the format's own library */
+#define SAFETENSORS_ERR_BYTES 256u		  /* enough for every message of this file */
 
 struct safetensors;
 
 struct safetensors_tensor {
-	const char *name;				/* borrowed from the file's list */
-	const char *dtype;				/* "BF16", "F32", "I32", ...: a static string */
-	uint32_t dims_count;				/* 0 is a scalar */
+	const char *name;    /* borrowed from the file's list */
+	const char *dtype;   /* "BF16", "F32", "I32", ...: a static string */
+	uint32_t dims_count; /* 0 is a scalar */
 	uint64_t dims[SAFETENSORS_DIMS_MAX];
-	const void *data;				/* little endian, NOT aligned: memcpy or byte loads */
+	const void *data; /* little endian, NOT aligned: memcpy or byte loads */
 	uint64_t bytes;
 };
 
