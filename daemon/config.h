@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * config.h - skvcd.conf: every key, its default and its range, in one table (config.c).  Read once at
+ * start-up by the control thread; immutable afterwards and shared by all threads.
+ */
+#ifndef SKVCD_DAEMON_CONFIG_H
+#define SKVCD_DAEMON_CONFIG_H
+
+#include <limits.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define CONFIG_TENANTS_MAX 64u
+#define CONFIG_SOCKET_BYTES 108u
+#define CONFIG_FITS_MAX 4u
+
+struct config_tenant {
+	uint32_t uid_first;			/* this range of uids is one tenant */
+	uint32_t uid_last;
+	uint64_t quota_bytes;			/* compressed; 0: no limit of its own */
+	char name[32];
+};
+
+struct config {
+	/* [daemon] */
+	char socket[CONFIG_SOCKET_BYTES];	/* /run/skvcd/skvcd.sock */
+	char bus_socket[CONFIG_SOCKET_BYTES];	/* /run/skvcd/bus; empty: no peer-to-peer bus */
+	char state_dir[PATH_MAX];		/* /var/lib/skvcd: secret, profiles, spill file */
+	uint32_t socket_mode;			/* 0660 */
+	uint32_t sessions_max;			/* 1..1024, default 64 */
+	uint32_t namespaces_max;		/* 1..1024, default 64 */
+	uint64_t spin_ns;			/* lane busy-polls this long before it sleeps; default 50 us */
+	uint32_t cpu_workers;			/* codec threads; 0: cores - 1, at least 1, at most 16 */
+	/* [host] */
+	uint64_t pool_bytes;			/* 1 GiB; >= 16 MiB */
+	int32_t numa_node;			/* -1: no preference */
+	uint32_t lock_memory;			/* 1: mlock the pool (refuse to start when it fails); 0: do not */
+	uint32_t spill_percent;			/* write-behind to NVMe starts above this fill; 60 */
+	uint32_t full_percent;			/* stores are refused above this fill; 97 */
+	uint32_t accept_percent;		/* ... until the fill is below this again; 92 */
+	uint64_t arena_session_bytes;		/* sum of one session's arenas; 16 GiB */
+	uint64_t arena_total_bytes;		/* of all sessions; 64 GiB */
+	/* [nvme] */
+	char nvme_path[PATH_MAX];		/* file to preallocate; empty: no NVMe tier */
+	uint64_t nvme_bytes;			/* its size; multiple of segment_bytes; >= 4 segments */
+	uint64_t nvme_segment_bytes;		/* power of two, 1 MiB..256 MiB; 64 MiB */
+	uint32_t nvme_queue_depth;		/* 1..1024; 64 */
+	uint64_t nvme_deadline_ns;		/* per I/O; 5 s */
+	uint64_t nvme_retry_ns;			/* an ailing tier is tried again after this; 5 s */
+	/* [codec] */
+	uint32_t speculator;			/* enum codec_speculator: raw, generic or channel */
+	uint32_t verify;			/* 1: decode every block again before it counts as stored */
+	uint64_t fit_tokens[CONFIG_FITS_MAX];	/* a profile is fitted at these token counts; 0-terminated */
+	/* [limits] */
+	uint32_t blocks_max;			/* index size; 0: one per 16 KiB of pool + NVMe, 4096..16 M */
+	uint32_t leases_max;			/* per session, 1..1024; 1024 */
+	uint64_t lease_ttl_ns;			/* default of a lookup; 30 s */
+	uint64_t lease_ttl_max_ns;		/* 300 s */
+	uint64_t store_wait_ns;			/* a store waits this long for room, then is refused; 2 s */
+	uint64_t quota_bytes;			/* of a tenant without a section; 0: none */
+	/* [tenant NAME] */
+	uint32_t tenants_count;
+	struct config_tenant tenants[CONFIG_TENANTS_MAX];
+	/* [fault]: for tests of the daemon and of engines */
+	char fault_device[128];			/* gpu/device.h fault spec */
+	char fault_nvme[128];			/* daemon/uring.h fault spec */
+};
+
+void config_default(struct config *ret);
+
+/*
+ * Read a file over the defaults.  0, or -EINVAL / -errno with one line in err: file, line, key, what is
+ * wrong and the allowed range.  Sizes take K/M/G/T (binary), times ns/us/ms/s.  Unknown sections and
+ * keys are errors.
+ */
+int config_load(const char *path, struct config *ret, char *err, size_t err_bytes);
+
+/* Cross-checks that no single key can see (accept < full, nvme size a multiple of segments, ...). */
+int config_check(const struct config *c, char *err, size_t err_bytes);
+
+#endif

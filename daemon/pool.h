@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * pool.h - an arena cut into slots by size class.  The arena is cut into equal slabs; a slab holds slots
+ * of one class while it holds any, and a class is "n slots per slab", so no tail is lost.  Callers get
+ * handles, never pointers that outlive a call.  Lane-only; no I/O, no policy: when it is full it says so.
+ */
+#ifndef SKVCD_DAEMON_POOL_H
+#define SKVCD_DAEMON_POOL_H
+
+#include <stdint.h>
+#include <sys/uio.h>
+
+#define POOL_NONE UINT32_MAX
+
+struct pool;
+
+struct pool_options {
+	uint64_t bytes;				/* multiple of slab_bytes after rounding down */
+	uint64_t slab_bytes;			/* power of two; 0: chosen from bytes (bytes / 64, 1..64 MiB) */
+	uint32_t granule_bytes;			/* power of two >= 64; slots are multiples and aligned to it */
+	int numa_node;				/* -1: none */
+	int lock;				/* mlock; failure is an error */
+	const char *name;			/* of the memfd; NULL: anonymous private memory */
+};
+
+/* 0, -EINVAL, -ENOMEM, -EPERM/-EAGAIN (mlock: RLIMIT_MEMLOCK), -errno */
+int pool_new(const struct pool_options *options, struct pool **ret_pool);
+struct pool *pool_free(struct pool *pool);	/* asserts that every slot was returned */
+
+/* A slot for `bytes`, remembered with its owner (a block id).  0, -ENOSPC (nothing fits now),
+ * -EFBIG (never fits). */
+int pool_alloc(struct pool *pool, uint64_t bytes, uint32_t owner, uint32_t *ret_slot);
+void pool_release(struct pool *pool, uint32_t slot);
+void *pool_ptr(const struct pool *pool, uint32_t slot);
+uint64_t pool_slot_bytes(const struct pool *pool, uint32_t slot);	/* capacity of the slot */
+uint64_t pool_largest_bytes(const struct pool *pool);			/* the largest that can ever fit */
+
+/* Whose slots to empty so that a slab becomes free for `bytes`: the owners in the emptiest slab of
+ * another class, at most max; 0 when there is none. */
+unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *ret_owners, unsigned max);
+
+struct pool_usage {
+	uint64_t bytes;				/* arena */
+	uint64_t used_bytes;			/* asked for */
+	uint64_t slot_bytes;			/* of the slots they lie in: waste = 1 - used / slot */
+	uint64_t slab_bytes;			/* of the slabs in use: fill of the arena */
+	uint32_t slots;
+};
+void pool_usage(const struct pool *pool, struct pool_usage *ret);
+
+/* Hysteresis: 0 once the fill passed full_percent, until it is below accept_percent. */
+int pool_accepts(struct pool *pool, uint32_t full_percent, uint32_t accept_percent);
+
+/* Pieces (at most 1 GiB each, slab aligned) for registration with io_uring; and which piece holds a slot. */
+unsigned pool_iovecs(const struct pool *pool, struct iovec *ret_iov, unsigned max);
+unsigned pool_iovec_index(const struct pool *pool, uint32_t slot);
+
+#endif

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * session.h - what the control thread and the lane share about a client: tenants, namespaces, regions,
+ * sessions.  The control thread makes and frees all of them; the lane uses them between the *_ADD and the
+ * answer to the *_END mail (lane.h).  Each field says who writes it after the hand-over.
+ *
+ *	control: CONNECTED -> hello -> SESSION_ADD ---> lane: OPEN
+ *	control: socket closed, pidfd readable, bad message, shutdown -> SESSION_END ---> lane: DRAINING
+ *	lane: garbage in the ring -> DRAINING by itself, mails SESSION_FAILED -> control answers SESSION_END
+ *	lane: nothing in flight any more -> SESSION_GONE ---> control: unmaps, frees
+ */
+#ifndef SKVCD_DAEMON_SESSION_H
+#define SKVCD_DAEMON_SESSION_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "daemon/uring.h"
+#include "gpu/device.h"
+#include "ipc/abi.h"
+#include "ipc/ring.h"
+
+#define SESSION_NS_MAX 16u
+#define SESSION_REGIONS_MAX 64u
+#define SESSION_ARENAS_MAX 64u
+#define NS_PROFILES_MAX 8u
+
+struct tenant {
+	uint32_t id;				/* index in the control thread's table; immutable */
+	char name[32];				/* "uid-1000", or the section's name; immutable */
+	uint8_t salt[32];			/* the daemon's own, derived from its secret; immutable */
+	uint64_t quota_bytes;			/* 0: none; immutable for now */
+	_Atomic uint64_t charged_bytes;		/* lane writes */
+};
+
+struct namespace {
+	uint32_t id;				/* index in the control thread's table; immutable, as all down to geom */
+	struct tenant *tenant;			/* borrowed; lives as long as the daemon */
+	uint8_t digest[32];			/* BLAKE2b of tenant salt, model, client's salt, geometry digest */
+	char model[256];
+	struct codec_geometry geom;
+	/* lane only */
+	struct codec_profile *profile[NS_PROFILES_MAX];	/* owned; [0, profiles_count) */
+	uint32_t profiles_count;
+	struct codec_fit *fit;			/* owned; used by one FIT task at a time */
+	uint8_t *sample;			/* owned: canonical raw blocks waiting to be fitted */
+	uint32_t sample_blocks, sample_blocks_max;
+	uint32_t sample_copying;		/* COPY_OUT tasks in flight */
+	uint64_t fitted_tokens;
+	uint8_t fit_running;
+	uint8_t fit_next;			/* index into config fit_tokens */
+	/* lane writes, control reads */
+	_Atomic uint64_t blocks, raw_bytes, coded_bytes;
+	_Atomic uint64_t hits, misses;		/* blocks, of lookups */
+	_Atomic uint32_t profile_version;	/* 0: none yet */
+	_Atomic uint64_t profile_bits_milli;	/* expected bits per scalar * 1000 */
+};
+
+struct region {
+	struct device_region dev;		/* built by control, immutable */
+	struct namespace *ns;			/* borrowed */
+	uint32_t arena;				/* control's: index of the arena it lies in */
+	uint32_t users;				/* lane only: tasks that touch it */
+	uint8_t closing;			/* lane only: REGION_END came; answered when users is 0 */
+};
+
+enum session_state { SESSION_OPEN, SESSION_DRAINING, SESSION_GONE };
+
+struct session {
+	/* immutable after SESSION_ADD */
+	uint32_t id;				/* unique in the daemon's life; never 0 */
+	uint32_t slot;				/* index in both threads' tables */
+	pid_t pid;
+	uid_t uid;
+	gid_t gid;
+	uint32_t role;
+	char name[64];				/* printable ASCII: control cleans it */
+	struct tenant *tenant;
+	uint8_t *segment;			/* mapped, shared with the client */
+	uint64_t segment_bytes;
+	struct skvc_abi_header layout;		/* private copy of what control wrote: never read back */
+	int sq_fd;				/* eventfd: client wakes the lane */
+	int cq_fd;				/* eventfd: lane wakes the client */
+	uint64_t opened_ns;
+	/* lane only */
+	enum session_state state;
+	struct ring sq, cq;
+	uint32_t cq_reserved;			/* completions owed to live jobs */
+	uint32_t jobs_live;
+	uint32_t leases_live;
+	struct namespace *ns[SESSION_NS_MAX + 1];	/* by handle; [0] unused */
+	struct region *region[SESSION_REGIONS_MAX + 1];	/* by handle; [0] unused */
+	struct uring_op sq_watch;
+	uint8_t sq_watched;
+	uint16_t end_reason;
+	/* lane writes, control reads */
+	_Atomic uint64_t ops, store_blocks, load_blocks, lookup_blocks;
+	_Atomic uint32_t jobs, leases;
+};
+
+#endif
