@@ -26,6 +26,13 @@
 #define SKVC_ABI_TOKENS_MAX 65536u		/* token ids in one operation */
 #define SKVC_ABI_ARGS_BYTES_MAX (1u << 20)	/* argument list of one operation */
 #define SKVC_ABI_LEASES_MAX 1024u		/* lease words of one session */
+#define SKVC_ABI_BLOCK_TOKENS_MAX 1024u		/* tokens of one block */
+#define SKVC_ABI_SEGMENT_ELEMENTS_MAX 65536u	/* heads * head_dim */
+#define SKVC_ABI_SQ_ENTRIES_MIN 8u		/* and a power of two */
+#define SKVC_ABI_SQ_ENTRIES_MAX 4096u
+#define SKVC_ABI_PAGE_BYTES 4096u		/* unit of args_bytes, args_off and segment_bytes */
+#define SKVC_ABI_ARGS_AREA_BYTES_MIN (64u << 10)
+#define SKVC_ABI_ARGS_AREA_BYTES_MAX (64u << 20)
 #define SKVC_ABI_TTL_NS_MAX (24ull * 3600 * 1000000000ull)
 
 /* ---- the segment ---- */
@@ -116,14 +123,19 @@ struct skvc_abi_key {
  * The argument list of an operation lies at args_off + args_rel, args_bytes long, and is exactly, in
  * this order: [parent key, with SQE_PARENT] [count keys] [count u32 block indices, LOAD and STORE]
  * [count * block_tokens u32 token ids, with SQE_TOKENS].  LOAD has no keys: it names a lease and the
- * first block in it (`first`).  Results (one bit per block, u64 words, bit set = done) are written at
- * result_rel when result_bytes is not zero.
+ * first block in it (`first`).
+ *
+ * LOAD and STORE write results at result_rel when result_bytes is not zero: (count + 63) / 64 u64 words,
+ * one bit per block, bit set = done; then, with SQE_LAYER_PROGRESS, one u64 word with the number of
+ * leading segments written so far.  result_bytes is 0 or exactly that.
+ *
+ * A field that the operation does not name in the comments below is zero.
  */
 struct skvc_abi_sqe {
 	uint8_t opcode;
 	uint8_t flags;
 	uint16_t reserved0;
-	uint32_t ns;				/* namespace handle of this session */
+	uint32_t ns;				/* namespace handle; LOAD, RELEASE: 0, the lease names it */
 	uint64_t user_data;			/* returned in every completion; unique among live jobs */
 	uint32_t count;				/* blocks */
 	uint32_t region;			/* region handle: LOAD, STORE */
@@ -131,7 +143,7 @@ struct skvc_abi_sqe {
 	uint32_t args_bytes;
 	uint64_t lease;				/* LOAD, RELEASE */
 	uint32_t first;				/* LOAD: first block of the lease to load */
-	uint32_t skip_tokens;			/* LOAD: leading tokens of the run the engine has already */
+	uint32_t skip_tokens;			/* LOAD: leading tokens of the first block to leave alone */
 	uint32_t result_rel;			/* multiple of 8 */
 	uint32_t result_bytes;
 	uint64_t arg;				/* LOOKUP: lease ttl_ns; PIN: ttl_ns; ABORT: user_data */

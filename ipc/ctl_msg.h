@@ -179,15 +179,23 @@ _Static_assert(sizeof(struct ctl_error) == 224, "ctl_error");
  * Check one packet from a client: magic, type, that `bytes` equals the packet's length and the length
  * its counts imply, reserved fields zero, strings terminated, every bound of abi.h.  Returns 0, or
  * -EPROTO with *ret_reason set and one line of text (what was wrong) in ret_text[CTL_TEXT_BYTES].
+ * The reason is BAD_MESSAGE, or VERSION for a HELLO of another major (whose later fields are then not
+ * looked at: only the first 24 bytes of a HELLO are the same in every version).  How many descriptors
+ * came with the packet, and whether its handles exist, is the caller's to check.
  */
 int ctl_msg_check_request(const void *packet, size_t packet_bytes, uint16_t *ret_reason, char *ret_text);
 
-/* The same for an answer of type `expected` (or CTL_ERROR); used by the client. */
+/* The same for an answer of type `expected` (or CTL_ERROR) to the request `seq`; used by the client. */
 int ctl_msg_check_answer(const void *packet, size_t packet_bytes, uint16_t expected, uint32_t seq);
 
 void ctl_msg_init(struct ctl_header *h, uint16_t type, uint32_t bytes, uint32_t seq);
 
-/* 0 when the two sides can talk: equal majors, and each minor at least the other's minimum. */
+/*
+ * One direction of the handshake: 0 when the version (major, minor) is not older than what the other side
+ * accepts, else -EPROTO.  Each side asks it both ways - its own version against the other's minimum, the
+ * other's version against its own minimum - and demands equal majors besides (the daemon by
+ * ctl_msg_check_request, the client by comparing WELCOME's).
+ */
 int ctl_msg_versions_meet(uint16_t major, uint16_t minor, uint16_t other_major_min,
 			  uint16_t other_minor_min);
 
