@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# The one makefile.  Each room lists its sources in its objs.mk and nothing else; everything that is
+# built lies under build/<flavour>/.  build/bin and build/lib are the default flavour's.
+#
+#   make                programs and libraries
+#   make demo           a real model's KV cache through skvcd and back
+#   make check          all tests, all flavours, lint (what CI runs); check-fast: one flavour, no lint
+#   make torture        the model test, long (TORTURE_SECONDS=)
+#   make lint           formatting, static analysis, the rules of the house
+#   make fuzz           libFuzzer over every target (FUZZ_SECONDS= each, FUZZ= one)
+#   make asan, tsan     sanitizer flavours; the same as SAN=asan, SAN=tsan
+#   make deps           install what is missing (as root), or say what it is
+#   make install DESTDIR= prefix= libdir= ...
+#
+#   CC=clang  O=0  SAN=asan|tsan  WERROR=1  V=1
+
+MAKEFLAGS += --no-builtin-rules --no-builtin-variables
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.DEFAULT_GOAL := all
+
+VERSION := 0.1.0
+SOVERSION := 0
+
+# ---- flavour ------------------------------------------------------------------------------------
+
+O ?= 2
+SAN ?=
+# The sanitizers' run-time libraries of clang are the ones that `deps` installs.
+ifneq ($(filter default undefined,$(origin CC)),)
+CC := $(if $(SAN),clang,gcc)
+endif
+ifneq ($(filter default undefined,$(origin AR)),)
+AR := ar
+endif
+V ?=
+WERROR ?=
+FUZZ_SECONDS ?= 60
+TORTURE_SECONDS ?= 600
+JOBS ?= $(shell nproc)
+
+ifneq ($(filter-out asan tsan fuzz,$(SAN)),)
+$(error SAN=$(SAN) is not one of asan, tsan, fuzz)
+endif
+ifeq ($(SAN),fuzz)
+override CC := clang
+endif
+
+# A name for everything that changes the objects, so that flavours never mix.
+DEFAULT_CC := $(if $(SAN),clang,gcc)
+FLAVOUR := $(if $(SAN),$(SAN),release)$(if $(filter-out $(DEFAULT_CC),$(CC)),-$(notdir $(CC)))
+FLAVOUR := $(FLAVOUR)$(if $(filter-out 2,$(O)),-O$(O))
+B := build/$(FLAVOUR)
+
+ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(JOBS)
+endif
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)')
+
+# ---- flags --------------------------------------------------------------------------------------
+
+PKGS := liburing numa libzstd libsystemd libxxhash libsodium libcjson inih
+# Expanded at first use, in a recipe: on a fresh machine `deps` has to run before pkg-config can answer.
+pkg = $(shell pkg-config $(1) 2>/dev/null)
+PKG_CFLAGS = $(eval PKG_CFLAGS := $$(call pkg,--cflags $(PKGS)))$(PKG_CFLAGS)
+DAEMON_LIBS = $(eval DAEMON_LIBS := $$(call pkg,--libs $(PKGS)) -lpthread -lm)$(DAEMON_LIBS)
+TOOLS_LIBS = $(eval TOOLS_LIBS := $$(call pkg,--libs libzstd libxxhash libsodium numa libsystemd libcjson ncursesw) -lpthread -lm)$(TOOLS_LIBS)
+TEST_LIBS = $(eval TEST_LIBS := $$(call pkg,--libs cmocka $(PKGS)) -lpthread -lm)$(TEST_LIBS)
+
+WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wvla -Wundef \
+	-Wpointer-arith -Wwrite-strings $(if $(WERROR),-Werror)
+CPPFLAGS_ALL = -I. -D_GNU_SOURCE -DSKVCD_VERSION='"$(VERSION)"' -DSYSCONFDIR='"$(sysconfdir)"' \
+	$(PKG_CFLAGS) $(CPPFLAGS)
+# Packets and records are byte buffers that are looked at as structs: no type-based aliasing.
+CFLAGS_ALL = -std=gnu17 -O$(O) -g -ffunction-sections -fdata-sections -fno-strict-aliasing \
+	-fno-semantic-interposition -ffile-prefix-map=$(CURDIR)=. $(WARN) $(SAN_CFLAGS) $(CFLAGS)
+LDFLAGS_ALL = -Wl,--gc-sections -Wl,--as-needed -Wl,-z,relro -Wl,-z,now $(SAN_LDFLAGS) $(LDFLAGS)
+
+ifeq ($(SAN),)
+SAN_CFLAGS := -fstack-protector-strong $(if $(filter-out 0,$(O)),-D_FORTIFY_SOURCE=2)
+SAN_LDFLAGS :=
+else
+SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SAN_tsan := -fsanitize=thread
+SAN_fuzz := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=undefined
+SAN_CFLAGS := $(SAN_$(SAN)) -fno-omit-frame-pointer -DSKVCD_SAN=1
+SAN_LDFLAGS := $(SAN_$(SAN))
+endif
+
+ifneq ($(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null || uname -m)),)
+ISA_avx2 := -mavx2 -mbmi -mbmi2 -mfma -mlzcnt -mpopcnt
+ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd -mavx512vbmi \
+	-mavx512vbmi2 -mavx512bitalg -mavx512vpopcntdq
+endif
+
+# ---- where things are installed -----------------------------------------------------------------
+
+prefix ?= /usr/local
+bindir ?= $(prefix)/bin
+sbindir ?= $(prefix)/sbin
+libdir ?= $(prefix)/lib
+includedir ?= $(prefix)/include
+mandir ?= $(prefix)/share/man
+sysconfdir ?= /etc
+unitdir ?= $(prefix)/lib/systemd/system
+sysusersdir ?= $(prefix)/lib/sysusers.d
+tmpfilesdir ?= $(prefix)/lib/tmpfiles.d
+dbuspolicydir ?= $(prefix)/share/dbus-1/system.d
+
+# ---- sources ------------------------------------------------------------------------------------
+
+-include ipc/objs.mk client-lib/objs.mk gpu/objs.mk daemon/objs.mk tools/objs.mk tests/objs.mk
+
+# Rooms that have no list yet: everything that is there.
+GPU_SRCS ?= $(sort $(filter-out %_avx2.c %_avx512.c,$(wildcard gpu/*.c gpu/codec/*.c)))
+GPU_AVX2_SRCS ?= $(sort $(wildcard gpu/codec/*_avx2.c))
+GPU_AVX512_SRCS ?= $(sort $(wildcard gpu/codec/*_avx512.c))
+CLIENT_SRCS ?= $(sort $(wildcard client-lib/*.c))
+DAEMON_SRCS ?= $(sort $(wildcard daemon/*.c daemon/util/*.c))
+
+TOOL_MAINS := tools/skvcctl.c tools/skvc_bench.c tools/skvc_demo.c tools/skvc_kvdump.c
+MAINS := daemon/main.c $(TOOL_MAINS)
+GPU_ALL_SRCS := $(sort $(GPU_SRCS) $(GPU_AVX2_SRCS) $(GPU_AVX512_SRCS))
+TOOLS_ALL_SRCS := $(sort $(SKVCCTL_SRCS) $(SKVC_BENCH_SRCS) $(SKVC_DEMO_SRCS) $(SKVC_KVDUMP_SRCS))
+
+obj = $(patsubst %.c,$(B)/obj/%.o,$(sort $(1)))
+IPC_OBJS := $(call obj,$(IPC_SRCS))
+CLIENT_OBJS := $(call obj,$(CLIENT_SRCS))
+GPU_OBJS := $(call obj,$(GPU_ALL_SRCS))
+DAEMON_OBJS := $(call obj,$(DAEMON_SRCS))
+TOOLS_OBJS := $(call obj,$(TOOLS_ALL_SRCS))
+TESTLIB_OBJS := $(call obj,$(TESTLIB_SRCS))
+
+UNIT_SRCS := $(sort $(wildcard tests/unit/test_*.c))
+E2E_SRCS := $(sort $(wildcard tests/e2e/test_*.c))
+MODEL_SRCS := $(sort $(wildcard tests/model/model_*.c))
+FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+BENCH_SRCS := $(sort $(wildcard tests/bench/bench_*.c))
+TEST_SRCS := $(UNIT_SRCS) $(E2E_SRCS) $(MODEL_SRCS) $(FUZZ_SRCS) $(BENCH_SRCS)
+test_bin = $(patsubst tests/%.c,$(B)/tests/%,$(1))
+UNIT_BINS := $(call test_bin,$(UNIT_SRCS))
+E2E_BINS := $(call test_bin,$(E2E_SRCS))
+MODEL_BINS := $(call test_bin,$(MODEL_SRCS))
+BENCH_BINS := $(call test_bin,$(BENCH_SRCS))
+# fuzz_x.c is a libFuzzer program in the fuzz flavour, and replays its corpus in all others.
+FUZZ_BINS := $(call test_bin,$(FUZZ_SRCS))
+
+# A program is built when its main file is there.
+PROGRAMS := $(sort $(if $(wildcard daemon/main.c),$(if $(DAEMON_SRCS),skvcd)) \
+	$(if $(wildcard tools/skvcctl.c),$(if $(SKVCCTL_SRCS),skvcctl)) \
+	$(if $(wildcard tools/skvc_bench.c),$(if $(SKVC_BENCH_SRCS),skvc-bench)) \
+	$(if $(wildcard tools/skvc_demo.c),$(if $(SKVC_DEMO_SRCS),skvc-demo)) \
+	$(if $(wildcard tools/skvc_kvdump.c),$(if $(SKVC_KVDUMP_SRCS),skvc-kvdump)))
+PROGRAM_BINS := $(addprefix $(B)/bin/,$(PROGRAMS))
+LIBS := $(if $(CLIENT_SRCS),$(B)/lib/libskvc.so $(B)/lib/libskvc.a)
+MANS := $(patsubst %.scd,$(B)/man/%,$(notdir $(sort $(wildcard */man/*.scd))))
+
+.PHONY: all programs libs mans tests demo
+all: programs libs mans
+programs: $(PROGRAM_BINS)
+libs: $(LIBS) $(if $(CLIENT_SRCS),$(B)/lib/pkgconfig/skvc.pc)
+mans: $(MANS)
+tests: $(UNIT_BINS) $(E2E_BINS) $(MODEL_BINS) $(FUZZ_BINS) $(BENCH_BINS)
+
+# build/bin and build/lib name the default flavour.
+ifeq ($(FLAVOUR),release)
+all programs libs: build/bin build/lib
+build/bin build/lib: | deps
+	$(Q)mkdir -p build/release/$(@F) && ln -sfn release/$(@F) $@
+$(addprefix build/bin/,$(PROGRAMS)): build/bin/%: $(B)/bin/% | build/bin
+	@:
+endif
+
+# ---- compile ------------------------------------------------------------------------------------
+
+PIC := -fPIE
+$(IPC_OBJS) $(CLIENT_OBJS): PIC := -fPIC
+$(IPC_OBJS): ROOM_CFLAGS := -Wconversion
+$(call obj,$(GPU_AVX2_SRCS)): ROOM_CFLAGS := $(ISA_avx2)
+$(call obj,$(GPU_AVX512_SRCS)): ROOM_CFLAGS := $(ISA_avx512)
+
+# Changes when a flag changes: then everything of the flavour is built again.
+$(B)/flags: FORCE | deps
+	$(Q)mkdir -p $(@D); \
+	printf '%s\n' '$(CC)' '$(subst ','\'',$(CPPFLAGS_ALL) $(CFLAGS_ALL) $(LDFLAGS_ALL))' \
+		'$(ISA_avx2) $(ISA_avx512)' >$@.new; \
+	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(B)/obj/%.o: %.c $(B)/flags
+	$(call say,CC,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) $(PIC) $(ROOM_CFLAGS) -MMD -MP -c -o $@ $<
+
+ALL_OBJS := $(IPC_OBJS) $(CLIENT_OBJS) $(GPU_OBJS) $(DAEMON_OBJS) $(TOOLS_OBJS) $(TESTLIB_OBJS) \
+	$(call obj,$(TEST_SRCS) $(FUZZ_REPLAY_SRCS))
+-include $(ALL_OBJS:.o=.d)
+.SECONDARY: $(ALL_OBJS)
+
+# ---- archives: one per room, without the mains, so that a test links what it touches ------------
+
+ROOM_LIBS := $(addprefix $(B)/lib/,ipc.a client.a gpu.a daemon.a tools.a testlib.a)
+$(B)/lib/ipc.a: $(IPC_OBJS)
+$(B)/lib/client.a: $(CLIENT_OBJS)
+$(B)/lib/gpu.a: $(GPU_OBJS)
+$(B)/lib/daemon.a: $(filter-out $(call obj,$(MAINS)),$(DAEMON_OBJS))
+$(B)/lib/tools.a: $(filter-out $(call obj,$(MAINS)),$(TOOLS_OBJS))
+$(B)/lib/testlib.a: $(TESTLIB_OBJS)
+$(B)/lib/libskvc.a: $(CLIENT_OBJS) $(IPC_OBJS)
+$(ROOM_LIBS) $(B)/lib/libskvc.a: $(B)/flags
+	$(call say,AR,$@)
+	$(Q)mkdir -p $(@D) && rm -f $@
+	$(Q)$(AR) rcsD $@ $(filter %.o,$^)
+
+# ---- libskvc ------------------------------------------------------------------------------------
+
+SONAME := libskvc.so.$(SOVERSION)
+$(B)/lib/libskvc.so.$(VERSION): $(CLIENT_OBJS) $(IPC_OBJS) client-lib/libskvc.map $(B)/flags
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) -shared $(LDFLAGS_ALL) $(if $(SAN),,-Wl,-z,defs) -Wl,-soname,$(SONAME) \
+		-Wl,--version-script=client-lib/libskvc.map -o $@ $(filter %.o,$^) -lpthread
+
+$(B)/lib/libskvc.so: $(B)/lib/libskvc.so.$(VERSION)
+	$(Q)ln -sf libskvc.so.$(VERSION) $(@D)/$(SONAME) && ln -sf $(SONAME) $@
+
+$(B)/lib/pkgconfig/skvc.pc: client-lib/skvc.pc.in $(B)/flags
+	$(Q)mkdir -p $(@D)
+	$(Q)sed -e 's|@prefix@|$(prefix)|g' -e 's|@libdir@|$(libdir)|g' \
+		-e 's|@includedir@|$(includedir)|g' -e 's|@VERSION@|$(VERSION)|g' \
+		-e 's|@version@|$(VERSION)|g' $< >$@
+
+# ---- programs -----------------------------------------------------------------------------------
+
+LINK = $(Q)mkdir -p $(@D) && $(CC) -pie $(LDFLAGS_ALL) -o $@ $(filter %.o,$^)
+# Beside the programs, in the build tree and where they are installed.
+RUNPATH := -Wl,--enable-new-dtags,-rpath,'$$ORIGIN/../lib'
+
+$(B)/bin/skvcd: $(DAEMON_OBJS) $(B)/lib/gpu.a $(B)/lib/ipc.a
+	$(call say,LD,$@)
+	$(LINK) $(filter %.a,$^) $(DAEMON_LIBS)
+
+$(B)/bin/skvcctl: $(call obj,$(SKVCCTL_SRCS))
+$(B)/bin/skvc-bench: $(call obj,$(SKVC_BENCH_SRCS))
+$(B)/bin/skvc-demo: $(call obj,$(SKVC_DEMO_SRCS))
+$(B)/bin/skvc-kvdump: $(call obj,$(SKVC_KVDUMP_SRCS))
+# The tools use the library as an outside engine would: the shared one, its public symbols only.
+$(B)/bin/skvcctl $(B)/bin/skvc-bench $(B)/bin/skvc-demo $(B)/bin/skvc-kvdump: \
+		$(B)/lib/gpu.a $(if $(CLIENT_SRCS),$(B)/lib/libskvc.so)
+	$(call say,LD,$@)
+	$(LINK) $(B)/lib/gpu.a $(if $(CLIENT_SRCS),-L$(B)/lib -lskvc $(RUNPATH)) $(TOOLS_LIBS)
+
+$(B)/man/%: | deps
+	$(call say,MAN,$@)
+	$(Q)mkdir -p $(@D) && SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-0} scdoc <$< >$@
+$(foreach s,$(wildcard */man/*.scd),$(eval $(B)/man/$(notdir $(s:.scd=)): $(s)))
+
+# ---- tests --------------------------------------------------------------------------------------
+
+# Unit tests reach into every room; an archive gives each what it names and nothing else.
+UNIT_LIBS := $(addprefix $(B)/lib/,testlib.a tools.a daemon.a client.a gpu.a ipc.a)
+$(UNIT_BINS) $(BENCH_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(UNIT_LIBS)
+	$(call say,LD,$@)
+	$(LINK) -Wl,--start-group $(UNIT_LIBS) -Wl,--end-group $(TEST_LIBS)
+
+# End-to-end tests are clients: the shared library, plus ipc.a for those that misbehave on purpose.
+$(E2E_BINS) $(MODEL_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/lib/testlib.a $(B)/lib/ipc.a \
+		$(B)/lib/libskvc.so
+	$(call say,LD,$@)
+	$(LINK) $(B)/lib/testlib.a $(B)/lib/ipc.a -L$(B)/lib -lskvc \
+		-Wl,--enable-new-dtags,-rpath,'$$ORIGIN/../../lib' $(TEST_LIBS)
+
+ifeq ($(SAN),fuzz)
+FUZZ_MAIN := -fsanitize=fuzzer
+else
+FUZZ_MAIN := $(call obj,$(FUZZ_REPLAY_SRCS))
+endif
+$(FUZZ_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(filter %.o,$(FUZZ_MAIN)) $(UNIT_LIBS)
+	$(call say,LD,$@)
+	$(LINK) $(filter -f%,$(FUZZ_MAIN)) -Wl,--start-group $(UNIT_LIBS) -Wl,--end-group $(TEST_LIBS)
+
+include tests/check.mk
+
+# ---- the rest -----------------------------------------------------------------------------------
+
+demo: all
+	$(Q)if [ -x tools/demo.sh ]; then exec tools/demo.sh; else exec $(B)/bin/skvc-demo tour; fi
+
+.PHONY: deps deps-check asan tsan clean FORCE
+deps:
+	$(Q).ci/deps build
+deps-check:
+	$(Q).ci/deps build check
+
+asan tsan:
+	$(Q)$(MAKE) --no-print-directory SAN=$@ all tests
+
+.PHONY: install uninstall
+INSTALL_D := $(DESTDIR)
+install: all
+	install -d $(INSTALL_D)$(bindir) $(INSTALL_D)$(sbindir) $(INSTALL_D)$(libdir)/pkgconfig \
+		$(INSTALL_D)$(includedir)
+	$(foreach p,$(filter-out skvcd,$(PROGRAMS)),install -m 755 $(B)/bin/$(p) $(INSTALL_D)$(bindir)/$(p) &&) :
+	$(foreach p,$(filter skvcd,$(PROGRAMS)),install -m 755 $(B)/bin/$(p) $(INSTALL_D)$(sbindir)/$(p) &&) :
+	install -m 755 $(B)/lib/libskvc.so.$(VERSION) $(INSTALL_D)$(libdir)/
+	ln -sf libskvc.so.$(VERSION) $(INSTALL_D)$(libdir)/$(SONAME)
+	ln -sf $(SONAME) $(INSTALL_D)$(libdir)/libskvc.so
+	install -m 644 $(B)/lib/libskvc.a $(INSTALL_D)$(libdir)/
+	install -m 644 $(B)/lib/pkgconfig/skvc.pc $(INSTALL_D)$(libdir)/pkgconfig/
+	install -m 644 client-lib/skvc.h $(INSTALL_D)$(includedir)/
+	$(foreach m,$(MANS),install -D -m 644 $(m) \
+		$(INSTALL_D)$(mandir)/man$(subst .,,$(suffix $(m)))/$(notdir $(m)) &&) :
+
+uninstall:
+	rm -f $(addprefix $(INSTALL_D)$(bindir)/,$(filter-out skvcd,$(PROGRAMS))) \
+		$(addprefix $(INSTALL_D)$(sbindir)/,$(filter skvcd,$(PROGRAMS))) \
+		$(addprefix $(INSTALL_D)$(libdir)/,libskvc.so.$(VERSION) $(SONAME) libskvc.so libskvc.a) \
+		$(INSTALL_D)$(libdir)/pkgconfig/skvc.pc $(INSTALL_D)$(includedir)/skvc.h \
+		$(foreach m,$(MANS),$(INSTALL_D)$(mandir)/man$(subst .,,$(suffix $(m)))/$(notdir $(m)))
+
+clean:
+	rm -rf build
+FORCE:
