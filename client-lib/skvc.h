@@ -285,12 +285,13 @@ int skvc_arm(struct skvc_session *session);
 
 struct skvc_lease_status {
 	uint32_t blocks_hit;		/* length of the leased prefix */
-	uint32_t blocks_ready;		/* leading or not: loadable without waiting for NVMe */
-	uint32_t blocks_lost;		/* will be reported as misses by a load */
+	uint32_t blocks_ready;		/* leading blocks that a load need not wait for (lost ones too) */
+	uint32_t blocks_lost;		/* of these, will be reported as misses by a load */
 	uint64_t deadline_ns;		/* CLOCK_MONOTONIC */
 };
 
-/* Read a lease's progress from shared memory; no call into the daemon.  0, -ESTALE. */
+/* Read a lease's progress from shared memory, in the session that looked up (another session of the
+ * tenant may load from the lease, but not watch it); no call into the daemon.  0, -ESTALE. */
 int skvc_lease_poll(const struct skvc_session *session, uint64_t lease, struct skvc_lease_status *ret);
 
 /* ---- the simple calls: one block in the packed form, any memory, synchronous ---- */

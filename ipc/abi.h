@@ -85,8 +85,8 @@ enum skvc_abi_daemon_state {
 struct skvc_abi_lease_word {
 	uint32_t generation;
 	uint32_t blocks_hit;			/* length of the leased prefix */
-	uint32_t blocks_ready;			/* of these, loadable now without waiting for NVMe */
-	uint32_t blocks_lost;			/* could not be promoted: will be misses */
+	uint32_t blocks_ready;			/* leading blocks that need not be waited for (lost ones too) */
+	uint32_t blocks_lost;			/* of these, could not be promoted: will be misses */
 	uint64_t deadline_ns;			/* CLOCK_MONOTONIC */
 	uint64_t reserved;
 };
@@ -255,6 +255,15 @@ static inline uint32_t skvc_abi_handle_index(uint64_t handle)
 static inline uint32_t skvc_abi_handle_generation(uint64_t handle)
 {
 	return (uint32_t)(handle >> 32);
+}
+
+/*
+ * A lease's handle is valid in every session of its tenant; its word lies in the segment of the session
+ * that looked up, at the low 16 bits of the index.
+ */
+static inline uint32_t skvc_abi_lease_word_index(uint64_t lease)
+{
+	return (uint32_t)lease & 0xffffu;
 }
 
 #ifndef __cplusplus
