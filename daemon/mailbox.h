@@ -2,6 +2,9 @@
 /*
  * mailbox.h - messages between two threads: a bounded single-producer single-consumer ring and an
  * eventfd that is written only when the reader sleeps.  Nothing else crosses a thread border.
+ *
+ * Before it sleeps, the reader arms; when that says that mail is there, it reads on instead.  After it
+ * woke, for whatever reason, it disarms and receives.  A wake-up without mail can happen.
  */
 #ifndef SKVCD_DAEMON_MAILBOX_H
 #define SKVCD_DAEMON_MAILBOX_H
@@ -19,12 +22,13 @@ struct mail {
 	void *object;
 };
 
+/* Aligned to 64: allocate what embeds it with aligned_alloc(), not malloc(). */
 struct mailbox {
 	int fd;					/* owned eventfd, nonblocking */
 	_Alignas(64) _Atomic uint32_t tail;	/* written by the producer */
 	_Alignas(64) _Atomic uint32_t head;	/* written by the consumer */
 	_Alignas(64) _Atomic uint32_t wait;	/* consumer sleeps: producer exchanges to 0 and writes fd */
-	struct mail entries[MAILBOX_ENTRIES];
+	_Alignas(64) struct mail entries[MAILBOX_ENTRIES];
 };
 
 int mailbox_init(struct mailbox *m);
