@@ -19,7 +19,7 @@ enum device_op {
 	DEVICE_ENCODE,		/* engine pages -> record payload */
 	DEVICE_DECODE,		/* record payload -> engine pages, verified */
 	DEVICE_COPY_OUT,	/* engine pages -> canonical raw bytes (calibration sample) */
-	DEVICE_FIT,		/* sample blocks -> profile, low priority */
+	DEVICE_FIT,		/* add sample blocks to a fit, perhaps freeze it; low priority */
 	DEVICE_OP_COUNT
 };
 
@@ -44,6 +44,9 @@ struct device_task {
 	const void *in;				/* DECODE: payload; FIT: samples_count canonical blocks */
 	uint64_t in_bytes;
 	uint32_t samples_count;			/* FIT */
+	struct codec_fit *fit;			/* FIT: borrowed, no other task uses it meanwhile */
+	uint8_t fit_finish;			/* FIT: also freeze a profile */
+	uint8_t verify;				/* ENCODE: decode again before it counts */
 	uint64_t expect_xxh3;			/* DECODE */
 	uint32_t skip_tokens;			/* DECODE: leading tokens of the block left untouched */
 	void *out;				/* ENCODE, COPY_OUT */
@@ -51,7 +54,7 @@ struct device_task {
 	/* out, valid once poll() returned the task */
 	int32_t res;				/* 0 or negative errno */
 	struct codec_info info;			/* ENCODE */
-	struct codec_profile *ret_profile;	/* FIT: owned by the caller */
+	struct codec_profile *ret_profile;	/* FIT with fit_finish: owned by the caller */
 	uint64_t busy_ns;			/* time a worker spent on it */
 	/* while running: written by the worker, read by the lane (relaxed; a hint until completion) */
 	_Atomic(uint32_t) segments_done;	/* DECODE */
