@@ -163,7 +163,7 @@ all: programs libs mans
 programs: $(PROGRAM_BINS)
 libs: $(LIBS) $(if $(CLIENT_SRCS),$(B)/lib/pkgconfig/skvc.pc)
 mans: $(MANS)
-tests: $(UNIT_BINS) $(E2E_BINS) $(MODEL_BINS) $(FUZZ_BINS) $(BENCH_BINS)
+tests: deps-check $(UNIT_BINS) $(E2E_BINS) $(MODEL_BINS) $(FUZZ_BINS) $(BENCH_BINS)
 
 # build/bin and build/lib name the default flavour.
 ifeq ($(FLAVOUR),release)
@@ -281,7 +281,68 @@ $(FUZZ_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(filter %.o,$(FUZZ_MAIN)) $(UNIT
 	$(call say,LD,$@)
 	$(LINK) $(filter -f%,$(FUZZ_MAIN)) -Wl,--start-group $(UNIT_LIBS) -Wl,--end-group $(TEST_LIBS)
 
-include tests/check.mk
+# The lists for tests/run: name, seconds, `any` or `alone`, command.  A slow flavour gets more time.
+SLOW := $(if $(SAN),4,1)
+TEST_ENV := env SKVC_BUILD=$(CURDIR)/$(B)
+ifneq ($(SAN),)
+TEST_ENV += ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	TSAN_OPTIONS=second_deadlock_stack=1
+endif
+# With address space layout as random as newer kernels make it, clang 14's run-time does not start.
+TSAN_WRAP := $(if $(filter tsan,$(SAN)),setarch -R)
+list = printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)/tests/%=%)' $$(($(2) * $(SLOW))) $(3) \
+	'$(TEST_ENV) $(TSAN_WRAP) $(t)$(4)')
+FUZZ_REPLAYS := $(if $(filter fuzz,$(SAN)),,$(FUZZ_BINS))
+ABI_TESTS := $(if $(SAN),,$(sort $(filter-out %.c %.h %.map %.txt %.golden %.md %/,$(wildcard tests/abi/test_*))))
+E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
+LINTS := $(sort $(wildcard tests/lint/*))
+
+.PHONY: $(B)/tests.list build/lint.list check check-fast lint format fuzz torture
+$(B)/tests.list: all tests
+	$(Q){ echo '# $(FLAVOUR)'; \
+	$(if $(UNIT_BINS),$(call list,$(UNIT_BINS),120,any); )\
+	$(foreach t,$(FUZZ_REPLAYS),$(call list,$(t),120,any, tests/fuzz/corpus/$(patsubst fuzz_%,%,$(notdir $(t)))); )\
+	$(if $(ABI_TESTS),printf '%s\t60\tany\t%s\n' $(foreach t,$(ABI_TESTS),'$(t:tests/%=%)' '$(TEST_ENV) $(t)'); )\
+	$(if $(E2E_BINS),$(call list,$(E2E_BINS),120,alone); )\
+	$(if $(E2E_SCRIPTS),printf '%s\t240\talone\t%s\n' $(foreach t,$(E2E_SCRIPTS),'$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)'); )\
+	$(if $(MODEL_BINS),$(call list,$(MODEL_BINS),120,alone); )\
+	} >$@
+
+build/lint.list: | deps-check
+	$(Q)mkdir -p build; \
+	printf '%s\t900\tany\t%s\n' $(foreach t,$(LINTS),'$(t:tests/%=%)' '$(t)') >$@
+
+check: deps-check
+	$(Q)$(MAKE) --no-print-directory WERROR=1 build/release/tests.list build/lint.list
+	$(Q)$(MAKE) --no-print-directory WERROR=1 SAN=asan build/asan/tests.list
+	$(Q)$(MAKE) --no-print-directory WERROR=1 SAN=tsan build/tsan/tests.list
+	$(Q)tests/run -j $(JOBS) -d build/test-logs build/release/tests.list build/asan/tests.list \
+		build/tsan/tests.list build/lint.list
+
+check-fast: $(B)/tests.list
+	$(Q)tests/run -j $(JOBS) -d $(B)/test-logs $<
+
+lint: build/lint.list
+	$(Q)tests/run -j 1 -d build/lint-logs $<
+
+format: | deps-check
+	$(Q)tests/lint/format --fix
+
+FUZZ ?= $(patsubst tests/fuzz/fuzz_%.c,%,$(FUZZ_SRCS))
+ifeq ($(SAN),fuzz)
+fuzz: $(FUZZ_BINS)
+	$(Q)for t in $(sort $(FUZZ)); do \
+		mkdir -p $(B)/corpus/$$t && echo "== fuzz_$$t, $(FUZZ_SECONDS) s" && \
+		$(B)/tests/fuzz/fuzz_$$t -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 \
+			-print_final_stats=1 -verbosity=0 -artifact_prefix=$(B)/ $(B)/corpus/$$t tests/fuzz/corpus/$$t || exit 1; \
+	done
+else
+fuzz: deps-check
+	$(Q)$(MAKE) --no-print-directory SAN=fuzz fuzz
+endif
+
+torture: all tests
+	$(Q)for t in $(MODEL_BINS); do $(TEST_ENV) $$t --seconds $(TORTURE_SECONDS) || exit 1; done
 
 # ---- the rest -----------------------------------------------------------------------------------
 
