@@ -9,11 +9,13 @@
 #include <limits.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/types.h>
 
 #define CONFIG_TENANTS_MAX 64u
 #define CONFIG_SOCKET_BYTES 108u
 #define CONFIG_FITS_MAX 4u
+#define CONFIG_ALLOWED_BYTES 128u		/* room for the longest range in words */
 
 struct config_tenant {
 	uint32_t uid_first;			/* this range of uids is one tenant */
@@ -76,7 +78,48 @@ void config_default(struct config *ret);
  */
 int config_load(const char *path, struct config *ret, char *err, size_t err_bytes);
 
+/* The same from memory; `name` stands for the file in error lines. */
+int config_load_bytes(const char *name, const char *bytes, size_t bytes_count, struct config *ret,
+		      char *err, size_t err_bytes);
+/* One override, "section.key=value"; later ones win.  0 or -EINVAL. */
+int config_set(struct config *c, const char *assignment, char *err, size_t err_bytes);
+
 /* Cross-checks that no single key can see (accept < full, nvme size a multiple of segments, ...). */
 int config_check(const struct config *c, char *err, size_t err_bytes);
+
+/* ---- the table, for the help and for tests ---- */
+
+enum config_type {
+	CONFIG_SIZE, CONFIG_TIME, CONFIG_COUNT, CONFIG_INT, CONFIG_MODE, CONFIG_CHOICE, CONFIG_COUNTS,
+	CONFIG_TEXT
+};
+
+#define CONFIG_OR_ZERO 1u			/* 0 is allowed beside min..max */
+
+struct config_key {
+	const char *section;
+	const char *key;
+	enum config_type type;
+	size_t off;				/* of the field in struct config */
+	size_t field_bytes;
+	int64_t min, max;			/* inclusive; of texts: their length in bytes */
+	unsigned flags;
+	const char *const *choices;		/* NULL-terminated, by value; CHOICE only */
+	const char *value;			/* the default, as one would write it */
+	const char *text;			/* what it means, one line */
+};
+
+#define CONFIG_KEYS_MAX 64u
+
+const struct config_key *config_key_at(size_t index);	/* NULL behind the last one */
+const struct config_key *config_key_next(const struct config_key *k);	/* NULL behind the last one */
+size_t config_key_index(const struct config_key *k);
+/* Parse and set one field.  NULL, or what is wrong with the value ("out of range"); c is then untouched. */
+const char *config_key_set(struct config *c, const struct config_key *k, const char *value);
+/* What may be written there, in words; returns the length.  buf_bytes >= CONFIG_ALLOWED_BYTES. */
+size_t config_key_allowed(const struct config_key *k, char *buf, size_t buf_bytes);
+int config_parse_u64(const char *s, const char **ret_end, uint64_t *ret);	/* -EINVAL, -ERANGE */
+int config_parse_size(const char *s, uint64_t *ret);			/* with K, M, G or T */
+void config_print_help(FILE *out);		/* a commented skvcd.conf with every key and default */
 
 #endif

@@ -1,0 +1,440 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * config_table.c - every key of skvcd.conf: where it lies, what it may hold, its default, what it means.
+ *
+ * Start-up only, control thread.  The same table gives the defaults (they are parsed like any value),
+ * the ranges in error lines, `skvcd --help-config`, and the manual's check (tests/unit/test_config.c).
+ * Knows no file and no line.
+ */
+#include "daemon/config.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "gpu/codec/codec.h"
+#include "ipc/abi.h"
+
+#define KIB 1024ull
+#define MIB (1024ull * KIB)
+#define GIB (1024ull * MIB)
+#define TIB (1024ull * GIB)
+#define USEC 1000ull
+#define MSEC (1000ull * USEC)
+#define SEC (1000ull * MSEC)
+
+#define FIELD(f) offsetof(struct config, f), sizeof(((struct config *)0)->f)
+
+static const char *const bool_names[] = { "no", "yes", NULL };
+static const char *const speculator_names[] = { "raw", "generic", "channel", NULL };
+
+_Static_assert(CODEC_SPEC_RAW == 0 && CODEC_SPEC_GENERIC == 1 && CODEC_SPEC_CHANNEL == 2,
+	       "speculator_names is indexed by enum codec_speculator");
+
+/* In the order of the manual.  Sizes and times are given with their unit; ranges are inclusive. */
+static const struct config_key config_keys[] = {
+	{ "daemon", "socket", CONFIG_TEXT, FIELD(socket), 1, CONFIG_SOCKET_BYTES - 1, 0, NULL,
+	  "/run/skvcd/skvcd.sock", "Unix socket where clients connect" },
+	{ "daemon", "bus_socket", CONFIG_TEXT, FIELD(bus_socket), 0, CONFIG_SOCKET_BYTES - 1, 0, NULL,
+	  "/run/skvcd/bus", "Unix socket of the D-Bus interface that skvcctl uses; empty: none" },
+	{ "daemon", "state_dir", CONFIG_TEXT, FIELD(state_dir), 1, PATH_MAX - 1, 0, NULL,
+	  "/var/lib/skvcd", "directory of the daemon's secret; made when missing" },
+	{ "daemon", "socket_mode", CONFIG_MODE, FIELD(socket_mode), 0600, 0777, 0, NULL,
+	  "0660", "permissions of both sockets, octal" },
+	{ "daemon", "sessions_max", CONFIG_COUNT, FIELD(sessions_max), 1, 1024, 0, NULL,
+	  "64", "clients connected at a time" },
+	{ "daemon", "namespaces_max", CONFIG_COUNT, FIELD(namespaces_max), 1, 1024, 0, NULL,
+	  "64", "namespaces of all tenants, until the daemon ends" },
+	{ "daemon", "spin", CONFIG_TIME, FIELD(spin_ns), 0, 10 * MSEC, 0, NULL,
+	  "50us", "how long the data path polls before it sleeps" },
+	{ "daemon", "cpu_workers", CONFIG_COUNT, FIELD(cpu_workers), 0, 64, 0, NULL,
+	  "0", "codec threads; 0: one less than there are cores, 1 to 16" },
+
+	{ "host", "pool", CONFIG_SIZE, FIELD(pool_bytes), 16 * MIB, 16 * TIB, 0, NULL,
+	  "1G", "host memory for compressed blocks" },
+	{ "host", "numa_node", CONFIG_INT, FIELD(numa_node), -1, 1023, 0, NULL,
+	  "-1", "NUMA node of the pool and of arenas; -1: no preference" },
+	{ "host", "lock_memory", CONFIG_CHOICE, FIELD(lock_memory), 0, 1, 0, bool_names,
+	  "no", "lock pool and arenas into memory; needs LimitMEMLOCK" },
+	{ "host", "spill_percent", CONFIG_COUNT, FIELD(spill_percent), 1, 99, 0, NULL,
+	  "60", "blocks are written to NVMe ahead of need above this fill of the pool" },
+	{ "host", "full_percent", CONFIG_COUNT, FIELD(full_percent), 2, 100, 0, NULL,
+	  "97", "stores wait, then are refused, above this fill of the pool" },
+	{ "host", "accept_percent", CONFIG_COUNT, FIELD(accept_percent), 1, 99, 0, NULL,
+	  "92", "and are taken again below this one" },
+	{ "host", "arena_session", CONFIG_SIZE, FIELD(arena_session_bytes), 0, 64 * TIB, 0, NULL,
+	  "16G", "arenas of one session together" },
+	{ "host", "arena_total", CONFIG_SIZE, FIELD(arena_total_bytes), 0, 64 * TIB, 0, NULL,
+	  "64G", "arenas of all sessions together" },
+
+	{ "nvme", "path", CONFIG_TEXT, FIELD(nvme_path), 0, PATH_MAX - 1, 0, NULL,
+	  "", "file of the NVMe tier, allocated at start; empty: no such tier" },
+	{ "nvme", "size", CONFIG_SIZE, FIELD(nvme_bytes), 4 * MIB, 1024 * TIB, 0, NULL,
+	  "16G", "its size: a multiple of segment, at least 4 of them" },
+	{ "nvme", "segment", CONFIG_SIZE, FIELD(nvme_segment_bytes), 1 * MIB, 256 * MIB, 0, NULL,
+	  "64M", "unit of reuse: a power of two" },
+	{ "nvme", "queue_depth", CONFIG_COUNT, FIELD(nvme_queue_depth), 1, 1024, 0, NULL,
+	  "64", "reads and writes in flight" },
+	{ "nvme", "deadline", CONFIG_TIME, FIELD(nvme_deadline_ns), 1 * MSEC, 600 * SEC, 0, NULL,
+	  "5s", "a read or write that takes longer has failed" },
+	{ "nvme", "retry", CONFIG_TIME, FIELD(nvme_retry_ns), 1 * MSEC, 3600 * SEC, 0, NULL,
+	  "5s", "an ailing tier is tried again after this" },
+
+	{ "codec", "speculator", CONFIG_CHOICE, FIELD(speculator), 0, 2, 0, speculator_names,
+	  "channel", "how blocks are compressed" },
+	{ "codec", "verify", CONFIG_CHOICE, FIELD(verify), 0, 1, 0, bool_names,
+	  "yes", "decode every block again before it counts as stored" },
+	{ "codec", "fit_tokens", CONFIG_COUNTS, FIELD(fit_tokens), 16, 1 << 20, 0, NULL,
+	  "512, 4096", "a namespace's profile is fitted when it has seen this many tokens, rising" },
+
+	{ "limits", "blocks_max", CONFIG_COUNT, FIELD(blocks_max), 4096, 16 << 20, CONFIG_OR_ZERO, NULL,
+	  "0", "blocks in the index; 0: one per 16 KiB of pool and NVMe" },
+	{ "limits", "leases_max", CONFIG_COUNT, FIELD(leases_max), 1, SKVC_ABI_LEASES_MAX, 0, NULL,
+	  "1024", "leases of one session" },
+	{ "limits", "lease_ttl", CONFIG_TIME, FIELD(lease_ttl_ns), 1 * MSEC, SKVC_ABI_TTL_NS_MAX, 0, NULL,
+	  "30s", "how long a lease lasts when the client does not say" },
+	{ "limits", "lease_ttl_max", CONFIG_TIME, FIELD(lease_ttl_max_ns), 1 * MSEC, SKVC_ABI_TTL_NS_MAX,
+	  0, NULL, "300s", "the longest lease or pin a client may ask for" },
+	{ "limits", "store_wait", CONFIG_TIME, FIELD(store_wait_ns), 0, 60 * SEC, 0, NULL,
+	  "2s", "a store waits this long for room before it is refused" },
+	{ "limits", "quota", CONFIG_SIZE, FIELD(quota_bytes), 0, 1024 * TIB, 0, NULL,
+	  "0", "compressed bytes of a tenant that has no section of its own; 0: no limit" },
+
+	{ "fault", "device", CONFIG_TEXT, FIELD(fault_device), 0, 127, 0, NULL,
+	  "", "inject faults into the compute device; for tests only" },
+	{ "fault", "nvme", CONFIG_TEXT, FIELD(fault_nvme), 0, 127, 0, NULL,
+	  "", "inject faults into NVMe I/O; for tests only" },
+};
+
+#define CONFIG_KEYS_COUNT (sizeof(config_keys) / sizeof(config_keys[0]))
+
+_Static_assert(CONFIG_KEYS_COUNT <= CONFIG_KEYS_MAX, "readers keep a bit per key");
+
+const struct config_key *config_key_at(size_t index)
+{
+	return index < CONFIG_KEYS_COUNT ? &config_keys[index] : NULL;
+}
+
+size_t config_key_index(const struct config_key *k)
+{
+	return (size_t)(k - config_keys);
+}
+
+const struct config_key *config_key_next(const struct config_key *k)
+{
+	return config_key_at(config_key_index(k) + 1);
+}
+
+/* ---- text into a bounded buffer ---- */
+
+struct text {
+	char *buf;
+	size_t cap;
+	size_t len;
+};
+
+static void text_add(struct text *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static void text_add(struct text *t, const char *format, ...)
+{
+	va_list args;
+	int n;
+
+	if (t->len + 1 >= t->cap)
+		return;
+	va_start(args, format);
+	n = vsnprintf(t->buf + t->len, t->cap - t->len, format, args);
+	va_end(args);
+	if (n > 0)
+		t->len = (size_t)n < t->cap - t->len ? t->len + (size_t)n : t->cap - 1;
+}
+
+/* ---- values in and out ---- */
+
+struct unit {
+	const char *name;
+	uint64_t factor;
+};
+
+/* Largest first: that is how values are printed. */
+static const struct unit size_units[] = {
+	{ "T", TIB }, { "G", GIB }, { "M", MIB }, { "K", KIB }, { "", 1 }, { NULL, 0 },
+};
+static const struct unit time_units[] = {
+	{ "s", SEC }, { "ms", MSEC }, { "us", USEC }, { "ns", 1 }, { NULL, 0 },
+};
+
+int config_parse_u64(const char *s, const char **ret_end, uint64_t *ret)
+{
+	uint64_t v = 0;
+	const char *p = s;
+
+	for (; *p >= '0' && *p <= '9'; p++)
+		if (__builtin_mul_overflow(v, 10, &v) || __builtin_add_overflow(v, (unsigned)(*p - '0'), &v))
+			return -ERANGE;
+	if (p == s)
+		return -EINVAL;
+	*ret_end = p;
+	*ret = v;
+	return 0;
+}
+
+static int parse_with_unit(const char *s, const struct unit *units, uint64_t *ret)
+{
+	const char *end;
+	uint64_t v;
+	int r;
+
+	r = config_parse_u64(s, &end, &v);
+	if (r < 0)
+		return r;
+	while (*end == ' ')
+		end++;
+	for (const struct unit *u = units; u->name; u++) {
+		if (strcmp(u->name, end))
+			continue;
+		if (__builtin_mul_overflow(v, u->factor, &v))
+			return -ERANGE;
+		*ret = v;
+		return 0;
+	}
+	if (!v && !*end) {			/* zero needs no unit */
+		*ret = 0;
+		return 0;
+	}
+	return -EINVAL;
+}
+
+int config_parse_size(const char *s, uint64_t *ret)
+{
+	return parse_with_unit(s, size_units, ret);
+}
+
+static int parse_whole(const char *s, uint64_t *ret)
+{
+	const char *end;
+	uint64_t v;
+	int r = config_parse_u64(s, &end, &v);
+
+	if (r < 0)
+		return r;
+	if (*end)
+		return -EINVAL;
+	*ret = v;
+	return 0;
+}
+
+static int parse_mode(const char *s, uint64_t *ret)
+{
+	uint64_t v = 0;
+
+	if (!*s || strlen(s) > 5)
+		return -EINVAL;
+	for (; *s; s++) {
+		if (*s < '0' || *s > '7')
+			return -EINVAL;
+		v = v << 3 | (uint64_t)(*s - '0');
+	}
+	*ret = v;
+	return 0;
+}
+
+static int parse_choice(const char *s, const char *const *names, uint64_t *ret)
+{
+	if (names == bool_names) {
+		if (!strcmp(s, "1") || !strcmp(s, "true") || !strcmp(s, "on"))
+			s = "yes";
+		else if (!strcmp(s, "0") || !strcmp(s, "false") || !strcmp(s, "off"))
+			s = "no";
+	}
+	for (uint64_t i = 0; names[i]; i++)
+		if (!strcmp(names[i], s)) {
+			*ret = i;
+			return 0;
+		}
+	return -EINVAL;
+}
+
+static void format_units(struct text *t, uint64_t v, const struct unit *units)
+{
+	if (!v) {
+		text_add(t, "0");
+		return;
+	}
+	while (units[1].name && v % units->factor)
+		units++;
+	text_add(t, "%" PRIu64 "%s", v / units->factor, units->name);
+}
+
+static void format_number(struct text *t, const struct config_key *k, int64_t v)
+{
+	switch (k->type) {
+	case CONFIG_SIZE:
+		format_units(t, (uint64_t)v, size_units);
+		break;
+	case CONFIG_TIME:
+		format_units(t, (uint64_t)v, time_units);
+		break;
+	case CONFIG_MODE:
+		text_add(t, "%04" PRIo64, (uint64_t)v);
+		break;
+	default:
+		text_add(t, "%" PRId64, v);
+	}
+}
+
+size_t config_key_allowed(const struct config_key *k, char *buf, size_t buf_bytes)
+{
+	struct text t = { buf, buf_bytes, 0 };
+
+	buf[0] = '\0';
+	switch (k->type) {
+	case CONFIG_TEXT:
+		text_add(&t, "%s at most %" PRId64 " bytes", k->min ? "text of" : "empty, or text of", k->max);
+		return t.len;
+	case CONFIG_CHOICE:
+		for (unsigned i = 0; k->choices[i]; i++)
+			text_add(&t, "%s%s", i ? ", " : "", k->choices[i]);
+		return t.len;
+	case CONFIG_COUNTS:
+		text_add(&t, "1 to %u rising counts, each ", CONFIG_FITS_MAX);
+		break;
+	default:
+		break;
+	}
+	if (k->flags & CONFIG_OR_ZERO)
+		text_add(&t, "0, or ");
+	format_number(&t, k, k->min);
+	text_add(&t, "..");
+	format_number(&t, k, k->max);
+	if (k->type == CONFIG_SIZE)
+		text_add(&t, " (K, M, G, T)");
+	else if (k->type == CONFIG_TIME)
+		text_add(&t, " (ns, us, ms, s)");
+	return t.len;
+}
+
+/* The reason why `value` cannot be taken, or NULL with the number in *ret. */
+static const char *parse_number(const struct config_key *k, const char *value, int64_t *ret)
+{
+	bool negative = k->type == CONFIG_INT && value[0] == '-';
+	uint64_t v;
+	int64_t n;
+	int r;
+
+	if (k->type == CONFIG_SIZE)
+		r = parse_with_unit(value, size_units, &v);
+	else if (k->type == CONFIG_TIME)
+		r = parse_with_unit(value, time_units, &v);
+	else if (k->type == CONFIG_MODE)
+		r = parse_mode(value, &v);
+	else if (k->type == CONFIG_CHOICE)
+		r = parse_choice(value, k->choices, &v);
+	else
+		r = parse_whole(value + negative, &v);
+	if (r == -EINVAL)
+		return k->type == CONFIG_SIZE ? "not a size" :
+		       k->type == CONFIG_TIME ? "not a time with its unit" :
+		       k->type == CONFIG_CHOICE ? "not one of the choices" : "not a number";
+	if (r < 0 || v > INT64_MAX)
+		return "out of range";
+	n = negative ? -(int64_t)v : (int64_t)v;
+	if ((n < k->min || n > k->max) && !(!n && k->flags & CONFIG_OR_ZERO))
+		return "out of range";
+	*ret = n;
+	return NULL;
+}
+
+static const char *set_counts(const struct config_key *k, const char *value, uint64_t *field)
+{
+	uint64_t counts[CONFIG_FITS_MAX] = { 0 };
+	unsigned n = 0;
+
+	for (const char *p = value;; p++) {
+		while (*p == ' ')
+			p++;
+		if (n == CONFIG_FITS_MAX)
+			return "too many counts";
+		if (config_parse_u64(p, &p, &counts[n]) < 0)
+			return "not a list of numbers";
+		if ((int64_t)counts[n] < k->min || (int64_t)counts[n] > k->max)
+			return "out of range";
+		if (n && counts[n] <= counts[n - 1])
+			return "not rising";
+		n++;
+		while (*p == ' ')
+			p++;
+		if (!*p)
+			break;
+		if (*p != ',')
+			return "not a list of numbers";
+	}
+	memcpy(field, counts, sizeof(counts));
+	return NULL;
+}
+
+const char *config_key_set(struct config *c, const struct config_key *k, const char *value)
+{
+	uint8_t *field = (uint8_t *)c + k->off;
+	const char *wrong;
+	int64_t v;
+	size_t len;
+
+	if (k->type == CONFIG_COUNTS)
+		return set_counts(k, value, (uint64_t *)field);
+	if (k->type == CONFIG_TEXT) {
+		len = strlen(value);
+		if (len > (size_t)k->max)
+			return "too long";
+		if (len < (size_t)k->min)
+			return "empty";
+		for (size_t i = 0; i < len; i++)
+			if ((unsigned char)value[i] < ' ' || (unsigned char)value[i] == 0x7f)
+				return "has a control character";
+		memset(field, 0, k->field_bytes);
+		memcpy(field, value, len);
+		return NULL;
+	}
+	wrong = parse_number(k, value, &v);
+	if (wrong)
+		return wrong;
+	if (k->field_bytes == sizeof(uint64_t))
+		*(uint64_t *)field = (uint64_t)v;
+	else
+		*(uint32_t *)field = (uint32_t)v;
+	return NULL;
+}
+
+void config_default(struct config *ret)
+{
+	memset(ret, 0, sizeof(*ret));
+	for (size_t i = 0; i < CONFIG_KEYS_COUNT; i++) {
+		const char *wrong = config_key_set(ret, &config_keys[i], config_keys[i].value);
+
+		assert(!wrong);
+		(void)wrong;
+	}
+}
+
+void config_print_help(FILE *out)
+{
+	const char *section = "";
+	char allowed[CONFIG_ALLOWED_BYTES];
+
+	for (size_t i = 0; i < CONFIG_KEYS_COUNT; i++) {
+		const struct config_key *k = &config_keys[i];
+
+		if (strcmp(section, k->section))
+			(void)fprintf(out, "%s[%s]\n", i ? "\n" : "", k->section);
+		section = k->section;
+		(void)config_key_allowed(k, allowed, sizeof(allowed));
+		(void)fprintf(out, "# %s\n# allowed: %s\n#%s =%s%s\n", k->text, allowed, k->key,
+			      k->value[0] ? " " : "", k->value);
+	}
+	(void)fprintf(out, "\n# Users of one tenant share blocks and a quota; others are tenants of their own.\n"
+		      "#[tenant NAME]\n# user id, or a range N-M\n#uid = 1000-1999\n"
+		      "# compressed bytes; 0: no limit\n#quota = 0\n");
+}

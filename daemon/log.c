@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * log.c - one line per event: structured to the journal when stderr is one, else plain to stderr.
+ *
+ * Any thread.  No lock: a line is composed on the stack and leaves in one call; the limiter for lines
+ * that clients can cause is one atomic word.
+ */
+#include "daemon/log.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SD_JOURNAL_SUPPRESS_LOCATION
+#include <systemd/sd-journal.h>
+
+#include "daemon/session.h"
+#include "daemon/stats.h"
+#include "daemon/util/clock.h"
+
+#define LOG_LINE_BYTES 768u
+#define LOG_CLIENT_LINES_PER_S 10u
+
+static int log_debug;				/* set once by log_init(), before there are threads */
+static bool log_journal;			/* likewise */
+static _Atomic uint64_t client_window;		/* second << 32 | lines in it; any thread, by exchange */
+static _Atomic uint64_t client_kept_back;	/* lines since the last that was said; any thread */
+
+/* systemd names the stream it connected to stderr: anything else is a terminal, a file or a pipe. */
+static bool stderr_is_journal(void)
+{
+	const char *stream = getenv("JOURNAL_STREAM");
+	unsigned long long dev, ino;
+	struct stat st;
+
+	if (!stream || sscanf(stream, "%llu:%llu", &dev, &ino) != 2 || fstat(STDERR_FILENO, &st) < 0)
+		return false;
+	return st.st_dev == dev && st.st_ino == ino;
+}
+
+void log_init(int debug)
+{
+	log_debug = debug;
+	log_journal = stderr_is_journal();
+}
+
+static const char *level_word(enum log_level level)
+{
+	switch (level) {
+	case LOG_LEVEL_ERR:
+		return "error: ";
+	case LOG_LEVEL_WARNING:
+		return "warning: ";
+	case LOG_LEVEL_DEBUG:
+		return "debug: ";
+	default:
+		return "";
+	}
+}
+
+/* Client text was cleaned where it was taken; this is the last guard for "one line is one line". */
+static void clean(char *line)
+{
+	for (; *line; line++)
+		if ((unsigned char)*line < ' ' || *line == 0x7f)
+			*line = '?';
+}
+
+static void write_stderr(enum log_level level, const char *text)
+{
+	char line[LOG_LINE_BYTES + 32];
+	int n;
+
+	n = snprintf(line, sizeof(line), "skvcd: %s%s\n", level_word(level), text);
+	if (n < 0)
+		return;
+	if ((size_t)n >= sizeof(line)) {
+		n = sizeof(line) - 1;
+		line[n - 1] = '\n';
+	}
+	/* Nowhere to report a failure to; a short write loses the line's tail only. */
+	if (write(STDERR_FILENO, line, (size_t)n) < 0)
+		return;
+}
+
+void log_line(enum log_level level, const char *format, ...)
+{
+	char text[LOG_LINE_BYTES];
+	va_list args;
+
+	if (level >= LOG_LEVEL_DEBUG && !log_debug)
+		return;
+	va_start(args, format);
+	(void)vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	clean(text);
+	if (log_journal)
+		(void)sd_journal_send("MESSAGE=%s", text, "PRIORITY=%d", (int)level,
+				      "SYSLOG_IDENTIFIER=skvcd", NULL);
+	else
+		write_stderr(level, text);
+}
+
+/* 1: say it. */
+static bool client_may_log(void)
+{
+	uint64_t now_s = clock_now_ns() / CLOCK_NS_PER_S;
+	uint64_t old = atomic_load_explicit(&client_window, memory_order_relaxed), new;
+
+	do {
+		uint64_t lines = old >> 32 == (now_s & UINT32_MAX) ? old & UINT32_MAX : 0;
+
+		if (lines >= LOG_CLIENT_LINES_PER_S) {
+			atomic_fetch_add_explicit(&client_kept_back, 1, memory_order_relaxed);
+			return false;
+		}
+		new = now_s << 32 | (lines + 1);
+	} while (!atomic_compare_exchange_weak_explicit(&client_window, &old, new,
+							memory_order_relaxed, memory_order_relaxed));
+	return true;
+}
+
+void log_client(enum log_level level, const struct session *session, uint16_t reason,
+		const char *format, ...)
+{
+	const char *word = stats_reason_word(reason);
+	char text[LOG_LINE_BYTES], line[LOG_LINE_BYTES + 128];
+	uint64_t kept_back;
+	va_list args;
+
+	if (level >= LOG_LEVEL_DEBUG && !log_debug)
+		return;
+	if (!client_may_log())
+		return;
+	kept_back = atomic_exchange_explicit(&client_kept_back, 0, memory_order_relaxed);
+	if (kept_back)
+		log_line(LOG_LEVEL_WARNING, "%" PRIu64 " lines about clients were kept back", kept_back);
+	va_start(args, format);
+	(void)vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	clean(text);
+	if (log_journal) {
+		(void)sd_journal_send("MESSAGE=%s", text, "PRIORITY=%d", (int)level,
+				      "SYSLOG_IDENTIFIER=skvcd", "SKVCD_SESSION=%" PRIu32, session->id,
+				      "SKVCD_PID=%d", (int)session->pid, "SKVCD_UID=%u",
+				      (unsigned)session->uid, "SKVCD_REASON=%s", word, NULL);
+		return;
+	}
+	(void)snprintf(line, sizeof(line), "session %" PRIu32 " (pid %d, uid %u%s%s): %s [%s]", session->id,
+		       (int)session->pid, (unsigned)session->uid, session->name[0] ? ", " : "",
+		       session->name, text, word);
+	write_stderr(level, line);
+}
