@@ -3,6 +3,9 @@
  * pool.h - an arena cut into slots by size class.  The arena is cut into equal slabs; a slab holds slots
  * of one class while it holds any, and a class is "n slots per slab", so no tail is lost.  Callers get
  * handles, never pointers that outlive a call.  Lane-only; no I/O, no policy: when it is full it says so.
+ *
+ * A fresh slot holds the bytes of whoever had it before.  Whoever writes less than whole sectors of it to
+ * a disk pads with zeros first; nothing here clears memory.
  */
 #ifndef SKVCD_DAEMON_POOL_H
 #define SKVCD_DAEMON_POOL_H
@@ -11,6 +14,7 @@
 #include <sys/uio.h>
 
 #define POOL_NONE UINT32_MAX
+#define POOL_PIECE_BYTES (1ull << 30)		/* what io_uring takes as one registered buffer */
 
 struct pool;
 
@@ -23,20 +27,21 @@ struct pool_options {
 	const char *name;			/* of the memfd; NULL: anonymous private memory */
 };
 
-/* 0, -EINVAL, -ENOMEM, -EPERM/-EAGAIN (mlock: RLIMIT_MEMLOCK), -errno */
+/* 0, -EINVAL (also: no such NUMA node), -ENOMEM, -EPERM/-EAGAIN (mlock: RLIMIT_MEMLOCK), -errno */
 int pool_new(const struct pool_options *options, struct pool **ret_pool);
-struct pool *pool_free(struct pool *pool);	/* asserts that every slot was returned */
+struct pool *pool_free(struct pool *pool);	/* asserts that every slot was returned; takes NULL */
 
-/* A slot for `bytes`, remembered with its owner (a block id).  0, -ENOSPC (nothing fits now),
+/* A slot for `bytes` (> 0), remembered with its owner (a block id).  0, -ENOSPC (nothing fits now),
  * -EFBIG (never fits). */
 int pool_alloc(struct pool *pool, uint64_t bytes, uint32_t owner, uint32_t *ret_slot);
 void pool_release(struct pool *pool, uint32_t slot);
 void *pool_ptr(const struct pool *pool, uint32_t slot);
 uint64_t pool_slot_bytes(const struct pool *pool, uint32_t slot);	/* capacity of the slot */
+uint32_t pool_owner(const struct pool *pool, uint32_t slot);
 uint64_t pool_largest_bytes(const struct pool *pool);			/* the largest that can ever fit */
 
 /* Whose slots to empty so that a slab becomes free for `bytes`: the owners in the emptiest slab of
- * another class, at most max; 0 when there is none. */
+ * another class, at most max; 0 when there is none.  Looks at every slab: for when an allocation failed. */
 unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *ret_owners, unsigned max);
 
 struct pool_usage {
@@ -48,11 +53,15 @@ struct pool_usage {
 };
 void pool_usage(const struct pool *pool, struct pool_usage *ret);
 
-/* Hysteresis: 0 once the fill passed full_percent, until it is below accept_percent. */
+/*
+ * Hysteresis: 0 once the fill passed full_percent, until it is below accept_percent.  Fill is the share
+ * of the arena that occupied slots take, each with its part of the slab's tail; see pool.c for why.
+ */
 int pool_accepts(struct pool *pool, uint32_t full_percent, uint32_t accept_percent);
 
-/* Pieces (at most 1 GiB each, slab aligned) for registration with io_uring; and which piece holds a slot. */
+/* Pieces (POOL_PIECE_BYTES each, the last may be less) for registration with io_uring: how many there are,
+ * of which the first max were written.  Registering pins a piece, and so touches all of it. */
 unsigned pool_iovecs(const struct pool *pool, struct iovec *ret_iov, unsigned max);
-unsigned pool_iovec_index(const struct pool *pool, uint32_t slot);
+unsigned pool_iovec_index(const struct pool *pool, uint32_t slot);	/* the piece that holds a slot */
 
 #endif
