@@ -3,8 +3,8 @@
  * tokenizer_unicode.c - which characters are letters, numbers and spaces.
  *
  * The ranges are general categories L* and N* of the Unicode Character Database, version 14.0, and
- * its White_Space property.  A character assigned later counts as neither, which can only split a text
- * into other tokens, never change its bytes.
+ * its White_Space property.  A character assigned later counts as neither, which can only split a
+ * text into other tokens, never change its bytes.
  * Pure functions over constant tables.
  */
 #include "tools/tokenizer_unicode.h"
