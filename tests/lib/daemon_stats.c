@@ -13,7 +13,7 @@
 
 #define OUTPUT_BYTES_MAX (4u << 20)
 
-static cJSON *root;			/* owned; of the last reading */
+static cJSON *root; /* owned; of the last reading */
 
 int daemon_stats_read(const struct private_daemon *d)
 {
@@ -83,7 +83,8 @@ uint64_t daemon_stats_now(const struct private_daemon *d, const char *name)
 	return daemon_stats_get(name);
 }
 
-int daemon_stats_wait(const struct private_daemon *d, const char *name, uint64_t value, unsigned limit_ms)
+int daemon_stats_wait(const struct private_daemon *d, const char *name, uint64_t value,
+		      unsigned limit_ms)
 {
 	uint64_t start = private_daemon_now_ns(), now, got = 0;
 
@@ -96,7 +97,7 @@ int daemon_stats_wait(const struct private_daemon *d, const char *name, uint64_t
 		if (got == value)
 			return (int)now;
 	} while (now < limit_ms);
-	fprintf(stderr, "%s is %llu after %u ms, not %llu\n", name, (unsigned long long)got, limit_ms,
-		(unsigned long long)value);
+	fprintf(stderr, "%s is %llu after %u ms, not %llu\n", name, (unsigned long long)got,
+		limit_ms, (unsigned long long)value);
 	return -ETIMEDOUT;
 }

@@ -24,6 +24,7 @@ uint64_t daemon_stats_reason(const char *word);
 
 /* Read again and again until `name` has this value.  Returns the milliseconds it took, or -ETIMEDOUT
  * after limit_ms, having printed what it had. */
-int daemon_stats_wait(const struct private_daemon *d, const char *name, uint64_t value, unsigned limit_ms);
+int daemon_stats_wait(const struct private_daemon *d, const char *name, uint64_t value,
+		      unsigned limit_ms);
 
 #endif

@@ -14,7 +14,8 @@
 
 static int complain(const struct engine *e, const char *what, int r)
 {
-	fprintf(stderr, "%s: %s: %s\n", what, strerror(-r), e->session ? skvc_last_error(e->session) : "");
+	fprintf(stderr, "%s: %s: %s\n", what, strerror(-r),
+		e->session ? skvc_last_error(e->session) : "");
 	return r;
 }
 
@@ -208,7 +209,8 @@ int engine_lease_ready(struct engine *e, uint64_t lease, struct skvc_lease_statu
 }
 
 /* How many of the loaded blocks are exact; -EBADMSG when one that is reported as exact is not. */
-static int count_exact(const struct engine *e, uint64_t chain, uint32_t count, const uint64_t *bitmap)
+static int count_exact(const struct engine *e, uint64_t chain, uint32_t count,
+		       const uint64_t *bitmap)
 {
 	int exact = 0;
 
@@ -246,7 +248,8 @@ int engine_fetch(struct engine *e, uint64_t chain, uint32_t count)
 		return r;
 	exact = count_exact(e, chain, found.count, bitmap);
 	if (exact >= 0 && loaded.res == 0 && (uint32_t)exact != found.count) {
-		fprintf(stderr, "load says success, %d of %u blocks are marked\n", exact, found.count);
+		fprintf(stderr, "load says success, %d of %u blocks are marked\n", exact,
+			found.count);
 		exact = -EBADMSG;
 	}
 	r = engine_release(e, found.lease);

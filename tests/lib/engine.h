@@ -14,17 +14,17 @@
 
 #define ENGINE_BLOCKS_MAX 256u
 
-struct engine_options {			/* zero: the values in brackets */
-	uint64_t seed;			/* of the data: engines that share blocks share it */
-	const char *model;		/* ["test"] */
-	const char *name;		/* ["engine"] */
-	uint32_t role;			/* enum skvc_role */
-	uint32_t layers;		/* [2] */
-	uint16_t heads;			/* [2] */
-	uint16_t head_dim;		/* [64] */
-	uint32_t block_tokens;		/* [16] */
-	uint32_t dtype;			/* [SKVC_DTYPE_BF16] */
-	uint32_t blocks;		/* room in the arena [32], at most ENGINE_BLOCKS_MAX */
+struct engine_options {	       /* zero: the values in brackets */
+	uint64_t seed;	       /* of the data: engines that share blocks share it */
+	const char *model;     /* ["test"] */
+	const char *name;      /* ["engine"] */
+	uint32_t role;	       /* enum skvc_role */
+	uint32_t layers;       /* [2] */
+	uint16_t heads;	       /* [2] */
+	uint16_t head_dim;     /* [64] */
+	uint32_t block_tokens; /* [16] */
+	uint32_t dtype;	       /* [SKVC_DTYPE_BF16] */
+	uint32_t blocks;       /* room in the arena [32], at most ENGINE_BLOCKS_MAX */
 	uint32_t sq_entries;
 	uint64_t spin_ns;
 };
@@ -32,12 +32,12 @@ struct engine_options {			/* zero: the values in brackets */
 struct engine {
 	struct skvc_session *session;
 	struct skvc_arena *arena;
-	uint8_t *pages;			/* of the arena */
+	uint8_t *pages; /* of the arena */
 	struct kv_data data;
 	uint32_t ns;
 	uint32_t region;
 	uint32_t blocks;
-	uint64_t salt;			/* of the keys */
+	uint64_t salt; /* of the keys */
 };
 
 /* Each returns 0 or the first negative errno that the library said, after printing it. */

@@ -37,8 +37,8 @@ static void quantiles_init(void)
 	}
 }
 
-int kv_data_init(struct kv_data *d, uint64_t seed, uint32_t layers, uint16_t heads, uint16_t head_dim,
-		 uint32_t block_tokens, enum skvc_dtype dtype)
+int kv_data_init(struct kv_data *d, uint64_t seed, uint32_t layers, uint16_t heads,
+		 uint16_t head_dim, uint32_t block_tokens, enum skvc_dtype dtype)
 {
 	uint32_t row = (uint32_t)heads * head_dim;
 	struct rng r;

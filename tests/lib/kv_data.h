@@ -16,16 +16,16 @@ struct kv_data {
 	uint64_t seed;
 	uint32_t block_tokens;
 	uint32_t segments_count;
-	struct skvc_segment *segments;		/* owned */
-	float *mean;				/* owned; one per channel of all segments */
-	float *spread;				/* owned */
+	struct skvc_segment *segments; /* owned */
+	float *mean;		       /* owned; one per channel of all segments */
+	float *spread;		       /* owned */
 	uint32_t channels_count;
-	size_t block_bytes;			/* packed: [segment][token][head][dimension] */
+	size_t block_bytes; /* packed: [segment][token][head][dimension] */
 };
 
 /* layers pairs of K and V segments of heads * head_dim elements.  0 or -ENOMEM. */
-int kv_data_init(struct kv_data *d, uint64_t seed, uint32_t layers, uint16_t heads, uint16_t head_dim,
-		 uint32_t block_tokens, enum skvc_dtype dtype);
+int kv_data_init(struct kv_data *d, uint64_t seed, uint32_t layers, uint16_t heads,
+		 uint16_t head_dim, uint32_t block_tokens, enum skvc_dtype dtype);
 void kv_data_deinit(struct kv_data *d);
 
 /* The geometry that this is the data of; borrows d and model. */

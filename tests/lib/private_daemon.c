@@ -152,7 +152,8 @@ static void become_daemon(const struct private_daemon *d, const struct arguments
 	_exit(127);
 }
 
-int private_daemon_restart(struct private_daemon *d, uint64_t nvme_bytes, const char *const *overrides)
+int private_daemon_restart(struct private_daemon *d, uint64_t nvme_bytes,
+			   const char *const *overrides)
 {
 	uint64_t until = private_daemon_now_ns() + START_MS_MAX * 1000000ull;
 	struct arguments a = { 0 };
@@ -186,12 +187,13 @@ static int write_configuration(const struct private_daemon *d)
 	f = fopen(path, "w");
 	if (!f)
 		return -errno;
-	fprintf(f, "[daemon]\nsocket = %s\nbus_socket = %s\nstate_dir = %s/state\n", d->socket, d->bus,
-		d->dir);
+	fprintf(f, "[daemon]\nsocket = %s\nbus_socket = %s\nstate_dir = %s/state\n", d->socket,
+		d->bus, d->dir);
 	return fclose(f) == 0 ? 0 : -errno;
 }
 
-int private_daemon_start(struct private_daemon *d, uint64_t nvme_bytes, const char *const *overrides)
+int private_daemon_start(struct private_daemon *d, uint64_t nvme_bytes,
+			 const char *const *overrides)
 {
 	const char *wrap[8];
 

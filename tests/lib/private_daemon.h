@@ -12,26 +12,27 @@
 #define PRIVATE_DAEMON_OVERRIDES_MAX 32u
 
 struct private_daemon {
-	pid_t pid;				/* 0: not running */
-	char dir[64];				/* sockets, configuration, log; removed by stop */
+	pid_t pid;    /* 0: not running */
+	char dir[64]; /* sockets, configuration, log; removed by stop */
 	char socket[96];
 	char bus[96];
 	char log[96];
-	char nvme[512];				/* the spill file, in the build tree; empty: none */
-	const char *wrap[8];			/* run under this command (strace ...); NULL-terminated */
+	char nvme[512];	     /* the spill file, in the build tree; empty: none */
+	const char *wrap[8]; /* run under this command (strace ...); NULL-terminated */
 };
 
 /* "section.key=value" each, NULL-terminated; they override the defaults below.
  *	pool 16M (the smallest), no NVMe tier, no memory locking, one codec thread
  * nvme_bytes > 0 adds a tier of 1 MiB segments.  Returns 0 once clients can connect; -ETIMEDOUT;
  * -ECHILD when it exited (its log is printed). */
-int private_daemon_start(struct private_daemon *d, uint64_t nvme_bytes, const char *const *overrides);
+int private_daemon_start(struct private_daemon *d, uint64_t nvme_bytes,
+			 const char *const *overrides);
 
 /* Start again in the same folder, after a stop that kept it or a kill.  The sockets have the same names. */
 int private_daemon_restart(struct private_daemon *d, uint64_t nvme_bytes,
 			   const char *const *overrides);
 
-void private_daemon_kill(struct private_daemon *d, int signal);	/* and wait until it is gone */
+void private_daemon_kill(struct private_daemon *d, int signal); /* and wait until it is gone */
 
 /*
  * SIGTERM and wait.  Returns 0 when it exited with status 0 within 10 s; else prints why and the end of
@@ -54,7 +55,7 @@ uint64_t private_daemon_cpu_ns(const struct private_daemon *d);
 /* Path of a program of this flavour; a static buffer. */
 const char *private_daemon_program(const char *name);
 
-uint64_t private_daemon_now_ns(void);		/* CLOCK_MONOTONIC */
+uint64_t private_daemon_now_ns(void); /* CLOCK_MONOTONIC */
 void private_daemon_sleep_ms(unsigned ms);
 
 #endif
