@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+SKVC_DEMO_SRCS := \
+	tools/file.c \
+	tools/model.c \
+	tools/model_config.c \
+	tools/model_kernels.c \
+	tools/model_kernels_avx2.c \
+	tools/model_threads.c \
+	tools/model_weights.c \
+	tools/progress.c \
+	tools/safetensors.c \
+	tools/tokenizer.c \
+	tools/tokenizer_split.c \
+	tools/tokenizer_unicode.c
+SKVC_KVDUMP_SRCS := \
+	tools/file.c \
+	tools/model.c \
+	tools/model_config.c \
+	tools/model_kernels.c \
+	tools/model_kernels_avx2.c \
+	tools/model_threads.c \
+	tools/model_weights.c \
+	tools/npy.c \
+	tools/progress.c \
+	tools/safetensors.c \
+	tools/skvc_kvdump.c \
+	tools/tokenizer.c \
+	tools/tokenizer_split.c \
+	tools/tokenizer_unicode.c
