@@ -47,6 +47,7 @@ struct namespace {
 	uint8_t *sample;			/* owned: canonical raw blocks waiting to be fitted */
 	uint32_t sample_blocks, sample_blocks_max;
 	uint32_t sample_copying;		/* COPY_OUT tasks in flight */
+	uint8_t sample_failed;			/* one of them failed */
 	uint64_t fitted_tokens;
 	uint8_t fit_running;
 	uint8_t fit_next;			/* index into config fit_tokens */
@@ -89,10 +90,14 @@ struct session {
 	uint32_t cq_reserved;			/* completions owed to live jobs */
 	uint32_t jobs_live;
 	uint32_t leases_live;
+	uint32_t regions_closing;	/* REGION_END came, not answered yet */
+	uint8_t cq_blocked;		/* not served: no room for completions */
 	struct namespace *ns[SESSION_NS_MAX + 1];	/* by handle; [0] unused */
 	struct region *region[SESSION_REGIONS_MAX + 1];	/* by handle; [0] unused */
 	struct uring_op sq_watch;
 	uint8_t sq_watched;
+	uint8_t sq_unwatching;
+	uint8_t end_requested;		/* control sent SESSION_END */
 	uint16_t end_reason;
 	/* lane writes, control reads */
 	_Atomic uint64_t ops, store_blocks, load_blocks, lookup_blocks;

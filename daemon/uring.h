@@ -3,7 +3,11 @@
  * uring.h - the only file that knows liburing: the lane's ring for NVMe I/O and for sleeping.  Lane-only.
  *
  * Operations are embedded in their owners and complete exactly once through done().  Queueing costs no
- * system call; uring_submit() makes one when something is queued; uring_reap() none.
+ * system call; uring_submit() makes one when something is queued; uring_reap() none, except when the
+ * kernel says that completions wait behind one.
+ *
+ * The ring may be made, and its buffers and file registered, by one thread; the thread that first submits
+ * or sleeps owns it from then on.
  */
 #ifndef SKVCD_DAEMON_URING_H
 #define SKVCD_DAEMON_URING_H
@@ -11,44 +15,81 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#define URING_BUF_NONE UINT32_MAX		/* memory that was not registered */
+#define URING_NEVER UINT64_MAX			/* no deadline */
+
 struct uring;
 
 struct uring_op {
-	void (*done)(struct uring_op *op, int32_t res);	/* bytes moved, or negative errno; may queue more */
+	/*
+	 * Bytes moved, or negative errno; may queue more.  The op is the owner's again when this is called,
+	 * and may be gone when it returns.
+	 */
+	void (*done)(struct uring_op *op, int32_t res);
 	uint64_t start_ns;				/* set when queued */
+	void *user;					/* the owner's */
 	/* private to uring.c */
 	struct uring_op *prev, *next;
 	uint64_t deadline_ns;
+	uint64_t held_until_ns;				/* injected fault: not given to the kernel before */
+	uint64_t off;
+	uint8_t *data;
 	uint32_t bytes;
+	uint32_t moved;
+	uint32_t buf_index;
+	int32_t res;					/* on the ready list: what to report */
+	int fd;						/* watch */
 	uint8_t kind;
+	uint8_t state;
 	uint8_t timed_out;
+	uint8_t retries;
+	uint8_t fault;
 };
 
-/* 0; -EPERM/-ENOSYS with a hint for people in uring_hint(): io_uring disabled or filtered. */
+/* 0; -EPERM/-ENOSYS with a hint for people in uring_hint(): io_uring disabled or filtered; -EINVAL: the
+ * fault spec (NULL or empty: none). */
 int uring_new(unsigned entries, const char *fault_spec, struct uring **ret_uring);
 struct uring *uring_free(struct uring *u);		/* no operation may be in flight */
 const char *uring_hint(int error);
 
+/* Pins the memory, counted against RLIMIT_MEMLOCK without CAP_IPC_LOCK: -ENOMEM.  Once each. */
 int uring_register_buffers(struct uring *u, const struct iovec *iov, unsigned count);
 int uring_register_file(struct uring *u, int fd);	/* one file: index 0 */
 
-/* fault_spec (tests): "write:eio:every=3,read:enospc:every=5,read:short:every=2,write:stall_ms=200:every=4,
- * read:flip:every=7" - "flip" corrupts a byte of what was read. */
+/*
+ * fault_spec (tests): rules joined by commas, each KIND:FAULT:every=N, of which the first that matches an
+ * operation is played on every Nth of its kind.  KIND: read or write.  FAULT:
+ *	eio, enospc	fails without having been tried
+ *	short		the kernel is asked for half of it first
+ *	stall_ms=T	waits T before it is tried; a deadline cancels it
+ *	hang_ms=T	the same, and no cancel reaches it: -ETIMEDOUT only when T is over
+ *	flip		one byte of what was read is another one
+ */
+int uring_set_fault(struct uring *u, const char *fault_spec);	/* replaces all rules; -EINVAL: none changed */
 
-/* Queue; -EAGAIN when the queue is full.  A short transfer is continued inside; res is `bytes` or an error.
- * The operation reports -ETIMEDOUT when the deadline passes (it is cancelled; memory is not touched after). */
+/*
+ * Queue; -EAGAIN when `entries` operations are in flight.  A short transfer is continued inside; res is
+ * `bytes` or an error.  At deadline_ns (CLOCK_MONOTONIC, or URING_NEVER) the operation is cancelled and
+ * reports -ETIMEDOUT, whatever the device says afterwards; but only when the memory is not touched any
+ * more, and a device that hangs can put that off.  uring_overdue() knows at once.
+ */
 int uring_read(struct uring *u, struct uring_op *op, unsigned buf_index, void *dst, uint32_t bytes,
 	       uint64_t off, uint64_t deadline_ns);
 int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const void *src, uint32_t bytes,
 		uint64_t off, uint64_t deadline_ns);
 
-/* Watch an eventfd: done(op, 1) on each readiness (the eventfd is emptied inside), until removed. */
+/*
+ * Watch an eventfd: done(op, 1) on each readiness (the eventfd is emptied inside), until removed; a
+ * negative res is the last call.
+ */
 int uring_watch(struct uring *u, struct uring_op *op, int fd);
 void uring_unwatch(struct uring *u, struct uring_op *op);	/* done(op, -ECANCELED) follows */
 
 int uring_submit(struct uring *u);
 unsigned uring_reap(struct uring *u, unsigned max);		/* calls done(); returns how many */
-int uring_sleep(struct uring *u, uint64_t timeout_ns);		/* submit and wait; UINT64_MAX: for ever */
-unsigned uring_inflight(const struct uring *u);			/* reads and writes */
+/* Submit and wait for at most this long (UINT64_MAX: for ever), less when a deadline is near.  0: look. */
+int uring_sleep(struct uring *u, uint64_t timeout_ns);
+unsigned uring_inflight(const struct uring *u);			/* reads and writes not reported yet */
+unsigned uring_overdue(const struct uring *u);			/* of these, past their deadline */
 
 #endif

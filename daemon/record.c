@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * record.c - sealing and checking of stored records.  Pure: bytes in, verdict out.
+ */
+#include "daemon/record.h"
+
+#include <errno.h>
+#include <string.h>
+#include <xxhash.h>
+
+static uint64_t header_checksum(const struct record_header *h)
+{
+	struct record_header copy = *h;
+
+	copy.header_xxh3 = 0;
+	return XXH3_64bits(&copy, sizeof(copy));
+}
+
+void record_seal(struct record_header *h)
+{
+	const uint8_t *body = (const uint8_t *)h + sizeof(*h);
+
+	h->payload_xxh3 = XXH3_64bits(body, record_bytes(h) - sizeof(*h));
+	h->header_xxh3 = header_checksum(h);
+}
+
+int record_check(const void *record, uint64_t bytes, const struct record_header *expect)
+{
+	struct record_header h;
+	uint64_t body_bytes;
+
+	if (bytes < sizeof(h))
+		return -EBADMSG;
+	memcpy(&h, record, sizeof(h));
+	if (h.magic != RECORD_MAGIC || h.version != RECORD_VERSION || h.header_bytes != sizeof(h) ||
+	    h.header_xxh3 != header_checksum(&h))
+		return -EBADMSG;
+	body_bytes = record_bytes(&h) - sizeof(h);
+	if (body_bytes > bytes - sizeof(h))
+		return -EBADMSG;
+	if (h.epoch != expect->epoch || h.block != expect->block ||
+	    h.generation != expect->generation || h.raw_xxh3 != expect->raw_xxh3 ||
+	    h.raw_bytes != expect->raw_bytes || h.group != expect->group ||
+	    h.key_len != expect->key_len || memcmp(h.key, expect->key, sizeof(h.key)) ||
+	    memcmp(h.ns_digest, expect->ns_digest, sizeof(h.ns_digest)) ||
+	    memcmp(h.profile_digest, expect->profile_digest, sizeof(h.profile_digest)))
+		return -ESTALE;
+	if (XXH3_64bits((const uint8_t *)record + sizeof(h), body_bytes) != h.payload_xxh3)
+		return -EBADMSG;
+	return 0;
+}

@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * request.c - jobs: the operations that take time (load, store).  A job owns a private copy of its
+ * arguments, holds its region, owes its session at most two completions (reserved at intake) and ends
+ * exactly once, in job_settle().  Items are started in order, one job after the other, loads first.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/lane_state.h"
+
+#define REQUEST_POLL_BATCH 64u
+
+/* ---- completions ---- */
+
+static void wake_client(struct session *s)
+{
+	if (ring_publish(&s->cq)) {
+		uint64_t one = 1;
+
+		/* A full or closed eventfd is the client's own doing; it can poll the ring. */
+		(void)!write(s->cq_fd, &one, sizeof(one));
+	}
+}
+
+/* The caller holds a reservation for this entry: intake took the operation only with room for it. */
+void request_cqe(struct lane *lane, struct session *s, const struct skvc_abi_cqe *cqe)
+{
+	assert(s->cq_reserved > 0);
+	s->cq_reserved--;
+	if (cqe->reason != SKVC_ABI_REASON_NONE)
+		stats_reason(&lane->stats, cqe->reason);
+	if (cqe->res < 0)
+		stats_add(&lane->stats, STAT_OPS_REFUSED, 1);
+	if (ring_produce_room(&s->cq) <= 0)	/* its head ran backwards: it has lied about reading */
+		return;
+	ring_produce(&s->cq, cqe);
+	wake_client(s);
+}
+
+/* ---- tasks ---- */
+
+struct task *task_get(struct lane *lane)
+{
+	struct task *t = lane->tasks_free.head;
+
+	if (!t)
+		return NULL;
+	lane->tasks_free.head = t->next;
+	lane->tasks_free.count--;
+	t->next = NULL;
+	return t;
+}
+
+void task_put(struct lane *lane, struct task *t)
+{
+	t->job = NULL;
+	t->next = lane->tasks_free.head;
+	lane->tasks_free.head = t;
+	lane->tasks_free.count++;
+}
+
+/* ---- run queues ---- */
+
+void job_queue_push(struct job_queue *q, struct job *job)
+{
+	job->prev = q->tail;
+	job->next_job = NULL;
+	if (q->tail)
+		q->tail->next_job = job;
+	else
+		q->head = job;
+	q->tail = job;
+}
+
+static void job_queue_remove(struct job_queue *q, struct job *job)
+{
+	if (job->prev)
+		job->prev->next_job = job->next_job;
+	else
+		q->head = job->next_job;
+	if (job->next_job)
+		job->next_job->prev = job->prev;
+	else
+		q->tail = job->prev;
+	job->prev = job->next_job = NULL;
+}
+
+static struct job_queue *queue_of(struct lane *lane, const struct job *job)
+{
+	return job->op == SKVC_ABI_OP_LOAD ? &lane->loads : &lane->stores;
+}
+
+/* ---- life of a job ---- */
+
+static size_t bitmap_words(uint32_t count)
+{
+	return (count + 63) / 64;
+}
+
+struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_sqe *sqe,
+		    struct namespace *ns, struct region *region, uint32_t tokens_count)
+{
+	size_t items_bytes = (size_t)sqe->count * sizeof(struct job_item);
+	size_t map_bytes = bitmap_words(sqe->count) * 8;
+	struct job *job = lane->job_free;
+	uint32_t slot;
+	uint8_t *p;
+
+	if (!job || pool_alloc(lane->args, items_bytes + map_bytes + (size_t)tokens_count * 4, 0, &slot))
+		return NULL;
+	lane->job_free = job->next_job;
+	p = pool_ptr(lane->args, slot);
+	*job = (struct job){
+		.state = JOB_QUEUED, .op = sqe->opcode, .flags = sqe->flags, .session = s, .ns = ns,
+		.region = region, .user_data = sqe->user_data, .intake_ns = lane->now_ns,
+		.count = sqe->count, .skip_tokens = sqe->skip_tokens, .result_rel = sqe->result_rel,
+		.result_bytes = sqe->result_bytes, .args_slot = slot,
+		.items = (struct job_item *)p, .bitmap = (uint64_t *)(p + items_bytes),
+		.tokens = tokens_count ? (uint32_t *)(p + items_bytes + map_bytes) : NULL,
+	};
+	memset(job->bitmap, 0, map_bytes);
+	region->users++;
+	s->jobs_live++;
+	atomic_store_explicit(&s->jobs, s->jobs_live, memory_order_relaxed);
+	lane->jobs_count++;
+	stats_set(&lane->stats, STAT_JOBS, lane->jobs_count);
+	job_queue_push(queue_of(lane, job), job);
+	return job;
+}
+
+static void job_free(struct lane *lane, struct job *job)
+{
+	struct session *s = job->session;
+
+	assert(job->inflight == 0 && job->region->users > 0 && s->jobs_live > 0);
+	if (job->state == JOB_QUEUED || job->state == JOB_RUNNING)
+		job_queue_remove(queue_of(lane, job), job);
+	job->region->users--;
+	pool_release(lane->args, job->args_slot);
+	s->jobs_live--;
+	atomic_store_explicit(&s->jobs, s->jobs_live, memory_order_relaxed);
+	lane->jobs_count--;
+	stats_set(&lane->stats, STAT_JOBS, lane->jobs_count);
+	job->state = JOB_FREE;
+	job->session = NULL;
+	job->next_job = lane->job_free;
+	lane->job_free = job;
+}
+
+void job_note(struct job *job, int32_t res, uint16_t reason)
+{
+	if (job->res == 0 && job->reason == SKVC_ABI_REASON_NONE) {
+		job->res = res;
+		job->reason = reason;
+	}
+}
+
+void job_item_done(struct lane *lane, struct job *job, uint32_t item, uint64_t raw_bytes,
+		   uint64_t stored_bytes)
+{
+	(void)lane;
+	assert(item < job->count && !(job->bitmap[item / 64] >> (item % 64) & 1));
+	job->bitmap[item / 64] |= 1ull << (item % 64);
+	job->done++;
+	job->raw_bytes += raw_bytes;
+	job->stored_bytes += stored_bytes;
+}
+
+static struct skvc_abi_cqe job_cqe(const struct lane *lane, const struct job *job)
+{
+	return (struct skvc_abi_cqe){
+		.user_data = job->user_data, .count = job->done, .raw_bytes = job->raw_bytes,
+		.stored_bytes = job->stored_bytes, .elapsed_ns = lane->now_ns - job->intake_ns,
+	};
+}
+
+/* Nothing reads the engine's pages for this store any more. */
+void job_source_free(struct lane *lane, struct job *job)
+{
+	struct skvc_abi_cqe cqe = job_cqe(lane, job);
+
+	if (job->op != SKVC_ABI_OP_STORE || job->source_free_sent || job->encoding ||
+	    (job->next < job->count && !job->aborted))
+		return;
+	job->source_free_sent = 1;
+	cqe.kind = SKVC_ABI_CQE_SOURCE_FREE;
+	stats_record_ns(&lane->stats, STATS_HIST_STORE_FREE, cqe.elapsed_ns);
+	request_cqe(lane, job->session, &cqe);
+}
+
+static void write_results(const struct job *job)
+{
+	struct session *s = job->session;
+	size_t map_bytes = bitmap_words(job->count) * 8;
+
+	uint8_t *result = s->segment + s->layout.args_off + job->result_rel;
+
+	if (!job->result_bytes)		/* else its room was checked at intake */
+		return;
+	memcpy(result, job->bitmap, map_bytes);
+	if (job->flags & SKVC_ABI_SQE_LAYER_PROGRESS && job->done == job->count)
+		__atomic_store_n((uint64_t *)(result + map_bytes), job->ns->geom.segments_count,
+				 __ATOMIC_RELEASE);
+}
+
+static void job_complete(struct lane *lane, struct job *job)
+{
+	struct skvc_abi_cqe cqe = job_cqe(lane, job);
+	enum stats_hist_id hist =
+		job->op == SKVC_ABI_OP_LOAD ? STATS_HIST_LOAD : STATS_HIST_STORE;
+
+	job_source_free(lane, job);
+	write_results(job);
+	if (job->op == SKVC_ABI_OP_LOAD)
+		job->session->cq_reserved--;	/* the second completion that only a store needs */
+	cqe.kind = SKVC_ABI_CQE_DONE;
+	cqe.res = job->res;
+	cqe.reason = job->reason;
+	stats_record_ns(&lane->stats, hist, cqe.elapsed_ns);
+	request_cqe(lane, job->session, &cqe);
+	job_free(lane, job);
+}
+
+void job_settle(struct lane *lane, struct job *job)
+{
+	job_source_free(lane, job);
+	if (job->inflight || (job->next < job->count && !job->aborted))
+		return;
+	job_complete(lane, job);
+}
+
+/* Give up what was not started; what is on the device runs to its end, then the job settles. */
+static void job_cancel(struct lane *lane, struct job *job, uint16_t reason)
+{
+	if (job->aborted)
+		return;
+	if (job->next < job->count)
+		job_note(job, -ECANCELED, reason);
+	for (uint32_t i = job->next; i < job->count; i++) {
+		if (job->op == SKVC_ABI_OP_STORE)
+			store_cancel_item(lane, job, i);
+		else if (job->items[i].block != BLOCK_NONE)
+			tier_unhold(lane, job->items[i].block);
+	}
+	job->aborted = 1;
+	if (job->state != JOB_ENDING) {
+		job_queue_remove(queue_of(lane, job), job);
+		job->state = JOB_ENDING;
+	}
+	job_settle(lane, job);
+}
+
+int job_abort(struct lane *lane, struct session *s, uint64_t user_data, uint16_t reason)
+{
+	for (uint32_t i = 0; i < LANE_JOBS_MAX; i++) {
+		struct job *job = &lane->job[i];
+
+		if (job->state != JOB_FREE && job->session == s && job->user_data == user_data) {
+			job_cancel(lane, job, reason);
+			return 0;
+		}
+	}
+	return -ESTALE;
+}
+
+void job_abort_all(struct lane *lane, struct session *s, uint16_t reason)
+{
+	for (uint32_t i = 0; i < LANE_JOBS_MAX && s->jobs_live; i++)
+		if (lane->job[i].state != JOB_FREE && lane->job[i].session == s)
+			job_cancel(lane, &lane->job[i], reason);
+}
+
+/* ---- what to do next ---- */
+
+/* Start items of the queue's jobs in turn until nothing more can be started now. */
+static unsigned run_queue(struct lane *lane, struct job_queue *q,
+			  int (*start_item)(struct lane *lane, struct job *job))
+{
+	struct job *job = q->head, *last = q->tail, *next;
+	unsigned started = 0;
+
+	for (; job; job = next) {
+		int was_last = job == last;
+
+		next = job->next_job;
+		if (start_item(lane, job)) {
+			started++;
+			job_queue_remove(q, job);
+			if (job->next < job->count) {
+				job->state = JOB_RUNNING;
+				job_queue_push(q, job);	/* to the end: the next job's turn */
+			} else {
+				job->state = JOB_ENDING;
+				job_settle(lane, job);
+			}
+		}
+		if (was_last)
+			break;
+	}
+	return started;
+}
+
+unsigned request_run(struct lane *lane)
+{
+	unsigned total = 0, started;
+
+	do {
+		started = run_queue(lane, &lane->loads, load_start_item);
+		started += run_queue(lane, &lane->stores, store_start_item);
+		total += started;
+	} while (started && total < REQUEST_POLL_BATCH);
+	load_progress(lane);
+	return total;
+}
+
+unsigned request_poll(struct lane *lane)
+{
+	struct device_task *done[REQUEST_POLL_BATCH];
+	unsigned n = lane->device->ops->poll(lane->device, done, REQUEST_POLL_BATCH);
+
+	for (unsigned i = 0; i < n; i++) {
+		struct task *t = (struct task *)done[i];
+
+		stats_sub(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
+		if (t->kind == TASK_DECODE)
+			load_task_done(lane, t);
+		else if (t->kind == TASK_FIT)
+			profiler_fit_done(lane, t);
+		else
+			store_task_done(lane, t);
+	}
+	return n;
+}

@@ -1,0 +1,643 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tier.c - where records lie: host slots, copies on NVMe, and what moves between them.
+ *
+ * A RESIDENT block that nobody holds is on one of two lists, coldest first: `clean` (its bytes are durable
+ * on NVMe: the slot can be given up at once) or `dirty`.  Without an NVMe tier, or while it is out of
+ * service, dirty blocks are evicted for good, children before parents.  With one they are written ahead of
+ * pressure, in order, and the slot is given up only after the write is durable.
+ */
+#include "daemon/lane_state.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/log.h"
+#include "daemon/record.h"
+
+#define TIER_SCAN_MAX 64u		/* blocks looked at for one victim */
+#define TIER_ALLOC_TRIES 32u		/* victims for one allocation */
+#define TIER_SPILL_BATCH 16u		/* writes started in one turn */
+#define TIER_SPILLS_MAX 64u		/* writes in flight: leaves operations for reads */
+#define TIER_FETCH_BATCH 32u
+#define TIER_IOVECS_MAX 1024u
+
+/* ---- accounting of lists and gauges ---- */
+
+static void list_push(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+
+	if (b->flags & BLOCK_CLEAN) {
+		block_list_push(lane->index, &lane->clean, id);
+		lane->clean_bytes += b->record_bytes;
+	} else {
+		block_list_push(lane->index, &lane->dirty, id);
+		lane->dirty_bytes += b->record_bytes;
+	}
+}
+
+static void list_remove(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+
+	if (b->flags & BLOCK_WANTED) {
+		block_list_remove(lane->index, &lane->fetch, id);
+		b->flags &= (uint8_t)~BLOCK_WANTED;
+	} else if (b->flags & BLOCK_CLEAN) {
+		block_list_remove(lane->index, &lane->clean, id);
+		lane->clean_bytes -= b->record_bytes;
+	} else {
+		block_list_remove(lane->index, &lane->dirty, id);
+		lane->dirty_bytes -= b->record_bytes;
+	}
+}
+
+static void set_clean(struct lane *lane, struct block *b, int clean)
+{
+	if (clean == !!(b->flags & BLOCK_CLEAN))
+		return;
+	b->flags ^= BLOCK_CLEAN;
+	if (clean)
+		stats_add(&lane->stats, STAT_BLOCKS_NVME, 1);
+	else
+		stats_sub(&lane->stats, STAT_BLOCKS_NVME, 1);
+}
+
+static void release_slot(struct lane *lane, struct block *b)
+{
+	if (b->slot == POOL_NONE)
+		return;
+	pool_release(lane->pool, b->slot);
+	b->slot = POOL_NONE;
+	stats_sub(&lane->stats, STAT_BLOCKS_HOST, 1);
+	stats_sub(&lane->stats, STAT_POOL_USED_BYTES, b->record_bytes - b->padding_bytes);
+}
+
+int tier_has_nvme(const struct lane *lane)
+{
+	return lane->log && nvme_log_in_service(lane->log);
+}
+
+/* ---- holding and forgetting ---- */
+
+void tier_hold(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+
+	if (b->refs++ == 0 && b->flags & BLOCK_LISTED)
+		list_remove(lane, id);
+}
+
+void tier_unhold(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+
+	assert(b->refs > 0);
+	if (--b->refs)
+		return;
+	if (b->flags & BLOCK_LISTED)		/* queued for a fetch that nobody waits for any more */
+		list_remove(lane, id);
+	if (b->state == BLOCK_DEAD) {
+		release_slot(lane, b);
+		index_release(lane->index, id);
+	} else if (b->state == BLOCK_RESIDENT) {
+		list_push(lane, id);
+	}
+}
+
+static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
+{
+	struct block *b = index_block(lane->index, id);
+	struct namespace *ns = lane->ns[b->ns];
+
+	if (b->state != BLOCK_STORING) {
+		uint32_t bytes = b->record_bytes - b->padding_bytes;
+
+		stats_sub(&lane->stats, STAT_RAW_BYTES, ns->geom.raw_bytes);
+		stats_sub(&lane->stats, STAT_CODED_BYTES, bytes);
+		stats_sub(&lane->stats, STAT_BLOCKS, 1);
+		atomic_fetch_sub_explicit(&ns->blocks, 1, memory_order_relaxed);
+		atomic_fetch_sub_explicit(&ns->raw_bytes, ns->geom.raw_bytes, memory_order_relaxed);
+		atomic_fetch_sub_explicit(&ns->coded_bytes, bytes, memory_order_relaxed);
+		quota_uncharge(ns->tenant, b->record_bytes);
+	}
+	if (b->flags & BLOCK_LISTED)
+		list_remove(lane, id);
+	if (!log_has_forgotten && lane->log && !(b->flags & BLOCK_SPILLING))
+		nvme_log_forget(lane->log, id);
+	set_clean(lane, b, 0);
+	index_unlink(lane->index, id);
+	lane->words_behind = 1;
+	if (b->refs) {
+		index_set_state(lane->index, id, BLOCK_DEAD);
+		return;
+	}
+	release_slot(lane, b);
+	index_release(lane->index, id);
+}
+
+void tier_forget(struct lane *lane, uint32_t id)
+{
+	forget(lane, id, 0);
+}
+
+void tier_publish(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+	struct namespace *ns = lane->ns[b->ns];
+	uint32_t bytes = b->record_bytes - b->padding_bytes;
+
+	assert(b->slot != POOL_NONE && b->refs == 0);
+	index_set_state(lane->index, id, BLOCK_RESIDENT);
+	list_push(lane, id);
+	stats_add(&lane->stats, STAT_BLOCKS, 1);
+	stats_add(&lane->stats, STAT_RAW_BYTES, ns->geom.raw_bytes);
+	stats_add(&lane->stats, STAT_CODED_BYTES, bytes);
+	atomic_fetch_add_explicit(&ns->blocks, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&ns->raw_bytes, ns->geom.raw_bytes, memory_order_relaxed);
+	atomic_fetch_add_explicit(&ns->coded_bytes, bytes, memory_order_relaxed);
+}
+
+/* ---- making room ---- */
+
+static int pinned(const struct lane *lane, const struct block *b)
+{
+	return b->pin_until_ns > lane->now_ns;
+}
+
+/* Give up the host copy (clean), or the block (dirty).  The block is listed, so nobody holds it. */
+static void evict(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+
+	if (b->flags & BLOCK_CLEAN) {
+		list_remove(lane, id);
+		release_slot(lane, b);
+		index_set_state(lane->index, id, BLOCK_NVME);
+		return;
+	}
+	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
+	forget(lane, id, 0);
+}
+
+/* The coldest block of a list that may go; children before parents when the block would be lost. */
+static uint32_t coldest(const struct lane *lane, const struct block_list *l, const struct tenant *tenant)
+{
+	uint32_t id = l->head, second = BLOCK_NONE;
+
+	for (unsigned n = 0; id != BLOCK_NONE && n < TIER_SCAN_MAX; n++) {
+		const struct block *b = index_block(lane->index, id);
+
+		if (!pinned(lane, b) && (!tenant || lane->ns[b->ns]->tenant == tenant)) {
+			if (b->flags & BLOCK_CLEAN || !b->children)
+				return id;
+			if (second == BLOCK_NONE)
+				second = id;
+		}
+		id = b->next;
+	}
+	return second;
+}
+
+/* One slot freed: 1; nothing may go now: 0. */
+static int free_a_slot(struct lane *lane)
+{
+	uint32_t id = coldest(lane, &lane->clean, NULL);
+
+	if (id == BLOCK_NONE && !tier_has_nvme(lane))
+		id = coldest(lane, &lane->dirty, NULL);
+	if (id == BLOCK_NONE)
+		return 0;
+	evict(lane, id);
+	return 1;
+}
+
+/* Empty the sparsest slab of another class, as far as nobody holds its blocks. */
+static int free_a_slab(struct lane *lane, uint64_t bytes)
+{
+	uint32_t owners[TIER_SCAN_MAX];
+	unsigned n = pool_sparse_owners(lane->pool, bytes, owners, TIER_SCAN_MAX), freed = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		const struct block *b = index_block(lane->index, owners[i]);
+
+		if (!(b->flags & BLOCK_LISTED) || b->flags & BLOCK_WANTED || pinned(lane, b) ||
+		    (!(b->flags & BLOCK_CLEAN) && tier_has_nvme(lane)))
+			continue;
+		evict(lane, owners[i]);
+		freed++;
+	}
+	return freed > 0;
+}
+
+/* A block leaves for good, so that its index entry can be used: 1 when one did. */
+int tier_evict_one(struct lane *lane)
+{
+	uint32_t id = coldest(lane, &lane->dirty, NULL);
+
+	if (id == BLOCK_NONE)
+		id = coldest(lane, &lane->clean, NULL);
+	if (id == BLOCK_NONE)
+		return 0;
+	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
+	forget(lane, id, 0);
+	return 1;
+}
+
+int tier_evict_for_tenant(struct lane *lane, const struct tenant *tenant)
+{
+	uint32_t id = coldest(lane, &lane->clean, tenant);
+
+	if (id == BLOCK_NONE)
+		id = coldest(lane, &lane->dirty, tenant);
+	if (id == BLOCK_NONE)
+		return 0;
+	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
+	forget(lane, id, 0);
+	return 1;
+}
+
+/* Share of the pool that no eviction can give back at once. */
+static uint64_t stuck_percent(const struct lane *lane)
+{
+	uint64_t free_able = lane->clean_bytes + (tier_has_nvme(lane) ? 0 : lane->dirty_bytes);
+	struct pool_usage u;
+
+	pool_usage(lane->pool, &u);
+	return u.slot_bytes > free_able ? (u.slot_bytes - free_able) * 100 / u.bytes : 0;
+}
+
+int tier_alloc(struct lane *lane, uint64_t bytes, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+	int r = pool_alloc(lane->pool, bytes, id, &b->slot);
+
+	for (unsigned i = 0; r == -ENOSPC && i < TIER_ALLOC_TRIES; i++) {
+		if (!free_a_slot(lane))
+			break;
+		r = pool_alloc(lane->pool, bytes, id, &b->slot);
+	}
+	if (r == -ENOSPC && free_a_slab(lane, bytes))
+		r = pool_alloc(lane->pool, bytes, id, &b->slot);
+	if (r == -EFBIG)
+		return r;
+	if (r < 0)
+		return -EAGAIN;
+	stats_add(&lane->stats, STAT_BLOCKS_HOST, 1);
+	stats_add(&lane->stats, STAT_POOL_USED_BYTES, b->record_bytes - b->padding_bytes);
+	return 0;
+}
+
+/* ---- NVMe: operations ---- */
+
+static struct lane_nvme_op *op_get(struct lane *lane)
+{
+	struct lane_nvme_op *op = lane->nvme_free;
+
+	if (op)
+		lane->nvme_free = op->next;
+	return op;
+}
+
+static void op_put(struct lane *lane, struct lane_nvme_op *op)
+{
+	op->next = lane->nvme_free;
+	lane->nvme_free = op;
+}
+
+/* The log gave this block's segment away. */
+static void log_evicts(void *user, uint32_t id)
+{
+	struct lane *lane = user;
+	struct block *b = index_block(lane->index, id);
+
+	if (b->state == BLOCK_NVME) {
+		stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
+		forget(lane, id, 1);
+		return;
+	}
+	if (b->flags & BLOCK_LISTED) {
+		list_remove(lane, id);
+		set_clean(lane, b, 0);
+		list_push(lane, id);
+	} else {
+		set_clean(lane, b, 0);
+	}
+}
+
+/* ---- NVMe: spill ---- */
+
+static void spill_done(struct nvme_op *nop, int res)
+{
+	struct lane_nvme_op *op = (struct lane_nvme_op *)nop;
+	struct lane *lane = op->lane;
+	uint32_t id = nop->block;
+	struct block *b = index_block(lane->index, id);
+
+	lane->spills_inflight--;
+	b->flags &= (uint8_t)~BLOCK_SPILLING;
+	if (b->state == BLOCK_DEAD) {
+		nvme_log_forget(lane->log, id);
+	} else if (res == 0) {
+		set_clean(lane, b, 1);
+		stats_add(&lane->stats, STAT_SPILL_BLOCKS, 1);
+		stats_add(&lane->stats, STAT_SPILL_BYTES, b->record_bytes);
+		stats_record_ns(&lane->stats, STATS_HIST_NVME_WRITE, lane->now_ns - nop->io.start_ns);
+	}
+	op_put(lane, op);
+	tier_unhold(lane, id);
+}
+
+static int spill(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+	uint8_t *record = pool_ptr(lane->pool, b->slot);
+	struct lane_nvme_op *op = op_get(lane);
+	int r;
+
+	if (!op)
+		return -EAGAIN;
+	op->op.done = spill_done;
+	record_seal((struct record_header *)record);
+	r = nvme_log_append(lane->log, &op->op, id, pool_iovec_index(lane->pool, b->slot), record,
+			    b->record_bytes);
+	if (r < 0) {
+		op_put(lane, op);
+		return r;
+	}
+	tier_hold(lane, id);
+	b->flags |= BLOCK_SPILLING;
+	lane->spills_inflight++;
+	return 0;
+}
+
+static unsigned run_spills(struct lane *lane)
+{
+	struct pool_usage u;
+	unsigned n = 0;
+
+	if (!tier_has_nvme(lane) || lane->dirty.head == BLOCK_NONE)
+		return 0;
+	pool_usage(lane->pool, &u);
+	if (u.slot_bytes < u.bytes / 100 * lane->config.spill_percent)
+		return 0;
+	while (lane->dirty.head != BLOCK_NONE && n < TIER_SPILL_BATCH &&
+	       lane->spills_inflight < TIER_SPILLS_MAX && spill(lane, lane->dirty.head) == 0)
+		n++;
+	return n;
+}
+
+/* ---- NVMe: fetch ---- */
+
+void tier_want(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+
+	if (b->state != BLOCK_NVME || b->flags & BLOCK_WANTED)
+		return;
+	b->flags |= BLOCK_WANTED;
+	b->flags &= (uint8_t)~BLOCK_FETCH_FAILED;
+	b->wanted_ns = lane->now_ns;
+	block_list_push(lane->index, &lane->fetch, id);
+}
+
+static void fetch_failed(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+
+	b->flags |= BLOCK_FETCH_FAILED;
+	lane->words_behind = 1;
+}
+
+/* What the record of this block must look like, from what the index knows. */
+static int fetched_record_ok(struct lane *lane, uint32_t id)
+{
+	const struct block *b = index_block(lane->index, id);
+	const struct namespace *ns = lane->ns[b->ns];
+	struct record_header expect = {
+		.raw_xxh3 = b->raw_xxh3, .epoch = lane->epoch, .generation = b->generation, .block = id,
+		.group = b->group, .key_len = b->key_len, .raw_bytes = ns->geom.raw_bytes,
+	};
+
+	memcpy(expect.ns_digest, ns->digest, sizeof(expect.ns_digest));
+	memcpy(expect.key, b->key, sizeof(expect.key));
+	if (b->profile)
+		memcpy(expect.profile_digest, codec_profile_digest(ns->profile[b->profile - 1]),
+		       sizeof(expect.profile_digest));
+	return record_check(pool_ptr(lane->pool, b->slot), b->record_bytes, &expect) == 0;
+}
+
+static void fetch_done(struct nvme_op *nop, int res)
+{
+	struct lane_nvme_op *op = (struct lane_nvme_op *)nop;
+	struct lane *lane = op->lane;
+	uint32_t id = nop->block;
+	struct block *b = index_block(lane->index, id);
+
+	lane->fetches_inflight--;
+	lane->words_behind = 1;
+	if (b->state == BLOCK_FETCHING && res < 0) {
+		release_slot(lane, b);
+		index_set_state(lane->index, id, BLOCK_NVME);
+		fetch_failed(lane, id);
+	} else if (b->state == BLOCK_FETCHING && !fetched_record_ok(lane, id)) {
+		stats_add(&lane->stats, STAT_CHECKSUM_FAILURES, 1);
+		stats_reason(&lane->stats, SKVC_ABI_REASON_CORRUPT);
+		forget(lane, id, 0);
+	} else if (b->state == BLOCK_FETCHING) {
+		index_set_state(lane->index, id, BLOCK_RESIDENT);
+		stats_add(&lane->stats, STAT_FETCH_BLOCKS, 1);
+		stats_add(&lane->stats, STAT_FETCH_BYTES, b->record_bytes);
+		stats_record_ns(&lane->stats, STATS_HIST_NVME_READ, lane->now_ns - nop->io.start_ns);
+	}
+	op_put(lane, op);
+	tier_unhold(lane, id);
+}
+
+/* 0 started; -EAGAIN later; else it failed for good and has been marked. */
+static int fetch(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+	struct lane_nvme_op *op = op_get(lane);
+	int r;
+
+	if (!op)
+		return -EAGAIN;
+	op->op.done = fetch_done;
+	r = tier_alloc(lane, b->record_bytes, id);
+	if (r == 0) {
+		r = nvme_log_read(lane->log, &op->op, id, pool_iovec_index(lane->pool, b->slot),
+				  pool_ptr(lane->pool, b->slot));
+		if (r < 0)
+			release_slot(lane, b);
+	} else if (lane->now_ns - b->wanted_ns > lane->config.store_wait_ns) {
+		r = -ENOSPC;
+	}
+	if (r == -EAGAIN) {
+		op_put(lane, op);
+		return r;
+	}
+	list_remove(lane, id);
+	if (r < 0) {
+		op_put(lane, op);
+		fetch_failed(lane, id);
+		return r;
+	}
+	tier_hold(lane, id);
+	index_set_state(lane->index, id, BLOCK_FETCHING);
+	lane->fetches_inflight++;
+	return 0;
+}
+
+static unsigned run_fetches(struct lane *lane)
+{
+	unsigned n = 0;
+
+	while (lane->fetch.head != BLOCK_NONE && n < TIER_FETCH_BATCH) {
+		if (fetch(lane, lane->fetch.head) == -EAGAIN)
+			break;
+		n++;
+	}
+	return n;
+}
+
+/* ---- the turn ---- */
+
+static void watch_health(struct lane *lane)
+{
+	int in_service = lane->log && nvme_log_in_service(lane->log);
+
+	stats_set(&lane->stats, STAT_NVME_HEALTH, !lane->log ? 0 : in_service ? 1 : 2);
+	if (!lane->log || in_service == lane->nvme_was_in_service)
+		return;
+	lane->nvme_was_in_service = in_service;
+	(void)mailbox_send(&lane->outbox, &(struct mail){ .type = LANE_NVME_HEALTH,
+							  .value = in_service ? 1 : 2 });
+}
+
+unsigned tier_run(struct lane *lane)
+{
+	uint64_t stuck = stuck_percent(lane);
+	struct pool_usage u;
+	unsigned n = 0;
+
+	if (lane->log) {
+		nvme_log_tick(lane->log, lane->now_ns);
+		n = run_fetches(lane) + run_spills(lane);
+		stats_set(&lane->stats, STAT_NVME_INFLIGHT, nvme_log_inflight(lane->log));
+	}
+	watch_health(lane);
+	if (stuck >= lane->config.full_percent)
+		lane->accepting = 0;
+	else if (stuck < lane->config.accept_percent)
+		lane->accepting = 1;
+	pool_usage(lane->pool, &u);
+	stats_set(&lane->stats, STAT_POOL_SLOT_BYTES, u.slot_bytes);
+	stats_set(&lane->stats, STAT_POOL_SLAB_BYTES, u.slab_bytes);
+	return n;
+}
+
+unsigned tier_busy(const struct lane *lane)
+{
+	return lane->spills_inflight + lane->fetches_inflight +
+	       (lane->log ? nvme_log_inflight(lane->log) : 0);
+}
+
+/* ---- start and stop ---- */
+
+static int start_log(struct lane *lane, char *err, unsigned err_bytes)
+{
+	const struct config *c = &lane->config;
+	struct nvme_log_options o = {
+		.path = c->nvme_path, .bytes = c->nvme_bytes, .segment_bytes = c->nvme_segment_bytes,
+		.queue_depth = c->nvme_queue_depth, .deadline_ns = c->nvme_deadline_ns,
+		.retry_ns = c->nvme_retry_ns, .blocks_max = c->blocks_max, .evict = log_evicts,
+		.user = lane,
+	};
+	int r;
+
+	if (!c->nvme_path[0])
+		return 0;
+	r = nvme_log_open(&o, lane->uring, &lane->stats, &lane->log, err, err_bytes);
+	if (r < 0)
+		return r;
+	lane->epoch = nvme_log_epoch(lane->log);
+	lane->nvme_was_in_service = 1;
+	stats_set(&lane->stats, STAT_NVME_BYTES, c->nvme_bytes);
+	for (unsigned i = 0; i < LANE_NVME_OPS; i++) {
+		lane->nvme_op[i].lane = lane;
+		op_put(lane, &lane->nvme_op[i]);
+	}
+	return 0;
+}
+
+static int start_pool(struct lane *lane, char *err, unsigned err_bytes)
+{
+	const struct config *c = &lane->config;
+	struct pool_options o = {
+		.bytes = c->pool_bytes, .granule_bytes = lane->granule_bytes, .numa_node = c->numa_node,
+		.lock = (int)c->lock_memory, .name = "skvcd-pool",
+	};
+	int r = pool_new(&o, &lane->pool);
+
+	if (r < 0)
+		snprintf(err, err_bytes, "host pool of %llu bytes: %s%s",
+			 (unsigned long long)c->pool_bytes, strerror(-r),
+			 c->lock_memory && (r == -EPERM || r == -EAGAIN || r == -ENOMEM) ?
+				 "; raise LimitMEMLOCK (ulimit -l), make pool_bytes smaller, or set "
+				 "[host] lock_memory = no" :
+				 "");
+	return r;
+}
+
+static int register_pool(struct lane *lane, char *err, unsigned err_bytes)
+{
+	struct iovec iov[TIER_IOVECS_MAX];
+	unsigned n = pool_iovecs(lane->pool, iov, TIER_IOVECS_MAX);
+	int r = uring_register_buffers(lane->uring, iov, n);
+
+	if (r < 0)
+		snprintf(err, err_bytes, "io_uring cannot register the host pool: %s; raise "
+			 "LimitMEMLOCK (ulimit -l)", strerror(-r));
+	return r;
+}
+
+int tier_start(struct lane *lane, char *err, unsigned err_bytes)
+{
+	struct pool_usage u;
+	int r;
+
+	block_list_init(&lane->clean);
+	block_list_init(&lane->dirty);
+	block_list_init(&lane->fetch);
+	lane->accepting = 1;
+	lane->granule_bytes = 512;
+	r = start_log(lane, err, err_bytes);
+	if (r < 0)
+		return r;
+	if (lane->log && nvme_log_align_bytes(lane->log) > lane->granule_bytes)
+		lane->granule_bytes = nvme_log_align_bytes(lane->log);
+	r = start_pool(lane, err, err_bytes);
+	if (r == 0 && lane->log)
+		r = register_pool(lane, err, err_bytes);
+	if (r < 0)
+		return r;
+	pool_usage(lane->pool, &u);
+	stats_set(&lane->stats, STAT_POOL_BYTES, u.bytes);
+	return 0;
+}
+
+void tier_stop(struct lane *lane)
+{
+	const struct block_list *lists[] = { &lane->clean, &lane->dirty };
+
+	if (lane->pool && lane->index)
+		for (unsigned i = 0; i < 2; i++)
+			while (lists[i]->head != BLOCK_NONE)
+				forget(lane, lists[i]->head, 0);
+	lane->log = nvme_log_close(lane->log);
+	lane->pool = pool_free(lane->pool);
+}
