@@ -93,7 +93,7 @@ static int parse_shape(const struct report *r, const cJSON *shape, struct safete
 
 	if (!cJSON_IsArray(shape))
 		return report_fail(r, -EINVAL, "tensor %.64s: no \"shape\" array", t->name);
-	cJSON_ArrayForEach (dim, shape) {
+	cJSON_ArrayForEach(dim, shape) {
 		if (t->dims_count == SAFETENSORS_DIMS_MAX)
 			return report_fail(r, -EINVAL, "tensor %.64s: more than %u dimensions",
 					   t->name, SAFETENSORS_DIMS_MAX);
@@ -198,7 +198,7 @@ static int check_metadata(const struct report *r, const cJSON *meta)
 
 	if (!cJSON_IsObject(meta))
 		return report_fail(r, -EINVAL, "__metadata__ is not an object");
-	cJSON_ArrayForEach (item, meta)
+	cJSON_ArrayForEach(item, meta)
 		if (!cJSON_IsString(item))
 			return report_fail(r, -EINVAL, "__metadata__: %.64s is not a string",
 					   item->string);
@@ -212,13 +212,13 @@ static int parse_entries(const struct report *r, struct safetensors *st, const u
 	const cJSON *entry;
 	int rc;
 
-	cJSON_ArrayForEach (entry, st->header)
+	cJSON_ArrayForEach(entry, st->header)
 		entries++;
 	st->tensors = calloc(entries + 1, sizeof(st->tensors[0]));
 	st->by_name = calloc(entries + 1, sizeof(st->by_name[0]));
 	if (!st->tensors || !st->by_name)
 		return report_fail(r, -ENOMEM, "no memory for %zu tensors", entries);
-	cJSON_ArrayForEach (entry, st->header) {
+	cJSON_ArrayForEach(entry, st->header) {
 		if (strcmp(entry->string, "__metadata__") == 0)
 			rc = check_metadata(r, entry);
 		else

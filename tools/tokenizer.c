@@ -188,14 +188,14 @@ static int count_ids(const struct report *r, const cJSON *vocab, const cJSON *ad
 	const cJSON *item;
 	uint32_t id;
 
-	cJSON_ArrayForEach (item, vocab) {
+	cJSON_ArrayForEach(item, vocab) {
 		if (!json_id(item, &id))
 			return report_fail(r, -EINVAL, "vocab: the id of %.40s is not in 0..%u",
 					   item->string, TOKENIZER_IDS_MAX - 1);
 		if (id >= tok->ids_count)
 			tok->ids_count = id + 1;
 	}
-	cJSON_ArrayForEach (item, added) {
+	cJSON_ArrayForEach(item, added) {
 		const cJSON *content = cJSON_GetObjectItemCaseSensitive(item, "content");
 
 		if (!json_id(cJSON_GetObjectItemCaseSensitive(item, "id"), &id) ||
@@ -223,7 +223,7 @@ static int read_added(const struct report *r, const cJSON *added, struct tokeniz
 	tok->added = calloc(tok->added_count + 1, sizeof(tok->added[0]));
 	if (!tok->added)
 		return report_fail(r, -ENOMEM, "no memory");
-	cJSON_ArrayForEach (item, added) {
+	cJSON_ArrayForEach(item, added) {
 		const char *text = cJSON_GetObjectItemCaseSensitive(item, "content")->valuestring;
 
 		(void)json_id(cJSON_GetObjectItemCaseSensitive(item, "id"), &id);
@@ -279,14 +279,14 @@ static int read_vocab(const struct report *r, const cJSON *vocab, uint8_t *buf,
 	const cJSON *item;
 	int rc;
 
-	cJSON_ArrayForEach (item, vocab)
+	cJSON_ArrayForEach(item, vocab)
 		entries++;
 	tok->by_text_mask = table_slots(entries) - 1;
 	tok->by_text = malloc((tok->by_text_mask + 1) * sizeof(tok->by_text[0]));
 	if (!tok->by_text)
 		return report_fail(r, -ENOMEM, "no memory");
 	memset(tok->by_text, 0xff, (tok->by_text_mask + 1) * sizeof(tok->by_text[0]));
-	cJSON_ArrayForEach (item, vocab) {
+	cJSON_ArrayForEach(item, vocab) {
 		rc = read_vocab_item(r, item, buf, tok);
 		if (rc < 0)
 			return rc;
@@ -339,7 +339,7 @@ static int read_merges(const struct report *r, const cJSON *merges, uint8_t *buf
 	struct merge merge, *slot;
 	const cJSON *item;
 
-	cJSON_ArrayForEach (item, merges)
+	cJSON_ArrayForEach(item, merges)
 		rank++;
 	tok->merges_mask = table_slots(rank) - 1;
 	tok->merges = malloc((tok->merges_mask + 1) * sizeof(tok->merges[0]));
@@ -347,7 +347,7 @@ static int read_merges(const struct report *r, const cJSON *merges, uint8_t *buf
 		return report_fail(r, -ENOMEM, "no memory");
 	memset(tok->merges, 0xff, (tok->merges_mask + 1) * sizeof(tok->merges[0]));
 	rank = 0;
-	cJSON_ArrayForEach (item, merges) {
+	cJSON_ArrayForEach(item, merges) {
 		if (!read_halves(item, buf, &left_bytes, &right_bytes))
 			return report_fail(r, -EINVAL, "merges[%u]: not a pair of tokens", rank);
 		merge.left = find_text(tok, buf, left_bytes);
