@@ -134,6 +134,17 @@ int codec_decode(struct codec_workspace *ws, const struct codec_geometry *g,
 		 const struct codec_profile *profile, const void *in, size_t in_bytes,
 		 const uint64_t *expect_xxh3, const struct codec_view *dst);
 
+/*
+ * The same, for a load that continues a cached prefix: the first skip_tokens tokens (at most
+ * block_tokens) of the block are decoded and checked, but not written.  segments_done, when given, is
+ * set with release order to the number of leading segments written so far.  It runs ahead of the
+ * block's checksum, so it is a hint until the call returns 0.
+ */
+int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g,
+		      const struct codec_profile *profile, const void *in, size_t in_bytes,
+		      const uint64_t *expect_xxh3, const struct codec_view *dst,
+		      uint32_t skip_tokens, _Atomic(uint32_t) *segments_done);
+
 /* ---- profiles ---- */
 
 int codec_fit_new(const struct codec_geometry *g, struct codec_fit **ret_fit);	/* borrows g until free */

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * format.h - the bytes of an encoded block and of a profile.  Everything is little endian; reserved
+ * bytes are zero when written and checked to be zero when read.
+ *
+ * Encoded block
+ *   offset  size  what
+ *        0     4  magic "SKVB"
+ *        4     2  version (1)
+ *        6     1  speculator (enum codec_speculator)
+ *        7     1  reserved
+ *        8     4  encoded bytes, all of it
+ *       12     4  chunks
+ *       16     8  raw bytes
+ *       24     8  XXH3-64 (seed 0) of the raw bytes in canonical order
+ *       32    16  first half of the profile's digest; zero when no chunk needs a profile
+ *       48    16  first half of the geometry's digest
+ *       64   8*n  chunk index: u32 payload bytes, u16 escapes, u8 method, u8 reserved
+ *             ..  payloads in chunk order, each padded with zeros to a multiple of 4 bytes
+ *
+ * Payload by method
+ *   raw      the canonical bytes
+ *   generic  u32 bytes of the first zstd frame; a frame of all low bytes (and of one-byte elements),
+ *            then a frame of all high bytes (empty when there are none)
+ *   channel  32 x u32 final coder states; u32 bit-plane words, all but the last 16 of the chunk; u16 rANS
+ *            words; u16 escaped patterns in row order.  The last 16 bit-plane words are the low halves of
+ *            the coder's initial states (lane l: half l), which the decoder ends with; the high halves
+ *            must be 1.  A row has `shift` bit-plane words, bit l of word k is bit k of lane l.
+ *
+ * Profile
+ *        0     4  magic "SKVP"
+ *        4     2  version (1)
+ *        6     1  probability bits (10)
+ *        7     1  contexts (5)
+ *        8    32  geometry digest
+ *       40     4  segments
+ *       44     4  channels: columns of all coded segments
+ *       48     4  tables
+ *       52     4  expected bits per scalar, 16 fraction bits
+ *       56     8  tokens fitted
+ *       64   4*s  per segment: u8 coded, u8 shift, u8 context, u8 reserved
+ *            4*c  per channel: u16 top, u8 width, u8 table (bits 0..6) | flip << 7
+ *          254*t  per table: 127 x u16 frequency, sum 1024
+ *             ..  zeros to a multiple of 8 bytes
+ */
+#ifndef SKVCD_GPU_CODEC_FORMAT_H
+#define SKVCD_GPU_CODEC_FORMAT_H
+
+#include <assert.h>
+#include <endian.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the codec writes its structs as they lie in memory: little-endian machines only"
+#endif
+
+#define FORMAT_BLOCK_MAGIC 0x42564b53u			/* "SKVB" */
+#define FORMAT_BLOCK_VERSION 1u
+#define FORMAT_PROFILE_MAGIC 0x50564b53u		/* "SKVP" */
+#define FORMAT_PROFILE_VERSION 1u
+#define FORMAT_DIGEST_PREFIX_BYTES 16u
+#define FORMAT_PAYLOAD_ALIGN 4u
+#define FORMAT_TABLES_MAX 64u
+
+enum format_method {					/* of a chunk; wire values */
+	FORMAT_METHOD_RAW = 0,
+	FORMAT_METHOD_GENERIC = 1,
+	FORMAT_METHOD_CHANNEL = 2,
+	FORMAT_METHOD_COUNT
+};
+
+struct format_block_header {
+	uint32_t magic;
+	uint16_t version;
+	uint8_t speculator;
+	uint8_t reserved;
+	uint32_t encoded_bytes;
+	uint32_t chunks_count;
+	uint64_t raw_bytes;
+	uint64_t raw_xxh3;
+	uint8_t profile_digest[FORMAT_DIGEST_PREFIX_BYTES];
+	uint8_t geometry_digest[FORMAT_DIGEST_PREFIX_BYTES];
+};
+
+struct format_chunk_entry {
+	uint32_t payload_bytes;
+	uint16_t escapes;
+	uint8_t method;
+	uint8_t reserved;
+};
+
+struct format_profile_header {
+	uint32_t magic;
+	uint16_t version;
+	uint8_t prob_bits;
+	uint8_t contexts;
+	uint8_t geometry_digest[32];
+	uint32_t segments_count;
+	uint32_t channels_count;
+	uint32_t tables_count;
+	uint32_t expected_bits_q16;
+	uint64_t tokens_count;
+};
+
+struct format_profile_segment {
+	uint8_t coded;
+	uint8_t shift;
+	uint8_t context;
+	uint8_t reserved;
+};
+
+struct format_profile_channel {
+	uint16_t top;
+	uint8_t width;
+	uint8_t table_flip;
+};
+
+static_assert(sizeof(struct format_block_header) == 64, "block header");
+static_assert(offsetof(struct format_block_header, encoded_bytes) == 8, "block header");
+static_assert(offsetof(struct format_block_header, chunks_count) == 12, "block header");
+static_assert(offsetof(struct format_block_header, raw_bytes) == 16, "block header");
+static_assert(offsetof(struct format_block_header, raw_xxh3) == 24, "block header");
+static_assert(offsetof(struct format_block_header, profile_digest) == 32, "block header");
+static_assert(offsetof(struct format_block_header, geometry_digest) == 48, "block header");
+static_assert(sizeof(struct format_chunk_entry) == 8, "chunk entry");
+static_assert(offsetof(struct format_chunk_entry, escapes) == 4, "chunk entry");
+static_assert(offsetof(struct format_chunk_entry, method) == 6, "chunk entry");
+static_assert(sizeof(struct format_profile_header) == 64, "profile header");
+static_assert(offsetof(struct format_profile_header, geometry_digest) == 8, "profile header");
+static_assert(offsetof(struct format_profile_header, segments_count) == 40, "profile header");
+static_assert(offsetof(struct format_profile_header, expected_bits_q16) == 52, "profile header");
+static_assert(offsetof(struct format_profile_header, tokens_count) == 56, "profile header");
+static_assert(sizeof(struct format_profile_segment) == 4, "profile segment");
+static_assert(sizeof(struct format_profile_channel) == 4, "profile channel");
+
+#endif

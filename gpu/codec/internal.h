@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * internal.h - what the codec's own files share; nobody outside gpu/codec includes it, but its tests.
+ */
+#ifndef SKVCD_GPU_CODEC_INTERNAL_H
+#define SKVCD_GPU_CODEC_INTERNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gpu/codec/codec.h"
+#include "gpu/codec/core.h"
+#include "gpu/codec/format.h"
+
+/* A chunk is consecutive segments of one sort (coded or not) until it holds this many scalars: the
+ * states cost about 100 bytes a chunk, 0.05 bits per scalar at this size. */
+#define CODEC_CHUNK_SCALARS_MIN 16384u
+#define CODEC_WORDS_SLACK 32u				/* vector stores may reach below the first word */
+
+/* One segment as the channel kernels see it.  Column arrays are padded to whole rows. */
+struct codec_run {
+	uint32_t tokens_count;
+	uint32_t columns;				/* heads * head_dim */
+	uint32_t rows_per_token;
+	uint8_t bits;					/* 16 or 8 */
+	uint8_t shift;
+	uint8_t context;
+	const uint16_t *top;				/* borrowed from the profile, like the next three */
+	const uint16_t *width;
+	const uint16_t *flip;				/* 0 or 1 */
+	const uint16_t *table;				/* first table of the channel */
+};
+
+struct codec_profile {
+	uint8_t *serial;				/* owned, the frozen bytes */
+	size_t serial_bytes;
+	uint8_t digest[CODEC_DIGEST_BYTES];
+	uint8_t geometry_digest[CODEC_DIGEST_BYTES];
+	uint32_t tables_count;
+	uint32_t segments_count;
+	double expected_bits;
+	struct codec_run *runs;				/* owned, one per segment; columns 0: not coded */
+	uint16_t *columns;				/* owned, behind the runs' arrays */
+	uint32_t *dec;					/* owned, tables_count * CODEC_PROB_SUM */
+	uint32_t *enc;					/* owned, tables_count * CODEC_TOKENS_PITCH */
+	uint32_t *enc_rcp;				/* owned, floor(2^32 / freq), same shape */
+};
+
+/* Kernels.  Every implementation gives the same bytes as cpu_scalar.c. */
+struct codec_kernels {
+	const char *name;
+	bool (*supported)(void);
+	/* Canonical bytes of one run -> tokens (rows * 32) and bit planes (rows * shift).  Returns the
+	 * number of escapes. */
+	uint32_t (*tokenize)(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens,
+			     uint32_t *planes);
+	/* Code the tokens of consecutive runs, last first; words grow down from end.  At least
+	 * CODEC_WORDS_SLACK more words than scalars lie below it.  Returns the first word. */
+	uint16_t *(*encode)(const struct codec_profile *p, const struct codec_run *runs,
+			    uint32_t runs_count, const uint8_t *tokens, uint32_t *states,
+			    uint16_t *end);
+	/* Returns the words used, or -EBADMSG when they run out.  words may be unaligned. */
+	int64_t (*decode)(const struct codec_profile *p, const struct codec_run *runs,
+			  uint32_t runs_count, const uint8_t *words, uint32_t words_count,
+			  uint32_t *states, uint8_t *tokens);
+	/* The inverse of tokenize.  Takes escapes from *escapes on, at most escapes_count, and returns
+	 * how many there were (more than escapes_count: malformed). */
+	uint32_t (*rebuild)(const struct codec_run *run, const uint8_t *tokens,
+			    const uint32_t *planes, const uint8_t *escapes, uint32_t escapes_count,
+			    uint8_t *raw);
+};
+
+extern const struct codec_kernels codec_kernels_scalar;
+extern const struct codec_kernels codec_kernels_avx2;
+extern const struct codec_kernels codec_kernels_avx512;
+const struct codec_kernels *codec_kernels_get(void);
+
+/* Row steps of the scalar kernels, which the others use for partial rows and at the end of the words. */
+uint16_t *codec_scalar_encode_row(const struct codec_profile *p, const uint16_t *table,
+				  const uint8_t *previous, const uint8_t *tokens, uint32_t lanes,
+				  uint32_t *states, uint16_t *end);
+int64_t codec_scalar_decode_row(const struct codec_profile *p, const uint16_t *table,
+				const uint8_t *previous, uint32_t lanes, const uint8_t *words,
+				uint32_t words_left, uint32_t *states, uint8_t *tokens);
+uint32_t codec_scalar_tokenize_row(const struct codec_run *run, uint32_t column, uint32_t lanes,
+				   const uint8_t *raw, uint8_t *tokens, uint32_t *planes);
+uint32_t codec_scalar_rebuild_row(const struct codec_run *run, uint32_t column, uint32_t lanes,
+				  const uint8_t *tokens, const uint32_t *planes,
+				  const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw);
+
+struct codec_workspace {				/* grown on demand, one thread's */
+	uint8_t *raw;					/* a chunk's private copy */
+	uint8_t *check;					/* a chunk decoded again */
+	uint8_t *tokens;
+	uint32_t *planes;
+	uint16_t *words;
+	uint8_t *coded;					/* a chunk's payload */
+	uint8_t *split;					/* byte planes of `generic` */
+	size_t raw_cap, check_cap, tokens_cap, planes_cap, words_cap, coded_cap, split_cap;
+	void *zstd_c;
+	void *zstd_d;
+	void *xxh3;
+};
+
+/* Grow *buf to at least bytes; the contents are lost.  0 or -ENOMEM. */
+int codec_workspace_grow(void **buf, size_t *cap, size_t bytes);
+
+/* geometry.c */
+bool codec_segment_coded(const struct codec_segment *s);
+uint32_t codec_segment_columns(const struct codec_segment *s);
+uint64_t codec_segment_bytes(const struct codec_geometry *g, uint32_t segment);
+uint64_t codec_chunk_bytes(const struct codec_geometry *g, uint32_t chunk);
+unsigned codec_dtype_shift(uint8_t dtype);		/* mantissa bits - 2, at least 0 */
+void codec_gather(const struct codec_geometry *g, const struct codec_view *v, uint32_t segment,
+		  uint8_t *dst);
+void codec_scatter(const struct codec_geometry *g, const struct codec_view *v, uint32_t segment,
+		   uint32_t skip_tokens, const uint8_t *src);
+
+/* channel.c: ws->raw holds the chunk.  Encode leaves the payload in ws->coded. */
+int codec_channel_encode(struct codec_workspace *ws, const struct codec_geometry *g,
+			 const struct codec_profile *p, uint32_t chunk, size_t *ret_bytes,
+			 uint32_t *ret_escapes);
+int codec_channel_decode(struct codec_workspace *ws, const struct codec_geometry *g,
+			 const struct codec_profile *p, uint32_t chunk, const uint8_t *in,
+			 size_t in_bytes, uint32_t escapes, uint8_t *out);
+
+/* generic.c: likewise. */
+int codec_generic_encode(struct codec_workspace *ws, const struct codec_geometry *g, uint32_t chunk,
+			 size_t *ret_bytes);
+int codec_generic_decode(struct codec_workspace *ws, const struct codec_geometry *g, uint32_t chunk,
+			 const uint8_t *in, size_t in_bytes, uint8_t *out);
+
+/* profile.c */
+size_t codec_profile_serial_bytes(const struct codec_geometry *g, uint32_t tables_count);
+int codec_profile_from_serial(const struct codec_geometry *g, uint8_t *serial, size_t serial_bytes,
+			      struct codec_profile **ret_profile);	/* takes serial on success */
+
+#endif

@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * profile.c - the frozen tables of a namespace: parsing (a profile comes from disk, so every field is
+ * checked here and nowhere later), the arrays that the kernels read, the digest.
+ *
+ * A profile is immutable and may be used by any number of threads.
+ */
+#include "gpu/codec/codec.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sodium.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/codec/internal.h"
+
+struct layout {						/* byte offsets inside a serialised profile */
+	size_t segments_off;
+	size_t channels_off;
+	size_t tables_off;
+	size_t end_off;
+	size_t bytes;
+};
+
+static struct layout layout_of(uint32_t segments, uint32_t channels, uint32_t tables)
+{
+	struct layout l = { .segments_off = sizeof(struct format_profile_header) };
+
+	l.channels_off = l.segments_off + segments * sizeof(struct format_profile_segment);
+	l.tables_off = l.channels_off + channels * sizeof(struct format_profile_channel);
+	l.end_off = l.tables_off + (size_t)tables * CODEC_TOKENS_COUNT * 2u;
+	l.bytes = (l.end_off + 7u) & ~(size_t)7u;
+	return l;
+}
+
+static uint32_t geometry_channels(const struct codec_geometry *g)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < g->segments_count; i++)
+		if (codec_segment_coded(&g->segments[i]))
+			n += codec_segment_columns(&g->segments[i]);
+	return n;
+}
+
+size_t codec_profile_serial_bytes(const struct codec_geometry *g, uint32_t tables_count)
+{
+	return layout_of(g->segments_count, geometry_channels(g), tables_count).bytes;
+}
+
+static int header_check(const struct codec_geometry *g, const struct format_profile_header *h,
+			const uint8_t *buf, size_t buf_bytes)
+{
+	struct layout l;
+
+	if (h->magic != FORMAT_PROFILE_MAGIC)
+		return -EBADMSG;
+	if (h->version != FORMAT_PROFILE_VERSION ||
+	    memcmp(h->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0)
+		return -ESTALE;
+	if (h->prob_bits != CODEC_PROB_BITS || h->contexts != CODEC_CONTEXTS ||
+	    h->segments_count != g->segments_count || h->channels_count != geometry_channels(g))
+		return -EBADMSG;
+	if (h->tables_count > FORMAT_TABLES_MAX || (h->channels_count > 0 && h->tables_count == 0))
+		return -EBADMSG;
+	l = layout_of(h->segments_count, h->channels_count, h->tables_count);
+	if (l.bytes != buf_bytes)
+		return -EBADMSG;
+	for (size_t i = l.end_off; i < l.bytes; i++)
+		if (buf[i] != 0)
+			return -EBADMSG;
+	return 0;
+}
+
+static int profile_alloc(struct codec_profile *p, const struct codec_geometry *g)
+{
+	size_t padded = 0, slots = (size_t)p->tables_count * CODEC_PROB_SUM;
+	size_t tokens = (size_t)p->tables_count * CODEC_TOKENS_PITCH;
+
+	for (uint32_t i = 0; i < g->segments_count; i++)
+		if (codec_segment_coded(&g->segments[i]))
+			padded += (codec_segment_columns(&g->segments[i]) + CODEC_LANES - 1u) &
+				  ~(size_t)(CODEC_LANES - 1u);
+	p->runs = calloc(g->segments_count, sizeof(*p->runs));
+	/* One more row than needed, so that an empty profile is no special case. */
+	p->columns = calloc((padded + CODEC_LANES) * 4u, sizeof(*p->columns));
+	p->dec = calloc(slots + 1u, sizeof(*p->dec));
+	p->enc = calloc(tokens + 1u, sizeof(*p->enc));
+	p->enc_rcp = calloc(tokens + 1u, sizeof(*p->enc_rcp));
+	if (!p->runs || !p->columns || !p->dec || !p->enc || !p->enc_rcp)
+		return -ENOMEM;
+	return 0;
+}
+
+/* Build one table both ways.  Returns the width it supports: below, no frequency is 0; 0 = malformed. */
+static uint32_t table_build(struct codec_profile *p, uint32_t table, const uint8_t *serial)
+{
+	uint32_t *dec = p->dec + (size_t)table * CODEC_PROB_SUM;
+	uint32_t *enc = p->enc + (size_t)table * CODEC_TOKENS_PITCH;
+	uint32_t *rcp = p->enc_rcp + (size_t)table * CODEC_TOKENS_PITCH;
+	uint32_t start = 0, width = 0;
+	uint16_t freq[CODEC_TOKENS_COUNT];
+
+	memcpy(freq, serial, sizeof(freq));
+	for (uint32_t t = 0; t < CODEC_TOKENS_COUNT; t++) {
+		if (freq[t] >= CODEC_PROB_SUM || freq[t] > CODEC_PROB_SUM - start)
+			return 0;
+		enc[t] = codec_enc_entry(freq[t], start);
+		/* freq 1 would need 2^32; one less gives a quotient one less, which is corrected. */
+		rcp[t] = freq[t] > 1 ? (uint32_t)((1ull << 32) / freq[t]) : UINT32_MAX;
+		for (uint32_t i = 0; i < freq[t]; i++)
+			dec[start + i] = codec_dec_entry(freq[t], i, t);
+		start += freq[t];
+	}
+	if (start != CODEC_PROB_SUM || freq[CODEC_TOKEN_ESC] == 0)
+		return 0;
+	while (width < CODEC_WIDTH_MAX && freq[2u * width] && freq[2u * width + 1u])
+		width++;
+	return width;
+}
+
+static int channel_check(const struct codec_run *run, const struct format_profile_channel *c,
+			 const uint8_t *widths, uint32_t tables_count)
+{
+	uint32_t table = c->table_flip & 127u, n = run->context ? CODEC_CONTEXTS : 1u;
+	uint32_t cells = 1u << (run->bits - 1u) >> run->shift;
+
+	if (c->top >= cells || c->width == 0 || table + n > tables_count)
+		return -EBADMSG;
+	for (uint32_t i = 0; i < n; i++)
+		if (c->width > widths[table + i])
+			return -EBADMSG;
+	return 0;
+}
+
+/* Fill one run and its column arrays; *columns and *channel advance. */
+static int run_build(struct codec_profile *p, const struct codec_geometry *g, uint32_t segment,
+		     const struct format_profile_segment *fs, const uint8_t *widths,
+		     uint16_t **columns, const uint8_t **channel)
+{
+	const struct codec_segment *s = &g->segments[segment];
+	struct codec_run *run = &p->runs[segment];
+	uint32_t padded;
+	uint16_t *a = *columns;
+
+	if (fs->reserved != 0 || fs->coded != codec_segment_coded(s))
+		return -EBADMSG;
+	if (!fs->coded)
+		return fs->shift == 0 && fs->context == 0 ? 0 : -EBADMSG;
+	if (fs->shift > CODEC_SHIFT_MAX || fs->context > 1)
+		return -EBADMSG;
+	run->tokens_count = g->block_tokens;
+	run->columns = codec_segment_columns(s);
+	run->rows_per_token = (run->columns + CODEC_LANES - 1u) / CODEC_LANES;
+	run->bits = (uint8_t)(codec_dtype_bytes(s->dtype) * 8u);
+	run->shift = fs->shift;
+	run->context = fs->context;
+	if (run->shift >= run->bits - 1u)
+		return -EBADMSG;
+	padded = run->rows_per_token * CODEC_LANES;
+	run->top = a;
+	run->width = a + padded;
+	run->flip = a + 2u * padded;
+	run->table = a + 3u * padded;
+	for (uint32_t i = 0; i < run->columns; i++) {
+		struct format_profile_channel c;
+
+		memcpy(&c, *channel, sizeof(c));
+		if (channel_check(run, &c, widths, p->tables_count) < 0)
+			return -EBADMSG;
+		a[i] = c.top;
+		a[padded + i] = c.width;
+		a[2u * padded + i] = c.table_flip >> 7;
+		a[3u * padded + i] = c.table_flip & 127u;
+		*channel += sizeof(c);
+	}
+	*columns += 4u * (size_t)padded;
+	return 0;
+}
+
+static int profile_build(struct codec_profile *p, const struct codec_geometry *g,
+			 const struct format_profile_header *h)
+{
+	struct layout l = layout_of(h->segments_count, h->channels_count, h->tables_count);
+	const uint8_t *channel = p->serial + l.channels_off;
+	uint8_t widths[FORMAT_TABLES_MAX];
+	uint16_t *columns;
+	int r;
+
+	p->tables_count = h->tables_count;
+	p->segments_count = h->segments_count;
+	p->expected_bits = h->expected_bits_q16 / 65536.0;
+	memcpy(p->geometry_digest, h->geometry_digest, CODEC_DIGEST_BYTES);
+	r = profile_alloc(p, g);
+	if (r < 0)
+		return r;
+	for (uint32_t t = 0; t < h->tables_count; t++) {
+		uint32_t w = table_build(p, t, p->serial + l.tables_off + t * CODEC_TOKENS_COUNT * 2u);
+
+		if (w == 0)
+			return -EBADMSG;
+		widths[t] = (uint8_t)w;
+	}
+	columns = p->columns;
+	for (uint32_t i = 0; i < h->segments_count; i++) {
+		struct format_profile_segment fs;
+
+		memcpy(&fs, p->serial + l.segments_off + i * sizeof(fs), sizeof(fs));
+		r = run_build(p, g, i, &fs, widths, &columns, &channel);
+		if (r < 0)
+			return r;
+	}
+	assert(channel == p->serial + l.tables_off);
+	return 0;
+}
+
+int codec_profile_from_serial(const struct codec_geometry *g, uint8_t *serial, size_t serial_bytes,
+			      struct codec_profile **ret_profile)
+{
+	struct format_profile_header h;
+	struct codec_profile *p;
+	int r;
+
+	if (serial_bytes < sizeof(h))
+		return -EBADMSG;
+	memcpy(&h, serial, sizeof(h));
+	r = header_check(g, &h, serial, serial_bytes);
+	if (r < 0)
+		return r;
+	p = calloc(1, sizeof(*p));
+	if (!p)
+		return -ENOMEM;
+	p->serial = serial;
+	p->serial_bytes = serial_bytes;
+	r = profile_build(p, g, &h);
+	if (r < 0) {
+		p->serial = NULL;			/* still the caller's */
+		codec_profile_free(p);
+		return r;
+	}
+	crypto_generichash(p->digest, CODEC_DIGEST_BYTES, serial, serial_bytes, NULL, 0);
+	*ret_profile = p;
+	return 0;
+}
+
+int codec_profile_parse(const struct codec_geometry *g, const void *buf, size_t buf_bytes,
+			struct codec_profile **ret_profile)
+{
+	/* The largest that this geometry can have; anything longer is not copied at all. */
+	size_t max = codec_profile_serial_bytes(g, FORMAT_TABLES_MAX);
+	uint8_t *serial;
+	int r;
+
+	if (buf_bytes == 0 || buf_bytes > max)
+		return -EBADMSG;
+	serial = malloc(buf_bytes);
+	if (!serial)
+		return -ENOMEM;
+	memcpy(serial, buf, buf_bytes);
+	r = codec_profile_from_serial(g, serial, buf_bytes, ret_profile);
+	if (r < 0)
+		free(serial);
+	return r;
+}
+
+struct codec_profile *codec_profile_free(struct codec_profile *p)
+{
+	if (!p)
+		return NULL;
+	free(p->serial);
+	free(p->runs);
+	free(p->columns);
+	free(p->dec);
+	free(p->enc);
+	free(p->enc_rcp);
+	free(p);
+	return NULL;
+}
+
+const void *codec_profile_bytes(const struct codec_profile *p, size_t *ret_bytes)
+{
+	*ret_bytes = p->serial_bytes;
+	return p->serial;
+}
+
+const uint8_t *codec_profile_digest(const struct codec_profile *p)
+{
+	return p->digest;
+}
+
+double codec_profile_expected_bits(const struct codec_profile *p)
+{
+	return p->expected_bits;
+}

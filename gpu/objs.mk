@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+GPU_SRCS := \
+	gpu/codec/channel.c \
+	gpu/codec/container.c \
+	gpu/codec/cpu_scalar.c \
+	gpu/codec/dispatch.c \
+	gpu/codec/fit.c \
+	gpu/codec/fit_tables.c \
+	gpu/codec/generic.c \
+	gpu/codec/geometry.c \
+	gpu/codec/profile.c
+GPU_AVX2_SRCS :=
+GPU_AVX512_SRCS :=
