@@ -255,6 +255,8 @@ static int read_vocab_item(const struct report *r, const cJSON *item, uint8_t *b
 					   "vocab: id %u is %.40s here, another token "
 					   "in added_tokens",
 					   id, item->string);
+		if (find_text(tok, token->text, token->bytes) == NO_ID)
+			add_text(tok, id); /* it may be the token of a byte, or a half of a merge */
 		return 0;
 	}
 	if (token->text)
