@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * nvme_file.c - opening, recognising, locking and sizing the NVMe log's file.  Runs at start-up, on the
+ * thread that makes the lane; blocking calls are fine here.
+ *
+ * Nothing is written before the lock is held and what is there was seen to be ours or nothing.  In a new
+ * file the superblock comes before the space, so that what a crash leaves behind is still known as ours.
+ */
+#include "daemon/nvme_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#define SUPERBLOCK_MAGIC 0x314c564e43564b53ull	/* "SKVCNVL1" */
+#define SUPERBLOCK_VERSION 1u
+#define SUPERBLOCK_IO_BYTES NVME_FILE_ALIGN_BYTES_MAX
+#define BLANK_BYTES (1u << 20)			/* a device counts as blank when this much of it is zero */
+#define ALIGN_BYTES_MIN 4096u
+#define LOCK_TRIES 50u
+#define LOCK_PAUSE_NS 10000000
+
+/* Little endian, at offset 0; the rest of its block is zero. */
+struct superblock {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t header_bytes;			/* NVME_FILE_HEADER_BYTES */
+	uint64_t bytes;
+	uint64_t segment_bytes;
+	uint64_t epoch;				/* one more at every opening; the first is random */
+	uint8_t uuid[16];			/* of this file, made with it */
+	uint64_t xxh3;				/* XXH3-64 of this struct with this field zero */
+};
+
+_Static_assert(sizeof(struct superblock) == 64, "superblock");
+
+/* While opening. */
+struct opening {
+	const struct nvme_file_options *options;
+	struct nvme_file *file;
+	char *err;
+	unsigned err_bytes;
+	bool created;				/* by us, just now */
+	bool device;				/* a block device */
+	bool ours;				/* has our superblock: sb */
+	uint64_t size_bytes;
+	struct superblock sb;
+	uint8_t *buf;				/* BLANK_BYTES, aligned; owned */
+};
+
+__attribute__((format(printf, 3, 4))) static int say(struct opening *o, int r, const char *format, ...)
+{
+	va_list ap;
+	int n;
+
+	n = snprintf(o->err, o->err_bytes, "NVMe log %s: ", o->options->path);
+	if (n < 0 || (unsigned)n >= o->err_bytes)
+		return r;
+	va_start(ap, format);
+	(void)vsnprintf(o->err + n, o->err_bytes - (unsigned)n, format, ap);
+	va_end(ap);
+	return r;
+}
+
+static uint64_t superblock_xxh3(const struct superblock *sb)
+{
+	struct superblock copy = *sb;
+
+	copy.xxh3 = 0;
+	return XXH3_64bits(&copy, sizeof(copy));
+}
+
+static int open_path(const char *path, int flags)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | flags, 0600);
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* A new file if there is none; a block device exclusively, which fails when it is mounted. */
+static int open_fd(struct opening *o)
+{
+	const char *path = o->options->path;
+	struct stat st;
+	int fd;
+
+	fd = open_path(path, O_CREAT | O_EXCL);
+	o->created = fd >= 0;
+	if (fd != -EEXIST)
+		return fd;
+	if (stat(path, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return -ENOTSUP;
+	return open_path(path, S_ISBLK(st.st_mode) ? O_EXCL : 0);
+}
+
+static int open_any(struct opening *o)
+{
+	int fd = open_fd(o);
+
+	if (fd == -ENOTSUP)
+		return say(o, -EINVAL, "neither a regular file nor a block device");
+	if (fd == -EBUSY)
+		return say(o, fd, "the device is mounted or in use");
+	if (fd < 0)
+		return say(o, fd, "cannot open: %s", strerror(-fd));
+	o->file->fd = fd;
+	/* Not at open(): that would leave the new file behind where it is refused. */
+	o->file->direct = fcntl(fd, F_SETFL, O_DIRECT) == 0;
+	if (!o->file->direct && !o->options->allow_buffered)
+		return say(o, -EOPNOTSUPP, "its filesystem has no direct I/O (O_DIRECT)");
+	return 0;
+}
+
+static int set_lock(int fd, short type)
+{
+	struct flock lock = { .l_type = type, .l_whence = SEEK_SET };
+
+	return fcntl(fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
+}
+
+/*
+ * A process that was killed has its ring, and with it this file, taken apart by the kernel a little after
+ * it is gone: so a lock is waited for, not long.
+ */
+static int take_lock(struct opening *o)
+{
+	const struct timespec pause = { .tv_nsec = LOCK_PAUSE_NS };
+	int r = set_lock(o->file->fd, F_WRLCK);
+
+	for (unsigned i = 0; (r == -EAGAIN || r == -EACCES) && i < LOCK_TRIES; i++) {
+		(void)nanosleep(&pause, NULL);
+		r = set_lock(o->file->fd, F_WRLCK);
+	}
+	if (r == -EAGAIN || r == -EACCES)
+		return say(o, -EBUSY, "in use by another process");
+	return r < 0 ? say(o, r, "cannot lock: %s", strerror(-r)) : 0;
+}
+
+/* What direct I/O asks for, by the kernel's word where it has one (Linux 6.1). */
+static int find_align(struct opening *o)
+{
+	/*
+	 * Never less than 4096 even where 512 would do: filesystems serialise writes that are not whole
+	 * blocks of theirs, and drives with larger sectors read before they write.
+	 */
+	uint32_t align = ALIGN_BYTES_MIN;
+	struct statx sx;
+
+	if (o->file->direct && !statx(o->file->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &sx) &&
+	    (sx.stx_mask & STATX_DIOALIGN)) {
+		if (!sx.stx_dio_offset_align && !o->options->allow_buffered)
+			return say(o, -EOPNOTSUPP, "no direct I/O on this file (is it encrypted?)");
+		if (sx.stx_dio_mem_align > align)
+			align = sx.stx_dio_mem_align;
+		if (sx.stx_dio_offset_align > align)
+			align = sx.stx_dio_offset_align;
+	}
+	if (align > NVME_FILE_ALIGN_BYTES_MAX || (align & (align - 1)))
+		return say(o, -EOPNOTSUPP, "wants direct I/O aligned to %u bytes; at most %u is supported",
+			   align, NVME_FILE_ALIGN_BYTES_MAX);
+	o->file->align_bytes = align;
+	return 0;
+}
+
+static int find_size(struct opening *o)
+{
+	struct stat st;
+
+	if (fstat(o->file->fd, &st) < 0)
+		return say(o, -errno, "cannot stat: %s", strerror(errno));
+	o->device = S_ISBLK(st.st_mode);
+	o->size_bytes = (uint64_t)st.st_size;
+	if (!o->device)
+		return 0;
+	if (ioctl(o->file->fd, BLKGETSIZE64, &o->size_bytes) < 0)
+		return say(o, -errno, "cannot find the device's size: %s", strerror(errno));
+	if (o->size_bytes < o->options->bytes)
+		return say(o, -ENOSPC, "the device has %llu bytes, %llu are configured",
+			   (unsigned long long)o->size_bytes, (unsigned long long)o->options->bytes);
+	return 0;
+}
+
+static bool all_zero(const uint8_t *p, size_t bytes)
+{
+	for (size_t i = 0; i < bytes; i++)
+		if (p[i])
+			return false;
+	return true;
+}
+
+/* Ours, blank, or somebody else's? */
+static int recognise(struct opening *o)
+{
+	const uint64_t look_bytes = o->device ? BLANK_BYTES : SUPERBLOCK_IO_BYTES;
+	ssize_t n;
+
+	memset(o->buf, 0, BLANK_BYTES);
+	n = pread(o->file->fd, o->buf, (size_t)look_bytes, 0);
+	if (n < 0)
+		return say(o, -errno, "cannot read its first block: %s", strerror(errno));
+	memcpy(&o->sb, o->buf, sizeof(o->sb));
+	if (o->sb.magic == SUPERBLOCK_MAGIC) {
+		if (o->sb.version > SUPERBLOCK_VERSION)
+			return say(o, -EEXIST, "made by a newer version (format %u, this is %u)",
+				   o->sb.version, SUPERBLOCK_VERSION);
+		/* A damaged one is made anew: the records it described are forgotten anyway. */
+		o->ours = o->sb.version == SUPERBLOCK_VERSION && o->sb.xxh3 == superblock_xxh3(&o->sb);
+		return 0;
+	}
+	/* Of a regular file, one zero block is what a power cut during its making may leave. */
+	if (all_zero(o->buf, (size_t)look_bytes) && (o->device || o->size_bytes <= SUPERBLOCK_IO_BYTES))
+		return 0;
+	if (o->device)
+		return say(o, -EEXIST, "the device holds something else; wipe its first MiB to give it up");
+	return say(o, -EEXIST, "the file holds something else; move it away or name another one");
+}
+
+static int write_superblock(struct opening *o)
+{
+	struct superblock *sb = &o->sb;
+	ssize_t n;
+
+	if (!o->ours) {
+		memset(sb, 0, sizeof(*sb));
+		if (getrandom(sb->uuid, sizeof(sb->uuid), 0) != (ssize_t)sizeof(sb->uuid) ||
+		    getrandom(&sb->epoch, sizeof(sb->epoch), 0) != (ssize_t)sizeof(sb->epoch))
+			return say(o, -EIO, "no random numbers to be had");
+		sb->epoch >>= 1;		/* room to count up */
+	}
+	sb->magic = SUPERBLOCK_MAGIC;
+	sb->version = SUPERBLOCK_VERSION;
+	sb->header_bytes = NVME_FILE_HEADER_BYTES;
+	sb->bytes = o->options->bytes;
+	sb->segment_bytes = o->options->segment_bytes;
+	sb->epoch = sb->epoch + 1 ? sb->epoch + 1 : 1;
+	sb->xxh3 = superblock_xxh3(sb);
+
+	memset(o->buf, 0, SUPERBLOCK_IO_BYTES);
+	memcpy(o->buf, sb, sizeof(*sb));
+	n = pwrite(o->file->fd, o->buf, SUPERBLOCK_IO_BYTES, 0);
+	if (n != (ssize_t)SUPERBLOCK_IO_BYTES) {
+		int r = n < 0 ? -errno : -ENOSPC;
+
+		return say(o, r, "cannot write its first block: %s", strerror(-r));
+	}
+	if (fdatasync(o->file->fd) < 0)
+		return say(o, -errno, "cannot write its first block: %s", strerror(errno));
+	o->file->epoch = sb->epoch;
+	return 0;
+}
+
+/* All of its space now, so that no write can find the filesystem full later. */
+static int take_space(struct opening *o)
+{
+	const uint64_t bytes = o->options->bytes;
+
+	if (o->device)
+		return 0;
+	if (fchmod(o->file->fd, 0600) < 0)
+		return say(o, -errno, "cannot make it private: %s", strerror(errno));
+	if (o->size_bytes > bytes && ftruncate(o->file->fd, (off_t)bytes) < 0)
+		return say(o, -errno, "cannot shrink it: %s", strerror(errno));
+	if (fallocate(o->file->fd, 0, 0, (off_t)bytes) == 0)
+		return 0;
+	if (errno == EOPNOTSUPP)
+		return say(o, -EOPNOTSUPP, "its filesystem cannot preallocate (fallocate)");
+	return say(o, -errno, "cannot take %llu bytes of space: %s", (unsigned long long)bytes,
+		   strerror(errno));
+}
+
+static int prepare(struct opening *o)
+{
+	int r;
+
+	r = take_lock(o);
+	if (r < 0)
+		return r;
+	r = find_size(o);
+	if (r < 0)
+		return r;
+	r = find_align(o);
+	if (r < 0)
+		return r;
+	r = recognise(o);
+	if (r < 0)
+		return r;
+	r = write_superblock(o);
+	if (r < 0)
+		return r;
+	return take_space(o);
+}
+
+int nvme_file_open(const struct nvme_file_options *options, struct nvme_file *ret, char *err,
+		   unsigned err_bytes)
+{
+	struct nvme_file file = { .fd = -1 };
+	struct opening o = { .options = options, .file = &file, .err = err, .err_bytes = err_bytes };
+	int r;
+
+	o.buf = aligned_alloc(NVME_FILE_ALIGN_BYTES_MAX, BLANK_BYTES);
+	if (!o.buf)
+		return say(&o, -ENOMEM, "out of memory");
+	r = open_any(&o);
+	if (r == 0)
+		r = prepare(&o);
+	free(o.buf);
+	if (r == 0) {
+		*ret = file;
+		return 0;
+	}
+	if (file.fd >= 0) {
+		/* Not a full disk's worth of nothing; and only what nobody else can have meanwhile. */
+		if (o.created && r != -EBUSY)
+			(void)unlink(options->path);
+		(void)close(file.fd);
+	}
+	return r;
+}
+
+void nvme_file_close(struct nvme_file *f)
+{
+	if (f->fd < 0)
+		return;
+	/* By hand: a ring that has the file registered keeps it open for a while. */
+	(void)set_lock(f->fd, F_UNLCK);
+	(void)close(f->fd);
+	f->fd = -1;
+}

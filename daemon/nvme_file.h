@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * nvme_file.h - the file or block device under the NVMe log: that it is ours, locked, of the right size,
+ * and how it wants to be accessed.  Start-up only; does not know what lies behind the header.
+ */
+#ifndef SKVCD_DAEMON_NVME_FILE_H
+#define SKVCD_DAEMON_NVME_FILE_H
+
+#include <stdint.h>
+
+#define NVME_FILE_HEADER_BYTES 65536u		/* superblock and probe area; records lie behind */
+#define NVME_FILE_PROBE_OFF 32768u
+#define NVME_FILE_ALIGN_BYTES_MAX 32768u
+
+struct nvme_file {
+	int fd;					/* owned */
+	uint32_t align_bytes;			/* power of two, 4096..NVME_FILE_ALIGN_BYTES_MAX */
+	uint64_t epoch;				/* of this opening */
+	int direct;
+};
+
+struct nvme_file_options {
+	const char *path;
+	uint64_t bytes;
+	uint64_t segment_bytes;
+	int allow_buffered;
+};
+
+/* 0; -errno with one line in err.  -EBUSY: locked by another process, or a device in use; -EEXIST: it
+ * holds something that is not ours; -ENOSPC; -EOPNOTSUPP: no O_DIRECT or no fallocate. */
+int nvme_file_open(const struct nvme_file_options *options, struct nvme_file *ret, char *err,
+		   unsigned err_bytes);
+void nvme_file_close(struct nvme_file *f);
+
+#endif
