@@ -9,6 +9,8 @@ DAEMON_SRCS := \
 	daemon/log.c \
 	daemon/lookup.c \
 	daemon/mailbox.c \
+	daemon/nvme_file.c \
+	daemon/nvme_log.c \
 	daemon/pool.c \
 	daemon/pool_arena.c \
 	daemon/profiler.c \
@@ -17,4 +19,6 @@ DAEMON_SRCS := \
 	daemon/request.c \
 	daemon/stats.c \
 	daemon/store.c \
-	daemon/tier.c
+	daemon/tier.c \
+	daemon/uring.c \
+	daemon/uring_fault.c
