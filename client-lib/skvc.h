@@ -39,8 +39,8 @@ extern "C" {
 
 #define SKVC_DEFAULT_SOCKET "/run/skvcd/skvcd.sock"
 #define SKVC_KEY_BYTES 32
-#define SKVC_BLOCKS_MAX 4096		/* in one operation */
-#define SKVC_SEGMENTS_MAX 1024		/* of one geometry */
+#define SKVC_BLOCKS_MAX 4096   /* in one operation */
+#define SKVC_SEGMENTS_MAX 1024 /* of one geometry */
 #define SKVC_WAIT_FOREVER UINT64_MAX
 
 struct skvc_session;
@@ -50,16 +50,16 @@ struct skvc_arena;
 
 /* A block's name: the engine's own chained block hash, 16..32 bytes, and its group (0 if none). */
 struct skvc_key {
-	uint8_t bytes[SKVC_KEY_BYTES];	/* unused tail must be zero */
+	uint8_t bytes[SKVC_KEY_BYTES]; /* unused tail must be zero */
 	uint32_t group;
-	uint8_t len;			/* 16..32 */
-	uint8_t reserved[3];		/* zero */
+	uint8_t len;	     /* 16..32 */
+	uint8_t reserved[3]; /* zero */
 };
 
 enum skvc_kind { SKVC_KIND_OPAQUE = 0, SKVC_KIND_K = 1, SKVC_KIND_V = 2, SKVC_KIND_LATENT = 3 };
 
 enum skvc_dtype {
-	SKVC_DTYPE_U8 = 0,		/* bytes of unknown meaning */
+	SKVC_DTYPE_U8 = 0, /* bytes of unknown meaning */
 	SKVC_DTYPE_BF16 = 1,
 	SKVC_DTYPE_FP16 = 2,
 	SKVC_DTYPE_E4M3 = 3,
@@ -68,11 +68,11 @@ enum skvc_dtype {
 
 /* One tensor's share of a block: block_tokens x heads x head_dim elements. */
 struct skvc_segment {
-	uint8_t kind;			/* enum skvc_kind */
-	uint8_t dtype;			/* enum skvc_dtype */
+	uint8_t kind;  /* enum skvc_kind */
+	uint8_t dtype; /* enum skvc_dtype */
 	uint16_t layer;
-	uint16_t heads;			/* 1..65535 */
-	uint16_t head_dim;		/* elements; heads * head_dim <= 65536 */
+	uint16_t heads;	   /* 1..65535 */
+	uint16_t head_dim; /* elements; heads * head_dim <= 65536 */
 };
 
 /*
@@ -80,17 +80,17 @@ struct skvc_segment {
  * two engines share blocks only if all of it is equal and the daemon takes them for the same tenant.
  */
 struct skvc_geometry {
-	const char *model;		/* name and revision of the model, 1..255 bytes */
-	const void *salt;		/* engine's own separation (LoRA, cache_salt ...); may be NULL */
-	size_t salt_bytes;		/* 0..64 */
-	uint32_t block_tokens;		/* tokens of a block, 1..1024 */
-	uint32_t segments_count;	/* 1..1024 */
-	const struct skvc_segment *segments;	/* borrowed for the call */
+	const char *model;	 /* name and revision of the model, 1..255 bytes */
+	const void *salt;	 /* engine's own separation (LoRA, cache_salt ...); may be NULL */
+	size_t salt_bytes;	 /* 0..64 */
+	uint32_t block_tokens;	 /* tokens of a block, 1..1024 */
+	uint32_t segments_count; /* 1..1024 */
+	const struct skvc_segment *segments; /* borrowed for the call */
 };
 
 /* Where a segment lies in a registered memory, bytes.  Elements of one head are contiguous. */
 struct skvc_stride {
-	uint64_t off;			/* of block 0, token 0, head 0 */
+	uint64_t off; /* of block 0, token 0, head 0 */
 	uint64_t block_stride;
 	uint64_t token_stride;
 	uint64_t head_stride;
@@ -99,18 +99,19 @@ struct skvc_stride {
 /* ---- session ---- */
 
 enum skvc_role {
-	SKVC_ROLE_WORKER = 0,		/* may register memory, load and store */
-	SKVC_ROLE_SCHEDULER = 1		/* looks up, leases, touches; has no memory */
+	SKVC_ROLE_WORKER = 0,	/* may register memory, load and store */
+	SKVC_ROLE_SCHEDULER = 1 /* looks up, leases, touches; has no memory */
 };
 
-struct skvc_options {			/* zero-initialise; all fields are optional */
-	uint32_t role;			/* enum skvc_role */
-	uint32_t sq_entries;		/* power of two, 8..4096; 0: 256 */
-	uint64_t args_bytes;		/* argument area, 64 KiB..64 MiB; 0: 2 MiB */
-	uint64_t connect_timeout_ns;	/* 0: 5 s */
-	uint64_t spin_ns;		/* busy wait before sleeping in skvc_wait(); 0: 50 us; UINT64_MAX: always spin */
-	const char *name;		/* shown in `skvcctl stats`; <= 63 bytes */
-	void (*log)(void *user, const char *line);	/* diagnostics; NULL: none */
+struct skvc_options {		     /* zero-initialise; all fields are optional */
+	uint32_t role;		     /* enum skvc_role */
+	uint32_t sq_entries;	     /* power of two, 8..4096; 0: 256 */
+	uint64_t args_bytes;	     /* argument area, 64 KiB..64 MiB; 0: 2 MiB */
+	uint64_t connect_timeout_ns; /* 0: 5 s */
+	uint64_t
+		spin_ns; /* skvc_wait() is busy this long, then sleeps; 0: 50 us; UINT64_MAX: always busy */
+	const char *name;			   /* shown in `skvcctl stats`; <= 63 bytes */
+	void (*log)(void *user, const char *line); /* diagnostics; NULL: none */
 	void *log_user;
 };
 
@@ -120,7 +121,8 @@ struct skvc_options {			/* zero-initialise; all fields are optional */
  * meet or the daemon answered nonsense; -EPERM: refused; -EUSERS: as many sessions as allowed;
  * -ETIMEDOUT; -ENOMEM; -EINVAL.
  */
-int skvc_open(const char *path, const struct skvc_options *options, struct skvc_session **ret_session);
+int skvc_open(const char *path, const struct skvc_options *options,
+	      struct skvc_session **ret_session);
 
 /* End the session.  Waits until nothing touches this session's memory any more (bounded: 5 s), drops
  * its leases, frees its arenas.  Accepts NULL, returns NULL. */
@@ -129,16 +131,17 @@ struct skvc_session *skvc_close(struct skvc_session *session);
 /*
  * After -EPIPE: connect again with the same options, open the same namespaces and re-create arenas and
  * regions under their old handles and addresses (their contents are kept; nobody may write to them
- * during the call).  Pending jobs have completed with -EPIPE; leases are gone.  Errors as skvc_open;
- * on failure the session stays unusable and the call may be repeated.
+ * during the call).  Pending jobs have completed with -EPIPE and can still be taken; leases are gone.
+ * Errors as skvc_open; -EISCONN: the daemon is there.  On failure the session stays unusable and the
+ * call may be repeated.
  */
 int skvc_reconnect(struct skvc_session *session);
 
 /* One line about the last failed call of this session, never NULL; valid until the next call. */
 const char *skvc_last_error(const struct skvc_session *session);
-const char *skvc_reason_name(uint16_t reason);	/* "pool-full"; "unknown" above the list */
+const char *skvc_reason_name(uint16_t reason); /* "pool-full"; "unknown" above the list */
 const char *skvc_reason_text(uint16_t reason);
-const char *skvc_version(void);			/* "0.1.0" */
+const char *skvc_version(void); /* "0.1.0" */
 
 /* ---- namespaces and memory: blocking calls on the control socket, not for the hot path ---- */
 
@@ -149,8 +152,9 @@ int skvc_namespace_open(struct skvc_session *session, const struct skvc_geometry
 /* Host memory shared with the daemon, pinned and NUMA-placed by it.  bytes is rounded up to pages.
  * -ENOMEM, -EDQUOT (above the session's limit), -EPERM (scheduler role). */
 int skvc_arena_new(struct skvc_session *session, uint64_t bytes, struct skvc_arena **ret_arena);
-struct skvc_arena *skvc_arena_free(struct skvc_arena *arena);	/* waits for its jobs; returns NULL */
-void *skvc_arena_ptr(const struct skvc_arena *arena);		/* page aligned; lives as long as the arena */
+/* Unregisters its regions (waiting for their jobs), unmaps it.  Accepts NULL, returns NULL. */
+struct skvc_arena *skvc_arena_free(struct skvc_arena *arena);
+void *skvc_arena_ptr(const struct skvc_arena *arena); /* page aligned; lives as long as the arena */
 uint64_t skvc_arena_bytes(const struct skvc_arena *arena);
 
 /*
@@ -165,17 +169,18 @@ int skvc_register_host(struct skvc_session *session, uint32_t ns, struct skvc_ar
 enum skvc_gpu_memory { SKVC_GPU_IPC_HANDLE = 1, SKVC_GPU_POSIX_FD = 2 };
 
 struct skvc_gpu_export {
-	uint32_t type;			/* enum skvc_gpu_memory */
-	int fd;				/* SKVC_GPU_POSIX_FD: borrowed for the call */
-	uint8_t ipc_handle[64];		/* SKVC_GPU_IPC_HANDLE: cudaIpcMemHandle_t */
-	uint8_t device_uuid[16];	/* never an ordinal: CUDA_VISIBLE_DEVICES differs per process */
+	uint32_t type;		 /* enum skvc_gpu_memory */
+	int fd;			 /* SKVC_GPU_POSIX_FD: borrowed for the call */
+	uint8_t ipc_handle[64];	 /* SKVC_GPU_IPC_HANDLE: cudaIpcMemHandle_t */
+	uint8_t device_uuid[16]; /* never an ordinal: CUDA_VISIBLE_DEVICES differs per process */
 	uint64_t allocation_bytes;
-	uint64_t offset;		/* of the tensor inside the allocation */
+	uint64_t offset; /* of the tensor inside the allocation */
 };
 
 /* The engine's own GPU memory.  -EOPNOTSUPP when the daemon serves with the CPU device. */
-int skvc_register_gpu(struct skvc_session *session, uint32_t ns, const struct skvc_gpu_export *memory,
-		      uint32_t blocks_count, const struct skvc_stride *strides, uint32_t *ret_region);
+int skvc_register_gpu(struct skvc_session *session, uint32_t ns,
+		      const struct skvc_gpu_export *memory, uint32_t blocks_count,
+		      const struct skvc_stride *strides, uint32_t *ret_region);
 /* An interprocess event for ready and completion ordering.  -EOPNOTSUPP as above. */
 int skvc_register_gpu_event(struct skvc_session *session, const uint8_t ipc_event[64],
 			    uint32_t *ret_event);
@@ -185,72 +190,77 @@ int skvc_unregister(struct skvc_session *session, uint32_t region);
 
 /* ---- jobs ---- */
 
-struct skvc_lookup {			/* zero-initialise */
+struct skvc_lookup { /* zero-initialise */
 	uint32_t ns;
-	uint32_t count;			/* keys, 1..SKVC_BLOCKS_MAX */
-	const struct skvc_key *keys;	/* a prefix: keys[i] is the parent of keys[i + 1] */
-	const struct skvc_key *parent;	/* of keys[0], or NULL */
-	const uint32_t *tokens;		/* count * block_tokens ids, or NULL; when given, a hit must match */
-	uint64_t lease_ttl_ns;		/* 0: the daemon's default (30 s) */
+	uint32_t count;		       /* keys, 1..SKVC_BLOCKS_MAX */
+	const struct skvc_key *keys;   /* a prefix: keys[i] is the parent of keys[i + 1] */
+	const struct skvc_key *parent; /* of keys[0], or NULL */
+	const uint32_t
+		*tokens;       /* count * block_tokens ids, or NULL; when given, a hit must match */
+	uint64_t lease_ttl_ns; /* 0: the daemon's default (30 s) */
 };
 
-struct skvc_load {			/* zero-initialise */
+struct skvc_load { /* zero-initialise */
 	uint64_t lease;
-	uint32_t region;		/* where to; its namespace must be the lease's */
-	uint32_t first;			/* first block of the leased prefix to load */
+	uint32_t region; /* where to; its namespace must be the lease's */
+	uint32_t first;	 /* first block of the leased prefix to load */
 	uint32_t count;
-	const uint32_t *blocks;		/* block indices in the region, count of them */
-	uint32_t skip_tokens;		/* of the first block, leave these leading tokens untouched */
-	uint32_t ready_event;		/* GPU: wait for it before writing; 0 = none */
-	uint64_t *ret_bitmap;		/* (count + 63) / 64 words, or NULL; bit i = block i is exact; must
-					 * stay valid until the job is complete */
-	uint32_t *ret_segments_ready;	/* or NULL: running count of leading segments written for all
-					 * blocks (a hint until the job is complete); same lifetime */
+	const uint32_t *blocks; /* block indices in the region, count of them */
+	uint32_t skip_tokens;	/* of the first block, leave these leading tokens untouched */
+	uint32_t ready_event; /* GPU: wait for it before writing; 0 = none; else -EOPNOTSUPP now */
+	/* (count + 63) / 64 words, or NULL; bit i = block i is exact.  Zeroed by the call, written when
+	 * the job completes; must stay valid until then. */
+	uint64_t *ret_bitmap;
+	/* NULL, or the running count of leading segments written for all blocks (a hint until the job is
+	 * complete), brought up to date by skvc_poll() and skvc_wait(); same lifetime. */
+	uint32_t *ret_segments_ready;
 };
 
-struct skvc_store {			/* zero-initialise */
+struct skvc_store { /* zero-initialise */
 	uint32_t ns;
 	uint32_t region;
 	uint32_t count;
 	const struct skvc_key *keys;
-	const struct skvc_key *parent;	/* of keys[0], or NULL at the start of a sequence */
-	const uint32_t *tokens;		/* or NULL */
+	const struct skvc_key *parent; /* of keys[0], or NULL at the start of a sequence */
+	const uint32_t *tokens;	       /* or NULL */
 	const uint32_t *blocks;
 	uint32_t ready_event;
-	uint64_t *ret_bitmap;		/* bit i = block i was taken (or was there already) */
+	uint64_t *ret_bitmap; /* or NULL; bit i = block i was taken (or was there already) */
 };
 
-/* Each fills *ret_job and returns 0, or: -EAGAIN (ring or argument area full: poll, then repeat),
- * -EINVAL, -E2BIG (count), -ESTALE (region), -EPIPE (daemon gone), -EOWNERDEAD (after fork). */
+/* Each fills *ret_job and returns 0, or: -EAGAIN (ring, job table or argument area full: take
+ * completions, then repeat), -EINVAL, -E2BIG (count, token ids, or more than the argument area holds),
+ * -ESTALE (region), -EOPNOTSUPP (ready_event), -EPIPE (daemon gone), -EOWNERDEAD (after fork).  Keys,
+ * blocks and tokens are copied by the call. */
 int skvc_lookup(struct skvc_session *session, const struct skvc_lookup *args, uint64_t *ret_job);
 int skvc_load(struct skvc_session *session, const struct skvc_load *args, uint64_t *ret_job);
 int skvc_store(struct skvc_session *session, const struct skvc_store *args, uint64_t *ret_job);
 int skvc_release(struct skvc_session *session, uint64_t lease, uint64_t *ret_job);
-int skvc_touch(struct skvc_session *session, uint32_t ns, const struct skvc_key *keys, uint32_t count,
-	       uint64_t *ret_job);
-int skvc_drop(struct skvc_session *session, uint32_t ns, const struct skvc_key *keys, uint32_t count,
-	      uint64_t *ret_job);
+int skvc_touch(struct skvc_session *session, uint32_t ns, const struct skvc_key *keys,
+	       uint32_t count, uint64_t *ret_job);
+int skvc_drop(struct skvc_session *session, uint32_t ns, const struct skvc_key *keys,
+	      uint32_t count, uint64_t *ret_job);
 /* Keep blocks from eviction for ttl_ns (0: unpin; limit 24 h). */
 int skvc_pin(struct skvc_session *session, uint32_t ns, const struct skvc_key *keys, uint32_t count,
 	     uint64_t ttl_ns, uint64_t *ret_job);
-int skvc_nop(struct skvc_session *session, uint64_t *ret_job);	/* round trip: ping, benchmarks */
+int skvc_nop(struct skvc_session *session, uint64_t *ret_job); /* round trip: ping, benchmarks */
 
 enum skvc_event {
-	SKVC_EVENT_DONE = 0,		/* final; a store is COMMITTED: it can be found */
-	SKVC_EVENT_SOURCE_FREE = 1	/* store: the source pages may be reused; DONE follows */
+	SKVC_EVENT_DONE = 0,	   /* final; a store is COMMITTED: it can be found */
+	SKVC_EVENT_SOURCE_FREE = 1 /* store: the source pages may be reused; DONE follows */
 };
 
 struct skvc_completion {
 	uint64_t job;
 	int32_t res;
-	uint16_t reason;		/* skvc_reason_name() */
-	uint16_t event;			/* enum skvc_event */
-	uint32_t count;			/* lookup: length of the prefix; others: blocks done */
-	uint32_t pending;		/* lookup: of these, still on their way from NVMe */
-	uint64_t lease;			/* lookup with count > 0 */
+	uint16_t reason;  /* skvc_reason_name() */
+	uint16_t event;	  /* enum skvc_event */
+	uint32_t count;	  /* lookup: length of the prefix; others: blocks done */
+	uint32_t pending; /* lookup: of these, still on their way from NVMe */
+	uint64_t lease;	  /* lookup with count > 0 */
 	uint64_t raw_bytes;
 	uint64_t stored_bytes;
-	uint64_t elapsed_ns;		/* inside the daemon */
+	uint64_t elapsed_ns; /* inside the daemon */
 };
 
 /* Take up to `max` completions without waiting.  Returns how many (>= 0), or -EPIPE once all pending
@@ -260,10 +270,12 @@ int skvc_poll(struct skvc_session *session, struct skvc_completion *ret, unsigne
 /*
  * Wait until all of jobs[] are done.  Completions stay to be taken: by skvc_poll(), or one by one
  * with skvc_result().  Returns 0, -ETIME (not all done; nothing was cancelled), -ESTALE (unknown
- * handle: its DONE was taken before), -EPIPE.  Jobs' own outcomes are in their completions.
+ * handle: its DONE was taken before), -EPIPE (the daemon went before all were done; all are done now,
+ * some with -EPIPE).  Jobs' own outcomes are in their completions.
  * After it returns 0, no DMA, kernel or thread of the daemon touches the pages of these jobs.
  */
-int skvc_wait(struct skvc_session *session, const uint64_t *jobs, unsigned count, uint64_t timeout_ns);
+int skvc_wait(struct skvc_session *session, const uint64_t *jobs, unsigned count,
+	      uint64_t timeout_ns);
 
 /* Take the DONE of one job: 0, -EINPROGRESS, -ESTALE. */
 int skvc_result(struct skvc_session *session, uint64_t job, struct skvc_completion *ret);
@@ -278,27 +290,30 @@ int skvc_abort(struct skvc_session *session, uint64_t job);
 /* Jobs submitted and not yet taken; no call into the daemon. */
 unsigned skvc_pending(const struct skvc_session *session);
 
-/* An eventfd that becomes readable when completions arrive, for an engine's event loop.  Owned by the
- * session.  Call skvc_arm() before sleeping on it: 1 = armed; 0 = completions are there already. */
+/* A descriptor to poll for reading in an engine's event loop: readable when completions have come or the
+ * daemon is gone.  Never read it; it belongs to the session and stays the same over skvc_reconnect().
+ * Call skvc_arm() before sleeping on it: 1 = armed; 0 = take completions first; -EPIPE as skvc_poll(). */
 int skvc_event_fd(const struct skvc_session *session);
 int skvc_arm(struct skvc_session *session);
 
 struct skvc_lease_status {
-	uint32_t blocks_hit;		/* length of the leased prefix */
-	uint32_t blocks_ready;		/* leading blocks that a load need not wait for (lost ones too) */
-	uint32_t blocks_lost;		/* of these, will be reported as misses by a load */
-	uint64_t deadline_ns;		/* CLOCK_MONOTONIC */
+	uint32_t blocks_hit;   /* length of the leased prefix */
+	uint32_t blocks_ready; /* leading blocks that a load need not wait for (lost ones too) */
+	uint32_t blocks_lost;  /* of these, will be reported as misses by a load */
+	uint64_t deadline_ns;  /* CLOCK_MONOTONIC */
 };
 
 /* Read a lease's progress from shared memory, in the session that looked up (another session of the
- * tenant may load from the lease, but not watch it); no call into the daemon.  0, -ESTALE. */
-int skvc_lease_poll(const struct skvc_session *session, uint64_t lease, struct skvc_lease_status *ret);
+ * tenant may load from the lease, but not watch it); no call into the daemon, so it is skvc_poll() that
+ * notices a dead one.  0, -ESTALE (the lease is over), -EPIPE. */
+int skvc_lease_poll(const struct skvc_session *session, uint64_t lease,
+		    struct skvc_lease_status *ret);
 
 /* ---- the simple calls: one block in the packed form, any memory, synchronous ---- */
 
 /* 0, -EEXIST (there already), -EAGAIN, -EDQUOT, -EPIPE, ... ; bytes must be one block's. */
-int skvc_put(struct skvc_session *session, uint32_t ns, const struct skvc_key *key, const void *data,
-	     size_t bytes);
+int skvc_put(struct skvc_session *session, uint32_t ns, const struct skvc_key *key,
+	     const void *data, size_t bytes);
 /* 0: data is byte-exact; -ENOENT: a miss; data is unspecified on any error. */
 int skvc_get(struct skvc_session *session, uint32_t ns, const struct skvc_key *key, void *data,
 	     size_t bytes);

@@ -89,7 +89,8 @@ static const char *string_fault(const uint8_t *field, size_t field_bytes, bool m
 
 		if (!n)
 			return "is not UTF-8";
-		if (field[i] < 0x20 || field[i] == 0x7f || (field[i] == 0xc2 && field[i + 1] < 0xa0))
+		if (field[i] < 0x20 || field[i] == 0x7f ||
+		    (field[i] == 0xc2 && field[i + 1] < 0xa0))
 			return "has control characters";
 		i += n;
 	}
@@ -124,8 +125,10 @@ static bool check_hello(struct fault *f, const void *packet, size_t packet_bytes
 	memcpy(&m, packet, packet_bytes < sizeof(m) ? packet_bytes : sizeof(m));
 	if (m.abi_major != SKVC_ABI_MAJOR) {
 		*f->reason = SKVC_ABI_REASON_VERSION;
-		return FAULT(f, "client speaks version %u.%u, this daemon %u.%u: install matching versions",
-			     m.abi_major, m.abi_minor, SKVC_ABI_MAJOR, SKVC_ABI_MINOR);
+		return FAULT(
+			f,
+			"client speaks version %u.%u, this daemon %u.%u: install matching versions",
+			m.abi_major, m.abi_minor, SKVC_ABI_MAJOR, SKVC_ABI_MINOR);
 	}
 	if (!length_is(f, "HELLO", packet_bytes, sizeof(m)))
 		return false;
@@ -133,8 +136,8 @@ static bool check_hello(struct fault *f, const void *packet, size_t packet_bytes
 		return FAULT(f, "HELLO: role %u is neither 0 (worker) nor 1 (scheduler)", m.role);
 	if (m.sq_entries < SKVC_ABI_SQ_ENTRIES_MIN || m.sq_entries > SKVC_ABI_SQ_ENTRIES_MAX ||
 	    (m.sq_entries & (m.sq_entries - 1)))
-		return FAULT(f, "HELLO: sq_entries %u is not a power of two in %u..%u", m.sq_entries,
-			     SKVC_ABI_SQ_ENTRIES_MIN, SKVC_ABI_SQ_ENTRIES_MAX);
+		return FAULT(f, "HELLO: sq_entries %u is not a power of two in %u..%u",
+			     m.sq_entries, SKVC_ABI_SQ_ENTRIES_MIN, SKVC_ABI_SQ_ENTRIES_MAX);
 	if (m.args_bytes < SKVC_ABI_ARGS_AREA_BYTES_MIN ||
 	    m.args_bytes > SKVC_ABI_ARGS_AREA_BYTES_MAX || m.args_bytes % SKVC_ABI_PAGE_BYTES)
 		return FAULT(f, "HELLO: args_bytes %llu is not a multiple of %u in %u..%u",
@@ -154,8 +157,8 @@ static bool check_segment(struct fault *f, const struct skvc_abi_segment *s, uin
 		return FAULT(f, "NS_OPEN: segment %u has unknown dtype %u", idx, s->dtype);
 	if (!s->heads || !s->head_dim ||
 	    (uint32_t)s->heads * s->head_dim > SKVC_ABI_SEGMENT_ELEMENTS_MAX)
-		return FAULT(f, "NS_OPEN: segment %u has %u heads of %u elements (product 1..%u)", idx,
-			     s->heads, s->head_dim, SKVC_ABI_SEGMENT_ELEMENTS_MAX);
+		return FAULT(f, "NS_OPEN: segment %u has %u heads of %u elements (product 1..%u)",
+			     idx, s->heads, s->head_dim, SKVC_ABI_SEGMENT_ELEMENTS_MAX);
 	return true;
 }
 
@@ -269,7 +272,8 @@ static bool check_region_gpu(struct fault *f, const void *packet, size_t packet_
 			    m.strides_count);
 }
 
-int ctl_msg_check_request(const void *packet, size_t packet_bytes, uint16_t *ret_reason, char *ret_text)
+int ctl_msg_check_request(const void *packet, size_t packet_bytes, uint16_t *ret_reason,
+			  char *ret_text)
 {
 	uint16_t reason = SKVC_ABI_REASON_BAD_MESSAGE;
 	struct fault f = { .text = ret_text, .reason = &reason };
@@ -286,8 +290,8 @@ int ctl_msg_check_request(const void *packet, size_t packet_bytes, uint16_t *ret
 		goto out;
 	}
 	if (h.bytes != packet_bytes || h.reserved) {
-		(void)FAULT(&f, "header says %u bytes (packet: %zu), reserved %u (must be 0)", h.bytes,
-			    packet_bytes, h.reserved);
+		(void)FAULT(&f, "header says %u bytes (packet: %zu), reserved %u (must be 0)",
+			    h.bytes, packet_bytes, h.reserved);
 		goto out;
 	}
 
@@ -339,7 +343,8 @@ static bool answer_handle_is_good(const void *packet)
 	_Static_assert(offsetof(struct ctl_ns, ns) == offsetof(struct ctl_region, handle), "alike");
 	_Static_assert(offsetof(struct ctl_arena, arena) == offsetof(struct ctl_region, handle),
 		       "alike");
-	memcpy(&handle, (const uint8_t *)packet + offsetof(struct ctl_region, handle), sizeof(handle));
+	memcpy(&handle, (const uint8_t *)packet + offsetof(struct ctl_region, handle),
+	       sizeof(handle));
 	memcpy(&reserved, (const uint8_t *)packet + offsetof(struct ctl_region, reserved),
 	       sizeof(reserved));
 	return handle && !reserved;

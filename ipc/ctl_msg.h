@@ -14,8 +14,8 @@
 
 #include "ipc/abi.h"
 
-#define CTL_MAGIC 0x31435653u			/* "SVC1" */
-#define CTL_MSG_BYTES_MAX (48u << 10)		/* any packet: header + 1024 strides */
+#define CTL_MAGIC 0x31435653u	      /* "SVC1" */
+#define CTL_MSG_BYTES_MAX (48u << 10) /* any packet: header + 1024 strides */
 #define CTL_FDS_MAX 4u
 #define CTL_NAME_BYTES 64u
 #define CTL_MODEL_BYTES 256u
@@ -33,47 +33,48 @@ enum ctl_type {
 	CTL_REGION_GPU = 6,
 	CTL_EVENT_GPU = 7,
 	CTL_REGION_FREE = 8,
-	CTL_BYE = 9,				/* drain, answer CTL_OK, close */
+	CTL_BYE = 9, /* drain, answer CTL_OK, close */
 	CTL_REQUEST_COUNT,
 	/* daemon -> client */
-	CTL_WELCOME = 64,			/* fds: segment memfd, sq eventfd (client writes), cq eventfd (client polls) */
+	CTL_WELCOME =
+		64, /* fds: segment memfd, sq eventfd (client writes), cq eventfd (client polls) */
 	CTL_NS = 65,
-	CTL_ARENA = 66,				/* fds: arena memfd */
+	CTL_ARENA = 66, /* fds: arena memfd */
 	CTL_REGION = 67,
 	CTL_OK = 68,
 	CTL_ERROR = 69,
 };
 
-struct ctl_header {				/* first in every message */
+struct ctl_header { /* first in every message */
 	uint32_t magic;
-	uint16_t type;				/* enum ctl_type */
+	uint16_t type; /* enum ctl_type */
 	uint16_t reserved;
-	uint32_t bytes;				/* of the whole packet */
-	uint32_t seq;				/* chosen by the client, echoed in the answer */
+	uint32_t bytes; /* of the whole packet */
+	uint32_t seq;	/* chosen by the client, echoed in the answer */
 };
 
 struct ctl_hello {
 	struct ctl_header h;
 	uint16_t abi_major;
 	uint16_t abi_minor;
-	uint16_t abi_major_min;			/* the oldest daemon this client accepts */
+	uint16_t abi_major_min; /* the oldest daemon this client accepts */
 	uint16_t abi_minor_min;
-	uint32_t role;				/* 0 worker, 1 scheduler */
-	uint32_t sq_entries;			/* power of two, 8..4096 */
-	uint64_t args_bytes;			/* multiple of 4096, 64 KiB..64 MiB */
-	uint8_t name[CTL_NAME_BYTES];		/* UTF-8, NUL-terminated, rest zero */
+	uint32_t role;		      /* 0 worker, 1 scheduler */
+	uint32_t sq_entries;	      /* power of two, 8..4096 */
+	uint64_t args_bytes;	      /* multiple of 4096, 64 KiB..64 MiB */
+	uint8_t name[CTL_NAME_BYTES]; /* UTF-8, NUL-terminated, rest zero */
 };
 
 struct ctl_welcome {
 	struct ctl_header h;
 	uint16_t abi_major;
 	uint16_t abi_minor;
-	uint16_t abi_major_min;			/* the oldest client this daemon accepts */
+	uint16_t abi_major_min; /* the oldest client this daemon accepts */
 	uint16_t abi_minor_min;
 	uint32_t session_id;
 	uint32_t reserved;
 	uint64_t segment_bytes;
-	uint64_t arena_bytes_max;		/* per session, sum of its arenas */
+	uint64_t arena_bytes_max; /* per session, sum of its arenas */
 	uint64_t lease_ttl_default_ns;
 };
 
@@ -83,31 +84,31 @@ struct ctl_ns_open {
 	uint32_t segments_count;
 	uint32_t salt_bytes;
 	uint32_t reserved;
-	uint8_t model[CTL_MODEL_BYTES];		/* NUL-terminated, rest zero */
-	uint8_t salt[CTL_SALT_BYTES];		/* rest zero */
-	struct skvc_abi_segment segments[];	/* segments_count */
+	uint8_t model[CTL_MODEL_BYTES];	    /* NUL-terminated, rest zero */
+	uint8_t salt[CTL_SALT_BYTES];	    /* rest zero */
+	struct skvc_abi_segment segments[]; /* segments_count */
 };
 
 struct ctl_ns {
 	struct ctl_header h;
-	uint32_t ns;				/* handle in this session, >= 1 */
+	uint32_t ns; /* handle in this session, >= 1 */
 	uint32_t reserved;
 	uint64_t block_raw_bytes;
 };
 
 struct ctl_arena_new {
 	struct ctl_header h;
-	uint64_t bytes;				/* multiple of 4096 */
+	uint64_t bytes; /* multiple of 4096 */
 };
 
 struct ctl_arena {
 	struct ctl_header h;
-	uint32_t arena;				/* handle in this session, >= 1 */
+	uint32_t arena; /* handle in this session, >= 1 */
 	uint32_t reserved;
 	uint64_t bytes;
 };
 
-struct ctl_free {				/* ARENA_FREE, REGION_FREE */
+struct ctl_free { /* ARENA_FREE, REGION_FREE */
 	struct ctl_header h;
 	uint32_t handle;
 	uint32_t reserved;
@@ -118,15 +119,15 @@ struct ctl_region_host {
 	uint32_t ns;
 	uint32_t arena;
 	uint32_t blocks_count;
-	uint32_t strides_count;			/* 0: packed; else the namespace's segments_count */
+	uint32_t strides_count; /* 0: packed; else the namespace's segments_count */
 	uint64_t offset;
 	struct skvc_abi_stride strides[];
 };
 
-struct ctl_region_gpu {				/* fd: the POSIX export, when memory_type is 2 */
+struct ctl_region_gpu { /* fd: the POSIX export, when memory_type is 2 */
 	struct ctl_header h;
 	uint32_t ns;
-	uint32_t memory_type;			/* 1 legacy IPC handle, 2 POSIX fd */
+	uint32_t memory_type; /* 1 legacy IPC handle, 2 POSIX fd */
 	uint32_t blocks_count;
 	uint32_t strides_count;
 	uint64_t allocation_bytes;
@@ -141,9 +142,9 @@ struct ctl_event_gpu {
 	uint8_t ipc_event[64];
 };
 
-struct ctl_region {				/* answer to REGION_*, EVENT_GPU */
+struct ctl_region { /* answer to REGION_*, EVENT_GPU */
 	struct ctl_header h;
-	uint32_t handle;			/* >= 1 */
+	uint32_t handle; /* >= 1 */
 	uint32_t reserved;
 };
 
@@ -153,12 +154,12 @@ struct ctl_ok {
 
 struct ctl_error {
 	struct ctl_header h;
-	int32_t res;				/* negative errno */
-	uint16_t reason;			/* enum skvc_abi_reason */
-	uint16_t abi_major;			/* the daemon's, so that a refusal carries both numbers */
+	int32_t res;	    /* negative errno */
+	uint16_t reason;    /* enum skvc_abi_reason */
+	uint16_t abi_major; /* the daemon's, so that a refusal carries both numbers */
 	uint16_t abi_minor;
 	uint16_t reserved[3];
-	uint8_t text[CTL_TEXT_BYTES];		/* NUL-terminated, one line: what was wrong, what to do */
+	uint8_t text[CTL_TEXT_BYTES]; /* NUL-terminated, one line: what was wrong, what to do */
 };
 
 _Static_assert(sizeof(struct ctl_header) == 16, "ctl_header");
@@ -183,7 +184,8 @@ _Static_assert(sizeof(struct ctl_error) == 224, "ctl_error");
  * looked at: only the first 24 bytes of a HELLO are the same in every version).  How many descriptors
  * came with the packet, and whether its handles exist, is the caller's to check.
  */
-int ctl_msg_check_request(const void *packet, size_t packet_bytes, uint16_t *ret_reason, char *ret_text);
+int ctl_msg_check_request(const void *packet, size_t packet_bytes, uint16_t *ret_reason,
+			  char *ret_text);
 
 /* The same for an answer of type `expected` (or CTL_ERROR) to the request `seq`; used by the client. */
 int ctl_msg_check_answer(const void *packet, size_t packet_bytes, uint16_t expected, uint32_t seq);

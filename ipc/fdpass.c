@@ -3,8 +3,6 @@
  * fdpass.c - sendmsg and recvmsg with SCM_RIGHTS, and the care that keeps foreign descriptors from
  * staying open when a packet is refused.  Runs on the daemon's control thread and in the client.
  */
-#define _GNU_SOURCE 1				/* MSG_CMSG_CLOEXEC */
-
 #include "ipc/fdpass.h"
 
 #include <errno.h>
@@ -26,7 +24,8 @@ union fdpass_control {
 	char bytes[CMSG_SPACE(FDPASS_FDS_ROOM * sizeof(int))];
 };
 
-int fdpass_send(int sock, const void *packet, size_t packet_bytes, const int *fds, unsigned fds_count)
+int fdpass_send(int sock, const void *packet, size_t packet_bytes, const int *fds,
+		unsigned fds_count)
 {
 	struct iovec iov = { .iov_base = (void *)packet, .iov_len = packet_bytes };
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };

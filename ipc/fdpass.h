@@ -8,7 +8,8 @@
 #include <stddef.h>
 
 /* Send one packet (MSG_NOSIGNAL).  fds are borrowed.  0, -EAGAIN (nonblocking socket), -EPIPE, ... */
-int fdpass_send(int sock, const void *packet, size_t packet_bytes, const int *fds, unsigned fds_count);
+int fdpass_send(int sock, const void *packet, size_t packet_bytes, const int *fds,
+		unsigned fds_count);
 
 /*
  * Receive one packet.  Returns its length (0: peer closed), or -EAGAIN, -EMSGSIZE (truncated packet),

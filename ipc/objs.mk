@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 IPC_SRCS := \
 	ipc/ctl_msg.c \
 	ipc/fdpass.c \

@@ -23,12 +23,12 @@
 #define RING_ENTRY_BYTES 64u
 
 struct ring {
-	uint8_t *entries;			/* shared; capacity * 64 bytes */
-	struct skvc_abi_index *own;		/* shared: the index this side writes */
-	struct skvc_abi_index *peer;		/* shared: the index the other side writes */
+	uint8_t *entries;	     /* shared; capacity * 64 bytes */
+	struct skvc_abi_index *own;  /* shared: the index this side writes */
+	struct skvc_abi_index *peer; /* shared: the index the other side writes */
 	uint32_t mask;
-	uint32_t own_value;			/* private: last published plus what is being filled or read */
-	uint32_t peer_value;			/* private: last accepted value of the peer's index */
+	uint32_t own_value;  /* private: last published plus what is being filled or read */
+	uint32_t peer_value; /* private: last accepted value of the peer's index */
 };
 
 static inline void ring_init(struct ring *r, void *entries, uint32_t capacity,

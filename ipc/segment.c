@@ -3,8 +3,6 @@
  * segment.c - the memfds of a session: layout, sealing, and what a client checks before it believes one.
  * Control thread and client.  Knows nothing of what runs over the rings.
  */
-#define _GNU_SOURCE 1				/* memfd_create, seals */
-
 #include "ipc/segment.h"
 
 #include <errno.h>
@@ -18,7 +16,7 @@
 #include "ipc/ring.h"
 
 #ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 0x0008U			/* Linux 6.3 */
+#define MFD_NOEXEC_SEAL 0x0008U /* Linux 6.3 */
 #endif
 
 #define SEGMENT_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
@@ -59,8 +57,9 @@ int segment_layout(uint32_t sq_entries, uint32_t leases_count, uint64_t args_byt
 	h.cq_off = h.sq_off + (uint64_t)h.sq_entries * RING_ENTRY_BYTES;
 	h.leases_off = h.cq_off + (uint64_t)h.cq_entries * RING_ENTRY_BYTES;
 	h.leases_count = leases_count;
-	h.args_off = align_up(h.leases_off + (uint64_t)leases_count *
-			      sizeof(struct skvc_abi_lease_word), SKVC_ABI_PAGE_BYTES);
+	h.args_off =
+		align_up(h.leases_off + (uint64_t)leases_count * sizeof(struct skvc_abi_lease_word),
+			 SKVC_ABI_PAGE_BYTES);
 	h.args_bytes = args_bytes;
 	h.segment_bytes = h.args_off + args_bytes;
 	h.daemon_state = SKVC_ABI_DAEMON_OPEN;
@@ -77,7 +76,7 @@ int segment_create(const char *name, uint64_t bytes, int *ret_fd)
 		return -EINVAL;
 	fd = memfd_create(name, flags | MFD_NOEXEC_SEAL);
 	if (fd < 0 && errno == EINVAL)
-		fd = memfd_create(name, flags);	/* a kernel before NOEXEC_SEAL */
+		fd = memfd_create(name, flags); /* a kernel before NOEXEC_SEAL */
 	if (fd < 0)
 		return -errno;
 	if (ftruncate(fd, (off_t)bytes) < 0 || fcntl(fd, F_ADD_SEALS, SEGMENT_SEALS) < 0) {

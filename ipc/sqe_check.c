@@ -11,14 +11,14 @@
 
 /* Which of an entry's fields an operation uses; every other one must be zero. */
 struct sqe_shape {
-	uint8_t flags;				/* that may be set */
+	uint8_t flags; /* that may be set */
 	bool ns;
-	bool keys;				/* count keys in the argument list */
-	bool blocks;				/* count block indices, a region, and results */
+	bool keys;   /* count keys in the argument list */
+	bool blocks; /* count block indices, a region, and results */
 	bool lease;
-	bool ttl;				/* arg is a time to live */
-	bool job;				/* arg is a user_data */
-	bool first;				/* first, skip_tokens */
+	bool ttl;   /* arg is a time to live */
+	bool job;   /* arg is a user_data */
+	bool first; /* first, skip_tokens */
 };
 
 static const struct sqe_shape sqe_shapes[SKVC_ABI_OP_COUNT] = {
@@ -75,7 +75,8 @@ static enum skvc_abi_reason check_result(const struct skvc_abi_sqe *sqe, uint64_
 	uint32_t words = (sqe->count + 63) / 64 + (progress ? 1 : 0);
 
 	if (!sqe->result_bytes)
-		return progress || sqe->result_rel ? SKVC_ABI_REASON_BAD_RESULT : SKVC_ABI_REASON_NONE;
+		return progress || sqe->result_rel ? SKVC_ABI_REASON_BAD_RESULT
+						   : SKVC_ABI_REASON_NONE;
 	if (sqe->result_bytes != words * 8 || sqe->result_rel % 8)
 		return SKVC_ABI_REASON_BAD_RESULT;
 	if (!in_area(sqe->result_rel, sqe->result_bytes, args_area_bytes))
@@ -97,9 +98,9 @@ enum skvc_abi_reason sqe_check(const struct skvc_abi_sqe *sqe, uint64_t args_are
 	if (shape->keys || shape->blocks)
 		if (!sqe->count || sqe->count > SKVC_ABI_BLOCKS_MAX)
 			return SKVC_ABI_REASON_BAD_COUNT;
-	if (shape->first && (sqe->first >= SKVC_ABI_BLOCKS_MAX ||
-			     sqe->count > SKVC_ABI_BLOCKS_MAX - sqe->first ||
-			     sqe->skip_tokens >= SKVC_ABI_BLOCK_TOKENS_MAX))
+	if (shape->first &&
+	    (sqe->first >= SKVC_ABI_BLOCKS_MAX || sqe->count > SKVC_ABI_BLOCKS_MAX - sqe->first ||
+	     sqe->skip_tokens >= SKVC_ABI_BLOCK_TOKENS_MAX))
 		return SKVC_ABI_REASON_BAD_COUNT;
 	if (shape->ns && !sqe->ns)
 		return SKVC_ABI_REASON_BAD_NAMESPACE;

@@ -12,7 +12,7 @@
 
 /* Where the parts of an argument list lie, bytes from its start; counts of zero when absent. */
 struct sqe_args {
-	uint32_t parent_off;			/* valid with SQE_PARENT */
+	uint32_t parent_off; /* valid with SQE_PARENT */
 	uint32_t keys_off;
 	uint32_t keys_count;
 	uint32_t blocks_off;
