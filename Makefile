@@ -114,13 +114,6 @@ dbuspolicydir ?= $(prefix)/share/dbus-1/system.d
 
 -include ipc/objs.mk client-lib/objs.mk gpu/objs.mk daemon/objs.mk tools/objs.mk tests/objs.mk
 
-# Rooms that have no list yet: everything that is there.
-GPU_SRCS ?= $(sort $(filter-out %_avx2.c %_avx512.c,$(wildcard gpu/*.c gpu/codec/*.c)))
-GPU_AVX2_SRCS ?= $(sort $(wildcard gpu/codec/*_avx2.c))
-GPU_AVX512_SRCS ?= $(sort $(wildcard gpu/codec/*_avx512.c))
-CLIENT_SRCS ?= $(sort $(wildcard client-lib/*.c))
-DAEMON_SRCS ?= $(sort $(wildcard daemon/*.c daemon/util/*.c))
-
 TOOL_MAINS := tools/skvcctl.c tools/skvc_bench.c tools/skvc_demo.c tools/skvc_kvdump.c
 MAINS := daemon/main.c $(TOOL_MAINS)
 GPU_ALL_SRCS := $(sort $(GPU_SRCS) $(GPU_AVX2_SRCS) $(GPU_AVX512_SRCS))
