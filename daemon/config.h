@@ -30,7 +30,7 @@ struct config {
 	char bus_socket[CONFIG_SOCKET_BYTES];	/* /run/skvcd/bus; empty: no peer-to-peer bus */
 	char state_dir[PATH_MAX];		/* /var/lib/skvcd: secret, profiles, spill file */
 	uint32_t socket_mode;			/* 0660 */
-	uint32_t sessions_max;			/* 1..1024, default 64 */
+	uint32_t sessions_max;			/* 1..256 (three letters each fit a mailbox), default 64 */
 	uint32_t namespaces_max;		/* 1..1024, default 64 */
 	uint64_t spin_ns;			/* lane busy-polls this long before it sleeps; default 50 us */
 	uint32_t cpu_workers;			/* codec threads; 0: cores - 1, at least 1, at most 16 */

@@ -44,7 +44,7 @@ static const struct config_key config_keys[] = {
 	  "/var/lib/skvcd", "directory of the daemon's secret; made when missing" },
 	{ "daemon", "socket_mode", CONFIG_MODE, FIELD(socket_mode), 0600, 0777, 0, NULL,
 	  "0660", "permissions of both sockets, octal" },
-	{ "daemon", "sessions_max", CONFIG_COUNT, FIELD(sessions_max), 1, 1024, 0, NULL,
+	{ "daemon", "sessions_max", CONFIG_COUNT, FIELD(sessions_max), 1, 256, 0, NULL,
 	  "64", "clients connected at a time" },
 	{ "daemon", "namespaces_max", CONFIG_COUNT, FIELD(namespaces_max), 1, 1024, 0, NULL,
 	  "64", "namespaces of all tenants, until the daemon ends" },

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * control.h - the control thread's event loop: connections, the lane's mail, the end.  main.c makes it,
+ * bus.c reads from it on the same thread.
+ */
+#ifndef SKVCD_DAEMON_CONTROL_H
+#define SKVCD_DAEMON_CONTROL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/config.h"
+#include "daemon/lane.h"
+#include "daemon/listener.h"
+#include "daemon/registry.h"
+#include "daemon/session.h"
+#include "daemon/stats.h"
+
+struct sd_event;
+struct control;
+
+/* listener, config, lane, registry: borrowed until control_free().  -errno. */
+int control_new(struct sd_event *event, const struct config *config, struct lane *lane,
+		struct registry *registry, struct listener *listener, struct control **ret_control);
+struct control *control_free(struct control *control);	/* after control_drained() */
+
+/* Accept nobody any more and end every session; the event loop exits when the last one is gone, or with
+ * -ETIMEDOUT after 5 s. */
+void control_stop(struct control *control);
+
+/* ---- to look at, from the same thread ---- */
+
+const struct config *control_config(const struct control *control);
+const struct registry *control_registry(const struct control *control);
+const struct session *control_session(const struct control *control, uint32_t slot);	/* NULL: free */
+uint64_t control_stat(const struct control *control, enum stats_id id);	/* the lane's and our own */
+uint64_t control_reason(const struct control *control, uint16_t reason);
+const struct stats *control_lane_stats(const struct control *control);	/* histograms */
+const char *control_health(const struct control *control);		/* "ok", "degraded" or "stopping" */
+/* "2 sessions, pool 12 % of 1024 MiB, ...": one line for systemd and skvcctl. */
+void control_status(const struct control *control, char *ret_line, size_t line_bytes);
+
+#endif

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * main.c - skvcd: options, the order in which things start and stop, signals, and systemd's wishes.
+ *
+ * Start: configuration, socket (a second daemon ends here), secret, lane, control loop, bus, READY.
+ * Stop: SIGTERM or SIGINT; nobody is accepted, sessions drain, then the lane, then everything is freed.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <systemd/sd-daemon.h>
+#include <systemd/sd-event.h>
+
+#include "daemon/bus.h"
+#include "daemon/config.h"
+#include "daemon/control.h"
+#include "daemon/lane.h"
+#include "daemon/listener.h"
+#include "daemon/log.h"
+#include "daemon/registry.h"
+#include "daemon/secret.h"
+#include "gpu/codec/codec.h"
+
+#define MAIN_CONFIG SYSCONFDIR "/skvcd/skvcd.conf"
+#define MAIN_ERR_BYTES 1024u
+#define MAIN_OVERRIDES_MAX 64u
+#define MAIN_STATUS_US 5000000u
+
+struct options {
+	const char *config;			/* NULL: the default one, if it is there */
+	const char *override[MAIN_OVERRIDES_MAX];
+	unsigned overrides_count;
+	int check_only;
+	int debug;
+};
+
+/* Everything that is started, in order; main_stop() takes it down backwards from wherever it got. */
+struct skvcd {
+	struct config config;
+	struct listener listener;
+	struct registry *registry;
+	struct lane *lane;
+	sd_event *event;
+	struct control *control;
+	struct bus *bus;
+	uint64_t watchdog_us;			/* 0: systemd does not watch */
+	uint64_t heartbeat;			/* of the lane, when it was last seen to move */
+};
+
+static const char usage_text[] =
+	"Usage: skvcd [OPTION]...\n"
+	"A KV-cache memory tier for LLM inference: keeps blocks losslessly compressed in\n"
+	"host memory and on NVMe, and gives them back byte-exact.\n"
+	"\n"
+	"  -c, --config FILE          configuration (default: " MAIN_CONFIG ",\n"
+	"                             or the built-in defaults when that is missing)\n"
+	"  -o SECTION.KEY=VALUE       override one key; may be repeated\n"
+	"      --check-config         check the configuration and exit\n"
+	"      --help-config          print every key with its default and range\n"
+	"  -d, --debug                log more\n"
+	"  -h, --help                 this text\n"
+	"  -V, --version              the version\n"
+	"\n"
+	"Exit status: 0 stopped in order, 1 failure, 2 wrong usage.  See skvcd(8).\n";
+
+/* Returns -1 to go on, or the exit status. */
+static int parse_options(int argc, char **argv, struct options *o)
+{
+	enum { OPT_CHECK = 256, OPT_HELP_CONFIG };
+	static const struct option longs[] = {
+		{ "config", required_argument, NULL, 'c' },
+		{ "check-config", no_argument, NULL, OPT_CHECK },
+		{ "help-config", no_argument, NULL, OPT_HELP_CONFIG },
+		{ "debug", no_argument, NULL, 'd' },
+		{ "help", no_argument, NULL, 'h' },
+		{ "version", no_argument, NULL, 'V' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, "c:o:dhV", longs, NULL)) != -1) {
+		switch (opt) {			/* flat switch */
+		case 'c':
+			o->config = optarg;
+			break;
+		case 'o':
+			if (o->overrides_count == MAIN_OVERRIDES_MAX) {
+				(void)fprintf(stderr, "skvcd: at most %u overrides\n", MAIN_OVERRIDES_MAX);
+				return 2;
+			}
+			o->override[o->overrides_count++] = optarg;
+			break;
+		case OPT_CHECK:
+			o->check_only = 1;
+			break;
+		case OPT_HELP_CONFIG:
+			config_print_help(stdout);
+			return 0;
+		case 'd':
+			o->debug = 1;
+			break;
+		case 'h':
+			(void)fputs(usage_text, stdout);
+			return 0;
+		case 'V':
+			(void)printf("skvcd " SKVCD_VERSION "\n");
+			return 0;
+		default:
+			(void)fprintf(stderr, "Try 'skvcd --help'.\n");
+			return 2;
+		}
+	}
+	if (optind < argc) {
+		(void)fprintf(stderr, "skvcd: unexpected argument: %s\nTry 'skvcd --help'.\n", argv[optind]);
+		return 2;
+	}
+	return -1;
+}
+
+static int load_config(const struct options *o, struct config *ret, char *err)
+{
+	const char *path = o->config ? o->config : MAIN_CONFIG;
+	int r = 0;
+
+	config_default(ret);
+	if (o->config || !access(path, F_OK))
+		r = config_load(path, ret, err, MAIN_ERR_BYTES);
+	for (unsigned i = 0; !r && i < o->overrides_count; i++)
+		r = config_set(ret, o->override[i], err, MAIN_ERR_BYTES);
+	return r < 0 ? r : config_check(ret, err, MAIN_ERR_BYTES);
+}
+
+/* ---- while it runs ---- */
+
+static int on_signal(sd_event_source *source, const struct signalfd_siginfo *si, void *user)
+{
+	struct skvcd *d = user;
+
+	(void)source;
+	log_line(LOG_LEVEL_NOTICE, "%s: stopping", si->ssi_signo == SIGINT ? "SIGINT" : "SIGTERM");
+	(void)sd_notify(0, "STOPPING=1\nSTATUS=Draining sessions");
+	control_stop(d->control);
+	return 0;
+}
+
+static int on_status(sd_event_source *source, uint64_t usec, void *user)
+{
+	struct skvcd *d = user;
+	char line[256];
+
+	(void)usec;
+	control_status(d->control, line, sizeof(line));
+	(void)sd_notifyf(0, "STATUS=%s", line);
+	(void)sd_event_source_set_time_relative(source, MAIN_STATUS_US);
+	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+}
+
+/* The dog is fed for the lane's sake: this loop alone could run on while nothing is served. */
+static int on_watchdog(sd_event_source *source, uint64_t usec, void *user)
+{
+	struct skvcd *d = user;
+	uint64_t beat = lane_heartbeat(d->lane);
+
+	(void)usec;
+	if (beat != d->heartbeat)
+		(void)sd_notify(0, "WATCHDOG=1");
+	else
+		log_line(LOG_LEVEL_ERR, "the data path has not moved for %" PRIu64 " ms", d->watchdog_us / 2000);
+	d->heartbeat = beat;
+	(void)sd_event_source_set_time_relative(source, d->watchdog_us / 2);
+	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+}
+
+static int add_sources(struct skvcd *d)
+{
+	int r;
+
+	r = sd_event_add_signal(d->event, NULL, SIGTERM, on_signal, d);
+	if (r >= 0)
+		r = sd_event_add_signal(d->event, NULL, SIGINT, on_signal, d);
+	if (r >= 0 && getenv("NOTIFY_SOCKET"))
+		r = sd_event_add_time_relative(d->event, NULL, CLOCK_MONOTONIC, MAIN_STATUS_US, 0,
+					       on_status, d);
+	if (r >= 0 && sd_watchdog_enabled(0, &d->watchdog_us) > 0)
+		r = sd_event_add_time_relative(d->event, NULL, CLOCK_MONOTONIC, d->watchdog_us / 2, 0,
+					       on_watchdog, d);
+	return r < 0 ? r : 0;
+}
+
+/* ---- start and stop ---- */
+
+/* A session takes four fds here; the soft limit of 1024 is there for select(), which nobody calls. */
+static void raise_limits(void)
+{
+	struct rlimit lim;
+
+	if (!getrlimit(RLIMIT_NOFILE, &lim) && lim.rlim_cur < lim.rlim_max) {
+		lim.rlim_cur = lim.rlim_max;
+		(void)setrlimit(RLIMIT_NOFILE, &lim);
+	}
+}
+
+/* Before there are threads: they inherit the mask, and signals come through the event loop only. */
+static void block_signals(void)
+{
+	sigset_t set;
+
+	(void)sigemptyset(&set);
+	(void)sigaddset(&set, SIGTERM);
+	(void)sigaddset(&set, SIGINT);
+	(void)sigprocmask(SIG_BLOCK, &set, NULL);
+	(void)signal(SIGPIPE, SIG_IGN);
+}
+
+/* The control socket, from systemd or made here.  systemd passes at most that one. */
+static int open_socket(struct skvcd *d, char *err)
+{
+	int given = sd_listen_fds(1);
+
+	if (given > 1) {
+		(void)snprintf(err, MAIN_ERR_BYTES, "systemd passed %d sockets, one is expected; compare "
+			       "skvcd.socket", given);
+		return -EINVAL;
+	}
+	return listener_open(d->config.socket, SOCK_SEQPACKET, d->config.socket_mode,
+			     given == 1 ? SD_LISTEN_FDS_START : -1, &d->listener, err, MAIN_ERR_BYTES);
+}
+
+static int start(struct skvcd *d, char *err)
+{
+	uint8_t secret[SECRET_BYTES];
+	int r;
+
+	(void)snprintf(err, MAIN_ERR_BYTES, "out of memory");
+	r = open_socket(d, err);
+	if (r < 0)
+		return r;
+	r = secret_load(d->config.state_dir, secret, err, MAIN_ERR_BYTES);
+	if (r < 0)
+		return r;
+	r = registry_new(&d->config, secret, &d->registry);
+	explicit_bzero(secret, sizeof(secret));
+	if (r < 0)
+		return r;
+	r = lane_start(&d->config, &d->lane, err, MAIN_ERR_BYTES);
+	if (r < 0)
+		return r;
+	r = sd_event_new(&d->event);
+	if (r >= 0)
+		r = control_new(d->event, &d->config, d->lane, d->registry, &d->listener, &d->control);
+	if (r >= 0)
+		r = add_sources(d);
+	if (r < 0) {
+		(void)snprintf(err, MAIN_ERR_BYTES, "event loop: %s", strerror(-r));
+		return r;
+	}
+	return bus_new(d->event, d->control, &d->bus, err, MAIN_ERR_BYTES);
+}
+
+static void stop_lane(struct skvcd *d)
+{
+	struct mail mail = { .type = LANE_STOP };
+	struct timespec ms = { .tv_nsec = 1000000 };
+
+	if (!d->lane)
+		return;
+	/* Full only while the lane is behind; it empties its box on every turn. */
+	while (mailbox_send(lane_inbox(d->lane), &mail) == -EAGAIN)
+		(void)nanosleep(&ms, NULL);
+	d->lane = lane_join(d->lane);
+}
+
+static void stop(struct skvcd *d)
+{
+	d->bus = bus_free(d->bus);
+	d->control = control_free(d->control);
+	d->event = sd_event_unref(d->event);
+	stop_lane(d);				/* control watched its outbox, bus read its counters */
+	d->registry = registry_free(d->registry);
+	listener_close(&d->listener);
+}
+
+static int run(struct skvcd *d)
+{
+	int r;
+
+	log_line(LOG_LEVEL_NOTICE, "skvcd " SKVCD_VERSION " serves on %s: pool %" PRIu64 " MiB, NVMe %s, codec %s "
+		 "on the CPU (%s)", d->config.socket, d->config.pool_bytes >> 20,
+		 d->config.nvme_path[0] ? d->config.nvme_path : "none",
+		 codec_speculator_name((uint8_t)d->config.speculator), codec_isa_name());
+	(void)sd_notify(0, "READY=1\nSTATUS=Serving");
+	r = sd_event_loop(d->event);
+	if (r < 0) {
+		/* Sessions are open still, and their memory may be in use: nothing can be freed. */
+		log_line(LOG_LEVEL_ERR, "event loop: %s", strerror(-r));
+		_exit(1);
+	}
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	static struct skvcd d = { .listener = LISTENER_NONE };	/* the configuration alone is 16 KiB */
+	struct options options = { 0 };
+	char err[MAIN_ERR_BYTES] = "";
+	int r;
+
+	r = parse_options(argc, argv, &options);
+	if (r >= 0)
+		return r;
+	log_init(options.debug);
+	if (load_config(&options, &d.config, err) < 0) {
+		log_line(LOG_LEVEL_ERR, "%s", err);
+		return 1;
+	}
+	if (options.check_only) {
+		(void)printf("configuration is good\n");
+		return 0;
+	}
+	raise_limits();
+	block_signals();
+	r = start(&d, err);
+	if (r < 0) {
+		log_line(LOG_LEVEL_ERR, "%s", err);
+		stop(&d);
+		return 1;
+	}
+	r = run(&d);
+	stop(&d);
+	log_line(LOG_LEVEL_NOTICE, "stopped");
+	return r;
+}

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * registry.c - who a user is, and what a namespace is called.  Control thread.
+ *
+ * A namespace's digest starts with its tenant's salt, and that comes from the daemon's secret: nobody can
+ * name, and so reach, another tenant's blocks, even with the same model, geometry and salt.
+ */
+#include "daemon/registry.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <sodium.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int registry_new(const struct config *config, const uint8_t secret[SECRET_BYTES],
+		 struct registry **ret_registry)
+{
+	struct registry *r;
+
+	if (sodium_init() < 0)
+		return -EIO;
+	r = calloc(1, sizeof(*r));
+	if (!r)
+		return -ENOMEM;
+	r->config = config;
+	memcpy(r->secret, secret, SECRET_BYTES);
+	r->tenants = calloc(REGISTRY_TENANTS_MAX, sizeof(*r->tenants));
+	r->namespaces = calloc(config->namespaces_max, sizeof(*r->namespaces));
+	if (!r->tenants || !r->namespaces) {
+		registry_free(r);
+		return -ENOMEM;
+	}
+	*ret_registry = r;
+	return 0;
+}
+
+struct registry *registry_free(struct registry *r)
+{
+	if (!r)
+		return NULL;
+	for (uint32_t i = 0; i < r->namespaces_count; i++) {
+		codec_geometry_deinit(&r->namespaces[i]->geom);
+		free(r->namespaces[i]);
+	}
+	for (uint32_t i = 0; i < r->tenants_count; i++) {
+		explicit_bzero(r->tenants[i]->salt, sizeof(r->tenants[i]->salt));
+		free(r->tenants[i]);
+	}
+	free(r->namespaces);
+	free(r->tenants);
+	explicit_bzero(r->secret, sizeof(r->secret));
+	free(r);
+	return NULL;
+}
+
+/* Every part is preceded by its length: two different lists of parts never hash the same bytes. */
+static void hash_part(crypto_generichash_state *state, const void *bytes, size_t count)
+{
+	uint64_t count_le = htole64(count);
+
+	(void)crypto_generichash_update(state, (const unsigned char *)&count_le, sizeof(count_le));
+	if (count)
+		(void)crypto_generichash_update(state, bytes, count);
+}
+
+static void tenant_salt(const struct registry *r, const char *name, uint8_t ret_salt[32])
+{
+	crypto_generichash_state state;
+
+	(void)crypto_generichash_init(&state, r->secret, SECRET_BYTES, 32);
+	hash_part(&state, name, strlen(name));
+	(void)crypto_generichash_final(&state, ret_salt, 32);
+}
+
+static void namespace_digest(const struct registry_ns_key *key, const struct codec_geometry *geom,
+			     uint8_t ret_digest[32])
+{
+	crypto_generichash_state state;
+
+	(void)crypto_generichash_init(&state, NULL, 0, 32);
+	hash_part(&state, key->tenant->salt, sizeof(key->tenant->salt));
+	hash_part(&state, key->model, strlen(key->model));
+	hash_part(&state, key->salt, key->salt_bytes);
+	hash_part(&state, geom->digest, sizeof(geom->digest));
+	(void)crypto_generichash_final(&state, ret_digest, 32);
+}
+
+int registry_tenant(struct registry *r, uid_t uid, struct tenant **ret_tenant)
+{
+	uint64_t quota_bytes = r->config->quota_bytes;
+	char name[sizeof(((struct tenant *)0)->name)];
+	struct tenant *t;
+
+	(void)snprintf(name, sizeof(name), "uid-%" PRIu32, (uint32_t)uid);
+	for (uint32_t i = 0; i < r->config->tenants_count; i++) {
+		const struct config_tenant *c = &r->config->tenants[i];
+
+		if (uid < c->uid_first || uid > c->uid_last)
+			continue;
+		memcpy(name, c->name, sizeof(name));
+		quota_bytes = c->quota_bytes;
+		break;
+	}
+	for (uint32_t i = 0; i < r->tenants_count; i++)
+		if (!strcmp(r->tenants[i]->name, name)) {
+			*ret_tenant = r->tenants[i];
+			return 0;
+		}
+	if (r->tenants_count == REGISTRY_TENANTS_MAX)
+		return -EUSERS;
+	t = calloc(1, sizeof(*t));
+	if (!t)
+		return -ENOMEM;
+	t->id = r->tenants_count;
+	memcpy(t->name, name, sizeof(name));
+	tenant_salt(r, name, t->salt);
+	t->quota_bytes = quota_bytes;
+	r->tenants[r->tenants_count++] = t;
+	*ret_tenant = t;
+	return 0;
+}
+
+int registry_namespace(struct registry *r, const struct registry_ns_key *key,
+		       struct codec_geometry *geom, struct namespace **ret_ns)
+{
+	uint8_t digest[32];
+	struct namespace *ns;
+
+	namespace_digest(key, geom, digest);
+	for (uint32_t i = 0; i < r->namespaces_count; i++)
+		if (!memcmp(r->namespaces[i]->digest, digest, sizeof(digest))) {
+			*ret_ns = r->namespaces[i];
+			return 0;
+		}
+	if (r->namespaces_count >= r->config->namespaces_max)
+		return -EUSERS;
+	ns = calloc(1, sizeof(*ns));
+	if (!ns)
+		return -ENOMEM;
+	ns->id = r->namespaces_count;
+	ns->tenant = key->tenant;
+	memcpy(ns->digest, digest, sizeof(digest));
+	(void)snprintf(ns->model, sizeof(ns->model), "%s", key->model);
+	ns->geom = *geom;
+	memset(geom, 0, sizeof(*geom));
+	r->namespaces[r->namespaces_count++] = ns;
+	*ret_ns = ns;
+	return 0;
+}

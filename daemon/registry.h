@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * registry.h - tenants and namespaces: found or made by the control thread, never removed while the daemon
+ * runs, because blocks of them stay when their clients are gone.
+ */
+#ifndef SKVCD_DAEMON_REGISTRY_H
+#define SKVCD_DAEMON_REGISTRY_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "daemon/config.h"
+#include "daemon/secret.h"
+#include "daemon/session.h"
+
+#define REGISTRY_TENANTS_MAX 1024u
+
+struct registry {
+	const struct config *config;		/* borrowed */
+	uint8_t secret[SECRET_BYTES];
+	struct tenant **tenants;		/* owned, [tenants_count] by id */
+	uint32_t tenants_count;
+	struct namespace **namespaces;		/* owned, [namespaces_count] by id; at most namespaces_max */
+	uint32_t namespaces_count;
+};
+
+int registry_new(const struct config *config, const uint8_t secret[SECRET_BYTES],
+		 struct registry **ret_registry);
+/* The lane must have ended: it borrows what is in here.  Returns NULL. */
+struct registry *registry_free(struct registry *r);
+
+/* The tenant of a user: the section whose uids hold it, else one of its own.  -EUSERS, -ENOMEM. */
+int registry_tenant(struct registry *r, uid_t uid, struct tenant **ret_tenant);
+
+struct registry_ns_key {			/* all borrowed for the call */
+	struct tenant *tenant;
+	const char *model;
+	const void *salt;			/* the client's */
+	size_t salt_bytes;
+};
+
+/*
+ * Find or make the namespace with this key and this geometry; takes *geom over when it makes one (*geom is
+ * then zero), else leaves it to the caller.  -EUSERS (table full), -ENOMEM.
+ */
+int registry_namespace(struct registry *r, const struct registry_ns_key *key,
+		       struct codec_geometry *geom, struct namespace **ret_ns);
+
+#endif
