@@ -394,22 +394,18 @@ static void op_done(struct uring_op *io, int32_t res)
 	struct nvme_op *op = (struct nvme_op *)((char *)io - offsetof(struct nvme_op, io));
 	struct nvme_log *log = op->log;
 	struct segment *s = &log->segment[op->segment];
-	const uint64_t ns = clock_now_ns() - io->start_ns;
 	int r = res < 0 ? res : 0;
 
 	assert(s->ops > 0 && log->inflight > 0);
 	assert(s->state == SEGMENT_OPEN || s->state == SEGMENT_FULL);
 	s->ops--;
 	log->inflight--;
-	stats_record_ns(log->stats, op->is_write ? STATS_HIST_NVME_WRITE : STATS_HIST_NVME_READ, ns);
 	if (r < 0) {
 		note_failure(log, r);
 		if (op->is_write && op_current(log, op))
 			entry_unlink(log, op->block);
 	} else {
 		log->errors = 0;
-		stats_add(log->stats, op->is_write ? STAT_SPILL_BYTES : STAT_FETCH_BYTES, (uint64_t)res);
-		stats_add(log->stats, op->is_write ? STAT_SPILL_BLOCKS : STAT_FETCH_BLOCKS, 1);
 		if (op->is_write && op_current(log, op)) {
 			struct entry *e = &log->entry[op->block];
 

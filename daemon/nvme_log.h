@@ -8,6 +8,9 @@
  * This version forgets what the file held when it is opened again.  Every opening has another epoch,
  * which belongs in the records: one that was left by an earlier life cannot be taken for a current one.
  * No flush is sent to the device, since nothing is promised across a power cut.
+ *
+ * Counted here: NVME_ERRORS, NVME_RECLAIMED_SEGMENTS, NVME_BYTES, _LIVE_BYTES, _HEALTH and _INFLIGHT; what
+ * was spilled and fetched is counted by whoever decides that.
  */
 #ifndef SKVCD_DAEMON_NVME_LOG_H
 #define SKVCD_DAEMON_NVME_LOG_H
