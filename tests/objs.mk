@@ -1,3 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-TESTLIB_SRCS := $(sort $(wildcard tests/lib/*.c))
+# Helpers that several tests link; test_*.c, model_*.c, fuzz_*.c and bench_*.c are programs of their own.
+TESTLIB_SRCS := $(sort $(wildcard tests/lib/*.c) $(filter-out tests/unit/test_%,$(wildcard tests/unit/*.c)))
 FUZZ_REPLAY_SRCS := tests/fuzz/replay_main.c
