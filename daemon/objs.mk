@@ -1,14 +1,21 @@
 DAEMON_SRCS := \
+	daemon/arena.c \
+	daemon/bus.c \
+	daemon/client.c \
+	daemon/client_request.c \
 	daemon/config.c \
 	daemon/config_table.c \
+	daemon/control.c \
 	daemon/index.c \
 	daemon/intake.c \
 	daemon/lane.c \
 	daemon/lease.c \
+	daemon/listener.c \
 	daemon/load.c \
 	daemon/log.c \
 	daemon/lookup.c \
 	daemon/mailbox.c \
+	daemon/main.c \
 	daemon/nvme_file.c \
 	daemon/nvme_log.c \
 	daemon/pool.c \
@@ -16,7 +23,9 @@ DAEMON_SRCS := \
 	daemon/profiler.c \
 	daemon/quota.c \
 	daemon/record.c \
+	daemon/registry.c \
 	daemon/request.c \
+	daemon/secret.c \
 	daemon/stats.c \
 	daemon/store.c \
 	daemon/tier.c \
