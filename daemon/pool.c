@@ -1,22 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pool.c - slots, slabs and classes of the arena.  Lane-only.  Where the memory comes from is in
+ * pool.c - slots, spans and classes of the arena.  Lane-only.  Where the memory comes from is in
  * pool_arena.c.
  *
- * A class is a number n of slots per slab; its slot is slab / n, rounded down to the granule.  Among the
- * possible n those are kept whose slot is at least 1/32 larger than that of the class below (and of the n
- * with equal slots the largest), so a class table has a few hundred entries and a slot is, for sizes of at
- * most 1/16 slab, on average about 3 % larger than what was asked for.  Larger ones waste more: up to a
- * half just above 1/2 slab, which is why the default slab is 1/64 of the arena or 64 MiB.
+ * The arena is cut into slabs, and a slab by halves into spans (a buddy system): a span is a power of two
+ * of units, a unit is 64 granules, a slab is the largest span.  All slots of a span are of one class.
  *
- * All partial slabs of a class are on one of its lists, by fullness in quarters; the fullest is taken
- * first, so that the others may run empty and serve another class.  Full slabs are on no list.  Slots of a
- * slab are handed out last-in-first-out, then in address order where none has been before: memory that was
- * never needed is never touched.
+ * A class is a slot size: a span's n-th part, rounded down to the granule, with n from 17 to 32 in the
+ * span that is then the smallest possible one, and from 1 to 32 in a slab.  Neighbouring classes so differ
+ * by 3 to 6 % for sizes of at most 1/16 slab, and a slot is on average 2 to 3 % larger than what was asked
+ * for.  Larger ones waste more, up to a half just above 1/2 slab: which is why a slab is 1/64 of the arena
+ * by default.  That small classes live in small spans is what keeps many classes from holding on to
+ * a slab each: it costs them a few slots, not a few per cent of the arena.
  *
- * Fill, for the hysteresis: counting the slabs in use would refuse for ever (once all slabs are in use,
+ * Spans of a class with free slots are on its lists, by fullness in quarters; the fullest is taken first,
+ * so that the others may run empty and serve another class.  Slots of a span are handed out
+ * last-in-first-out, then in address order where none has been before: memory that was never needed is
+ * never touched.
+ *
+ * Where a slot comes from, in this order: a partial span of the class; while the class has no span, one of
+ * a class whose slots are up to 1/8 larger; a new span; one of a class up to 1/8 larger; a new span that
+ * is smaller than it should be, and wastes part of a slot at its end.
+ *
+ * Fill, for the hysteresis: counting the spans in use would refuse for ever (once all are in use,
  * evictions seldom empty one), counting the bytes asked for would never see a full pool.  Slots that are
- * taken, each with 1/n of its slab, reach 100 % exactly when nothing is free.  Free slots of a class that
+ * taken, each with 1/n of its span, reach 100 % exactly when nothing is free.  Free slots of a class that
  * nobody asks for count as room all the same: then pool_alloc() says -ENOSPC below full_percent, and
  * pool_sparse_owners() is the way out.
  */
@@ -33,30 +41,37 @@
 #define SLAB_BYTES_MIN (1ull << 20)
 #define SLAB_BYTES_MAX (64ull << 20)		/* of the slab size chosen here; options may say more */
 #define GRANULE_BYTES_MIN 64u
-#define CLASS_STEP 32u				/* slots of neighbouring classes differ by at least 1/32 */
+#define UNIT_SHIFT 6u				/* granules per unit */
+#define ORDERS_MAX 19u				/* units per slab: 2^18 at most (1 GiB of 64 bytes) */
+#define SPAN_SLOTS_MAX 32u			/* in the span that a class prefers, above one granule */
 #define BORROW_PART 8u				/* a slot may be up to 1/8 larger than the class's own */
-#define GROUPS 4u				/* lists of partial slabs: by fullness */
+#define GROUPS 4u				/* lists of partial spans: by fullness */
 #define NONE UINT32_MAX
 #define CLASS_NONE UINT16_MAX
+#define ORDER_NONE UINT8_MAX
 
 struct class {
-	uint32_t slots;				/* per slab */
 	uint32_t slot_granules;
+	uint32_t order;				/* of the span it prefers */
 	uint64_t slot_bytes;
-	uint64_t share_bytes;			/* slab_bytes / slots: slot and its part of the tail */
-	uint32_t partial[GROUPS];		/* heads of slab lists, fullest last */
+	uint32_t spans;
+	uint32_t partial[GROUPS];		/* heads of span lists, fullest last */
 };
 
-struct slab {
-	uint32_t prev, next;			/* of its class's list, or the list of free slabs (next) */
+/* Named by its first unit.  Those of units that begin no span are unused. */
+struct span {
+	uint32_t prev, next;			/* of its class's list, or of the free spans of its order */
+	uint32_t slots;
 	uint32_t live;				/* slots handed out */
-	uint32_t fresh;				/* slots from here on were never handed out since it has its class */
+	uint32_t fresh;				/* slots from here on were never handed out since it is a span */
 	uint32_t free;				/* first free slot below fresh, through meta.owner */
-	uint16_t class;				/* CLASS_NONE: free */
+	uint16_t class;				/* CLASS_NONE: free, or unused */
+	uint8_t order;
 	uint8_t group;				/* of the list it is on; GROUPS: full, on none */
+	bool is_free;				/* on the list of free spans of its order */
 };
 
-/* Of one slot; bytes is 0 when it is free. */
+/* Of one slot; bytes is 0 when it is free.  A span's begin at its first granule's. */
 struct slot_meta {
 	uint32_t owner;
 	uint32_t bytes;				/* a slab is < 4 GiB */
@@ -64,19 +79,22 @@ struct slot_meta {
 
 struct pool {
 	struct pool_arena arena;		/* owned */
-	struct pool_arena meta_arena;		/* owned: slot_meta[slabs][slots_max], touched as used */
+	struct pool_arena meta_arena;		/* owned: spans, slots' metadata, orders; touched as used */
 	struct class *classes;			/* owned; by ascending slot_bytes */
-	struct slab *slabs;			/* owned */
+	uint64_t *slab_live_bytes;		/* owned; of the slots taken in each slab */
 	uint8_t *base;
-	struct slot_meta *meta;
+	struct span *spans;			/* [units] */
+	struct slot_meta *meta;			/* [granules] */
+	uint8_t *unit_order;			/* [units]: of the span it lies in, + 1; 0: in none */
 	uint32_t classes_count;
 	uint32_t slabs_count;
 	uint32_t slabs_fresh;			/* slabs from here on were never used */
-	uint32_t slabs_free;			/* first free slab below that, through next */
-	uint32_t slots_max;			/* per slab, of the smallest class */
-	uint32_t slab_shift, granule_shift;
+	uint32_t order_max;			/* of a slab */
+	uint32_t granule_shift;
+	uint32_t unit_shift;			/* granules per unit; less than UNIT_SHIFT in tiny slabs */
+	uint32_t free_spans[ORDERS_MAX];	/* list heads */
 	bool refusing;				/* hysteresis */
-	uint64_t share_bytes;			/* sum over live slots */
+	uint64_t share_bytes;			/* sum over live slots: 1/n of the span each */
 	struct pool_usage usage;
 };
 
@@ -90,6 +108,16 @@ static uint32_t log2_of(uint64_t n)
 	return (uint32_t)__builtin_ctzll(n);
 }
 
+static uint64_t span_bytes(const struct pool *pool, uint32_t order)
+{
+	return 1ull << (order + pool->unit_shift + pool->granule_shift);
+}
+
+static uint32_t span_granules(const struct pool *pool, uint32_t order)
+{
+	return 1u << (order + pool->unit_shift);
+}
+
 /* ---- making ---- */
 
 static uint64_t choose_slab_bytes(uint64_t bytes)
@@ -101,33 +129,33 @@ static uint64_t choose_slab_bytes(uint64_t bytes)
 	return slab;
 }
 
-/*
- * Fill in pool->classes, or only count them when it is NULL.  From one granule per slot upwards; from one
- * slot size to the next in steps that skip every n with the same slot.
- */
+/* Fill in pool->classes, or only count them when it is NULL. */
 static uint32_t build_classes(struct pool *pool)
 {
-	const uint32_t granules = 1u << (pool->slab_shift - pool->granule_shift);
 	uint32_t count = 0, last = 0;
 
-	for (uint32_t n = granules; n > 0;) {
-		uint32_t slot = granules / n;
+	for (uint32_t order = 0; order <= pool->order_max; order++) {
+		uint32_t granules = span_granules(pool, order);
+		uint32_t n = order ? SPAN_SLOTS_MAX : granules;
+		uint32_t n_min = order < pool->order_max ? SPAN_SLOTS_MAX / 2 + 1 : 1;
 
-		/* A full slab is always a class: it is what pool_largest_bytes() promises. */
-		if (!last || n == 1 || (uint64_t)(slot - last) * CLASS_STEP >= last) {
+		/* Of all n with the same slot, the first and largest. */
+		for (; n >= n_min; n--) {
+			uint32_t slot = granules / n;
+
+			if (slot <= last)
+				continue;
 			if (pool->classes) {
 				struct class *c = &pool->classes[count];
 
-				c->slots = n;
 				c->slot_granules = slot;
+				c->order = order;
 				c->slot_bytes = (uint64_t)slot << pool->granule_shift;
-				c->share_bytes = (1ull << pool->slab_shift) / n;
 				memset(c->partial, 0xff, sizeof(c->partial));
 			}
 			last = slot;
 			count++;
 		}
-		n = granules / (slot + 1);	/* the largest n whose slot is larger */
 	}
 	return count;
 }
@@ -151,25 +179,27 @@ static int check_options(const struct pool_options *o, uint64_t *ret_slab_bytes)
 
 static int make_tables(struct pool *pool)
 {
+	const uint64_t units = (uint64_t)pool->slabs_count << pool->order_max;
+	const uint64_t granules = units << pool->unit_shift;
 	struct pool_arena_options meta = { .numa_node = -1 };
 	int r;
 
 	pool->classes_count = build_classes(pool);
 	assert(pool->classes_count > 0 && pool->classes_count < CLASS_NONE);
 	pool->classes = calloc(pool->classes_count, sizeof(*pool->classes));
-	pool->slabs = calloc(pool->slabs_count, sizeof(*pool->slabs));
-	if (!pool->classes || !pool->slabs)
+	pool->slab_live_bytes = calloc(pool->slabs_count, sizeof(*pool->slab_live_bytes));
+	if (!pool->classes || !pool->slab_live_bytes)
 		return -ENOMEM;
 	(void)build_classes(pool);
-	pool->slots_max = pool->classes[0].slots;
-	for (uint32_t i = 0; i < pool->slabs_count; i++)
-		pool->slabs[i].class = CLASS_NONE;
+	memset(pool->free_spans, 0xff, sizeof(pool->free_spans));
 
-	meta.bytes = (uint64_t)pool->slabs_count * pool->slots_max * sizeof(*pool->meta);
+	meta.bytes = granules * sizeof(*pool->meta) + units * (sizeof(*pool->spans) + 1);
 	r = pool_arena_init(&pool->meta_arena, &meta);
 	if (r < 0)
 		return r;
 	pool->meta = (struct slot_meta *)(void *)pool->meta_arena.base;
+	pool->spans = (struct span *)(void *)(pool->meta + granules);
+	pool->unit_order = (uint8_t *)(pool->spans + units);
 	return 0;
 }
 
@@ -178,6 +208,7 @@ int pool_new(const struct pool_options *options, struct pool **ret_pool)
 	struct pool_arena_options arena = { 0 };
 	struct pool *pool;
 	uint64_t slab_bytes;
+	uint32_t shift;
 	int r;
 
 	r = check_options(options, &slab_bytes);
@@ -186,11 +217,13 @@ int pool_new(const struct pool_options *options, struct pool **ret_pool)
 	pool = calloc(1, sizeof(*pool));
 	if (!pool)
 		return -ENOMEM;
-	pool->slab_shift = log2_of(slab_bytes);
 	pool->granule_shift = log2_of(options->granule_bytes);
-	pool->slabs_count = (uint32_t)(options->bytes >> pool->slab_shift);
-	pool->slabs_free = NONE;
-	pool->usage.bytes = (uint64_t)pool->slabs_count << pool->slab_shift;
+	shift = log2_of(slab_bytes) - pool->granule_shift;
+	pool->unit_shift = shift < UNIT_SHIFT ? shift : UNIT_SHIFT;
+	pool->order_max = shift - pool->unit_shift;
+	assert(pool->order_max < ORDERS_MAX);
+	pool->slabs_count = (uint32_t)(options->bytes / slab_bytes);
+	pool->usage.bytes = pool->slabs_count * slab_bytes;
 
 	r = make_tables(pool);
 	if (r < 0)
@@ -222,96 +255,163 @@ struct pool *pool_free(struct pool *pool)
 	pool_arena_deinit(&pool->arena);
 	pool_arena_deinit(&pool->meta_arena);
 	free(pool->classes);
-	free(pool->slabs);
+	free(pool->slab_live_bytes);
 	free(pool);
 	return NULL;
 }
 
-/* ---- slabs and their lists ---- */
+/* ---- free spans ---- */
 
-static struct slot_meta *meta_of(const struct pool *pool, uint32_t slab, uint32_t index)
+static void free_span_push(struct pool *pool, uint32_t unit, uint32_t order)
 {
-	return &pool->meta[(uint64_t)slab * pool->slots_max + index];
+	struct span *s = &pool->spans[unit];
+
+	assert(!s->is_free);
+	s->prev = NONE;
+	s->next = pool->free_spans[order];
+	if (s->next != NONE)
+		pool->spans[s->next].prev = unit;
+	pool->free_spans[order] = unit;
+	s->class = CLASS_NONE;
+	s->order = (uint8_t)order;
+	s->is_free = true;
 }
 
-static void list_remove(struct pool *pool, uint32_t id)
+static void free_span_remove(struct pool *pool, uint32_t unit)
 {
-	struct slab *s = &pool->slabs[id];
+	struct span *s = &pool->spans[unit];
+
+	assert(s->is_free);
+	if (s->prev != NONE)
+		pool->spans[s->prev].next = s->next;
+	else
+		pool->free_spans[s->order] = s->next;
+	if (s->next != NONE)
+		pool->spans[s->next].prev = s->prev;
+	s->is_free = false;
+}
+
+/* The smallest free span of at least this order, cut down to it; NONE. */
+static uint32_t free_span_take(struct pool *pool, uint32_t order)
+{
+	uint32_t have = order, unit = NONE;
+
+	while (have < pool->order_max && pool->free_spans[have] == NONE)
+		have++;
+	if (pool->free_spans[have] != NONE) {
+		unit = pool->free_spans[have];
+		free_span_remove(pool, unit);
+	} else if (pool->slabs_fresh < pool->slabs_count) {
+		unit = pool->slabs_fresh++ << pool->order_max;
+	} else {
+		return NONE;
+	}
+	while (have > order) {
+		have--;
+		free_span_push(pool, unit + (1u << have), have);
+	}
+	return unit;
+}
+
+/* Joined with its other half as long as that is free too. */
+static void free_span_give(struct pool *pool, uint32_t unit, uint32_t order)
+{
+	while (order < pool->order_max) {
+		uint32_t other = unit ^ (1u << order);
+
+		if (!pool->spans[other].is_free || pool->spans[other].order != order)
+			break;
+		free_span_remove(pool, other);
+		unit &= ~(1u << order);
+		order++;
+	}
+	free_span_push(pool, unit, order);
+}
+
+/* ---- spans of a class ---- */
+
+static struct slot_meta *meta_of(const struct pool *pool, uint32_t unit, uint32_t index)
+{
+	return &pool->meta[((uint64_t)unit << pool->unit_shift) + index];
+}
+
+static void list_remove(struct pool *pool, uint32_t unit)
+{
+	struct span *s = &pool->spans[unit];
 	struct class *c = &pool->classes[s->class];
 
 	assert(s->group < GROUPS);
 	if (s->prev != NONE)
-		pool->slabs[s->prev].next = s->next;
+		pool->spans[s->prev].next = s->next;
 	else
 		c->partial[s->group] = s->next;
 	if (s->next != NONE)
-		pool->slabs[s->next].prev = s->prev;
+		pool->spans[s->next].prev = s->prev;
 	s->group = GROUPS;
 }
 
-static void list_push(struct pool *pool, uint32_t id, uint32_t group)
+static void list_push(struct pool *pool, uint32_t unit, uint32_t group)
 {
-	struct slab *s = &pool->slabs[id];
+	struct span *s = &pool->spans[unit];
 	uint32_t *head = &pool->classes[s->class].partial[group];
 
 	assert(s->group == GROUPS && group < GROUPS);
 	s->prev = NONE;
 	s->next = *head;
 	if (*head != NONE)
-		pool->slabs[*head].prev = id;
-	*head = id;
+		pool->spans[*head].prev = unit;
+	*head = unit;
 	s->group = (uint8_t)group;
 }
 
-/* After live changed: the slab moves to the list of its fullness. */
-static void regroup(struct pool *pool, uint32_t id)
+/* After live changed: the span moves to the list of its fullness. */
+static void regroup(struct pool *pool, uint32_t unit)
 {
-	struct slab *s = &pool->slabs[id];
-	uint32_t slots = pool->classes[s->class].slots, group = GROUPS;
+	struct span *s = &pool->spans[unit];
+	uint32_t group = GROUPS;
 
-	assert(s->live > 0 && s->live <= slots);
-	if (s->live < slots)
-		group = (uint32_t)((uint64_t)s->live * GROUPS / slots);
+	assert(s->live > 0 && s->live <= s->slots);
+	if (s->live < s->slots)
+		group = (uint32_t)((uint64_t)s->live * GROUPS / s->slots);
 	if (group == s->group)
 		return;
 	if (s->group < GROUPS)
-		list_remove(pool, id);
+		list_remove(pool, unit);
 	if (group < GROUPS)
-		list_push(pool, id, group);
+		list_push(pool, unit, group);
 }
 
-/* A slab for the class, used before if there is one; NONE.  It is on no list. */
-static uint32_t slab_take(struct pool *pool, uint32_t class)
+/* A new span for the class, on no list yet; NONE. */
+static uint32_t span_new(struct pool *pool, uint32_t class, uint32_t order)
 {
-	uint32_t id = pool->slabs_free;
-	struct slab *s;
+	struct class *c = &pool->classes[class];
+	uint32_t unit = free_span_take(pool, order);
+	struct span *s;
 
-	if (id != NONE)
-		pool->slabs_free = pool->slabs[id].next;
-	else if (pool->slabs_fresh < pool->slabs_count)
-		id = pool->slabs_fresh++;
-	else
+	if (unit == NONE)
 		return NONE;
-
-	s = &pool->slabs[id];
-	assert(s->class == CLASS_NONE && s->live == 0);
-	*s = (struct slab){ .prev = NONE, .next = NONE, .free = NONE, .class = (uint16_t)class,
-			    .group = GROUPS };
-	pool->usage.slab_bytes += 1ull << pool->slab_shift;
-	return id;
+	s = &pool->spans[unit];
+	*s = (struct span){ .prev = NONE, .next = NONE, .free = NONE, .class = (uint16_t)class,
+			    .order = (uint8_t)order, .group = GROUPS };
+	s->slots = span_granules(pool, order) / c->slot_granules;
+	assert(s->slots > 0);
+	c->spans++;
+	memset(pool->unit_order + unit, (int)order + 1, (size_t)1 << order);
+	pool->usage.slab_bytes += span_bytes(pool, order);
+	return unit;
 }
 
-static void slab_give_back(struct pool *pool, uint32_t id)
+static void span_free(struct pool *pool, uint32_t unit)
 {
-	struct slab *s = &pool->slabs[id];
+	struct span *s = &pool->spans[unit];
 
-	assert(s->live == 0 && s->class != CLASS_NONE);
+	assert(s->live == 0 && s->class != CLASS_NONE && pool->classes[s->class].spans > 0);
 	if (s->group < GROUPS)
-		list_remove(pool, id);
-	s->class = CLASS_NONE;
-	s->next = pool->slabs_free;
-	pool->slabs_free = id;
-	pool->usage.slab_bytes -= 1ull << pool->slab_shift;
+		list_remove(pool, unit);
+	pool->classes[s->class].spans--;
+	pool->usage.slab_bytes -= span_bytes(pool, s->order);
+	memset(pool->unit_order + unit, 0, (size_t)1 << s->order);
+	free_span_give(pool, unit, s->order);
 }
 
 /* ---- slots ---- */
@@ -341,84 +441,111 @@ static uint32_t partial_of(const struct pool *pool, uint32_t class)
 	return NONE;
 }
 
-/* A slab that has room for `bytes`: of its own class, else a free one, else of a class little larger. */
-static uint32_t find_slab(struct pool *pool, uint64_t bytes)
+/* Of a class whose slots are little larger. */
+static uint32_t borrow(const struct pool *pool, uint32_t own)
 {
-	const uint32_t own = class_for(pool, bytes);
 	const uint64_t limit = pool->classes[own].slot_bytes + pool->classes[own].slot_bytes / BORROW_PART;
-	uint32_t id;
+	uint32_t unit = NONE;
 
-	id = partial_of(pool, own);
-	if (id == NONE)
-		id = slab_take(pool, own);
-	for (uint32_t c = own + 1; id == NONE && c < pool->classes_count; c++) {
+	for (uint32_t c = own + 1; unit == NONE && c < pool->classes_count; c++) {
 		if (pool->classes[c].slot_bytes > limit)
 			break;
-		id = partial_of(pool, c);
+		unit = partial_of(pool, c);
 	}
-	return id;
+	return unit;
+}
+
+/* A span that has room for `bytes`; the order of attempts is explained at the top. */
+static uint32_t find_span(struct pool *pool, uint64_t bytes)
+{
+	const uint32_t own = class_for(pool, bytes);
+	const struct class *c = &pool->classes[own];
+	uint32_t unit;
+
+	unit = partial_of(pool, own);
+	if (unit == NONE && c->spans == 0)
+		unit = borrow(pool, own);
+	if (unit == NONE)
+		unit = span_new(pool, own, c->order);
+	if (unit == NONE && c->spans != 0)
+		unit = borrow(pool, own);
+	for (uint32_t order = c->order; unit == NONE && order-- > 0;) {
+		if (span_granules(pool, order) < c->slot_granules)
+			break;
+		unit = span_new(pool, own, order);
+	}
+	return unit;
 }
 
 int pool_alloc(struct pool *pool, uint64_t bytes, uint32_t owner, uint32_t *ret_slot)
 {
 	const struct class *c;
 	struct slot_meta *m;
-	struct slab *s;
-	uint32_t id, index;
+	uint32_t unit, index;
+	struct span *s;
 
 	assert(bytes > 0);
 	if (bytes > pool_largest_bytes(pool))
 		return -EFBIG;
-	id = find_slab(pool, bytes);
-	if (id == NONE)
+	unit = find_span(pool, bytes);
+	if (unit == NONE)
 		return -ENOSPC;
 
-	s = &pool->slabs[id];
+	s = &pool->spans[unit];
 	c = &pool->classes[s->class];
 	if (s->free != NONE) {
 		index = s->free;
-		m = meta_of(pool, id, index);
+		m = meta_of(pool, unit, index);
 		assert(m->bytes == 0 && index < s->fresh);
 		s->free = m->owner;
 	} else {
-		assert(s->fresh < c->slots);
+		assert(s->fresh < s->slots);
 		index = s->fresh++;
-		m = meta_of(pool, id, index);
+		m = meta_of(pool, unit, index);
 	}
 	m->owner = owner;
 	m->bytes = (uint32_t)bytes;
 	s->live++;
-	regroup(pool, id);
+	regroup(pool, unit);
 
-	pool->share_bytes += c->share_bytes;
+	pool->share_bytes += span_bytes(pool, s->order) / s->slots;
+	pool->slab_live_bytes[unit >> pool->order_max] += c->slot_bytes;
 	pool->usage.used_bytes += bytes;
 	pool->usage.slot_bytes += c->slot_bytes;
 	pool->usage.slots++;
-	*ret_slot = (id << (pool->slab_shift - pool->granule_shift)) + index * c->slot_granules;
+	*ret_slot = (unit << pool->unit_shift) + index * c->slot_granules;
 	return 0;
 }
 
 struct place {
-	uint32_t slab, index;
+	uint32_t unit, index;
+	struct span *span;
 	const struct class *class;
 	struct slot_meta *meta;
 };
 
+/* The span that a unit lies in, by its first unit; NONE. */
+static uint32_t span_at(const struct pool *pool, uint32_t unit)
+{
+	return pool->unit_order[unit] ? unit & ~((1u << (pool->unit_order[unit] - 1)) - 1) : NONE;
+}
+
 /* Handles are ours alone: one that is not of a live slot is a bug of the caller. */
 static struct place place_of(const struct pool *pool, uint32_t slot)
 {
-	const uint32_t shift = pool->slab_shift - pool->granule_shift;
-	struct place p = { .slab = slot >> shift };
-	uint32_t within = slot & ((1u << shift) - 1);
-	const struct slab *s;
+	uint32_t within, unit = slot >> pool->unit_shift;
+	struct place p;
 
-	assert(slot != POOL_NONE && p.slab < pool->slabs_count);
-	s = &pool->slabs[p.slab];
-	assert(s->class != CLASS_NONE);
-	p.class = &pool->classes[s->class];
+	assert(slot != POOL_NONE && unit >> pool->order_max < pool->slabs_count);
+	p.unit = span_at(pool, unit);
+	assert(p.unit != NONE);
+	p.span = &pool->spans[p.unit];
+	assert(p.span->class != CLASS_NONE);
+	p.class = &pool->classes[p.span->class];
+	within = slot - (p.unit << pool->unit_shift);
 	p.index = within / p.class->slot_granules;
-	assert(p.index * p.class->slot_granules == within && p.index < s->fresh);
-	p.meta = meta_of(pool, p.slab, p.index);
+	assert(p.index * p.class->slot_granules == within && p.index < p.span->fresh);
+	p.meta = meta_of(pool, p.unit, p.index);
 	assert(p.meta->bytes > 0);
 	return p;
 }
@@ -426,10 +553,11 @@ static struct place place_of(const struct pool *pool, uint32_t slot)
 void pool_release(struct pool *pool, uint32_t slot)
 {
 	struct place p = place_of(pool, slot);
-	struct slab *s = &pool->slabs[p.slab];
+	struct span *s = p.span;
 
 	assert(s->live > 0 && pool->usage.slots > 0);
-	pool->share_bytes -= p.class->share_bytes;
+	pool->share_bytes -= span_bytes(pool, s->order) / s->slots;
+	pool->slab_live_bytes[p.unit >> pool->order_max] -= p.class->slot_bytes;
 	pool->usage.used_bytes -= p.meta->bytes;
 	pool->usage.slot_bytes -= p.class->slot_bytes;
 	pool->usage.slots--;
@@ -438,9 +566,9 @@ void pool_release(struct pool *pool, uint32_t slot)
 	p.meta->owner = s->free;
 	s->free = p.index;
 	if (--s->live == 0)
-		slab_give_back(pool, p.slab);
+		span_free(pool, p.unit);
 	else
-		regroup(pool, p.slab);
+		regroup(pool, p.unit);
 }
 
 void *pool_ptr(const struct pool *pool, uint32_t slot)
@@ -461,40 +589,79 @@ uint32_t pool_owner(const struct pool *pool, uint32_t slot)
 
 uint64_t pool_largest_bytes(const struct pool *pool)
 {
-	return 1ull << pool->slab_shift;
+	return span_bytes(pool, pool->order_max);
 }
 
 /* ---- fullness ---- */
 
+/* Bytes taken in the spans that lie in this window, or around it. */
+static uint64_t window_live_bytes(const struct pool *pool, uint32_t unit, uint32_t order)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t end = unit + (1u << order); unit < end;) {
+		uint32_t first = span_at(pool, unit);
+
+		if (first == NONE) {
+			unit++;
+			continue;
+		}
+		bytes += pool->spans[first].live * pool->classes[pool->spans[first].class].slot_bytes;
+		unit = first + (1u << pool->spans[first].order);
+	}
+	return bytes;
+}
+
+static unsigned window_owners(const struct pool *pool, uint32_t unit, uint32_t order,
+			      uint32_t *ret_owners, unsigned max)
+{
+	unsigned count = 0;
+
+	for (uint32_t end = unit + (1u << order); unit < end && count < max;) {
+		uint32_t first = span_at(pool, unit);
+
+		if (first == NONE) {
+			unit++;
+			continue;
+		}
+		for (uint32_t i = 0; i < pool->spans[first].fresh && count < max; i++)
+			if (meta_of(pool, first, i)->bytes)
+				ret_owners[count++] = meta_of(pool, first, i)->owner;
+		unit = first + (1u << pool->spans[first].order);
+	}
+	return count;
+}
+
 unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *ret_owners, unsigned max)
 {
-	uint64_t best_bytes = UINT64_MAX;
-	uint32_t best = NONE, own;
-	unsigned count = 0;
+	uint64_t least = UINT64_MAX;
+	uint32_t slab = NONE, unit = NONE, order;
 
 	assert(bytes > 0);
 	if (bytes > pool_largest_bytes(pool))
 		return 0;
-	own = class_for(pool, bytes);
+	order = pool->classes[class_for(pool, bytes)].order;
 	for (uint32_t i = 0; i < pool->slabs_fresh; i++) {
-		const struct slab *s = &pool->slabs[i];
-
-		if (s->class == CLASS_NONE || s->class == own)
+		if (!pool->slab_live_bytes[i] || pool->slab_live_bytes[i] >= least)
 			continue;
-		if (s->live * pool->classes[s->class].share_bytes < best_bytes) {
-			best_bytes = s->live * pool->classes[s->class].share_bytes;
-			best = i;
+		least = pool->slab_live_bytes[i];
+		slab = i;
+	}
+	if (slab == NONE)
+		return 0;
+	/* In the emptiest slab, the emptiest window that could become the span that is needed. */
+	least = UINT64_MAX;
+	for (uint32_t i = 0; i < 1u << (pool->order_max - order); i++) {
+		uint32_t first = (slab << pool->order_max) + (i << order);
+		uint64_t live = window_live_bytes(pool, first, order);
+
+		if (live && live < least) {
+			least = live;
+			unit = first;
 		}
 	}
-	if (best == NONE)
-		return 0;
-	for (uint32_t i = 0; i < pool->slabs[best].fresh && count < max; i++) {
-		const struct slot_meta *m = meta_of(pool, best, i);
-
-		if (m->bytes)
-			ret_owners[count++] = m->owner;
-	}
-	return count;
+	assert(unit != NONE);
+	return window_owners(pool, unit, order, ret_owners, max);
 }
 
 void pool_usage(const struct pool *pool, struct pool_usage *ret)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pool.h - an arena cut into slots by size class.  The arena is cut into equal slabs; a slab holds slots
- * of one class while it holds any, and a class is "n slots per slab", so no tail is lost.  Callers get
- * handles, never pointers that outlive a call.  Lane-only; no I/O, no policy: when it is full it says so.
+ * pool.h - an arena cut into slots by size class.  A class is "n slots per span"; spans are powers of two,
+ * cut from slabs, the largest of them, and go back when they are empty.  Callers get handles, never
+ * pointers that outlive a call.  Lane-only; no I/O, no policy: when it is full it says so.
  *
  * A fresh slot holds the bytes of whoever had it before.  Whoever writes less than whole sectors of it to
  * a disk pads with zeros first; nothing here clears memory.
@@ -20,7 +20,7 @@ struct pool;
 
 struct pool_options {
 	uint64_t bytes;				/* multiple of slab_bytes after rounding down */
-	uint64_t slab_bytes;			/* power of two; 0: chosen from bytes (bytes / 64, 1..64 MiB) */
+	uint64_t slab_bytes;			/* power of two, the largest slot; 0: bytes / 64, in 1..64 MiB */
 	uint32_t granule_bytes;			/* power of two >= 64; slots are multiples and aligned to it */
 	int numa_node;				/* -1: none */
 	int lock;				/* mlock; failure is an error */
@@ -40,22 +40,25 @@ uint64_t pool_slot_bytes(const struct pool *pool, uint32_t slot);	/* capacity of
 uint32_t pool_owner(const struct pool *pool, uint32_t slot);
 uint64_t pool_largest_bytes(const struct pool *pool);			/* the largest that can ever fit */
 
-/* Whose slots to empty so that a slab becomes free for `bytes`: the owners in the emptiest slab of
- * another class, at most max; 0 when there is none.  Looks at every slab: for when an allocation failed. */
+/*
+ * Whose slots to empty so that a span becomes free in which `bytes` fit: the owners in the emptiest place
+ * of the emptiest slab, at most max; 0 when nothing is taken.  With max of them gone, asking again finds
+ * the same place emptier.  Looks at every slab: for when an allocation failed.
+ */
 unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *ret_owners, unsigned max);
 
 struct pool_usage {
 	uint64_t bytes;				/* arena */
 	uint64_t used_bytes;			/* asked for */
 	uint64_t slot_bytes;			/* of the slots they lie in: waste = 1 - used / slot */
-	uint64_t slab_bytes;			/* of the slabs in use: fill of the arena */
+	uint64_t slab_bytes;			/* of the spans in use: fill of the arena */
 	uint32_t slots;
 };
 void pool_usage(const struct pool *pool, struct pool_usage *ret);
 
 /*
  * Hysteresis: 0 once the fill passed full_percent, until it is below accept_percent.  Fill is the share
- * of the arena that occupied slots take, each with its part of the slab's tail; see pool.c for why.
+ * of the arena that occupied slots take, each with its part of the span's tail; see pool.c for why.
  */
 int pool_accepts(struct pool *pool, uint32_t full_percent, uint32_t accept_percent);
 
