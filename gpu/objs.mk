@@ -8,6 +8,9 @@ GPU_SRCS := \
 	gpu/codec/fit_tables.c \
 	gpu/codec/generic.c \
 	gpu/codec/geometry.c \
-	gpu/codec/profile.c
+	gpu/codec/profile.c \
+	gpu/cpu_device.c \
+	gpu/device_region.c \
+	gpu/fault_device.c
 GPU_AVX2_SRCS :=
 GPU_AVX512_SRCS :=

@@ -145,10 +145,15 @@ int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g
 		      const uint64_t *expect_xxh3, const struct codec_view *dst,
 		      uint32_t skip_tokens, _Atomic(uint32_t) *segments_done);
 
+/* One block of a view, as it is, in canonical packing: g->raw_bytes at out. */
+void codec_copy_out(const struct codec_geometry *g, const struct codec_view *src, void *out);
+
 /* ---- profiles ---- */
 
-int codec_fit_new(const struct codec_geometry *g, struct codec_fit **ret_fit);	/* borrows g until free */
+/* Borrows g until free.  -ENOMEM; -E2BIG: too many channels for histograms (262144 at most). */
+int codec_fit_new(const struct codec_geometry *g, struct codec_fit **ret_fit);
 struct codec_fit *codec_fit_free(struct codec_fit *fit);
+/* Blocks beyond what the counters hold (60000 tokens) are ignored. */
 void codec_fit_add(struct codec_fit *fit, const struct codec_view *block);
 uint64_t codec_fit_tokens(const struct codec_fit *fit);
 /* Freeze what was gathered.  -ENODATA: no block was added.  The fit may go on gathering. */

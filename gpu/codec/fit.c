@@ -209,12 +209,6 @@ static int samples_freeze(const struct codec_fit *f, struct fit_channels *c)
 	return 0;
 }
 
-static void block_copy(const struct codec_geometry *g, const struct codec_view *v, uint8_t *dst)
-{
-	for (uint32_t i = 0; i < g->segments_count; i++)
-		codec_gather(g, v, i, dst + g->segment_off[i]);
-}
-
 void codec_fit_add(struct codec_fit *f, const struct codec_view *block)
 {
 	if (f->tokens_count + f->g->block_tokens > TOKENS_MAX)
@@ -226,10 +220,10 @@ void codec_fit_add(struct codec_fit *f, const struct codec_view *block)
 		f->samples = NULL;
 	}
 	if (f->ch.top) {
-		block_copy(f->g, block, f->block);
+		codec_copy_out(f->g, block, f->block);
 		block_count(f, &f->ch, f->block);
 	} else {
-		block_copy(f->g, block, f->samples + f->samples_count * f->g->raw_bytes);
+		codec_copy_out(f->g, block, f->samples + f->samples_count * f->g->raw_bytes);
 		f->samples_count++;
 	}
 	f->tokens_count += f->g->block_tokens;

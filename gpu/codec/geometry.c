@@ -223,3 +223,9 @@ void codec_scatter(const struct codec_geometry *g, const struct codec_view *v, u
 			memcpy(p.base + t * p.token_stride + h * p.head_stride,
 			       src + t * p.row_bytes + h * p.head_bytes, p.head_bytes);
 }
+
+void codec_copy_out(const struct codec_geometry *g, const struct codec_view *src, void *out)
+{
+	for (uint32_t i = 0; i < g->segments_count; i++)
+		codec_gather(g, src, i, (uint8_t *)out + g->segment_off[i]);
+}
