@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * lane_rig.h - a lane without a control thread and without processes: the test plays control (mail) and
+ * client (rings) itself, so that every step of the data path can be driven and looked at.
+ */
+#ifndef SKVCD_TESTS_LIB_LANE_RIG_H
+#define SKVCD_TESTS_LIB_LANE_RIG_H
+
+#include <stdint.h>
+
+#include "daemon/lane.h"
+
+#define RIG_LAYERS 4u
+#define RIG_HEADS 2u
+#define RIG_DIM 64u
+#define RIG_TOKENS 16u
+#define RIG_PAGES 256u
+#define RIG_ARGS_BYTES (1u << 20)
+#define RIG_WAIT_NS 10000000000ull	/* a test fails rather than hangs */
+
+struct rig {
+	struct config config;
+	struct lane *lane;
+	struct tenant tenant;
+	struct namespace ns;
+	uint32_t sessions;
+};
+
+struct rig_session {
+	struct rig *rig;
+	struct session s;		/* what control would own */
+	struct region region;
+	uint8_t *memory;		/* the "engine's pages", packed */
+	struct ring sq, cq;		/* the client's side */
+	uint32_t args_next;		/* bump allocator over the argument area */
+};
+
+void rig_config(struct config *ret);	/* small pool, no NVMe, fits early */
+void rig_start(struct rig *rig, const struct config *config);
+void rig_stop(struct rig *rig);
+
+void rig_session_open(struct rig *rig, struct rig_session *rs);
+void rig_session_close(struct rig_session *rs);		/* END, waits for GONE, frees */
+/* Mail from the lane of this type about this session (others are dropped); fails the test after RIG_WAIT_NS. */
+struct mail rig_mail(struct rig *rig, uint32_t type);
+
+uint8_t *rig_page(struct rig_session *rs, uint32_t page);
+void rig_fill(struct rig_session *rs, uint32_t page, uint32_t seed);	/* gaussian bf16, exact per seed */
+int rig_page_is(struct rig_session *rs, uint32_t page, uint32_t seed);
+struct skvc_abi_key rig_key(uint32_t n);
+
+void rig_submit(struct rig_session *rs, const struct skvc_abi_sqe *sqe);
+struct skvc_abi_cqe rig_complete(struct rig_session *rs);		/* the next completion, waits */
+int rig_try_complete(struct rig_session *rs, struct skvc_abi_cqe *ret);	/* 1 when there was one */
+struct skvc_abi_cqe rig_done(struct rig_session *rs);			/* skips SOURCE_FREE */
+
+/* Keys and pages first..first+count-1; user_data is the caller's. */
+void rig_store(struct rig_session *rs, uint32_t first, uint32_t count, uint64_t user_data);
+struct skvc_abi_cqe rig_lookup(struct rig_session *rs, uint32_t first, uint32_t count);
+void rig_load(struct rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count, uint64_t user_data);
+struct skvc_abi_cqe rig_release(struct rig_session *rs, uint64_t lease);
+uint64_t rig_bitmap(const struct rig_session *rs, uint32_t rel);
+
+#endif
