@@ -1,0 +1,444 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cpu_avx2.c - the kernels with 8 lanes to a vector, 4 vectors to a row.  The same bytes as
+ * cpu_scalar.c, which also does partial rows and the last words of a stream.
+ *
+ * The decoder's cost is the latency of one row (table gather, multiply, renormalise); the four vectors
+ * of a row are independent but for the count of words, which is a sum of population counts.
+ */
+#include "gpu/codec/internal.h"
+
+#if defined(__x86_64__)
+
+#include <errno.h>
+#include <immintrin.h>
+#include <string.h>
+
+#include "gpu/codec/cpu_luts.h"
+
+#define VECTORS 4u					/* of 8 lanes in a row */
+#define WORDS_READ (CODEC_LANES + 8u)			/* a row's loads reach no farther */
+
+static inline __m256i load8(const uint8_t lut[8])
+{
+	return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)lut));
+}
+
+static inline __m256i load256(const void *p)
+{
+	return _mm256_loadu_si256((const __m256i *)p);
+}
+
+/* Context of each of 32 lanes, as bytes; zero without a predecessor. */
+static inline __m256i contexts(const uint8_t *previous)
+{
+	const __m256i one = _mm256_set1_epi8(1);
+	__m256i p, near;
+
+	if (!previous)
+		return _mm256_setzero_si256();
+	p = load256(previous);
+	near = _mm256_cmpgt_epi8(_mm256_set1_epi8(CODEC_CONTEXT_NEAR_TOKENS), p);
+	return _mm256_add_epi8(_mm256_add_epi8(_mm256_and_si256(p, one), one),
+			       _mm256_and_si256(near, _mm256_set1_epi8(2)));
+}
+
+/* 8 bytes from a register of 32. */
+static inline __m256i widen_part(__m256i bytes, unsigned part)
+{
+	__m128i half = part < 2 ? _mm256_castsi256_si128(bytes) : _mm256_extracti128_si256(bytes, 1);
+
+	return _mm256_cvtepu8_epi32(part & 1u ? _mm_srli_si128(half, 8) : half);
+}
+
+static inline __m256i tables(const uint16_t *table, __m256i context, unsigned part)
+{
+	__m128i t = _mm_loadu_si128((const __m128i *)(const void *)(table + 8u * part));
+
+	return _mm256_add_epi32(_mm256_cvtepu16_epi32(t), widen_part(context, part));
+}
+
+/* ---- entropy decoder ---- */
+
+static inline const uint8_t *decode_row(const uint32_t *dec, const uint16_t *table,
+					const uint8_t *previous, const uint8_t *words, __m256i *x,
+					uint8_t *tokens)
+{
+	const __m256i field = _mm256_set1_epi32(CODEC_DEC_FIELD_MASK);
+	__m256i context = contexts(previous), t[VECTORS], need[VECTORS], packed;
+	unsigned mask[VECTORS];
+
+	for (unsigned v = 0; v < VECTORS; v++) {
+		__m256i index = _mm256_slli_epi32(tables(table, context, v), CODEC_PROB_BITS);
+		__m256i e, bias;
+
+		index = _mm256_or_si256(index, _mm256_and_si256(x[v], field));
+		e = _mm256_i32gather_epi32((const int *)dec, index, 4);
+		bias = _mm256_and_si256(_mm256_srli_epi32(e, CODEC_DEC_BIAS_SHIFT), field);
+		t[v] = _mm256_srli_epi32(e, CODEC_DEC_TOKEN_SHIFT);
+		x[v] = _mm256_mullo_epi32(_mm256_and_si256(e, field),
+					  _mm256_srli_epi32(x[v], CODEC_PROB_BITS));
+		x[v] = _mm256_add_epi32(x[v], bias);
+		need[v] = _mm256_cmpeq_epi32(_mm256_srli_epi32(x[v], 16), _mm256_setzero_si256());
+		mask[v] = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(need[v]));
+	}
+	for (unsigned v = 0; v < VECTORS; v++) {
+		__m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)words));
+
+		w = _mm256_permutevar8x32_epi32(w, load8(lut_expand[mask[v]]));
+		w = _mm256_or_si256(_mm256_slli_epi32(x[v], 16), w);
+		x[v] = _mm256_blendv_epi8(x[v], w, need[v]);
+		words += 2u * (unsigned)__builtin_popcount(mask[v]);
+	}
+	packed = _mm256_packus_epi16(_mm256_packus_epi32(t[0], t[1]), _mm256_packus_epi32(t[2], t[3]));
+	packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+	_mm256_storeu_si256((__m256i *)tokens, packed);
+	return words;
+}
+
+static inline void states_load(__m256i *x, const uint32_t *states)
+{
+	for (unsigned v = 0; v < VECTORS; v++)
+		x[v] = load256(states + 8u * v);
+}
+
+static inline void states_store(uint32_t *states, const __m256i *x)
+{
+	for (unsigned v = 0; v < VECTORS; v++)
+		_mm256_storeu_si256((__m256i *)(states + 8u * v), x[v]);
+}
+
+static int64_t avx2_decode(const struct codec_profile *p, const struct codec_run *runs,
+			   uint32_t runs_count, const uint8_t *words, uint32_t words_count,
+			   uint32_t *states, uint8_t *tokens)
+{
+	const uint8_t *at = words, *end = words + 2u * (size_t)words_count;
+	const uint32_t *dec = p->dec;
+	__m256i x[VECTORS];
+
+	states_load(x, states);
+	for (uint32_t i = 0; i < runs_count; i++) {
+		const struct codec_run *run = &runs[i];
+		size_t pitch = (size_t)run->rows_per_token * CODEC_LANES;
+
+		for (uint32_t t = 0; t < run->tokens_count; t++)
+			for (uint32_t r = 0; r < run->rows_per_token; r++, tokens += CODEC_LANES) {
+				const uint8_t *previous = run->context && t > 0 ? tokens - pitch : NULL;
+				const uint16_t *table = run->table + r * CODEC_LANES;
+				uint32_t lanes = run->columns - r * CODEC_LANES;
+				int64_t n;
+
+				if (lanes >= CODEC_LANES && (size_t)(end - at) >= 2u * WORDS_READ) {
+					at = decode_row(dec, table, previous, at, x, tokens);
+					continue;
+				}
+				states_store(states, x);
+				n = codec_scalar_decode_row(p, table, previous,
+							    lanes < CODEC_LANES ? lanes : CODEC_LANES, at,
+							    (uint32_t)((size_t)(end - at) / 2u), states,
+							    tokens);
+				if (n < 0)
+					return n;
+				at += 2u * (size_t)n;
+				states_load(x, states);
+			}
+	}
+	states_store(states, x);
+	return (int64_t)((size_t)(at - words) / 2u);
+}
+
+/* ---- entropy encoder ---- */
+
+/* floor(a * b / 2^32), lane by lane. */
+static inline __m256i mulhi_epu32(__m256i a, __m256i b)
+{
+	__m256i even = _mm256_srli_epi64(_mm256_mul_epu32(a, b), 32);
+	__m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+
+	return _mm256_blend_epi32(even, odd, 0xaa);
+}
+
+static inline uint16_t *encode_row(const struct codec_profile *p, const uint16_t *table,
+				   const uint8_t *previous, const uint8_t *tokens, __m256i *x,
+				   uint16_t *end)
+{
+	__m256i context = contexts(previous), t = load256(tokens);
+
+	for (unsigned v = VECTORS; v-- > 0;) {
+		__m256i index = _mm256_slli_epi32(tables(table, context, v), 7);
+		__m256i e, rcp, freq, limit, spill, w, q, r, less;
+		unsigned mask;
+
+		index = _mm256_or_si256(index, widen_part(t, v));
+		e = _mm256_i32gather_epi32((const int *)p->enc, index, 4);
+		rcp = _mm256_i32gather_epi32((const int *)p->enc_rcp, index, 4);
+		freq = _mm256_and_si256(e, _mm256_set1_epi32(0xffff));
+		limit = _mm256_slli_epi32(freq, 32 - CODEC_PROB_BITS);
+		spill = _mm256_cmpeq_epi32(_mm256_max_epu32(x[v], limit), x[v]);
+		mask = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(spill));
+		w = _mm256_and_si256(x[v], _mm256_set1_epi32(0xffff));
+		w = _mm256_permutevar8x32_epi32(w, load8(lut_compress[mask]));
+		/* The words of this step end at `end`; what is below them is written over later. */
+		_mm_storeu_si128((__m128i *)(void *)(end - 8),
+				 _mm_packus_epi32(_mm256_castsi256_si128(w),
+						  _mm256_extracti128_si256(w, 1)));
+		end -= __builtin_popcount(mask);
+		x[v] = _mm256_blendv_epi8(x[v], _mm256_srli_epi32(x[v], 16), spill);
+
+		/* The reciprocal gives the quotient or one less. */
+		q = mulhi_epu32(x[v], rcp);
+		r = _mm256_sub_epi32(x[v], _mm256_mullo_epi32(q, freq));
+		less = _mm256_cmpgt_epi32(freq, r);
+		q = _mm256_add_epi32(q, _mm256_add_epi32(less, _mm256_set1_epi32(1)));
+		r = _mm256_sub_epi32(r, _mm256_andnot_si256(less, freq));
+		x[v] = _mm256_add_epi32(_mm256_slli_epi32(q, CODEC_PROB_BITS),
+					_mm256_add_epi32(r, _mm256_srli_epi32(e, 16)));
+	}
+	return end;
+}
+
+static uint16_t *avx2_encode(const struct codec_profile *p, const struct codec_run *runs,
+			     uint32_t runs_count, const uint8_t *tokens, uint32_t *states,
+			     uint16_t *end)
+{
+	__m256i x[VECTORS];
+
+	static_assert(CODEC_TOKENS_PITCH == 1u << 7, "index of an encoder entry");
+	for (uint32_t i = 0; i < runs_count; i++)
+		tokens += (size_t)runs[i].tokens_count * runs[i].rows_per_token * CODEC_LANES;
+	states_load(x, states);
+	for (uint32_t i = runs_count; i-- > 0;) {
+		const struct codec_run *run = &runs[i];
+		size_t pitch = (size_t)run->rows_per_token * CODEC_LANES;
+
+		for (uint32_t t = run->tokens_count; t-- > 0;)
+			for (uint32_t r = run->rows_per_token; r-- > 0;) {
+				const uint16_t *table = run->table + r * CODEC_LANES;
+				uint32_t lanes = run->columns - r * CODEC_LANES;
+				const uint8_t *previous;
+
+				tokens -= CODEC_LANES;
+				previous = run->context && t > 0 ? tokens - pitch : NULL;
+				if (lanes >= CODEC_LANES) {
+					end = encode_row(p, table, previous, tokens, x, end);
+					continue;
+				}
+				states_store(states, x);
+				end = codec_scalar_encode_row(p, table, previous, tokens, lanes, states,
+							      end);
+				states_load(x, states);
+			}
+	}
+	states_store(states, x);
+	return end;
+}
+
+/* ---- patterns to tokens and planes ---- */
+
+/* 16 patterns, zero-extended to 16 bits, to tokens in 16 bits. */
+static inline __m256i tokens_of(__m256i x, const struct codec_run *run, uint32_t column,
+				__m128i shift, int bits)
+{
+	__m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16((short)((1 << (bits - 1)) - 1)));
+	__m256i sign = _mm256_srli_epi16(x, bits - 1);
+	__m256i distance = _mm256_sub_epi16(load256(run->top + column),
+					    _mm256_srl_epi16(magnitude, shift));
+	__m256i width = load256(run->width + column), outside, token;
+
+	outside = _mm256_cmpeq_epi16(_mm256_max_epu16(distance, width), distance);
+	token = _mm256_add_epi16(_mm256_slli_epi16(distance, 1),
+				 _mm256_xor_si256(sign, load256(run->flip + column)));
+	return _mm256_blendv_epi8(token, _mm256_set1_epi16(CODEC_TOKEN_ESC), outside);
+}
+
+static inline __m256i pack_bytes(__m256i a, __m256i b)
+{
+	return _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
+}
+
+static inline uint32_t tokenize_row(const struct codec_run *run, uint32_t column, const uint8_t *raw,
+				    uint8_t *tokens, uint32_t *planes, int bits, unsigned shift)
+{
+	const __m128i count = _mm_cvtsi32_si128((int)shift);
+	__m256i a, b, low, t;
+
+	if (bits == 16) {
+		const __m256i byte = _mm256_set1_epi16(0xff);
+
+		a = load256(raw);
+		b = load256(raw + 32);
+		low = pack_bytes(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte));
+	} else {
+		low = load256(raw);
+		a = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(low));
+		b = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(low, 1));
+	}
+	t = pack_bytes(tokens_of(a, run, column, count, bits),
+		       tokens_of(b, run, column + 16u, count, bits));
+	_mm256_storeu_si256((__m256i *)tokens, t);
+	/* Bit k of every byte moves to the byte's top, whatever comes along below it. */
+	for (unsigned k = 0; k < shift; k++)
+		planes[k] = (uint32_t)_mm256_movemask_epi8(
+			_mm256_sll_epi16(low, _mm_cvtsi32_si128((int)(7u - k))));
+	t = _mm256_cmpeq_epi8(t, _mm256_set1_epi8(CODEC_TOKEN_ESC));
+	return (uint32_t)__builtin_popcount((unsigned)_mm256_movemask_epi8(t));
+}
+
+/* One body; `bits` and `shift` are constants in the calls that matter, so that it is unrolled. */
+static inline __attribute__((always_inline)) uint32_t
+tokenize_run(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens, uint32_t *planes,
+	     int bits, unsigned shift)
+{
+	uint32_t escapes = 0, bytes = (uint32_t)bits / 8u;
+
+	for (uint32_t t = 0; t < run->tokens_count; t++)
+		for (uint32_t c = 0; c < run->columns; c += CODEC_LANES) {
+			uint32_t lanes = run->columns - c;
+
+			if (lanes >= CODEC_LANES) {
+				lanes = CODEC_LANES;
+				escapes += tokenize_row(run, c, raw, tokens, planes, bits, shift);
+			} else {
+				escapes += codec_scalar_tokenize_row(run, c, lanes, raw, tokens, planes);
+			}
+			raw += (size_t)lanes * bytes;
+			tokens += CODEC_LANES;
+			planes += shift;
+		}
+	return escapes;
+}
+
+static uint32_t avx2_tokenize(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens,
+			      uint32_t *planes)
+{
+	if (run->bits == 16)
+		return run->shift == 5 ? tokenize_run(run, raw, tokens, planes, 16, 5)
+				       : tokenize_run(run, raw, tokens, planes, 16, run->shift);
+	return run->shift == 1 ? tokenize_run(run, raw, tokens, planes, 8, 1)
+			       : tokenize_run(run, raw, tokens, planes, 8, run->shift);
+}
+
+/* ---- tokens and planes to patterns ---- */
+
+static inline __m256i patterns_of(__m256i token, __m256i low, const struct codec_run *run,
+				  uint32_t column, __m128i shift, int bits)
+{
+	__m256i cell = _mm256_sub_epi16(load256(run->top + column), _mm256_srli_epi16(token, 1));
+	__m256i sign = _mm256_xor_si256(_mm256_and_si256(token, _mm256_set1_epi16(1)),
+					load256(run->flip + column));
+	__m256i magnitude = _mm256_or_si256(_mm256_sll_epi16(cell, shift), low);
+
+	magnitude = _mm256_and_si256(magnitude, _mm256_set1_epi16((short)((1 << (bits - 1)) - 1)));
+	return _mm256_or_si256(magnitude, _mm256_slli_epi16(sign, bits - 1));
+}
+
+/* Spread 16 bits of each plane over 16 lanes. */
+static inline __m256i low_bits(const uint32_t *planes, unsigned half, unsigned shift)
+{
+	const __m256i lane = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096,
+					       8192, 16384, (short)0x8000);
+	__m256i low = _mm256_setzero_si256();
+
+	for (unsigned k = 0; k < shift; k++) {
+		__m256i w = _mm256_set1_epi16((short)(planes[k] >> (16u * half)));
+
+		w = _mm256_cmpeq_epi16(_mm256_and_si256(w, lane), lane);
+		low = _mm256_or_si256(low, _mm256_and_si256(w, _mm256_set1_epi16((short)(1u << k))));
+	}
+	return low;
+}
+
+static inline unsigned rebuild_row(const struct codec_run *run, uint32_t column,
+				   const uint8_t *tokens, const uint32_t *planes, uint8_t *raw, int bits,
+				   unsigned shift)
+{
+	const __m128i count = _mm_cvtsi32_si128((int)shift);
+	__m256i t = load256(tokens), a, b;
+
+	a = patterns_of(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(t)), low_bits(planes, 0, shift),
+			run, column, count, bits);
+	b = patterns_of(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(t, 1)),
+			low_bits(planes, 1, shift), run, column + 16u, count, bits);
+	if (bits == 16) {
+		_mm256_storeu_si256((__m256i *)raw, a);
+		_mm256_storeu_si256((__m256i *)(raw + 32), b);
+	} else {
+		_mm256_storeu_si256((__m256i *)raw, pack_bytes(a, b));
+	}
+	t = _mm256_cmpeq_epi8(t, _mm256_set1_epi8(CODEC_TOKEN_ESC));
+	return (unsigned)_mm256_movemask_epi8(t);
+}
+
+/* Put the escaped lanes right.  Returns how many there are, present or not. */
+static uint32_t escapes_place(unsigned mask, const uint8_t *escapes, uint32_t escapes_count,
+			      uint8_t *raw, uint32_t bytes)
+{
+	uint32_t used = 0;
+
+	for (; mask; mask &= mask - 1u, used++)
+		if (used < escapes_count)
+			memcpy(raw + (uint32_t)__builtin_ctz(mask) * bytes, escapes + 2u * used, bytes);
+	return used;
+}
+
+static inline __attribute__((always_inline)) uint32_t
+rebuild_run(const struct codec_run *run, const uint8_t *tokens, const uint32_t *planes,
+	    const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw, int bits, unsigned shift)
+{
+	uint32_t used = 0, bytes = (uint32_t)bits / 8u;
+
+	for (uint32_t t = 0; t < run->tokens_count; t++)
+		for (uint32_t c = 0; c < run->columns; c += CODEC_LANES) {
+			uint32_t lanes = run->columns - c;
+			const uint8_t *from = escapes + 2u * (size_t)used;
+
+			if (used > escapes_count)
+				return used;
+			if (lanes >= CODEC_LANES) {
+				unsigned mask = rebuild_row(run, c, tokens, planes, raw, bits, shift);
+
+				lanes = CODEC_LANES;
+				if (mask)
+					used += escapes_place(mask, from, escapes_count - used, raw, bytes);
+			} else {
+				used += codec_scalar_rebuild_row(run, c, lanes, tokens, planes, from,
+								 escapes_count - used, raw);
+			}
+			raw += (size_t)lanes * bytes;
+			tokens += CODEC_LANES;
+			planes += shift;
+		}
+	return used;
+}
+
+static uint32_t avx2_rebuild(const struct codec_run *run, const uint8_t *tokens,
+			     const uint32_t *planes, const uint8_t *escapes, uint32_t escapes_count,
+			     uint8_t *raw)
+{
+	if (run->bits == 16)
+		return run->shift == 5 ? rebuild_run(run, tokens, planes, escapes, escapes_count, raw,
+						     16, 5)
+				       : rebuild_run(run, tokens, planes, escapes, escapes_count, raw,
+						     16, run->shift);
+	return run->shift == 1 ? rebuild_run(run, tokens, planes, escapes, escapes_count, raw, 8, 1)
+			       : rebuild_run(run, tokens, planes, escapes, escapes_count, raw, 8,
+					     run->shift);
+}
+
+static bool avx2_supported(void)
+{
+	__builtin_cpu_init();
+	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+	       __builtin_cpu_supports("popcnt");
+}
+
+const struct codec_kernels codec_kernels_avx2 = {
+	.name = "avx2",
+	.supported = avx2_supported,
+	.tokenize = avx2_tokenize,
+	.encode = avx2_encode,
+	.decode = avx2_decode,
+	.rebuild = avx2_rebuild,
+};
+
+#endif
