@@ -71,6 +71,8 @@ static int ns_add(struct lane *lane, struct session *s, struct namespace *ns, ui
 		if (r < 0)
 			return r;
 		lane->ns[ns->id] = ns;
+		if (ns->id >= lane->ns_end)
+			lane->ns_end = ns->id + 1;
 	}
 	s->ns[handle] = ns;
 	return 0;

@@ -152,6 +152,7 @@ struct lane {
 	struct session **session;		/* [sessions_max] by slot */
 	uint32_t sessions_count;
 	struct namespace **ns;			/* [namespaces_max] by id, as far as known to the lane */
+	uint32_t ns_end;			/* 1 + the highest id known */
 
 	struct index *index;
 	struct pool *pool;

@@ -25,6 +25,8 @@ int profiler_ns_init(struct lane *lane, struct namespace *ns)
 	if (lane->config.speculator != CODEC_SPEC_CHANNEL)
 		return 0;
 	r = codec_fit_new(&ns->geom, &ns->fit);
+	if (r == -E2BIG)		/* more channels than statistics may take memory for: `generic` */
+		return 0;
 	if (r < 0)
 		return r;
 	ns->sample_blocks_max = fit > SAMPLE_BLOCKS_MAX ? SAMPLE_BLOCKS_MAX : fit ? (uint32_t)fit : 1;
@@ -36,15 +38,21 @@ int profiler_ns_init(struct lane *lane, struct namespace *ns)
 	return 0;
 }
 
-void profiler_ns_deinit(struct namespace *ns)
+/* The statistics are a hundred times a profile's size: they go with the last fit. */
+static void drop_statistics(struct namespace *ns)
 {
 	assert(!ns->fit_running && !ns->sample_copying);
-	for (uint32_t i = 0; i < ns->profiles_count; i++)
-		ns->profile[i] = codec_profile_free(ns->profile[i]);
-	ns->profiles_count = 0;
 	ns->fit = codec_fit_free(ns->fit);
 	free(ns->sample);
 	ns->sample = NULL;
+}
+
+void profiler_ns_deinit(struct namespace *ns)
+{
+	drop_statistics(ns);
+	for (uint32_t i = 0; i < ns->profiles_count; i++)
+		ns->profile[i] = codec_profile_free(ns->profile[i]);
+	ns->profiles_count = 0;
 }
 
 /* Tokens at which the next profile is due; 0: no more. */
@@ -111,7 +119,7 @@ static void start_fit(struct lane *lane, struct namespace *ns)
 
 void profiler_run(struct lane *lane)
 {
-	for (uint32_t i = 0; i < lane->config.namespaces_max; i++) {
+	for (uint32_t i = 0; i < lane->ns_end; i++) {
 		struct namespace *ns = lane->ns[i];
 
 		if (!ns || !ns->sample || ns->sample_copying || !ns->sample_blocks || !due_tokens(lane, ns))
@@ -139,6 +147,8 @@ void profiler_fit_done(struct lane *lane, struct task *t)
 	if (!t->dev.fit_finish)
 		return;
 	ns->fit_next++;
+	if (!due_tokens(lane, ns))
+		drop_statistics(ns);
 	if (t->dev.res < 0)
 		return;				/* the older profile, or `generic`, goes on */
 	ns->profile[ns->profiles_count++] = t->dev.ret_profile;
