@@ -13,7 +13,7 @@
 #   make deps           install what is missing (as root), or say what it is
 #   make install DESTDIR= prefix= libdir= ...
 #
-#   CC=clang  O=0  SAN=asan|tsan  WERROR=1  V=1
+#   CC=clang  O=0  SAN=asan|tsan  WERROR=1  V=1  BUILD=folder
 
 MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 SHELL := /bin/sh
@@ -52,7 +52,8 @@ endif
 DEFAULT_CC := $(if $(SAN),clang,gcc)
 FLAVOUR := $(if $(SAN),$(SAN),release)$(if $(filter-out $(DEFAULT_CC),$(CC)),-$(notdir $(CC)))
 FLAVOUR := $(FLAVOUR)$(if $(filter-out 2,$(O)),-O$(O))
-B := build/$(FLAVOUR)
+BUILD ?= build
+B := $(BUILD)/$(FLAVOUR)
 
 ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(JOBS)
@@ -160,10 +161,10 @@ tests: deps-check $(UNIT_BINS) $(E2E_BINS) $(MODEL_BINS) $(FUZZ_BINS) $(BENCH_BI
 
 # build/bin and build/lib name the default flavour.
 ifeq ($(FLAVOUR),release)
-all programs libs: build/bin build/lib
-build/bin build/lib: | deps
-	$(Q)mkdir -p build/release/$(@F) && ln -sfn release/$(@F) $@
-$(addprefix build/bin/,$(PROGRAMS)): build/bin/%: $(B)/bin/% | build/bin
+all programs libs: $(BUILD)/bin $(BUILD)/lib
+$(BUILD)/bin $(BUILD)/lib: | deps
+	$(Q)mkdir -p $(BUILD)/release/$(@F) && ln -sfn release/$(@F) $@
+$(addprefix $(BUILD)/bin/,$(PROGRAMS)): $(BUILD)/bin/%: $(B)/bin/% | $(BUILD)/bin
 	@:
 endif
 
@@ -276,7 +277,7 @@ $(FUZZ_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(filter %.o,$(FUZZ_MAIN)) $(UNIT
 
 # The lists for tests/run: name, seconds, `any` or `alone`, command.  A slow flavour gets more time.
 SLOW := $(if $(SAN),4,1)
-TEST_ENV := env SKVC_BUILD=$(CURDIR)/$(B)
+TEST_ENV := env SKVC_BUILD=$(abspath $(B))
 ifneq ($(SAN),)
 TEST_ENV += ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	TSAN_OPTIONS=second_deadlock_stack=1
@@ -290,7 +291,7 @@ ABI_TESTS := $(if $(SAN),,$(sort $(filter-out %.c %.h %.map %.txt %.golden %.md 
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
 LINTS := $(sort $(wildcard tests/lint/*))
 
-.PHONY: $(B)/tests.list build/lint.list check check-fast lint format fuzz torture
+.PHONY: $(B)/tests.list $(BUILD)/lint.list check check-fast lint format fuzz torture
 $(B)/tests.list: all tests
 	$(Q){ echo '# $(FLAVOUR)'; \
 	$(if $(UNIT_BINS),$(call list,$(UNIT_BINS),120,any); )\
@@ -301,22 +302,22 @@ $(B)/tests.list: all tests
 	$(if $(MODEL_BINS),$(call list,$(MODEL_BINS),120,alone); )\
 	} >$@
 
-build/lint.list: | deps-check
-	$(Q)mkdir -p build; \
+$(BUILD)/lint.list: | deps-check
+	$(Q)mkdir -p $(BUILD); \
 	printf '%s\t900\tany\t%s\n' $(foreach t,$(LINTS),'$(t:tests/%=%)' '$(t)') >$@
 
 check: deps-check
-	$(Q)$(MAKE) --no-print-directory WERROR=1 build/release/tests.list build/lint.list
-	$(Q)$(MAKE) --no-print-directory WERROR=1 SAN=asan build/asan/tests.list
-	$(Q)$(MAKE) --no-print-directory WERROR=1 SAN=tsan build/tsan/tests.list
-	$(Q)tests/run -j $(JOBS) -d build/test-logs build/release/tests.list build/asan/tests.list \
-		build/tsan/tests.list build/lint.list
+	$(Q)$(MAKE) --no-print-directory WERROR=1 $(BUILD)/release/tests.list $(BUILD)/lint.list
+	$(Q)$(MAKE) --no-print-directory WERROR=1 SAN=asan $(BUILD)/asan/tests.list
+	$(Q)$(MAKE) --no-print-directory WERROR=1 SAN=tsan $(BUILD)/tsan/tests.list
+	$(Q)tests/run -j $(JOBS) -d $(BUILD)/test-logs $(BUILD)/release/tests.list $(BUILD)/asan/tests.list \
+		$(BUILD)/tsan/tests.list $(BUILD)/lint.list
 
 check-fast: $(B)/tests.list
 	$(Q)tests/run -j $(JOBS) -d $(B)/test-logs $<
 
-lint: build/lint.list
-	$(Q)tests/run -j 1 -d build/lint-logs $<
+lint: $(BUILD)/lint.list
+	$(Q)tests/run -j 1 -d $(BUILD)/lint-logs $<
 
 format: | deps-check
 	$(Q)tests/lint/format --fix
@@ -375,5 +376,5 @@ uninstall:
 		$(foreach m,$(MANS),$(INSTALL_D)$(mandir)/man$(subst .,,$(suffix $(m)))/$(notdir $(m)))
 
 clean:
-	rm -rf build
+	rm -rf $(BUILD)
 FORCE:

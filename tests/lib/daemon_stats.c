@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * daemon_stats.c - skvcctl as a child process, its JSON kept until the next reading.
+ * daemon_stats.c - one bus connection and one call per reading; the answer is kept until the next one.
  */
 #include "tests/lib/daemon_stats.h"
 
@@ -9,71 +9,88 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <cjson/cJSON.h>
+#include <systemd/sd-bus.h>
 
-#define OUTPUT_BYTES_MAX (4u << 20)
+#define NUMBERS_MAX 256u
 
-static cJSON *root; /* owned; of the last reading */
+static struct {
+	char name[64];
+	uint64_t value;
+} number[NUMBERS_MAX];
+static unsigned numbers;
+
+static int connect_to(const struct private_daemon *d, sd_bus **ret_bus)
+{
+	sd_bus *bus = NULL;
+	char address[128];
+	int r;
+
+	(void)snprintf(address, sizeof(address), "unix:path=%s", d->bus);
+	r = sd_bus_new(&bus);
+	if (r >= 0)
+		r = sd_bus_set_address(bus, address);
+	if (r >= 0)
+		r = sd_bus_start(bus);
+	if (r < 0) {
+		sd_bus_unref(bus);
+		return r;
+	}
+	*ret_bus = bus;
+	return 0;
+}
+
+static int take_numbers(sd_bus_message *reply)
+{
+	const char *name;
+	uint64_t value;
+	int r = sd_bus_message_enter_container(reply, 'a', "{st}");
+
+	numbers = 0;
+	while (r >= 0 && (r = sd_bus_message_read(reply, "{st}", &name, &value)) > 0) {
+		if (numbers == NUMBERS_MAX)
+			return -E2BIG;
+		(void)snprintf(number[numbers].name, sizeof(number[0].name), "%s", name);
+		number[numbers++].value = value;
+	}
+	return r;
+}
 
 int daemon_stats_read(const struct private_daemon *d)
 {
-	char command[700];
-	char *text = malloc(OUTPUT_BYTES_MAX);
-	size_t n;
-	FILE *f;
-	int status;
+	sd_bus_error error = SD_BUS_ERROR_NULL;
+	sd_bus_message *reply = NULL;
+	sd_bus *bus = NULL;
+	int r = connect_to(d, &bus);
 
-	if (!text)
-		return -ENOMEM;
-	(void)snprintf(command, sizeof(command), "'%s' --socket '%s' stats --json",
-		       private_daemon_program("skvcctl"), d->bus);
-	f = popen(command, "r");
-	if (!f) {
-		free(text);
-		return -errno;
-	}
-	n = fread(text, 1, OUTPUT_BYTES_MAX - 1, f);
-	text[n] = '\0';
-	status = pclose(f);
-	cJSON_Delete(root);
-	root = status == 0 ? cJSON_Parse(text) : NULL;
-	if (!root)
-		fprintf(stderr, "%s: status 0x%x, said: %.400s\n", command, (unsigned)status, text);
-	free(text);
-	return root ? 0 : -EPROTO;
-}
-
-/* Depth is bounded by what skvcctl nests, a handful. */
-static const cJSON *find_number(const cJSON *at, const char *name)
-{
-	for (const cJSON *item = at ? at->child : NULL; item; item = item->next) {
-		const cJSON *deeper;
-
-		if (item->string && !strcmp(item->string, name) && cJSON_IsNumber(item))
-			return item;
-		deeper = find_number(item, name);
-		if (deeper)
-			return deeper;
-	}
-	return NULL;
+	if (r >= 0)
+		r = sd_bus_call_method(bus, NULL, "/org/skvcd/Skvcd1", "org.skvcd.Skvcd1", "GetStats",
+				       &error, &reply, "");
+	if (r >= 0)
+		r = take_numbers(reply);
+	if (r < 0)
+		fprintf(stderr, "GetStats on %s: %s %s\n", d->bus, strerror(-r),
+			error.message ? error.message : "");
+	sd_bus_message_unref(reply);
+	sd_bus_error_free(&error);
+	sd_bus_flush_close_unref(bus);
+	return r < 0 ? r : 0;
 }
 
 uint64_t daemon_stats_get(const char *name)
 {
-	const cJSON *item = find_number(root, name);
-
-	if (!item) {
-		fprintf(stderr, "skvcctl stats --json has no number called %s\n", name);
-		abort();
-	}
-	return (uint64_t)item->valuedouble;
+	for (unsigned i = 0; i < numbers; i++)
+		if (!strcmp(number[i].name, name))
+			return number[i].value;
+	fprintf(stderr, "skvcd has no counter called %s\n", name);
+	abort();
 }
 
 uint64_t daemon_stats_reason(const char *word)
 {
-	const cJSON *item = find_number(root, word);
+	char name[64];
 
-	return item ? (uint64_t)item->valuedouble : 0;
+	(void)snprintf(name, sizeof(name), "reason.%s", word);
+	return daemon_stats_get(name);
 }
 
 uint64_t daemon_stats_now(const struct private_daemon *d, const char *name)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * daemon_stats.h - what `skvcctl stats --json` says about a private daemon, as numbers by name.
+ * daemon_stats.h - the counters of a private daemon, as numbers by name, over the bus that skvcctl uses.
  */
 #ifndef SKVCD_TESTS_LIB_DAEMON_STATS_H
 #define SKVCD_TESTS_LIB_DAEMON_STATS_H
@@ -9,17 +9,17 @@
 
 #include "tests/lib/private_daemon.h"
 
-/* Run skvcctl and parse what it prints.  0, or a negative errno after printing why. */
+/* Ask for all of them at one moment.  0, or a negative errno after printing why. */
 int daemon_stats_read(const struct private_daemon *d);
 
-/* The number called `name`, wherever it stands, of the last daemon_stats_read(); prints and aborts when
+/* The number called `name` in the last daemon_stats_read(); prints and aborts when
  * there is none: a misspelt counter must not pass for zero. */
 uint64_t daemon_stats_get(const char *name);
 
 /* Both in one. */
 uint64_t daemon_stats_now(const struct private_daemon *d, const char *name);
 
-/* How often a cause of refusal was counted ("ring-overrun"); 0 when it is not listed. */
+/* How often a cause of refusal was counted ("ring-overrun"). */
 uint64_t daemon_stats_reason(const char *word);
 
 /* Read again and again until `name` has this value.  Returns the milliseconds it took, or -ETIMEDOUT
