@@ -19,7 +19,7 @@
  * never touched.
  *
  * Where a slot comes from, in this order: a partial span of the class; while the class has no span, one of
- * a class whose slots are up to 1/8 larger; a new span; one of a class up to 1/8 larger; a new span that
+ * a class whose slots are up to 1/16 larger; a new span; one of a class up to 1/8 larger; a new span that
  * is smaller than it should be, and wastes part of a slot at its end.
  *
  * Fill, for the hysteresis: counting the spans in use would refuse for ever (once all are in use,
@@ -45,6 +45,7 @@
 #define ORDERS_MAX 19u				/* units per slab: 2^18 at most (1 GiB of 64 bytes) */
 #define SPAN_SLOTS_MAX 32u			/* in the span that a class prefers, above one granule */
 #define BORROW_PART 8u				/* a slot may be up to 1/8 larger than the class's own */
+#define BORROW_FIRST_PART 16u			/* while there is room for a span of its own: 1/16 */
 #define GROUPS 4u				/* lists of partial spans: by fullness */
 #define NONE UINT32_MAX
 #define CLASS_NONE UINT16_MAX
@@ -442,9 +443,9 @@ static uint32_t partial_of(const struct pool *pool, uint32_t class)
 }
 
 /* Of a class whose slots are little larger. */
-static uint32_t borrow(const struct pool *pool, uint32_t own)
+static uint32_t borrow(const struct pool *pool, uint32_t own, uint32_t part)
 {
-	const uint64_t limit = pool->classes[own].slot_bytes + pool->classes[own].slot_bytes / BORROW_PART;
+	const uint64_t limit = pool->classes[own].slot_bytes + pool->classes[own].slot_bytes / part;
 	uint32_t unit = NONE;
 
 	for (uint32_t c = own + 1; unit == NONE && c < pool->classes_count; c++) {
@@ -464,11 +465,11 @@ static uint32_t find_span(struct pool *pool, uint64_t bytes)
 
 	unit = partial_of(pool, own);
 	if (unit == NONE && c->spans == 0)
-		unit = borrow(pool, own);
+		unit = borrow(pool, own, BORROW_FIRST_PART);
 	if (unit == NONE)
 		unit = span_new(pool, own, c->order);
-	if (unit == NONE && c->spans != 0)
-		unit = borrow(pool, own);
+	if (unit == NONE)
+		unit = borrow(pool, own, BORROW_PART);
 	for (uint32_t order = c->order; unit == NONE && order-- > 0;) {
 		if (span_granules(pool, order) < c->slot_granules)
 			break;
