@@ -341,11 +341,18 @@ static int may_ask(int sock)
 {
 	struct listener_peer peer;
 
+	struct session s = { 0 };
+
 	if (listener_peer(sock, &peer) < 0)
 		return 0;
 	if (peer.pidfd >= 0)
 		(void)close(peer.pidfd);
-	return !peer.uid || peer.uid == geteuid() || listener_peer_in_group(sock, getegid());
+	if (!peer.uid || peer.uid == geteuid() || listener_peer_in_group(sock, getegid()))
+		return 1;
+	s.pid = peer.pid;
+	s.uid = peer.uid;
+	log_client(LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_NOT_PERMITTED, "may not ask on the bus socket");
+	return 0;
 }
 
 static void connected(struct bus *bus, int sock)

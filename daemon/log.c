@@ -29,8 +29,11 @@
 
 static int log_debug;				/* set once by log_init(), before there are threads */
 static bool log_journal;			/* likewise */
-static _Atomic uint64_t client_window;		/* second << 32 | lines in it; any thread, by exchange */
-static _Atomic uint64_t client_kept_back;	/* lines since the last that was said; any thread */
+/* Chatter and warnings are limited apart, so that the one cannot drown the other.  Any thread. */
+static struct limit {
+	_Atomic uint64_t window;		/* second << 32 | lines in it; by compare and exchange */
+	_Atomic uint64_t kept_back;		/* lines since the last that was said */
+} limits[2];
 
 /* systemd names the stream it connected to stderr: anything else is a terminal, a file or a pipe. */
 static bool stderr_is_journal(void)
@@ -108,20 +111,20 @@ void log_line(enum log_level level, const char *format, ...)
 }
 
 /* 1: say it. */
-static bool client_may_log(void)
+static bool may_log(struct limit *limit)
 {
 	uint64_t now_s = clock_now_ns() / CLOCK_NS_PER_S;
-	uint64_t old = atomic_load_explicit(&client_window, memory_order_relaxed), new;
+	uint64_t old = atomic_load_explicit(&limit->window, memory_order_relaxed), new;
 
 	do {
 		uint64_t lines = old >> 32 == (now_s & UINT32_MAX) ? old & UINT32_MAX : 0;
 
 		if (lines >= LOG_CLIENT_LINES_PER_S) {
-			atomic_fetch_add_explicit(&client_kept_back, 1, memory_order_relaxed);
+			atomic_fetch_add_explicit(&limit->kept_back, 1, memory_order_relaxed);
 			return false;
 		}
 		new = now_s << 32 | (lines + 1);
-	} while (!atomic_compare_exchange_weak_explicit(&client_window, &old, new,
+	} while (!atomic_compare_exchange_weak_explicit(&limit->window, &old, new,
 							memory_order_relaxed, memory_order_relaxed));
 	return true;
 }
@@ -130,15 +133,16 @@ void log_client(enum log_level level, const struct session *session, uint16_t re
 		const char *format, ...)
 {
 	const char *word = stats_reason_word(reason);
+	struct limit *limit = &limits[level <= LOG_LEVEL_WARNING];
 	char text[LOG_LINE_BYTES], line[LOG_LINE_BYTES + 128];
 	uint64_t kept_back;
 	va_list args;
 
 	if (level >= LOG_LEVEL_DEBUG && !log_debug)
 		return;
-	if (!client_may_log())
+	if (!may_log(limit))
 		return;
-	kept_back = atomic_exchange_explicit(&client_kept_back, 0, memory_order_relaxed);
+	kept_back = atomic_exchange_explicit(&limit->kept_back, 0, memory_order_relaxed);
 	if (kept_back)
 		log_line(LOG_LEVEL_WARNING, "%" PRIu64 " lines about clients were kept back", kept_back);
 	va_start(args, format);
@@ -152,8 +156,8 @@ void log_client(enum log_level level, const struct session *session, uint16_t re
 				      (unsigned)session->uid, "SKVCD_REASON=%s", word, NULL);
 		return;
 	}
-	(void)snprintf(line, sizeof(line), "session %" PRIu32 " (pid %d, uid %u%s%s): %s [%s]", session->id,
+	(void)snprintf(line, sizeof(line), "session %" PRIu32 " (pid %d, uid %u%s%s): %s%s%s%s", session->id,
 		       (int)session->pid, (unsigned)session->uid, session->name[0] ? ", " : "",
-		       session->name, text, word);
+		       session->name, text, reason ? " [" : "", reason ? word : "", reason ? "]" : "");
 	write_stderr(level, line);
 }

@@ -27,3 +27,8 @@ SKVC_KVDUMP_SRCS := \
 	tools/tokenizer.c \
 	tools/tokenizer_split.c \
 	tools/tokenizer_unicode.c
+SKVCCTL_SRCS := \
+	tools/skvcctl.c \
+	tools/skvcctl_bus.c \
+	tools/skvcctl_json.c \
+	tools/skvcctl_table.c

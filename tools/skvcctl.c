@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * skvcctl.c - options and commands.  Fetches one picture of the daemon per command and prints it.
+ */
+#include "tools/skvcctl.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char usage_text[] =
+	"Usage: skvcctl [OPTION]... COMMAND\n"
+	"Look at a running skvcd.\n"
+	"\n"
+	"Commands:\n"
+	"  stats        capacity saved, hits, pool, NVMe, traffic, latencies, refusals\n"
+	"  namespaces   what is cached: one entry per model, geometry and tenant\n"
+	"  sessions     who is connected\n"
+	"  tenants      compressed bytes charged, and quotas\n"
+	"  ping         does it answer, and how fast\n"
+	"  version      of skvcctl and of the daemon\n"
+	"\n"
+	"Options:\n"
+	"  -b, --bus PATH       the daemon's bus socket (default: $SKVC_BUS, else\n"
+	"                       " SKVCCTL_DEFAULT_BUS ")\n"
+	"      --system         ask through the system bus instead\n"
+	"  -j, --json           for programs; the keys do not change\n"
+	"  -w, --watch[=SECS]   print again every SECS seconds (2)\n"
+	"  -h, --help           this text\n"
+	"  -V, --version        the version of skvcctl\n"
+	"\n"
+	"Exit status: 0 done, 1 failure, 2 wrong usage, 3 no daemon answers there.\n";
+
+struct options {
+	struct skvcctl_source source;
+	bool json;
+	unsigned watch_s;			/* 0: once */
+};
+
+struct command {
+	const char *name;
+	unsigned what;
+	void (*print)(const struct skvcctl_picture *p, FILE *out);
+};
+
+static void print_ping(const struct skvcctl_picture *p, FILE *out)
+{
+	char ns[16];
+
+	(void)fprintf(out, "skvcd %s answers in %s; health: %s\n", p->version,
+		      skvcctl_format_ns(p->ping_ns, ns), p->health);
+}
+
+static void print_version(const struct skvcctl_picture *p, FILE *out)
+{
+	(void)fprintf(out, "skvcctl " SKVCD_VERSION "\nskvcd %s\n", p->version);
+}
+
+static const struct command commands[] = {
+	{ "stats", SKVCCTL_GET_ALL, skvcctl_print_stats },
+	{ "namespaces", SKVCCTL_GET_NAMESPACES, skvcctl_print_namespaces },
+	{ "sessions", SKVCCTL_GET_SESSIONS, skvcctl_print_sessions },
+	{ "tenants", SKVCCTL_GET_TENANTS, skvcctl_print_tenants },
+	{ "ping", SKVCCTL_GET_VERSION, print_ping },
+	{ "version", SKVCCTL_GET_VERSION, print_version },
+};
+
+static int usage_error(const char *what, const char *about)
+{
+	(void)fprintf(stderr, "skvcctl: %s%s\nTry 'skvcctl --help'.\n", what, about);
+	return SKVCCTL_USAGE;
+}
+
+static int parse_watch(const char *arg, unsigned *ret_s)
+{
+	char *end;
+	unsigned long s;
+
+	if (!arg) {
+		*ret_s = 2;
+		return 0;
+	}
+	errno = 0;
+	s = strtoul(arg, &end, 10);
+	if (errno || *end || end == arg || arg[0] == '-' || !s || s > 3600)
+		return -EINVAL;
+	*ret_s = (unsigned)s;
+	return 0;
+}
+
+/* Returns -1 to go on, or the exit status. */
+static int parse_options(int argc, char **argv, struct options *o)
+{
+	enum { OPT_SYSTEM = 256 };
+	static const struct option longs[] = {
+		{ "bus", required_argument, NULL, 'b' },
+		{ "system", no_argument, NULL, OPT_SYSTEM },
+		{ "json", no_argument, NULL, 'j' },
+		{ "watch", optional_argument, NULL, 'w' },
+		{ "help", no_argument, NULL, 'h' },
+		{ "version", no_argument, NULL, 'V' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, "b:jw::hV", longs, NULL)) != -1) {
+		switch (opt) {			/* flat switch */
+		case 'b':
+			o->source.path = optarg;
+			break;
+		case OPT_SYSTEM:
+			o->source.system = true;
+			break;
+		case 'j':
+			o->json = true;
+			break;
+		case 'w':
+			if (parse_watch(optarg, &o->watch_s) < 0)
+				return usage_error("--watch takes 1 to 3600 seconds, not ", optarg);
+			break;
+		case 'h':
+			(void)fputs(usage_text, stdout);
+			return SKVCCTL_OK;
+		case 'V':
+			(void)printf("skvcctl " SKVCD_VERSION "\n");
+			return SKVCCTL_OK;
+		default:
+			(void)fprintf(stderr, "Try 'skvcctl --help'.\n");
+			return SKVCCTL_USAGE;
+		}
+	}
+	return -1;
+}
+
+static enum skvcctl_exit run_once(const struct options *o, const struct command *command, bool again)
+{
+	struct skvcctl_picture p = { 0 };
+	char err[SKVCCTL_ERR_BYTES] = "";
+	enum skvcctl_exit e;
+
+	e = skvcctl_fetch(&o->source, command->what, &p, err, sizeof(err));
+	if (e != SKVCCTL_OK) {
+		/* What can be said without a daemon is said. */
+		if (command->print == print_version && !o->json)
+			(void)printf("skvcctl " SKVCD_VERSION "\n");
+		(void)fflush(stdout);
+		(void)fprintf(stderr, "skvcctl: %s\n", err);
+		return e;
+	}
+	if (again && isatty(STDOUT_FILENO))
+		(void)fputs("\033[H\033[J", stdout);
+	if (!o->json)
+		command->print(&p, stdout);
+	else if (skvcctl_print_json(&p, command->what, stdout) < 0)
+		e = SKVCCTL_FAILURE;
+	skvcctl_picture_deinit(&p);
+	/* A full disk or a closed pipe must not look like an answer. */
+	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : e;
+}
+
+static int run(const struct options *o, const struct command *command)
+{
+	struct timespec pause = { .tv_sec = (time_t)o->watch_s };
+	enum skvcctl_exit e;
+
+	e = run_once(o, command, o->watch_s > 0);
+	while (e == SKVCCTL_OK && o->watch_s) {
+		(void)nanosleep(&pause, NULL);
+		if (!o->json && !isatty(STDOUT_FILENO))
+			(void)printf("\n");
+		e = run_once(o, command, true);
+	}
+	return (int)e;
+}
+
+int main(int argc, char **argv)
+{
+	struct options o = { .source = { .path = getenv("SKVC_BUS") } };
+	int r;
+
+	if (!o.source.path || !o.source.path[0])
+		o.source.path = SKVCCTL_DEFAULT_BUS;
+	r = parse_options(argc, argv, &o);
+	if (r >= 0)
+		return r;
+	if (optind == argc)
+		return usage_error("a command is missing", "");
+	if (optind + 1 < argc)
+		return usage_error("one command at a time, not also ", argv[optind + 1]);
+	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+		if (!strcmp(commands[i].name, argv[optind]))
+			return run(&o, &commands[i]);
+	return usage_error("unknown command: ", argv[optind]);
+}

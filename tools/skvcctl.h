@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * skvcctl.h - what skvcctl knows of a daemon: one picture, fetched over D-Bus, then printed as tables or
+ * as JSON.  skvcctl_bus.c fetches, skvcctl_table.c and skvcctl_json.c print.
+ */
+#ifndef SKVCD_TOOLS_SKVCCTL_H
+#define SKVCD_TOOLS_SKVCCTL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define SKVCCTL_DEFAULT_BUS "/run/skvcd/bus"
+#define SKVCCTL_ERR_BYTES 512u
+#define SKVCCTL_STATS_MAX 512u			/* more entries than this are not ours */
+#define SKVCCTL_ROWS_MAX 4096u
+
+enum skvcctl_exit { SKVCCTL_OK = 0, SKVCCTL_FAILURE = 1, SKVCCTL_USAGE = 2, SKVCCTL_NO_DAEMON = 3 };
+
+enum skvcctl_kind { SKVCCTL_COUNTER, SKVCCTL_GAUGE, SKVCCTL_REASON, SKVCCTL_LATENCY };
+
+struct skvcctl_stat {
+	enum skvcctl_kind kind;
+	char name[64];				/* without "reason." or "latency." */
+	uint64_t value;
+};
+
+struct skvcctl_namespace {
+	uint32_t id, block_tokens, segments_count, profile_version, profile_bits_milli;
+	char tenant[32], model[256], digest[65];
+	uint64_t block_raw_bytes, blocks, raw_bytes, coded_bytes, hits, misses;
+};
+
+struct skvcctl_session {
+	uint32_t id, pid, uid, jobs, leases;
+	char tenant[32], name[64], role[16];
+	uint64_t ops, store_blocks, load_blocks, lookup_blocks, age_ns;
+};
+
+struct skvcctl_tenant {
+	char name[32];
+	uint64_t charged_bytes, quota_bytes;
+};
+
+struct skvcctl_picture {
+	char version[32], health[32], status[256];
+	uint64_t ping_ns;
+	struct skvcctl_stat *stats;		/* owned, as all below */
+	size_t stats_count;
+	struct skvcctl_namespace *namespaces;
+	size_t namespaces_count;
+	struct skvcctl_session *sessions;
+	size_t sessions_count;
+	struct skvcctl_tenant *tenants;
+	size_t tenants_count;
+};
+
+struct skvcctl_source {
+	const char *path;			/* of the daemon's own bus socket */
+	bool system;				/* the system bus instead */
+};
+
+/* What to fetch; may be combined. */
+#define SKVCCTL_GET_VERSION 1u			/* version, health, status, ping */
+#define SKVCCTL_GET_STATS 2u
+#define SKVCCTL_GET_NAMESPACES 4u
+#define SKVCCTL_GET_SESSIONS 8u
+#define SKVCCTL_GET_TENANTS 16u
+#define SKVCCTL_GET_ALL 31u
+
+/* Returns an exit code; on anything but OK, one line in err that says what to do. */
+enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned what,
+				struct skvcctl_picture *ret, char *err, size_t err_bytes);
+void skvcctl_picture_deinit(struct skvcctl_picture *p);
+/* 0 when there is no such number: an older daemon. */
+uint64_t skvcctl_value(const struct skvcctl_picture *p, enum skvcctl_kind kind, const char *name);
+
+void skvcctl_print_stats(const struct skvcctl_picture *p, FILE *out);
+void skvcctl_print_namespaces(const struct skvcctl_picture *p, FILE *out);
+void skvcctl_print_sessions(const struct skvcctl_picture *p, FILE *out);
+void skvcctl_print_tenants(const struct skvcctl_picture *p, FILE *out);
+
+/* The parts named by `what`, as one object.  0 or -ENOMEM. */
+int skvcctl_print_json(const struct skvcctl_picture *p, unsigned what, FILE *out);
+
+/* "1.50 GiB", "12.3 us": at most 15 bytes and NUL; returns buf. */
+const char *skvcctl_format_bytes(uint64_t bytes, char buf[16]);
+const char *skvcctl_format_ns(uint64_t ns, char buf[16]);
+
+#endif

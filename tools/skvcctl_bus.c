@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * skvcctl_bus.c - fetch a picture of the daemon over D-Bus: from its own socket, where no bus daemon is
+ * needed, or through the system bus.  Answers are bounded: the socket may be anybody's.
+ */
+#include "tools/skvcctl.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <systemd/sd-bus.h>
+
+#define BUS_NAME "org.skvcd.Skvcd1"
+#define BUS_PATH "/org/skvcd/Skvcd1"
+#define BUS_TIMEOUT_US 5000000u
+
+struct link {
+	sd_bus *bus;				/* owned */
+	const char *destination;		/* NULL: peer to peer */
+	const struct skvcctl_source *source;	/* borrowed */
+	char *err;				/* borrowed */
+	size_t err_bytes;
+};
+
+/* ---- what to tell a person ---- */
+
+static enum skvcctl_exit no_daemon(struct link *l, const char *why)
+{
+	if (l->source->system)
+		(void)snprintf(l->err, l->err_bytes, "no skvcd on the system bus (%s): start it, or try without "
+			       "--system", why);
+	else
+		(void)snprintf(l->err, l->err_bytes, "no skvcd on %s (%s): start it, or name its bus socket with "
+			       "--bus or $SKVC_BUS", l->source->path, why);
+	return SKVCCTL_NO_DAEMON;
+}
+
+static enum skvcctl_exit failed(struct link *l, int error, const char *what)
+{
+	const char *where = l->source->system ? "the system bus" : l->source->path;
+
+	if (error == -EACCES || error == -EPERM)
+		(void)snprintf(l->err, l->err_bytes, "%s: not permitted: run as root or as a member of the group "
+			       "that the socket belongs to", where);
+	else if (error == -ECONNRESET || error == -ENOTCONN || error == -EPIPE)
+		(void)snprintf(l->err, l->err_bytes, "%s: the daemon closed the connection: run as root or as a "
+			       "member of its group, and see its log", where);
+	else if (error == -EPROTOTYPE)
+		(void)snprintf(l->err, l->err_bytes, "%s: this is the clients' socket: name skvcd's bus_socket", where);
+	else if (error == -ETIMEDOUT)
+		(void)snprintf(l->err, l->err_bytes, "%s: no answer within 5 s: is this skvcd's bus socket? see its "
+			       "log", where);
+	else
+		(void)snprintf(l->err, l->err_bytes, "%s: %s: %s", where, what, strerror(-error));
+	return SKVCCTL_FAILURE;
+}
+
+/* ---- connection ---- */
+
+static enum skvcctl_exit connect_peer(struct link *l)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	size_t len = strlen(l->source->path);
+	int fd, r;
+
+	if (!len || len >= sizeof(addr.sun_path))
+		return failed(l, -ENAMETOOLONG, "socket path");
+	memcpy(addr.sun_path, l->source->path, len);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return failed(l, -errno, "socket");
+	if (connect(fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0) {
+		r = -errno;
+		(void)close(fd);
+		return r == -ENOENT || r == -ECONNREFUSED || r == -ENOTSOCK || r == -ENOTDIR ?
+		       no_daemon(l, strerror(-r)) : failed(l, r, "connect");
+	}
+	r = sd_bus_new(&l->bus);
+	if (r >= 0)
+		r = sd_bus_set_fd(l->bus, fd, fd);
+	if (r < 0) {
+		(void)close(fd);
+		return failed(l, r, "connect");
+	}
+	r = sd_bus_start(l->bus);
+	return r < 0 ? failed(l, r, "connect") : SKVCCTL_OK;
+}
+
+static enum skvcctl_exit connect_link(struct link *l)
+{
+	enum skvcctl_exit e = SKVCCTL_OK;
+	int r;
+
+	if (!l->source->system) {
+		e = connect_peer(l);
+	} else {
+		r = sd_bus_open_system(&l->bus);
+		if (r < 0)
+			return no_daemon(l, strerror(-r));
+		l->destination = BUS_NAME;
+	}
+	if (e == SKVCCTL_OK)
+		(void)sd_bus_set_method_call_timeout(l->bus, BUS_TIMEOUT_US);
+	return e;
+}
+
+static enum skvcctl_exit call(struct link *l, const char *method, sd_bus_message **ret_reply)
+{
+	sd_bus_error error = SD_BUS_ERROR_NULL;
+	enum skvcctl_exit e = SKVCCTL_OK;
+	int r;
+
+	r = sd_bus_call_method(l->bus, l->destination, BUS_PATH, BUS_NAME, method, &error, ret_reply, NULL);
+	if (r < 0 && (sd_bus_error_has_name(&error, SD_BUS_ERROR_SERVICE_UNKNOWN) ||
+		      sd_bus_error_has_name(&error, SD_BUS_ERROR_NAME_HAS_NO_OWNER)))
+		e = no_daemon(l, "nobody has the name " BUS_NAME);
+	else if (r < 0)
+		e = failed(l, r, method);
+	sd_bus_error_free(&error);
+	return e;
+}
+
+/* ---- arrays ---- */
+
+/* Room for one more row, or NULL. */
+static void *grow(void **rows, size_t count, size_t row_bytes, size_t max)
+{
+	void *more;
+
+	if (count >= max)
+		return NULL;
+	if (!(count & (count - 1))) {		/* 0, 1, 2, 4 ... are full: double */
+		more = realloc(*rows, (count ? 2 * count : 1) * row_bytes);
+		if (!more)
+			return NULL;
+		*rows = more;
+	}
+	memset((char *)*rows + count * row_bytes, 0, row_bytes);
+	return (char *)*rows + count * row_bytes;
+}
+
+static void copy(char *to, size_t to_bytes, const char *from)
+{
+	(void)snprintf(to, to_bytes, "%s", from);
+	for (; *to; to++)
+		if ((unsigned char)*to < ' ' || *to == 0x7f)
+			*to = '?';
+}
+
+#define COPY(to, from) copy((to), sizeof(to), (from))
+
+static int add_stat(struct skvcctl_picture *p, const char *name, uint64_t value)
+{
+	struct skvcctl_stat *s;
+
+	s = grow((void **)&p->stats, p->stats_count, sizeof(*s), SKVCCTL_STATS_MAX);
+	if (!s)
+		return -ENOMEM;
+	s->kind = SKVCCTL_GAUGE;		/* until it is described */
+	if (!strncmp(name, "reason.", 7)) {
+		s->kind = SKVCCTL_REASON;
+		name += 7;
+	} else if (!strncmp(name, "latency.", 8)) {
+		s->kind = SKVCCTL_LATENCY;
+		name += 8;
+	}
+	COPY(s->name, name);
+	s->value = value;
+	p->stats_count++;
+	return 0;
+}
+
+static int read_stats(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	const char *name;
+	uint64_t value;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "{st}");
+	while (r >= 0 && (r = sd_bus_message_read(m, "{st}", &name, &value)) > 0)
+		r = add_stat(p, name, value);
+	return r;
+}
+
+static int read_kinds(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	const char *name, *kind, *unit, *text;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(ssss)");
+	while (r >= 0 && (r = sd_bus_message_read(m, "(ssss)", &name, &kind, &unit, &text)) > 0)
+		for (size_t i = 0; !strcmp(kind, "counter") && i < p->stats_count; i++)
+			if (p->stats[i].kind == SKVCCTL_GAUGE && !strcmp(p->stats[i].name, name))
+				p->stats[i].kind = SKVCCTL_COUNTER;
+	return r;
+}
+
+static int read_namespaces(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	struct skvcctl_namespace n;
+	const char *tenant, *model, *digest;
+	struct skvcctl_namespace *row;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(usssuuttttttuu)");
+	while (r >= 0) {
+		memset(&n, 0, sizeof(n));
+		r = sd_bus_message_read(m, "(usssuuttttttuu)", &n.id, &tenant, &model, &digest, &n.block_tokens,
+					&n.segments_count, &n.block_raw_bytes, &n.blocks, &n.raw_bytes,
+					&n.coded_bytes, &n.hits, &n.misses, &n.profile_version,
+					&n.profile_bits_milli);
+		if (r <= 0)
+			break;
+		COPY(n.tenant, tenant);
+		COPY(n.model, model);
+		COPY(n.digest, digest);
+		row = grow((void **)&p->namespaces, p->namespaces_count, sizeof(n), SKVCCTL_ROWS_MAX);
+		if (!row)
+			return -ENOMEM;
+		*row = n;
+		p->namespaces_count++;
+	}
+	return r;
+}
+
+static int read_sessions(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	struct skvcctl_session s;
+	const char *tenant, *name, *role;
+	struct skvcctl_session *row;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(uuusssttttuut)");
+	while (r >= 0) {
+		memset(&s, 0, sizeof(s));
+		r = sd_bus_message_read(m, "(uuusssttttuut)", &s.id, &s.pid, &s.uid, &tenant, &name, &role,
+					&s.ops, &s.store_blocks, &s.load_blocks, &s.lookup_blocks, &s.jobs,
+					&s.leases, &s.age_ns);
+		if (r <= 0)
+			break;
+		COPY(s.tenant, tenant);
+		COPY(s.name, name);
+		COPY(s.role, role);
+		row = grow((void **)&p->sessions, p->sessions_count, sizeof(s), SKVCCTL_ROWS_MAX);
+		if (!row)
+			return -ENOMEM;
+		*row = s;
+		p->sessions_count++;
+	}
+	return r;
+}
+
+static int read_tenants(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	struct skvcctl_tenant t;
+	struct skvcctl_tenant *row;
+	const char *name;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(stt)");
+	while (r >= 0) {
+		memset(&t, 0, sizeof(t));
+		r = sd_bus_message_read(m, "(stt)", &name, &t.charged_bytes, &t.quota_bytes);
+		if (r <= 0)
+			break;
+		COPY(t.name, name);
+		row = grow((void **)&p->tenants, p->tenants_count, sizeof(t), SKVCCTL_ROWS_MAX);
+		if (!row)
+			return -ENOMEM;
+		*row = t;
+		p->tenants_count++;
+	}
+	return r;
+}
+
+/* ---- the picture ---- */
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts = { 0 };
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static enum skvcctl_exit get_property(struct link *l, const char *name, char *ret, size_t ret_bytes)
+{
+	sd_bus_error error = SD_BUS_ERROR_NULL;
+	char *value = NULL;
+	int r;
+
+	r = sd_bus_get_property_string(l->bus, l->destination, BUS_PATH, BUS_NAME, name, &error, &value);
+	sd_bus_error_free(&error);
+	if (r < 0)
+		return failed(l, r, name);
+	copy(ret, ret_bytes, value);
+	free(value);
+	return SKVCCTL_OK;
+}
+
+static enum skvcctl_exit get_version(struct link *l, struct skvcctl_picture *p)
+{
+	sd_bus_message *reply = NULL;
+	enum skvcctl_exit e;
+	const char *version;
+	uint64_t start_ns;
+	int r;
+
+	e = call(l, "Ping", &reply);		/* connecting is over after this one: time the second */
+	sd_bus_message_unref(reply);
+	reply = NULL;
+	if (e != SKVCCTL_OK)
+		return e;
+	start_ns = now_ns();
+	e = call(l, "Ping", &reply);
+	p->ping_ns = now_ns() - start_ns;
+	if (e != SKVCCTL_OK)
+		return e;
+	r = sd_bus_message_read(reply, "s", &version);
+	if (r >= 0)
+		COPY(p->version, version);
+	sd_bus_message_unref(reply);
+	if (r < 0)
+		return failed(l, r, "Ping");
+	e = get_property(l, "Health", p->health, sizeof(p->health));
+	return e != SKVCCTL_OK ? e : get_property(l, "StatusLine", p->status, sizeof(p->status));
+}
+
+static const struct part {
+	unsigned what;
+	const char *method;
+	int (*read)(sd_bus_message *m, struct skvcctl_picture *p);
+} parts[] = {
+	{ SKVCCTL_GET_STATS, "GetStats", read_stats },
+	{ SKVCCTL_GET_STATS, "DescribeStats", read_kinds },
+	{ SKVCCTL_GET_NAMESPACES, "ListNamespaces", read_namespaces },
+	{ SKVCCTL_GET_SESSIONS, "ListSessions", read_sessions },
+	{ SKVCCTL_GET_TENANTS, "ListTenants", read_tenants },
+};
+
+static enum skvcctl_exit get_part(struct link *l, const struct part *part, struct skvcctl_picture *p)
+{
+	sd_bus_message *reply = NULL;
+	enum skvcctl_exit e;
+	int r;
+
+	e = call(l, part->method, &reply);
+	if (e != SKVCCTL_OK)
+		return e;
+	r = part->read(reply, p);
+	sd_bus_message_unref(reply);
+	return r < 0 ? failed(l, r, part->method) : SKVCCTL_OK;
+}
+
+enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned what,
+				struct skvcctl_picture *ret, char *err, size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	struct skvcctl_picture p = { 0 };
+	enum skvcctl_exit e;
+
+	e = connect_link(&l);
+	if (e == SKVCCTL_OK && what & SKVCCTL_GET_VERSION)
+		e = get_version(&l, &p);
+	for (size_t i = 0; e == SKVCCTL_OK && i < sizeof(parts) / sizeof(parts[0]); i++)
+		if (what & parts[i].what)
+			e = get_part(&l, &parts[i], &p);
+	(void)sd_bus_close_unref(l.bus);
+	if (e != SKVCCTL_OK) {
+		skvcctl_picture_deinit(&p);
+		return e;
+	}
+	*ret = p;
+	return SKVCCTL_OK;
+}
+
+void skvcctl_picture_deinit(struct skvcctl_picture *p)
+{
+	free(p->stats);
+	free(p->namespaces);
+	free(p->sessions);
+	free(p->tenants);
+	memset(p, 0, sizeof(*p));
+}
+
+uint64_t skvcctl_value(const struct skvcctl_picture *p, enum skvcctl_kind kind, const char *name)
+{
+	for (size_t i = 0; i < p->stats_count; i++)
+		if (p->stats[i].kind == kind && !strcmp(p->stats[i].name, name))
+			return p->stats[i].value;
+	return 0;
+}
