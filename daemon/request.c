@@ -150,9 +150,10 @@ static void job_free(struct lane *lane, struct job *job)
 	lane->job_free = job;
 }
 
+/* An error outweighs a remark (a duplicate), and the first of each kind stays. */
 void job_note(struct job *job, int32_t res, uint16_t reason)
 {
-	if (job->res == 0 && job->reason == SKVC_ABI_REASON_NONE) {
+	if (job->res == 0 && (job->reason == SKVC_ABI_REASON_NONE || res < 0)) {
 		job->res = res;
 		job->reason = reason;
 	}

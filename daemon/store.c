@@ -35,6 +35,7 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i, const str
 			tier_hold(lane, id);	/* a touch */
 			tier_unhold(lane, id);
 			stats_add(&lane->stats, STAT_STORE_DUPLICATE_BLOCKS, 1);
+			job_note(job, 0, SKVC_ABI_REASON_DUPLICATE);
 			job_item_done(lane, job, i, 0, 0);
 		} else {
 			job_note(job, -EEXIST, SKVC_ABI_REASON_DUPLICATE);
