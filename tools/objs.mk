@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 SKVC_DEMO_SRCS := \
+	tools/demo_cache.c \
+	tools/demo_daemon.c \
+	tools/demo_run.c \
+	tools/demo_tour.c \
 	tools/file.c \
 	tools/model.c \
 	tools/model_config.c \
@@ -9,6 +13,7 @@ SKVC_DEMO_SRCS := \
 	tools/model_weights.c \
 	tools/progress.c \
 	tools/safetensors.c \
+	tools/skvc_demo.c \
 	tools/tokenizer.c \
 	tools/tokenizer_split.c \
 	tools/tokenizer_unicode.c
