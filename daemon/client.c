@@ -418,7 +418,7 @@ static void count_request(struct client *c)
 		c->deadline_ns = c->window_ns + CLOCK_NS_PER_S;
 }
 
-static void packet(struct client *c, size_t bytes)
+static void packet(struct client *c, size_t bytes, unsigned fds_count)
 {
 	const struct ctl_header *h = (const struct ctl_header *)c->host->packet;
 	char text[CTL_TEXT_BYTES];
@@ -429,6 +429,11 @@ static void packet(struct client *c, size_t bytes)
 	r = ctl_msg_check_request(h, bytes, &reason, text);
 	if (r < 0) {
 		fail(c, r, reason, "%s", text);
+		return;
+	}
+	if (fds_count && h->type != CTL_REGION_GPU) {
+		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE, "%u file descriptors where none belong",
+		     fds_count);
 		return;
 	}
 	if ((c->state == CLIENT_HELLO) != (h->type == CTL_HELLO)) {
@@ -474,7 +479,7 @@ void client_input(struct client *c)
 	if (r <= 0)
 		client_gone(c);
 	else
-		packet(c, (size_t)r);
+		packet(c, (size_t)r, fds_count);
 }
 
 void client_deadline(struct client *c)

@@ -131,7 +131,7 @@ static void test_pins_and_leases_hold(void **state)
 static void test_a_full_pool_refuses(void **state)
 {
 	static const char *const overrides[] = { "limits.store_wait=50ms", NULL };
-	struct skvc_completion leased[8], c = { 0 };
+	struct skvc_completion leased[40], c = { 0 };
 	unsigned leases = 0;
 	struct engine e;
 	uint64_t chain;
@@ -140,7 +140,7 @@ static void test_a_full_pool_refuses(void **state)
 	(void)state;
 	start(overrides);
 	open_big(&e, "full");
-	for (chain = 0; chain < 8 && r == 0; chain++) {
+	for (chain = 0; chain < 40 && r == 0; chain++) {
 		r = engine_store(&e, chain, 0, CHAIN_BLOCKS, &c);
 		if (engine_lookup(&e, chain, CHAIN_BLOCKS, &leased[leases]) == 0)
 			leases++;

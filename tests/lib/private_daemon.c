@@ -69,10 +69,10 @@ const char *private_daemon_program(const char *name)
 	return path;
 }
 
-static int can_connect(const char *socket_path)
+static int can_connect(const char *socket_path, int type)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
 	int r;
 
 	if (fd < 0)
@@ -166,7 +166,8 @@ int private_daemon_restart(struct private_daemon *d, uint64_t nvme_bytes,
 		return -errno;
 	if (d->pid == 0)
 		become_daemon(d, &a, parent);
-	while (!can_connect(d->socket)) {
+	/* The bus comes last: when it is there, start-up is over. */
+	while (!can_connect(d->bus, SOCK_STREAM) || !can_connect(d->socket, SOCK_SEQPACKET)) {
 		if (private_daemon_died(d))
 			return -ECHILD;
 		if (private_daemon_now_ns() > until) {

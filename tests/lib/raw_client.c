@@ -18,6 +18,31 @@
 
 #define ANSWER_MS 10000
 
+/* By descriptor, not by address: a test that failed has left its stack. */
+static unsigned char is_open[1024];
+
+static void remember(int fd)
+{
+	if (fd >= 0 && fd < (int)sizeof(is_open))
+		is_open[fd] = 1;
+}
+
+static void close_fd(int fd)
+{
+	if (fd < 0)
+		return;
+	if (fd < (int)sizeof(is_open))
+		is_open[fd] = 0;
+	(void)close(fd);
+}
+
+void raw_client_close_all(void)
+{
+	for (int fd = 0; fd < (int)sizeof(is_open); fd++)
+		if (is_open[fd])
+			close_fd(fd);
+}
+
 int raw_client_connect(struct raw_client *c, const char *socket_path)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
@@ -27,6 +52,7 @@ int raw_client_connect(struct raw_client *c, const char *socket_path)
 	c->sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (c->sock < 0)
 		return -errno;
+	remember(c->sock);
 	(void)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", socket_path);
 	if (connect(c->sock, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
 		int r = -errno;
@@ -49,12 +75,9 @@ void raw_client_close(struct raw_client *c)
 	close_answer_fds(c);
 	if (c->segment)
 		(void)munmap(c->segment, c->segment_bytes);
-	if (c->sq_fd >= 0)
-		(void)close(c->sq_fd);
-	if (c->cq_fd >= 0)
-		(void)close(c->cq_fd);
-	if (c->sock >= 0)
-		(void)close(c->sock);
+	close_fd(c->sq_fd);
+	close_fd(c->cq_fd);
+	close_fd(c->sock);
 	c->segment = NULL;
 	c->sock = c->sq_fd = c->cq_fd = -1;
 }
@@ -119,6 +142,8 @@ static int map_segment(struct raw_client *c)
 	c->sq_fd = c->answer_fds[1];
 	c->cq_fd = c->answer_fds[2];
 	c->answer_fds_count = 0;
+	remember(c->sq_fd);
+	remember(c->cq_fd);
 	h = (struct skvc_abi_header *)c->segment;
 	c->layout = *h;
 	ring_init(&c->sq, c->segment + h->sq_off, h->sq_entries, &h->sq_tail, &h->sq_head);

@@ -37,6 +37,7 @@ struct raw_client {
 /* Connect, nothing more.  0 or -errno. */
 int raw_client_connect(struct raw_client *c, const char *socket);
 void raw_client_close(struct raw_client *c);
+void raw_client_close_all(void);	/* those that a failed test left open */
 
 /* Send any bytes, with any descriptors.  0 or -errno. */
 int raw_client_send(struct raw_client *c, const void *packet, size_t bytes, const int *fds,
