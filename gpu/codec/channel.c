@@ -41,17 +41,22 @@ static struct chunk_shape chunk_shape(const struct codec_geometry *g, const stru
 	return c;
 }
 
-static int shape_reserve(struct codec_workspace *ws, const struct chunk_shape *c)
+static int slot_reserve(struct codec_slot *slot, const struct chunk_shape *c)
 {
-	size_t words = c->scalars + CODEC_WORDS_SLACK;
-	size_t coded = STATES_BYTES + c->planes * 4u + c->scalars * 4u + 64u;
-	int r = codec_workspace_grow((void **)&ws->tokens, &ws->tokens_cap, c->rows * CODEC_LANES);
+	int r = codec_workspace_grow((void **)&slot->tokens, &slot->tokens_cap, c->rows * CODEC_LANES);
 
 	if (r == 0)
-		r = codec_workspace_grow((void **)&ws->planes, &ws->planes_cap,
+		r = codec_workspace_grow((void **)&slot->planes, &slot->planes_cap,
 					 (c->planes + CODEC_CARRIED_WORDS) * 4u);
-	if (r == 0)
-		r = codec_workspace_grow((void **)&ws->words, &ws->words_cap, words * 2u);
+	return r;
+}
+
+static int output_reserve(struct codec_workspace *ws, const struct chunk_shape *c)
+{
+	size_t words = c->scalars + CODEC_WORDS_SLACK;
+	size_t coded = STATES_BYTES + c->planes * 4u + c->scalars * 4u;
+	int r = codec_workspace_grow((void **)&ws->words, &ws->words_cap, words * 2u);
+
 	if (r == 0)
 		r = codec_workspace_grow((void **)&ws->coded, &ws->coded_cap, coded);
 	return r;
@@ -82,12 +87,12 @@ static uint8_t *escapes_collect(const struct codec_run *run, const uint8_t *raw,
 	return out;
 }
 
-static uint32_t chunk_tokenize(struct codec_workspace *ws, const struct codec_kernels *k,
+static uint32_t chunk_tokenize(struct codec_slot *slot, const struct codec_kernels *k,
 			       const struct chunk_shape *c)
 {
-	const uint8_t *raw = ws->raw;
-	uint8_t *tokens = ws->tokens;
-	uint32_t *planes = ws->planes;
+	const uint8_t *raw = slot->raw;
+	uint8_t *tokens = slot->tokens;
+	uint32_t *planes = slot->planes;
 	uint32_t escapes = 0;
 
 	for (uint32_t i = 0; i < c->runs_count; i++) {
@@ -102,10 +107,10 @@ static uint32_t chunk_tokenize(struct codec_workspace *ws, const struct codec_ke
 	return escapes;
 }
 
-static uint8_t *chunk_escapes(const struct codec_workspace *ws, const struct chunk_shape *c,
+static uint8_t *chunk_escapes(const struct codec_slot *slot, const struct chunk_shape *c,
 			      uint8_t *out)
 {
-	const uint8_t *raw = ws->raw, *tokens = ws->tokens;
+	const uint8_t *raw = slot->raw, *tokens = slot->tokens;
 
 	for (uint32_t i = 0; i < c->runs_count; i++) {
 		const struct codec_run *run = &c->runs[i];
@@ -118,9 +123,9 @@ static uint8_t *chunk_escapes(const struct codec_workspace *ws, const struct chu
 }
 
 /* -E2BIG: more escapes than a chunk can say, keep it some other way. */
-int codec_channel_encode(struct codec_workspace *ws, const struct codec_geometry *g,
-			 const struct codec_profile *p, uint32_t chunk, size_t *ret_bytes,
-			 uint32_t *ret_escapes)
+int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
+			 const struct codec_geometry *g, const struct codec_profile *p, uint32_t chunk,
+			 size_t *ret_bytes, uint32_t *ret_escapes)
 {
 	const struct codec_kernels *k = codec_kernels_get();
 	struct chunk_shape c = chunk_shape(g, p, chunk);
@@ -129,29 +134,31 @@ int codec_channel_encode(struct codec_workspace *ws, const struct codec_geometry
 	uint16_t *end, *words;
 	uint8_t *out;
 	size_t stored = c.planes - c.carried;
-	int r = shape_reserve(ws, &c);
+	int r = slot_reserve(slot, &c);
 
+	if (r == 0)
+		r = output_reserve(ws, &c);
 	if (r < 0)
 		return r;
-	escapes = chunk_tokenize(ws, k, &c);
+	escapes = chunk_tokenize(slot, k, &c);
 	if (escapes > UINT16_MAX || escapes > c.scalars / 8u)
 		return -E2BIG;
-	memcpy(carried, ws->planes + stored, c.carried * 4u);
+	memcpy(carried, slot->planes + stored, c.carried * 4u);
 	for (uint32_t l = 0; l < CODEC_LANES; l++)
 		states[l] = CODEC_STATE_LOW | carried[l];
 	end = ws->words + c.scalars + CODEC_WORDS_SLACK;
-	words = k->encode(p, c.runs, c.runs_count, ws->tokens, states, end);
+	words = k->encode(p, c.runs, c.runs_count, slot->tokens, states, end);
 	assert(words >= ws->words + CODEC_WORDS_SLACK);
 
 	out = ws->coded;
 	memcpy(out, states, STATES_BYTES);
 	out += STATES_BYTES;
-	memcpy(out, ws->planes, stored * 4u);
+	memcpy(out, slot->planes, stored * 4u);
 	out += stored * 4u;
 	memcpy(out, words, (size_t)(end - words) * 2u);
 	out += (size_t)(end - words) * 2u;
 	if (escapes)
-		out = chunk_escapes(ws, &c, out);
+		out = chunk_escapes(slot, &c, out);
 	assert((size_t)(out - ws->coded) <= ws->coded_cap);
 	*ret_bytes = (size_t)(out - ws->coded);
 	*ret_escapes = escapes;
@@ -159,7 +166,7 @@ int codec_channel_encode(struct codec_workspace *ws, const struct codec_geometry
 }
 
 /* The coder must have ended in states a coder starts from; their low halves are the last planes. */
-static int chunk_end_states(struct codec_workspace *ws, const struct chunk_shape *c,
+static int chunk_end_states(struct codec_slot *slot, const struct chunk_shape *c,
 			    const uint32_t *states)
 {
 	uint16_t carried[CODEC_LANES];
@@ -171,16 +178,16 @@ static int chunk_end_states(struct codec_workspace *ws, const struct chunk_shape
 		if (l >= 2u * c->carried && carried[l] != 0)
 			return -EBADMSG;
 	}
-	memcpy(ws->planes + (c->planes - c->carried), carried, c->carried * 4u);
+	memcpy(slot->planes + (c->planes - c->carried), carried, c->carried * 4u);
 	return 0;
 }
 
-static int chunk_rebuild(struct codec_workspace *ws, const struct codec_kernels *k,
+static int chunk_rebuild(const struct codec_slot *slot, const struct codec_kernels *k,
 			 const struct chunk_shape *c, const uint8_t *escapes, uint32_t escapes_count,
 			 uint8_t *out)
 {
-	const uint8_t *tokens = ws->tokens;
-	const uint32_t *planes = ws->planes;
+	const uint8_t *tokens = slot->tokens;
+	const uint32_t *planes = slot->planes;
 
 	for (uint32_t i = 0; i < c->runs_count; i++) {
 		const struct codec_run *run = &c->runs[i];
@@ -198,15 +205,13 @@ static int chunk_rebuild(struct codec_workspace *ws, const struct codec_kernels 
 	return escapes_count == 0 ? 0 : -EBADMSG;
 }
 
-int codec_channel_decode(struct codec_workspace *ws, const struct codec_geometry *g,
-			 const struct codec_profile *p, uint32_t chunk, const uint8_t *in,
-			 size_t in_bytes, uint32_t escapes, uint8_t *out)
+int codec_channel_open(struct codec_slot *slot, const struct codec_geometry *g,
+		       const struct codec_profile *p, uint32_t chunk, const uint8_t *in,
+		       size_t in_bytes, uint32_t escapes, struct codec_stream *ret_stream)
 {
-	const struct codec_kernels *k = codec_kernels_get();
 	struct chunk_shape c = chunk_shape(g, p, chunk);
-	size_t fixed = STATES_BYTES + (c.planes - c.carried) * 4u + (size_t)escapes * 2u, words;
-	uint32_t states[CODEC_LANES];
-	int64_t used;
+	size_t stored = (c.planes - c.carried) * 4u;
+	size_t fixed = STATES_BYTES + stored + (size_t)escapes * 2u, words;
 	int r;
 
 	if (in_bytes < fixed || (in_bytes - fixed) % 2u != 0)
@@ -214,23 +219,35 @@ int codec_channel_decode(struct codec_workspace *ws, const struct codec_geometry
 	words = (in_bytes - fixed) / 2u;
 	if (words > c.scalars)
 		return -EBADMSG;
-	r = shape_reserve(ws, &c);
+	r = slot_reserve(slot, &c);
 	if (r < 0)
 		return r;
-	memcpy(states, in, STATES_BYTES);
+	*ret_stream = (struct codec_stream){
+		.runs = c.runs,
+		.runs_count = c.runs_count,
+		.words = in + STATES_BYTES + stored,
+		.words_count = (uint32_t)words,
+		.tokens = slot->tokens,
+	};
+	memcpy(ret_stream->states, in, STATES_BYTES);
 	for (uint32_t l = 0; l < CODEC_LANES; l++)
-		if (states[l] < CODEC_STATE_LOW)
+		if (ret_stream->states[l] < CODEC_STATE_LOW)
 			return -EBADMSG;
-	in += STATES_BYTES;
-	memcpy(ws->planes, in, (c.planes - c.carried) * 4u);
-	in += (c.planes - c.carried) * 4u;
-	used = k->decode(p, c.runs, c.runs_count, in, (uint32_t)words, states, ws->tokens);
-	if (used < 0)
-		return (int)used;
-	if ((size_t)used != words)
-		return -EBADMSG;
-	r = chunk_end_states(ws, &c, states);
+	memcpy(slot->planes, in + STATES_BYTES, stored);
+	return 0;
+}
+
+int codec_channel_close(struct codec_slot *slot, const struct codec_geometry *g,
+			const struct codec_profile *p, uint32_t chunk, uint32_t escapes,
+			const struct codec_stream *stream, uint8_t *out)
+{
+	struct chunk_shape c = chunk_shape(g, p, chunk);
+	int r = stream->res;
+
+	if (r == 0)
+		r = chunk_end_states(slot, &c, stream->states);
 	if (r < 0)
 		return r;
-	return chunk_rebuild(ws, k, &c, in + words * 2u, escapes, out);
+	return chunk_rebuild(slot, codec_kernels_get(), &c,
+			     stream->words + 2u * (size_t)stream->words_count, escapes, out);
 }

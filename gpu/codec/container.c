@@ -36,13 +36,15 @@ struct codec_workspace *codec_workspace_free(struct codec_workspace *ws)
 {
 	if (!ws)
 		return NULL;
-	free(ws->raw);
-	free(ws->check);
-	free(ws->tokens);
-	free(ws->planes);
+	for (unsigned i = 0; i < CODEC_STREAMS_MAX; i++) {
+		free(ws->slot[i].raw);
+		free(ws->slot[i].tokens);
+		free(ws->slot[i].planes);
+	}
 	free(ws->words);
 	free(ws->coded);
 	free(ws->split);
+	free(ws->check);
 	ZSTD_freeCCtx(ws->zstd_c);
 	ZSTD_freeDCtx(ws->zstd_d);
 	XXH3_freeState(ws->xxh3);
@@ -88,54 +90,72 @@ static uint64_t chunk_scalars(const struct codec_geometry *g, uint32_t chunk)
 	return n;
 }
 
-/* Decode one chunk's payload into canonical bytes. */
-static int chunk_decode(struct codec_workspace *ws, const struct codec_geometry *g,
-			const struct codec_profile *profile, uint32_t chunk,
-			const struct format_chunk_entry *e, const uint8_t *in, uint8_t *out)
+/* A chunk on its way through the codec; a batch of them shares the decoder. */
+struct job {
+	uint32_t chunk;
+	struct format_chunk_entry e;
+	const uint8_t *payload;				/* borrowed: e.payload_bytes, in bounds */
+	uint8_t *out;					/* borrowed: the chunk's canonical bytes */
+	struct codec_slot *slot;			/* borrowed: tokens and planes are free for use */
+	int res;
+};
+
+/* All that a job needs before the decoder, or the whole of it.  Returns 1 when stream waits for it. */
+static int job_begin(struct codec_workspace *ws, const struct codec_geometry *g,
+		     const struct codec_profile *profile, struct job *j, struct codec_stream *stream)
 {
-	bool coded = codec_segment_coded(&g->segments[g->chunk_first_segment[chunk]]);
+	const struct format_chunk_entry *e = &j->e;
+	bool coded = codec_segment_coded(&g->segments[g->chunk_first_segment[j->chunk]]);
 
 	if (e->method != FORMAT_METHOD_CHANNEL && e->escapes != 0)
 		return -EBADMSG;
 	switch (e->method) {
 	case FORMAT_METHOD_RAW:
-		if (e->payload_bytes != codec_chunk_bytes(g, chunk))
+		if (e->payload_bytes != codec_chunk_bytes(g, j->chunk))
 			return -EBADMSG;
-		memcpy(out, in, e->payload_bytes);
+		memcpy(j->out, j->payload, e->payload_bytes);
 		return 0;
 	case FORMAT_METHOD_GENERIC:
-		return codec_generic_decode(ws, g, chunk, in, e->payload_bytes, out);
-	case FORMAT_METHOD_CHANNEL:
+		return codec_generic_decode(ws, g, j->chunk, j->payload, e->payload_bytes, j->out);
+	case FORMAT_METHOD_CHANNEL: {
+		int r;
+
 		if (!profile || !coded)
 			return -EBADMSG;
-		return codec_channel_decode(ws, g, profile, chunk, in, e->payload_bytes, e->escapes,
-					    out);
+		r = codec_channel_open(j->slot, g, profile, j->chunk, j->payload, e->payload_bytes,
+				       e->escapes, stream);
+		return r < 0 ? r : 1;
+	}
 	default:
 		return -EBADMSG;
 	}
 }
 
-/* The chunk's bytes, decoded from what is about to be stored, must be the copy they were made from. */
-static int chunk_verify(struct codec_workspace *ws, const struct codec_geometry *g,
-			const struct codec_profile *profile, uint32_t chunk,
-			const struct format_chunk_entry *e, const uint8_t *stored)
+/* Decode a batch; each job's res says how it went. */
+static void jobs_decode(struct codec_workspace *ws, const struct codec_geometry *g,
+			const struct codec_profile *profile, struct job *jobs, unsigned jobs_count)
 {
-	size_t bytes = codec_chunk_bytes(g, chunk);
-	int r = codec_workspace_grow((void **)&ws->check, &ws->check_cap, bytes);
+	struct codec_stream streams[CODEC_STREAMS_MAX];
+	struct job *waiting[CODEC_STREAMS_MAX];
+	unsigned n = 0;
 
-	if (r < 0)
-		return r;
-	r = chunk_decode(ws, g, profile, chunk, e, stored, ws->check);
-	if (r == 0 && memcmp(ws->check, ws->raw, bytes) != 0)
-		r = -EBADMSG;
-	return r;
+	assert(jobs_count <= CODEC_STREAMS_MAX);
+	for (unsigned i = 0; i < jobs_count; i++) {
+		jobs[i].res = job_begin(ws, g, profile, &jobs[i], &streams[n]);
+		if (jobs[i].res > 0)
+			waiting[n++] = &jobs[i];
+	}
+	if (n > 0)
+		codec_kernels_get()->decode(profile, streams, n);
+	for (unsigned i = 0; i < n; i++)
+		waiting[i]->res = codec_channel_close(waiting[i]->slot, g, profile, waiting[i]->chunk,
+						      waiting[i]->e.escapes, &streams[i],
+						      waiting[i]->out);
 }
 
-static int entry_store(const struct codec_workspace *ws, struct format_chunk_entry *e, size_t bytes,
+static int entry_store(const uint8_t *from, struct format_chunk_entry *e, size_t bytes,
 		       uint8_t method, uint32_t escapes, uint8_t *out, size_t cap)
 {
-	const uint8_t *from = method == FORMAT_METHOD_RAW ? ws->raw : ws->coded;
-
 	if (padded(bytes) > cap)
 		return -ENOSPC;
 	memcpy(out, from, bytes);
@@ -149,12 +169,14 @@ static int entry_store(const struct codec_workspace *ws, struct format_chunk_ent
 }
 
 /*
- * Try the methods in order until one shrinks the chunk.  `generic` is asked after `channel` when many
- * scalars escaped, since then the data is not what the profile was made for, and may be trivial.
+ * Try the methods in order until one shrinks the chunk in slot->raw.  `generic` is asked after `channel`
+ * when many scalars escaped, since then the data is not what the profile was made for, and may be
+ * trivial.
  */
-static int chunk_encode(struct codec_workspace *ws, const struct codec_geometry *g,
-			const struct codec_profile *profile, uint8_t speculator, uint32_t chunk,
-			struct format_chunk_entry *e, uint8_t *out, size_t cap)
+static int chunk_encode(struct codec_workspace *ws, struct codec_slot *slot,
+			const struct codec_geometry *g, const struct codec_profile *profile,
+			uint8_t speculator, uint32_t chunk, struct format_chunk_entry *e, uint8_t *out,
+			size_t cap)
 {
 	size_t raw = codec_chunk_bytes(g, chunk), best = raw, bytes;
 	bool coded = codec_segment_coded(&g->segments[g->chunk_first_segment[chunk]]);
@@ -162,46 +184,46 @@ static int chunk_encode(struct codec_workspace *ws, const struct codec_geometry 
 	int r;
 
 	if (speculator == CODEC_SPEC_CHANNEL && coded) {
-		r = codec_channel_encode(ws, g, profile, chunk, &bytes, &escapes);
+		r = codec_channel_encode(ws, slot, g, profile, chunk, &bytes, &escapes);
 		if (r < 0 && r != -E2BIG)
 			return r;
 		if (r == 0 && bytes < best && padded(bytes) <= cap) {
-			r = entry_store(ws, e, bytes, FORMAT_METHOD_CHANNEL, escapes, out, cap);
+			r = entry_store(ws->coded, e, bytes, FORMAT_METHOD_CHANNEL, escapes, out, cap);
 			if (escapes <= chunk_scalars(g, chunk) / 64u)
 				return r;
 			best = bytes;
 		}
 	}
 	if (speculator != CODEC_SPEC_RAW) {
-		r = codec_generic_encode(ws, g, chunk, &bytes);
+		r = codec_generic_encode(ws, slot, g, chunk, &bytes);
 		if (r < 0 && r != -E2BIG)
 			return r;
 		if (r == 0 && bytes < best && padded(bytes) <= cap) {
 			best = bytes;
-			(void)entry_store(ws, e, bytes, FORMAT_METHOD_GENERIC, 0, out, cap);
+			(void)entry_store(ws->coded, e, bytes, FORMAT_METHOD_GENERIC, 0, out, cap);
 		}
 	}
 	if (best < raw)
 		return 0;
-	return entry_store(ws, e, raw, FORMAT_METHOD_RAW, 0, out, cap);
+	return entry_store(slot->raw, e, raw, FORMAT_METHOD_RAW, 0, out, cap);
 }
 
 /* One private copy, in canonical order; everything after works on it. */
-static int chunk_copy(struct codec_workspace *ws, const struct codec_geometry *g, uint32_t chunk,
-		      const struct codec_view *src)
+static int chunk_copy(struct codec_workspace *ws, struct codec_slot *slot,
+		      const struct codec_geometry *g, uint32_t chunk, const struct codec_view *src)
 {
 	uint32_t first = g->chunk_first_segment[chunk], end = g->chunk_first_segment[chunk + 1];
 	size_t bytes = codec_chunk_bytes(g, chunk), off = 0;
-	int r = codec_workspace_grow((void **)&ws->raw, &ws->raw_cap, bytes);
+	int r = codec_workspace_grow((void **)&slot->raw, &slot->raw_cap, bytes);
 
 	if (r < 0)
 		return r;
 	for (uint32_t i = first; i < end; i++) {
-		codec_gather(g, src, i, ws->raw + off);
+		codec_gather(g, src, i, slot->raw + off);
 		off += codec_segment_bytes(g, i);
 	}
 	assert(off == bytes);
-	XXH3_64bits_update(ws->xxh3, ws->raw, bytes);
+	XXH3_64bits_update(ws->xxh3, slot->raw, bytes);
 	return 0;
 }
 
@@ -220,34 +242,111 @@ static void header_fill(struct format_block_header *h, const struct codec_geomet
 	memcpy(h->geometry_digest, g->digest, FORMAT_DIGEST_PREFIX_BYTES);
 }
 
+/* Where a batch of payloads is being written. */
+struct output {
+	uint8_t *bytes;
+	size_t used;
+	size_t cap;
+};
+
+/* Keep the job's chunk raw after all; payloads behind it move up. */
+static int job_keep_raw(const struct codec_geometry *g, struct job *j, struct job *behind,
+			unsigned behind_count, struct output *o)
+{
+	size_t raw = codec_chunk_bytes(g, j->chunk);
+	size_t at = (size_t)(j->payload - o->bytes), next = at + padded(j->e.payload_bytes);
+	size_t grow = padded(raw) - (next - at);
+
+	assert(raw > j->e.payload_bytes && o->used >= next);
+	if (grow > o->cap - o->used)
+		return -ENOSPC;
+	memmove(o->bytes + next + grow, o->bytes + next, o->used - next);
+	o->used += grow;
+	for (unsigned i = 0; i < behind_count; i++)
+		behind[i].payload += grow;
+	return entry_store(j->slot->raw, &j->e, raw, FORMAT_METHOD_RAW, 0, o->bytes + at, padded(raw));
+}
+
+/* Decode a batch from what is about to be stored; it must give the copies that it was made from. */
+static int jobs_verify(struct codec_workspace *ws, const struct codec_geometry *g,
+		       const struct codec_profile *profile, struct job *jobs, unsigned jobs_count,
+		       struct output *o)
+{
+	size_t bytes = 0;
+	int r;
+
+	for (unsigned i = 0; i < jobs_count; i++)
+		bytes += codec_chunk_bytes(g, jobs[i].chunk);
+	r = codec_workspace_grow((void **)&ws->check, &ws->check_cap, bytes);
+	if (r < 0)
+		return r;
+	bytes = 0;
+	for (unsigned i = 0; i < jobs_count; i++) {
+		jobs[i].out = ws->check + bytes;
+		bytes += codec_chunk_bytes(g, jobs[i].chunk);
+	}
+	jobs_decode(ws, g, profile, jobs, jobs_count);
+	for (unsigned i = 0; i < jobs_count; i++) {
+		struct job *j = &jobs[i];
+
+		if (j->res < 0 && j->res != -EBADMSG)
+			return j->res;
+		if (j->res == 0 &&
+		    memcmp(j->out, j->slot->raw, codec_chunk_bytes(g, j->chunk)) == 0)
+			continue;
+		r = job_keep_raw(g, j, j + 1, jobs_count - i - 1u, o);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int batch_encode(struct codec_workspace *ws, const struct codec_geometry *g,
+			const struct codec_profile *profile, uint8_t speculator, unsigned flags,
+			const struct codec_view *src, struct job *jobs, unsigned jobs_count,
+			struct output *o)
+{
+	for (unsigned i = 0; i < jobs_count; i++) {
+		struct job *j = &jobs[i];
+		int r = chunk_copy(ws, j->slot, g, j->chunk, src);
+
+		if (r == 0)
+			r = chunk_encode(ws, j->slot, g, profile, speculator, j->chunk, &j->e,
+					 o->bytes + o->used, o->cap - o->used);
+		if (r < 0)
+			return r;
+		j->payload = o->bytes + o->used;
+		o->used += padded(j->e.payload_bytes);
+	}
+	return flags & CODEC_ENCODE_VERIFY ? jobs_verify(ws, g, profile, jobs, jobs_count, o) : 0;
+}
+
 static int blocks_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 			 const struct codec_profile *profile, uint8_t speculator, unsigned flags,
 			 const struct codec_view *src, uint8_t *out, size_t cap,
 			 struct codec_info *info)
 {
-	size_t index = sizeof(struct format_block_header), used = info->encoded_bytes;
+	struct output o = { .bytes = out, .used = info->encoded_bytes, .cap = cap };
+	size_t index = sizeof(struct format_block_header);
 
-	for (uint32_t c = 0; c < g->chunks_count; c++) {
-		struct format_chunk_entry e;
-		int r = chunk_copy(ws, g, c, src);
+	for (uint32_t c = 0; c < g->chunks_count;) {
+		struct job jobs[CODEC_STREAMS_MAX];
+		unsigned n = 0;
+		int r;
 
-		if (r == 0)
-			r = chunk_encode(ws, g, profile, speculator, c, &e, out + used, cap - used);
-		if (r == 0 && (flags & CODEC_ENCODE_VERIFY) && e.method != FORMAT_METHOD_RAW) {
-			r = chunk_verify(ws, g, profile, c, &e, out + used);
-			if (r == -EBADMSG)
-				r = entry_store(ws, &e, codec_chunk_bytes(g, c),
-						FORMAT_METHOD_RAW, 0, out + used, cap - used);
-		}
+		for (; n < CODEC_STREAMS_MAX && c < g->chunks_count; n++, c++)
+			jobs[n] = (struct job){ .chunk = c, .slot = &ws->slot[n] };
+		r = batch_encode(ws, g, profile, speculator, flags, src, jobs, n, &o);
 		if (r < 0)
 			return r;
-		memcpy(out + index, &e, sizeof(e));
-		index += sizeof(e);
-		used += padded(e.payload_bytes);
-		info->escapes += e.escapes;
-		info->chunks_raw += e.method == FORMAT_METHOD_RAW;
+		for (unsigned i = 0; i < n; i++) {
+			memcpy(out + index, &jobs[i].e, sizeof(jobs[i].e));
+			index += sizeof(jobs[i].e);
+			info->escapes += jobs[i].e.escapes;
+			info->chunks_raw += jobs[i].e.method == FORMAT_METHOD_RAW;
+		}
 	}
-	info->encoded_bytes = used;
+	info->encoded_bytes = o.used;
 	return 0;
 }
 
@@ -318,39 +417,71 @@ static int payload_take(const uint8_t *in, size_t in_bytes, size_t *off,
 	return 0;
 }
 
+/* Checked bytes into the block's pages. */
+static void chunk_scatter(const struct codec_geometry *g, const struct job *j,
+			  const struct codec_view *dst, uint32_t skip_tokens)
+{
+	const uint8_t *from = j->out;
+	uint32_t end = g->chunk_first_segment[j->chunk + 1];
+
+	for (uint32_t i = g->chunk_first_segment[j->chunk]; i < end; i++) {
+		codec_scatter(g, dst, i, skip_tokens, from);
+		from += codec_segment_bytes(g, i);
+	}
+}
+
+/* Fetch a batch's payloads from the input and decode it into the slots. */
+static int batch_decode(struct codec_workspace *ws, const struct codec_geometry *g,
+			const struct codec_profile *profile, const uint8_t *in, size_t in_bytes,
+			size_t *off, struct job *jobs, unsigned jobs_count)
+{
+	for (unsigned i = 0; i < jobs_count; i++) {
+		struct job *j = &jobs[i];
+		int r;
+
+		memcpy(&j->e, in + sizeof(struct format_block_header) + j->chunk * sizeof(j->e),
+		       sizeof(j->e));
+		r = payload_take(in, in_bytes, off, &j->e, &j->payload);
+		if (r == 0)
+			r = codec_workspace_grow((void **)&j->slot->raw, &j->slot->raw_cap,
+						 codec_chunk_bytes(g, j->chunk));
+		if (r < 0)
+			return r;
+		j->out = j->slot->raw;
+	}
+	jobs_decode(ws, g, profile, jobs, jobs_count);
+	for (unsigned i = 0; i < jobs_count; i++)
+		if (jobs[i].res < 0)
+			return jobs[i].res;
+	return 0;
+}
+
 static int blocks_decode(struct codec_workspace *ws, const struct codec_geometry *g,
 			 const struct codec_profile *profile, const uint8_t *in, size_t in_bytes,
 			 const struct codec_view *dst, uint32_t skip_tokens,
 			 _Atomic(uint32_t) *segments_done)
 {
-	size_t index = sizeof(struct format_block_header);
-	size_t off = index + (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
+	size_t off = sizeof(struct format_block_header) +
+		     (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
 
-	for (uint32_t c = 0; c < g->chunks_count; c++) {
-		size_t bytes = codec_chunk_bytes(g, c);
-		struct format_chunk_entry e;
-		const uint8_t *payload;
-		uint8_t *from;
+	for (uint32_t c = 0; c < g->chunks_count;) {
+		struct job jobs[CODEC_STREAMS_MAX];
+		unsigned n = 0;
 		int r;
 
-		memcpy(&e, in + index, sizeof(e));
-		index += sizeof(e);
-		r = payload_take(in, in_bytes, &off, &e, &payload);
-		if (r == 0)
-			r = codec_workspace_grow((void **)&ws->check, &ws->check_cap, bytes);
-		if (r == 0)
-			r = chunk_decode(ws, g, profile, c, &e, payload, ws->check);
+		for (; n < CODEC_STREAMS_MAX && c < g->chunks_count; n++, c++)
+			jobs[n] = (struct job){ .chunk = c, .slot = &ws->slot[n] };
+		r = batch_decode(ws, g, profile, in, in_bytes, &off, jobs, n);
 		if (r < 0)
 			return r;
-		XXH3_64bits_update(ws->xxh3, ws->check, bytes);
-		from = ws->check;
-		for (uint32_t i = g->chunk_first_segment[c]; i < g->chunk_first_segment[c + 1]; i++) {
-			codec_scatter(g, dst, i, skip_tokens, from);
-			from += codec_segment_bytes(g, i);
+		for (unsigned i = 0; i < n; i++) {
+			XXH3_64bits_update(ws->xxh3, jobs[i].out, codec_chunk_bytes(g, jobs[i].chunk));
+			chunk_scatter(g, &jobs[i], dst, skip_tokens);
+			if (segments_done)
+				atomic_store_explicit(segments_done,
+						      g->chunk_first_segment[jobs[i].chunk + 1],
+						      memory_order_release);
 		}
-		if (segments_done)
-			atomic_store_explicit(segments_done, g->chunk_first_segment[c + 1],
-					      memory_order_release);
 	}
 	return off == in_bytes ? 0 : -EBADMSG;
 }

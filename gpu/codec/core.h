@@ -56,10 +56,15 @@ CODEC_HD uint32_t codec_dec_entry(uint32_t freq, uint32_t bias, uint32_t token)
 	return freq | bias << CODEC_DEC_BIAS_SHIFT | token << CODEC_DEC_TOKEN_SHIFT;
 }
 
-/* Encoder table entry: frequency | start << 16.  A frequency is at most CODEC_PROB_SUM - 1. */
-CODEC_HD uint32_t codec_enc_entry(uint32_t freq, uint32_t start)
+/*
+ * Encoder table entry: frequency | start << 16 | floor(2^32 / frequency) << 32.  A frequency is at most
+ * CODEC_PROB_SUM - 1.  For frequency 1 the reciprocal is one too small, like the quotients it gives.
+ */
+CODEC_HD uint64_t codec_enc_entry(uint32_t freq, uint32_t start)
 {
-	return freq | start << 16;
+	uint64_t rcp = freq > 1 ? ((uint64_t)1 << 32) / freq : 0xffffffffu;
+
+	return freq | (uint64_t)start << 16 | rcp << 32;
 }
 
 /* `bits` is 16 or 8: the size of a pattern. */

@@ -16,21 +16,24 @@
 
 #include "gpu/codec/cpu_luts.h"
 
+/* Row steps must not become calls, nor their arrays memory, whatever -O says. */
+#define KERNEL static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 8")
 #define VECTORS 4u					/* of 8 lanes in a row */
 #define WORDS_READ (CODEC_LANES + 8u)			/* a row's loads reach no farther */
 
-static inline __m256i load8(const uint8_t lut[8])
+KERNEL __m256i load8(const uint8_t lut[8])
 {
 	return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)lut));
 }
 
-static inline __m256i load256(const void *p)
+KERNEL __m256i load256(const void *p)
 {
 	return _mm256_loadu_si256((const __m256i *)p);
 }
 
 /* Context of each of 32 lanes, as bytes; zero without a predecessor. */
-static inline __m256i contexts(const uint8_t *previous)
+KERNEL __m256i contexts(const uint8_t *previous)
 {
 	const __m256i one = _mm256_set1_epi8(1);
 	__m256i p, near;
@@ -43,114 +46,232 @@ static inline __m256i contexts(const uint8_t *previous)
 			       _mm256_and_si256(near, _mm256_set1_epi8(2)));
 }
 
-/* 8 bytes from a register of 32. */
-static inline __m256i widen_part(__m256i bytes, unsigned part)
+/* First slot or entry of the table of 16 lanes: (table + context) << shift, in 16 bits. */
+KERNEL __m256i tables16(const uint16_t *table, __m256i context, unsigned half, int shift)
 {
-	__m128i half = part < 2 ? _mm256_castsi256_si128(bytes) : _mm256_extracti128_si256(bytes, 1);
+	__m128i c = half ? _mm256_extracti128_si256(context, 1) : _mm256_castsi256_si128(context);
+	__m256i t = _mm256_add_epi16(load256(table + 16u * half), _mm256_cvtepu8_epi16(c));
 
-	return _mm256_cvtepu8_epi32(part & 1u ? _mm_srli_si128(half, 8) : half);
+	return _mm256_slli_epi16(t, shift);
 }
 
-static inline __m256i tables(const uint16_t *table, __m256i context, unsigned part)
+KERNEL __m256i widen(__m256i x, unsigned half)
 {
-	__m128i t = _mm_loadu_si128((const __m128i *)(const void *)(table + 8u * part));
-
-	return _mm256_add_epi32(_mm256_cvtepu16_epi32(t), widen_part(context, part));
+	return _mm256_cvtepu16_epi32(half ? _mm256_extracti128_si256(x, 1)
+					  : _mm256_castsi256_si128(x));
 }
 
-/* ---- entropy decoder ---- */
-
-static inline const uint8_t *decode_row(const uint32_t *dec, const uint16_t *table,
-					const uint8_t *previous, const uint8_t *words, __m256i *x,
-					uint8_t *tokens)
+KERNEL void states_load(__m256i *x, const uint32_t *states)
 {
-	const __m256i field = _mm256_set1_epi32(CODEC_DEC_FIELD_MASK);
-	__m256i context = contexts(previous), t[VECTORS], need[VECTORS], packed;
-	unsigned mask[VECTORS];
-
-	for (unsigned v = 0; v < VECTORS; v++) {
-		__m256i index = _mm256_slli_epi32(tables(table, context, v), CODEC_PROB_BITS);
-		__m256i e, bias;
-
-		index = _mm256_or_si256(index, _mm256_and_si256(x[v], field));
-		e = _mm256_i32gather_epi32((const int *)dec, index, 4);
-		bias = _mm256_and_si256(_mm256_srli_epi32(e, CODEC_DEC_BIAS_SHIFT), field);
-		t[v] = _mm256_srli_epi32(e, CODEC_DEC_TOKEN_SHIFT);
-		x[v] = _mm256_mullo_epi32(_mm256_and_si256(e, field),
-					  _mm256_srli_epi32(x[v], CODEC_PROB_BITS));
-		x[v] = _mm256_add_epi32(x[v], bias);
-		need[v] = _mm256_cmpeq_epi32(_mm256_srli_epi32(x[v], 16), _mm256_setzero_si256());
-		mask[v] = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(need[v]));
-	}
-	for (unsigned v = 0; v < VECTORS; v++) {
-		__m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)words));
-
-		w = _mm256_permutevar8x32_epi32(w, load8(lut_expand[mask[v]]));
-		w = _mm256_or_si256(_mm256_slli_epi32(x[v], 16), w);
-		x[v] = _mm256_blendv_epi8(x[v], w, need[v]);
-		words += 2u * (unsigned)__builtin_popcount(mask[v]);
-	}
-	packed = _mm256_packus_epi16(_mm256_packus_epi32(t[0], t[1]), _mm256_packus_epi32(t[2], t[3]));
-	packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-	_mm256_storeu_si256((__m256i *)tokens, packed);
-	return words;
-}
-
-static inline void states_load(__m256i *x, const uint32_t *states)
-{
+	UNROLLED
 	for (unsigned v = 0; v < VECTORS; v++)
 		x[v] = load256(states + 8u * v);
 }
 
-static inline void states_store(uint32_t *states, const __m256i *x)
+KERNEL void states_store(uint32_t *states, const __m256i *x)
 {
+	UNROLLED
 	for (unsigned v = 0; v < VECTORS; v++)
 		_mm256_storeu_si256((__m256i *)(states + 8u * v), x[v]);
 }
 
-static int64_t avx2_decode(const struct codec_profile *p, const struct codec_run *runs,
-			   uint32_t runs_count, const uint8_t *words, uint32_t words_count,
-			   uint32_t *states, uint8_t *tokens)
+/* ---- entropy decoder ---- */
+
+/*
+ * base[index] for 8 lanes, by plain loads: the gather instruction is microcode that keeps the two
+ * streams from overlapping, and slower yet where the gather data sampling mitigation is in force.
+ */
+KERNEL __m256i gather(const uint32_t *base, __m256i index)
 {
-	const uint8_t *at = words, *end = words + 2u * (size_t)words_count;
-	const uint32_t *dec = p->dec;
-	__m256i x[VECTORS];
+	__m128i low = _mm256_castsi256_si128(index), high = _mm256_extracti128_si256(index, 1);
+	uint64_t i01 = (uint64_t)_mm_cvtsi128_si64(low), i23 = (uint64_t)_mm_extract_epi64(low, 1);
+	uint64_t i45 = (uint64_t)_mm_cvtsi128_si64(high), i67 = (uint64_t)_mm_extract_epi64(high, 1);
+	__m128i e01 = _mm_insert_epi32(_mm_cvtsi32_si128((int)base[(uint32_t)i01]),
+				       (int)base[i01 >> 32], 1);
+	__m128i e23 = _mm_insert_epi32(_mm_cvtsi32_si128((int)base[(uint32_t)i23]),
+				       (int)base[i23 >> 32], 1);
+	__m128i e45 = _mm_insert_epi32(_mm_cvtsi32_si128((int)base[(uint32_t)i45]),
+				       (int)base[i45 >> 32], 1);
+	__m128i e67 = _mm_insert_epi32(_mm_cvtsi32_si128((int)base[(uint32_t)i67]),
+				       (int)base[i67 >> 32], 1);
+
+	return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi64(e01, e23)),
+				       _mm_unpacklo_epi64(e45, e67), 1);
+}
+
+/* Look up and multiply out one vector; renormalisation comes when all words' places are known. */
+KERNEL __m256i decode_step(const uint32_t *dec, __m256i table, __m256i *x)
+{
+	const __m256i field = _mm256_set1_epi32(CODEC_DEC_FIELD_MASK);
+	__m256i e = gather(dec, _mm256_or_si256(table, _mm256_and_si256(*x, field)));
+	__m256i bias = _mm256_and_si256(_mm256_srli_epi32(e, CODEC_DEC_BIAS_SHIFT), field);
+
+	*x = _mm256_mullo_epi32(_mm256_and_si256(e, field), _mm256_srli_epi32(*x, CODEC_PROB_BITS));
+	*x = _mm256_add_epi32(*x, bias);
+	return _mm256_srli_epi32(e, CODEC_DEC_TOKEN_SHIFT);
+}
+
+KERNEL const uint8_t *decode_renormalise(const uint8_t *words, __m256i *x)
+{
+	__m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)words));
+	__m256i need = _mm256_cmpeq_epi32(_mm256_srli_epi32(*x, 16), _mm256_setzero_si256());
+	unsigned mask = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(need));
+
+	w = _mm256_permutevar8x32_epi32(w, load8(lut_expand[mask]));
+	*x = _mm256_blendv_epi8(*x, _mm256_or_si256(_mm256_slli_epi32(*x, 16), w), need);
+	return words + 2u * (unsigned)__builtin_popcount(mask);
+}
+
+KERNEL void tokens_store(uint8_t *tokens, const __m256i *t)
+{
+	__m256i a = _mm256_packus_epi32(t[0], t[1]), b = _mm256_packus_epi32(t[2], t[3]);
+
+	a = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b),
+					_mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+	_mm256_storeu_si256((__m256i *)tokens, a);
+}
+
+/* Where a stream stands: its next row. */
+struct cursor {
+	const struct codec_run *run, *run_end;
+	uint32_t token, row;
+	const uint8_t *words, *words_end;
+	uint8_t *tokens;
+};
+
+KERNEL const uint16_t *cursor_table(const struct cursor *c)
+{
+	return c->run->table + c->row * CODEC_LANES;
+}
+
+KERNEL const uint8_t *cursor_previous(const struct cursor *c)
+{
+	if (!c->run->context || c->token == 0)
+		return NULL;
+	return c->tokens - (size_t)c->run->rows_per_token * CODEC_LANES;
+}
+
+/* A whole row of lanes, and more words than it can read. */
+KERNEL bool cursor_fast(const struct cursor *c)
+{
+	return c->run->columns - c->row * CODEC_LANES >= CODEC_LANES &&
+	       (size_t)(c->words_end - c->words) >= 2u * WORDS_READ;
+}
+
+KERNEL void cursor_advance(struct cursor *c)
+{
+	c->tokens += CODEC_LANES;
+	if (++c->row < c->run->rows_per_token)
+		return;
+	c->row = 0;
+	if (++c->token < c->run->tokens_count)
+		return;
+	c->token = 0;
+	c->run++;
+}
+
+KERNEL void decode_row_begin(const uint32_t *dec, const struct cursor *c, __m256i *x,
+				    __m256i *t)
+{
+	__m256i context = contexts(cursor_previous(c));
+
+	UNROLLED
+	for (unsigned half = 0; half < 2; half++) {
+		__m256i table = tables16(cursor_table(c), context, half, CODEC_PROB_BITS);
+
+		t[2u * half] = decode_step(dec, widen(table, 0), &x[2u * half]);
+		t[2u * half + 1u] = decode_step(dec, widen(table, 1), &x[2u * half + 1u]);
+	}
+}
+
+KERNEL void decode_row_end(struct cursor *c, __m256i *x, const __m256i *t)
+{
+	UNROLLED
+	for (unsigned v = 0; v < VECTORS; v++)
+		c->words = decode_renormalise(c->words, &x[v]);
+	tokens_store(c->tokens, t);
+	cursor_advance(c);
+}
+
+/* Rows of both streams while both have whole ones: two chains of latency side by side. */
+static void decode_pair(const struct codec_profile *p, struct cursor *a, struct cursor *b,
+			uint32_t *states_a, uint32_t *states_b)
+{
+	struct cursor ca = *a, cb = *b;
+	__m256i x[VECTORS], y[VECTORS], t[VECTORS], u[VECTORS];
+
+	states_load(x, states_a);
+	states_load(y, states_b);
+	while (ca.run < ca.run_end && cb.run < cb.run_end && cursor_fast(&ca) && cursor_fast(&cb)) {
+		decode_row_begin(p->dec, &ca, x, t);
+		decode_row_begin(p->dec, &cb, y, u);
+		decode_row_end(&ca, x, t);
+		decode_row_end(&cb, y, u);
+	}
+	states_store(states_a, x);
+	states_store(states_b, y);
+	*a = ca;
+	*b = cb;
+}
+
+/* The rest of one stream. */
+static int decode_one(const struct codec_profile *p, struct cursor *c, uint32_t *states)
+{
+	__m256i x[VECTORS], t[VECTORS];
 
 	states_load(x, states);
-	for (uint32_t i = 0; i < runs_count; i++) {
-		const struct codec_run *run = &runs[i];
-		size_t pitch = (size_t)run->rows_per_token * CODEC_LANES;
+	while (c->run < c->run_end) {
+		uint32_t lanes = c->run->columns - c->row * CODEC_LANES;
+		int64_t n;
 
-		for (uint32_t t = 0; t < run->tokens_count; t++)
-			for (uint32_t r = 0; r < run->rows_per_token; r++, tokens += CODEC_LANES) {
-				const uint8_t *previous = run->context && t > 0 ? tokens - pitch : NULL;
-				const uint16_t *table = run->table + r * CODEC_LANES;
-				uint32_t lanes = run->columns - r * CODEC_LANES;
-				int64_t n;
-
-				if (lanes >= CODEC_LANES && (size_t)(end - at) >= 2u * WORDS_READ) {
-					at = decode_row(dec, table, previous, at, x, tokens);
-					continue;
-				}
-				states_store(states, x);
-				n = codec_scalar_decode_row(p, table, previous,
-							    lanes < CODEC_LANES ? lanes : CODEC_LANES, at,
-							    (uint32_t)((size_t)(end - at) / 2u), states,
-							    tokens);
-				if (n < 0)
-					return n;
-				at += 2u * (size_t)n;
-				states_load(x, states);
-			}
+		if (cursor_fast(c)) {
+			decode_row_begin(p->dec, c, x, t);
+			decode_row_end(c, x, t);
+			continue;
+		}
+		states_store(states, x);
+		n = codec_scalar_decode_row(p, cursor_table(c), cursor_previous(c),
+					    lanes < CODEC_LANES ? lanes : CODEC_LANES, c->words,
+					    (uint32_t)((size_t)(c->words_end - c->words) / 2u), states,
+					    c->tokens);
+		if (n < 0)
+			return (int)n;
+		c->words += 2u * (size_t)n;
+		cursor_advance(c);
+		states_load(x, states);
 	}
 	states_store(states, x);
-	return (int64_t)((size_t)(at - words) / 2u);
+	return 0;
+}
+
+static void avx2_decode(const struct codec_profile *p, struct codec_stream *streams,
+			uint32_t streams_count)
+{
+	struct cursor c[CODEC_STREAMS_MAX];
+
+	for (uint32_t i = 0; i < streams_count; i++)
+		c[i] = (struct cursor){
+			.run = streams[i].runs,
+			.run_end = streams[i].runs + streams[i].runs_count,
+			.words = streams[i].words,
+			.words_end = streams[i].words + 2u * (size_t)streams[i].words_count,
+			.tokens = streams[i].tokens,
+		};
+	if (streams_count == 2)
+		decode_pair(p, &c[0], &c[1], streams[0].states, streams[1].states);
+	for (uint32_t i = 0; i < streams_count; i++) {
+		int r = decode_one(p, &c[i], streams[i].states);
+
+		if (r == 0 && c[i].words != c[i].words_end)
+			r = -EBADMSG;
+		streams[i].res = r;
+	}
 }
 
 /* ---- entropy encoder ---- */
 
 /* floor(a * b / 2^32), lane by lane. */
-static inline __m256i mulhi_epu32(__m256i a, __m256i b)
+KERNEL __m256i mulhi_epu32(__m256i a, __m256i b)
 {
 	__m256i even = _mm256_srli_epi64(_mm256_mul_epu32(a, b), 32);
 	__m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
@@ -158,42 +279,68 @@ static inline __m256i mulhi_epu32(__m256i a, __m256i b)
 	return _mm256_blend_epi32(even, odd, 0xaa);
 }
 
-static inline uint16_t *encode_row(const struct codec_profile *p, const uint16_t *table,
+/* Entries 0..7 of index, taken apart into frequency | start << 16 and reciprocal. */
+KERNEL __m256i entries(const uint64_t *enc, const uint16_t *index, __m256i *ret_rcp)
+{
+	__m128 q[4];
+	__m256 a, b;
+
+	UNROLLED
+	for (unsigned i = 0; i < 4; i++) {
+		q[i] = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(enc + index[2u * i])));
+		q[i] = _mm_loadh_pi(q[i], (const __m64 *)(const void *)(enc + index[2u * i + 1u]));
+	}
+	a = _mm256_insertf128_ps(_mm256_castps128_ps256(q[0]), q[2], 1);
+	b = _mm256_insertf128_ps(_mm256_castps128_ps256(q[1]), q[3], 1);
+	*ret_rcp = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+	return _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
+}
+
+KERNEL uint16_t *encode_step(const uint64_t *enc, const uint16_t *index, __m256i *x,
+				    uint16_t *end)
+{
+	__m256i rcp, e = entries(enc, index, &rcp), freq, limit, spill, w, q, r, less;
+	unsigned mask;
+
+	freq = _mm256_and_si256(e, _mm256_set1_epi32(0xffff));
+	limit = _mm256_slli_epi32(freq, 32 - CODEC_PROB_BITS);
+	spill = _mm256_cmpeq_epi32(_mm256_max_epu32(*x, limit), *x);
+	mask = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(spill));
+	w = _mm256_and_si256(*x, _mm256_set1_epi32(0xffff));
+	w = _mm256_permutevar8x32_epi32(w, load8(lut_compress[mask]));
+	/* The words of this step end at `end`; what is below them is written over later. */
+	_mm_storeu_si128((__m128i *)(void *)(end - 8), _mm_packus_epi32(_mm256_castsi256_si128(w),
+									  _mm256_extracti128_si256(w, 1)));
+	end -= __builtin_popcount(mask);
+	*x = _mm256_blendv_epi8(*x, _mm256_srli_epi32(*x, 16), spill);
+
+	/* The reciprocal gives the quotient or one less. */
+	q = mulhi_epu32(*x, rcp);
+	r = _mm256_sub_epi32(*x, _mm256_mullo_epi32(q, freq));
+	less = _mm256_cmpgt_epi32(freq, r);
+	q = _mm256_add_epi32(q, _mm256_add_epi32(less, _mm256_set1_epi32(1)));
+	r = _mm256_sub_epi32(r, _mm256_andnot_si256(less, freq));
+	*x = _mm256_add_epi32(_mm256_slli_epi32(q, CODEC_PROB_BITS),
+			      _mm256_add_epi32(r, _mm256_srli_epi32(e, 16)));
+	return end;
+}
+
+KERNEL uint16_t *encode_row(const uint64_t *enc, const uint16_t *table,
 				   const uint8_t *previous, const uint8_t *tokens, __m256i *x,
 				   uint16_t *end)
 {
 	__m256i context = contexts(previous), t = load256(tokens);
+	uint16_t index[CODEC_LANES] __attribute__((aligned(32)));
 
-	for (unsigned v = VECTORS; v-- > 0;) {
-		__m256i index = _mm256_slli_epi32(tables(table, context, v), 7);
-		__m256i e, rcp, freq, limit, spill, w, q, r, less;
-		unsigned mask;
-
-		index = _mm256_or_si256(index, widen_part(t, v));
-		e = _mm256_i32gather_epi32((const int *)p->enc, index, 4);
-		rcp = _mm256_i32gather_epi32((const int *)p->enc_rcp, index, 4);
-		freq = _mm256_and_si256(e, _mm256_set1_epi32(0xffff));
-		limit = _mm256_slli_epi32(freq, 32 - CODEC_PROB_BITS);
-		spill = _mm256_cmpeq_epi32(_mm256_max_epu32(x[v], limit), x[v]);
-		mask = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(spill));
-		w = _mm256_and_si256(x[v], _mm256_set1_epi32(0xffff));
-		w = _mm256_permutevar8x32_epi32(w, load8(lut_compress[mask]));
-		/* The words of this step end at `end`; what is below them is written over later. */
-		_mm_storeu_si128((__m128i *)(void *)(end - 8),
-				 _mm_packus_epi32(_mm256_castsi256_si128(w),
-						  _mm256_extracti128_si256(w, 1)));
-		end -= __builtin_popcount(mask);
-		x[v] = _mm256_blendv_epi8(x[v], _mm256_srli_epi32(x[v], 16), spill);
-
-		/* The reciprocal gives the quotient or one less. */
-		q = mulhi_epu32(x[v], rcp);
-		r = _mm256_sub_epi32(x[v], _mm256_mullo_epi32(q, freq));
-		less = _mm256_cmpgt_epi32(freq, r);
-		q = _mm256_add_epi32(q, _mm256_add_epi32(less, _mm256_set1_epi32(1)));
-		r = _mm256_sub_epi32(r, _mm256_andnot_si256(less, freq));
-		x[v] = _mm256_add_epi32(_mm256_slli_epi32(q, CODEC_PROB_BITS),
-					_mm256_add_epi32(r, _mm256_srli_epi32(e, 16)));
-	}
+	_mm256_store_si256((__m256i *)index,
+			   _mm256_or_si256(tables16(table, context, 0, 7),
+					   _mm256_cvtepu8_epi16(_mm256_castsi256_si128(t))));
+	_mm256_store_si256((__m256i *)(index + 16),
+			   _mm256_or_si256(tables16(table, context, 1, 7),
+					   _mm256_cvtepu8_epi16(_mm256_extracti128_si256(t, 1))));
+	UNROLLED
+	for (unsigned v = VECTORS; v-- > 0;)
+		end = encode_step(enc, index + 8u * v, &x[v], end);
 	return end;
 }
 
@@ -204,6 +351,7 @@ static uint16_t *avx2_encode(const struct codec_profile *p, const struct codec_r
 	__m256i x[VECTORS];
 
 	static_assert(CODEC_TOKENS_PITCH == 1u << 7, "index of an encoder entry");
+	static_assert(FORMAT_TABLES_MAX * CODEC_PROB_SUM <= 65536, "a slot's index in 16 bits");
 	for (uint32_t i = 0; i < runs_count; i++)
 		tokens += (size_t)runs[i].tokens_count * runs[i].rows_per_token * CODEC_LANES;
 	states_load(x, states);
@@ -220,7 +368,7 @@ static uint16_t *avx2_encode(const struct codec_profile *p, const struct codec_r
 				tokens -= CODEC_LANES;
 				previous = run->context && t > 0 ? tokens - pitch : NULL;
 				if (lanes >= CODEC_LANES) {
-					end = encode_row(p, table, previous, tokens, x, end);
+					end = encode_row(p->enc, table, previous, tokens, x, end);
 					continue;
 				}
 				states_store(states, x);
@@ -236,7 +384,7 @@ static uint16_t *avx2_encode(const struct codec_profile *p, const struct codec_r
 /* ---- patterns to tokens and planes ---- */
 
 /* 16 patterns, zero-extended to 16 bits, to tokens in 16 bits. */
-static inline __m256i tokens_of(__m256i x, const struct codec_run *run, uint32_t column,
+KERNEL __m256i tokens_of(__m256i x, const struct codec_run *run, uint32_t column,
 				__m128i shift, int bits)
 {
 	__m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16((short)((1 << (bits - 1)) - 1)));
@@ -251,12 +399,12 @@ static inline __m256i tokens_of(__m256i x, const struct codec_run *run, uint32_t
 	return _mm256_blendv_epi8(token, _mm256_set1_epi16(CODEC_TOKEN_ESC), outside);
 }
 
-static inline __m256i pack_bytes(__m256i a, __m256i b)
+KERNEL __m256i pack_bytes(__m256i a, __m256i b)
 {
 	return _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
 }
 
-static inline uint32_t tokenize_row(const struct codec_run *run, uint32_t column, const uint8_t *raw,
+KERNEL uint32_t tokenize_row(const struct codec_run *run, uint32_t column, const uint8_t *raw,
 				    uint8_t *tokens, uint32_t *planes, int bits, unsigned shift)
 {
 	const __m128i count = _mm_cvtsi32_si128((int)shift);
@@ -277,6 +425,7 @@ static inline uint32_t tokenize_row(const struct codec_run *run, uint32_t column
 		       tokens_of(b, run, column + 16u, count, bits));
 	_mm256_storeu_si256((__m256i *)tokens, t);
 	/* Bit k of every byte moves to the byte's top, whatever comes along below it. */
+	UNROLLED
 	for (unsigned k = 0; k < shift; k++)
 		planes[k] = (uint32_t)_mm256_movemask_epi8(
 			_mm256_sll_epi16(low, _mm_cvtsi32_si128((int)(7u - k))));
@@ -285,7 +434,7 @@ static inline uint32_t tokenize_row(const struct codec_run *run, uint32_t column
 }
 
 /* One body; `bits` and `shift` are constants in the calls that matter, so that it is unrolled. */
-static inline __attribute__((always_inline)) uint32_t
+KERNEL uint32_t
 tokenize_run(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens, uint32_t *planes,
 	     int bits, unsigned shift)
 {
@@ -320,7 +469,7 @@ static uint32_t avx2_tokenize(const struct codec_run *run, const uint8_t *raw, u
 
 /* ---- tokens and planes to patterns ---- */
 
-static inline __m256i patterns_of(__m256i token, __m256i low, const struct codec_run *run,
+KERNEL __m256i patterns_of(__m256i token, __m256i low, const struct codec_run *run,
 				  uint32_t column, __m128i shift, int bits)
 {
 	__m256i cell = _mm256_sub_epi16(load256(run->top + column), _mm256_srli_epi16(token, 1));
@@ -333,12 +482,13 @@ static inline __m256i patterns_of(__m256i token, __m256i low, const struct codec
 }
 
 /* Spread 16 bits of each plane over 16 lanes. */
-static inline __m256i low_bits(const uint32_t *planes, unsigned half, unsigned shift)
+KERNEL __m256i low_bits(const uint32_t *planes, unsigned half, unsigned shift)
 {
 	const __m256i lane = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096,
 					       8192, 16384, (short)0x8000);
 	__m256i low = _mm256_setzero_si256();
 
+	UNROLLED
 	for (unsigned k = 0; k < shift; k++) {
 		__m256i w = _mm256_set1_epi16((short)(planes[k] >> (16u * half)));
 
@@ -348,7 +498,7 @@ static inline __m256i low_bits(const uint32_t *planes, unsigned half, unsigned s
 	return low;
 }
 
-static inline unsigned rebuild_row(const struct codec_run *run, uint32_t column,
+KERNEL unsigned rebuild_row(const struct codec_run *run, uint32_t column,
 				   const uint8_t *tokens, const uint32_t *planes, uint8_t *raw, int bits,
 				   unsigned shift)
 {
@@ -381,7 +531,7 @@ static uint32_t escapes_place(unsigned mask, const uint8_t *escapes, uint32_t es
 	return used;
 }
 
-static inline __attribute__((always_inline)) uint32_t
+KERNEL uint32_t
 rebuild_run(const struct codec_run *run, const uint8_t *tokens, const uint32_t *planes,
 	    const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw, int bits, unsigned shift)
 {

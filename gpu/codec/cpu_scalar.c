@@ -71,7 +71,7 @@ uint16_t *codec_scalar_encode_row(const struct codec_profile *p, const uint16_t 
 {
 	for (uint32_t l = lanes; l-- > 0;) {
 		uint32_t t = table[l] + (previous ? codec_context_of(previous[l]) : 0);
-		uint32_t e = p->enc[t * CODEC_TOKENS_PITCH + tokens[l]];
+		uint32_t e = (uint32_t)p->enc[t * CODEC_TOKENS_PITCH + tokens[l]];
 		uint32_t freq = e & 0xffffu;
 
 		if (codec_rans_encode_spills(states[l], freq)) {
@@ -130,14 +130,13 @@ int64_t codec_scalar_decode_row(const struct codec_profile *p, const uint16_t *t
 	return used;
 }
 
-static int64_t scalar_decode(const struct codec_profile *p, const struct codec_run *runs,
-			     uint32_t runs_count, const uint8_t *words, uint32_t words_count,
-			     uint32_t *states, uint8_t *tokens)
+static int stream_decode(const struct codec_profile *p, struct codec_stream *s)
 {
+	uint8_t *tokens = s->tokens;
 	uint32_t used = 0;
 
-	for (uint32_t i = 0; i < runs_count; i++) {
-		const struct codec_run *run = &runs[i];
+	for (uint32_t i = 0; i < s->runs_count; i++) {
+		const struct codec_run *run = &s->runs[i];
 		size_t pitch = (size_t)run->rows_per_token * CODEC_LANES;
 
 		for (uint32_t t = 0; t < run->tokens_count; t++)
@@ -145,15 +144,23 @@ static int64_t scalar_decode(const struct codec_profile *p, const struct codec_r
 				const uint8_t *previous = run->context && t > 0 ? tokens - pitch : NULL;
 				int64_t n = codec_scalar_decode_row(
 					p, run->table + r * CODEC_LANES, previous, row_lanes(run, r),
-					words + 2u * (size_t)used, words_count - used, states, tokens);
+					s->words + 2u * (size_t)used, s->words_count - used, s->states,
+					tokens);
 
 				if (n < 0)
-					return n;
+					return (int)n;
 				used += (uint32_t)n;
 				tokens += CODEC_LANES;
 			}
 	}
-	return used;
+	return used == s->words_count ? 0 : -EBADMSG;
+}
+
+static void scalar_decode(const struct codec_profile *p, struct codec_stream *streams,
+			  uint32_t streams_count)
+{
+	for (uint32_t i = 0; i < streams_count; i++)
+		streams[i].res = stream_decode(p, &streams[i]);
 }
 
 uint32_t codec_scalar_rebuild_row(const struct codec_run *run, uint32_t column, uint32_t lanes,

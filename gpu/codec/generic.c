@@ -68,8 +68,8 @@ static void planes_join(const struct codec_geometry *g, uint32_t chunk, const ui
 }
 
 /* -E2BIG: zstd refuses, keep the chunk some other way. */
-int codec_generic_encode(struct codec_workspace *ws, const struct codec_geometry *g, uint32_t chunk,
-			 size_t *ret_bytes)
+int codec_generic_encode(struct codec_workspace *ws, const struct codec_slot *slot,
+			 const struct codec_geometry *g, uint32_t chunk, size_t *ret_bytes)
 {
 	size_t bytes = codec_chunk_bytes(g, chunk), high = chunk_high_bytes(g, chunk);
 	size_t low = bytes - high, n, cap = 4u + ZSTD_compressBound(low) + ZSTD_compressBound(high);
@@ -88,7 +88,7 @@ int codec_generic_encode(struct codec_workspace *ws, const struct codec_geometry
 		(void)ZSTD_CCtx_setParameter(ws->zstd_c, ZSTD_c_contentSizeFlag, 0);
 		(void)ZSTD_CCtx_setParameter(ws->zstd_c, ZSTD_c_checksumFlag, 0);
 	}
-	planes_split(g, chunk, ws->raw, ws->split, ws->split + low);
+	planes_split(g, chunk, slot->raw, ws->split, ws->split + low);
 	n = ZSTD_compress2(ws->zstd_c, ws->coded + 4, cap - 4u, ws->split, low);
 	if (ZSTD_isError(n))
 		return -E2BIG;

@@ -43,8 +43,20 @@ struct codec_profile {
 	struct codec_run *runs;				/* owned, one per segment; columns 0: not coded */
 	uint16_t *columns;				/* owned, behind the runs' arrays */
 	uint32_t *dec;					/* owned, tables_count * CODEC_PROB_SUM */
-	uint32_t *enc;					/* owned, tables_count * CODEC_TOKENS_PITCH */
-	uint32_t *enc_rcp;				/* owned, floor(2^32 / freq), same shape */
+	uint64_t *enc;					/* owned, tables_count * CODEC_TOKENS_PITCH */
+};
+
+/* Two streams at once hide the decoder's latency; more ran out of registers. */
+#define CODEC_STREAMS_MAX 2u
+
+struct codec_stream {					/* one chunk's coded tokens, to be decoded */
+	const struct codec_run *runs;
+	uint32_t runs_count;
+	const uint8_t *words;				/* hostile, maybe unaligned */
+	uint32_t words_count;
+	uint32_t states[CODEC_LANES];			/* in: as stored; out: at the end */
+	uint8_t *tokens;
+	int res;					/* out: 0, or -EBADMSG: not exactly words_count */
 };
 
 /* Kernels.  Every implementation gives the same bytes as cpu_scalar.c. */
@@ -60,10 +72,9 @@ struct codec_kernels {
 	uint16_t *(*encode)(const struct codec_profile *p, const struct codec_run *runs,
 			    uint32_t runs_count, const uint8_t *tokens, uint32_t *states,
 			    uint16_t *end);
-	/* Returns the words used, or -EBADMSG when they run out.  words may be unaligned. */
-	int64_t (*decode)(const struct codec_profile *p, const struct codec_run *runs,
-			  uint32_t runs_count, const uint8_t *words, uint32_t words_count,
-			  uint32_t *states, uint8_t *tokens);
+	/* Decode 1..CODEC_STREAMS_MAX streams. */
+	void (*decode)(const struct codec_profile *p, struct codec_stream *streams,
+		       uint32_t streams_count);
 	/* The inverse of tokenize.  Takes escapes from *escapes on, at most escapes_count, and returns
 	 * how many there were (more than escapes_count: malformed). */
 	uint32_t (*rebuild)(const struct codec_run *run, const uint8_t *tokens,
@@ -89,15 +100,20 @@ uint32_t codec_scalar_rebuild_row(const struct codec_run *run, uint32_t column, 
 				  const uint8_t *tokens, const uint32_t *planes,
 				  const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw);
 
-struct codec_workspace {				/* grown on demand, one thread's */
-	uint8_t *raw;					/* a chunk's private copy */
-	uint8_t *check;					/* a chunk decoded again */
+struct codec_slot {					/* scratch of one chunk */
+	uint8_t *raw;					/* private copy, or what was decoded */
 	uint8_t *tokens;
 	uint32_t *planes;
+	size_t raw_cap, tokens_cap, planes_cap;
+};
+
+struct codec_workspace {				/* grown on demand, one thread's */
+	struct codec_slot slot[CODEC_STREAMS_MAX];
 	uint16_t *words;
 	uint8_t *coded;					/* a chunk's payload */
 	uint8_t *split;					/* byte planes of `generic` */
-	size_t raw_cap, check_cap, tokens_cap, planes_cap, words_cap, coded_cap, split_cap;
+	uint8_t *check;					/* a chunk decoded again */
+	size_t words_cap, coded_cap, split_cap, check_cap;
 	void *zstd_c;
 	void *zstd_d;
 	void *xxh3;
@@ -117,17 +133,22 @@ void codec_gather(const struct codec_geometry *g, const struct codec_view *v, ui
 void codec_scatter(const struct codec_geometry *g, const struct codec_view *v, uint32_t segment,
 		   uint32_t skip_tokens, const uint8_t *src);
 
-/* channel.c: ws->raw holds the chunk.  Encode leaves the payload in ws->coded. */
-int codec_channel_encode(struct codec_workspace *ws, const struct codec_geometry *g,
-			 const struct codec_profile *p, uint32_t chunk, size_t *ret_bytes,
-			 uint32_t *ret_escapes);
-int codec_channel_decode(struct codec_workspace *ws, const struct codec_geometry *g,
-			 const struct codec_profile *p, uint32_t chunk, const uint8_t *in,
-			 size_t in_bytes, uint32_t escapes, uint8_t *out);
+/* channel.c.  Encode codes slot->raw and leaves the payload in ws->coded. */
+int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
+			 const struct codec_geometry *g, const struct codec_profile *p, uint32_t chunk,
+			 size_t *ret_bytes, uint32_t *ret_escapes);
+/* Decoding is in three steps, so that several streams can go through the middle one together: check
+ * the payload and set up its stream, kernels->decode, then the patterns. */
+int codec_channel_open(struct codec_slot *slot, const struct codec_geometry *g,
+		       const struct codec_profile *p, uint32_t chunk, const uint8_t *in,
+		       size_t in_bytes, uint32_t escapes, struct codec_stream *ret_stream);
+int codec_channel_close(struct codec_slot *slot, const struct codec_geometry *g,
+			const struct codec_profile *p, uint32_t chunk, uint32_t escapes,
+			const struct codec_stream *stream, uint8_t *out);
 
-/* generic.c: likewise. */
-int codec_generic_encode(struct codec_workspace *ws, const struct codec_geometry *g, uint32_t chunk,
-			 size_t *ret_bytes);
+/* generic.c: likewise, without a stream. */
+int codec_generic_encode(struct codec_workspace *ws, const struct codec_slot *slot,
+			 const struct codec_geometry *g, uint32_t chunk, size_t *ret_bytes);
 int codec_generic_decode(struct codec_workspace *ws, const struct codec_geometry *g, uint32_t chunk,
 			 const uint8_t *in, size_t in_bytes, uint8_t *out);
 

@@ -87,8 +87,7 @@ static int profile_alloc(struct codec_profile *p, const struct codec_geometry *g
 	p->columns = calloc((padded + CODEC_LANES) * 4u, sizeof(*p->columns));
 	p->dec = calloc(slots + 1u, sizeof(*p->dec));
 	p->enc = calloc(tokens + 1u, sizeof(*p->enc));
-	p->enc_rcp = calloc(tokens + 1u, sizeof(*p->enc_rcp));
-	if (!p->runs || !p->columns || !p->dec || !p->enc || !p->enc_rcp)
+	if (!p->runs || !p->columns || !p->dec || !p->enc)
 		return -ENOMEM;
 	return 0;
 }
@@ -97,8 +96,7 @@ static int profile_alloc(struct codec_profile *p, const struct codec_geometry *g
 static uint32_t table_build(struct codec_profile *p, uint32_t table, const uint8_t *serial)
 {
 	uint32_t *dec = p->dec + (size_t)table * CODEC_PROB_SUM;
-	uint32_t *enc = p->enc + (size_t)table * CODEC_TOKENS_PITCH;
-	uint32_t *rcp = p->enc_rcp + (size_t)table * CODEC_TOKENS_PITCH;
+	uint64_t *enc = p->enc + (size_t)table * CODEC_TOKENS_PITCH;
 	uint32_t start = 0, width = 0;
 	uint16_t freq[CODEC_TOKENS_COUNT];
 
@@ -107,8 +105,6 @@ static uint32_t table_build(struct codec_profile *p, uint32_t table, const uint8
 		if (freq[t] >= CODEC_PROB_SUM || freq[t] > CODEC_PROB_SUM - start)
 			return 0;
 		enc[t] = codec_enc_entry(freq[t], start);
-		/* freq 1 would need 2^32; one less gives a quotient one less, which is corrected. */
-		rcp[t] = freq[t] > 1 ? (uint32_t)((1ull << 32) / freq[t]) : UINT32_MAX;
 		for (uint32_t i = 0; i < freq[t]; i++)
 			dec[start + i] = codec_dec_entry(freq[t], i, t);
 		start += freq[t];
@@ -273,7 +269,6 @@ struct codec_profile *codec_profile_free(struct codec_profile *p)
 	free(p->columns);
 	free(p->dec);
 	free(p->enc);
-	free(p->enc_rcp);
 	free(p);
 	return NULL;
 }
