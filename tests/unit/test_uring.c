@@ -243,6 +243,8 @@ static void done_may_queue(void **state)
 
 /* ---- faults ---- */
 
+#define THREE_RULES "read:eio:every=1,read:eio:every=1,read:eio:every=1"
+
 static void bad_specs_are_refused(void **state)
 {
 	static const char *const bad[] = {
@@ -252,8 +254,7 @@ static void bad_specs_are_refused(void **state)
 		"write:stall_ms:every=1", "write:stall_ms=:every=1", "write:stall_ms=0:every=1",
 		"write:eio:every=1,", ",", "write:eio:every=1,,read:eio:every=1", "write:eio:every=1;",
 		"write:eio:every=99999999999", "write:stall_ms=99999999999:every=1",
-		"read:eio:every=1,read:eio:every=1,read:eio:every=1,read:eio:every=1,read:eio:every=1,"
-		"read:eio:every=1,read:eio:every=1,read:eio:every=1,read:eio:every=1",
+		THREE_RULES "," THREE_RULES "," THREE_RULES,
 		"write:eio:every=0000000000000000000000000000000000000000000000000000000000000000001",
 	};
 	struct uring *u = ring(NULL), *other = NULL;
