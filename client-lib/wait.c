@@ -182,6 +182,7 @@ unsigned client_reap(struct skvc_session *s)
 		client_fail(s, fault);
 		return count + 1;
 	}
+	s->heard |= count > 0;
 	if (count && s->armed) {
 		/* We are awake: spare the daemon a write. */
 		ring_disarm(&s->cq);
@@ -259,6 +260,10 @@ void client_check_alive(struct skvc_session *s, uint64_t now_ns)
 	    SKVC_ABI_DAEMON_OPEN) {
 		client_fail(s, "the daemon closed the session");
 		return;
+	}
+	if (s->heard) {
+		s->heard = false;
+		s->alive_checked_ns = now_ns;
 	}
 	if (now_ns - s->alive_checked_ns < CLIENT_ALIVE_CHECK_NS)
 		return;
