@@ -127,31 +127,47 @@ static void test_pins_and_leases_hold(void **state)
 	engine_close(&e);
 }
 
+/* One block after the other, each leased at once, so that none makes room for the next.  Returns how many
+ * were taken; *ret is the completion of the one that was refused. */
+static unsigned store_and_lease(struct engine *e, uint64_t *leases, unsigned max,
+				struct skvc_completion *ret, uint64_t *ret_stored_bytes)
+{
+	struct skvc_completion leased;
+	unsigned n = 0;
+
+	*ret_stored_bytes = 0;
+	while (n < max && engine_store(e, 1000 + n, 0, 1, ret) == 0) {
+		*ret_stored_bytes += ret->stored_bytes;
+		assert_ok(engine_lookup(e, 1000 + n, 1, &leased));
+		leases[n++] = leased.lease;
+	}
+	return n;
+}
+
 /* Everything is leased: a store waits, is refused with a reason, and works again after the release. */
 static void test_a_full_pool_refuses(void **state)
 {
 	static const char *const overrides[] = { "limits.store_wait=50ms", NULL };
-	struct skvc_completion leased[40], c = { 0 };
-	unsigned leases = 0;
+	uint64_t leases[200], stored_bytes;
+	struct skvc_completion c;
 	struct engine e;
-	uint64_t chain;
-	int r = 0;
+	unsigned n;
 
 	(void)state;
 	start(overrides);
 	open_big(&e, "full");
-	for (chain = 0; chain < 40 && r == 0; chain++) {
-		r = engine_store(&e, chain, 0, CHAIN_BLOCKS, &c);
-		if (engine_lookup(&e, chain, CHAIN_BLOCKS, &leased[leases]) == 0)
-			leases++;
-	}
-	assert_res(r, -EAGAIN);
+	n = store_and_lease(&e, leases, 200, &c, &stored_bytes);
+	assert_true(n < 200);
+	assert_res(c.res, -EAGAIN);
 	assert_string_equal(skvc_reason_name(c.reason), "pool-full");
 	check_pool();
+	print_message("%u blocks, %.1f MiB in a pool of 16\n", n, (double)stored_bytes / 1048576);
+	assert_true(stored_bytes > POOL_BYTES / 4 * 3);
+	assert_int_equal(daemon_stats_get("blocks"), n);
 	assert_true(daemon_stats_get("store_refused_blocks") > 0);
 	assert_true(daemon_stats_reason("pool-full") > 0);
-	for (unsigned i = 0; i < leases; i++)
-		assert_ok(engine_release(&e, leased[i].lease));
+	for (unsigned i = 0; i < n; i++)
+		assert_ok(engine_release(&e, leases[i]));
 	assert_ok(engine_store(&e, 100, 0, CHAIN_BLOCKS, &c));
 	assert_int_equal(engine_fetch(&e, 100, CHAIN_BLOCKS), CHAIN_BLOCKS);
 	engine_close(&e);
@@ -161,32 +177,30 @@ static void test_quota_in_compressed_bytes(void **state)
 {
 	static char uid[64];
 	const char *const overrides[] = { uid, "tenant small.quota=2M", NULL };
-	struct skvc_completion c = { 0 };
-	uint64_t stored = 0;
+	uint64_t leases[200], stored_bytes;
+	struct skvc_completion c;
 	struct engine e;
-	int refused = 0;
+	unsigned n;
 
 	(void)state;
 	(void)snprintf(uid, sizeof(uid), "tenant small.uid=%u", (unsigned)getuid());
 	start(overrides);
 	open_big(&e, "quota");
-	for (uint64_t chain = 0; chain < 4; chain++) {
-		struct skvc_completion leased;
-
-		(void)engine_store(&e, chain, 0, CHAIN_BLOCKS, &c);
-		stored += c.stored_bytes;
-		if (c.res == -EDQUOT) {
-			refused = 1;
-			assert_string_equal(skvc_reason_name(c.reason), "quota");
-		}
-		/* What is leased cannot make room for more. */
-		(void)engine_lookup(&e, chain, CHAIN_BLOCKS, &leased);
-		assert_ok(daemon_stats_read(&daemon_));
-		assert_true(daemon_stats_get("coded_bytes") <= 2u << 20);
-	}
-	assert_true(refused);
-	assert_true(stored <= 2u << 20 && stored > 1u << 20);
+	n = store_and_lease(&e, leases, 200, &c, &stored_bytes);
+	assert_res(c.res, -EDQUOT);
+	assert_string_equal(skvc_reason_name(c.reason), "quota");
+	print_message("%u blocks of %zu bytes, %.2f MiB against a quota of 2\n", n,
+		      e.data.block_bytes, (double)stored_bytes / 1048576);
+	assert_true(stored_bytes <= 2u << 20);
+	/* Compression is capacity: more blocks than would fit as they are. */
+	assert_true(n > (2u << 20) / e.data.block_bytes);
+	assert_ok(daemon_stats_read(&daemon_));
+	assert_true(daemon_stats_get("coded_bytes") <= 2u << 20);
 	assert_true(daemon_stats_reason("quota") > 0);
+	for (unsigned i = 0; i < n; i++)
+		assert_ok(engine_release(&e, leases[i]));
+	assert_ok(engine_store(&e, 1, 0, 1, &c));	/* in the place of an older one */
+	assert_int_equal(engine_fetch(&e, 1, 1), 1);
 	engine_close(&e);
 }
 

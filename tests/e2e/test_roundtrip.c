@@ -142,6 +142,42 @@ static void test_any_bytes(void **state)
 	engine_close(&e);
 }
 
+/* The first blocks of a namespace are what its profile is fitted on: let them be of no use for that. */
+static void test_a_profile_of_nonsense(void **state)
+{
+	static const uint8_t fill[] = { 0x00, 0xff, 0x7f, 0x80 };
+	struct engine_options o = { .seed = seed, .blocks = 64 };
+	struct skvc_completion c;
+	char model[32];
+	struct rng r;
+
+	(void)state;
+	rng_init(&r, seed);
+	for (unsigned i = 0; i < 8; i++) {
+		struct engine e;
+
+		(void)snprintf(model, sizeof(model), "nonsense %u", i);
+		o.model = model;
+		assert_ok(engine_open(&e, daemon_.socket, &o));
+		for (uint32_t b = 0; b < 64; b++) {
+			struct skvc_key key = engine_key(&e, 7, b);
+			uint8_t *page = engine_page(&e, 0);
+
+			if (i < 4)
+				memset(page, fill[i], e.data.block_bytes);
+			else if (i < 6)	/* constant elements, of two kinds */
+				for (size_t at = 0; at < e.data.block_bytes; at++)
+					page[at] = at % 2 ? 0x3f : i == 4 ? 0x80 : (uint8_t)(at >> 1 & 1);
+			else
+				rng_fill(&r, page, e.data.block_bytes);
+			assert_ok(skvc_put(e.session, e.ns, &key, page, e.data.block_bytes));
+		}
+		assert_ok(engine_store(&e, 1, 0, 64, &c));	/* and now ordinary data */
+		assert_int_equal(engine_fetch(&e, 1, 64), 64);
+		engine_close(&e);
+	}
+}
+
 static void test_put_and_get(void **state)
 {
 	struct skvc_key key, other;
@@ -466,6 +502,7 @@ int main(void)
 		cmocka_unit_test(test_storing_twice_keeps_one),
 		cmocka_unit_test(test_every_element_type),
 		cmocka_unit_test(test_any_bytes),
+		cmocka_unit_test(test_a_profile_of_nonsense),
 		cmocka_unit_test(test_put_and_get),
 		cmocka_unit_test(test_strided_region),
 		cmocka_unit_test(test_skipped_tokens_stay_untouched),
