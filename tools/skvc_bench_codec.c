@@ -1,0 +1,793 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * skvc_bench_codec.c - `skvc-bench codec`: how small and how fast the codec makes real KV cache.
+ *
+ * Reads dumps of KV cache (safetensors; tensors k.<layer> and v.<layer> of [tokens, heads, dim]), cuts
+ * them into blocks as the daemon does, fits a profile on one file or half, and measures on another.
+ * Every decoded block is compared with its source.  One thread, pinned to its processor; times are
+ * that thread's processor time, the median of several passes; zstd -1 on split byte planes and memcpy
+ * run in the same process as the yardsticks.
+ */
+#include "tools/skvc_bench.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <getopt.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <zstd.h>
+
+#include "gpu/codec/codec.h"
+#include "tools/safetensors.h"
+
+#define LAYERS_MAX (CODEC_SEGMENTS_MAX / 2u)
+#define PASSES_MIN 5u
+#define PASSES_MAX 1000u
+
+struct options {
+	const char *kv;
+	const char *calibrate; /* NULL: the first half of kv */
+	const char *isa;       /* NULL: the best */
+	uint8_t speculator;
+	uint32_t block_tokens;
+	double seconds; /* for each thing measured */
+	bool json;
+};
+
+/* A dump, cut into blocks in canonical packing. */
+struct dump {
+	struct codec_geometry g;
+	uint8_t *blocks; /* owned, blocks_count * g.raw_bytes */
+	uint32_t blocks_count;
+	uint32_t layers;
+	uint64_t tokens;   /* of whole blocks */
+	const char *dtype; /* static string */
+};
+
+struct codec_bench {
+	struct options o;
+	struct dump kv, calibration; /* calibration.blocks NULL: none was read */
+	uint32_t first;		     /* of the evaluated blocks of kv */
+	uint32_t count;
+	struct codec_workspace *ws;
+	struct codec_profile *profile;
+	uint64_t fitted_tokens;
+	uint8_t *coded; /* count * cap */
+	size_t cap;
+	size_t *coded_bytes;
+	uint8_t *back; /* one block, or all when copying */
+	/* results */
+	uint64_t encoded_total, escapes, chunks_raw;
+	uint32_t verified;
+	double encode_s, encode_verify_s, decode_s, memcpy_s;
+	double zstd_encode_s, zstd_decode_s;
+	uint64_t zstd_total;
+};
+
+static double cpu_s(void)
+{
+	struct timespec ts = { 0 };
+
+	(void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
+}
+
+static uint8_t dtype_of(const char *name)
+{
+	if (!strcmp(name, "BF16"))
+		return CODEC_DTYPE_BF16;
+	if (!strcmp(name, "F16"))
+		return CODEC_DTYPE_FP16;
+	if (!strcmp(name, "F8_E4M3"))
+		return CODEC_DTYPE_E4M3;
+	if (!strcmp(name, "F8_E5M2"))
+		return CODEC_DTYPE_E5M2;
+	return CODEC_DTYPE_COUNT;
+}
+
+/* ---- reading dumps ---- */
+
+static int tensor_segment(const char *path, const struct safetensors_tensor *t, uint64_t tokens,
+			  uint32_t layer, uint8_t kind, struct codec_segment *ret_segment)
+{
+	uint8_t dtype = dtype_of(t->dtype);
+
+	if (dtype == CODEC_DTYPE_COUNT) {
+		(void)fprintf(stderr,
+			      "skvc-bench: %s: %s has type %s, not BF16, F16, F8_E4M3 or F8_E5M2\n",
+			      path, t->name, t->dtype);
+		return -EINVAL;
+	}
+	if (t->dims_count != 3 || t->dims[0] != tokens || t->dims[1] == 0 ||
+	    t->dims[1] > UINT16_MAX || t->dims[2] == 0 || t->dims[2] > UINT16_MAX) {
+		(void)fprintf(stderr, "skvc-bench: %s: %s is not [tokens, heads, dim] like k.0\n",
+			      path, t->name);
+		return -EINVAL;
+	}
+	*ret_segment = (struct codec_segment){
+		.kind = kind,
+		.dtype = dtype,
+		.layer = (uint16_t)layer,
+		.heads = (uint16_t)t->dims[1],
+		.head_dim = (uint16_t)t->dims[2],
+	};
+	return 0;
+}
+
+/* Finds k.0, v.0, k.1, ... and makes the geometry of them.  tensors: 2 * LAYERS_MAX entries. */
+static int dump_segments(const char *path, const struct safetensors *st, uint32_t block_tokens,
+			 const struct safetensors_tensor **tensors, struct dump *d)
+{
+	struct codec_segment *segments = calloc(CODEC_SEGMENTS_MAX, sizeof(*segments));
+	int r = segments ? 0 : -ENOMEM;
+
+	for (; r == 0 && d->layers < LAYERS_MAX; d->layers++) {
+		uint32_t i = 2u * d->layers;
+		char name[16];
+
+		(void)snprintf(name, sizeof(name), "k.%u", d->layers);
+		tensors[i] = safetensors_find(st, name);
+		name[0] = 'v';
+		tensors[i + 1u] = safetensors_find(st, name);
+		if (!tensors[i] || !tensors[i + 1u])
+			break;
+		for (uint32_t j = 0; j < 2 && r == 0; j++)
+			r = tensor_segment(path, tensors[i + j], tensors[0]->dims[0], d->layers,
+					   j ? CODEC_KIND_V : CODEC_KIND_K, &segments[i + j]);
+	}
+	if (r == 0 && d->layers == 0) {
+		(void)fprintf(stderr, "skvc-bench: %s: no tensors k.0 and v.0\n", path);
+		r = -EINVAL;
+	}
+	if (r == 0) {
+		r = codec_geometry_init(&d->g, block_tokens, segments, 2u * d->layers);
+		if (r < 0)
+			(void)fprintf(stderr, "skvc-bench: %s: the codec refuses this shape: %s\n",
+				      path, strerror(-r));
+	}
+	free(segments);
+	return r;
+}
+
+/* Starts of whole blocks that lie inside one sequence. */
+static uint32_t *block_starts(const struct safetensors *st, uint64_t tokens, uint32_t block_tokens,
+			      uint32_t *ret_count)
+{
+	const struct safetensors_tensor *s = safetensors_find(st, "seq_start");
+	uint64_t sequences = s && !strcmp(s->dtype, "I32") && s->bytes >= 8 ? s->bytes / 4u - 1u
+									    : 1u;
+	uint32_t *starts = calloc(tokens / block_tokens + 1u, sizeof(*starts)), n = 0;
+	int64_t done = 0;
+
+	for (uint64_t i = 0; starts && i < sequences; i++) {
+		int32_t range[2] = { 0, (int32_t)tokens };
+
+		if (s && sequences == s->bytes / 4u - 1u)
+			memcpy(range, (const uint8_t *)s->data + 4u * i, sizeof(range));
+		if (range[0] < done || (uint64_t)range[1] > tokens)
+			continue; /* nonsense: as if the sequence were not there */
+		for (int64_t t = range[0]; t + block_tokens <= range[1]; t += block_tokens)
+			starts[n++] = (uint32_t)t;
+		done = range[1] > done ? range[1] : done;
+	}
+	*ret_count = n;
+	return starts;
+}
+
+static int dump_blocks(const struct safetensors *st, const struct safetensors_tensor **tensors,
+		       struct dump *d)
+{
+	uint32_t *starts = block_starts(st, tensors[0]->dims[0], d->g.block_tokens,
+					&d->blocks_count);
+
+	if (!starts)
+		return -ENOMEM;
+	d->blocks = malloc(d->blocks_count * d->g.raw_bytes + 1u);
+	for (uint32_t b = 0; d->blocks && b < d->blocks_count; b++)
+		for (uint32_t i = 0; i < d->g.segments_count; i++) {
+			const struct codec_segment *s = &d->g.segments[i];
+			size_t row = (size_t)s->heads * s->head_dim * codec_dtype_bytes(s->dtype);
+
+			memcpy(d->blocks + b * d->g.raw_bytes + d->g.segment_off[i],
+			       (const uint8_t *)tensors[i]->data + starts[b] * row,
+			       row * d->g.block_tokens);
+		}
+	d->tokens = (uint64_t)d->blocks_count * d->g.block_tokens;
+	free(starts);
+	return d->blocks ? 0 : -ENOMEM;
+}
+
+static void dump_deinit(struct dump *d)
+{
+	codec_geometry_deinit(&d->g);
+	free(d->blocks);
+	d->blocks = NULL;
+}
+
+static int dump_read(const char *path, uint32_t block_tokens, struct dump *d)
+{
+	const struct safetensors_tensor **tensors;
+	char err[SAFETENSORS_ERR_BYTES] = "";
+	struct safetensors *st;
+	int r = safetensors_open(path, &st, err, sizeof(err));
+
+	if (r < 0) {
+		(void)fprintf(stderr, "skvc-bench: %s\n", err);
+		return r;
+	}
+	tensors = calloc(CODEC_SEGMENTS_MAX, sizeof(struct safetensors_tensor *));
+	r = tensors ? dump_segments(path, st, block_tokens, tensors, d) : -ENOMEM;
+	if (r == 0) {
+		d->dtype = tensors[0]->dtype;
+		r = dump_blocks(st, tensors, d);
+	}
+	if (r == 0 && d->blocks_count < 2) {
+		(void)fprintf(stderr, "skvc-bench: %s: fewer than two blocks of %u tokens\n", path,
+			      block_tokens);
+		r = -EINVAL;
+	}
+	if (r == -ENOMEM)
+		(void)fprintf(stderr, "skvc-bench: %s: out of memory\n", path);
+	free(tensors);
+	safetensors_close(st);
+	return r;
+}
+
+/* ---- measuring ---- */
+
+static int compare_double(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* Median processor time of one pass over all evaluated blocks. */
+static int measure(struct codec_bench *b, int (*pass)(struct codec_bench *), double *ret_s)
+{
+	double *s = malloc(PASSES_MAX * sizeof(*s)), spent = 0;
+	unsigned n = 0;
+	int r = s ? pass(b) : -ENOMEM; /* once for the caches and the page tables */
+
+	while (r == 0 && n < PASSES_MAX && (n < PASSES_MIN || spent < b->o.seconds)) {
+		double begin = cpu_s();
+
+		r = pass(b);
+		s[n] = cpu_s() - begin;
+		spent += s[n++];
+	}
+	if (r == 0) {
+		qsort(s, n, sizeof(*s), compare_double);
+		*ret_s = s[n / 2u];
+	}
+	free(s);
+	return r;
+}
+
+static struct codec_view block_view(const struct codec_bench *b, uint32_t i)
+{
+	return (struct codec_view){ .base = b->kv.blocks, .block_index = b->first + i };
+}
+
+static int encode_all(struct codec_bench *b, unsigned flags)
+{
+	b->encoded_total = b->escapes = b->chunks_raw = 0;
+	for (uint32_t i = 0; i < b->count; i++) {
+		struct codec_view v = block_view(b, i);
+		struct codec_info info;
+		int r = codec_encode(b->ws, &b->kv.g, b->profile, b->o.speculator, flags, &v,
+				     b->coded + i * b->cap, b->cap, &info);
+
+		if (r < 0)
+			return r;
+		b->coded_bytes[i] = info.encoded_bytes;
+		b->encoded_total += info.encoded_bytes;
+		b->escapes += info.escapes;
+		b->chunks_raw += info.chunks_raw;
+	}
+	return 0;
+}
+
+static int pass_encode(struct codec_bench *b)
+{
+	return encode_all(b, 0);
+}
+
+static int pass_encode_verify(struct codec_bench *b)
+{
+	return encode_all(b, CODEC_ENCODE_VERIFY);
+}
+
+static int pass_decode(struct codec_bench *b)
+{
+	for (uint32_t i = 0; i < b->count; i++) {
+		struct codec_view v = { .base = b->back, .block_index = i };
+		int r = codec_decode(b->ws, &b->kv.g, b->profile, b->coded + i * b->cap,
+				     b->coded_bytes[i], NULL, &v);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int pass_memcpy(struct codec_bench *b)
+{
+	for (uint32_t i = 0; i < b->count; i++)
+		memcpy(b->back + i * b->kv.g.raw_bytes,
+		       b->kv.blocks + (b->first + i) * b->kv.g.raw_bytes, b->kv.g.raw_bytes);
+	return 0;
+}
+
+/* Segment by segment: low bytes to the front half, high bytes to the back half. */
+static size_t planes_split(const struct codec_geometry *g, const uint8_t *raw, uint8_t *low,
+			   uint8_t *high)
+{
+	size_t n = 0, off = 0, h = 0;
+
+	for (uint32_t i = 0; i < g->segments_count; i++) {
+		const struct codec_segment *s = &g->segments[i];
+		size_t scalars = (size_t)s->heads * s->head_dim * g->block_tokens;
+
+		if (codec_dtype_bytes(s->dtype) == 1) {
+			memcpy(low + n, raw + off, scalars);
+			off += scalars;
+		} else {
+			for (size_t j = 0; j < scalars; j++) {
+				low[n + j] = raw[off + 2u * j];
+				high[h + j] = raw[off + 2u * j + 1u];
+			}
+			off += 2u * scalars;
+			h += scalars;
+		}
+		n += scalars;
+	}
+	return h;
+}
+
+static size_t planes_join(const struct codec_geometry *g, uint8_t *raw, const uint8_t *low,
+			  const uint8_t *high)
+{
+	size_t n = 0, off = 0, h = 0;
+
+	for (uint32_t i = 0; i < g->segments_count; i++) {
+		const struct codec_segment *s = &g->segments[i];
+		size_t scalars = (size_t)s->heads * s->head_dim * g->block_tokens;
+
+		if (codec_dtype_bytes(s->dtype) == 1) {
+			memcpy(raw + off, low + n, scalars);
+			off += scalars;
+		} else {
+			for (size_t j = 0; j < scalars; j++) {
+				raw[off + 2u * j] = low[n + j];
+				raw[off + 2u * j + 1u] = high[h + j];
+			}
+			off += 2u * scalars;
+			h += scalars;
+		}
+		n += scalars;
+	}
+	return off;
+}
+
+/* The yardstick's state; zstd contexts are kept, as a careful user of zstd would. */
+struct zstd_bench {
+	ZSTD_CCtx *c;
+	ZSTD_DCtx *d;
+	uint8_t *planes; /* one block */
+	uint8_t *coded;	 /* count * cap */
+	size_t cap;
+	size_t (*bytes)[2]; /* low and high frame of each block */
+	size_t high;	    /* high bytes of a block */
+};
+
+static struct zstd_bench zstd; /* of the one thread that measures */
+
+static int pass_zstd_encode(struct codec_bench *b)
+{
+	size_t raw = b->kv.g.raw_bytes, low = raw - zstd.high;
+
+	b->zstd_total = 0;
+	for (uint32_t i = 0; i < b->count; i++) {
+		uint8_t *out = zstd.coded + i * zstd.cap;
+		size_t x, y = 0;
+
+		(void)planes_split(&b->kv.g, b->kv.blocks + (b->first + i) * raw, zstd.planes,
+				   zstd.planes + low);
+		x = ZSTD_compressCCtx(zstd.c, out, zstd.cap, zstd.planes, low, 1);
+		if (!ZSTD_isError(x) && zstd.high > 0)
+			y = ZSTD_compressCCtx(zstd.c, out + x, zstd.cap - x, zstd.planes + low,
+					      zstd.high, 1);
+		if (ZSTD_isError(x) || ZSTD_isError(y))
+			return -EIO;
+		zstd.bytes[i][0] = x;
+		zstd.bytes[i][1] = y;
+		b->zstd_total += x + y;
+	}
+	return 0;
+}
+
+static int pass_zstd_decode(struct codec_bench *b)
+{
+	size_t raw = b->kv.g.raw_bytes, low = raw - zstd.high;
+
+	for (uint32_t i = 0; i < b->count; i++) {
+		const uint8_t *in = zstd.coded + i * zstd.cap;
+		size_t x = ZSTD_decompressDCtx(zstd.d, zstd.planes, low, in, zstd.bytes[i][0]),
+		       y = 0;
+
+		if (zstd.high > 0)
+			y = ZSTD_decompressDCtx(zstd.d, zstd.planes + low, zstd.high,
+						in + zstd.bytes[i][0], zstd.bytes[i][1]);
+		if (x != low || y != zstd.high)
+			return -EIO;
+		(void)planes_join(&b->kv.g, b->back + i * raw, zstd.planes, zstd.planes + low);
+	}
+	return 0;
+}
+
+static int blocks_compare(const struct codec_bench *b, uint32_t *ret_equal)
+{
+	size_t raw = b->kv.g.raw_bytes;
+
+	*ret_equal = 0;
+	for (uint32_t i = 0; i < b->count; i++)
+		*ret_equal += !memcmp(b->back + i * raw, b->kv.blocks + (b->first + i) * raw, raw);
+	return *ret_equal == b->count ? 0 : -EBADMSG;
+}
+
+static int zstd_measure(struct codec_bench *b)
+{
+	size_t raw = b->kv.g.raw_bytes;
+	uint32_t equal;
+	int r = -ENOMEM;
+
+	zstd.c = ZSTD_createCCtx();
+	zstd.d = ZSTD_createDCtx();
+	zstd.planes = malloc(2u * raw);
+	zstd.cap = ZSTD_compressBound(raw) + ZSTD_compressBound(0);
+	zstd.coded = malloc(b->count * zstd.cap);
+	zstd.bytes = calloc(b->count, sizeof(*zstd.bytes));
+	if (zstd.c && zstd.d && zstd.planes && zstd.coded && zstd.bytes) {
+		zstd.high = planes_split(&b->kv.g, b->kv.blocks, zstd.planes, zstd.planes + raw);
+		r = measure(b, pass_zstd_encode, &b->zstd_encode_s);
+	}
+	if (r == 0)
+		r = measure(b, pass_zstd_decode, &b->zstd_decode_s);
+	if (r == 0)
+		r = blocks_compare(b, &equal);
+	ZSTD_freeCCtx(zstd.c);
+	ZSTD_freeDCtx(zstd.d);
+	free(zstd.planes);
+	free(zstd.coded);
+	free(zstd.bytes);
+	zstd = (struct zstd_bench){ 0 };
+	return r;
+}
+
+/* ---- the benchmark ---- */
+
+static int profile_fit(struct codec_bench *b)
+{
+	struct dump *d = b->calibration.blocks ? &b->calibration : &b->kv;
+	uint32_t n = b->calibration.blocks ? d->blocks_count : b->first;
+	struct codec_fit *fit;
+	int r = codec_fit_new(&b->kv.g, &fit);
+
+	if (r < 0)
+		return r;
+	for (uint32_t i = 0; i < n; i++) {
+		struct codec_view v = { .base = d->blocks, .block_index = i };
+
+		codec_fit_add(fit, &v);
+	}
+	b->fitted_tokens = codec_fit_tokens(fit);
+	r = codec_fit_finish(fit, &b->profile);
+	codec_fit_free(fit);
+	return r;
+}
+
+static int bench_prepare(struct codec_bench *b)
+{
+	size_t raw;
+	int r = dump_read(b->o.kv, b->o.block_tokens, &b->kv);
+
+	if (r == 0 && b->o.calibrate)
+		r = dump_read(b->o.calibrate, b->o.block_tokens, &b->calibration);
+	if (r < 0)
+		return r;
+	if (b->calibration.blocks &&
+	    memcmp(b->calibration.g.digest, b->kv.g.digest, CODEC_DIGEST_BYTES) != 0) {
+		(void)fprintf(stderr, "skvc-bench: %s: not the layers, heads, dim and type of %s\n",
+			      b->o.calibrate, b->o.kv);
+		return -EINVAL;
+	}
+	raw = b->kv.g.raw_bytes;
+	b->first = b->o.speculator == CODEC_SPEC_CHANNEL && !b->o.calibrate
+			   ? b->kv.blocks_count / 2u
+			   : 0;
+	b->count = b->kv.blocks_count - b->first;
+	b->cap = codec_bound(&b->kv.g);
+	b->coded = malloc(b->count * b->cap);
+	b->coded_bytes = calloc(b->count, sizeof(*b->coded_bytes));
+	b->back = calloc(b->count, raw);
+	if (!b->coded || !b->coded_bytes || !b->back)
+		return -ENOMEM;
+	r = codec_workspace_new(&b->ws);
+	if (r == 0 && b->o.speculator == CODEC_SPEC_CHANNEL)
+		r = profile_fit(b);
+	return r;
+}
+
+static int bench_measure(struct codec_bench *b)
+{
+	int r = measure(b, pass_encode_verify, &b->encode_verify_s);
+
+	if (r == 0)
+		r = measure(b, pass_encode, &b->encode_s);
+	if (r == 0)
+		r = measure(b, pass_memcpy, &b->memcpy_s);
+	if (r == 0)
+		r = zstd_measure(b);
+	if (r < 0)
+		return r;
+	memset(b->back, 0, b->count * b->kv.g.raw_bytes);
+	r = measure(b, pass_decode, &b->decode_s);
+	if (r == 0)
+		r = blocks_compare(b, &b->verified);
+	return r;
+}
+
+struct results {
+	double raw_gb, ratio, bits, expected_bits, escapes, zstd_ratio;
+	double encode, encode_verify, decode, copy, zstd_encode,
+		zstd_decode; /* GB/s of raw bytes */
+};
+
+static struct results results_of(const struct codec_bench *b)
+{
+	double raw = (double)b->count * (double)b->kv.g.raw_bytes, scalars = 0;
+	struct results r = { .raw_gb = raw * 1e-9 };
+
+	for (uint32_t i = 0; i < b->kv.g.segments_count; i++)
+		scalars += (double)b->kv.g.segments[i].heads * b->kv.g.segments[i].head_dim;
+	scalars *= (double)b->count * b->kv.g.block_tokens;
+	r.ratio = raw / (double)b->encoded_total;
+	r.bits = (double)b->encoded_total * 8.0 / scalars;
+	r.expected_bits = b->profile ? codec_profile_expected_bits(b->profile) : 0;
+	r.escapes = (double)b->escapes / scalars;
+	r.zstd_ratio = raw / (double)b->zstd_total;
+	r.encode = r.raw_gb / b->encode_s;
+	r.encode_verify = r.raw_gb / b->encode_verify_s;
+	r.decode = r.raw_gb / b->decode_s;
+	r.copy = r.raw_gb / b->memcpy_s;
+	r.zstd_encode = r.raw_gb / b->zstd_encode_s;
+	r.zstd_decode = r.raw_gb / b->zstd_decode_s;
+	return r;
+}
+
+static void print_text(const struct codec_bench *b)
+{
+	struct results r = results_of(b);
+	size_t profile_bytes = 0;
+
+	(void)printf("file        %s\n", b->o.kv);
+	(void)printf("shape       %u layers, %u x %u, %s; blocks of %u tokens, %.0f bytes\n",
+		     b->kv.layers, b->kv.g.segments[0].heads, b->kv.g.segments[0].head_dim,
+		     b->kv.dtype, b->kv.g.block_tokens, (double)b->kv.g.raw_bytes);
+	if (b->profile) {
+		(void)codec_profile_bytes(b->profile, &profile_bytes);
+		(void)printf("calibrated  on %.0f tokens of %s; profile %zu bytes\n",
+			     (double)b->fitted_tokens,
+			     b->o.calibrate ? b->o.calibrate : "the same file, its first half",
+			     profile_bytes);
+	}
+	(void)printf("evaluated   %u blocks%s, %u restored byte-exact\n", b->count,
+		     b->first ? ", the second half" : "", b->verified);
+	(void)printf("codec       %s, %s, one thread\n", codec_speculator_name(b->o.speculator),
+		     codec_isa_name());
+	(void)printf("\n%-22s %8s %14s %16s %12s\n", "", "ratio", "encode GB/s", "+ verify GB/s",
+		     "decode GB/s");
+	(void)printf("%-22s %8.3f %14.2f %16.2f %12.2f\n", codec_speculator_name(b->o.speculator),
+		     r.ratio, r.encode, r.encode_verify, r.decode);
+	(void)printf("%-22s %8.3f %14.2f %16s %12.2f\n", "zstd -1, byte planes", r.zstd_ratio,
+		     r.zstd_encode, "", r.zstd_decode);
+	(void)printf("%-22s %8.3f %14.2f %16s %12.2f\n", "memcpy", 1.0, r.copy, "", r.copy);
+	(void)printf("%-22s %8.3f %14.2f %16s %12.2f\n", "against zstd", r.ratio / r.zstd_ratio,
+		     r.encode / r.zstd_encode, "", r.decode / r.zstd_decode);
+	(void)printf("\nbits per scalar %.3f", r.bits);
+	if (b->profile)
+		(void)printf(", expected from the calibration %.3f", r.expected_bits);
+	(void)printf("; escapes %.5f per scalar; raw chunks %.0f\n", r.escapes,
+		     (double)b->chunks_raw);
+}
+
+static int print_json(const struct codec_bench *b)
+{
+	struct results r = results_of(b);
+	cJSON *j = cJSON_CreateObject();
+	char *text;
+
+	cJSON_AddStringToObject(j, "file", b->o.kv);
+	cJSON_AddStringToObject(j, "calibrated_on",
+				!b->profile	 ? "nothing"
+				: b->o.calibrate ? b->o.calibrate
+						 : "first half of the same file");
+	cJSON_AddNumberToObject(j, "calibrated_tokens", (double)b->fitted_tokens);
+	cJSON_AddStringToObject(j, "speculator", codec_speculator_name(b->o.speculator));
+	cJSON_AddStringToObject(j, "device", "cpu");
+	cJSON_AddStringToObject(j, "isa", codec_isa_name());
+	cJSON_AddStringToObject(j, "dtype", b->kv.dtype);
+	cJSON_AddNumberToObject(j, "block_tokens", b->kv.g.block_tokens);
+	cJSON_AddNumberToObject(j, "blocks", b->count);
+	cJSON_AddNumberToObject(j, "verified_blocks", b->verified);
+	cJSON_AddNumberToObject(j, "raw_bytes", (double)b->count * (double)b->kv.g.raw_bytes);
+	cJSON_AddNumberToObject(j, "encoded_bytes", (double)b->encoded_total);
+	cJSON_AddNumberToObject(j, "ratio", r.ratio);
+	cJSON_AddNumberToObject(j, "bits_per_scalar", r.bits);
+	cJSON_AddNumberToObject(j, "expected_bits_per_scalar", r.expected_bits);
+	cJSON_AddNumberToObject(j, "escapes_per_scalar", r.escapes);
+	cJSON_AddNumberToObject(j, "raw_chunks", (double)b->chunks_raw);
+	cJSON_AddNumberToObject(j, "encode_gbps", r.encode);
+	cJSON_AddNumberToObject(j, "encode_verify_gbps", r.encode_verify);
+	cJSON_AddNumberToObject(j, "decode_gbps", r.decode);
+	cJSON_AddNumberToObject(j, "memcpy_gbps", r.copy);
+	cJSON_AddNumberToObject(j, "zstd1_planes_ratio", r.zstd_ratio);
+	cJSON_AddNumberToObject(j, "zstd1_planes_encode_gbps", r.zstd_encode);
+	cJSON_AddNumberToObject(j, "zstd1_planes_decode_gbps", r.zstd_decode);
+	cJSON_AddNumberToObject(j, "ratio_against_zstd1", r.ratio / r.zstd_ratio);
+	cJSON_AddNumberToObject(j, "encode_against_zstd1", r.encode / r.zstd_encode);
+	cJSON_AddNumberToObject(j, "decode_against_zstd1", r.decode / r.zstd_decode);
+	text = cJSON_Print(j);
+	if (text)
+		(void)printf("%s\n", text);
+	cJSON_free(text);
+	cJSON_Delete(j);
+	return text ? 0 : -ENOMEM;
+}
+
+static const char usage_text[] =
+	"Usage: skvc-bench codec --kv FILE [OPTION]...\n"
+	"\n"
+	"  --kv FILE            KV cache to measure on (safetensors: k.<layer>, v.<layer>)\n"
+	"  --calibrate FILE     KV cache of other tokens to fit the statistics on; without it the\n"
+	"                       first half of --kv is fitted and the second half measured\n"
+	"  --speculator NAME    channel (default), generic or raw\n"
+	"  --device NAME        cpu\n"
+	"  --block-tokens N     tokens of a block, 1 to 1024 (16)\n"
+	"  --isa NAME           scalar, avx2 or avx512 instead of the best\n"
+	"  --seconds S          time for each thing measured, 0 to 60 (1)\n"
+	"  --json               one JSON object\n";
+
+static int usage_error(const char *what, const char *value)
+{
+	(void)fprintf(stderr, "skvc-bench codec: %s%s\nTry 'skvc-bench codec --help'.\n", what,
+		      value);
+	return 2;
+}
+
+static int speculator_parse(const char *name, uint8_t *ret_speculator)
+{
+	for (uint8_t i = 0; i <= CODEC_SPEC_CHANNEL; i++)
+		if (!strcmp(name, codec_speculator_name(i))) {
+			*ret_speculator = i;
+			return 0;
+		}
+	return -EINVAL;
+}
+
+/* 0, or an exit status; -1: help was printed.  A flat option switch. */
+static int options_parse(int argc, char **argv, struct options *o)
+{
+	static const struct option longs[] = {
+		{ "kv", required_argument, NULL, 'k' },
+		{ "calibrate", required_argument, NULL, 'c' },
+		{ "speculator", required_argument, NULL, 's' },
+		{ "device", required_argument, NULL, 'd' },
+		{ "block-tokens", required_argument, NULL, 'b' },
+		{ "isa", required_argument, NULL, 'i' },
+		{ "seconds", required_argument, NULL, 't' },
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	unsigned long tokens;
+	char *end;
+	int c;
+
+	optind = 0; /* the caller's argv is not ours to go on with */
+	while ((c = getopt_long(argc, argv, "h", longs, NULL)) != -1) {
+		switch (c) {
+		case 'k':
+			o->kv = optarg;
+			break;
+		case 'c':
+			o->calibrate = optarg;
+			break;
+		case 's':
+			if (speculator_parse(optarg, &o->speculator) < 0)
+				return usage_error("no such speculator: ", optarg);
+			break;
+		case 'd':
+			if (strcmp(optarg, "cpu") != 0)
+				return usage_error("no such device: ", optarg);
+			break;
+		case 'b':
+			tokens = strtoul(optarg, &end, 10);
+			if (*end || end == optarg || tokens == 0 || tokens > CODEC_BLOCK_TOKENS_MAX)
+				return usage_error("not 1 to 1024 tokens: ", optarg);
+			o->block_tokens = (uint32_t)tokens;
+			break;
+		case 'i':
+			o->isa = optarg;
+			break;
+		case 't':
+			o->seconds = strtod(optarg, &end);
+			if (*end || end == optarg || !(o->seconds >= 0 && o->seconds <= 60))
+				return usage_error("not 0 to 60 seconds: ", optarg);
+			break;
+		case 'j':
+			o->json = true;
+			break;
+		case 'h':
+			(void)fputs(usage_text, stdout);
+			return -1;
+		default:
+			return 2;
+		}
+	}
+	if (optind < argc)
+		return usage_error("too many arguments: ", argv[optind]);
+	return o->kv ? 0 : usage_error("--kv FILE is missing", "");
+}
+
+static void pin_thread(void)
+{
+	cpu_set_t set;
+	int cpu = sched_getcpu();
+
+	if (cpu < 0)
+		return;
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	(void)sched_setaffinity(0, sizeof(set), &set); /* not allowed: measures all the same */
+}
+
+int bench_codec_main(int argc, char **argv)
+{
+	struct codec_bench b = {
+		.o = { .speculator = CODEC_SPEC_CHANNEL, .block_tokens = 16, .seconds = 1 },
+	};
+	int r = options_parse(argc, argv, &b.o);
+
+	if (r != 0)
+		return r < 0 ? 0 : r;
+	if (codec_isa_set(b.o.isa) < 0)
+		return usage_error("this processor cannot do ", b.o.isa);
+	pin_thread();
+	r = bench_prepare(&b);
+	if (r == 0) {
+		r = bench_measure(&b);
+		if (r < 0)
+			(void)fprintf(stderr, "skvc-bench: %s: %u of %u blocks restored: %s\n",
+				      b.o.kv, b.verified, b.count, strerror(-r));
+	}
+	if (r == 0) {
+		if (b.o.json)
+			r = print_json(&b);
+		else
+			print_text(&b);
+	}
+	codec_profile_free(b.profile);
+	codec_workspace_free(b.ws);
+	dump_deinit(&b.kv);
+	dump_deinit(&b.calibration);
+	free(b.coded);
+	free(b.coded_bytes);
+	free(b.back);
+	return r == 0 ? 0 : 1;
+}
