@@ -5,29 +5,14 @@
  */
 #include "daemon/arena.h"
 
-#include <assert.h>
 #include <errno.h>
-#include <numaif.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "daemon/log.h"
+#include "daemon/placement.h"
 #include "ipc/segment.h"
-
-#define ARENA_NODES_MAX 1024u
-
-/* A preference, not a bond: memory on another node is better than a client that is killed for lack of it. */
-static void place(void *base, uint64_t bytes, int32_t node)
-{
-	unsigned long mask[ARENA_NODES_MAX / (8 * sizeof(unsigned long))] = { 0 };
-
-	if (node < 0 || node >= (int32_t)ARENA_NODES_MAX)
-		return;
-	mask[(size_t)node / (8 * sizeof(unsigned long))] |= 1ul << ((size_t)node % (8 * sizeof(unsigned long)));
-	if (mbind(base, bytes, MPOL_PREFERRED, mask, ARENA_NODES_MAX, 0) < 0)
-		log_line(LOG_LEVEL_DEBUG, "arena: no placement on NUMA node %d: %s", node, strerror(errno));
-}
 
 int arena_init(const struct config *config, uint64_t bytes, struct arena *ret, int *ret_fd)
 {
@@ -42,7 +27,10 @@ int arena_init(const struct config *config, uint64_t bytes, struct arena *ret, i
 		(void)close(fd);
 		return r;
 	}
-	place(base, bytes, config->numa_node);
+	r = placement_prefer(base, bytes, config->numa_node);
+	if (r < 0)
+		log_line(LOG_LEVEL_DEBUG, "arena: no placement on NUMA node %d: %s", config->numa_node,
+			 strerror(-r));
 	if (config->lock_memory && mlock2(base, bytes, MLOCK_ONFAULT) < 0) {
 		r = -errno;
 		segment_unmap(base, bytes);

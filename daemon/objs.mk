@@ -18,6 +18,7 @@ DAEMON_SRCS := \
 	daemon/main.c \
 	daemon/nvme_file.c \
 	daemon/nvme_log.c \
+	daemon/placement.c \
 	daemon/pool.c \
 	daemon/pool_arena.c \
 	daemon/profiler.c \

@@ -233,6 +233,7 @@ int pool_new(const struct pool_options *options, struct pool **ret_pool)
 	arena.align_bytes = options->granule_bytes;
 	arena.numa_node = options->numa_node;
 	arena.lock = options->lock;
+	arena.populate = options->populate;
 	arena.huge = true;
 	arena.name = options->name;
 	r = pool_arena_init(&pool->arena, &arena);

@@ -24,6 +24,7 @@ struct pool_options {
 	uint32_t granule_bytes;			/* power of two >= 64; slots are multiples and aligned to it */
 	int numa_node;				/* -1: none */
 	int lock;				/* mlock; failure is an error */
+	int populate;				/* make every page present now (locking does too) */
 	const char *name;			/* of the memfd; NULL: anonymous private memory */
 };
 

@@ -7,40 +7,15 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <numa.h>
-#include <numaif.h>
-#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 0x0008U			/* Linux 6.3 */
-#endif
+#include "daemon/placement.h"
+#include "ipc/segment.h"
 
 #define HUGE_BYTES (2ull << 20)			/* alignment that lets x86-64 and arm64 use huge pages */
 #define LOCK_PIECE_BYTES (1ull << 30)		/* mlock() in pieces: it cannot be interrupted in between */
-
-static int make_memfd(const char *name, uint64_t bytes)
-{
-	const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
-	int fd, r;
-
-	fd = memfd_create(name, flags | MFD_NOEXEC_SEAL);
-	if (fd < 0 && errno == EINVAL)
-		fd = memfd_create(name, flags);
-	if (fd < 0)
-		return -errno;
-	if (ftruncate(fd, (off_t)bytes) < 0 ||
-	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
-		r = -errno;
-		(void)close(fd);
-		return r;
-	}
-	return fd;
-}
 
 /*
  * Address space is reserved larger than the arena, so that the arena can begin where it should; the
@@ -67,24 +42,6 @@ static int map(struct pool_arena *a, uint64_t align_bytes, int fd)
 	return 0;
 }
 
-/* Preferred, not bound: a node that is full must not get the daemon killed. */
-static int place(struct pool_arena *a, int node)
-{
-	unsigned long mask[1024 / (CHAR_BIT * sizeof(long))] = { 0 };
-	const unsigned bits = CHAR_BIT * sizeof(long);
-
-	if (numa_available() < 0)
-		return 0;			/* a kernel without NUMA: there is nothing to choose from */
-	if (node > numa_max_node() || (unsigned)node >= sizeof(mask) * CHAR_BIT ||
-	    !numa_bitmask_isbitset(numa_all_nodes_ptr, (unsigned)node))
-		return -EINVAL;
-	mask[(unsigned)node / bits] |= 1ul << ((unsigned)node % bits);
-	if (mbind(a->base, (unsigned long)a->bytes, MPOL_PREFERRED, mask, sizeof(mask) * CHAR_BIT, 0) < 0)
-		/* A container may forbid it; where the memory lies is then a matter of speed. */
-		return errno == EPERM || errno == ENOSYS ? 0 : -errno;
-	return 0;
-}
-
 static int lock(struct pool_arena *a)
 {
 	for (uint64_t off = 0; off < a->bytes; off += LOCK_PIECE_BYTES) {
@@ -108,9 +65,9 @@ int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *optio
 	if (align < options->align_bytes)
 		align = options->align_bytes;
 	if (options->name) {
-		fd = make_memfd(options->name, options->bytes);
-		if (fd < 0)
-			return fd;
+		r = segment_create(options->name, options->bytes, &fd);
+		if (r < 0)
+			return r;
 		a->fd = fd + 1;
 	}
 	a->bytes = options->bytes;
@@ -121,16 +78,13 @@ int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *optio
 		(void)madvise(a->base, (size_t)a->bytes, MADV_HUGEPAGE);
 	/* A core dump with the whole cache in it would fill the disk, and holds other people's text. */
 	(void)madvise(a->base, (size_t)a->bytes, MADV_DONTDUMP);
-	if (options->numa_node >= 0) {
-		r = place(a, options->numa_node);
-		if (r < 0)
-			goto fail;
-	}
-	if (options->lock) {
+	r = placement_prefer(a->base, a->bytes, options->numa_node);
+	if (r == 0 && (options->lock || options->populate))
+		r = placement_populate(a->base, a->bytes);
+	if (r == 0 && options->lock)
 		r = lock(a);
-		if (r < 0)
-			goto fail;
-	}
+	if (r < 0)
+		goto fail;
 	return 0;
 fail:
 	pool_arena_deinit(a);

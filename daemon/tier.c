@@ -579,7 +579,7 @@ static int start_pool(struct lane *lane, char *err, unsigned err_bytes)
 	const struct config *c = &lane->config;
 	struct pool_options o = {
 		.bytes = c->pool_bytes, .granule_bytes = lane->granule_bytes, .numa_node = c->numa_node,
-		.lock = (int)c->lock_memory, .name = "skvcd-pool",
+		.lock = (int)c->lock_memory, .populate = lane->log != NULL, .name = "skvcd-pool",
 	};
 	int r = pool_new(&o, &lane->pool);
 

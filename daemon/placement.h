@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * placement.h - where fresh memory lies, and when it is paid for.  Knows nothing of what it is for.
+ */
+#ifndef SKVCD_DAEMON_PLACEMENT_H
+#define SKVCD_DAEMON_PLACEMENT_H
+
+#include <stdint.h>
+
+/* Prefer a NUMA node for pages that are not there yet; a preference, not a bond: a node that is full must
+ * not get anybody killed.  node < 0: no wish.  0, -EINVAL (no such node), -errno.  Any thread. */
+int placement_prefer(void *base, uint64_t bytes, int node);
+
+/*
+ * Make every page of a fresh mapping present, on all cores: one thread takes 3 s a GiB on a virtual
+ * machine, and pinning without this does it one page after the other.  0, -ENOMEM, -errno.
+ * Context: start-up; makes threads and waits for them.
+ */
+int placement_populate(void *base, uint64_t bytes);
+
+#endif
