@@ -363,6 +363,57 @@ static void sparse_owners_make_room(void **state)
 	free(slots);
 }
 
+/* The one place in the slab with little in it is found, not just any. */
+static void the_emptiest_place_is_chosen(void **state)
+{
+	struct pool *pool = make(16 * MIB, 16 * MIB, 4096);
+	uint32_t slots[512], owners[64], count = 0, lonely = POOL_NONE;
+	struct iovec iov;
+
+	(void)state;
+	assert_int_equal(pool_iovecs(pool, &iov, 1), 1);
+	while (pool_alloc(pool, 64 << 10, count, &slots[count]) == 0)
+		count++;
+	assert_int_equal(count, 256);
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t off = (uint64_t)((uint8_t *)pool_ptr(pool, slots[i]) - (uint8_t *)iov.iov_base);
+
+		/* In the sixth and seventh MiB, one stays; elsewhere one of four. */
+		if (off / (2 * MIB) == 3 && lonely == POOL_NONE)
+			lonely = i;
+		else if (off / (2 * MIB) == 3 || i % 4) {
+			pool_release(pool, slots[i]);
+			slots[i] = POOL_NONE;
+		}
+	}
+	assert_int_equal(pool_sparse_owners(pool, 50 << 10, owners, 64), 1);
+	assert_int_equal(owners[0], lonely);
+	for (uint32_t i = 0; i < count; i++)
+		if (slots[i] != POOL_NONE)
+			pool_release(pool, slots[i]);
+	pool_free(pool);
+}
+
+/* With nothing else left, a slot that is up to 1/8 too large is taken, but not a larger one. */
+static void borrows_when_it_must(void **state)
+{
+	struct pool *pool = make(1 * MIB, 1 * MIB, 64);
+	uint32_t slots[32], count = 0, slot;
+
+	(void)state;
+	while (count < 32 && pool_alloc(pool, 32768, count, &slots[count]) == 0)
+		count++;
+	assert_int_equal(count, 32);
+	assert_int_equal(pool_alloc(pool, 30000, 0, &slot), -ENOSPC);
+	pool_release(pool, slots[5]);
+	assert_int_equal(pool_alloc(pool, 32768 * 3 / 4, 0, &slot), -ENOSPC);
+	assert_int_equal(pool_alloc(pool, 30000, 0, &slot), 0);
+	assert_int_equal(slot, slots[5]);
+	while (count > 0)
+		pool_release(pool, slots[--count]);
+	pool_free(pool);
+}
+
 static void refuses_with_hysteresis(void **state)
 {
 	struct pool *pool = make(64 * MIB, 1 * MIB, 4096);
@@ -629,6 +680,8 @@ int main(void)
 		cmocka_unit_test(random_use_matches_a_reference),
 		cmocka_unit_test(one_size_uses_all_of_it),
 		cmocka_unit_test(sparse_owners_make_room),
+		cmocka_unit_test(the_emptiest_place_is_chosen),
+		cmocka_unit_test(borrows_when_it_must),
 		cmocka_unit_test(refuses_with_hysteresis),
 		cmocka_unit_test(bad_options_are_refused),
 		cmocka_unit_test(slabs_are_a_share_of_the_arena),

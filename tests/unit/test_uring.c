@@ -422,6 +422,33 @@ static void the_kernel_cancels_and_leaves_the_memory(void **state)
 	(void)close(fds[1]);
 }
 
+/* Transfers of less than a sector, again and again, are a device that does not work. */
+static void no_progress_is_an_error(void **state)
+{
+	static const uint8_t crumb[100] = { 1 };
+	struct test_op op = { .op.done = op_done };
+	uint8_t dst[4096];
+	struct uring *u = ring(NULL);
+	unsigned crumbs = 0;
+	int fds[2];
+
+	(void)state;
+	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+	assert_int_equal(uring_register_file(u, fds[0]), 0);
+	assert_int_equal(uring_read(u, &op.op, URING_BUF_NONE, dst, sizeof(dst), 0, URING_NEVER), 0);
+	while (!op.done && crumbs < 1000) {
+		assert_int_equal(write(fds[1], crumb, sizeof(crumb)), sizeof(crumb));
+		crumbs++;
+		assert_int_equal(uring_sleep(u, 1000 * MS), 0);
+		(void)uring_reap(u, 16);
+	}
+	assert_int_equal(op.res, -EIO);
+	assert_in_range(crumbs, 2, 100);
+	uring_free(u);
+	(void)close(fds[0]);
+	(void)close(fds[1]);
+}
+
 /* ---- eventfds and sleeping ---- */
 
 static void watches_until_told_not_to(void **state)
@@ -583,6 +610,7 @@ int main(void)
 		cmocka_unit_test(a_stall_ends_at_the_deadline),
 		cmocka_unit_test(a_hang_is_known_at_once_and_reported_when_it_is_safe),
 		cmocka_unit_test(the_kernel_cancels_and_leaves_the_memory),
+		cmocka_unit_test(no_progress_is_an_error),
 		cmocka_unit_test(watches_until_told_not_to),
 		cmocka_unit_test(sleeps_as_long_as_told),
 		cmocka_unit_test(another_thread_sleeps_and_is_woken),
