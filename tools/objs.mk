@@ -1,4 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+SKVC_BENCH_SRCS := \
+	tools/demo_daemon.c \
+	tools/file.c \
+	tools/progress.c \
+	tools/safetensors.c \
+	tools/skvc_bench.c \
+	tools/skvc_bench_codec.c \
+	tools/skvc_bench_ipc.c
 SKVC_DEMO_SRCS := \
 	tools/demo_cache.c \
 	tools/demo_daemon.c \
