@@ -307,6 +307,7 @@ int skvc_reconnect(struct skvc_session *session)
 		return r;
 	if (!session->gone) {
 		session->alive_checked_ns = 0;
+		session->heard = false;
 		client_check_alive(session, client_now_ns());
 	}
 	if (!session->gone)

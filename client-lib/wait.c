@@ -540,6 +540,7 @@ int skvc_arm(struct skvc_session *session)
 		session->armed = ring_arm(&session->cq);
 		if (session->armed) {
 			session->alive_checked_ns = 0;
+			session->heard = false;
 			client_check_alive(session, client_now_ns());
 			if (!session->gone)
 				return 1;
