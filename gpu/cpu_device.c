@@ -30,10 +30,10 @@
 #define CACHE_LINE 64
 #define WORKERS_MAX 64u
 #define TASKS_MAX 65536u
-#define SPIN_CHECKS 64u					/* looks at the ring between looks at the clock */
+#define SPIN_CHECKS 64u /* looks at the ring between looks at the clock */
 
 struct task_ring {
-	struct device_task **slots;			/* owned; capacity is a power of two */
+	struct device_task **slots; /* owned; capacity is a power of two */
 	uint32_t mask;
 	/* Free-running.  tail: written by the producer, releases the slot; head: by the consumer. */
 	alignas(CACHE_LINE) _Atomic(uint32_t) tail;
@@ -43,23 +43,24 @@ struct task_ring {
 struct cpu_device;
 
 struct worker {
-	struct cpu_device *device;			/* borrowed, outlives the thread */
-	struct codec_workspace *ws;			/* owned, the thread's */
+	struct cpu_device *device;  /* borrowed, outlives the thread */
+	struct codec_workspace *ws; /* owned, the thread's */
 	pthread_t thread;
 	bool started;
 	bool low_priority;
-	uint32_t in_flight;				/* lane only: started and not yet polled */
-	struct task_ring todo;				/* lane -> worker */
-	struct task_ring done;				/* worker -> lane */
-	alignas(CACHE_LINE) _Atomic(uint32_t) asleep;	/* futex word; set by the worker, cleared by either */
+	uint32_t in_flight;    /* lane only: started and not yet polled */
+	struct task_ring todo; /* lane -> worker */
+	struct task_ring done; /* worker -> lane */
+	alignas(CACHE_LINE) _Atomic(uint32_t)
+		asleep; /* futex word; set by the worker, cleared by either */
 };
 
 struct cpu_device {
 	struct device base;
-	unsigned workers_count;				/* without the fitting worker, which is the last */
-	uint32_t in_flight;				/* lane only */
-	unsigned poll_next;				/* lane only: where poll goes on, for fairness */
-	int wake_fd;					/* borrowed */
+	unsigned workers_count; /* without the fitting worker, which is the last */
+	uint32_t in_flight;	/* lane only */
+	unsigned poll_next;	/* lane only: where poll goes on, for fairness */
+	int wake_fd;		/* borrowed */
 	uint64_t spin_ns;
 	/* Set by the lane, cleared by whoever signals first. */
 	alignas(CACHE_LINE) _Atomic(uint32_t) armed;
@@ -212,7 +213,7 @@ static void worker_complete(struct worker *w, struct device_task *task)
 	    atomic_exchange_explicit(&d->armed, 0, memory_order_seq_cst)) {
 		ssize_t n = write(d->wake_fd, &one, sizeof(one));
 
-		(void)n;				/* full: then it is readable already */
+		(void)n; /* full: then it is readable already */
 	}
 }
 
@@ -247,7 +248,7 @@ static void *worker_main(void *arg)
 	struct worker *w = arg;
 	struct device_task *t;
 
-	if (w->low_priority)				/* of this thread only, on Linux */
+	if (w->low_priority) /* of this thread only, on Linux */
 		(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
 	while ((t = worker_next(w))) {
 		uint64_t begin = now_ns();

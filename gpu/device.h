@@ -16,48 +16,49 @@
 #include "codec/codec.h"
 
 enum device_op {
-	DEVICE_ENCODE,		/* engine pages -> record payload */
-	DEVICE_DECODE,		/* record payload -> engine pages, verified */
-	DEVICE_COPY_OUT,	/* engine pages -> canonical raw bytes (calibration sample) */
-	DEVICE_FIT,		/* add sample blocks to a fit, perhaps freeze it; low priority */
+	DEVICE_ENCODE,	 /* engine pages -> record payload */
+	DEVICE_DECODE,	 /* record payload -> engine pages, verified */
+	DEVICE_COPY_OUT, /* engine pages -> canonical raw bytes (calibration sample) */
+	DEVICE_FIT,	 /* add sample blocks to a fit, perhaps freeze it; low priority */
 	DEVICE_OP_COUNT
 };
 
 /* A registered piece of engine memory.  Built and bounds-checked once by device_region_init. */
 struct device_region {
-	const struct codec_geometry *geom;	/* borrowed; outlives the region */
-	uint8_t *base;				/* borrowed mapping */
+	const struct codec_geometry *geom; /* borrowed; outlives the region */
+	uint8_t *base;			   /* borrowed mapping */
 	uint64_t bytes;
 	uint32_t blocks_count;
-	struct codec_stride *stride;		/* owned, one per segment */
-	uint64_t *block_stride;			/* owned, one per segment */
+	struct codec_stride *stride; /* owned, one per segment */
+	uint64_t *block_stride;	     /* owned, one per segment */
 };
 
 struct device_task {
 	enum device_op op;
 	/* in */
-	const struct device_region *region;	/* borrowed until completion; ENCODE, DECODE, COPY_OUT */
+	const struct device_region
+		*region; /* borrowed until completion; ENCODE, DECODE, COPY_OUT */
 	uint32_t block_index;
-	uint8_t speculator;			/* ENCODE */
-	const struct codec_geometry *geom;	/* FIT (others: region->geom) */
-	const struct codec_profile *profile;	/* borrowed until completion, may be NULL */
-	const void *in;				/* DECODE: payload; FIT: samples_count canonical blocks */
+	uint8_t speculator;		     /* ENCODE */
+	const struct codec_geometry *geom;   /* FIT (others: region->geom) */
+	const struct codec_profile *profile; /* borrowed until completion, may be NULL */
+	const void *in; /* DECODE: payload; FIT: samples_count canonical blocks */
 	uint64_t in_bytes;
-	uint32_t samples_count;			/* FIT */
-	struct codec_fit *fit;			/* FIT: borrowed, no other task uses it meanwhile */
-	uint8_t fit_finish;			/* FIT: also freeze a profile */
-	uint8_t verify;				/* ENCODE: decode again before it counts */
-	uint64_t expect_xxh3;			/* DECODE */
-	uint32_t skip_tokens;			/* DECODE: leading tokens of the block left untouched */
-	void *out;				/* ENCODE, COPY_OUT */
+	uint32_t samples_count; /* FIT */
+	struct codec_fit *fit;	/* FIT: borrowed, no other task uses it meanwhile */
+	uint8_t fit_finish;	/* FIT: also freeze a profile */
+	uint8_t verify;		/* ENCODE: decode again before it counts */
+	uint64_t expect_xxh3;	/* DECODE */
+	uint32_t skip_tokens;	/* DECODE: leading tokens of the block left untouched */
+	void *out;		/* ENCODE, COPY_OUT */
 	uint64_t out_cap_bytes;
 	/* out, valid once poll() returned the task */
-	int32_t res;				/* 0 or negative errno */
-	struct codec_info info;			/* ENCODE */
-	struct codec_profile *ret_profile;	/* FIT with fit_finish: owned by the caller */
-	uint64_t busy_ns;			/* time a worker spent on it */
+	int32_t res;			   /* 0 or negative errno */
+	struct codec_info info;		   /* ENCODE */
+	struct codec_profile *ret_profile; /* FIT with fit_finish: owned by the caller */
+	uint64_t busy_ns;		   /* time a worker spent on it */
 	/* while running: written by the worker, read by the lane (relaxed; a hint until completion) */
-	_Atomic(uint32_t) segments_done;	/* DECODE */
+	_Atomic(uint32_t) segments_done; /* DECODE */
 	/* owner's */
 	void *user;
 };
@@ -71,13 +72,13 @@ struct device_ops {
 	 * completions are already waiting (do not sleep). */
 	int (*arm)(struct device *d);
 	void (*disarm)(struct device *d);
-	struct device *(*free)(struct device *d);	/* drains running tasks first; returns NULL */
+	struct device *(*free)(struct device *d); /* drains running tasks first; returns NULL */
 	const char *name;
 };
 
-struct device {					/* first member of every implementation */
+struct device { /* first member of every implementation */
 	const struct device_ops *ops;
-	unsigned tasks_max;			/* tasks that may be started and not yet polled */
+	unsigned tasks_max; /* tasks that may be started and not yet polled */
 };
 
 /*

@@ -13,12 +13,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define AXES_MAX 3u					/* block, token, head */
+#define AXES_MAX 3u /* block, token, head */
 
 /* One direction in which a segment repeats. */
 struct axis {
-	uint64_t count;					/* > 1; an axis of one step is left out */
-	uint64_t stride;				/* bytes */
+	uint64_t count;	 /* > 1; an axis of one step is left out */
+	uint64_t stride; /* bytes */
 };
 
 /* A segment over all its blocks: runs of item_bytes, repeated along the axes, smallest stride first. */

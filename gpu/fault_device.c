@@ -27,14 +27,7 @@
 #define DELAY_MS_MAX 600000u
 #define EVERY_MAX 1000000000u
 
-enum fault_kind {
-	FAULT_EIO,
-	FAULT_ENOMEM,
-	FAULT_CORRUPT,
-	FAULT_DELAY,
-	FAULT_STALL,
-	FAULT_COUNT
-};
+enum fault_kind { FAULT_EIO, FAULT_ENOMEM, FAULT_CORRUPT, FAULT_DELAY, FAULT_STALL, FAULT_COUNT };
 
 struct rule {
 	enum device_op op;
@@ -44,25 +37,25 @@ struct rule {
 	uint32_t seen;
 };
 
-struct slot {						/* a task under way */
-	struct device_task *task;			/* NULL: free */
-	uint32_t faults;				/* bits of enum fault_kind */
+struct slot {			  /* a task under way */
+	struct device_task *task; /* NULL: free */
+	uint32_t faults;	  /* bits of enum fault_kind */
 	uint32_t delay_ms;
 	uint32_t stall_ms;
-	bool done;					/* the inner device is finished with it */
+	bool done; /* the inner device is finished with it */
 	uint64_t release_ns;
-	void *copy;					/* owned; the spoilt input */
-	const void *in;					/* the task's own input, put back */
+	void *copy;	/* owned; the spoilt input */
+	const void *in; /* the task's own input, put back */
 };
 
 struct fault_device {
 	struct device base;
-	struct device *inner;				/* owned */
+	struct device *inner; /* owned */
 	unsigned rules_count;
 	struct rule rules[RULES_MAX];
 	uint64_t stall_until_ns;
-	struct device_task **polled;			/* owned; tasks_max */
-	struct slot *slots;				/* owned; tasks_max */
+	struct device_task **polled; /* owned; tasks_max */
+	struct slot *slots;	     /* owned; tasks_max */
 };
 
 static const char *const op_names[DEVICE_OP_COUNT] = { "encode", "decode", "copy", "fit" };
@@ -293,8 +286,8 @@ static int rule_parse(char *text, struct rule *ret_rule)
 			r.op = (enum device_op)i;
 	if (r.op == DEVICE_OP_COUNT || fault_parse(fault, &r) < 0)
 		return -EINVAL;
-	if (every && (strncmp(every, "every=", 6) != 0 ||
-		      number_parse(every + 6, EVERY_MAX, &r.every) < 0))
+	if (every &&
+	    (strncmp(every, "every=", 6) != 0 || number_parse(every + 6, EVERY_MAX, &r.every) < 0))
 		return -EINVAL;
 	*ret_rule = r;
 	return 0;
@@ -330,7 +323,7 @@ int fault_device_new(struct device *inner, const char *spec, struct device **ret
 	f->slots = calloc(inner->tasks_max, sizeof(*f->slots));
 	r = f->polled && f->slots ? rules_parse(f, spec) : -ENOMEM;
 	if (r < 0) {
-		fault_device_free(&f->base);		/* without inner: it stays the caller's */
+		fault_device_free(&f->base); /* without inner: it stays the caller's */
 		return r;
 	}
 	f->inner = inner;

@@ -18,7 +18,7 @@ struct chunk_shape {
 	uint32_t runs_count;
 	size_t scalars;
 	size_t rows;
-	size_t planes;					/* bit-plane words, the carried ones included */
+	size_t planes; /* bit-plane words, the carried ones included */
 	size_t carried;
 };
 
@@ -43,7 +43,8 @@ static struct chunk_shape chunk_shape(const struct codec_geometry *g, const stru
 
 static int slot_reserve(struct codec_slot *slot, const struct chunk_shape *c)
 {
-	int r = codec_workspace_grow((void **)&slot->tokens, &slot->tokens_cap, c->rows * CODEC_LANES);
+	int r = codec_workspace_grow((void **)&slot->tokens, &slot->tokens_cap,
+				     c->rows * CODEC_LANES);
 
 	if (r == 0)
 		r = codec_workspace_grow((void **)&slot->planes, &slot->planes_cap,
@@ -124,8 +125,8 @@ static uint8_t *chunk_escapes(const struct codec_slot *slot, const struct chunk_
 
 /* -E2BIG: more escapes than a chunk can say, keep it some other way. */
 int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
-			 const struct codec_geometry *g, const struct codec_profile *p, uint32_t chunk,
-			 size_t *ret_bytes, uint32_t *ret_escapes)
+			 const struct codec_geometry *g, const struct codec_profile *p,
+			 uint32_t chunk, size_t *ret_bytes, uint32_t *ret_escapes)
 {
 	const struct codec_kernels *k = codec_kernels_get();
 	struct chunk_shape c = chunk_shape(g, p, chunk);
@@ -183,8 +184,8 @@ static int chunk_end_states(struct codec_slot *slot, const struct chunk_shape *c
 }
 
 static int chunk_rebuild(const struct codec_slot *slot, const struct codec_kernels *k,
-			 const struct chunk_shape *c, const uint8_t *escapes, uint32_t escapes_count,
-			 uint8_t *out)
+			 const struct chunk_shape *c, const uint8_t *escapes,
+			 uint32_t escapes_count, uint8_t *out)
 {
 	const uint8_t *tokens = slot->tokens;
 	const uint32_t *planes = slot->planes;

@@ -18,91 +18,92 @@
 
 #define CODEC_SEGMENTS_MAX 1024u
 #define CODEC_BLOCK_TOKENS_MAX 1024u
-#define CODEC_ROW_SCALARS_MAX 65536u			/* heads * head_dim of one segment */
-#define CODEC_RAW_BYTES_MAX (64u << 20)			/* one block, all segments */
+#define CODEC_ROW_SCALARS_MAX 65536u	/* heads * head_dim of one segment */
+#define CODEC_RAW_BYTES_MAX (64u << 20) /* one block, all segments */
 #define CODEC_DIGEST_BYTES 32u
 
-enum codec_dtype {					/* wire values: never renumber */
-	CODEC_DTYPE_U8 = 0,				/* bytes of unknown meaning */
-	CODEC_DTYPE_BF16 = 1,
-	CODEC_DTYPE_FP16 = 2,
-	CODEC_DTYPE_E4M3 = 3,
-	CODEC_DTYPE_E5M2 = 4,
-	CODEC_DTYPE_COUNT
+enum codec_dtype {		       /* wire values: never renumber */
+		   CODEC_DTYPE_U8 = 0, /* bytes of unknown meaning */
+		   CODEC_DTYPE_BF16 = 1,
+		   CODEC_DTYPE_FP16 = 2,
+		   CODEC_DTYPE_E4M3 = 3,
+		   CODEC_DTYPE_E5M2 = 4,
+		   CODEC_DTYPE_COUNT
 };
 
-enum codec_kind {					/* wire values: never renumber */
-	CODEC_KIND_OPAQUE = 0,				/* never predicted: `generic` or `raw` */
-	CODEC_KIND_K = 1,				/* keys, after RoPE */
-	CODEC_KIND_V = 2,				/* values */
-	CODEC_KIND_LATENT = 3,				/* MLA latent + rope part */
-	CODEC_KIND_COUNT
+enum codec_kind {			 /* wire values: never renumber */
+		  CODEC_KIND_OPAQUE = 0, /* never predicted: `generic` or `raw` */
+		  CODEC_KIND_K = 1,	 /* keys, after RoPE */
+		  CODEC_KIND_V = 2,	 /* values */
+		  CODEC_KIND_LATENT = 3, /* MLA latent + rope part */
+		  CODEC_KIND_COUNT
 };
 
-enum codec_speculator {					/* wire values: never renumber */
-	CODEC_SPEC_RAW = 0,
-	CODEC_SPEC_GENERIC = 1,				/* byte planes + zstd */
-	CODEC_SPEC_CHANNEL = 2,				/* static statistics per channel */
-	CODEC_SPEC_LAYER = 3,				/* reserved: issue of the speculators */
-	CODEC_SPEC_MODEL = 4,				/* reserved */
-	CODEC_SPEC_COUNT
+enum codec_speculator { /* wire values: never renumber */
+			CODEC_SPEC_RAW = 0,
+			CODEC_SPEC_GENERIC = 1, /* byte planes + zstd */
+			CODEC_SPEC_CHANNEL = 2, /* static statistics per channel */
+			CODEC_SPEC_LAYER = 3,	/* reserved: issue of the speculators */
+			CODEC_SPEC_MODEL = 4,	/* reserved */
+			CODEC_SPEC_COUNT
 };
 
 struct codec_segment {
-	uint8_t kind;					/* enum codec_kind */
-	uint8_t dtype;					/* enum codec_dtype */
+	uint8_t kind;  /* enum codec_kind */
+	uint8_t dtype; /* enum codec_dtype */
 	uint16_t layer;
-	uint16_t heads;					/* >= 1 */
-	uint16_t head_dim;				/* elements, >= 1 */
+	uint16_t heads;	   /* >= 1 */
+	uint16_t head_dim; /* elements, >= 1 */
 };
 
 /* Immutable after codec_geometry_init; shared by any number of threads. */
 struct codec_geometry {
 	uint32_t block_tokens;
 	uint32_t segments_count;
-	uint64_t raw_bytes;				/* one block, canonical packing */
+	uint64_t raw_bytes; /* one block, canonical packing */
 	uint32_t chunks_count;
-	uint8_t digest[CODEC_DIGEST_BYTES];		/* of everything above; not of any tenant */
-	struct codec_segment *segments;			/* owned, segments_count */
-	uint64_t *segment_off;				/* owned; canonical byte offset of each segment */
-	uint32_t *chunk_first_segment;			/* owned; chunks_count + 1 entries */
+	uint8_t digest[CODEC_DIGEST_BYTES]; /* of everything above; not of any tenant */
+	struct codec_segment *segments;	    /* owned, segments_count */
+	uint64_t *segment_off;		    /* owned; canonical byte offset of each segment */
+	uint32_t *chunk_first_segment;	    /* owned; chunks_count + 1 entries */
 };
 
 /* Where one block's segment lies, relative to the view's base.  Elements of one head are contiguous. */
 struct codec_stride {
-	uint64_t off;					/* bytes from base to token 0, head 0 */
-	uint64_t token_stride;				/* bytes */
-	uint64_t head_stride;				/* bytes */
+	uint64_t off;	       /* bytes from base to token 0, head 0 */
+	uint64_t token_stride; /* bytes */
+	uint64_t head_stride;  /* bytes */
 };
 
 struct codec_view {
-	uint8_t *base;					/* borrowed for the call */
-	const struct codec_stride *stride;		/* borrowed; one per segment; NULL: canonical packing */
-	uint64_t block_index;				/* multiplied by block_stride[] below */
-	const uint64_t *block_stride;			/* borrowed; one per segment; NULL when stride is NULL */
-	uint32_t skip_tokens;				/* decode: leave this many leading tokens untouched */
-	_Atomic(uint32_t) *segments_done;		/* decode: counts segments written (not yet verified); may be NULL */
+	uint8_t *base;			   /* borrowed for the call */
+	const struct codec_stride *stride; /* borrowed; one per segment; NULL: canonical packing */
+	uint64_t block_index;		   /* multiplied by block_stride[] below */
+	const uint64_t *block_stride;	   /* borrowed; one per segment; NULL when stride is NULL */
+	uint32_t skip_tokens;		   /* decode: leave this many leading tokens untouched */
+	_Atomic(uint32_t) *
+		segments_done; /* decode: counts segments written (not yet verified); may be NULL */
 };
 
 struct codec_info {
 	uint64_t encoded_bytes;
-	uint64_t raw_xxh3;				/* XXH3-64 of the canonical raw bytes */
-	uint32_t chunks_raw;				/* chunks that did not shrink or failed to verify */
-	uint32_t escapes;				/* scalars outside their token window */
-	uint8_t speculator;				/* what was really used */
+	uint64_t raw_xxh3;   /* XXH3-64 of the canonical raw bytes */
+	uint32_t chunks_raw; /* chunks that did not shrink or failed to verify */
+	uint32_t escapes;    /* scalars outside their token window */
+	uint8_t speculator;  /* what was really used */
 };
 
-struct codec_profile;					/* frozen tables, immutable, freed by the owner */
-struct codec_fit;					/* statistics being gathered */
-struct codec_workspace;					/* scratch of one thread */
+struct codec_profile;	/* frozen tables, immutable, freed by the owner */
+struct codec_fit;	/* statistics being gathered */
+struct codec_workspace; /* scratch of one thread */
 
 /* Returns 0, -EINVAL (a bound above or a zero), -ENOMEM.  Copies segments. */
 int codec_geometry_init(struct codec_geometry *g, uint32_t block_tokens,
 			const struct codec_segment *segments, uint32_t segments_count);
 void codec_geometry_deinit(struct codec_geometry *g);
-uint32_t codec_dtype_bytes(uint8_t dtype);		/* 1 or 2; 0 when unknown */
+uint32_t codec_dtype_bytes(uint8_t dtype); /* 1 or 2; 0 when unknown */
 const char *codec_speculator_name(uint8_t speculator);
-const char *codec_isa_name(void);			/* "avx512", "avx2" or "scalar": what dispatch chose */
+const char *codec_isa_name(void); /* "avx512", "avx2" or "scalar": what dispatch chose */
 /* Force an implementation (tests and benchmarks): "scalar", "avx2", "avx512", NULL = best.  -ENOTSUP. */
 int codec_isa_set(const char *name);
 
@@ -112,7 +113,7 @@ struct codec_workspace *codec_workspace_free(struct codec_workspace *ws);
 /* Upper bound of the encoded bytes of one block, for sizing buffers.  Exact for raw + all headers. */
 size_t codec_bound(const struct codec_geometry *g);
 
-#define CODEC_ENCODE_VERIFY 1u				/* decode each chunk again and compare before keeping it */
+#define CODEC_ENCODE_VERIFY 1u /* decode each chunk again and compare before keeping it */
 
 /*
  * Encode one block.  A chunk that does not shrink, or does not verify, is kept raw, so encoding never
@@ -163,8 +164,9 @@ int codec_fit_finish(const struct codec_fit *fit, struct codec_profile **ret_pro
 int codec_profile_parse(const struct codec_geometry *g, const void *buf, size_t buf_bytes,
 			struct codec_profile **ret_profile);
 struct codec_profile *codec_profile_free(struct codec_profile *p);
-const void *codec_profile_bytes(const struct codec_profile *p, size_t *ret_bytes);	/* serialised */
-const uint8_t *codec_profile_digest(const struct codec_profile *p);			/* BLAKE2b-256 of these */
-double codec_profile_expected_bits(const struct codec_profile *p);	/* per scalar, on the fitted sample */
+const void *codec_profile_bytes(const struct codec_profile *p, size_t *ret_bytes); /* serialised */
+const uint8_t *codec_profile_digest(const struct codec_profile *p); /* BLAKE2b-256 of these */
+double codec_profile_expected_bits(
+	const struct codec_profile *p); /* per scalar, on the fitted sample */
 
 #endif

@@ -94,15 +94,16 @@ static uint64_t chunk_scalars(const struct codec_geometry *g, uint32_t chunk)
 struct job {
 	uint32_t chunk;
 	struct format_chunk_entry e;
-	const uint8_t *payload;				/* borrowed: e.payload_bytes, in bounds */
-	uint8_t *out;					/* borrowed: the chunk's canonical bytes */
-	struct codec_slot *slot;			/* borrowed: tokens and planes are free for use */
+	const uint8_t *payload;	 /* borrowed: e.payload_bytes, in bounds */
+	uint8_t *out;		 /* borrowed: the chunk's canonical bytes */
+	struct codec_slot *slot; /* borrowed: tokens and planes are free for use */
 	int res;
 };
 
 /* All that a job needs before the decoder, or the whole of it.  Returns 1 when stream waits for it. */
 static int job_begin(struct codec_workspace *ws, const struct codec_geometry *g,
-		     const struct codec_profile *profile, struct job *j, struct codec_stream *stream)
+		     const struct codec_profile *profile, struct job *j,
+		     struct codec_stream *stream)
 {
 	const struct format_chunk_entry *e = &j->e;
 	bool coded = codec_segment_coded(&g->segments[g->chunk_first_segment[j->chunk]]);
@@ -148,9 +149,9 @@ static void jobs_decode(struct codec_workspace *ws, const struct codec_geometry 
 	if (n > 0)
 		codec_kernels_get()->decode(profile, streams, n);
 	for (unsigned i = 0; i < n; i++)
-		waiting[i]->res = codec_channel_close(waiting[i]->slot, g, profile, waiting[i]->chunk,
-						      waiting[i]->e.escapes, &streams[i],
-						      waiting[i]->out);
+		waiting[i]->res = codec_channel_close(waiting[i]->slot, g, profile,
+						      waiting[i]->chunk, waiting[i]->e.escapes,
+						      &streams[i], waiting[i]->out);
 }
 
 static int entry_store(const uint8_t *from, struct format_chunk_entry *e, size_t bytes,
@@ -175,8 +176,8 @@ static int entry_store(const uint8_t *from, struct format_chunk_entry *e, size_t
  */
 static int chunk_encode(struct codec_workspace *ws, struct codec_slot *slot,
 			const struct codec_geometry *g, const struct codec_profile *profile,
-			uint8_t speculator, uint32_t chunk, struct format_chunk_entry *e, uint8_t *out,
-			size_t cap)
+			uint8_t speculator, uint32_t chunk, struct format_chunk_entry *e,
+			uint8_t *out, size_t cap)
 {
 	size_t raw = codec_chunk_bytes(g, chunk), best = raw, bytes;
 	bool coded = codec_segment_coded(&g->segments[g->chunk_first_segment[chunk]]);
@@ -188,7 +189,8 @@ static int chunk_encode(struct codec_workspace *ws, struct codec_slot *slot,
 		if (r < 0 && r != -E2BIG)
 			return r;
 		if (r == 0 && bytes < best && padded(bytes) <= cap) {
-			r = entry_store(ws->coded, e, bytes, FORMAT_METHOD_CHANNEL, escapes, out, cap);
+			r = entry_store(ws->coded, e, bytes, FORMAT_METHOD_CHANNEL, escapes, out,
+					cap);
 			if (escapes <= chunk_scalars(g, chunk) / 64u)
 				return r;
 			best = bytes;
@@ -264,7 +266,8 @@ static int job_keep_raw(const struct codec_geometry *g, struct job *j, struct jo
 	o->used += grow;
 	for (unsigned i = 0; i < behind_count; i++)
 		behind[i].payload += grow;
-	return entry_store(j->slot->raw, &j->e, raw, FORMAT_METHOD_RAW, 0, o->bytes + at, padded(raw));
+	return entry_store(j->slot->raw, &j->e, raw, FORMAT_METHOD_RAW, 0, o->bytes + at,
+			   padded(raw));
 }
 
 /* Decode a batch from what is about to be stored; it must give the copies that it was made from. */
@@ -363,7 +366,8 @@ int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 	if (speculator == CODEC_SPEC_CHANNEL &&
 	    (!profile || memcmp(profile->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0))
 		speculator = CODEC_SPEC_GENERIC;
-	info.encoded_bytes = sizeof(h) + (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
+	info.encoded_bytes = sizeof(h) +
+			     (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
 	if (cap < info.encoded_bytes)
 		return -ENOSPC;
 	XXH3_64bits_reset(ws->xxh3);
@@ -385,7 +389,8 @@ static int header_check(const struct codec_geometry *g, const struct codec_profi
 {
 	static const uint8_t zero[FORMAT_DIGEST_PREFIX_BYTES];
 
-	if (h->magic != FORMAT_BLOCK_MAGIC || h->version != FORMAT_BLOCK_VERSION || h->reserved != 0)
+	if (h->magic != FORMAT_BLOCK_MAGIC || h->version != FORMAT_BLOCK_VERSION ||
+	    h->reserved != 0)
 		return -EBADMSG;
 	if (h->speculator > CODEC_SPEC_CHANNEL || h->encoded_bytes != in_bytes)
 		return -EBADMSG;
@@ -395,7 +400,8 @@ static int header_check(const struct codec_geometry *g, const struct codec_profi
 		return -EBADMSG;
 	if (h->speculator != CODEC_SPEC_CHANNEL)
 		return memcmp(h->profile_digest, zero, sizeof(zero)) == 0 ? 0 : -EBADMSG;
-	if (!profile || memcmp(h->profile_digest, profile->digest, FORMAT_DIGEST_PREFIX_BYTES) != 0 ||
+	if (!profile ||
+	    memcmp(h->profile_digest, profile->digest, FORMAT_DIGEST_PREFIX_BYTES) != 0 ||
 	    memcmp(profile->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0)
 		return -ESTALE;
 	return 0;
@@ -475,7 +481,8 @@ static int blocks_decode(struct codec_workspace *ws, const struct codec_geometry
 		if (r < 0)
 			return r;
 		for (unsigned i = 0; i < n; i++) {
-			XXH3_64bits_update(ws->xxh3, jobs[i].out, codec_chunk_bytes(g, jobs[i].chunk));
+			XXH3_64bits_update(ws->xxh3, jobs[i].out,
+					   codec_chunk_bytes(g, jobs[i].chunk));
 			chunk_scatter(g, &jobs[i], dst, skip_tokens);
 			if (segments_done)
 				atomic_store_explicit(segments_done,
@@ -506,7 +513,7 @@ int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g
 	if (expect_xxh3 && *expect_xxh3 != h.raw_xxh3)
 		return -EBADMSG;
 	if (h.speculator != CODEC_SPEC_CHANNEL)
-		profile = NULL;				/* its digest was not compared */
+		profile = NULL; /* its digest was not compared */
 	XXH3_64bits_reset(ws->xxh3);
 	r = blocks_decode(ws, g, profile, in, in_bytes, dst, skip_tokens, segments_done);
 	if (r < 0)

@@ -35,14 +35,14 @@
 #define CODEC_LANES 32u
 #define CODEC_PROB_BITS 10u
 #define CODEC_PROB_SUM (1u << CODEC_PROB_BITS)
-#define CODEC_WIDTH_MAX 63u				/* distances 0..62 */
+#define CODEC_WIDTH_MAX 63u /* distances 0..62 */
 #define CODEC_TOKEN_ESC 126u
 #define CODEC_TOKENS_COUNT 127u
-#define CODEC_TOKENS_PITCH 128u				/* entries of one table in the encoder's arrays */
+#define CODEC_TOKENS_PITCH 128u /* entries of one table in the encoder's arrays */
 #define CODEC_CONTEXTS 5u
-#define CODEC_CONTEXT_NEAR_TOKENS 22u			/* tokens below: distance < 11, "large" */
+#define CODEC_CONTEXT_NEAR_TOKENS 22u /* tokens below: distance < 11, "large" */
 #define CODEC_SHIFT_MAX 8u
-#define CODEC_STATE_LOW (1u << 16)			/* states lie in [2^16, 2^32) between symbols */
+#define CODEC_STATE_LOW (1u << 16) /* states lie in [2^16, 2^32) between symbols */
 /* The low half of each initial state carries raw bits, so a chunk's states cost half as much. */
 #define CODEC_CARRIED_WORDS (CODEC_LANES / 2u)
 
@@ -73,7 +73,7 @@ CODEC_HD uint32_t codec_token_of(uint32_t pattern, unsigned bits, unsigned shift
 {
 	uint32_t sign = pattern >> (bits - 1u);
 	uint32_t cell = (pattern & ((1u << (bits - 1u)) - 1u)) >> shift;
-	uint32_t distance = top - cell;			/* wraps to a huge value above the top */
+	uint32_t distance = top - cell; /* wraps to a huge value above the top */
 
 	return distance < width ? 2u * distance + (sign ^ flip) : CODEC_TOKEN_ESC;
 }

@@ -19,8 +19,8 @@
 /* Row steps must not become calls, nor their arrays memory, whatever -O says. */
 #define KERNEL static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 8")
-#define VECTORS 4u					/* of 8 lanes in a row */
-#define WORDS_READ (CODEC_LANES + 8u)			/* a row's loads reach no farther */
+#define VECTORS 4u		      /* of 8 lanes in a row */
+#define WORDS_READ (CODEC_LANES + 8u) /* a row's loads reach no farther */
 
 KERNEL __m256i load8(const uint8_t lut[8])
 {
@@ -85,7 +85,8 @@ KERNEL __m256i gather(const uint32_t *base, __m256i index)
 {
 	__m128i low = _mm256_castsi256_si128(index), high = _mm256_extracti128_si256(index, 1);
 	uint64_t i01 = (uint64_t)_mm_cvtsi128_si64(low), i23 = (uint64_t)_mm_extract_epi64(low, 1);
-	uint64_t i45 = (uint64_t)_mm_cvtsi128_si64(high), i67 = (uint64_t)_mm_extract_epi64(high, 1);
+	uint64_t i45 = (uint64_t)_mm_cvtsi128_si64(high),
+		 i67 = (uint64_t)_mm_extract_epi64(high, 1);
 	__m128i e01 = _mm_insert_epi32(_mm_cvtsi32_si128((int)base[(uint32_t)i01]),
 				       (int)base[i01 >> 32], 1);
 	__m128i e23 = _mm_insert_epi32(_mm_cvtsi32_si128((int)base[(uint32_t)i23]),
@@ -170,8 +171,7 @@ KERNEL void cursor_advance(struct cursor *c)
 	c->run++;
 }
 
-KERNEL void decode_row_begin(const uint32_t *dec, const struct cursor *c, __m256i *x,
-				    __m256i *t)
+KERNEL void decode_row_begin(const uint32_t *dec, const struct cursor *c, __m256i *x, __m256i *t)
 {
 	__m256i context = contexts(cursor_previous(c));
 
@@ -232,8 +232,8 @@ static int decode_one(const struct codec_profile *p, struct cursor *c, uint32_t 
 		states_store(states, x);
 		n = codec_scalar_decode_row(p, cursor_table(c), cursor_previous(c),
 					    lanes < CODEC_LANES ? lanes : CODEC_LANES, c->words,
-					    (uint32_t)((size_t)(c->words_end - c->words) / 2u), states,
-					    c->tokens);
+					    (uint32_t)((size_t)(c->words_end - c->words) / 2u),
+					    states, c->tokens);
 		if (n < 0)
 			return (int)n;
 		c->words += 2u * (size_t)n;
@@ -296,8 +296,7 @@ KERNEL __m256i entries(const uint64_t *enc, const uint16_t *index, __m256i *ret_
 	return _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
 }
 
-KERNEL uint16_t *encode_step(const uint64_t *enc, const uint16_t *index, __m256i *x,
-				    uint16_t *end)
+KERNEL uint16_t *encode_step(const uint64_t *enc, const uint16_t *index, __m256i *x, uint16_t *end)
 {
 	__m256i rcp, e = entries(enc, index, &rcp), freq, limit, spill, w, q, r, less;
 	unsigned mask;
@@ -309,8 +308,9 @@ KERNEL uint16_t *encode_step(const uint64_t *enc, const uint16_t *index, __m256i
 	w = _mm256_and_si256(*x, _mm256_set1_epi32(0xffff));
 	w = _mm256_permutevar8x32_epi32(w, load8(lut_compress[mask]));
 	/* The words of this step end at `end`; what is below them is written over later. */
-	_mm_storeu_si128((__m128i *)(void *)(end - 8), _mm_packus_epi32(_mm256_castsi256_si128(w),
-									  _mm256_extracti128_si256(w, 1)));
+	_mm_storeu_si128(
+		(__m128i *)(void *)(end - 8),
+		_mm_packus_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
 	end -= __builtin_popcount(mask);
 	*x = _mm256_blendv_epi8(*x, _mm256_srli_epi32(*x, 16), spill);
 
@@ -325,9 +325,8 @@ KERNEL uint16_t *encode_step(const uint64_t *enc, const uint16_t *index, __m256i
 	return end;
 }
 
-KERNEL uint16_t *encode_row(const uint64_t *enc, const uint16_t *table,
-				   const uint8_t *previous, const uint8_t *tokens, __m256i *x,
-				   uint16_t *end)
+KERNEL uint16_t *encode_row(const uint64_t *enc, const uint16_t *table, const uint8_t *previous,
+			    const uint8_t *tokens, __m256i *x, uint16_t *end)
 {
 	__m256i context = contexts(previous), t = load256(tokens);
 	uint16_t index[CODEC_LANES] __attribute__((aligned(32)));
@@ -372,8 +371,8 @@ static uint16_t *avx2_encode(const struct codec_profile *p, const struct codec_r
 					continue;
 				}
 				states_store(states, x);
-				end = codec_scalar_encode_row(p, table, previous, tokens, lanes, states,
-							      end);
+				end = codec_scalar_encode_row(p, table, previous, tokens, lanes,
+							      states, end);
 				states_load(x, states);
 			}
 	}
@@ -384,8 +383,8 @@ static uint16_t *avx2_encode(const struct codec_profile *p, const struct codec_r
 /* ---- patterns to tokens and planes ---- */
 
 /* 16 patterns, zero-extended to 16 bits, to tokens in 16 bits. */
-KERNEL __m256i tokens_of(__m256i x, const struct codec_run *run, uint32_t column,
-				__m128i shift, int bits)
+KERNEL __m256i tokens_of(__m256i x, const struct codec_run *run, uint32_t column, __m128i shift,
+			 int bits)
 {
 	__m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16((short)((1 << (bits - 1)) - 1)));
 	__m256i sign = _mm256_srli_epi16(x, bits - 1);
@@ -405,7 +404,7 @@ KERNEL __m256i pack_bytes(__m256i a, __m256i b)
 }
 
 KERNEL uint32_t tokenize_row(const struct codec_run *run, uint32_t column, const uint8_t *raw,
-				    uint8_t *tokens, uint32_t *planes, int bits, unsigned shift)
+			     uint8_t *tokens, uint32_t *planes, int bits, unsigned shift)
 {
 	const __m128i count = _mm_cvtsi32_si128((int)shift);
 	__m256i a, b, low, t;
@@ -434,9 +433,8 @@ KERNEL uint32_t tokenize_row(const struct codec_run *run, uint32_t column, const
 }
 
 /* One body; `bits` and `shift` are constants in the calls that matter, so that it is unrolled. */
-KERNEL uint32_t
-tokenize_run(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens, uint32_t *planes,
-	     int bits, unsigned shift)
+KERNEL uint32_t tokenize_run(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens,
+			     uint32_t *planes, int bits, unsigned shift)
 {
 	uint32_t escapes = 0, bytes = (uint32_t)bits / 8u;
 
@@ -448,7 +446,8 @@ tokenize_run(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens, u
 				lanes = CODEC_LANES;
 				escapes += tokenize_row(run, c, raw, tokens, planes, bits, shift);
 			} else {
-				escapes += codec_scalar_tokenize_row(run, c, lanes, raw, tokens, planes);
+				escapes += codec_scalar_tokenize_row(run, c, lanes, raw, tokens,
+								     planes);
 			}
 			raw += (size_t)lanes * bytes;
 			tokens += CODEC_LANES;
@@ -469,8 +468,8 @@ static uint32_t avx2_tokenize(const struct codec_run *run, const uint8_t *raw, u
 
 /* ---- tokens and planes to patterns ---- */
 
-KERNEL __m256i patterns_of(__m256i token, __m256i low, const struct codec_run *run,
-				  uint32_t column, __m128i shift, int bits)
+KERNEL __m256i patterns_of(__m256i token, __m256i low, const struct codec_run *run, uint32_t column,
+			   __m128i shift, int bits)
 {
 	__m256i cell = _mm256_sub_epi16(load256(run->top + column), _mm256_srli_epi16(token, 1));
 	__m256i sign = _mm256_xor_si256(_mm256_and_si256(token, _mm256_set1_epi16(1)),
@@ -484,8 +483,8 @@ KERNEL __m256i patterns_of(__m256i token, __m256i low, const struct codec_run *r
 /* Spread 16 bits of each plane over 16 lanes. */
 KERNEL __m256i low_bits(const uint32_t *planes, unsigned half, unsigned shift)
 {
-	const __m256i lane = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096,
-					       8192, 16384, (short)0x8000);
+	const __m256i lane = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048,
+					       4096, 8192, 16384, (short)0x8000);
 	__m256i low = _mm256_setzero_si256();
 
 	UNROLLED
@@ -493,14 +492,14 @@ KERNEL __m256i low_bits(const uint32_t *planes, unsigned half, unsigned shift)
 		__m256i w = _mm256_set1_epi16((short)(planes[k] >> (16u * half)));
 
 		w = _mm256_cmpeq_epi16(_mm256_and_si256(w, lane), lane);
-		low = _mm256_or_si256(low, _mm256_and_si256(w, _mm256_set1_epi16((short)(1u << k))));
+		low = _mm256_or_si256(low,
+				      _mm256_and_si256(w, _mm256_set1_epi16((short)(1u << k))));
 	}
 	return low;
 }
 
-KERNEL unsigned rebuild_row(const struct codec_run *run, uint32_t column,
-				   const uint8_t *tokens, const uint32_t *planes, uint8_t *raw, int bits,
-				   unsigned shift)
+KERNEL unsigned rebuild_row(const struct codec_run *run, uint32_t column, const uint8_t *tokens,
+			    const uint32_t *planes, uint8_t *raw, int bits, unsigned shift)
 {
 	const __m128i count = _mm_cvtsi32_si128((int)shift);
 	__m256i t = load256(tokens), a, b;
@@ -527,13 +526,14 @@ static uint32_t escapes_place(unsigned mask, const uint8_t *escapes, uint32_t es
 
 	for (; mask; mask &= mask - 1u, used++)
 		if (used < escapes_count)
-			memcpy(raw + (uint32_t)__builtin_ctz(mask) * bytes, escapes + 2u * used, bytes);
+			memcpy(raw + (uint32_t)__builtin_ctz(mask) * bytes, escapes + 2u * used,
+			       bytes);
 	return used;
 }
 
-KERNEL uint32_t
-rebuild_run(const struct codec_run *run, const uint8_t *tokens, const uint32_t *planes,
-	    const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw, int bits, unsigned shift)
+KERNEL uint32_t rebuild_run(const struct codec_run *run, const uint8_t *tokens,
+			    const uint32_t *planes, const uint8_t *escapes, uint32_t escapes_count,
+			    uint8_t *raw, int bits, unsigned shift)
 {
 	uint32_t used = 0, bytes = (uint32_t)bits / 8u;
 
@@ -545,14 +545,16 @@ rebuild_run(const struct codec_run *run, const uint8_t *tokens, const uint32_t *
 			if (used > escapes_count)
 				return used;
 			if (lanes >= CODEC_LANES) {
-				unsigned mask = rebuild_row(run, c, tokens, planes, raw, bits, shift);
+				unsigned mask = rebuild_row(run, c, tokens, planes, raw, bits,
+							    shift);
 
 				lanes = CODEC_LANES;
 				if (mask)
-					used += escapes_place(mask, from, escapes_count - used, raw, bytes);
+					used += escapes_place(mask, from, escapes_count - used, raw,
+							      bytes);
 			} else {
-				used += codec_scalar_rebuild_row(run, c, lanes, tokens, planes, from,
-								 escapes_count - used, raw);
+				used += codec_scalar_rebuild_row(run, c, lanes, tokens, planes,
+								 from, escapes_count - used, raw);
 			}
 			raw += (size_t)lanes * bytes;
 			tokens += CODEC_LANES;
@@ -566,10 +568,10 @@ static uint32_t avx2_rebuild(const struct codec_run *run, const uint8_t *tokens,
 			     uint8_t *raw)
 {
 	if (run->bits == 16)
-		return run->shift == 5 ? rebuild_run(run, tokens, planes, escapes, escapes_count, raw,
-						     16, 5)
-				       : rebuild_run(run, tokens, planes, escapes, escapes_count, raw,
-						     16, run->shift);
+		return run->shift == 5 ? rebuild_run(run, tokens, planes, escapes, escapes_count,
+						     raw, 16, 5)
+				       : rebuild_run(run, tokens, planes, escapes, escapes_count,
+						     raw, 16, run->shift);
 	return run->shift == 1 ? rebuild_run(run, tokens, planes, escapes, escapes_count, raw, 8, 1)
 			       : rebuild_run(run, tokens, planes, escapes, escapes_count, raw, 8,
 					     run->shift);

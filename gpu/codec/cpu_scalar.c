@@ -56,8 +56,8 @@ static uint32_t scalar_tokenize(const struct codec_run *run, const uint8_t *raw,
 		for (uint32_t r = 0; r < run->rows_per_token; r++) {
 			uint32_t lanes = row_lanes(run, r);
 
-			escapes += codec_scalar_tokenize_row(run, r * CODEC_LANES, lanes, raw, tokens,
-							     planes);
+			escapes += codec_scalar_tokenize_row(run, r * CODEC_LANES, lanes, raw,
+							     tokens, planes);
 			raw += (size_t)lanes * bytes;
 			tokens += CODEC_LANES;
 			planes += run->shift;
@@ -95,13 +95,15 @@ static uint16_t *scalar_encode(const struct codec_profile *p, const struct codec
 
 		for (uint32_t t = run->tokens_count; t-- > 0;)
 			for (uint32_t r = run->rows_per_token; r-- > 0;) {
-				const uint8_t *previous = run->context && t > 0 ? tokens - pitch : NULL;
+				const uint8_t *previous = run->context && t > 0 ? tokens - pitch
+										: NULL;
 
 				tokens -= CODEC_LANES;
 				if (previous)
 					previous -= CODEC_LANES;
-				end = codec_scalar_encode_row(p, run->table + r * CODEC_LANES, previous,
-							      tokens, row_lanes(run, r), states, end);
+				end = codec_scalar_encode_row(p, run->table + r * CODEC_LANES,
+							      previous, tokens, row_lanes(run, r),
+							      states, end);
 			}
 	}
 	return end;
@@ -141,11 +143,12 @@ static int stream_decode(const struct codec_profile *p, struct codec_stream *s)
 
 		for (uint32_t t = 0; t < run->tokens_count; t++)
 			for (uint32_t r = 0; r < run->rows_per_token; r++) {
-				const uint8_t *previous = run->context && t > 0 ? tokens - pitch : NULL;
+				const uint8_t *previous = run->context && t > 0 ? tokens - pitch
+										: NULL;
 				int64_t n = codec_scalar_decode_row(
-					p, run->table + r * CODEC_LANES, previous, row_lanes(run, r),
-					s->words + 2u * (size_t)used, s->words_count - used, s->states,
-					tokens);
+					p, run->table + r * CODEC_LANES, previous,
+					row_lanes(run, r), s->words + 2u * (size_t)used,
+					s->words_count - used, s->states, tokens);
 
 				if (n < 0)
 					return (int)n;
@@ -204,8 +207,8 @@ static uint32_t scalar_rebuild(const struct codec_run *run, const uint8_t *token
 
 			if (used > escapes_count)
 				return used;
-			used += codec_scalar_rebuild_row(run, r * CODEC_LANES, lanes, tokens, planes,
-							 escapes + 2u * (size_t)used,
+			used += codec_scalar_rebuild_row(run, r * CODEC_LANES, lanes, tokens,
+							 planes, escapes + 2u * (size_t)used,
 							 escapes_count - used, raw);
 			raw += (size_t)lanes * bytes;
 			tokens += CODEC_LANES;

@@ -18,30 +18,30 @@
 #include "gpu/codec/fit_tables.h"
 #include "gpu/codec/internal.h"
 
-#define CHANNELS_MAX 262144u				/* 320 MiB of histograms */
+#define CHANNELS_MAX 262144u /* 320 MiB of histograms */
 #define SAMPLE_TOKENS 256u
 #define SAMPLE_BYTES_MAX (64u << 20)
-#define TOKENS_MAX 60000u				/* a uint16 count cannot overflow */
+#define TOKENS_MAX 60000u /* a uint16 count cannot overflow */
 #define CELLS_MAX 1024u
-#define TOP_MARGIN_CELLS 6u				/* above the 90th percentile: 4.6 sigma if normal */
+#define TOP_MARGIN_CELLS 6u /* above the 90th percentile: 4.6 sigma if normal */
 #define GROUPS_MAX ((CODEC_KIND_COUNT - 1u) * (CODEC_DTYPE_COUNT - 1u))
 
-struct fit_channels {					/* frozen alignment and counts */
+struct fit_channels { /* frozen alignment and counts */
 	uint16_t *top;
 	uint8_t *flip;
-	uint16_t *counts;				/* channels * FIT_CHANNEL_COUNTS */
+	uint16_t *counts; /* channels * FIT_CHANNEL_COUNTS */
 };
 
 struct codec_fit {
-	const struct codec_geometry *g;			/* borrowed until free */
+	const struct codec_geometry *g; /* borrowed until free */
 	uint32_t channels_count;
 	uint32_t samples_max;
 	uint32_t samples_count;
 	uint64_t tokens_count;
-	uint8_t *samples;				/* owned until aligned; canonical blocks */
-	uint8_t *block;					/* owned; one canonical block */
-	uint8_t *previous;				/* owned; last token's tokens of a segment */
-	struct fit_channels ch;				/* owned; top is NULL until aligned */
+	uint8_t *samples;	/* owned until aligned; canonical blocks */
+	uint8_t *block;		/* owned; one canonical block */
+	uint8_t *previous;	/* owned; last token's tokens of a segment */
+	struct fit_channels ch; /* owned; top is NULL until aligned */
 };
 
 static void channels_deinit(struct fit_channels *c)
@@ -122,7 +122,8 @@ static void column_align(const struct codec_fit *f, uint32_t segment, uint32_t c
 			 uint16_t *ret_top, uint8_t *ret_flip)
 {
 	const struct codec_segment *s = &f->g->segments[segment];
-	uint32_t bytes = codec_dtype_bytes(s->dtype), bits = bytes * 8u, columns, n = 0, negative = 0;
+	uint32_t bytes = codec_dtype_bytes(s->dtype), bits = bytes * 8u, columns, n = 0,
+		 negative = 0;
 	unsigned shift = codec_dtype_shift(s->dtype);
 	uint32_t cells = 1u << (bits - 1u) >> shift, cell = 0, above;
 	uint32_t count[CELLS_MAX] = { 0 };
@@ -215,7 +216,7 @@ void codec_fit_add(struct codec_fit *f, const struct codec_view *block)
 		return;
 	if (!f->ch.top && f->samples_count == f->samples_max) {
 		if (samples_freeze(f, &f->ch) < 0)
-			return;				/* no memory: go on with what was kept */
+			return; /* no memory: go on with what was kept */
 		free(f->samples);
 		f->samples = NULL;
 	}
@@ -231,7 +232,7 @@ void codec_fit_add(struct codec_fit *f, const struct codec_view *block)
 
 struct groups {
 	struct fit_group group[GROUPS_MAX];
-	const uint16_t **counts[GROUPS_MAX];		/* owned */
+	const uint16_t **counts[GROUPS_MAX]; /* owned */
 	uint32_t first_table[GROUPS_MAX];
 	bool used[GROUPS_MAX];
 	uint32_t tables_count;
@@ -273,12 +274,12 @@ static int groups_fill(const struct codec_fit *f, const struct fit_channels *c, 
 				return -ENOMEM;
 			groups_count++;
 			g->counts = gs->counts[k];
-			g->pattern_bits = 16;		/* an escape is two bytes for every type */
+			g->pattern_bits = 16; /* an escape is two bytes for every type */
 			g->shift = codec_dtype_shift(s->dtype);
 		}
 		for (uint32_t j = 0; j < codec_segment_columns(s); j++, channel++)
-			gs->counts[k][g->channels_count++] =
-				c->counts + (size_t)channel * FIT_CHANNEL_COUNTS;
+			gs->counts[k][g->channels_count++] = c->counts +
+							     (size_t)channel * FIT_CHANNEL_COUNTS;
 	}
 	classes = FORMAT_TABLES_MAX / (CODEC_CONTEXTS * (groups_count ? groups_count : 1u));
 	for (uint32_t k = 0; k < GROUPS_MAX; k++)

@@ -15,14 +15,14 @@
 
 #define ROUNDS_MAX 16u
 #define SMOOTH 0.02f
-#define CONTEXT_GAIN_MIN 0.01				/* bits per scalar that pay for five tables */
+#define CONTEXT_GAIN_MIN 0.01 /* bits per scalar that pay for five tables */
 
 struct clusters {
-	uint32_t contexts;				/* 1: counts of all contexts are added up */
+	uint32_t contexts; /* 1: counts of all contexts are added up */
 	uint32_t classes_count;
-	uint8_t *class_of;				/* borrowed */
+	uint8_t *class_of; /* borrowed */
 	double sum[FIT_CLASSES_MAX][FIT_CHANNEL_COUNTS];
-	float cost[FIT_CLASSES_MAX][FIT_CHANNEL_COUNTS];	/* -log2 of the class's probability */
+	float cost[FIT_CLASSES_MAX][FIT_CHANNEL_COUNTS]; /* -log2 of the class's probability */
 };
 
 struct order {
@@ -81,7 +81,8 @@ static void clusters_cost(struct clusters *c)
 {
 	for (uint32_t k = 0; k < c->classes_count; k++)
 		for (uint32_t x = 0; x < CODEC_CONTEXTS; x++) {
-			const double *sum = &c->sum[k][(c->contexts > 1 ? x : 0) * CODEC_TOKENS_PITCH];
+			const double *sum =
+				&c->sum[k][(c->contexts > 1 ? x : 0) * CODEC_TOKENS_PITCH];
 			float *cost = &c->cost[k][x * CODEC_TOKENS_PITCH];
 			double total = 0;
 
@@ -100,7 +101,8 @@ static float channel_cost(const uint16_t *counts, const float *cost)
 	for (uint32_t k = 0; k < FIT_CHANNEL_COUNTS; k += 8)
 		for (uint32_t j = 0; j < 8; j++)
 			part[j] += (float)counts[k + j] * cost[k + j];
-	return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+	return ((part[0] + part[1]) + (part[2] + part[3])) +
+	       ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
 static int clusters_solve(const struct fit_group *g, struct clusters *c)
@@ -166,14 +168,11 @@ static void quantise(const double *counts, uint32_t width, uint16_t *freq)
 		for (uint32_t t = 1; t < CODEC_TOKENS_COUNT; t++)
 			if (freq[t] > freq[largest])
 				largest = t;
-		/* The largest exceeds 1 whenever something must be taken away: 127 ones are few. */
+		/* The largest exceeds 1 whenever something must be taken away: 127 ones are few.  And
+		 * it ends below the sum, since the others hold at least 1 each. */
 		freq[largest] = (uint16_t)(freq[largest] + (left > 0 ? 1 : -1));
 		left -= left > 0 ? 1 : -1;
-		if (freq[largest] == CODEC_PROB_SUM - 1u)
-			break;
 	}
-	if (left > 0)					/* all mass on one token: its neighbour may have it */
-		freq[CODEC_TOKEN_ESC] = (uint16_t)(freq[CODEC_TOKEN_ESC] + left);
 }
 
 static double coded_bits(const struct fit_group *g, const double *counts, const uint16_t *freq)
@@ -185,8 +184,8 @@ static double coded_bits(const struct fit_group *g, const double *counts, const 
 		double p = out ? freq[CODEC_TOKEN_ESC] : freq[t];
 
 		if (counts[t] > 0)
-			bits += counts[t] *
-				(CODEC_PROB_BITS - log2(p) + (out ? g->pattern_bits : 0) + g->shift);
+			bits += counts[t] * (CODEC_PROB_BITS - log2(p) +
+					     (out ? g->pattern_bits : 0) + g->shift);
 	}
 	return bits;
 }

@@ -56,19 +56,19 @@
 #error "the codec writes its structs as they lie in memory: little-endian machines only"
 #endif
 
-#define FORMAT_BLOCK_MAGIC 0x42564b53u			/* "SKVB" */
+#define FORMAT_BLOCK_MAGIC 0x42564b53u /* "SKVB" */
 #define FORMAT_BLOCK_VERSION 1u
-#define FORMAT_PROFILE_MAGIC 0x50564b53u		/* "SKVP" */
+#define FORMAT_PROFILE_MAGIC 0x50564b53u /* "SKVP" */
 #define FORMAT_PROFILE_VERSION 1u
 #define FORMAT_DIGEST_PREFIX_BYTES 16u
 #define FORMAT_PAYLOAD_ALIGN 4u
 #define FORMAT_TABLES_MAX 64u
 
-enum format_method {					/* of a chunk; wire values */
-	FORMAT_METHOD_RAW = 0,
-	FORMAT_METHOD_GENERIC = 1,
-	FORMAT_METHOD_CHANNEL = 2,
-	FORMAT_METHOD_COUNT
+enum format_method { /* of a chunk; wire values */
+		     FORMAT_METHOD_RAW = 0,
+		     FORMAT_METHOD_GENERIC = 1,
+		     FORMAT_METHOD_CHANNEL = 2,
+		     FORMAT_METHOD_COUNT
 };
 
 struct format_block_header {

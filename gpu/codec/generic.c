@@ -28,7 +28,8 @@ static size_t chunk_high_bytes(const struct codec_geometry *g, uint32_t chunk)
 static void planes_split(const struct codec_geometry *g, uint32_t chunk, const uint8_t *raw,
 			 uint8_t *low, uint8_t *high)
 {
-	for (uint32_t i = g->chunk_first_segment[chunk]; i < g->chunk_first_segment[chunk + 1]; i++) {
+	for (uint32_t i = g->chunk_first_segment[chunk]; i < g->chunk_first_segment[chunk + 1];
+	     i++) {
 		size_t bytes = codec_segment_bytes(g, i);
 
 		if (codec_dtype_bytes(g->segments[i].dtype) == 1) {
@@ -49,7 +50,8 @@ static void planes_split(const struct codec_geometry *g, uint32_t chunk, const u
 static void planes_join(const struct codec_geometry *g, uint32_t chunk, const uint8_t *low,
 			const uint8_t *high, uint8_t *raw)
 {
-	for (uint32_t i = g->chunk_first_segment[chunk]; i < g->chunk_first_segment[chunk + 1]; i++) {
+	for (uint32_t i = g->chunk_first_segment[chunk]; i < g->chunk_first_segment[chunk + 1];
+	     i++) {
 		size_t bytes = codec_segment_bytes(g, i);
 
 		if (codec_dtype_bytes(g->segments[i].dtype) == 1) {
@@ -97,7 +99,8 @@ int codec_generic_encode(struct codec_workspace *ws, const struct codec_slot *sl
 	*ret_bytes = 4u + n;
 	if (high == 0)
 		return 0;
-	n = ZSTD_compress2(ws->zstd_c, ws->coded + 4 + first, cap - 4u - first, ws->split + low, high);
+	n = ZSTD_compress2(ws->zstd_c, ws->coded + 4 + first, cap - 4u - first, ws->split + low,
+			   high);
 	if (ZSTD_isError(n))
 		return -E2BIG;
 	*ret_bytes += n;

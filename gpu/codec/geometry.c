@@ -85,7 +85,8 @@ static void geometry_digest(struct codec_geometry *g)
 	crypto_generichash_state st;
 	uint32_t head[4] = { 0x47564b53u, 1u, g->block_tokens, g->segments_count };
 
-	static_assert(sizeof(struct codec_segment) == 8, "segments are hashed as they lie in memory");
+	static_assert(sizeof(struct codec_segment) == 8,
+		      "segments are hashed as they lie in memory");
 	crypto_generichash_init(&st, NULL, 0, CODEC_DIGEST_BYTES);
 	crypto_generichash_update(&st, (const uint8_t *)head, sizeof(head));
 	crypto_generichash_update(&st, (const uint8_t *)g->segments,
@@ -116,7 +117,8 @@ static void geometry_cut_chunks(struct codec_geometry *g)
 int codec_geometry_init(struct codec_geometry *g, uint32_t block_tokens,
 			const struct codec_segment *segments, uint32_t segments_count)
 {
-	struct codec_geometry t = { .block_tokens = block_tokens, .segments_count = segments_count };
+	struct codec_geometry t = { .block_tokens = block_tokens,
+				    .segments_count = segments_count };
 
 	if (block_tokens == 0 || block_tokens > CODEC_BLOCK_TOKENS_MAX || segments_count == 0 ||
 	    segments_count > CODEC_SEGMENTS_MAX)

@@ -16,47 +16,47 @@
 /* A chunk is consecutive segments of one sort (coded or not) until it holds this many scalars: the
  * states cost about 100 bytes a chunk, 0.05 bits per scalar at this size. */
 #define CODEC_CHUNK_SCALARS_MIN 16384u
-#define CODEC_WORDS_SLACK 32u				/* vector stores may reach below the first word */
+#define CODEC_WORDS_SLACK 32u /* vector stores may reach below the first word */
 
 /* One segment as the channel kernels see it.  Column arrays are padded to whole rows. */
 struct codec_run {
 	uint32_t tokens_count;
-	uint32_t columns;				/* heads * head_dim */
+	uint32_t columns; /* heads * head_dim */
 	uint32_t rows_per_token;
-	uint8_t bits;					/* 16 or 8 */
+	uint8_t bits; /* 16 or 8 */
 	uint8_t shift;
 	uint8_t context;
-	const uint16_t *top;				/* borrowed from the profile, like the next three */
+	const uint16_t *top; /* borrowed from the profile, like the next three */
 	const uint16_t *width;
-	const uint16_t *flip;				/* 0 or 1 */
-	const uint16_t *table;				/* first table of the channel */
+	const uint16_t *flip;  /* 0 or 1 */
+	const uint16_t *table; /* first table of the channel */
 };
 
 struct codec_profile {
-	uint8_t *serial;				/* owned, the frozen bytes */
+	uint8_t *serial; /* owned, the frozen bytes */
 	size_t serial_bytes;
 	uint8_t digest[CODEC_DIGEST_BYTES];
 	uint8_t geometry_digest[CODEC_DIGEST_BYTES];
 	uint32_t tables_count;
 	uint32_t segments_count;
 	double expected_bits;
-	struct codec_run *runs;				/* owned, one per segment; columns 0: not coded */
-	uint16_t *columns;				/* owned, behind the runs' arrays */
-	uint32_t *dec;					/* owned, tables_count * CODEC_PROB_SUM */
-	uint64_t *enc;					/* owned, tables_count * CODEC_TOKENS_PITCH */
+	struct codec_run *runs; /* owned, one per segment; columns 0: not coded */
+	uint16_t *columns;	/* owned, behind the runs' arrays */
+	uint32_t *dec;		/* owned, tables_count * CODEC_PROB_SUM */
+	uint64_t *enc;		/* owned, tables_count * CODEC_TOKENS_PITCH */
 };
 
 /* Two streams at once hide the decoder's latency; more ran out of registers. */
 #define CODEC_STREAMS_MAX 2u
 
-struct codec_stream {					/* one chunk's coded tokens, to be decoded */
+struct codec_stream { /* one chunk's coded tokens, to be decoded */
 	const struct codec_run *runs;
 	uint32_t runs_count;
-	const uint8_t *words;				/* hostile, maybe unaligned */
+	const uint8_t *words; /* hostile, maybe unaligned */
 	uint32_t words_count;
-	uint32_t states[CODEC_LANES];			/* in: as stored; out: at the end */
+	uint32_t states[CODEC_LANES]; /* in: as stored; out: at the end */
 	uint8_t *tokens;
-	int res;					/* out: 0, or -EBADMSG: not exactly words_count */
+	int res; /* out: 0, or -EBADMSG: not exactly words_count */
 };
 
 /* Kernels.  Every implementation gives the same bytes as cpu_scalar.c. */
@@ -100,19 +100,19 @@ uint32_t codec_scalar_rebuild_row(const struct codec_run *run, uint32_t column, 
 				  const uint8_t *tokens, const uint32_t *planes,
 				  const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw);
 
-struct codec_slot {					/* scratch of one chunk */
-	uint8_t *raw;					/* private copy, or what was decoded */
+struct codec_slot {   /* scratch of one chunk */
+	uint8_t *raw; /* private copy, or what was decoded */
 	uint8_t *tokens;
 	uint32_t *planes;
 	size_t raw_cap, tokens_cap, planes_cap;
 };
 
-struct codec_workspace {				/* grown on demand, one thread's */
+struct codec_workspace { /* grown on demand, one thread's */
 	struct codec_slot slot[CODEC_STREAMS_MAX];
 	uint16_t *words;
-	uint8_t *coded;					/* a chunk's payload */
-	uint8_t *split;					/* byte planes of `generic` */
-	uint8_t *check;					/* a chunk decoded again */
+	uint8_t *coded; /* a chunk's payload */
+	uint8_t *split; /* byte planes of `generic` */
+	uint8_t *check; /* a chunk decoded again */
 	size_t words_cap, coded_cap, split_cap, check_cap;
 	void *zstd_c;
 	void *zstd_d;
@@ -127,7 +127,7 @@ bool codec_segment_coded(const struct codec_segment *s);
 uint32_t codec_segment_columns(const struct codec_segment *s);
 uint64_t codec_segment_bytes(const struct codec_geometry *g, uint32_t segment);
 uint64_t codec_chunk_bytes(const struct codec_geometry *g, uint32_t chunk);
-unsigned codec_dtype_shift(uint8_t dtype);		/* mantissa bits - 2, at least 0 */
+unsigned codec_dtype_shift(uint8_t dtype); /* mantissa bits - 2, at least 0 */
 void codec_gather(const struct codec_geometry *g, const struct codec_view *v, uint32_t segment,
 		  uint8_t *dst);
 void codec_scatter(const struct codec_geometry *g, const struct codec_view *v, uint32_t segment,
@@ -135,8 +135,8 @@ void codec_scatter(const struct codec_geometry *g, const struct codec_view *v, u
 
 /* channel.c.  Encode codes slot->raw and leaves the payload in ws->coded. */
 int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
-			 const struct codec_geometry *g, const struct codec_profile *p, uint32_t chunk,
-			 size_t *ret_bytes, uint32_t *ret_escapes);
+			 const struct codec_geometry *g, const struct codec_profile *p,
+			 uint32_t chunk, size_t *ret_bytes, uint32_t *ret_escapes);
 /* Decoding is in three steps, so that several streams can go through the middle one together: check
  * the payload and set up its stream, kernels->decode, then the patterns. */
 int codec_channel_open(struct codec_slot *slot, const struct codec_geometry *g,
@@ -155,6 +155,6 @@ int codec_generic_decode(struct codec_workspace *ws, const struct codec_geometry
 /* profile.c */
 size_t codec_profile_serial_bytes(const struct codec_geometry *g, uint32_t tables_count);
 int codec_profile_from_serial(const struct codec_geometry *g, uint8_t *serial, size_t serial_bytes,
-			      struct codec_profile **ret_profile);	/* takes serial on success */
+			      struct codec_profile **ret_profile); /* takes serial on success */
 
 #endif

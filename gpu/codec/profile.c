@@ -15,7 +15,7 @@
 
 #include "gpu/codec/internal.h"
 
-struct layout {						/* byte offsets inside a serialised profile */
+struct layout { /* byte offsets inside a serialised profile */
 	size_t segments_off;
 	size_t channels_off;
 	size_t tables_off;
@@ -192,7 +192,8 @@ static int profile_build(struct codec_profile *p, const struct codec_geometry *g
 	if (r < 0)
 		return r;
 	for (uint32_t t = 0; t < h->tables_count; t++) {
-		uint32_t w = table_build(p, t, p->serial + l.tables_off + t * CODEC_TOKENS_COUNT * 2u);
+		uint32_t w = table_build(p, t,
+					 p->serial + l.tables_off + t * CODEC_TOKENS_COUNT * 2u);
 
 		if (w == 0)
 			return -EBADMSG;
@@ -231,7 +232,7 @@ int codec_profile_from_serial(const struct codec_geometry *g, uint8_t *serial, s
 	p->serial_bytes = serial_bytes;
 	r = profile_build(p, g, &h);
 	if (r < 0) {
-		p->serial = NULL;			/* still the caller's */
+		p->serial = NULL; /* still the caller's */
 		codec_profile_free(p);
 		return r;
 	}

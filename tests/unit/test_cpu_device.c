@@ -87,10 +87,12 @@ static void device_setup(struct fixture *f, unsigned workers, uint64_t spin_ns)
 	f->dst_mem = calloc(1, f->mem_bytes);
 	assert_true(f->src_mem && f->dst_mem);
 	memory_fill(f->src_mem, f->mem_bytes);
-	assert_int_equal(device_region_init(&f->src, &f->g, f->src_mem, f->mem_bytes, BLOCKS, f->stride,
-					    f->block_stride), 0);
-	assert_int_equal(device_region_init(&f->dst, &f->g, f->dst_mem, f->mem_bytes, BLOCKS, f->stride,
-					    f->block_stride), 0);
+	assert_int_equal(device_region_init(&f->src, &f->g, f->src_mem, f->mem_bytes, BLOCKS,
+					    f->stride, f->block_stride),
+			 0);
+	assert_int_equal(device_region_init(&f->dst, &f->g, f->dst_mem, f->mem_bytes, BLOCKS,
+					    f->stride, f->block_stride),
+			 0);
 	for (unsigned i = 0; i < TASKS; i++) {
 		f->out[i] = malloc(codec_bound(&f->g));
 		assert_non_null(f->out[i]);
@@ -356,7 +358,8 @@ static void test_fit_then_channel(void **state)
 static int region(struct fixture *f, uint64_t bytes, uint32_t blocks)
 {
 	struct device_region r;
-	int res = device_region_init(&r, &f->g, f->src_mem, bytes, blocks, f->stride, f->block_stride);
+	int res = device_region_init(&r, &f->g, f->src_mem, bytes, blocks, f->stride,
+				     f->block_stride);
 
 	if (res == 0)
 		device_region_deinit(&r);
@@ -384,15 +387,15 @@ static void test_region_bounds(void **state)
 	f.stride[3].off = UINT64_MAX - 1;
 	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), -ERANGE);
 	f.stride[3].off = 0;
-	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), -EINVAL);		/* twice the same bytes */
+	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), -EINVAL); /* twice the same bytes */
 	f.stride[3].off = 3 * BLOCKS * 4096u;
 	f.stride[3].token_stride = 254;
-	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), -EINVAL);		/* rows overlap */
+	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), -EINVAL); /* rows overlap */
 	f.stride[3].token_stride = 0;
 	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), -EINVAL);
 	f.stride[3].token_stride = UINT64_MAX - 1;
 	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), -ERANGE);
-	f.stride[3].token_stride = UINT64_MAX / 15 + 1;			/* 15 of them wrap to 14 */
+	f.stride[3].token_stride = UINT64_MAX / 15 + 1; /* 15 of them wrap to 14 */
 	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), -ERANGE);
 	f.stride[3].token_stride = 256;
 	f.block_stride[3] = 4094;
@@ -412,7 +415,7 @@ static void test_region_layouts(void **state)
 		f.block_stride[i] = 4 * 4096;
 	}
 	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), 0);
-	for (unsigned i = 0; i < 4; i++) {		/* [block][token][segment][head][dim] */
+	for (unsigned i = 0; i < 4; i++) { /* [block][token][segment][head][dim] */
 		f.stride[i].off = i * 256u;
 		f.stride[i].token_stride = 1024;
 	}
@@ -420,15 +423,15 @@ static void test_region_layouts(void **state)
 	f.stride[2].off -= 2;
 	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), -EINVAL);
 	f.stride[2].off += 2;
-	for (unsigned i = 0; i < 4; i++) {		/* [block][token][head][segment][dim] */
+	for (unsigned i = 0; i < 4; i++) { /* [block][token][head][segment][dim] */
 		f.stride[i].off = i * 128u;
 		f.stride[i].head_stride = 512;
 	}
 	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), 0);
-	for (unsigned i = 0; i < 4; i++)		/* blocks so close that the last rows meet */
+	for (unsigned i = 0; i < 4; i++) /* blocks so close that the last rows meet */
 		f.block_stride[i] = 15 * 1024 + 512 + 128;
 	assert_int_equal(region(&f, f.mem_bytes, BLOCKS), -EINVAL);
-	for (unsigned i = 0; i < 4; i++) {		/* [block][segment][head][token][dim] */
+	for (unsigned i = 0; i < 4; i++) { /* [block][segment][head][token][dim] */
 		f.stride[i].off = i * 4096u;
 		f.stride[i].head_stride = 16 * 128;
 		f.stride[i].token_stride = 128;
@@ -440,10 +443,21 @@ static void test_region_layouts(void **state)
 
 static void test_fault_spec(void **state)
 {
-	static const char *const bad[] = { "", ",", "encode", "encode:", "encode:what", "eject:eio",
-					   "encode:eio:every=0", "encode:eio:every=", "encode:eio:each=2",
-					   "encode:delay_ms=", "encode:delay_ms=-1", "decode:delay_ms=1x",
-					   "fit:corrupt", "encode:eio:every=2:x", "copy:stall_ms=600001" };
+	static const char *const bad[] = { "",
+					   ",",
+					   "encode",
+					   "encode:",
+					   "encode:what",
+					   "eject:eio",
+					   "encode:eio:every=0",
+					   "encode:eio:every=",
+					   "encode:eio:each=2",
+					   "encode:delay_ms=",
+					   "encode:delay_ms=-1",
+					   "decode:delay_ms=1x",
+					   "fit:corrupt",
+					   "encode:eio:every=2:x",
+					   "copy:stall_ms=600001" };
 	struct fixture f;
 
 	(void)state;
@@ -503,8 +517,8 @@ static void test_fault_corrupt(void **state)
 		collect(&f, 1);
 	}
 	assert_int_equal(f.task[0].res, 0);
-	assert_int_equal(f.task[1].res, -EBADMSG);	/* spoilt on the way in */
-	assert_int_equal(f.task[2].res, -EBADMSG);	/* spoilt on the way out */
+	assert_int_equal(f.task[1].res, -EBADMSG); /* spoilt on the way in */
+	assert_int_equal(f.task[2].res, -EBADMSG); /* spoilt on the way out */
 	assert_ptr_equal(f.task[0].in, in);
 	assert_ptr_equal(f.task[1].in, f.out[1]);
 	device_teardown(&f);

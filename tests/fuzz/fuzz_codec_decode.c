@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * fuzz_codec_decode.c - any bytes as an encoded block: refused, or decoded to bytes whose checksum is
+ * the one in the header.  The header's identity (magic, digests, lengths) is put right first, so that
+ * the input reaches the chunks; the first byte picks the kernels.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "gpu/codec/format.h"
+#include "tests/lib/codec_rig.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+#define KV(k, d, h, n)                                                                          \
+	{                                                                                       \
+		.kind = CODEC_KIND_##k, .dtype = CODEC_DTYPE_##d, .heads = (h), .head_dim = (n) \
+	}
+
+static struct codec_rig rig;
+
+static void rig_once(void)
+{
+	static const struct codec_segment segments[] = { KV(K, BF16, 4, 32), KV(V, E4M3, 3, 13),
+							 KV(OPAQUE, U8, 1, 9), KV(V, FP16, 1, 97) };
+
+	if (rig.g.segments)
+		return;
+	codec_rig_init(&rig, 8, segments, 4, 1, 16);
+	assert(rig.g.chunks_count == 3);
+}
+
+static void identity(uint8_t *in, size_t size)
+{
+	struct format_block_header h;
+
+	if (codec_rig_encode(&rig, CODEC_SPEC_CHANNEL, 0) < 0)
+		abort();
+	memcpy(&h, rig.coded, sizeof(h));
+	h.encoded_bytes = (uint32_t)size;
+	h.raw_xxh3 = ((struct format_block_header *)(void *)in)->raw_xxh3;
+	memcpy(in, &h, sizeof(h));
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static const char *const isas[] = { "scalar", "avx2", "avx512" };
+	struct codec_view v;
+	uint64_t sum;
+	uint8_t *in;
+	int r;
+
+	rig_once();
+	if (size < 1)
+		return 0;
+	(void)codec_isa_set(isas[data[0] % 3u]);
+	in = malloc(size); /* an end that a sanitizer sees */
+	if (!in)
+		return 0;
+	memcpy(in, data + 1, size - 1);
+	if (size - 1 >= sizeof(struct format_block_header) && data[0] < 240)
+		identity(in, size - 1);
+	v = (struct codec_view){ .base = rig.back };
+	r = codec_decode(rig.ws, &rig.g, rig.profile, in, size - 1, NULL, &v);
+	assert(r == 0 || r == -EBADMSG || r == -ESTALE);
+	if (r == 0) {
+		memcpy(&sum, in + offsetof(struct format_block_header, raw_xxh3), 8);
+		assert(sum == XXH3_64bits(rig.back, rig.g.raw_bytes));
+	}
+	free(in);
+	return 0;
+}
