@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -172,8 +173,10 @@ static pid_t spawn(enum stage stage)
 	(void)fflush(NULL);
 	pid = fork();
 	assert_true(pid >= 0);
-	if (pid == 0)
+	if (pid == 0) {
+		(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
 		child(stage);
+	}
 	assert_int_equal(poll(&p, 1, 20000 * (int)E2E_SLOW), 1);
 	assert_int_equal(read(news[0], &x, 1), 1);
 	return pid;

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -290,13 +291,15 @@ static void step_lookup(struct model_engine *m)
 {
 	struct model_lease *lease = &m->lease[rng_below(&rng, LEASES_PER_ENGINE)];
 	uint32_t chain = rng_below(&rng, REFERENCE_CHAINS);
-	uint32_t count = 1 + rng_below(&rng, REFERENCE_POSITIONS), most;
+	uint32_t count = 1 + rng_below(&rng, REFERENCE_POSITIONS), most = 0;
 	struct skvc_completion c;
 	uint64_t job;
 	int r;
 
 	if (lease->handle)
 		return;
+	for (unsigned i = 0; i < 4 && !reference_prefix_max(&reference, chain, 1); i++)
+		chain = rng_below(&rng, REFERENCE_CHAINS);	/* rather something that may be there */
 	reference_snapshot(&reference, chain, count, lease->possible);
 	most = reference_prefix_max(&reference, chain, count);
 	r = engine_submit_lookup(&m->e, chain, count, &job);
@@ -334,11 +337,19 @@ static void step_release(struct model_engine *m)
 		release(m, lease);
 }
 
-/* From a lease of any engine: they are one tenant. */
+/* Of any engine: they are one tenant. */
+static const struct model_lease *random_lease(void)
+{
+	const struct model_lease *lease = NULL;
+
+	for (unsigned i = 0; i < 12 && (!lease || !lease->handle); i++)
+		lease = &engines[rng_below(&rng, ENGINES)].lease[rng_below(&rng, LEASES_PER_ENGINE)];
+	return lease;
+}
+
 static void step_load(struct model_engine *m)
 {
-	const struct model_lease *lease =
-		&engines[rng_below(&rng, ENGINES)].lease[rng_below(&rng, LEASES_PER_ENGINE)];
+	const struct model_lease *lease = random_lease();
 	uint32_t pages[REFERENCE_POSITIONS];
 	struct model_job *job = free_job(m);
 	struct skvc_load args = { .lease = lease->handle, .region = m->e.region, .blocks = pages };
@@ -515,8 +526,10 @@ static void step_crasher(void)
 	(void)fflush(NULL);
 	crasher[i] = fork();
 	CHECK(crasher[i] >= 0, "fork\n");
-	if (crasher[i] == 0)
+	if (crasher[i] == 0) {
+		(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
 		crash_client(chain, seed + step);
+	}
 }
 
 static void step_kill_daemon(void)
@@ -578,8 +591,9 @@ static void check_books(void)
 	CHECK(daemon_stats_wait(&daemon_, "sessions", ENGINES, 5000) >= 0, "dead clients stay\n");
 	CHECK(daemon_stats_get("leases") == leases_held(), "%u leases, %u are ours\n",
 	      (unsigned)daemon_stats_get("leases"), leases_held());
-	CHECK(daemon_stats_get("jobs") == 0, "jobs are left\n");
-	CHECK(daemon_stats_get("device_inflight") == 0, "device tasks are left\n");
+	/* A completion is seen before the lane has put its job away; a fit may run in the background. */
+	CHECK(daemon_stats_wait(&daemon_, "jobs", 0, 1000) >= 0, "jobs are left\n");
+	CHECK(daemon_stats_wait(&daemon_, "device_inflight", 0, 5000) >= 0, "tasks are left\n");
 	CHECK(daemon_stats_get("blocks") <= REFERENCE_CHAINS * REFERENCE_POSITIONS,
 	      "more blocks than keys\n");
 	CHECK(daemon_stats_get("raw_bytes") == daemon_stats_get("blocks") * engines[0].e.data.block_bytes,
@@ -633,7 +647,7 @@ static void one_step(void)
 		step_load(m);
 	else if (what < 800)
 		step_release(m);
-	else if (what < 850)
+	else if (what < 825)
 		step_drop(m);
 	else if (what < 880)
 		step_pin(m);
@@ -686,9 +700,9 @@ int main(int argc, char **argv)
 						 { "steps", required_argument, NULL, 'n' },
 						 { "seconds", required_argument, NULL, 's' },
 						 { NULL, 0, NULL, 0 } };
-	uint64_t steps = 400, seconds = 0, until;
+	uint64_t steps = 1000, seconds = 0, until;
 	const char *env = getenv("SEED");
-	unsigned rounds = 5;
+	unsigned rounds = 4;
 	int opt;
 
 	seed = env && *env ? strtoull(env, NULL, 0) : 1;
