@@ -21,7 +21,7 @@
 #include "daemon/util/clock.h"
 #include "ipc/segment.h"
 
-void rig_config(struct config *ret)
+void lane_rig_config(struct config *ret)
 {
 	config_default(ret);
 	ret->pool_bytes = 32u << 20;
@@ -35,7 +35,7 @@ void rig_config(struct config *ret)
 	ret->store_wait_ns = 200000000;
 }
 
-void rig_start(struct rig *rig, const struct config *config)
+void lane_rig_start(struct rig *rig, const struct config *config)
 {
 	struct codec_segment segment[RIG_LAYERS * 2];
 	char err[256] = "";
@@ -55,14 +55,14 @@ void rig_start(struct rig *rig, const struct config *config)
 		fail_msg("lane_start: %s", err);
 }
 
-void rig_stop(struct rig *rig)
+void lane_rig_stop(struct rig *rig)
 {
 	assert_int_equal(mailbox_send(lane_inbox(rig->lane), &(struct mail){ .type = LANE_STOP }), 0);
 	rig->lane = lane_join(rig->lane);
 	codec_geometry_deinit(&rig->ns.geom);
 }
 
-struct mail rig_mail(struct rig *rig, uint32_t type)
+struct mail lane_rig_mail(struct rig *rig, uint32_t type)
 {
 	uint64_t start_ns = clock_now_ns();
 	struct mail m;
@@ -84,7 +84,7 @@ static void send_mail(struct rig *rig, const struct mail *m)
 	assert_int_equal(mailbox_send(lane_inbox(rig->lane), m), 0);
 }
 
-static void make_segment(struct rig_session *rs)
+static void make_segment(struct lane_rig_session *rs)
 {
 	struct session *s = &rs->s;
 	struct skvc_abi_header *h;
@@ -104,7 +104,7 @@ static void make_segment(struct rig_session *rs)
 	ring_init(&rs->cq, s->segment + h->cq_off, h->cq_entries, &h->cq_head, &h->cq_tail);
 }
 
-void rig_session_open(struct rig *rig, struct rig_session *rs)
+void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs)
 {
 	struct session *s = &rs->s;
 	uint64_t bytes = RIG_PAGES * rig->ns.geom.raw_bytes;
@@ -131,19 +131,19 @@ void rig_session_open(struct rig *rig, struct rig_session *rs)
 					    stride, block_stride), 0);
 	rs->region.ns = &rig->ns;
 	send_mail(rig, &(struct mail){ .type = LANE_SESSION_ADD, .subject = s });
-	assert_int_equal(rig_mail(rig, LANE_SESSION_ADD).res, 0);
+	assert_int_equal(lane_rig_mail(rig, LANE_SESSION_ADD).res, 0);
 	send_mail(rig, &(struct mail){ .type = LANE_NS_ADD, .subject = s, .object = &rig->ns, .value = 1 });
-	assert_int_equal(rig_mail(rig, LANE_NS_ADD).res, 0);
+	assert_int_equal(lane_rig_mail(rig, LANE_NS_ADD).res, 0);
 	send_mail(rig, &(struct mail){ .type = LANE_REGION_ADD, .subject = s, .object = &rs->region,
 				       .value = 1 });
-	assert_int_equal(rig_mail(rig, LANE_REGION_ADD).res, 0);
+	assert_int_equal(lane_rig_mail(rig, LANE_REGION_ADD).res, 0);
 }
 
-void rig_session_close(struct rig_session *rs)
+void lane_rig_session_close(struct lane_rig_session *rs)
 {
 	send_mail(rs->rig, &(struct mail){ .type = LANE_SESSION_END, .subject = &rs->s,
 					   .value = SKVC_ABI_REASON_CLIENT_GONE });
-	assert_ptr_equal(rig_mail(rs->rig, LANE_SESSION_GONE).subject, &rs->s);
+	assert_ptr_equal(lane_rig_mail(rs->rig, LANE_SESSION_GONE).subject, &rs->s);
 	assert_int_equal(rs->region.users, 0);
 	device_region_deinit(&rs->region.dev);
 	segment_unmap(rs->s.segment, rs->s.segment_bytes);
@@ -152,7 +152,7 @@ void rig_session_close(struct rig_session *rs)
 	free(rs->memory);
 }
 
-uint8_t *rig_page(struct rig_session *rs, uint32_t page)
+uint8_t *lane_rig_page(struct lane_rig_session *rs, uint32_t page)
 {
 	return rs->memory + page * rs->rig->ns.geom.raw_bytes;
 }
@@ -187,21 +187,21 @@ static void make_page(const struct rig *rig, uint32_t seed, uint16_t *ret)
 		ret[i] = value(&state, (unsigned)(i % (RIG_HEADS * RIG_DIM)));
 }
 
-void rig_fill(struct rig_session *rs, uint32_t page, uint32_t seed)
+void lane_rig_fill(struct lane_rig_session *rs, uint32_t page, uint32_t seed)
 {
-	make_page(rs->rig, seed, (uint16_t *)rig_page(rs, page));
+	make_page(rs->rig, seed, (uint16_t *)lane_rig_page(rs, page));
 }
 
-int rig_page_is(struct rig_session *rs, uint32_t page, uint32_t seed)
+int lane_rig_page_is(struct lane_rig_session *rs, uint32_t page, uint32_t seed)
 {
 	static uint16_t want[RIG_LAYERS * 2 * RIG_TOKENS * RIG_HEADS * RIG_DIM];
 
 	assert_int_equal(sizeof(want), rs->rig->ns.geom.raw_bytes);
 	make_page(rs->rig, seed, want);
-	return !memcmp(want, rig_page(rs, page), sizeof(want));
+	return !memcmp(want, lane_rig_page(rs, page), sizeof(want));
 }
 
-struct skvc_abi_key rig_key(uint32_t n)
+struct skvc_abi_key lane_rig_key(uint32_t n)
 {
 	struct skvc_abi_key key = { .len = 32 };
 
@@ -210,7 +210,7 @@ struct skvc_abi_key rig_key(uint32_t n)
 	return key;
 }
 
-void rig_submit(struct rig_session *rs, const struct skvc_abi_sqe *sqe)
+void lane_rig_submit(struct lane_rig_session *rs, const struct skvc_abi_sqe *sqe)
 {
 	uint64_t one = 1;
 
@@ -220,7 +220,7 @@ void rig_submit(struct rig_session *rs, const struct skvc_abi_sqe *sqe)
 		assert_int_equal(write(rs->s.sq_fd, &one, sizeof(one)), sizeof(one));
 }
 
-int rig_try_complete(struct rig_session *rs, struct skvc_abi_cqe *ret)
+int lane_rig_try_complete(struct lane_rig_session *rs, struct skvc_abi_cqe *ret)
 {
 	if (ring_consume_ready(&rs->cq) <= 0)
 		return 0;
@@ -229,12 +229,12 @@ int rig_try_complete(struct rig_session *rs, struct skvc_abi_cqe *ret)
 	return 1;
 }
 
-struct skvc_abi_cqe rig_complete(struct rig_session *rs)
+struct skvc_abi_cqe lane_rig_complete(struct lane_rig_session *rs)
 {
 	uint64_t start_ns = clock_now_ns();
 	struct skvc_abi_cqe cqe;
 
-	while (!rig_try_complete(rs, &cqe)) {
+	while (!lane_rig_try_complete(rs, &cqe)) {
 		if (clock_now_ns() - start_ns > RIG_WAIT_NS)
 			fail_msg("no completion");
 		sched_yield();
@@ -242,14 +242,14 @@ struct skvc_abi_cqe rig_complete(struct rig_session *rs)
 	return cqe;
 }
 
-struct skvc_abi_cqe rig_done(struct rig_session *rs)
+struct skvc_abi_cqe lane_rig_done(struct lane_rig_session *rs)
 {
-	struct skvc_abi_cqe cqe = rig_complete(rs);
+	struct skvc_abi_cqe cqe = lane_rig_complete(rs);
 
-	return cqe.kind == SKVC_ABI_CQE_DONE ? cqe : rig_complete(rs);
+	return cqe.kind == SKVC_ABI_CQE_DONE ? cqe : lane_rig_complete(rs);
 }
 
-static uint32_t args_take(struct rig_session *rs, uint32_t bytes)
+static uint32_t args_take(struct lane_rig_session *rs, uint32_t bytes)
 {
 	uint32_t rel = rs->args_next;
 
@@ -260,24 +260,24 @@ static uint32_t args_take(struct rig_session *rs, uint32_t bytes)
 	return rel;
 }
 
-static uint8_t *args_at(struct rig_session *rs, uint32_t rel)
+static uint8_t *args_at(struct lane_rig_session *rs, uint32_t rel)
 {
 	return rs->s.segment + rs->s.layout.args_off + rel;
 }
 
-static uint32_t put_keys(struct rig_session *rs, uint32_t first, uint32_t count, uint32_t extra_bytes)
+static uint32_t put_keys(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint32_t extra_bytes)
 {
 	uint32_t rel = args_take(rs, count * (uint32_t)sizeof(struct skvc_abi_key) + extra_bytes);
 
 	for (uint32_t i = 0; i < count; i++) {
-		struct skvc_abi_key key = rig_key(first + i);
+		struct skvc_abi_key key = lane_rig_key(first + i);
 
 		memcpy(args_at(rs, rel + i * (uint32_t)sizeof(key)), &key, sizeof(key));
 	}
 	return rel;
 }
 
-void rig_store(struct rig_session *rs, uint32_t first, uint32_t count, uint64_t user_data)
+void lane_rig_store(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint64_t user_data)
 {
 	uint32_t keys_bytes = count * (uint32_t)sizeof(struct skvc_abi_key);
 	uint32_t rel = put_keys(rs, first, count, count * 4);
@@ -287,22 +287,22 @@ void rig_store(struct rig_session *rs, uint32_t first, uint32_t count, uint64_t 
 
 		memcpy(args_at(rs, rel + keys_bytes + i * 4), &page, 4);
 	}
-	rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_STORE, .ns = 1, .region = 1,
+	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_STORE, .ns = 1, .region = 1,
 					       .user_data = user_data, .count = count, .args_rel = rel,
 					       .args_bytes = keys_bytes + count * 4 });
 }
 
-struct skvc_abi_cqe rig_lookup(struct rig_session *rs, uint32_t first, uint32_t count)
+struct skvc_abi_cqe lane_rig_lookup(struct lane_rig_session *rs, uint32_t first, uint32_t count)
 {
 	uint32_t rel = put_keys(rs, first, count, 0);
 
-	rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_LOOKUP, .ns = 1, .user_data = 1000,
+	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_LOOKUP, .ns = 1, .user_data = 1000,
 					       .count = count, .args_rel = rel,
 					       .args_bytes = count * (uint32_t)sizeof(struct skvc_abi_key) });
-	return rig_complete(rs);
+	return lane_rig_complete(rs);
 }
 
-void rig_load(struct rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count, uint64_t user_data)
+void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count, uint64_t user_data)
 {
 	uint32_t words = (count + 63) / 64;
 	uint32_t rel = args_take(rs, count * 4), result = args_take(rs, words * 8);
@@ -312,20 +312,20 @@ void rig_load(struct rig_session *rs, uint64_t lease, uint32_t first_page, uint3
 
 		memcpy(args_at(rs, rel + i * 4), &page, 4);
 	}
-	rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_LOAD, .region = 1, .lease = lease,
+	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_LOAD, .region = 1, .lease = lease,
 					       .user_data = user_data, .count = count, .args_rel = rel,
 					       .args_bytes = count * 4, .result_rel = result,
 					       .result_bytes = words * 8 });
 }
 
-struct skvc_abi_cqe rig_release(struct rig_session *rs, uint64_t lease)
+struct skvc_abi_cqe lane_rig_release(struct lane_rig_session *rs, uint64_t lease)
 {
-	rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_RELEASE, .lease = lease,
+	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_RELEASE, .lease = lease,
 					       .user_data = 1001 });
-	return rig_complete(rs);
+	return lane_rig_complete(rs);
 }
 
-uint64_t rig_bitmap(const struct rig_session *rs, uint32_t rel)
+uint64_t lane_rig_bitmap(const struct lane_rig_session *rs, uint32_t rel)
 {
 	uint64_t word;
 

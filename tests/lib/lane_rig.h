@@ -26,7 +26,7 @@ struct rig {
 	uint32_t sessions;
 };
 
-struct rig_session {
+struct lane_rig_session {
 	struct rig *rig;
 	struct session s;		/* what control would own */
 	struct region region;
@@ -35,30 +35,30 @@ struct rig_session {
 	uint32_t args_next;		/* bump allocator over the argument area */
 };
 
-void rig_config(struct config *ret);	/* small pool, no NVMe, fits early */
-void rig_start(struct rig *rig, const struct config *config);
-void rig_stop(struct rig *rig);
+void lane_rig_config(struct config *ret);	/* small pool, no NVMe, fits early */
+void lane_rig_start(struct rig *rig, const struct config *config);
+void lane_rig_stop(struct rig *rig);
 
-void rig_session_open(struct rig *rig, struct rig_session *rs);
-void rig_session_close(struct rig_session *rs);		/* END, waits for GONE, frees */
+void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs);
+void lane_rig_session_close(struct lane_rig_session *rs);		/* END, waits for GONE, frees */
 /* Mail from the lane of this type about this session (others are dropped); fails the test after RIG_WAIT_NS. */
-struct mail rig_mail(struct rig *rig, uint32_t type);
+struct mail lane_rig_mail(struct rig *rig, uint32_t type);
 
-uint8_t *rig_page(struct rig_session *rs, uint32_t page);
-void rig_fill(struct rig_session *rs, uint32_t page, uint32_t seed);	/* gaussian bf16, exact per seed */
-int rig_page_is(struct rig_session *rs, uint32_t page, uint32_t seed);
-struct skvc_abi_key rig_key(uint32_t n);
+uint8_t *lane_rig_page(struct lane_rig_session *rs, uint32_t page);
+void lane_rig_fill(struct lane_rig_session *rs, uint32_t page, uint32_t seed);	/* gaussian bf16, exact per seed */
+int lane_rig_page_is(struct lane_rig_session *rs, uint32_t page, uint32_t seed);
+struct skvc_abi_key lane_rig_key(uint32_t n);
 
-void rig_submit(struct rig_session *rs, const struct skvc_abi_sqe *sqe);
-struct skvc_abi_cqe rig_complete(struct rig_session *rs);		/* the next completion, waits */
-int rig_try_complete(struct rig_session *rs, struct skvc_abi_cqe *ret);	/* 1 when there was one */
-struct skvc_abi_cqe rig_done(struct rig_session *rs);			/* skips SOURCE_FREE */
+void lane_rig_submit(struct lane_rig_session *rs, const struct skvc_abi_sqe *sqe);
+struct skvc_abi_cqe lane_rig_complete(struct lane_rig_session *rs);		/* the next completion, waits */
+int lane_rig_try_complete(struct lane_rig_session *rs, struct skvc_abi_cqe *ret);	/* 1 when there was one */
+struct skvc_abi_cqe lane_rig_done(struct lane_rig_session *rs);			/* skips SOURCE_FREE */
 
 /* Keys and pages first..first+count-1; user_data is the caller's. */
-void rig_store(struct rig_session *rs, uint32_t first, uint32_t count, uint64_t user_data);
-struct skvc_abi_cqe rig_lookup(struct rig_session *rs, uint32_t first, uint32_t count);
-void rig_load(struct rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count, uint64_t user_data);
-struct skvc_abi_cqe rig_release(struct rig_session *rs, uint64_t lease);
-uint64_t rig_bitmap(const struct rig_session *rs, uint32_t rel);
+void lane_rig_store(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint64_t user_data);
+struct skvc_abi_cqe lane_rig_lookup(struct lane_rig_session *rs, uint32_t first, uint32_t count);
+void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count, uint64_t user_data);
+struct skvc_abi_cqe lane_rig_release(struct lane_rig_session *rs, uint64_t lease);
+uint64_t lane_rig_bitmap(const struct lane_rig_session *rs, uint32_t rel);
 
 #endif
