@@ -19,8 +19,9 @@
 
 #include "tools/progress.h"
 
-#define WAIT_NS 20000000000u /* longer than any deadline of the daemon */
-#define LEASE_POLL_NS 200000 /* between two looks at a lease: 0.2 ms */
+#define LOOKUP_WAIT_NS 1000000000u /* a prompt waits for this: better a miss than more */
+#define WAIT_NS 10000000000u	   /* longer than the daemon's own deadlines */
+#define LEASE_POLL_NS 200000	   /* between two looks at a lease: 0.2 ms */
 
 __attribute__((format(printf, 2, 3))) static void give_up(struct demo_cache *c, const char *format,
 							  ...)
@@ -171,14 +172,37 @@ void demo_cache_keys(const struct model *m, const int32_t *ids, uint32_t blocks_
 	}
 }
 
-/* Waits for a job and takes its end.  The completion's own result comes back. */
-static int finish(struct demo_cache *c, const char *call, uint64_t job, struct skvc_completion *ret)
+/*
+ * A daemon that does not answer may still hold the arena and write there when it comes to: the pages
+ * go to memory of our own, as they are, and the session ends (skvc_close waits 5 s at most).
+ */
+static void abandon(struct demo_cache *c)
 {
-	int rc = skvc_wait(c->session, &job, 1, WAIT_NS);
+	const uint64_t bytes = model_pages_bytes(c->config, c->pages.blocks_count);
 
-	if (rc == -ETIME)
-		(void)skvc_abort(c->session, job); /* nobody writes to the pages behind our back */
-	if (rc == 0 || rc == -ETIME || rc == -EPIPE)
+	c->memory = malloc(bytes);
+	if (!c->memory) {
+		/* There is no other place where this engine's pages would be safe. */
+		fprintf(stderr, "skvc-demo: skvcd does not answer, and no memory to go on alone\n");
+		exit(EXIT_FAILURE);
+	}
+	memcpy(c->memory, c->pages.base, bytes);
+	c->pages.base = c->memory;
+	c->session = skvc_close(c->session);
+}
+
+/* Waits for a job and takes its end.  The completion's own result comes back. */
+static int finish(struct demo_cache *c, const char *call, uint64_t job, uint64_t wait_ns,
+		  struct skvc_completion *ret)
+{
+	int rc = skvc_wait(c->session, &job, 1, wait_ns);
+
+	if (rc == -ETIME) {
+		give_up(c, "%s: no answer within %.0f s", call, (double)wait_ns * 1e-9);
+		abandon(c);
+		return rc;
+	}
+	if (rc == 0 || rc == -EPIPE)
 		rc = skvc_result(c->session, job, ret);
 	if (rc < 0) {
 		give_up_call(c, call, rc);
@@ -233,8 +257,9 @@ static void load_lease(struct demo_cache *c, uint64_t lease, const uint32_t *tab
 		give_up_call(c, "skvc_load", rc);
 		return;
 	}
-	/* Some blocks may be exact even when the job as a whole has failed. */
-	(void)finish(c, "skvc_load", job, &done);
+	/* Some blocks may be exact even when the job as a whole has failed: but not without an end. */
+	if (finish(c, "skvc_load", job, WAIT_NS, &done) == -ETIME)
+		return;
 	while (c->restored_blocks < count &&
 	       bitmap[c->restored_blocks / 64] >> c->restored_blocks % 64 & 1)
 		c->restored_blocks++;
@@ -263,14 +288,14 @@ void demo_cache_load(struct demo_cache *c, const struct skvc_key *keys, const in
 		give_up_call(c, "skvc_lookup", rc);
 		return;
 	}
-	if (finish(c, "skvc_lookup", job, &found) < 0 || !found.count)
+	if (finish(c, "skvc_lookup", job, LOOKUP_WAIT_NS, &found) < 0 || !found.count)
 		return;
 	c->hit_blocks = found.count;
 	if (!found.pending || wait_ready(c, found.lease, &ready) == 0)
 		load_lease(c, found.lease, table, found.count);
-	rc = skvc_release(c->session, found.lease, &job);
-	if (rc == 0)
-		(void)finish(c, "skvc_release", job, &found);
+	/* Its end is nobody's concern: the lease has a deadline of its own. */
+	if (c->session)
+		(void)skvc_release(c->session, found.lease, &job);
 }
 
 static uint32_t count_bits(const uint64_t *bitmap, uint32_t count)
@@ -310,7 +335,7 @@ void demo_cache_store(struct demo_cache *c, const struct skvc_key *keys, const i
 		return;
 	}
 	/* DONE is COMMITTED; that the pages are free earlier does not matter to us. */
-	(void)finish(c, "skvc_store", job, &done);
+	(void)finish(c, "skvc_store", job, WAIT_NS, &done);
 	c->stored_blocks = count_bits(bitmap, count);
 	c->raw_bytes = done.raw_bytes;
 	c->stored_bytes = done.stored_bytes;

@@ -391,16 +391,17 @@ static void print_cache(const struct run *run)
 	if (run->args->mode == DEMO_NO_CACHE)
 		printf("%-22s off\n", "cache");
 	else if (c->note[0])
-		printf("%-22s %s: what is missing was computed\n", "cache", c->note);
+		printf("%-22s %s; the engine goes on without it\n", "cache", c->note);
 	if (c->session)
 		printf("%-22s %u of %u blocks found, %u restored\n", "cache", c->hit_blocks,
 		       run->full_blocks, c->restored_blocks);
-	if (c->stored_blocks)
+	if (c->stored_blocks && c->stored_bytes)
 		printf("%-22s %u blocks, %.2f MiB to %.2f MiB, ratio %.3f, in %.1f ms\n", "stored",
 		       c->stored_blocks, (double)c->raw_bytes / 1048576,
 		       (double)c->stored_bytes / 1048576,
-		       c->stored_bytes ? (double)c->raw_bytes / (double)c->stored_bytes : 0,
-		       ms(run->store_ns));
+		       (double)c->raw_bytes / (double)c->stored_bytes, ms(run->store_ns));
+	else if (c->stored_blocks)
+		printf("%-22s nothing new\n", "stored");
 }
 
 static int print_result(const struct run *run)

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * demo_tour.c - three engine processes and a daemon, and the comparison of what they report.
+ * demo_tour.c - four engine processes and a daemon, and the comparison of what they report.
  *
- *  1 stores: computes the prompt, generates, stores the prompt's blocks, and is gone.
- *  2 loads: a new process finds the blocks, loads them into pages of its own, computes only the rest.
- *  3 is on its own: no daemon, everything from scratch.
+ *  1 stores another text: the daemon sees this model for the first time and fits its statistics.
+ *  2 stores: computes the prompt, generates, stores the prompt's blocks, and is gone.
+ *  3 loads: a new process finds the blocks, loads them into pages of its own, computes only the rest.
+ *  4 is on its own: no daemon, everything from scratch.
  *
  * Each reports a digest of every block's pages and the tokens it made.  A block counts as restored
- * byte-exact when the digest of 2's pages, which the daemon filled, equals that of 1's pages, which it
- * was stored from, and that of 3's, which were computed.
+ * byte-exact when the digest of 3's pages, which the daemon filled, equals that of 2's pages, which it
+ * was stored from, and that of 4's, which were computed.
  */
 #include "tools/demo_tour.h"
 
@@ -25,17 +26,18 @@
 #include "tools/demo_daemon.h"
 #include "tools/demo_run.h"
 #include "tools/file.h"
+#include "tools/model.h"
 #include "tools/report.h"
 
 #define REPORT_FILE_BYTES_MAX (16u << 20)
 #define MIB 1048576.0
 
-enum step { STEP_STORE, STEP_LOAD, STEP_ALONE, STEP_COUNT };
+enum step { STEP_OTHER, STEP_STORE, STEP_LOAD, STEP_ALONE, STEP_COUNT };
 
 struct tour {
 	const struct demo_args *args; /* borrowed */
 	const struct report *report;  /* borrowed */
-	char model[PATH_MAX], prompt[PATH_MAX];
+	char model[PATH_MAX], prompt[PATH_MAX], other[PATH_MAX];
 	struct demo_daemon daemon;
 	cJSON *results[STEP_COUNT]; /* owned */
 };
@@ -56,8 +58,8 @@ static int find_shipped(const struct report *r, const char *name, char *ret)
 		if (used > 0 && used < PATH_MAX && access(ret, R_OK) == 0)
 			return 0;
 	}
-	return report_fail(r, -ENOENT, "tools/models/%s is not here: name one with --%s", name,
-			   strcmp(name, "prompt.txt") == 0 ? "prompt-file" : "model");
+	return report_fail(r, -ENOENT, "tools/models/%s is not here: run it in the source folder",
+			   name);
 }
 
 static int find_inputs(struct tour *t)
@@ -72,7 +74,7 @@ static int find_inputs(struct tour *t)
 		(void)snprintf(t->prompt, sizeof(t->prompt), "%s", t->args->prompt_file);
 	else if (rc == 0 && !t->args->prompt)
 		rc = find_shipped(t->report, "prompt.txt", t->prompt);
-	return rc;
+	return rc == 0 ? find_shipped(t->report, "prompt-other.txt", t->other) : rc;
 }
 
 /* ---- the processes ---- */
@@ -115,18 +117,27 @@ static int read_result(struct tour *t, const char *path, cJSON **ret)
 
 static int run_engine(struct tour *t, enum step step)
 {
-	static const char *const modes[STEP_COUNT] = { "--store", "--load", "--no-cache" };
+	static const char *const titles[STEP_COUNT] = {
+		"another text: the daemon meets this model and fits its statistics",
+		"the prompt: not in the cache yet, so computes, then stores",
+		"a new one, the same prompt: loads what process 2 stored",
+		"without skvcd: everything from scratch",
+	};
+	static const char *const modes[STEP_COUNT] = { "--store", "--store", "--load",
+						       "--no-cache" };
+	const bool text = t->args->prompt && step != STEP_OTHER;
 	char output[DEMO_PATH_BYTES], tokens[16], threads[16];
 	const char *argv[20] = { NULL,	     "--json", modes[step], "--model",	     t->model,
 				 "--tokens", tokens,   "--socket",  t->daemon.socket };
 	uint32_t argc = 9;
 	int rc;
 
+	printf("process %d, %s\n", (int)step + 1, titles[step]);
 	(void)snprintf(output, sizeof(output), "%s/process%d", t->daemon.dir, (int)step + 1);
 	(void)snprintf(tokens, sizeof(tokens), "%u", t->args->tokens);
 	(void)snprintf(threads, sizeof(threads), "%u", t->args->threads);
-	argv[argc++] = t->args->prompt ? "--prompt" : "--prompt-file";
-	argv[argc++] = t->args->prompt ? t->args->prompt : t->prompt;
+	argv[argc++] = text ? "--prompt" : "--prompt-file";
+	argv[argc++] = text ? t->args->prompt : step == STEP_OTHER ? t->other : t->prompt;
 	if (t->args->threads) {
 		argv[argc++] = "--threads";
 		argv[argc++] = threads;
@@ -142,11 +153,8 @@ static int run_engine(struct tour *t, enum step step)
 
 /* ---- what they said ---- */
 
-static void say_process(const struct tour *t, enum step step, const char *what)
+static void say_time(const cJSON *json)
 {
-	const cJSON *json = t->results[step];
-
-	printf("process %d, %s\n", (int)step + 1, what);
 	printf("  time to first token  %.1f ms (load %.1f, compute %.1f)\n",
 	       number(json, "time_to_first_token_ms"), number(json, "load_ms"),
 	       number(json, "prefill_ms"));
@@ -178,17 +186,18 @@ static int check_cache(const struct tour *t, enum step step, const char *count, 
 	return 0;
 }
 
-/* Leading elements that are equal in all three lists. */
+/* Leading elements that are equal in the lists of all who had this prompt. */
 static uint32_t count_equal(const struct tour *t, const char *list)
 {
 	const cJSON *at[STEP_COUNT];
 	uint32_t equal = 0;
 
-	for (uint32_t i = 0; i < STEP_COUNT; i++)
+	for (uint32_t i = STEP_STORE; i < STEP_COUNT; i++)
 		at[i] = cJSON_GetObjectItemCaseSensitive(t->results[i], list)->child;
-	while (at[0] && at[1] && at[2] && cJSON_Compare(at[0], at[1], true) &&
-	       cJSON_Compare(at[0], at[2], true)) {
-		for (uint32_t i = 0; i < STEP_COUNT; i++)
+	while (at[STEP_STORE] && at[STEP_LOAD] && at[STEP_ALONE] &&
+	       cJSON_Compare(at[STEP_STORE], at[STEP_LOAD], true) &&
+	       cJSON_Compare(at[STEP_STORE], at[STEP_ALONE], true)) {
+		for (uint32_t i = STEP_STORE; i < STEP_COUNT; i++)
 			at[i] = at[i]->next;
 		equal++;
 	}
@@ -197,7 +206,7 @@ static uint32_t count_equal(const struct tour *t, const char *list)
 
 static bool same_length(const struct tour *t, const char *list, uint32_t length)
 {
-	for (uint32_t i = 0; i < STEP_COUNT; i++)
+	for (uint32_t i = STEP_STORE; i < STEP_COUNT; i++)
 		if ((uint32_t)cJSON_GetArraySize(
 			    cJSON_GetObjectItemCaseSensitive(t->results[i], list)) != length)
 			return false;
@@ -227,13 +236,15 @@ static int check_all(const struct tour *t)
 	return 0;
 }
 
-static void say_text(const struct tour *t)
+/* On one line, whatever the model wrote. */
+static void say_text(const cJSON *json)
 {
-	const char *text = cJSON_GetStringValue(
-		cJSON_GetObjectItemCaseSensitive(t->results[STEP_LOAD], "text"));
+	const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "text"));
 
-	if (text)
-		printf("  generated            \"%s\"\n", text);
+	printf("  generated            \"");
+	for (; text && *text; text++)
+		putchar((unsigned char)*text < ' ' ? ' ' : *text);
+	printf("\"\n");
 }
 
 /* ---- the tour ---- */
@@ -248,9 +259,54 @@ static int say_statistics(const struct tour *t)
 	return rc == 0 ? 0 : report_fail(t->report, -ECHILD, "skvcctl stats failed");
 }
 
+static int run_stores(struct tour *t)
+{
+	const cJSON *json;
+	int rc;
+
+	rc = run_engine(t, STEP_OTHER);
+	if (rc < 0)
+		return rc;
+	json = t->results[STEP_OTHER];
+	say_time(json);
+	say_stored(json);
+	rc = check_cache(t, STEP_OTHER, "stored_blocks", number(json, "full_blocks"));
+	if (rc == 0)
+		rc = run_engine(t, STEP_STORE);
+	if (rc < 0)
+		return rc;
+	json = t->results[STEP_STORE];
+	say_time(json);
+	printf("  prompt               %.0f tokens\n", number(json, "prompt_tokens"));
+	say_stored(json);
+	say_text(json);
+	return check_cache(t, STEP_STORE, "stored_blocks", number(json, "full_blocks"));
+}
+
+static int run_loads(struct tour *t)
+{
+	uint32_t tokens;
+	int rc;
+
+	rc = run_engine(t, STEP_LOAD);
+	if (rc < 0)
+		return rc;
+	say_time(t->results[STEP_LOAD]);
+	say_text(t->results[STEP_LOAD]);
+	/* The block of the prompt's last token is computed, for its logits. */
+	tokens = (uint32_t)number(t->results[STEP_LOAD], "prompt_tokens");
+	rc = check_cache(t, STEP_LOAD, "restored_blocks", (tokens - 1) / MODEL_BLOCK_TOKENS);
+	if (rc == 0)
+		rc = run_engine(t, STEP_ALONE);
+	if (rc < 0)
+		return rc;
+	say_time(t->results[STEP_ALONE]);
+	say_text(t->results[STEP_ALONE]);
+	return 0;
+}
+
 static int walk(struct tour *t)
 {
-	double blocks;
 	int rc;
 
 	rc = find_inputs(t);
@@ -258,33 +314,12 @@ static int walk(struct tour *t)
 		rc = demo_daemon_start(&t->daemon, t->report);
 	if (rc < 0)
 		return rc;
-	printf("skvcd runs in %s\n\n", t->daemon.dir);
-	rc = run_engine(t, STEP_STORE);
-	if (rc < 0)
-		return rc;
-	blocks = number(t->results[STEP_STORE], "full_blocks");
-	printf("model %s, a prompt of %.0f tokens: %.0f blocks of %.1f KiB\n\n", t->model,
-	       number(t->results[STEP_STORE], "prompt_tokens"), blocks,
-	       number(t->results[STEP_STORE], "block_bytes") / 1024);
-	say_process(t, STEP_STORE, "nothing in the cache yet: computes, then stores");
-	say_stored(t->results[STEP_STORE]);
-	rc = check_cache(t, STEP_STORE, "stored_blocks", blocks);
+	printf("skvcd runs in %s, the model is %s\n\n", t->daemon.dir, t->model);
+	rc = run_stores(t);
 	if (rc == 0)
-		rc = run_engine(t, STEP_LOAD);
-	if (rc < 0)
-		return rc;
-	say_process(t, STEP_LOAD, "a new one: loads what process 1 stored");
-	say_text(t);
-	/* The block of the prompt's last token is computed, for its logits. */
-	rc = check_cache(
-		t, STEP_LOAD, "restored_blocks",
-		(double)(((uint32_t)number(t->results[STEP_LOAD], "prompt_tokens") - 1) / 16));
+		rc = run_loads(t);
 	if (rc == 0)
-		rc = run_engine(t, STEP_ALONE);
-	if (rc < 0)
-		return rc;
-	say_process(t, STEP_ALONE, "without skvcd: everything from scratch");
-	rc = check_all(t);
+		rc = check_all(t);
 	return rc == 0 ? say_statistics(t) : rc;
 }
 
