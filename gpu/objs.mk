@@ -14,4 +14,5 @@ GPU_SRCS := \
 	gpu/fault_device.c
 GPU_AVX2_SRCS := \
 	gpu/codec/cpu_avx2.c
-GPU_AVX512_SRCS :=
+GPU_AVX512_SRCS := \
+	gpu/codec/cpu_avx512.c

@@ -10,17 +10,20 @@
 
 #if defined(__x86_64__)
 
-#include <errno.h>
 #include <immintrin.h>
-#include <string.h>
 
 #include "gpu/codec/cpu_luts.h"
+#include "gpu/codec/cpu_vector.h"
 
-/* Row steps must not become calls, nor their arrays memory, whatever -O says. */
-#define KERNEL static inline __attribute__((always_inline))
-#define UNROLLED _Pragma("GCC unroll 8")
-#define VECTORS 4u		      /* of 8 lanes in a row */
-#define WORDS_READ (CODEC_LANES + 8u) /* a row's loads reach no farther */
+#define VECTORS 4u /* of 8 lanes in a row */
+
+struct vec_states {
+	__m256i v[VECTORS];
+};
+
+struct vec_tokens {
+	__m256i v[VECTORS];
+};
 
 KERNEL __m256i load8(const uint8_t lut[8])
 {
@@ -61,18 +64,21 @@ KERNEL __m256i widen(__m256i x, unsigned half)
 					  : _mm256_castsi256_si128(x));
 }
 
-KERNEL void states_load(__m256i *x, const uint32_t *states)
+KERNEL struct vec_states states_load(const uint32_t *states)
 {
+	struct vec_states x;
+
 	UNROLLED
 	for (unsigned v = 0; v < VECTORS; v++)
-		x[v] = load256(states + 8u * v);
+		x.v[v] = load256(states + 8u * v);
+	return x;
 }
 
-KERNEL void states_store(uint32_t *states, const __m256i *x)
+KERNEL void states_store(uint32_t *states, const struct vec_states *x)
 {
 	UNROLLED
 	for (unsigned v = 0; v < VECTORS; v++)
-		_mm256_storeu_si256((__m256i *)(states + 8u * v), x[v]);
+		_mm256_storeu_si256((__m256i *)(states + 8u * v), x->v[v]);
 }
 
 /* ---- entropy decoder ---- */
@@ -132,46 +138,8 @@ KERNEL void tokens_store(uint8_t *tokens, const __m256i *t)
 	_mm256_storeu_si256((__m256i *)tokens, a);
 }
 
-/* Where a stream stands: its next row. */
-struct cursor {
-	const struct codec_run *run, *run_end;
-	uint32_t token, row;
-	const uint8_t *words, *words_end;
-	uint8_t *tokens;
-};
-
-KERNEL const uint16_t *cursor_table(const struct cursor *c)
-{
-	return c->run->table + c->row * CODEC_LANES;
-}
-
-KERNEL const uint8_t *cursor_previous(const struct cursor *c)
-{
-	if (!c->run->context || c->token == 0)
-		return NULL;
-	return c->tokens - (size_t)c->run->rows_per_token * CODEC_LANES;
-}
-
-/* A whole row of lanes, and more words than it can read. */
-KERNEL bool cursor_fast(const struct cursor *c)
-{
-	return c->run->columns - c->row * CODEC_LANES >= CODEC_LANES &&
-	       (size_t)(c->words_end - c->words) >= 2u * WORDS_READ;
-}
-
-KERNEL void cursor_advance(struct cursor *c)
-{
-	c->tokens += CODEC_LANES;
-	if (++c->row < c->run->rows_per_token)
-		return;
-	c->row = 0;
-	if (++c->token < c->run->tokens_count)
-		return;
-	c->token = 0;
-	c->run++;
-}
-
-KERNEL void decode_row_begin(const uint32_t *dec, const struct cursor *c, __m256i *x, __m256i *t)
+KERNEL void decode_row_begin(const uint32_t *dec, const struct cursor *c, struct vec_states *x,
+			     struct vec_tokens *t)
 {
 	__m256i context = contexts(cursor_previous(c));
 
@@ -179,93 +147,18 @@ KERNEL void decode_row_begin(const uint32_t *dec, const struct cursor *c, __m256
 	for (unsigned half = 0; half < 2; half++) {
 		__m256i table = tables16(cursor_table(c), context, half, CODEC_PROB_BITS);
 
-		t[2u * half] = decode_step(dec, widen(table, 0), &x[2u * half]);
-		t[2u * half + 1u] = decode_step(dec, widen(table, 1), &x[2u * half + 1u]);
+		t->v[2u * half] = decode_step(dec, widen(table, 0), &x->v[2u * half]);
+		t->v[2u * half + 1u] = decode_step(dec, widen(table, 1), &x->v[2u * half + 1u]);
 	}
 }
 
-KERNEL void decode_row_end(struct cursor *c, __m256i *x, const __m256i *t)
+KERNEL void decode_row_end(struct cursor *c, struct vec_states *x, const struct vec_tokens *t)
 {
 	UNROLLED
 	for (unsigned v = 0; v < VECTORS; v++)
-		c->words = decode_renormalise(c->words, &x[v]);
-	tokens_store(c->tokens, t);
+		c->words = decode_renormalise(c->words, &x->v[v]);
+	tokens_store(c->tokens, t->v);
 	cursor_advance(c);
-}
-
-/* Rows of both streams while both have whole ones: two chains of latency side by side. */
-static void decode_pair(const struct codec_profile *p, struct cursor *a, struct cursor *b,
-			uint32_t *states_a, uint32_t *states_b)
-{
-	struct cursor ca = *a, cb = *b;
-	__m256i x[VECTORS], y[VECTORS], t[VECTORS], u[VECTORS];
-
-	states_load(x, states_a);
-	states_load(y, states_b);
-	while (ca.run < ca.run_end && cb.run < cb.run_end && cursor_fast(&ca) && cursor_fast(&cb)) {
-		decode_row_begin(p->dec, &ca, x, t);
-		decode_row_begin(p->dec, &cb, y, u);
-		decode_row_end(&ca, x, t);
-		decode_row_end(&cb, y, u);
-	}
-	states_store(states_a, x);
-	states_store(states_b, y);
-	*a = ca;
-	*b = cb;
-}
-
-/* The rest of one stream. */
-static int decode_one(const struct codec_profile *p, struct cursor *c, uint32_t *states)
-{
-	__m256i x[VECTORS], t[VECTORS];
-
-	states_load(x, states);
-	while (c->run < c->run_end) {
-		uint32_t lanes = c->run->columns - c->row * CODEC_LANES;
-		int64_t n;
-
-		if (cursor_fast(c)) {
-			decode_row_begin(p->dec, c, x, t);
-			decode_row_end(c, x, t);
-			continue;
-		}
-		states_store(states, x);
-		n = codec_scalar_decode_row(p, cursor_table(c), cursor_previous(c),
-					    lanes < CODEC_LANES ? lanes : CODEC_LANES, c->words,
-					    (uint32_t)((size_t)(c->words_end - c->words) / 2u),
-					    states, c->tokens);
-		if (n < 0)
-			return (int)n;
-		c->words += 2u * (size_t)n;
-		cursor_advance(c);
-		states_load(x, states);
-	}
-	states_store(states, x);
-	return 0;
-}
-
-static void avx2_decode(const struct codec_profile *p, struct codec_stream *streams,
-			uint32_t streams_count)
-{
-	struct cursor c[CODEC_STREAMS_MAX];
-
-	for (uint32_t i = 0; i < streams_count; i++)
-		c[i] = (struct cursor){
-			.run = streams[i].runs,
-			.run_end = streams[i].runs + streams[i].runs_count,
-			.words = streams[i].words,
-			.words_end = streams[i].words + 2u * (size_t)streams[i].words_count,
-			.tokens = streams[i].tokens,
-		};
-	if (streams_count == 2)
-		decode_pair(p, &c[0], &c[1], streams[0].states, streams[1].states);
-	for (uint32_t i = 0; i < streams_count; i++) {
-		int r = decode_one(p, &c[i], streams[i].states);
-
-		if (r == 0 && c[i].words != c[i].words_end)
-			r = -EBADMSG;
-		streams[i].res = r;
-	}
 }
 
 /* ---- entropy encoder ---- */
@@ -326,7 +219,7 @@ KERNEL uint16_t *encode_step(const uint64_t *enc, const uint16_t *index, __m256i
 }
 
 KERNEL uint16_t *encode_row(const uint64_t *enc, const uint16_t *table, const uint8_t *previous,
-			    const uint8_t *tokens, __m256i *x, uint16_t *end)
+			    const uint8_t *tokens, struct vec_states *x, uint16_t *end)
 {
 	__m256i context = contexts(previous), t = load256(tokens);
 	uint16_t index[CODEC_LANES] __attribute__((aligned(32)));
@@ -339,44 +232,7 @@ KERNEL uint16_t *encode_row(const uint64_t *enc, const uint16_t *table, const ui
 					   _mm256_cvtepu8_epi16(_mm256_extracti128_si256(t, 1))));
 	UNROLLED
 	for (unsigned v = VECTORS; v-- > 0;)
-		end = encode_step(enc, index + 8u * v, &x[v], end);
-	return end;
-}
-
-static uint16_t *avx2_encode(const struct codec_profile *p, const struct codec_run *runs,
-			     uint32_t runs_count, const uint8_t *tokens, uint32_t *states,
-			     uint16_t *end)
-{
-	__m256i x[VECTORS];
-
-	static_assert(CODEC_TOKENS_PITCH == 1u << 7, "index of an encoder entry");
-	static_assert(FORMAT_TABLES_MAX * CODEC_PROB_SUM <= 65536, "a slot's index in 16 bits");
-	for (uint32_t i = 0; i < runs_count; i++)
-		tokens += (size_t)runs[i].tokens_count * runs[i].rows_per_token * CODEC_LANES;
-	states_load(x, states);
-	for (uint32_t i = runs_count; i-- > 0;) {
-		const struct codec_run *run = &runs[i];
-		size_t pitch = (size_t)run->rows_per_token * CODEC_LANES;
-
-		for (uint32_t t = run->tokens_count; t-- > 0;)
-			for (uint32_t r = run->rows_per_token; r-- > 0;) {
-				const uint16_t *table = run->table + r * CODEC_LANES;
-				uint32_t lanes = run->columns - r * CODEC_LANES;
-				const uint8_t *previous;
-
-				tokens -= CODEC_LANES;
-				previous = run->context && t > 0 ? tokens - pitch : NULL;
-				if (lanes >= CODEC_LANES) {
-					end = encode_row(p->enc, table, previous, tokens, x, end);
-					continue;
-				}
-				states_store(states, x);
-				end = codec_scalar_encode_row(p, table, previous, tokens, lanes,
-							      states, end);
-				states_load(x, states);
-			}
-	}
-	states_store(states, x);
+		end = encode_step(enc, index + 8u * v, &x->v[v], end);
 	return end;
 }
 
@@ -432,40 +288,6 @@ KERNEL uint32_t tokenize_row(const struct codec_run *run, uint32_t column, const
 	return (uint32_t)__builtin_popcount((unsigned)_mm256_movemask_epi8(t));
 }
 
-/* One body; `bits` and `shift` are constants in the calls that matter, so that it is unrolled. */
-KERNEL uint32_t tokenize_run(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens,
-			     uint32_t *planes, int bits, unsigned shift)
-{
-	uint32_t escapes = 0, bytes = (uint32_t)bits / 8u;
-
-	for (uint32_t t = 0; t < run->tokens_count; t++)
-		for (uint32_t c = 0; c < run->columns; c += CODEC_LANES) {
-			uint32_t lanes = run->columns - c;
-
-			if (lanes >= CODEC_LANES) {
-				lanes = CODEC_LANES;
-				escapes += tokenize_row(run, c, raw, tokens, planes, bits, shift);
-			} else {
-				escapes += codec_scalar_tokenize_row(run, c, lanes, raw, tokens,
-								     planes);
-			}
-			raw += (size_t)lanes * bytes;
-			tokens += CODEC_LANES;
-			planes += shift;
-		}
-	return escapes;
-}
-
-static uint32_t avx2_tokenize(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens,
-			      uint32_t *planes)
-{
-	if (run->bits == 16)
-		return run->shift == 5 ? tokenize_run(run, raw, tokens, planes, 16, 5)
-				       : tokenize_run(run, raw, tokens, planes, 16, run->shift);
-	return run->shift == 1 ? tokenize_run(run, raw, tokens, planes, 8, 1)
-			       : tokenize_run(run, raw, tokens, planes, 8, run->shift);
-}
-
 /* ---- tokens and planes to patterns ---- */
 
 KERNEL __m256i patterns_of(__m256i token, __m256i low, const struct codec_run *run, uint32_t column,
@@ -518,64 +340,7 @@ KERNEL unsigned rebuild_row(const struct codec_run *run, uint32_t column, const 
 	return (unsigned)_mm256_movemask_epi8(t);
 }
 
-/* Put the escaped lanes right.  Returns how many there are, present or not. */
-static uint32_t escapes_place(unsigned mask, const uint8_t *escapes, uint32_t escapes_count,
-			      uint8_t *raw, uint32_t bytes)
-{
-	uint32_t used = 0;
-
-	for (; mask; mask &= mask - 1u, used++)
-		if (used < escapes_count)
-			memcpy(raw + (uint32_t)__builtin_ctz(mask) * bytes, escapes + 2u * used,
-			       bytes);
-	return used;
-}
-
-KERNEL uint32_t rebuild_run(const struct codec_run *run, const uint8_t *tokens,
-			    const uint32_t *planes, const uint8_t *escapes, uint32_t escapes_count,
-			    uint8_t *raw, int bits, unsigned shift)
-{
-	uint32_t used = 0, bytes = (uint32_t)bits / 8u;
-
-	for (uint32_t t = 0; t < run->tokens_count; t++)
-		for (uint32_t c = 0; c < run->columns; c += CODEC_LANES) {
-			uint32_t lanes = run->columns - c;
-			const uint8_t *from = escapes + 2u * (size_t)used;
-
-			if (used > escapes_count)
-				return used;
-			if (lanes >= CODEC_LANES) {
-				unsigned mask = rebuild_row(run, c, tokens, planes, raw, bits,
-							    shift);
-
-				lanes = CODEC_LANES;
-				if (mask)
-					used += escapes_place(mask, from, escapes_count - used, raw,
-							      bytes);
-			} else {
-				used += codec_scalar_rebuild_row(run, c, lanes, tokens, planes,
-								 from, escapes_count - used, raw);
-			}
-			raw += (size_t)lanes * bytes;
-			tokens += CODEC_LANES;
-			planes += shift;
-		}
-	return used;
-}
-
-static uint32_t avx2_rebuild(const struct codec_run *run, const uint8_t *tokens,
-			     const uint32_t *planes, const uint8_t *escapes, uint32_t escapes_count,
-			     uint8_t *raw)
-{
-	if (run->bits == 16)
-		return run->shift == 5 ? rebuild_run(run, tokens, planes, escapes, escapes_count,
-						     raw, 16, 5)
-				       : rebuild_run(run, tokens, planes, escapes, escapes_count,
-						     raw, 16, run->shift);
-	return run->shift == 1 ? rebuild_run(run, tokens, planes, escapes, escapes_count, raw, 8, 1)
-			       : rebuild_run(run, tokens, planes, escapes, escapes_count, raw, 8,
-					     run->shift);
-}
+#include "gpu/codec/cpu_drive.h"
 
 static bool avx2_supported(void)
 {
@@ -587,10 +352,10 @@ static bool avx2_supported(void)
 const struct codec_kernels codec_kernels_avx2 = {
 	.name = "avx2",
 	.supported = avx2_supported,
-	.tokenize = avx2_tokenize,
-	.encode = avx2_encode,
-	.decode = avx2_decode,
-	.rebuild = avx2_rebuild,
+	.tokenize = drive_tokenize,
+	.encode = drive_encode,
+	.decode = drive_decode,
+	.rebuild = drive_rebuild,
 };
 
 #endif

@@ -13,6 +13,7 @@
 
 static const struct codec_kernels *const kernels_all[] = {
 #if defined(__x86_64__)
+	&codec_kernels_avx512,
 	&codec_kernels_avx2,
 #endif
 	&codec_kernels_scalar,

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cpu_avx512.c - the kernels with 16 lanes to a vector: masks, expand and compress in place of the
+ * permutations of cpu_avx2.c.  The same bytes as cpu_scalar.c.
+ */
+#include "gpu/codec/internal.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "gpu/codec/cpu_vector.h"
+
+#define VECTORS 2u /* of 16 lanes in a row */
+
+struct vec_states {
+	__m512i v[VECTORS];
+};
+
+struct vec_tokens {
+	__m512i v[VECTORS];
+};
+
+KERNEL __m256i load256(const void *p)
+{
+	return _mm256_loadu_si256((const __m256i *)p);
+}
+
+KERNEL struct vec_states states_load(const uint32_t *states)
+{
+	return (struct vec_states){ { _mm512_loadu_si512(states),
+				      _mm512_loadu_si512(states + 16) } };
+}
+
+KERNEL void states_store(uint32_t *states, const struct vec_states *x)
+{
+	_mm512_storeu_si512(states, x->v[0]);
+	_mm512_storeu_si512(states + 16, x->v[1]);
+}
+
+/* Tables of 32 lanes, in 16 bits each: table + context, shifted to the first slot or entry. */
+KERNEL __m512i tables16(const uint16_t *table, const uint8_t *previous, unsigned shift)
+{
+	__m512i t = _mm512_loadu_si512(table), p;
+	__mmask32 near;
+
+	if (previous) {
+		p = _mm512_cvtepu8_epi16(load256(previous));
+		near = _mm512_cmplt_epu16_mask(p, _mm512_set1_epi16(CODEC_CONTEXT_NEAR_TOKENS));
+		p = _mm512_add_epi16(_mm512_and_si512(p, _mm512_set1_epi16(1)),
+				     _mm512_set1_epi16(1));
+		t = _mm512_add_epi16(t, _mm512_mask_add_epi16(p, near, p, _mm512_set1_epi16(2)));
+	}
+	return _mm512_slli_epi16(t, shift);
+}
+
+KERNEL __m256i half_of(__m512i x, unsigned half)
+{
+	return half ? _mm512_extracti64x4_epi64(x, 1) : _mm512_castsi512_si256(x);
+}
+
+/* ---- entropy decoder ---- */
+
+KERNEL __m512i decode_step(const uint32_t *dec, __m512i table, __m512i *x)
+{
+	const __m512i field = _mm512_set1_epi32(CODEC_DEC_FIELD_MASK);
+	__m512i e = _mm512_i32gather_epi32(_mm512_or_si512(table, _mm512_and_si512(*x, field)), dec,
+					   4);
+	__m512i bias = _mm512_and_si512(_mm512_srli_epi32(e, CODEC_DEC_BIAS_SHIFT), field);
+
+	*x = _mm512_mullo_epi32(_mm512_and_si512(e, field), _mm512_srli_epi32(*x, CODEC_PROB_BITS));
+	*x = _mm512_add_epi32(*x, bias);
+	return _mm512_srli_epi32(e, CODEC_DEC_TOKEN_SHIFT);
+}
+
+KERNEL void decode_row_begin(const uint32_t *dec, const struct cursor *c, struct vec_states *x,
+			     struct vec_tokens *t)
+{
+	__m512i tables = tables16(cursor_table(c), cursor_previous(c), CODEC_PROB_BITS);
+
+	UNROLLED
+	for (unsigned v = 0; v < VECTORS; v++)
+		t->v[v] = decode_step(dec, _mm512_cvtepu16_epi32(half_of(tables, v)), &x->v[v]);
+}
+
+KERNEL void decode_row_end(struct cursor *c, struct vec_states *x, const struct vec_tokens *t)
+{
+	UNROLLED
+	for (unsigned v = 0; v < VECTORS; v++) {
+		__mmask16 need = _mm512_cmplt_epu32_mask(x->v[v],
+							 _mm512_set1_epi32(CODEC_STATE_LOW));
+		__m512i w = _mm512_cvtepu16_epi32(load256(c->words));
+
+		w = _mm512_maskz_expand_epi32(need, w);
+		x->v[v] = _mm512_mask_or_epi32(x->v[v], need, _mm512_slli_epi32(x->v[v], 16), w);
+		c->words += 2u * (unsigned)__builtin_popcount(need);
+		_mm_storeu_si128((__m128i *)(void *)(c->tokens + 16u * v),
+				 _mm512_cvtepi32_epi8(t->v[v]));
+	}
+	cursor_advance(c);
+}
+
+/* ---- entropy encoder ---- */
+
+/* floor(a * b / 2^32), lane by lane. */
+KERNEL __m512i mulhi_epu32(__m512i a, __m512i b)
+{
+	__m512i even = _mm512_srli_epi64(_mm512_mul_epu32(a, b), 32);
+	__m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
+
+	return _mm512_mask_blend_epi32(0xaaaa, even, odd);
+}
+
+KERNEL uint16_t *encode_step(const uint64_t *enc, __m512i index, __m512i *x, uint16_t *end)
+{
+	const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26,
+					       28, 30);
+	const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+	__m512i a = _mm512_i32gather_epi64(half_of(index, 0), enc, 8);
+	__m512i b = _mm512_i32gather_epi64(half_of(index, 1), enc, 8);
+	__m512i e = _mm512_permutex2var_epi32(a, even, b),
+		rcp = _mm512_permutex2var_epi32(a, odd, b);
+	__m512i freq = _mm512_and_si512(e, _mm512_set1_epi32(0xffff)), q, r, w;
+	__mmask16 spill, more;
+	unsigned n;
+
+	spill = _mm512_cmpge_epu32_mask(*x, _mm512_slli_epi32(freq, 32 - CODEC_PROB_BITS));
+	n = (unsigned)__builtin_popcount(spill);
+	w = _mm512_maskz_compress_epi32(spill, *x);
+	end -= n;
+	_mm256_mask_storeu_epi16(end, (__mmask16)((1u << n) - 1u), _mm512_cvtepi32_epi16(w));
+	*x = _mm512_mask_srli_epi32(*x, spill, *x, 16);
+
+	/* The reciprocal gives the quotient or one less. */
+	q = mulhi_epu32(*x, rcp);
+	r = _mm512_sub_epi32(*x, _mm512_mullo_epi32(q, freq));
+	more = _mm512_cmpge_epu32_mask(r, freq);
+	q = _mm512_mask_add_epi32(q, more, q, _mm512_set1_epi32(1));
+	r = _mm512_mask_sub_epi32(r, more, r, freq);
+	*x = _mm512_add_epi32(_mm512_slli_epi32(q, CODEC_PROB_BITS),
+			      _mm512_add_epi32(r, _mm512_srli_epi32(e, 16)));
+	return end;
+}
+
+KERNEL uint16_t *encode_row(const uint64_t *enc, const uint16_t *table, const uint8_t *previous,
+			    const uint8_t *tokens, struct vec_states *x, uint16_t *end)
+{
+	__m512i index = _mm512_or_si512(tables16(table, previous, 7),
+					_mm512_cvtepu8_epi16(load256(tokens)));
+
+	UNROLLED
+	for (unsigned v = VECTORS; v-- > 0;)
+		end = encode_step(enc, _mm512_cvtepu16_epi32(half_of(index, v)), &x->v[v], end);
+	return end;
+}
+
+/* ---- patterns to tokens and planes, and back ---- */
+
+KERNEL uint32_t tokenize_row(const struct codec_run *run, uint32_t column, const uint8_t *raw,
+			     uint8_t *tokens, uint32_t *planes, int bits, unsigned shift)
+{
+	__m512i x = bits == 16 ? _mm512_loadu_si512(raw) : _mm512_cvtepu8_epi16(load256(raw));
+	__m512i magnitude = _mm512_and_si512(x, _mm512_set1_epi16((short)((1 << (bits - 1)) - 1)));
+	__m512i sign = _mm512_srli_epi16(x, (unsigned)bits - 1u), distance, token;
+	__mmask32 outside;
+
+	distance = _mm512_sub_epi16(_mm512_loadu_si512(run->top + column),
+				    _mm512_srl_epi16(magnitude, _mm_cvtsi32_si128((int)shift)));
+	outside = _mm512_cmpge_epu16_mask(distance, _mm512_loadu_si512(run->width + column));
+	token = _mm512_add_epi16(_mm512_slli_epi16(distance, 1),
+				 _mm512_xor_si512(sign, _mm512_loadu_si512(run->flip + column)));
+	token = _mm512_mask_mov_epi16(token, outside, _mm512_set1_epi16(CODEC_TOKEN_ESC));
+	_mm256_storeu_si256((__m256i *)tokens, _mm512_cvtepi16_epi8(token));
+	UNROLLED
+	for (unsigned k = 0; k < shift; k++)
+		planes[k] = _mm512_test_epi16_mask(x, _mm512_set1_epi16((short)(1u << k)));
+	return (uint32_t)__builtin_popcount(outside);
+}
+
+KERNEL unsigned rebuild_row(const struct codec_run *run, uint32_t column, const uint8_t *tokens,
+			    const uint32_t *planes, uint8_t *raw, int bits, unsigned shift)
+{
+	__m512i t = _mm512_cvtepu8_epi16(load256(tokens)), cell, sign, x;
+
+	cell = _mm512_sub_epi16(_mm512_loadu_si512(run->top + column), _mm512_srli_epi16(t, 1));
+	sign = _mm512_xor_si512(_mm512_and_si512(t, _mm512_set1_epi16(1)),
+				_mm512_loadu_si512(run->flip + column));
+	x = _mm512_sll_epi16(cell, _mm_cvtsi32_si128((int)shift));
+	UNROLLED
+	for (unsigned k = 0; k < shift; k++)
+		x = _mm512_or_si512(x, _mm512_maskz_set1_epi16(planes[k], (short)(1u << k)));
+	x = _mm512_and_si512(x, _mm512_set1_epi16((short)((1 << (bits - 1)) - 1)));
+	x = _mm512_or_si512(x, _mm512_slli_epi16(sign, (unsigned)bits - 1u));
+	if (bits == 16)
+		_mm512_storeu_si512(raw, x);
+	else
+		_mm256_storeu_si256((__m256i *)raw, _mm512_cvtepi16_epi8(x));
+	return _mm512_cmpeq_epi16_mask(t, _mm512_set1_epi16(CODEC_TOKEN_ESC));
+}
+
+#include "gpu/codec/cpu_drive.h"
+
+/* Everything that the compiler was told it may use here, not only what is used above. */
+static bool avx512_supported(void)
+{
+	__builtin_cpu_init();
+	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+	       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+	       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+	       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vbmi") &&
+	       __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bitalg") &&
+	       __builtin_cpu_supports("avx512vpopcntdq");
+}
+
+const struct codec_kernels codec_kernels_avx512 = {
+	.name = "avx512",
+	.supported = avx512_supported,
+	.tokenize = drive_tokenize,
+	.encode = drive_encode,
+	.decode = drive_decode,
+	.rebuild = drive_rebuild,
+};
+
+#endif
