@@ -116,25 +116,24 @@ static int ask(struct raw_client *c, void *message, uint16_t type, size_t bytes)
 	return r;
 }
 
-struct open_message {
+union open_message {
 	struct ctl_ns_open m;
-	struct skvc_abi_segment segments[2];
+	uint8_t bytes[sizeof(struct ctl_ns_open) + 2 * sizeof(struct skvc_abi_segment)];
 };
 
-static struct open_message ns_message(const char *model)
+static union open_message ns_message(const char *model)
 {
-	struct open_message o = {
-		.m = { .block_tokens = 16, .segments_count = 2 },
-		.segments = { { 1, 1, 0, 2, 64 }, { 2, 1, 0, 2, 64 } },
-	};
+	union open_message o = { .m = { .block_tokens = 16, .segments_count = 2 } };
 
+	o.m.segments[0] = (struct skvc_abi_segment){ 1, 1, 0, 2, 64 };
+	o.m.segments[1] = (struct skvc_abi_segment){ 2, 1, 0, 2, 64 };
 	(void)snprintf((char *)o.m.model, sizeof(o.m.model), "%s", model);
 	return o;
 }
 
 static int ask_ns(struct raw_client *c, const char *model)
 {
-	struct open_message o = ns_message(model);
+	union open_message o = ns_message(model);
 
 	return ask(c, &o, CTL_NS_OPEN, sizeof(o));
 }
@@ -250,9 +249,9 @@ static void test_bye(void **state)
 
 static void test_region_bounds(void **state)
 {
-	struct {
+	union {
 		struct ctl_region_host m;
-		struct skvc_abi_stride strides[2];
+		uint8_t bytes[sizeof(struct ctl_region_host) + 2 * sizeof(struct skvc_abi_stride)];
 	} r = { .m = { .ns = 1, .arena = 1, .blocks_count = 4, .strides_count = 2 } };
 	struct raw_client c;
 
@@ -277,24 +276,24 @@ static void test_region_bounds(void **state)
 	assert_error(&c, -EINVAL, SKVC_ABI_REASON_BAD_REGION);
 	assert_int_equal(ask_region(&c, 1, UINT32_MAX, 1, 0), CTL_ERROR);
 	/* Given strides: good ones, then one that wraps around, one that overlaps, one too few. */
-	r.strides[0] = (struct skvc_abi_stride){ 0, 8192, 256, 128 };
-	r.strides[1] = (struct skvc_abi_stride){ 4096, 8192, 256, 128 };
+	r.m.strides[0] = (struct skvc_abi_stride){ 0, 8192, 256, 128 };
+	r.m.strides[1] = (struct skvc_abi_stride){ 4096, 8192, 256, 128 };
 	assert_int_equal(ask(&c, &r, CTL_REGION_HOST, sizeof(r)), CTL_REGION);
-	r.strides[1].off = UINT64_MAX - 4095;
+	r.m.strides[1].off = UINT64_MAX - 4095;
 	assert_int_equal(ask(&c, &r, CTL_REGION_HOST, sizeof(r)), CTL_ERROR);
 	assert_error(&c, -ERANGE, SKVC_ABI_REASON_BAD_REGION);
-	r.strides[1] = (struct skvc_abi_stride){ 4096, 8192, 0, 128 };
+	r.m.strides[1] = (struct skvc_abi_stride){ 4096, 8192, 0, 128 };
 	assert_int_equal(ask(&c, &r, CTL_REGION_HOST, sizeof(r)), CTL_ERROR);
 	assert_error(&c, -EINVAL, SKVC_ABI_REASON_BAD_REGION);
 	r.m.strides_count = 1;
-	assert_int_equal(ask(&c, &r, CTL_REGION_HOST, sizeof(r) - sizeof(r.strides[0])), CTL_ERROR);
+	assert_int_equal(ask(&c, &r, CTL_REGION_HOST, sizeof(r) - sizeof(r.m.strides[0])), CTL_ERROR);
 	assert_error(&c, -EINVAL, SKVC_ABI_REASON_BAD_REGION);
 	raw_client_close(&c);
 }
 
 static void test_limits(void **state)
 {
-	struct open_message o = ns_message("large");
+	union open_message o = ns_message("large");
 	struct raw_client c, d, more[4];
 	char model[16];
 
@@ -321,10 +320,10 @@ static void test_limits(void **state)
 	assert_error(&c, -EUSERS, SKVC_ABI_REASON_MEMORY_LIMIT);
 	assert_int_equal(ask_ns(&c, "m0"), CTL_NS);
 	o.m.block_tokens = 1024;
-	o.segments[0].heads = o.segments[1].heads = 1024;
+	o.m.segments[0].heads = o.m.segments[1].heads = 1024;
 	assert_int_equal(ask(&d, &o, CTL_NS_OPEN, sizeof(o)), CTL_ERROR);
 	assert_error(&d, -EFBIG, SKVC_ABI_REASON_TOO_LARGE);
-	o.segments[0].heads = o.segments[1].heads = 8;
+	o.m.segments[0].heads = o.m.segments[1].heads = 8;
 	assert_int_equal(ask(&d, &o, CTL_NS_OPEN, sizeof(o)), CTL_ERROR);
 	assert_error(&d, -EFBIG, SKVC_ABI_REASON_TOO_LARGE);
 	assert_non_null(strstr((const char *)d.answer.error.text, "[host] pool to "));
@@ -451,7 +450,7 @@ static void test_versions(void **state)
 /* Every prefix of every message, each on a session of its own: never more than that session is hurt. */
 static void test_half_messages(void **state)
 {
-	struct open_message o = ns_message("m");
+	union open_message o = ns_message("m");
 	struct ctl_hello hello = raw_client_hello(8);
 	struct raw_client c;
 
@@ -522,7 +521,7 @@ static void send_with_fds(struct raw_client *c, const void *packet, size_t bytes
 static void test_descriptors(void **state)
 {
 	struct ctl_region_gpu gpu = { .ns = 1, .memory_type = 2, .blocks_count = 1, .allocation_bytes = 4096 };
-	struct open_message o = ns_message("m");
+	union open_message o = ns_message("m");
 	struct raw_client c;
 	unsigned before;
 
@@ -628,7 +627,7 @@ static void test_silence(void **state)
 /* In a child: everything up to `stage`, then wait to be killed. */
 static void live_until(unsigned stage, int ready)
 {
-	struct open_message o = ns_message("m");
+	union open_message o = ns_message("m");
 	struct ctl_hello hello = raw_client_hello(8);
 	struct ctl_header bye;
 	struct raw_client c;
