@@ -153,7 +153,7 @@ struct skvc_session {
 	bool gone;
 	bool armed; /* cq_tail.wait may be set by us */
 	uint64_t alive_checked_ns;
-	bool heard;				/* completions came since then: the daemon lives */
+	bool heard; /* completions came since then: the daemon lives */
 
 	struct client_args args;
 	struct client_job *jobs; /* owned; jobs_max */

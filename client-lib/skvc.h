@@ -108,8 +108,8 @@ struct skvc_options {		     /* zero-initialise; all fields are optional */
 	uint32_t sq_entries;	     /* power of two, 8..4096; 0: 256 */
 	uint64_t args_bytes;	     /* argument area, 64 KiB..64 MiB; 0: 2 MiB */
 	uint64_t connect_timeout_ns; /* 0: 5 s */
-	uint64_t
-		spin_ns; /* skvc_wait() is busy this long, then sleeps; 0: 50 us; UINT64_MAX: always busy */
+	/* skvc_wait() polls this long, then sleeps; 0: 50 us; UINT64_MAX: it never sleeps */
+	uint64_t spin_ns;
 	const char *name;			   /* shown in `skvcctl stats`; <= 63 bytes */
 	void (*log)(void *user, const char *line); /* diagnostics; NULL: none */
 	void *log_user;
@@ -195,8 +195,8 @@ struct skvc_lookup { /* zero-initialise */
 	uint32_t count;		       /* keys, 1..SKVC_BLOCKS_MAX */
 	const struct skvc_key *keys;   /* a prefix: keys[i] is the parent of keys[i + 1] */
 	const struct skvc_key *parent; /* of keys[0], or NULL */
-	const uint32_t
-		*tokens;       /* count * block_tokens ids, or NULL; when given, a hit must match */
+	/* count * block_tokens ids, or NULL; when given, a hit must match */
+	const uint32_t *tokens;
 	uint64_t lease_ttl_ns; /* 0: the daemon's default (30 s) */
 };
 
