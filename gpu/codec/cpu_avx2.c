@@ -172,24 +172,31 @@ KERNEL __m256i mulhi_epu32(__m256i a, __m256i b)
 	return _mm256_blend_epi32(even, odd, 0xaa);
 }
 
-/* Entries 0..7 of index, taken apart into frequency | start << 16 and reciprocal. */
-KERNEL __m256i entries(const uint64_t *enc, const uint16_t *index, __m256i *ret_rcp)
+/* Two entries side by side. */
+KERNEL __m128 entry_pair(const uint64_t *enc, uint32_t i, uint32_t j)
 {
-	__m128 q[4];
-	__m256 a, b;
+	__m128 x = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(enc + i)));
 
-	UNROLLED
-	for (unsigned i = 0; i < 4; i++) {
-		q[i] = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(enc + index[2u * i])));
-		q[i] = _mm_loadh_pi(q[i], (const __m64 *)(const void *)(enc + index[2u * i + 1u]));
-	}
-	a = _mm256_insertf128_ps(_mm256_castps128_ps256(q[0]), q[2], 1);
-	b = _mm256_insertf128_ps(_mm256_castps128_ps256(q[1]), q[3], 1);
+	return _mm_loadh_pi(x, (const __m64 *)(const void *)(enc + j));
+}
+
+/* Eight entries by 16-bit index, taken apart into frequency | start << 16 and reciprocal. */
+KERNEL __m256i entries(const uint64_t *enc, __m128i index, __m256i *ret_rcp)
+{
+	uint64_t low = (uint64_t)_mm_cvtsi128_si64(index);
+	uint64_t high = (uint64_t)_mm_extract_epi64(index, 1);
+	__m128 q0 = entry_pair(enc, (uint16_t)low, (uint16_t)(low >> 16));
+	__m128 q1 = entry_pair(enc, (uint16_t)(low >> 32), (uint16_t)(low >> 48));
+	__m128 q2 = entry_pair(enc, (uint16_t)high, (uint16_t)(high >> 16));
+	__m128 q3 = entry_pair(enc, (uint16_t)(high >> 32), (uint16_t)(high >> 48));
+	__m256 a = _mm256_insertf128_ps(_mm256_castps128_ps256(q0), q2, 1);
+	__m256 b = _mm256_insertf128_ps(_mm256_castps128_ps256(q1), q3, 1);
+
 	*ret_rcp = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
 	return _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
 }
 
-KERNEL uint16_t *encode_step(const uint64_t *enc, const uint16_t *index, __m256i *x, uint16_t *end)
+KERNEL uint16_t *encode_step(const uint64_t *enc, __m128i index, __m256i *x, uint16_t *end)
 {
 	__m256i rcp, e = entries(enc, index, &rcp), freq, limit, spill, w, q, r, less;
 	unsigned mask;
@@ -221,18 +228,16 @@ KERNEL uint16_t *encode_step(const uint64_t *enc, const uint16_t *index, __m256i
 KERNEL uint16_t *encode_row(const uint64_t *enc, const uint16_t *table, const uint8_t *previous,
 			    const uint8_t *tokens, struct vec_states *x, uint16_t *end)
 {
-	__m256i context = contexts(previous), t = load256(tokens);
-	uint16_t index[CODEC_LANES] __attribute__((aligned(32)));
+	__m256i context = contexts(previous), t = load256(tokens), index;
 
-	_mm256_store_si256((__m256i *)index,
-			   _mm256_or_si256(tables16(table, context, 0, 7),
-					   _mm256_cvtepu8_epi16(_mm256_castsi256_si128(t))));
-	_mm256_store_si256((__m256i *)(index + 16),
-			   _mm256_or_si256(tables16(table, context, 1, 7),
-					   _mm256_cvtepu8_epi16(_mm256_extracti128_si256(t, 1))));
 	UNROLLED
-	for (unsigned v = VECTORS; v-- > 0;)
-		end = encode_step(enc, index + 8u * v, &x->v[v], end);
+	for (unsigned half = 2; half-- > 0;) {
+		index = _mm256_cvtepu8_epi16(half ? _mm256_extracti128_si256(t, 1)
+						  : _mm256_castsi256_si128(t));
+		index = _mm256_or_si256(index, tables16(table, context, half, 7));
+		end = encode_step(enc, _mm256_extracti128_si256(index, 1), &x->v[2u * half + 1u], end);
+		end = encode_step(enc, _mm256_castsi256_si128(index), &x->v[2u * half], end);
+	}
 	return end;
 }
 
