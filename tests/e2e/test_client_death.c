@@ -18,21 +18,21 @@
 #define DATA_SEED 7u
 
 enum stage {
-	STAGE_CONNECTED,		/* socket only, nothing said */
-	STAGE_HALF_MESSAGE,		/* a packet that is not a whole HELLO */
+	STAGE_CONNECTED,    /* socket only, nothing said */
+	STAGE_HALF_MESSAGE, /* a packet that is not a whole HELLO */
 	STAGE_SESSION,
 	STAGE_NAMESPACE,
-	STAGE_ARENA,			/* with a registered region */
+	STAGE_ARENA, /* with a registered region */
 	STAGE_STORE_SUBMITTED,
 	STAGE_SOURCE_FREE,
 	STAGE_LEASE,
 	STAGE_LOADING,
 	STAGE_LOADING_FROM_NVME,
-	STAGE_BUSY,			/* at a random moment of everything at once */
+	STAGE_BUSY, /* at a random moment of everything at once */
 };
 
 static struct private_daemon daemon_;
-static int news[2];	/* the child says: I am there */
+static int news[2]; /* the child says: I am there */
 
 static void announce(void)
 {

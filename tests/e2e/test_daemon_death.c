@@ -81,7 +81,7 @@ static void kill_restart_go_on(int stopped_first)
 		assert_int_equal(kill(daemon_.pid, SIGSTOP), 0);
 	n = submit_all_kinds(&e, c.lease, jobs, bitmap);
 	if (!stopped_first)
-		n = 0;	/* they may be done: then only what comes after counts */
+		n = 0; /* they may be done: then only what comes after counts */
 	private_daemon_kill(&daemon_, SIGKILL);
 	start = private_daemon_now_ns();
 	if (n) {
@@ -100,12 +100,12 @@ static void kill_restart_go_on(int stopped_first)
 	if (n)
 		check_all_are_epipe(&e, jobs, n);
 	check_unusable_but_harmless(&e);
-	assert_true(skvc_reconnect(e.session) < 0);	/* nobody there yet; not the end */
+	assert_true(skvc_reconnect(e.session) < 0); /* nobody there yet; not the end */
 	assert_ok(private_daemon_restart(&daemon_, 0, NULL));
 	assert_ok(skvc_reconnect(e.session));
 	assert_ptr_equal(skvc_arena_ptr(e.arena), e.pages);
 	for (size_t i = 0; i < e.blocks * e.data.block_bytes; i++)
-		assert_int_equal(e.pages[i], 0x42);	/* contents are kept */
+		assert_int_equal(e.pages[i], 0x42); /* contents are kept */
 	assert_int_equal(engine_fetch(&e, 1, 8), 0);
 	assert_ok(engine_store(&e, 1, 0, 8, &c));
 	assert_int_equal(engine_fetch(&e, 1, 8), 8);

@@ -17,7 +17,7 @@
 #define END_MS (2000 * (int)E2E_SLOW)
 
 static struct private_daemon daemon_;
-static struct engine honest;	/* its blocks must survive all that happens here */
+static struct engine honest; /* its blocks must survive all that happens here */
 static uint64_t seed;
 
 static int start(void **state)
@@ -48,9 +48,9 @@ static int check_honest(void **state)
 	if (private_daemon_died(&daemon_) || engine_fetch(&honest, 1, 16) != 16)
 		return -1;
 	return daemon_stats_wait(&daemon_, "sessions", 1, 1000 * E2E_SLOW) >= 0 &&
-			       daemon_stats_get("jobs") == 0 && daemon_stats_get("leases") == 0 ?
-		       0 :
-		       -1;
+			       daemon_stats_get("jobs") == 0 && daemon_stats_get("leases") == 0
+		       ? 0
+		       : -1;
 }
 
 static void expect_end(struct raw_client *c, enum skvc_abi_reason reason)
@@ -60,7 +60,7 @@ static void expect_end(struct raw_client *c, enum skvc_abi_reason reason)
 	if (got != (int)reason)
 		print_error("the session ended with %d, not with %d\n", got, (int)reason);
 	assert_int_equal(got, reason);
-	assert_int_equal(raw_client_recv(c, END_MS), 0);	/* and the socket is closed */
+	assert_int_equal(raw_client_recv(c, END_MS), 0); /* and the socket is closed */
 	raw_client_close(c);
 }
 
@@ -82,12 +82,21 @@ static void test_one_bad_entry_each(void **state)
 		{ { .opcode = 255 }, SKVC_ABI_REASON_BAD_OPCODE },
 		{ { .opcode = SKVC_ABI_OP_NOP, .flags = 0x80 }, SKVC_ABI_REASON_BAD_FLAGS },
 		{ { .opcode = SKVC_ABI_OP_NOP, .reserved0 = 1 }, SKVC_ABI_REASON_BAD_RESERVED },
-		{ { .opcode = SKVC_ABI_OP_LOOKUP, .ns = 1, .count = 0 }, SKVC_ABI_REASON_BAD_COUNT },
+		{ { .opcode = SKVC_ABI_OP_LOOKUP, .ns = 1, .count = 0 },
+		  SKVC_ABI_REASON_BAD_COUNT },
 		{ { .opcode = SKVC_ABI_OP_LOOKUP, .ns = 1, .count = 0xffffffff },
 		  SKVC_ABI_REASON_BAD_COUNT },
-		{ { .opcode = SKVC_ABI_OP_TOUCH, .ns = 1, .count = 1, .args_rel = 0xfffffff8, .args_bytes = 40 },
+		{ { .opcode = SKVC_ABI_OP_TOUCH,
+		    .ns = 1,
+		    .count = 1,
+		    .args_rel = 0xfffffff8,
+		    .args_bytes = 40 },
 		  SKVC_ABI_REASON_BAD_ARGS },
-		{ { .opcode = SKVC_ABI_OP_TOUCH, .ns = 1, .count = 1, .args_rel = 0, .args_bytes = 41 },
+		{ { .opcode = SKVC_ABI_OP_TOUCH,
+		    .ns = 1,
+		    .count = 1,
+		    .args_rel = 0,
+		    .args_bytes = 41 },
 		  SKVC_ABI_REASON_BAD_ARGS },
 	};
 
@@ -100,7 +109,8 @@ static void test_one_bad_entry_each(void **state)
 		assert_ok(raw_client_memory(&c, NULL, NULL, NULL));
 		assert_ok(raw_client_submit(&c, &bad[i].sqe));
 		expect_end(&c, bad[i].reason);
-		assert_int_equal(reason_count(skvc_reason_name((uint16_t)bad[i].reason)), before + 1);
+		assert_int_equal(reason_count(skvc_reason_name((uint16_t)bad[i].reason)),
+				 before + 1);
 	}
 }
 
@@ -173,7 +183,7 @@ static void test_random_entries(void **state)
 		}
 		raw_client_wake(&c);
 		ended += raw_client_end_reason(&c, 5) >= 0;
-		if (rng_one_in(&r, 2))	/* scribble while it still works */
+		if (rng_one_in(&r, 2)) /* scribble while it still works */
 			rng_fill(&r, c.segment + c.layout.sq_off, 64 * 64);
 		raw_client_close(&c);
 		assert_false(private_daemon_died(&daemon_));
@@ -258,7 +268,7 @@ static void test_a_client_that_does_not_read(void **state)
 	assert_true(submitted >= c.layout.cq_entries / 2 &&
 		    submitted <= c.layout.cq_entries + c.layout.sq_entries);
 	assert_int_equal(engine_fetch(&honest, 1, 16), 16);
-	for (uint64_t i = 0; i < submitted; i++) {	/* then it reads, and all are there, in order */
+	for (uint64_t i = 0; i < submitted; i++) { /* then it reads, and all are there, in order */
 		assert_ok(raw_client_complete(&c, &cqe, END_MS));
 		assert_int_equal(cqe.user_data, i);
 		assert_ok(cqe.res);
@@ -428,13 +438,14 @@ static void test_version_skew(void **state)
 		assert_int_equal(raw_client_recv(&c, END_MS), 0);
 		raw_client_close(&c);
 	}
-	{	/* A newer minor that accepts ours is welcome. */
+	{ /* A newer minor that accepts ours is welcome. */
 		struct ctl_hello hello = raw_client_hello(8);
 		struct raw_client c;
 
 		hello.abi_minor = SKVC_ABI_MINOR + 7;
 		assert_ok(raw_client_connect(&c, daemon_.socket));
-		assert_int_equal(raw_client_request(&c, &hello, CTL_HELLO, sizeof(hello)), CTL_WELCOME);
+		assert_int_equal(raw_client_request(&c, &hello, CTL_HELLO, sizeof(hello)),
+				 CTL_WELCOME);
 		raw_client_close(&c);
 	}
 }
@@ -468,11 +479,12 @@ static void test_malformed_messages(void **state)
 		ctl_msg_init(&hello.h, CTL_HELLO, sizeof(hello), i);
 		memcpy(packet, &hello, sizeof(hello));
 		if (i < 60)
-			bytes = 1 + rng_below(&r, sizeof(hello) - 1);	/* half a message */
+			bytes = 1 + rng_below(&r, sizeof(hello) - 1); /* half a message */
 		else if (i < 90)
-			packet[rng_below(&r, 12)] ^= (uint8_t)(1 + rng_below(&r, 255));	/* magic, type, length */
+			packet[rng_below(&r, 12)] ^=
+				(uint8_t)(1 + rng_below(&r, 255)); /* magic, type, length */
 		else
-			memset(packet + sizeof(struct ctl_header) + 8, 0xff, 16);	/* role, sizes */
+			memset(packet + sizeof(struct ctl_header) + 8, 0xff, 16); /* role, sizes */
 		assert_ok(raw_client_connect(&c, daemon_.socket));
 		assert_ok(raw_client_send(&c, packet, bytes, NULL, 0));
 		expect_closed(&c);
@@ -486,7 +498,8 @@ static void test_malformed_messages(void **state)
 		else
 			assert_ok(raw_client_open(&c, daemon_.socket, 8));
 		ctl_msg_init((struct ctl_header *)big, CTL_NS_OPEN, sizeof(big), 1);
-		assert_ok(raw_client_send(&c, big, i == 2 ? CTL_MSG_BYTES_MAX + 1 : sizeof(big), NULL, 0));
+		assert_ok(raw_client_send(&c, big, i == 2 ? CTL_MSG_BYTES_MAX + 1 : sizeof(big),
+					  NULL, 0));
 		expect_closed(&c);
 	}
 }
@@ -498,15 +511,15 @@ static void test_requests_out_of_place(void **state)
 	struct raw_client c;
 
 	(void)state;
-	assert_ok(raw_client_connect(&c, daemon_.socket));	/* before hello */
+	assert_ok(raw_client_connect(&c, daemon_.socket)); /* before hello */
 	ctl_msg_init(&arena.h, CTL_ARENA_NEW, sizeof(arena), 1);
 	assert_ok(raw_client_send(&c, &arena, sizeof(arena), NULL, 0));
 	expect_closed(&c);
-	assert_ok(raw_client_open(&c, daemon_.socket, 8));	/* hello twice */
+	assert_ok(raw_client_open(&c, daemon_.socket, 8)); /* hello twice */
 	ctl_msg_init(&hello.h, CTL_HELLO, sizeof(hello), 9);
 	assert_ok(raw_client_send(&c, &hello, sizeof(hello), NULL, 0));
 	expect_closed(&c);
-	assert_ok(raw_client_open(&c, daemon_.socket, 8));	/* an answer instead of a request */
+	assert_ok(raw_client_open(&c, daemon_.socket, 8)); /* an answer instead of a request */
 	ctl_msg_init(&hello.h, CTL_WELCOME, sizeof(hello), 9);
 	assert_ok(raw_client_send(&c, &hello, sizeof(hello), NULL, 0));
 	expect_closed(&c);
@@ -525,11 +538,14 @@ static unsigned open_fds(void)
 }
 
 /* What fdpass_send() would refuse to send. */
-static void send_with_fds(int sock, const void *packet, size_t bytes, const int *fds, unsigned count)
+static void send_with_fds(int sock, const void *packet, size_t bytes, const int *fds,
+			  unsigned count)
 {
 	char control[CMSG_SPACE(16 * sizeof(int))] = { 0 };
 	struct iovec iov = { (void *)packet, bytes };
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = control,
 			      .msg_controllen = CMSG_SPACE(count * sizeof(int)) };
 	struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
 
@@ -599,7 +615,7 @@ static void test_more_sessions_than_allowed(void **state)
 	struct skvc_session *session;
 
 	(void)state;
-	for (unsigned i = 0; i < 7; i++)	/* the honest one is the eighth */
+	for (unsigned i = 0; i < 7; i++) /* the honest one is the eighth */
 		assert_ok(raw_client_open(&c[i], daemon_.socket, 8));
 	assert_ok(raw_client_connect(&extra, daemon_.socket));
 	expect_refusal(&extra, raw_client_request(&extra, &hello, CTL_HELLO, sizeof(hello)),

@@ -55,7 +55,7 @@ static void test_eviction_under_pressure(void **state)
 		assert_ok(engine_store(&e, chain, 0, CHAIN_BLOCKS, &c));
 		assert_int_equal(c.count, CHAIN_BLOCKS);
 		last = engine_fetch(&e, chain, CHAIN_BLOCKS);
-		assert_int_equal(last, CHAIN_BLOCKS);	/* what is new is there */
+		assert_int_equal(last, CHAIN_BLOCKS); /* what is new is there */
 	}
 	check_pool();
 	assert_true(daemon_stats_get("evicted_blocks") > 0);
@@ -199,7 +199,7 @@ static void test_quota_in_compressed_bytes(void **state)
 	assert_true(daemon_stats_reason("quota") > 0);
 	for (unsigned i = 0; i < n; i++)
 		assert_ok(engine_release(&e, leases[i]));
-	assert_ok(engine_store(&e, 1, 0, 1, &c));	/* in the place of an older one */
+	assert_ok(engine_store(&e, 1, 0, 1, &c)); /* in the place of an older one */
 	assert_int_equal(engine_fetch(&e, 1, 1), 1);
 	engine_close(&e);
 }
@@ -218,10 +218,11 @@ static void test_leases_end_at_their_deadline(void **state)
 	assert_ok(engine_store(&e, 1, 0, 4, &c));
 	for (uint32_t i = 0; i < 4; i++)
 		keys[i] = engine_key(&e, 1, i);
-	assert_ok(skvc_lookup(e.session,
-			      &(struct skvc_lookup){ .ns = e.ns, .count = 4, .keys = keys,
-						     .lease_ttl_ns = 100000000 },
-			      &job));
+	assert_ok(skvc_lookup(
+		e.session,
+		&(struct skvc_lookup){
+			.ns = e.ns, .count = 4, .keys = keys, .lease_ttl_ns = 100000000 },
+		&job));
 	assert_ok(engine_finish(&e, job, &c));
 	lease = c.lease;
 	assert_ok(skvc_lease_poll(e.session, lease, &status));
@@ -253,7 +254,7 @@ static void test_leases_are_counted(void **state)
 	assert_string_equal(skvc_reason_name(c.reason), "leases-full");
 	assert_ok(engine_release(&e, leased[2].lease));
 	assert_ok(engine_lookup(&e, 1, 1, &c));
-	assert_int_not_equal(c.lease, leased[2].lease);	/* the old handle stays dead */
+	assert_int_not_equal(c.lease, leased[2].lease); /* the old handle stays dead */
 	assert_res(engine_release(&e, leased[2].lease), -ESTALE);
 	engine_close(&e);
 	assert_true(daemon_stats_wait(&daemon_, "leases", 0, 1000) >= 0);
@@ -287,9 +288,12 @@ static void test_a_block_that_fits_nowhere(void **state)
 
 	(void)state;
 	start(NULL);
-	for (unsigned i = 0; i < 32; i++)	/* 32 MiB a block against a pool of 16 */
-		segment[i] = (struct skvc_segment){ .kind = SKVC_KIND_K, .dtype = SKVC_DTYPE_BF16,
-						    .layer = (uint16_t)i, .heads = 64, .head_dim = 128 };
+	for (unsigned i = 0; i < 32; i++) /* 32 MiB a block against a pool of 16 */
+		segment[i] = (struct skvc_segment){ .kind = SKVC_KIND_K,
+						    .dtype = SKVC_DTYPE_BF16,
+						    .layer = (uint16_t)i,
+						    .heads = 64,
+						    .head_dim = 128 };
 	assert_ok(skvc_open(daemon_.socket, NULL, &session));
 	assert_res(skvc_namespace_open(session, &g, &ns), -EFBIG);
 	assert_true(strlen(skvc_last_error(session)) > 0);

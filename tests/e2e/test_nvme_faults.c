@@ -143,8 +143,8 @@ static void run_with(const char *fault, int all_must_return)
 	stored = store_all(&e);
 	exact = fetch_all(&e);
 	assert_ok(daemon_stats_read(&daemon_));
-	print_message("%s: %u stored, %u exact, %u I/O errors, %u quarantined, health %u\n", fault, stored,
-		      exact, (unsigned)daemon_stats_get("nvme_errors"),
+	print_message("%s: %u stored, %u exact, %u I/O errors, %u quarantined, health %u\n", fault,
+		      stored, exact, (unsigned)daemon_stats_get("nvme_errors"),
 		      (unsigned)daemon_stats_get("checksum_failures"),
 		      (unsigned)daemon_stats_get("nvme_health"));
 	assert_true(exact > 0);

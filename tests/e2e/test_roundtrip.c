@@ -53,7 +53,7 @@ static void test_a_prefix_is_found_as_far_as_it_goes(void **state)
 	(void)state;
 	open_engine(&e, "prefix");
 	assert_ok(engine_store(&e, 1, 0, 5, &c));
-	assert_ok(engine_store(&e, 1, 7, 2, &c));	/* a hole at 5 and 6 */
+	assert_ok(engine_store(&e, 1, 7, 2, &c)); /* a hole at 5 and 6 */
 	assert_ok(engine_lookup(&e, 1, 12, &c));
 	assert_int_equal(c.count, 5);
 	assert_int_equal(c.pending, 0);
@@ -91,7 +91,9 @@ static void test_every_element_type(void **state)
 
 	(void)state;
 	for (unsigned i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
-		struct engine_options o = { .seed = seed, .model = "types", .dtype = types[i], .blocks = 64 };
+		struct engine_options o = {
+			.seed = seed, .model = "types", .dtype = types[i], .blocks = 64
+		};
 		struct engine e;
 
 		assert_ok(engine_open(&e, daemon_.socket, &o));
@@ -115,7 +117,7 @@ static void test_any_bytes(void **state)
 	(void)state;
 	open_engine(&e, "any");
 	rng_init(&r, seed);
-	assert_ok(engine_store(&e, 1, 0, 32, &c));	/* a profile for ordinary data */
+	assert_ok(engine_store(&e, 1, 0, 32, &c)); /* a profile for ordinary data */
 	copy = malloc(32 * e.data.block_bytes);
 	assert_non_null(copy);
 	for (uint32_t i = 0; i < 32; i++) {
@@ -124,19 +126,22 @@ static void test_any_bytes(void **state)
 		if (i % 4 == 0)
 			memset(page, i % 8 ? 0xff : 0, e.data.block_bytes);
 		else
-			rng_fill(&r, page, i % 4 == 1 ? e.data.block_bytes / 3 : e.data.block_bytes);
+			rng_fill(&r, page,
+				 i % 4 == 1 ? e.data.block_bytes / 3 : e.data.block_bytes);
 	}
 	memcpy(copy, e.pages, 32 * e.data.block_bytes);
 	for (uint32_t i = 0; i < 32; i++) {
 		struct skvc_key key = engine_key(&e, 2, i);
 
-		assert_ok(skvc_put(e.session, e.ns, &key, copy + i * e.data.block_bytes, e.data.block_bytes));
+		assert_ok(skvc_put(e.session, e.ns, &key, copy + i * e.data.block_bytes,
+				   e.data.block_bytes));
 	}
 	for (uint32_t i = 0; i < 32; i++) {
 		struct skvc_key key = engine_key(&e, 2, i);
 
 		assert_ok(skvc_get(e.session, e.ns, &key, engine_page(&e, 0), e.data.block_bytes));
-		assert_memory_equal(engine_page(&e, 0), copy + i * e.data.block_bytes, e.data.block_bytes);
+		assert_memory_equal(engine_page(&e, 0), copy + i * e.data.block_bytes,
+				    e.data.block_bytes);
 	}
 	free(copy);
 	engine_close(&e);
@@ -165,14 +170,16 @@ static void test_a_profile_of_nonsense(void **state)
 
 			if (i < 4)
 				memset(page, fill[i], e.data.block_bytes);
-			else if (i < 6)	/* constant elements, of two kinds */
+			else if (i < 6) /* constant elements, of two kinds */
 				for (size_t at = 0; at < e.data.block_bytes; at++)
-					page[at] = at % 2 ? 0x3f : i == 4 ? 0x80 : (uint8_t)(at >> 1 & 1);
+					page[at] = at % 2   ? 0x3f
+						   : i == 4 ? 0x80
+							    : (uint8_t)(at >> 1 & 1);
 			else
 				rng_fill(&r, page, e.data.block_bytes);
 			assert_ok(skvc_put(e.session, e.ns, &key, page, e.data.block_bytes));
 		}
-		assert_ok(engine_store(&e, 1, 0, 64, &c));	/* and now ordinary data */
+		assert_ok(engine_store(&e, 1, 0, 64, &c)); /* and now ordinary data */
 		assert_int_equal(engine_fetch(&e, 1, 64), 64);
 		engine_close(&e);
 	}
@@ -242,8 +249,12 @@ static void test_strided_region(void **state)
 		free(packed);
 	}
 	assert_ok(skvc_store(e.session,
-			     &(struct skvc_store){ .ns = e.ns, .region = region, .count = 4, .keys = keys,
-						   .blocks = pages, .ret_bitmap = &bitmap },
+			     &(struct skvc_store){ .ns = e.ns,
+						   .region = region,
+						   .count = 4,
+						   .keys = keys,
+						   .blocks = pages,
+						   .ret_bitmap = &bitmap },
 			     &job));
 	assert_ok(engine_finish(&e, job, &c));
 	assert_ok(c.res);
@@ -257,7 +268,7 @@ static void test_strided_region(void **state)
 
 static void test_skipped_tokens_stay_untouched(void **state)
 {
-	const uint32_t skip = 5, rows_bytes = 2 * 64 * 2;	/* heads * head_dim * bf16 */
+	const uint32_t skip = 5, rows_bytes = 2 * 64 * 2; /* heads * head_dim * bf16 */
 	uint32_t page = 0;
 	struct skvc_completion c;
 	struct engine e;
@@ -270,8 +281,11 @@ static void test_skipped_tokens_stay_untouched(void **state)
 	assert_ok(engine_lookup(&e, 1, 1, &c));
 	memset(e.pages, 0x5a, e.data.block_bytes);
 	assert_ok(skvc_load(e.session,
-			    &(struct skvc_load){ .lease = c.lease, .region = e.region, .count = 1,
-						 .blocks = &page, .skip_tokens = skip },
+			    &(struct skvc_load){ .lease = c.lease,
+						 .region = e.region,
+						 .count = 1,
+						 .blocks = &page,
+						 .skip_tokens = skip },
 			    &job));
 	assert_ok(engine_finish(&e, job, &c));
 	assert_ok(c.res);
@@ -279,7 +293,8 @@ static void test_skipped_tokens_stay_untouched(void **state)
 	assert_non_null(expected);
 	kv_data_fill(&e.data, engine_block(1, 0), expected);
 	for (uint32_t segment = 0; segment < 4; segment++)
-		memset(expected + (size_t)segment * 16 * rows_bytes, 0x5a, (size_t)skip * rows_bytes);
+		memset(expected + (size_t)segment * 16 * rows_bytes, 0x5a,
+		       (size_t)skip * rows_bytes);
 	assert_memory_equal(e.pages, expected, e.data.block_bytes);
 	free(expected);
 	engine_close(&e);
@@ -302,22 +317,28 @@ static void test_token_ids_are_checked(void **state)
 		kv_data_fill(&e.data, engine_block(1, i), engine_page(&e, i));
 	}
 	assert_ok(skvc_store(e.session,
-			     &(struct skvc_store){ .ns = e.ns, .region = e.region, .count = 2,
-						   .keys = keys, .tokens = tokens, .blocks = page },
+			     &(struct skvc_store){ .ns = e.ns,
+						   .region = e.region,
+						   .count = 2,
+						   .keys = keys,
+						   .tokens = tokens,
+						   .blocks = page },
 			     &job));
 	assert_ok(engine_finish(&e, job, &c));
 	assert_ok(c.res);
-	tokens[20]++;	/* of the second block */
-	assert_ok(skvc_lookup(e.session,
-			      &(struct skvc_lookup){ .ns = e.ns, .count = 2, .keys = keys, .tokens = tokens },
-			      &job));
+	tokens[20]++; /* of the second block */
+	assert_ok(skvc_lookup(
+		e.session,
+		&(struct skvc_lookup){ .ns = e.ns, .count = 2, .keys = keys, .tokens = tokens },
+		&job));
 	assert_ok(engine_finish(&e, job, &c));
 	assert_int_equal(c.count, 1);
 	assert_string_equal(skvc_reason_name(c.reason), "tokens-differ");
 	tokens[20]--;
-	assert_ok(skvc_lookup(e.session,
-			      &(struct skvc_lookup){ .ns = e.ns, .count = 2, .keys = keys, .tokens = tokens },
-			      &job));
+	assert_ok(skvc_lookup(
+		e.session,
+		&(struct skvc_lookup){ .ns = e.ns, .count = 2, .keys = keys, .tokens = tokens },
+		&job));
 	assert_ok(engine_finish(&e, job, &c));
 	assert_int_equal(c.count, 2);
 	engine_close(&e);
@@ -361,7 +382,7 @@ static void test_two_clients_of_one_tenant_share(void **state)
 	assert_int_equal(engine_fetch(&reader, 1, 16), 16);
 	assert_int_equal(engine_fetch(&stranger, 1, 16), 0);
 	engine_close(&writer);
-	assert_int_equal(engine_fetch(&reader, 1, 16), 16);	/* they belong to the tenant */
+	assert_int_equal(engine_fetch(&reader, 1, 16), 16); /* they belong to the tenant */
 	engine_close(&reader);
 	engine_close(&stranger);
 }
@@ -390,7 +411,8 @@ static void test_scheduler_leases_workers_load(void **state)
 		assert_int_equal(bitmap, 0xff);
 		for (uint32_t b = 0; b < 8; b++)
 			assert_int_equal(kv_data_compare(&rank[i].data, engine_block(1, b),
-							 engine_page(&rank[i], b)), 0);
+							 engine_page(&rank[i], b)),
+					 0);
 	}
 	assert_ok(engine_release(&scheduler, found.lease));
 	assert_ok(engine_submit_load(&rank[0], found.lease, 0, 8, &bitmap, &job));
@@ -417,7 +439,7 @@ static void test_source_free_comes_before_done(void **state)
 		assert_true(n >= 0);
 		for (int i = 0; i < n; i++) {
 			assert_int_equal(c[i].job, job);
-			assert_int_equal(done_seen, 0);	/* nothing after DONE */
+			assert_int_equal(done_seen, 0); /* nothing after DONE */
 			if (c[i].event == SKVC_EVENT_SOURCE_FREE) {
 				free_seen++;
 				/* From here on the pages are ours: what was stored must not change. */
@@ -468,7 +490,9 @@ static void test_abort_means_over(void **state)
 static void test_nvme_gives_back_what_the_pool_cannot_hold(void **state)
 {
 	/* 256 KiB a block, 200 of them: 50 MiB against a pool of 16. */
-	struct engine_options o = { .seed = seed, .model = "big", .layers = 16, .heads = 4, .blocks = 40 };
+	struct engine_options o = {
+		.seed = seed, .model = "big", .layers = 16, .heads = 4, .blocks = 40
+	};
 	struct skvc_completion c;
 	struct engine e;
 

@@ -31,7 +31,7 @@ static int stop(void **state)
 #define TURNS_MAX 200000u
 
 struct turns {
-	double *when;			/* owned */
+	double *when; /* owned */
 	unsigned count;
 };
 
@@ -73,13 +73,19 @@ static void submit_blocks(struct engine *e, uint64_t lease)
 
 	if (n++ % 4 == 0)
 		r = skvc_store(e->session,
-			       &(struct skvc_store){ .ns = e->ns, .region = e->region, .count = 2,
-						     .keys = keys, .blocks = pages },
+			       &(struct skvc_store){ .ns = e->ns,
+						     .region = e->region,
+						     .count = 2,
+						     .keys = keys,
+						     .blocks = pages },
 			       &job);
 	else
 		r = skvc_load(e->session,
-			      &(struct skvc_load){ .lease = lease, .region = e->region,
-						   .first = n % 4 * 2, .count = 2, .blocks = pages },
+			      &(struct skvc_load){ .lease = lease,
+						   .region = e->region,
+						   .first = n % 4 * 2,
+						   .count = 2,
+						   .blocks = pages },
 			      &job);
 	if (r < 0)
 		exit(2);
@@ -110,8 +116,9 @@ static void turn_blocks(struct engine *e)
 /* main() of the traced client: `test_steady --client SOCKET BLOCKS OUT`. */
 static int client(const char *socket, int with_blocks, const char *out)
 {
-	struct engine_options o = { .seed = 1, .model = "steady", .spin_ns = UINT64_MAX,
-				    .blocks = 8 + 2 * IN_FLIGHT };
+	struct engine_options o = {
+		.seed = 1, .model = "steady", .spin_ns = UINT64_MAX, .blocks = 8 + 2 * IN_FLIGHT
+	};
 	static double when[TURNS_MAX];
 	struct skvc_completion c;
 	struct engine e;
@@ -119,7 +126,7 @@ static int client(const char *socket, int with_blocks, const char *out)
 	uint64_t until;
 	FILE *f;
 
-	memset(when, 1, sizeof(when));		/* page faults are no system calls, but cost */
+	memset(when, 1, sizeof(when)); /* page faults are no system calls, but cost */
 	if (engine_open(&e, socket, &o) < 0 || engine_store(&e, 1, 0, 8, &c) < 0)
 		return 1;
 	until = private_daemon_now_ns() + WARM_UP_NS;
@@ -150,8 +157,8 @@ static void read_turns(const char *path, struct turns *ret)
 }
 
 /* System calls of a strace -f -ttt log while the client was busy: their times; prints the first few. */
-static unsigned read_calls(const char *path, const struct turns *turns, const char *who, double *ret,
-			   unsigned max)
+static unsigned read_calls(const char *path, const struct turns *turns, const char *who,
+			   double *ret, unsigned max)
 {
 	FILE *f = fopen(path, "r");
 	char line[1024];
@@ -162,7 +169,7 @@ static unsigned read_calls(const char *path, const struct turns *turns, const ch
 		char *at = line;
 		double when;
 
-		(void)strtol(line, &at, 10);	/* thread, with -f */
+		(void)strtol(line, &at, 10); /* thread, with -f */
 		when = strtod(at, &at);
 		if (when < turns->when[0] || when > turns->when[turns->count - 1] ||
 		    strstr(at, " resumed>"))
@@ -237,15 +244,17 @@ static unsigned measure_stretch(int with_blocks, unsigned ops_per_turn)
 	double *calls;
 
 	memset(&daemon_, 0, sizeof(daemon_));
-	(void)snprintf(daemon_log, sizeof(daemon_log), "/tmp/skvcd-steady-%d.daemon", (int)getpid());
-	(void)snprintf(client_log, sizeof(client_log), "/tmp/skvcd-steady-%d.client", (int)getpid());
+	(void)snprintf(daemon_log, sizeof(daemon_log), "/tmp/skvcd-steady-%d.daemon",
+		       (int)getpid());
+	(void)snprintf(client_log, sizeof(client_log), "/tmp/skvcd-steady-%d.client",
+		       (int)getpid());
 	(void)snprintf(out, sizeof(out), "/tmp/skvcd-steady-%d.out", (int)getpid());
 	memcpy(daemon_.wrap, (const char *[8]){ "strace", "-D", "-f", "-ttt", "-o", daemon_log },
 	       sizeof(daemon_.wrap));
 	assert_ok(private_daemon_start(&daemon_, 0, overrides));
 	run_client(with_blocks);
 	assert_ok(private_daemon_stop(&daemon_));
-	private_daemon_sleep_ms(100);	/* strace -D writes on its own time */
+	private_daemon_sleep_ms(100); /* strace -D writes on its own time */
 	read_turns(out, &turns);
 	calls = calloc(2 * TURNS_MAX, sizeof(*calls));
 	assert_non_null(calls);
@@ -305,7 +314,8 @@ static void test_idle(void **state)
 
 	(void)state;
 	memset(&daemon_, 0, sizeof(daemon_));
-	assert_ok(private_daemon_start(&daemon_, 64u << 20, (const char *[]){ "host.pool=256M", NULL }));
+	assert_ok(private_daemon_start(&daemon_, 64u << 20,
+				       (const char *[]){ "host.pool=256M", NULL }));
 	private_daemon_sleep_ms(500);
 	cpu_ns = private_daemon_cpu_ns(&daemon_);
 	private_daemon_sleep_ms(IDLE_MS);
@@ -314,8 +324,9 @@ static void test_idle(void **state)
 	pools = private_daemon_memory(&daemon_, "RssShmem");
 	rss = private_daemon_memory(&daemon_, "VmRSS") - pools;
 	print_message("idle: %.2f %% of a core, %.1f MiB beside pools of %.1f MiB\n",
-		      (double)cpu_ns / (IDLE_MS * 1e4), (double)rss / 1048576, (double)pools / 1048576);
-	assert_true(cpu_ns < IDLE_MS * 1000000ull / 200);	/* 0.5 % */
+		      (double)cpu_ns / (IDLE_MS * 1e4), (double)rss / 1048576,
+		      (double)pools / 1048576);
+	assert_true(cpu_ns < IDLE_MS * 1000000ull / 200); /* 0.5 % */
 #ifndef SKVCD_SAN
 	assert_true(rss < RSS_BYTES_MAX);
 #endif

@@ -63,8 +63,8 @@ int daemon_stats_read(const struct private_daemon *d)
 	int r = connect_to(d, &bus);
 
 	if (r >= 0)
-		r = sd_bus_call_method(bus, NULL, "/org/skvcd/Skvcd1", "org.skvcd.Skvcd1", "GetStats",
-				       &error, &reply, "");
+		r = sd_bus_call_method(bus, NULL, "/org/skvcd/Skvcd1", "org.skvcd.Skvcd1",
+				       "GetStats", &error, &reply, "");
 	if (r >= 0)
 		r = take_numbers(reply);
 	if (r < 0)

@@ -31,14 +31,14 @@
 #endif
 
 /* r == expected, both 0 or negative errno; says their names when not. */
-#define assert_res(call, expected)                                                                 \
-	do {                                                                                       \
-		int res_ = (call), expected_ = (expected);                                         \
-		if (res_ != expected_)                                                             \
-			print_error("%s:%d: %s = %d (%s), not %d (%s)\n", __FILE__, __LINE__,      \
-				    #call, res_, strerror(res_ < 0 ? -res_ : 0), expected_,        \
-				    strerror(expected_ < 0 ? -expected_ : 0));                     \
-		assert_int_equal(res_, expected_);                                                 \
+#define assert_res(call, expected)                                                            \
+	do {                                                                                  \
+		int res_ = (call), expected_ = (expected);                                    \
+		if (res_ != expected_)                                                        \
+			print_error("%s:%d: %s = %d (%s), not %d (%s)\n", __FILE__, __LINE__, \
+				    #call, res_, strerror(res_ < 0 ? -res_ : 0), expected_,   \
+				    strerror(expected_ < 0 ? -expected_ : 0));                \
+		assert_int_equal(res_, expected_);                                            \
 	} while (0)
 
 #define assert_ok(call) assert_res(call, 0)

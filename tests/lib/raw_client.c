@@ -96,7 +96,8 @@ int raw_client_recv(struct raw_client *c, int ms)
 	if (r <= 0)
 		return r < 0 ? -errno : -ETIMEDOUT;
 	close_answer_fds(c);
-	r = fdpass_recv(c->sock, &c->answer, sizeof(c->answer), c->answer_fds, 4, &c->answer_fds_count, 0);
+	r = fdpass_recv(c->sock, &c->answer, sizeof(c->answer), c->answer_fds, 4,
+			&c->answer_fds_count, 0);
 	return r == -ECONNRESET ? 0 : r;
 }
 
@@ -133,7 +134,8 @@ static int map_segment(struct raw_client *c)
 	if (c->answer_fds_count != 3)
 		return -EPROTO;
 	c->segment_bytes = c->answer.welcome.segment_bytes;
-	c->segment = mmap(NULL, c->segment_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, c->answer_fds[0], 0);
+	c->segment = mmap(NULL, c->segment_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+			  c->answer_fds[0], 0);
 	if (c->segment == MAP_FAILED) {
 		c->segment = NULL;
 		return -errno;
@@ -164,18 +166,22 @@ int raw_client_open(struct raw_client *c, const char *socket_path, uint32_t sq_e
 	return map_segment(c);
 }
 
-int raw_client_memory(struct raw_client *c, uint32_t *ret_ns, uint32_t *ret_region, uint8_t **ret_arena)
+int raw_client_memory(struct raw_client *c, uint32_t *ret_ns, uint32_t *ret_region,
+		      uint8_t **ret_arena)
 {
-	struct {
-		struct ctl_ns_open m;
-		struct skvc_abi_segment segment;
-	} ns = { .m = { .block_tokens = 16, .segments_count = 1, .model = "raw" },
-		 .segment = { .heads = 1, .head_dim = 64 } };
+	_Alignas(8) uint8_t packet[sizeof(struct ctl_ns_open) + sizeof(struct skvc_abi_segment)] = {
+		0
+	};
+	struct ctl_ns_open *ns = (struct ctl_ns_open *)packet;
 	struct ctl_arena_new arena = { .bytes = 64u << 10 };
 	struct ctl_region_host region = { .blocks_count = 64 };
 	void *mapped;
 
-	if (raw_client_request(c, &ns, CTL_NS_OPEN, sizeof(ns)) != CTL_NS)
+	ns->block_tokens = 16;
+	ns->segments_count = 1;
+	memcpy(ns->model, "raw", 4);
+	ns->segments[0] = (struct skvc_abi_segment){ .heads = 1, .head_dim = 64 };
+	if (raw_client_request(c, ns, CTL_NS_OPEN, sizeof(packet)) != CTL_NS)
 		return -EPROTO;
 	region.ns = c->answer.ns.ns;
 	if (raw_client_request(c, &arena, CTL_ARENA_NEW, sizeof(arena)) != CTL_ARENA)
@@ -221,7 +227,8 @@ int raw_client_submit(struct raw_client *c, const struct skvc_abi_sqe *sqe)
 
 static uint32_t daemon_state(const struct raw_client *c)
 {
-	return __atomic_load_n(&((struct skvc_abi_header *)c->segment)->daemon_state, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(&((struct skvc_abi_header *)c->segment)->daemon_state,
+			       __ATOMIC_ACQUIRE);
 }
 
 int raw_client_complete(struct raw_client *c, struct skvc_abi_cqe *ret, int ms)

@@ -14,11 +14,11 @@
 #include "ipc/ring.h"
 
 struct raw_client {
-	int sock;			/* -1: none */
+	int sock; /* -1: none */
 	int sq_fd, cq_fd;
-	uint8_t *segment;		/* NULL before the handshake */
+	uint8_t *segment; /* NULL before the handshake */
 	uint64_t segment_bytes;
-	struct skvc_abi_header layout;	/* copied once */
+	struct skvc_abi_header layout; /* copied once */
 	struct ring sq, cq;
 	uint32_t seq;
 	union {
@@ -29,15 +29,15 @@ struct raw_client {
 		struct ctl_region region;
 		struct ctl_error error;
 		uint8_t bytes[512];
-	} answer;			/* of the last request */
-	int answer_fds[4];		/* of the last request; closed by the next */
+	} answer;	   /* of the last request */
+	int answer_fds[4]; /* of the last request; closed by the next */
 	unsigned answer_fds_count;
 };
 
 /* Connect, nothing more.  0 or -errno. */
 int raw_client_connect(struct raw_client *c, const char *socket);
 void raw_client_close(struct raw_client *c);
-void raw_client_close_all(void);	/* those that a failed test left open */
+void raw_client_close_all(void); /* those that a failed test left open */
 
 /* Send any bytes, with any descriptors.  0 or -errno. */
 int raw_client_send(struct raw_client *c, const void *packet, size_t bytes, const int *fds,
@@ -53,7 +53,8 @@ struct ctl_hello raw_client_hello(uint32_t sq_entries);
 int raw_client_open(struct raw_client *c, const char *socket, uint32_t sq_entries);
 /* A small namespace (1 segment of 64 x 1 u8, 16 tokens: blocks of 1 KiB), an arena of 64 KiB that is
  * mapped at *ret_arena and a packed region of 64 blocks.  Handles may be NULL. */
-int raw_client_memory(struct raw_client *c, uint32_t *ret_ns, uint32_t *ret_region, uint8_t **ret_arena);
+int raw_client_memory(struct raw_client *c, uint32_t *ret_ns, uint32_t *ret_region,
+		      uint8_t **ret_arena);
 
 /* Publish one entry and wake the daemon if it sleeps.  -EAGAIN: no room. */
 int raw_client_submit(struct raw_client *c, const struct skvc_abi_sqe *sqe);

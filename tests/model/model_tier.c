@@ -32,33 +32,33 @@
 #define JOBS_PER_ENGINE 4u
 #define LEASES_PER_ENGINE 6u
 #define CRASHERS 2u
-#define OWN_CHAINS (REFERENCE_CHAINS - CRASHERS)	/* the last ones belong to the crashers */
+#define OWN_CHAINS (REFERENCE_CHAINS - CRASHERS) /* the last ones belong to the crashers */
 #define TIER_BYTES (24u << 20)
 #define WAIT_NS 30000000000ull
 
 /* Anything wrong ends the program at once, with the seed and the step to repeat it. */
-#define CHECK(condition, ...)                                                                      \
-	do {                                                                                       \
-		if (!(condition)) {                                                                \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);            \
-			fprintf(stderr, __VA_ARGS__);                                              \
-			model_failed();                                                            \
-		}                                                                                  \
+#define CHECK(condition, ...)                                                           \
+	do {                                                                            \
+		if (!(condition)) {                                                     \
+			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+			fprintf(stderr, __VA_ARGS__);                                   \
+			model_failed();                                                 \
+		}                                                                       \
 	} while (0)
 
 struct model_lease {
-	uint64_t handle;			/* 0: none */
+	uint64_t handle; /* 0: none */
 	uint32_t chain, count;
-	uint8_t possible[REFERENCE_POSITIONS];	/* as of the lookup */
+	uint8_t possible[REFERENCE_POSITIONS]; /* as of the lookup */
 };
 
 struct model_job {
-	uint64_t handle;			/* 0: none */
+	uint64_t handle; /* 0: none */
 	int is_load;
 	int aborted;
 	uint32_t chain, first, count, version;
 	uint64_t bitmap;
-	uint8_t possible[REFERENCE_POSITIONS];	/* load: of block first + i */
+	uint8_t possible[REFERENCE_POSITIONS]; /* load: of block first + i */
 };
 
 struct model_engine {
@@ -78,8 +78,8 @@ static unsigned long blocks_stored, blocks_loaded, blocks_missed, crashes, resta
 
 __attribute__((noreturn)) static void model_failed(void)
 {
-	fprintf(stderr, "model_tier: seed %llu, step %llu, faults \"%s\"\n", (unsigned long long)seed,
-		(unsigned long long)step, fault);
+	fprintf(stderr, "model_tier: seed %llu, step %llu, faults \"%s\"\n",
+		(unsigned long long)seed, (unsigned long long)step, fault);
 	private_daemon_print_log(&daemon_);
 	exit(1);
 }
@@ -92,15 +92,18 @@ static void start_daemon(int again)
 	int r;
 
 	(void)snprintf(fault_text, sizeof(fault_text), "fault.nvme=%s", fault);
-	r = again ? private_daemon_restart(&daemon_, TIER_BYTES, overrides) :
-		    private_daemon_start(&daemon_, TIER_BYTES, overrides);
+	r = again ? private_daemon_restart(&daemon_, TIER_BYTES, overrides)
+		  : private_daemon_start(&daemon_, TIER_BYTES, overrides);
 	CHECK(r == 0, "skvcd does not start: %s\n", strerror(-r));
 }
 
 static int open_engine(struct engine *e)
 {
 	/* 128 KiB a block, 352 keys: 44 MiB against 16 of pool and 24 of file. */
-	struct engine_options o = { .seed = 1, .model = "model", .layers = 8, .heads = 4,
+	struct engine_options o = { .seed = 1,
+				    .model = "model",
+				    .layers = 8,
+				    .heads = 4,
 				    .blocks = JOBS_PER_ENGINE * REFERENCE_POSITIONS };
 
 	return engine_open(e, daemon_.socket, &o);
@@ -126,9 +129,10 @@ static void check_loaded(const struct model_engine *m, const struct model_job *j
 		for (uint32_t v = 0; v < REFERENCE_VERSIONS && !known; v++)
 			known = (job->possible[i] >> v & 1) &&
 				!kv_data_compare(&m->e.data,
-						 reference_content(job->chain, job->first + i, v), page);
-		CHECK(known, "WRONG BYTES: chain %u position %u, possible versions 0x%x\n", job->chain,
-		      job->first + i, job->possible[i]);
+						 reference_content(job->chain, job->first + i, v),
+						 page);
+		CHECK(known, "WRONG BYTES: chain %u position %u, possible versions 0x%x\n",
+		      job->chain, job->first + i, job->possible[i]);
 		blocks_loaded++;
 	}
 }
@@ -152,7 +156,7 @@ static void check_result(const struct model_job *job, const struct skvc_completi
 	case -ENODATA:
 	case -EIO:
 	case -ENOENT:
-	case -ESTALE:	/* the lease's owner released it before this entry was taken */
+	case -ESTALE: /* the lease's owner released it before this entry was taken */
 		CHECK(job->is_load, "a store says %s\n", strerror(-c->res));
 		break;
 	case -EPIPE:
@@ -198,7 +202,7 @@ static int reap(struct model_engine *m)
 
 			if (c[i].event == SKVC_EVENT_DONE)
 				job_done(m, job, &c[i]);
-			else	/* the pages are ours again: what was stored must not change */
+			else /* the pages are ours again: what was stored must not change */
 				memset(job_pages(m, job), 0xdd, job->count * m->e.data.block_bytes);
 		}
 	}
@@ -261,7 +265,9 @@ static void step_store(struct model_engine *m)
 	struct skvc_key keys[REFERENCE_POSITIONS], parent;
 	uint32_t pages[REFERENCE_POSITIONS];
 	struct model_job *job = free_job(m);
-	struct skvc_store args = { .ns = m->e.ns, .region = m->e.region, .keys = keys, .blocks = pages };
+	struct skvc_store args = {
+		.ns = m->e.ns, .region = m->e.region, .keys = keys, .blocks = pages
+	};
 	int r;
 
 	if (!job)
@@ -271,7 +277,8 @@ static void step_store(struct model_engine *m)
 	make_keys(m, job->chain, job->first, job->count, keys);
 	make_pages(m, job, pages);
 	for (uint32_t i = 0; i < job->count; i++)
-		kv_data_fill(&m->e.data, reference_content(job->chain, job->first + i, job->version),
+		kv_data_fill(&m->e.data,
+			     reference_content(job->chain, job->first + i, job->version),
 			     engine_page(&m->e, pages[i]));
 	args.count = job->count;
 	args.ret_bitmap = &job->bitmap;
@@ -300,7 +307,7 @@ static void step_lookup(struct model_engine *m)
 	if (lease->handle)
 		return;
 	for (unsigned i = 0; i < 4 && !reference_prefix_max(&reference, chain, 1); i++)
-		chain = rng_below(&rng, REFERENCE_CHAINS);	/* rather something that may be there */
+		chain = rng_below(&rng, REFERENCE_CHAINS); /* rather something that may be there */
 	reference_snapshot(&reference, chain, count, lease->possible);
 	most = reference_prefix_max(&reference, chain, count);
 	r = engine_submit_lookup(&m->e, chain, count, &job);
@@ -308,8 +315,8 @@ static void step_lookup(struct model_engine *m)
 	r = finish(m, job, &c);
 	CHECK(r == 0 || r == -ENOENT, "lookup: %s\n", strerror(-r));
 	CHECK((r == 0) == (c.count > 0), "lookup: %d with %u blocks\n", r, c.count);
-	CHECK(c.count <= most, "chain %u: found %u blocks, at most %u can be there\n", chain, c.count,
-	      most);
+	CHECK(c.count <= most, "chain %u: found %u blocks, at most %u can be there\n", chain,
+	      c.count, most);
 	CHECK(c.pending <= c.count, "%u of %u pending\n", c.pending, c.count);
 	if (r < 0)
 		return;
@@ -344,7 +351,8 @@ static const struct model_lease *random_lease(void)
 	const struct model_lease *lease = NULL;
 
 	for (unsigned i = 0; i < 12 && (!lease || !lease->handle); i++)
-		lease = &engines[rng_below(&rng, ENGINES)].lease[rng_below(&rng, LEASES_PER_ENGINE)];
+		lease = &engines[rng_below(&rng, ENGINES)]
+				 .lease[rng_below(&rng, LEASES_PER_ENGINE)];
 	return lease;
 }
 
@@ -402,8 +410,8 @@ static uint32_t keys_call(struct model_engine *m, const struct skvc_key *keys, u
 {
 	struct skvc_completion c;
 	uint64_t job;
-	int r = is_pin ? skvc_pin(m->e.session, m->e.ns, keys, count, pin_ns, &job) :
-			 skvc_touch(m->e.session, m->e.ns, keys, count, &job);
+	int r = is_pin ? skvc_pin(m->e.session, m->e.ns, keys, count, pin_ns, &job)
+		       : skvc_touch(m->e.session, m->e.ns, keys, count, &job);
 
 	CHECK(r == 0, "touch or pin: %s\n", strerror(-r));
 	r = finish(m, job, &c);
@@ -428,7 +436,7 @@ static void step_pin(struct model_engine *m)
 		step_store(&engines[rng_below(&rng, ENGINES)]);
 	for (uint32_t i = run.first; i < run.first + run.count; i++)
 		if (reference.key[run.chain][i].stores_pending)
-			return;	/* one of them was for this run: unpinned by its own turn later */
+			return; /* one of them was for this run: unpinned by its own turn later */
 	after = keys_call(m, keys, run.count, 0, 0);
 	/* Corrupt or unreadable records are lost, pinned or not. */
 	if (!*fault)
@@ -486,8 +494,10 @@ static void crash_client(uint32_t chain, uint64_t its_seed)
 		uint32_t first = rng_below(&r, REFERENCE_POSITIONS);
 		uint64_t bitmap[ENGINE_BLOCKS_MAX / 64], job;
 
-		(void)engine_store(&e, chain, first, 1 + rng_below(&r, REFERENCE_POSITIONS - first), &c);
-		if (engine_lookup(&e, rng_below(&r, REFERENCE_CHAINS), REFERENCE_POSITIONS, &found) < 0)
+		(void)engine_store(&e, chain, first, 1 + rng_below(&r, REFERENCE_POSITIONS - first),
+				   &c);
+		if (engine_lookup(&e, rng_below(&r, REFERENCE_CHAINS), REFERENCE_POSITIONS,
+				  &found) < 0)
 			continue;
 		/* Finished, or its pages would change under the next store. */
 		if (engine_submit_load(&e, found.lease, 0, found.count, bitmap, &job) == 0 &&
@@ -598,7 +608,8 @@ static void check_books(void)
 	CHECK(daemon_stats_wait(&daemon_, "device_inflight", 0, 60000) >= 0, "tasks are left\n");
 	CHECK(daemon_stats_get("blocks") <= REFERENCE_CHAINS * REFERENCE_POSITIONS,
 	      "more blocks than keys\n");
-	CHECK(daemon_stats_get("raw_bytes") == daemon_stats_get("blocks") * engines[0].e.data.block_bytes,
+	CHECK(daemon_stats_get("raw_bytes") ==
+		      daemon_stats_get("blocks") * engines[0].e.data.block_bytes,
 	      "raw bytes and blocks differ\n");
 	CHECK(daemon_stats_get("pool_used_bytes") <= daemon_stats_get("pool_slot_bytes") &&
 		      daemon_stats_get("pool_slot_bytes") <= daemon_stats_get("pool_slab_bytes") &&
@@ -620,12 +631,14 @@ static void check_nothing_is_left(void)
 	check_books();
 	for (uint32_t chain = 0; chain < REFERENCE_CHAINS; chain++)
 		drop(&engines[0], chain, 0, REFERENCE_POSITIONS);
-	private_daemon_sleep_ms(50);	/* writes in flight of dropped blocks end */
+	private_daemon_sleep_ms(50); /* writes in flight of dropped blocks end */
 	CHECK(daemon_stats_wait(&daemon_, "nvme_inflight", 0, 5000) >= 0, "I/O does not end\n");
 	for (unsigned i = 0; i < 9; i++) {
-		static const char *const gauge[] = { "blocks",		"blocks_host",	  "blocks_nvme",
-						     "raw_bytes",	"coded_bytes",	  "pool_used_bytes",
-						     "pool_slot_bytes", "nvme_live_bytes", "leases" };
+		static const char *const gauge[] = { "blocks",		"blocks_host",
+						     "blocks_nvme",	"raw_bytes",
+						     "coded_bytes",	"pool_used_bytes",
+						     "pool_slot_bytes", "nvme_live_bytes",
+						     "leases" };
 
 		CHECK(daemon_stats_get(gauge[i]) == 0, "all is dropped, but %s is %llu\n", gauge[i],
 		      (unsigned long long)daemon_stats_get(gauge[i]));
@@ -669,8 +682,11 @@ static void one_step(void)
 
 static void run(uint64_t steps_max, uint64_t seconds)
 {
-	static const char *const faults[] = { "", "", "read:short:every=3,write:short:every=4",
-					      "read:eio:every=40", "read:flip:every=30",
+	static const char *const faults[] = { "",
+					      "",
+					      "read:short:every=3,write:short:every=4",
+					      "read:eio:every=40",
+					      "read:flip:every=30",
 					      "write:eio:every=40,read:stall_ms=50:every=50",
 					      "write:enospc:every=25" };
 	uint64_t until = private_daemon_now_ns() + seconds * 1000000000ull;

@@ -41,7 +41,8 @@ void reference_restarted(struct reference *r)
 		}
 }
 
-void reference_snapshot(const struct reference *r, uint32_t chain, uint32_t count, uint8_t *ret_possible)
+void reference_snapshot(const struct reference *r, uint32_t chain, uint32_t count,
+			uint8_t *ret_possible)
 {
 	for (uint32_t i = 0; i < count; i++)
 		ret_possible[i] = r->key[chain][i].possible;

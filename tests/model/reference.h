@@ -18,7 +18,7 @@
 #define REFERENCE_VERSIONS 8u
 
 struct reference_key {
-	uint8_t possible;		/* bit v: content of version v */
+	uint8_t possible; /* bit v: content of version v */
 	uint16_t stores_pending;
 };
 
@@ -39,7 +39,8 @@ void reference_dropped(struct reference *r, uint32_t chain, uint32_t first, uint
 void reference_restarted(struct reference *r);
 
 /* A copy of the sets of a run, for the time that a lease may live. */
-void reference_snapshot(const struct reference *r, uint32_t chain, uint32_t count, uint8_t *ret_possible);
+void reference_snapshot(const struct reference *r, uint32_t chain, uint32_t count,
+			uint8_t *ret_possible);
 /* How long a prefix of this chain may be found at most. */
 uint32_t reference_prefix_max(const struct reference *r, uint32_t chain, uint32_t count);
 
