@@ -29,8 +29,8 @@ int arena_init(const struct config *config, uint64_t bytes, struct arena *ret, i
 	}
 	r = placement_prefer(base, bytes, config->numa_node);
 	if (r < 0)
-		log_line(LOG_LEVEL_DEBUG, "arena: no placement on NUMA node %d: %s", config->numa_node,
-			 strerror(-r));
+		log_line(LOG_LEVEL_DEBUG, "arena: no placement on NUMA node %d: %s",
+			 config->numa_node, strerror(-r));
 	if (config->lock_memory && mlock2(base, bytes, MLOCK_ONFAULT) < 0) {
 		r = -errno;
 		segment_unmap(base, bytes);

@@ -11,9 +11,9 @@
 #include "daemon/config.h"
 
 struct arena {
-	uint8_t *base;				/* owned mapping; NULL: no arena */
+	uint8_t *base; /* owned mapping; NULL: no arena */
 	uint64_t bytes;
-	uint32_t regions_count;			/* that lie in it: it stays while there are any */
+	uint32_t regions_count; /* that lie in it: it stays while there are any */
 };
 
 /* Fills *ret and gives the fd to the caller, who sends it and closes it.  -ENOMEM, -EPERM (mlock), -errno. */

@@ -28,15 +28,15 @@
 #define BUS_NAME "org.skvcd.Skvcd1"
 #define BUS_PATH "/org/skvcd/Skvcd1"
 #define BUS_PEERS_MAX 16u
-#define BUS_UNREAD_MAX 32u			/* answers that a peer may leave unread */
+#define BUS_UNREAD_MAX 32u /* answers that a peer may leave unread */
 
 struct bus {
-	sd_event *event;			/* borrowed */
-	const struct control *control;		/* borrowed */
+	sd_event *event;	       /* borrowed */
+	const struct control *control; /* borrowed */
 	struct listener listener;
 	sd_event_source *accept_source;
-	sd_bus *system;				/* NULL: there is none */
-	sd_bus *peers[BUS_PEERS_MAX];		/* NULL: free */
+	sd_bus *system;		      /* NULL: there is none */
+	sd_bus *peers[BUS_PEERS_MAX]; /* NULL: free */
 };
 
 /* ---- methods ---- */
@@ -102,12 +102,16 @@ static int append_latencies(sd_bus_message *m, const struct stats *stats)
 
 		r = append_stat(m, stats_hist_samples(stats, h), "latency.%s.count", name);
 		if (r >= 0)
-			r = append_stat(m, atomic_load_explicit(&stats->hist_sum_ns[h], memory_order_relaxed),
-					"latency.%s.sum_ns", name);
+			r = append_stat(
+				m,
+				atomic_load_explicit(&stats->hist_sum_ns[h], memory_order_relaxed),
+				"latency.%s.sum_ns", name);
 		if (r >= 0)
-			r = append_stat(m, stats_percentile_ns(stats, h, 0.50), "latency.%s.p50_ns", name);
+			r = append_stat(m, stats_percentile_ns(stats, h, 0.50), "latency.%s.p50_ns",
+					name);
 		if (r >= 0)
-			r = append_stat(m, stats_percentile_ns(stats, h, 0.99), "latency.%s.p99_ns", name);
+			r = append_stat(m, stats_percentile_ns(stats, h, 0.99), "latency.%s.p99_ns",
+					name);
 	}
 	return r;
 }
@@ -125,7 +129,8 @@ static int on_get_stats(sd_bus_message *call, void *user, sd_bus_error *error)
 	for (unsigned i = 0; r >= 0 && i < STAT_COUNT; i++)
 		r = append_stat(reply, control_stat(bus->control, i), "%s", stats_info[i].name);
 	for (uint16_t i = 1; r >= 0 && i < SKVC_ABI_REASON_COUNT; i++)
-		r = append_stat(reply, control_reason(bus->control, i), "reason.%s", stats_reason_word(i));
+		r = append_stat(reply, control_reason(bus->control, i), "reason.%s",
+				stats_reason_word(i));
 	if (r >= 0)
 		r = append_latencies(reply, control_lane_stats(bus->control));
 	if (r >= 0)
@@ -158,16 +163,16 @@ static int append_namespace(sd_bus_message *m, const struct namespace *ns)
 
 	for (size_t i = 0; i < sizeof(ns->digest); i++)
 		(void)snprintf(digest + 2 * i, 3, "%02x", ns->digest[i]);
-	return sd_bus_message_append(m, "(usssuuttttttuu)", ns->id, ns->tenant->name, ns->model, digest,
-				     ns->geom.block_tokens, ns->geom.segments_count, ns->geom.raw_bytes,
-				     atomic_load_explicit(&ns->blocks, memory_order_relaxed),
-				     atomic_load_explicit(&ns->raw_bytes, memory_order_relaxed),
-				     atomic_load_explicit(&ns->coded_bytes, memory_order_relaxed),
-				     atomic_load_explicit(&ns->hits, memory_order_relaxed),
-				     atomic_load_explicit(&ns->misses, memory_order_relaxed),
-				     atomic_load_explicit(&ns->profile_version, memory_order_relaxed),
-				     (uint32_t)atomic_load_explicit(&ns->profile_bits_milli,
-								    memory_order_relaxed));
+	return sd_bus_message_append(
+		m, "(usssuuttttttuu)", ns->id, ns->tenant->name, ns->model, digest,
+		ns->geom.block_tokens, ns->geom.segments_count, ns->geom.raw_bytes,
+		atomic_load_explicit(&ns->blocks, memory_order_relaxed),
+		atomic_load_explicit(&ns->raw_bytes, memory_order_relaxed),
+		atomic_load_explicit(&ns->coded_bytes, memory_order_relaxed),
+		atomic_load_explicit(&ns->hits, memory_order_relaxed),
+		atomic_load_explicit(&ns->misses, memory_order_relaxed),
+		atomic_load_explicit(&ns->profile_version, memory_order_relaxed),
+		(uint32_t)atomic_load_explicit(&ns->profile_bits_milli, memory_order_relaxed));
 }
 
 static int on_list_namespaces(sd_bus_message *call, void *user, sd_bus_error *error)
@@ -192,15 +197,16 @@ static int append_session(sd_bus_message *m, const struct session *s)
 {
 	uint64_t now_ns = clock_now_ns();
 
-	return sd_bus_message_append(m, "(uuusssttttuut)", s->id, (uint32_t)s->pid, (uint32_t)s->uid,
-				     s->tenant->name, s->name, s->role ? "scheduler" : "worker",
-				     atomic_load_explicit(&s->ops, memory_order_relaxed),
-				     atomic_load_explicit(&s->store_blocks, memory_order_relaxed),
-				     atomic_load_explicit(&s->load_blocks, memory_order_relaxed),
-				     atomic_load_explicit(&s->lookup_blocks, memory_order_relaxed),
-				     (uint32_t)atomic_load_explicit(&s->jobs, memory_order_relaxed),
-				     (uint32_t)atomic_load_explicit(&s->leases, memory_order_relaxed),
-				     now_ns > s->opened_ns ? now_ns - s->opened_ns : 0);
+	return sd_bus_message_append(
+		m, "(uuusssttttuut)", s->id, (uint32_t)s->pid, (uint32_t)s->uid, s->tenant->name,
+		s->name, s->role ? "scheduler" : "worker",
+		atomic_load_explicit(&s->ops, memory_order_relaxed),
+		atomic_load_explicit(&s->store_blocks, memory_order_relaxed),
+		atomic_load_explicit(&s->load_blocks, memory_order_relaxed),
+		atomic_load_explicit(&s->lookup_blocks, memory_order_relaxed),
+		(uint32_t)atomic_load_explicit(&s->jobs, memory_order_relaxed),
+		(uint32_t)atomic_load_explicit(&s->leases, memory_order_relaxed),
+		now_ns > s->opened_ns ? now_ns - s->opened_ns : 0);
 }
 
 static int on_list_sessions(sd_bus_message *call, void *user, sd_bus_error *error)
@@ -238,9 +244,10 @@ static int on_list_tenants(sd_bus_message *call, void *user, sd_bus_error *error
 	for (uint32_t i = 0; r >= 0 && i < registry->tenants_count; i++) {
 		const struct tenant *t = registry->tenants[i];
 
-		r = sd_bus_message_append(reply, "(stt)", t->name,
-					  atomic_load_explicit(&t->charged_bytes, memory_order_relaxed),
-					  t->quota_bytes);
+		r = sd_bus_message_append(
+			reply, "(stt)", t->name,
+			atomic_load_explicit(&t->charged_bytes, memory_order_relaxed),
+			t->quota_bytes);
 	}
 	if (r >= 0)
 		r = sd_bus_message_close_container(reply);
@@ -279,16 +286,17 @@ static const sd_bus_vtable bus_vtable[] = {
 	SD_BUS_VTABLE_START(0),
 	SD_BUS_METHOD_WITH_ARGS("Ping", SD_BUS_NO_ARGS, SD_BUS_RESULT("s", version), on_ping,
 				SD_BUS_VTABLE_UNPRIVILEGED),
-	SD_BUS_METHOD_WITH_ARGS("GetStats", SD_BUS_NO_ARGS, SD_BUS_RESULT("a{st}", stats), on_get_stats,
-				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("GetStats", SD_BUS_NO_ARGS, SD_BUS_RESULT("a{st}", stats),
+				on_get_stats, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("DescribeStats", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(ssss)", name_kind_unit_text), on_describe_stats,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("ListNamespaces", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(usssuuttttttuu)", namespaces), on_list_namespaces,
 				SD_BUS_VTABLE_UNPRIVILEGED),
-	SD_BUS_METHOD_WITH_ARGS("ListSessions", SD_BUS_NO_ARGS, SD_BUS_RESULT("a(uuusssttttuut)", sessions),
-				on_list_sessions, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("ListSessions", SD_BUS_NO_ARGS,
+				SD_BUS_RESULT("a(uuusssttttuut)", sessions), on_list_sessions,
+				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("ListTenants", SD_BUS_NO_ARGS, SD_BUS_RESULT("a(stt)", tenants),
 				on_list_tenants, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_PROPERTY("Version", "s", get_version, 0, SD_BUS_VTABLE_PROPERTY_CONST),
@@ -327,8 +335,9 @@ static int serve(struct bus *bus, sd_bus *peer, int sock)
 	if (r >= 0)
 		r = sd_bus_start(peer);
 	if (r >= 0)
-		r = sd_bus_match_signal(peer, NULL, "org.freedesktop.DBus.Local", "/org/freedesktop/DBus/Local",
-					"org.freedesktop.DBus.Local", "Disconnected", on_disconnected, bus);
+		r = sd_bus_match_signal(peer, NULL, "org.freedesktop.DBus.Local",
+					"/org/freedesktop/DBus/Local", "org.freedesktop.DBus.Local",
+					"Disconnected", on_disconnected, bus);
 	if (r >= 0)
 		r = sd_bus_add_object_vtable(peer, NULL, BUS_PATH, BUS_NAME, bus_vtable, bus);
 	if (r >= 0)
@@ -351,7 +360,8 @@ static int may_ask(int sock)
 		return 1;
 	s.pid = peer.pid;
 	s.uid = peer.uid;
-	log_client(LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_NOT_PERMITTED, "may not ask on the bus socket");
+	log_client(LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_NOT_PERMITTED,
+		   "may not ask on the bus socket");
 	return 0;
 }
 
@@ -407,7 +417,8 @@ static void join_system(struct bus *bus)
 	int r = sd_bus_open_system(&bus->system);
 
 	if (r >= 0)
-		r = sd_bus_add_object_vtable(bus->system, NULL, BUS_PATH, BUS_NAME, bus_vtable, bus);
+		r = sd_bus_add_object_vtable(bus->system, NULL, BUS_PATH, BUS_NAME, bus_vtable,
+					     bus);
 	if (r >= 0)
 		r = sd_bus_attach_event(bus->system, bus->event, SD_EVENT_PRIORITY_NORMAL + 1);
 	if (r >= 0)
@@ -433,10 +444,11 @@ int bus_new(struct sd_event *event, const struct control *control, struct bus **
 	bus->control = control;
 	bus->listener = (struct listener)LISTENER_NONE;
 	if (config->bus_socket[0])
-		r = listener_open(config->bus_socket, SOCK_STREAM, config->socket_mode, -1, &bus->listener, err,
-				  err_bytes);
+		r = listener_open(config->bus_socket, SOCK_STREAM, config->socket_mode, -1,
+				  &bus->listener, err, err_bytes);
 	if (!r && config->bus_socket[0]) {
-		r = sd_event_add_io(event, &bus->accept_source, bus->listener.fd, EPOLLIN, on_accept, bus);
+		r = sd_event_add_io(event, &bus->accept_source, bus->listener.fd, EPOLLIN,
+				    on_accept, bus);
 		if (r < 0)
 			(void)snprintf(err, err_bytes, "bus socket: %s", strerror(-r));
 	}

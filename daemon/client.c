@@ -83,8 +83,8 @@ void client_host_flush(struct client_host *host)
 	host->late_count -= sent;
 }
 
-void client_host_post(struct client_host *host, uint32_t type, struct session *session, void *object,
-		      uint64_t value)
+void client_host_post(struct client_host *host, uint32_t type, struct session *session,
+		      void *object, uint64_t value)
 {
 	struct mail mail = { .type = type, .subject = session, .object = object, .value = value };
 
@@ -203,7 +203,8 @@ static void end(struct client *c, uint16_t reason)
 	set_state(c, CLIENT_ENDING);
 }
 
-static void error_fill(struct client *c, struct ctl_error *m, int res, uint16_t reason, const char *text)
+static void error_fill(struct client *c, struct ctl_error *m, int res, uint16_t reason,
+		       const char *text)
 {
 	memset(m, 0, sizeof(*m));
 	ctl_msg_init(&m->h, CTL_ERROR, sizeof(*m), c->seq);
@@ -240,7 +241,8 @@ static void fail(struct client *c, int res, uint16_t reason, const char *format,
 void client_gone(struct client *c)
 {
 	if (c->state != CLIENT_ENDING && c->state != CLIENT_OVER && c->session.id)
-		log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_CLIENT_GONE, "client is gone");
+		log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_CLIENT_GONE,
+			   "client is gone");
 	end(c, SKVC_ABI_REASON_CLIENT_GONE);
 }
 
@@ -259,7 +261,8 @@ void client_answer(struct client *c, uint16_t type, void *message, uint32_t byte
 	ctl_msg_init(message, type, bytes, c->seq);
 	r = fdpass_send(c->sock, message, bytes, fds, fds_count);
 	if (r == -EAGAIN)
-		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE, "the client does not read its answers");
+		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE,
+		     "the client does not read its answers");
 	else if (r < 0)
 		client_gone(c);
 }
@@ -301,7 +304,7 @@ static int take_slot(struct client *c)
 		host->by_slot[slot] = c;
 		host->sessions_count++;
 		if (!++host->sessions_made)
-			++host->sessions_made;		/* 0 is no session */
+			++host->sessions_made; /* 0 is no session */
 		c->session.slot = slot;
 		c->session.id = host->sessions_made;
 		return 0;
@@ -316,7 +319,8 @@ static int make_segment(struct client *c, const struct ctl_hello *hello)
 	void *base;
 	int r;
 
-	r = segment_layout(hello->sq_entries, c->host->config->leases_max, hello->args_bytes, &s->layout);
+	r = segment_layout(hello->sq_entries, c->host->config->leases_max, hello->args_bytes,
+			   &s->layout);
 	if (r < 0)
 		return r;
 	s->layout.session_id = s->id;
@@ -349,15 +353,20 @@ static void hello(struct client *c, const struct ctl_hello *m)
 	int r;
 
 	if (ctl_msg_versions_meet(m->abi_major, m->abi_minor, SKVC_ABI_MAJOR, 0) < 0 ||
-	    ctl_msg_versions_meet(SKVC_ABI_MAJOR, SKVC_ABI_MINOR, m->abi_major_min, m->abi_minor_min) < 0) {
-		fail(c, -EPROTO, SKVC_ABI_REASON_VERSION, "client speaks %u.%u and wants at least %u.%u, this "
-		     "daemon speaks %u.%u: install matching versions", m->abi_major, m->abi_minor,
-		     m->abi_major_min, m->abi_minor_min, SKVC_ABI_MAJOR, SKVC_ABI_MINOR);
+	    ctl_msg_versions_meet(SKVC_ABI_MAJOR, SKVC_ABI_MINOR, m->abi_major_min,
+				  m->abi_minor_min) < 0) {
+		fail(c, -EPROTO, SKVC_ABI_REASON_VERSION,
+		     "client speaks %u.%u and wants at least %u.%u, this "
+		     "daemon speaks %u.%u: install matching versions",
+		     m->abi_major, m->abi_minor, m->abi_major_min, m->abi_minor_min, SKVC_ABI_MAJOR,
+		     SKVC_ABI_MINOR);
 		return;
 	}
 	if (take_slot(c) < 0) {
-		fail(c, -EUSERS, SKVC_ABI_REASON_SESSIONS_FULL, "%u sessions are connected; raise [daemon] "
-		     "sessions_max", c->host->config->sessions_max);
+		fail(c, -EUSERS, SKVC_ABI_REASON_SESSIONS_FULL,
+		     "%u sessions are connected; raise [daemon] "
+		     "sessions_max",
+		     c->host->config->sessions_max);
 		return;
 	}
 	r = registry_tenant(c->host->registry, s->uid, &s->tenant);
@@ -367,8 +376,9 @@ static void hello(struct client *c, const struct ctl_hello *m)
 		r = make_segment(c, m);
 	}
 	if (r < 0) {
-		fail(c, r, SKVC_ABI_REASON_MEMORY_LIMIT, "no memory for a session of %" PRIu64 " bytes: %s",
-		     m->args_bytes, strerror(-r));
+		fail(c, r, SKVC_ABI_REASON_MEMORY_LIMIT,
+		     "no memory for a session of %" PRIu64 " bytes: %s", m->args_bytes,
+		     strerror(-r));
 		return;
 	}
 	s->opened_ns = clock_now_ns();
@@ -392,8 +402,9 @@ static void welcome(struct client *c)
 	int fds[3] = { c->segment_fd, c->session.sq_fd, c->session.cq_fd };
 
 	set_state(c, CLIENT_IDLE);
-	log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_NONE, "connected as %s of tenant %s",
-		   c->session.role ? "scheduler" : "worker", c->session.tenant->name);
+	log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_NONE,
+		   "connected as %s of tenant %s", c->session.role ? "scheduler" : "worker",
+		   c->session.tenant->name);
 	client_answer(c, CTL_WELCOME, &m, sizeof(m), fds, 3);
 	close_fd(&c->segment_fd);
 }
@@ -432,13 +443,14 @@ static void packet(struct client *c, size_t bytes, unsigned fds_count)
 		return;
 	}
 	if (fds_count && h->type != CTL_REGION_GPU) {
-		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE, "%u file descriptors where none belong",
-		     fds_count);
+		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE,
+		     "%u file descriptors where none belong", fds_count);
 		return;
 	}
 	if ((c->state == CLIENT_HELLO) != (h->type == CTL_HELLO)) {
-		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE, c->state == CLIENT_HELLO ?
-		     "the first message must be HELLO" : "a second HELLO");
+		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE,
+		     c->state == CLIENT_HELLO ? "the first message must be HELLO"
+					      : "a second HELLO");
 		return;
 	}
 	c->type = h->type;
@@ -447,7 +459,8 @@ static void packet(struct client *c, size_t bytes, unsigned fds_count)
 	} else if (h->type == CTL_BYE) {
 		set_state(c, CLIENT_LEAVING);
 		c->deadline_ns = 0;
-		client_host_post(c->host, LANE_SESSION_END, &c->session, NULL, SKVC_ABI_REASON_NONE);
+		client_host_post(c->host, LANE_SESSION_END, &c->session, NULL,
+				 SKVC_ABI_REASON_NONE);
 		c->end_sent = true;
 	} else {
 		count_request(c);
@@ -472,8 +485,9 @@ void client_input(struct client *c)
 		return;
 	if (r == -EMSGSIZE || r == -EPROTO) {
 		c->seq = 0;
-		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE, r == -EMSGSIZE ?
-		     "a packet longer than any message" : "too many file descriptors, or foreign control data");
+		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE,
+		     r == -EMSGSIZE ? "a packet longer than any message"
+				    : "too many file descriptors, or foreign control data");
 		return;
 	}
 	if (r <= 0)
@@ -489,14 +503,14 @@ void client_deadline(struct client *c)
 		     CLIENT_HELLO_NS / CLOCK_NS_PER_S);
 		return;
 	}
-	c->deadline_ns = 0;			/* a pause is over */
+	c->deadline_ns = 0; /* a pause is over */
 }
 
 /* ---- mail ---- */
 
 static void added(struct client *c, int res)
 {
-	if (c->state == CLIENT_ENDING) {	/* it died meanwhile */
+	if (c->state == CLIENT_ENDING) { /* it died meanwhile */
 		if (res < 0) {
 			over(c);
 			return;
@@ -509,8 +523,10 @@ static void added(struct client *c, int res)
 		welcome(c);
 		return;
 	}
-	set_state(c, CLIENT_ENDING);		/* so that fail() leaves the lane alone: it has no such session */
-	fail(c, res, SKVC_ABI_REASON_SESSIONS_FULL, "the data path refused the session: %s", strerror(-res));
+	set_state(c,
+		  CLIENT_ENDING); /* so that fail() leaves the lane alone: it has no such session */
+	fail(c, res, SKVC_ABI_REASON_SESSIONS_FULL, "the data path refused the session: %s",
+	     strerror(-res));
 	over(c);
 }
 

@@ -29,11 +29,17 @@
 #include "daemon/stats.h"
 #include "ipc/ctl_msg.h"
 
-#define CLIENT_HELLO_NS 5000000000ull		/* a connection must say hello in this time */
-#define CLIENT_REQUESTS_PER_S 256u		/* more wait in the client's own socket */
+#define CLIENT_HELLO_NS 5000000000ull /* a connection must say hello in this time */
+#define CLIENT_REQUESTS_PER_S 256u    /* more wait in the client's own socket */
 
 enum client_state {
-	CLIENT_HELLO, CLIENT_ADDING, CLIENT_IDLE, CLIENT_ASKING, CLIENT_LEAVING, CLIENT_ENDING, CLIENT_OVER,
+	CLIENT_HELLO,
+	CLIENT_ADDING,
+	CLIENT_IDLE,
+	CLIENT_ASKING,
+	CLIENT_LEAVING,
+	CLIENT_ENDING,
+	CLIENT_OVER,
 	CLIENT_STATE_COUNT
 };
 
@@ -42,71 +48,71 @@ struct sd_event_source;
 
 /* What all clients share; control.c owns it. */
 struct client_host {
-	const struct config *config;		/* borrowed */
-	struct lane *lane;			/* borrowed */
-	struct registry *registry;		/* borrowed */
-	struct stats *stats;			/* borrowed: the control thread's own counters */
-	struct client **by_slot;		/* owned, [config->sessions_max]; NULL: free */
+	const struct config *config; /* borrowed */
+	struct lane *lane;	     /* borrowed */
+	struct registry *registry;   /* borrowed */
+	struct stats *stats;	     /* borrowed: the control thread's own counters */
+	struct client **by_slot;     /* owned, [config->sessions_max]; NULL: free */
 	uint32_t sessions_count;
-	uint32_t sessions_made;			/* ids go on from here */
-	uint64_t arenas_bytes;			/* of all sessions */
-	uint8_t *packet;			/* owned, CTL_MSG_BYTES_MAX: the packet at hand */
+	uint32_t sessions_made; /* ids go on from here */
+	uint64_t arenas_bytes;	/* of all sessions */
+	uint8_t *packet;	/* owned, CTL_MSG_BYTES_MAX: the packet at hand */
 	/* Mail that did not fit the lane's box; at most two letters a session are ever on their way. */
-	struct mail *late;			/* owned, [late_max] */
+	struct mail *late; /* owned, [late_max] */
 	uint32_t late_count, late_max;
 };
 
 struct client {
-	struct client_host *host;		/* borrowed */
+	struct client_host *host; /* borrowed */
 	enum client_state state;
-	int sock;				/* owned; -1: closed */
-	int pidfd;				/* owned; -1: none */
-	bool drop_socket;			/* control.c: close both as soon as they are not watched */
-	uint64_t deadline_ns;			/* of the handshake, or the end of a pause; 0: none */
-	uint64_t window_ns;			/* requests are counted from here */
+	int sock;	      /* owned; -1: closed */
+	int pidfd;	      /* owned; -1: none */
+	bool drop_socket;     /* control.c: close both as soon as they are not watched */
+	uint64_t deadline_ns; /* of the handshake, or the end of a pause; 0: none */
+	uint64_t window_ns;   /* requests are counted from here */
 	uint32_t window_requests;
 	uint16_t end_reason;
-	uint8_t mails_out;			/* answers that the lane owes, without SESSION_GONE */
-	bool end_sent;				/* SESSION_END is with the lane */
+	uint8_t mails_out; /* answers that the lane owes, without SESSION_GONE */
+	bool end_sent;	   /* SESSION_END is with the lane */
 	/* the request at hand */
 	uint32_t seq;
 	uint16_t type;
-	uint32_t handle;			/* that it is about, or will make */
-	struct region *region;			/* REGION_HOST: owned until the lane has it */
+	uint32_t handle;       /* that it is about, or will make */
+	struct region *region; /* REGION_HOST: owned until the lane has it */
 	/* what it has; handles start at 1 */
-	struct session session;			/* the lane's from SESSION_ADD to SESSION_GONE */
-	int segment_fd;				/* owned until WELCOME was sent */
+	struct session session; /* the lane's from SESSION_ADD to SESSION_GONE */
+	int segment_fd;		/* owned until WELCOME was sent */
 	struct arena arena[SESSION_ARENAS_MAX + 1];
-	struct region *regions[SESSION_REGIONS_MAX + 1];	/* owned */
-	struct namespace *ns[SESSION_NS_MAX + 1];		/* borrowed */
+	struct region *regions[SESSION_REGIONS_MAX + 1]; /* owned */
+	struct namespace *ns[SESSION_NS_MAX + 1];	 /* borrowed */
 	uint64_t arenas_bytes;
 	/* control.c's */
-	void *loop;				/* borrowed: whose loop it is in */
+	void *loop; /* borrowed: whose loop it is in */
 	struct sd_event_source *sock_source, *pidfd_source, *timer_source;
-	uint32_t index;				/* in its table */
+	uint32_t index; /* in its table */
 };
 
 int client_host_init(struct client_host *host, const struct config *config, struct lane *lane,
 		     struct registry *registry, struct stats *stats);
 void client_host_deinit(struct client_host *host);
 /* To the lane; kept and sent later when its box is full. */
-void client_host_post(struct client_host *host, uint32_t type, struct session *session, void *object,
-		      uint64_t value);
+void client_host_post(struct client_host *host, uint32_t type, struct session *session,
+		      void *object, uint64_t value);
 void client_host_flush(struct client_host *host);
 
 /* Takes sock and peer->pidfd over, also when it fails. */
 int client_new(struct client_host *host, int sock, const struct listener_peer *peer,
 	       struct client **ret_client);
-struct client *client_free(struct client *c);	/* OVER, and not watched any more */
+struct client *client_free(struct client *c); /* OVER, and not watched any more */
 
-void client_input(struct client *c);		/* the socket is readable: takes one packet */
-void client_gone(struct client *c);		/* the process ended, or its socket hung up */
-void client_deadline(struct client *c);		/* deadline_ns has passed */
-void client_shutdown(struct client *c);		/* the daemon stops */
-void client_mail(struct client *c, const struct mail *mail);	/* from the lane, about this session */
+void client_input(struct client *c);	/* the socket is readable: takes one packet */
+void client_gone(struct client *c);	/* the process ended, or its socket hung up */
+void client_deadline(struct client *c); /* deadline_ns has passed */
+void client_shutdown(struct client *c); /* the daemon stops */
+void client_mail(struct client *c, const struct mail *mail); /* from the lane, about this session */
 
 bool client_wants_input(const struct client *c);
-void client_close(struct client *c);		/* control.c: sources are gone, close the fds */
+void client_close(struct client *c); /* control.c: sources are gone, close the fds */
 
 /* For client_request.c: */
 /* Sends a message whose header is filled in here; fds are borrowed.  A client that cannot take it is ended. */
@@ -115,11 +121,12 @@ void client_answer(struct client *c, uint16_t type, void *message, uint32_t byte
 /* The request is answered with an error, the session goes on. */
 void client_refuse(struct client *c, int res, uint16_t reason, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
-void client_ask(struct client *c, enum lane_mail type, void *object, uint32_t handle);	/* -> ASKING */
+void client_ask(struct client *c, enum lane_mail type, void *object,
+		uint32_t handle); /* -> ASKING */
 
 /* client_request.c: one request of an open session; a copy that was checked. */
 void client_request(struct client *c, const void *packet);
-void client_request_done(struct client *c, const struct mail *mail);	/* the lane's answer to it */
-void client_request_drop(struct client *c);	/* forget the request at hand */
+void client_request_done(struct client *c, const struct mail *mail); /* the lane's answer to it */
+void client_request_drop(struct client *c); /* forget the request at hand */
 
 #endif

@@ -27,8 +27,8 @@ static uint64_t raw_bytes(const struct ctl_ns_open *m)
 	uint64_t bytes = 0;
 
 	for (uint32_t i = 0; i < m->segments_count; i++)
-		bytes += (uint64_t)m->block_tokens * m->segments[i].heads * m->segments[i].head_dim *
-			 codec_dtype_bytes(m->segments[i].dtype);
+		bytes += (uint64_t)m->block_tokens * m->segments[i].heads *
+			 m->segments[i].head_dim * codec_dtype_bytes(m->segments[i].dtype);
 	return bytes;
 }
 
@@ -45,19 +45,25 @@ static uint64_t pool_bytes_for(uint64_t block_bytes)
 
 static int make_geometry(struct client *c, const struct ctl_ns_open *m, struct codec_geometry *ret)
 {
-	static struct codec_segment segments[CTL_SEGMENTS_MAX];	/* one control thread: no need for heap */
+	static struct codec_segment
+		segments[CTL_SEGMENTS_MAX]; /* one control thread: no need for heap */
 	uint64_t bytes = raw_bytes(m), bytes_max = lane_block_bytes_max(c->host->lane);
 	int r;
 
 	if (bytes > CODEC_RAW_BYTES_MAX) {
-		client_refuse(c, -EFBIG, REASON(TOO_LARGE), "a block of %" PRIu64 " bytes; at most %u: use fewer "
-			      "tokens per block", bytes, CODEC_RAW_BYTES_MAX);
+		client_refuse(c, -EFBIG, REASON(TOO_LARGE),
+			      "a block of %" PRIu64 " bytes; at most %u: use fewer "
+			      "tokens per block",
+			      bytes, CODEC_RAW_BYTES_MAX);
 		return -EFBIG;
 	}
 	if (bytes > bytes_max) {
-		client_refuse(c, -EFBIG, REASON(TOO_LARGE), "a block of %" PRIu64 " bytes; this pool takes at most "
-			      "%" PRIu64 ": set [host] pool to %" PRIu64 "M or more, or use fewer tokens per "
-			      "block", bytes, bytes_max, MIB_OF(pool_bytes_for(bytes)));
+		client_refuse(c, -EFBIG, REASON(TOO_LARGE),
+			      "a block of %" PRIu64 " bytes; this pool takes at most "
+			      "%" PRIu64 ": set [host] pool to %" PRIu64
+			      "M or more, or use fewer tokens per "
+			      "block",
+			      bytes, bytes_max, MIB_OF(pool_bytes_for(bytes)));
 		return -EFBIG;
 	}
 	for (uint32_t i = 0; i < m->segments_count; i++)
@@ -70,7 +76,8 @@ static int make_geometry(struct client *c, const struct ctl_ns_open *m, struct c
 		};
 	r = codec_geometry_init(ret, m->block_tokens, segments, m->segments_count);
 	if (r < 0)
-		client_refuse(c, r, REASON(BAD_ARGS), "the codec does not take this geometry: %s", strerror(-r));
+		client_refuse(c, r, REASON(BAD_ARGS), "the codec does not take this geometry: %s",
+			      strerror(-r));
 	return r;
 }
 
@@ -97,10 +104,12 @@ static void ns_open(struct client *c, const struct ctl_ns_open *m)
 	if (make_geometry(c, m, &geom) < 0)
 		return;
 	r = registry_namespace(c->host->registry, &key, &geom, &ns);
-	codec_geometry_deinit(&geom);		/* not ours any more, or not needed */
+	codec_geometry_deinit(&geom); /* not ours any more, or not needed */
 	if (r == -EUSERS) {
-		client_refuse(c, r, REASON(MEMORY_LIMIT), "%u namespaces are known already; raise [daemon] "
-			      "namespaces_max, or restart the daemon", c->host->config->namespaces_max);
+		client_refuse(c, r, REASON(MEMORY_LIMIT),
+			      "%u namespaces are known already; raise [daemon] "
+			      "namespaces_max, or restart the daemon",
+			      c->host->config->namespaces_max);
 		return;
 	}
 	if (r < 0) {
@@ -116,8 +125,10 @@ static void ns_open(struct client *c, const struct ctl_ns_open *m)
 			handle = i;
 	}
 	if (!handle) {
-		client_refuse(c, -EUSERS, REASON(MEMORY_LIMIT), "a session has at most %u namespaces; open another "
-			      "session", SESSION_NS_MAX);
+		client_refuse(c, -EUSERS, REASON(MEMORY_LIMIT),
+			      "a session has at most %u namespaces; open another "
+			      "session",
+			      SESSION_NS_MAX);
 		return;
 	}
 	c->ns[handle] = ns;
@@ -131,18 +142,21 @@ static int arena_allowed(struct client *c, uint64_t bytes)
 	const struct config *config = c->host->config;
 
 	if (c->session.role) {
-		client_refuse(c, -EPERM, REASON(ROLE), "a scheduler session has no memory; connect as a worker");
+		client_refuse(c, -EPERM, REASON(ROLE),
+			      "a scheduler session has no memory; connect as a worker");
 		return -EPERM;
 	}
 	if (bytes > config->arena_session_bytes - c->arenas_bytes) {
-		client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT), "arenas of one session hold at most %" PRIu64 " MiB, "
+		client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT),
+			      "arenas of one session hold at most %" PRIu64 " MiB, "
 			      "%" PRIu64 " are in use; raise [host] arena_session",
 			      MIB_OF(config->arena_session_bytes), MIB_OF(c->arenas_bytes));
 		return -EDQUOT;
 	}
 	if (bytes > config->arena_total_bytes - c->host->arenas_bytes) {
-		client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT), "arenas of all sessions hold at most %" PRIu64
-			      " MiB, %" PRIu64 " are in use; raise [host] arena_total",
+		client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT),
+			      "arenas of all sessions hold at most %" PRIu64 " MiB, %" PRIu64
+			      " are in use; raise [host] arena_total",
 			      MIB_OF(config->arena_total_bytes), MIB_OF(c->host->arenas_bytes));
 		return -EDQUOT;
 	}
@@ -160,15 +174,20 @@ static void arena_new(struct client *c, const struct ctl_arena_new *m)
 	while (handle <= SESSION_ARENAS_MAX && c->arena[handle].base)
 		handle++;
 	if (handle > SESSION_ARENAS_MAX) {
-		client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT), "a session has at most %u arenas; make fewer, larger "
-			      "ones", SESSION_ARENAS_MAX);
+		client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT),
+			      "a session has at most %u arenas; make fewer, larger "
+			      "ones",
+			      SESSION_ARENAS_MAX);
 		return;
 	}
 	r = arena_init(c->host->config, m->bytes, &c->arena[handle], &fd);
 	if (r < 0) {
-		client_refuse(c, -ENOMEM, REASON(MEMORY_LIMIT), "an arena of %" PRIu64 " MiB cannot be had: %s%s",
-			      MIB_OF(m->bytes), strerror(-r), c->host->config->lock_memory ?
-			      "; raise LimitMEMLOCK, or set [host] lock_memory = no" : "");
+		client_refuse(c, -ENOMEM, REASON(MEMORY_LIMIT),
+			      "an arena of %" PRIu64 " MiB cannot be had: %s%s", MIB_OF(m->bytes),
+			      strerror(-r),
+			      c->host->config->lock_memory
+				      ? "; raise LimitMEMLOCK, or set [host] lock_memory = no"
+				      : "");
 		return;
 	}
 	c->arenas_bytes += m->bytes;
@@ -184,13 +203,15 @@ static void arena_free(struct client *c, uint32_t handle)
 	struct arena *a;
 
 	if (handle > SESSION_ARENAS_MAX || !c->arena[handle].base) {
-		client_refuse(c, -ESTALE, REASON(BAD_REGION), "this session has no arena %u", handle);
+		client_refuse(c, -ESTALE, REASON(BAD_REGION), "this session has no arena %u",
+			      handle);
 		return;
 	}
 	a = &c->arena[handle];
 	if (a->regions_count) {
-		client_refuse(c, -EBUSY, REASON(BAD_REGION), "%u regions lie in arena %u; free them first",
-			      a->regions_count, handle);
+		client_refuse(c, -EBUSY, REASON(BAD_REGION),
+			      "%u regions lie in arena %u; free them first", a->regions_count,
+			      handle);
 		return;
 	}
 	c->arenas_bytes -= a->bytes;
@@ -209,7 +230,8 @@ static uint64_t block_strides[CTL_SEGMENTS_MAX];
 static void packed_strides(const struct codec_geometry *g)
 {
 	for (uint32_t i = 0; i < g->segments_count; i++) {
-		uint64_t head = (uint64_t)g->segments[i].head_dim * codec_dtype_bytes(g->segments[i].dtype);
+		uint64_t head = (uint64_t)g->segments[i].head_dim *
+				codec_dtype_bytes(g->segments[i].dtype);
 
 		strides[i].off = g->segment_off[i];
 		strides[i].head_stride = head;
@@ -231,26 +253,31 @@ static void given_strides(const struct ctl_region_host *m)
 static int region_allowed(struct client *c, const struct ctl_region_host *m)
 {
 	if (c->session.role) {
-		client_refuse(c, -EPERM, REASON(ROLE), "a scheduler session has no memory; connect as a worker");
+		client_refuse(c, -EPERM, REASON(ROLE),
+			      "a scheduler session has no memory; connect as a worker");
 		return -EPERM;
 	}
 	if (m->ns > SESSION_NS_MAX || !c->ns[m->ns]) {
-		client_refuse(c, -EINVAL, REASON(BAD_NAMESPACE), "this session has no namespace %u; open it first",
-			      m->ns);
+		client_refuse(c, -EINVAL, REASON(BAD_NAMESPACE),
+			      "this session has no namespace %u; open it first", m->ns);
 		return -EINVAL;
 	}
 	if (m->arena > SESSION_ARENAS_MAX || !c->arena[m->arena].base) {
-		client_refuse(c, -EINVAL, REASON(BAD_REGION), "this session has no arena %u; make it first", m->arena);
+		client_refuse(c, -EINVAL, REASON(BAD_REGION),
+			      "this session has no arena %u; make it first", m->arena);
 		return -EINVAL;
 	}
 	if (m->strides_count && m->strides_count != c->ns[m->ns]->geom.segments_count) {
-		client_refuse(c, -EINVAL, REASON(BAD_REGION), "%u strides for %u segments; give one each, or none for "
-			      "the packed form", m->strides_count, c->ns[m->ns]->geom.segments_count);
+		client_refuse(c, -EINVAL, REASON(BAD_REGION),
+			      "%u strides for %u segments; give one each, or none for "
+			      "the packed form",
+			      m->strides_count, c->ns[m->ns]->geom.segments_count);
 		return -EINVAL;
 	}
 	if (m->offset >= c->arena[m->arena].bytes) {
-		client_refuse(c, -ERANGE, REASON(BAD_REGION), "offset %" PRIu64 " lies outside the arena of %" PRIu64
-			      " bytes", m->offset, c->arena[m->arena].bytes);
+		client_refuse(c, -ERANGE, REASON(BAD_REGION),
+			      "offset %" PRIu64 " lies outside the arena of %" PRIu64 " bytes",
+			      m->offset, c->arena[m->arena].bytes);
 		return -ERANGE;
 	}
 	return 0;
@@ -271,8 +298,8 @@ static void region_host(struct client *c, const struct ctl_region_host *m)
 	while (handle <= SESSION_REGIONS_MAX && c->regions[handle])
 		handle++;
 	if (handle > SESSION_REGIONS_MAX) {
-		client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT), "a session has at most %u regions; free some",
-			      SESSION_REGIONS_MAX);
+		client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT),
+			      "a session has at most %u regions; free some", SESSION_REGIONS_MAX);
 		return;
 	}
 	region = calloc(1, sizeof(*region));
@@ -288,9 +315,12 @@ static void region_host(struct client *c, const struct ctl_region_host *m)
 			       m->blocks_count, strides, block_strides);
 	if (r < 0) {
 		free(region);
-		client_refuse(c, r, r == -ENOMEM ? REASON(MEMORY_LIMIT) : REASON(BAD_REGION), "%s", r == -ERANGE ?
-			      "a block of the region ends outside the arena" : r == -EINVAL ?
-			      "strides overlap, are zero, or are no multiple of the element" : strerror(-r));
+		client_refuse(
+			c, r, r == -ENOMEM ? REASON(MEMORY_LIMIT) : REASON(BAD_REGION), "%s",
+			r == -ERANGE ? "a block of the region ends outside the arena"
+			: r == -EINVAL
+				? "strides overlap, are zero, or are no multiple of the element"
+				: strerror(-r));
 		return;
 	}
 	region->ns = ns;
@@ -311,7 +341,8 @@ static void region_delete(struct client *c, struct region *region)
 static void region_free(struct client *c, uint32_t handle)
 {
 	if (handle > SESSION_REGIONS_MAX || !c->regions[handle]) {
-		client_refuse(c, -ESTALE, REASON(BAD_REGION), "this session has no region %u", handle);
+		client_refuse(c, -ESTALE, REASON(BAD_REGION), "this session has no region %u",
+			      handle);
 		return;
 	}
 	client_ask(c, LANE_REGION_END, c->regions[handle], handle);
@@ -339,7 +370,8 @@ void client_request(struct client *c, const void *packet)
 		break;
 	case CTL_REGION_GPU:
 	case CTL_EVENT_GPU:
-		client_refuse(c, -EOPNOTSUPP, REASON(NONE), "this daemon serves with the CPU device; register host "
+		client_refuse(c, -EOPNOTSUPP, REASON(NONE),
+			      "this daemon serves with the CPU device; register host "
 			      "memory instead");
 		break;
 	default:

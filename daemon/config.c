@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #define CONFIG_FILE_BYTES_MAX (256u << 10)
-#define CONFIG_UID_MAX (UINT32_MAX - 1)		/* (uid_t)-1 is nobody's */
+#define CONFIG_UID_MAX (UINT32_MAX - 1) /* (uid_t)-1 is nobody's */
 #define CONFIG_TENANT_QUOTA_BYTES_MAX (UINT64_C(1) << 50)
 #define CONFIG_TENANT_PREFIX "tenant "
 
@@ -89,7 +89,8 @@ static bool tenant_name_ok(const char *name)
 }
 
 /* Finds or makes the tenant of a section; NULL with *ret_wrong set. */
-static struct config_tenant *tenant_section(struct config *c, const char *name, const char **ret_wrong)
+static struct config_tenant *tenant_section(struct config *c, const char *name,
+					    const char **ret_wrong)
 {
 	struct config_tenant *t;
 
@@ -99,7 +100,8 @@ static struct config_tenant *tenant_section(struct config *c, const char *name, 
 	}
 	/* Other users become the tenants "uid-N": a section may not pass for one of them. */
 	if (!strncmp(name, "uid-", 4)) {
-		*ret_wrong = "tenant names that start with uid- are the daemon's own; allowed: another name";
+		*ret_wrong =
+			"tenant names that start with uid- are the daemon's own; allowed: another name";
 		return NULL;
 	}
 	for (uint32_t i = 0; i < c->tenants_count; i++)
@@ -112,7 +114,7 @@ static struct config_tenant *tenant_section(struct config *c, const char *name, 
 	t = &c->tenants[c->tenants_count++];
 	memset(t, 0, sizeof(*t));
 	memcpy(t->name, name, strlen(name));
-	t->uid_first = 1;			/* first > last: not given yet, see config_check() */
+	t->uid_first = 1; /* first > last: not given yet, see config_check() */
 	t->uid_last = 0;
 	return t;
 }
@@ -187,7 +189,8 @@ static int fail_section(const char *where, const char *section, char *err, size_
 	return -EINVAL;
 }
 
-static int fail_key(const char *where, const char *section, const char *key, char *err, size_t err_bytes)
+static int fail_key(const char *where, const char *section, const char *key, char *err,
+		    size_t err_bytes)
 {
 	struct text t = { err, err_bytes, 0 };
 	bool first = true;
@@ -246,8 +249,8 @@ static int set_key(struct config *c, const char *where, const char *section, con
 	if (!wrong)
 		return 0;
 	(void)config_key_allowed(k, allowed, sizeof(allowed));
-	return fail(err, err_bytes, "%s: [%s] %s: \"%.64s\" is %s; allowed: %s", where, section, key,
-		    value, wrong, allowed);
+	return fail(err, err_bytes, "%s: [%s] %s: \"%.64s\" is %s; allowed: %s", where, section,
+		    key, value, wrong, allowed);
 }
 
 int config_set(struct config *c, const char *assignment, char *err, size_t err_bytes)
@@ -262,8 +265,8 @@ int config_set(struct config *c, const char *assignment, char *err, size_t err_b
 			dot = p;
 	if (!dot || dot == assignment || (size_t)(dot - assignment) >= sizeof(section) ||
 	    (size_t)(equals - dot - 1) >= sizeof(key))
-		return fail(err, err_bytes, "-o %.64s: not an override; allowed: -o section.key=value",
-			    assignment);
+		return fail(err, err_bytes,
+			    "-o %.64s: not an override; allowed: -o section.key=value", assignment);
 	(void)snprintf(section, sizeof(section), "%.*s", (int)(dot - assignment), assignment);
 	(void)snprintf(key, sizeof(key), "%.*s", (int)(equals - dot - 1), dot + 1);
 	return set_key(c, "-o", section, key, equals + 1, err, err_bytes);
@@ -272,12 +275,12 @@ int config_set(struct config *c, const char *assignment, char *err, size_t err_b
 /* ---- the file ---- */
 
 struct reader {
-	const char *name;			/* borrowed: what error lines call the file */
-	const char *at, *end;			/* borrowed bytes not read yet */
-	unsigned line;				/* of the last line handed out; 1 is the first */
-	unsigned failed_line;			/* 0: none */
-	uint64_t seen;				/* bit per key of the table: given already */
-	uint8_t tenant_seen[CONFIG_TENANTS_MAX];	/* 1 uid, 2 quota */
+	const char *name;			 /* borrowed: what error lines call the file */
+	const char *at, *end;			 /* borrowed bytes not read yet */
+	unsigned line;				 /* of the last line handed out; 1 is the first */
+	unsigned failed_line;			 /* 0: none */
+	uint64_t seen;				 /* bit per key of the table: given already */
+	uint8_t tenant_seen[CONFIG_TENANTS_MAX]; /* 1 uid, 2 quota */
 	struct config *config;
 	char *err;
 	size_t err_bytes;
@@ -301,7 +304,7 @@ static void reader_section(struct reader *in, const char *line)
 	const char *close = strchr(line, ']');
 	const char *rest;
 
-	if (!close || (size_t)(close - line) > 48) {	/* inih keeps 49 bytes of a section's name */
+	if (!close || (size_t)(close - line) > 48) { /* inih keeps 49 bytes of a section's name */
 		reader_fail(in, "not a section header; allowed: [name], at most 48 characters");
 		return;
 	}
@@ -334,14 +337,15 @@ static char *reader_next(char *line, int cap, void *user)
 		return NULL;
 	}
 	if (in->line == 1 && stop - start >= 3 && !memcmp(start, "\xef\xbb\xbf", 3))
-		start += 3;			/* an editor's byte order mark */
+		start += 3; /* an editor's byte order mark */
 	while (start < stop && (*start == ' ' || *start == '\t'))
 		start++;
 	len = (size_t)(stop - start);
 	if (len + 2 > (size_t)cap) {
 		char what[80];
 
-		(void)snprintf(what, sizeof(what), "line too long; allowed: at most %d characters", cap - 2);
+		(void)snprintf(what, sizeof(what), "line too long; allowed: at most %d characters",
+			       cap - 2);
 		reader_fail(in, what);
 		return NULL;
 	}
@@ -426,15 +430,18 @@ int config_load_bytes(const char *name, const char *bytes, size_t bytes_count, s
 	}
 	/* A line that inih itself does not understand never reaches the handler. */
 	if (line > 0 && (!in.failed_line || (unsigned)line < in.failed_line))
-		return fail(err, err_bytes, "%s:%d: not understood; allowed: [section], key = value, or a "
-			    "comment after # or ;", name, line);
+		return fail(err, err_bytes,
+			    "%s:%d: not understood; allowed: [section], key = value, or a "
+			    "comment after # or ;",
+			    name, line);
 	if (in.failed_line)
 		return -EINVAL;
 	*ret = config;
 	return 0;
 }
 
-static int read_file(const char *path, char **ret_bytes, size_t *ret_count, char *err, size_t err_bytes)
+static int read_file(const char *path, char **ret_bytes, size_t *ret_count, char *err,
+		     size_t err_bytes)
 {
 	char *bytes;
 	size_t count = 0;
@@ -498,14 +505,17 @@ static int check_tenants(const struct config *c, char *err, size_t err_bytes)
 		const struct config_tenant *t = &c->tenants[i];
 
 		if (t->uid_first > t->uid_last)
-			return fail(err, err_bytes, "[tenant %s] uid: missing; allowed: N or N-M", t->name);
+			return fail(err, err_bytes, "[tenant %s] uid: missing; allowed: N or N-M",
+				    t->name);
 		for (uint32_t k = 0; k < i; k++) {
 			const struct config_tenant *o = &c->tenants[k];
 
 			if (t->uid_first <= o->uid_last && o->uid_first <= t->uid_last)
-				return fail(err, err_bytes, "[tenant %s] uid: %u-%u overlaps [tenant %s]'s "
-					    "%u-%u; allowed: each user in one tenant", t->name,
-					    t->uid_first, t->uid_last, o->name, o->uid_first, o->uid_last);
+				return fail(err, err_bytes,
+					    "[tenant %s] uid: %u-%u overlaps [tenant %s]'s "
+					    "%u-%u; allowed: each user in one tenant",
+					    t->name, t->uid_first, t->uid_last, o->name,
+					    o->uid_first, o->uid_last);
 		}
 	}
 	return 0;
@@ -516,24 +526,37 @@ int config_check(const struct config *c, char *err, size_t err_bytes)
 	uint64_t segment = c->nvme_segment_bytes;
 
 	if (c->accept_percent >= c->full_percent)
-		return fail(err, err_bytes, "[host] accept_percent: %u; allowed: below full_percent, "
-			    "which is %u", c->accept_percent, c->full_percent);
+		return fail(err, err_bytes,
+			    "[host] accept_percent: %u; allowed: below full_percent, "
+			    "which is %u",
+			    c->accept_percent, c->full_percent);
 	if (c->spill_percent >= c->full_percent)
-		return fail(err, err_bytes, "[host] spill_percent: %u; allowed: below full_percent, "
-			    "which is %u", c->spill_percent, c->full_percent);
+		return fail(err, err_bytes,
+			    "[host] spill_percent: %u; allowed: below full_percent, "
+			    "which is %u",
+			    c->spill_percent, c->full_percent);
 	if (c->arena_session_bytes > c->arena_total_bytes)
-		return fail(err, err_bytes, "[host] arena_session: larger than arena_total; allowed: at "
-			    "most %" PRIu64 "M", c->arena_total_bytes >> 20);
+		return fail(err, err_bytes,
+			    "[host] arena_session: larger than arena_total; allowed: at "
+			    "most %" PRIu64 "M",
+			    c->arena_total_bytes >> 20);
 	if (segment & (segment - 1))
-		return fail(err, err_bytes, "[nvme] segment: %" PRIu64 " is not a power of two; allowed: "
-			    "1M, 2M, 4M .. 256M", segment);
+		return fail(err, err_bytes,
+			    "[nvme] segment: %" PRIu64 " is not a power of two; allowed: "
+			    "1M, 2M, 4M .. 256M",
+			    segment);
 	if (c->nvme_path[0] && (c->nvme_bytes % segment || c->nvme_bytes / segment < 4))
-		return fail(err, err_bytes, "[nvme] size: %" PRIu64 "K; allowed: a multiple of segment "
-			    "(%" PRIu64 "M), at least 4 of them", c->nvme_bytes >> 10, segment >> 20);
+		return fail(err, err_bytes,
+			    "[nvme] size: %" PRIu64 "K; allowed: a multiple of segment "
+			    "(%" PRIu64 "M), at least 4 of them",
+			    c->nvme_bytes >> 10, segment >> 20);
 	if (c->lease_ttl_ns > c->lease_ttl_max_ns)
-		return fail(err, err_bytes, "[limits] lease_ttl: longer than lease_ttl_max; allowed: at "
-			    "most %" PRIu64 "ms", c->lease_ttl_max_ns / 1000000);
+		return fail(err, err_bytes,
+			    "[limits] lease_ttl: longer than lease_ttl_max; allowed: at "
+			    "most %" PRIu64 "ms",
+			    c->lease_ttl_max_ns / 1000000);
 	if (c->bus_socket[0] && !strcmp(c->bus_socket, c->socket))
-		return fail(err, err_bytes, "[daemon] bus_socket: same as socket; allowed: another path");
+		return fail(err, err_bytes,
+			    "[daemon] bus_socket: same as socket; allowed: another path");
 	return check_tenants(c, err, err_bytes);
 }

@@ -15,58 +15,59 @@
 #define CONFIG_TENANTS_MAX 64u
 #define CONFIG_SOCKET_BYTES 108u
 #define CONFIG_FITS_MAX 4u
-#define CONFIG_ALLOWED_BYTES 128u		/* room for the longest range in words */
+#define CONFIG_ALLOWED_BYTES 128u /* room for the longest range in words */
 
 struct config_tenant {
-	uint32_t uid_first;			/* this range of uids is one tenant */
+	uint32_t uid_first; /* this range of uids is one tenant */
 	uint32_t uid_last;
-	uint64_t quota_bytes;			/* compressed; 0: no limit of its own */
+	uint64_t quota_bytes; /* compressed; 0: no limit of its own */
 	char name[32];
 };
 
 struct config {
 	/* [daemon] */
-	char socket[CONFIG_SOCKET_BYTES];	/* /run/skvcd/skvcd.sock */
-	char bus_socket[CONFIG_SOCKET_BYTES];	/* /run/skvcd/bus; empty: no peer-to-peer bus */
-	char state_dir[PATH_MAX];		/* /var/lib/skvcd: secret, profiles, spill file */
-	uint32_t socket_mode;			/* 0660 */
-	uint32_t sessions_max;			/* 1..256 (three letters each fit a mailbox), default 64 */
-	uint32_t namespaces_max;		/* 1..1024, default 64 */
-	uint64_t spin_ns;			/* lane busy-polls this long before it sleeps; default 50 us */
-	uint32_t cpu_workers;			/* codec threads; 0: cores - 1, at least 1, at most 16 */
+	char socket[CONFIG_SOCKET_BYTES];     /* /run/skvcd/skvcd.sock */
+	char bus_socket[CONFIG_SOCKET_BYTES]; /* /run/skvcd/bus; empty: no peer-to-peer bus */
+	char state_dir[PATH_MAX];	      /* /var/lib/skvcd: secret, profiles, spill file */
+	uint32_t socket_mode;		      /* 0660 */
+	uint32_t sessions_max;	 /* 1..256 (three letters each fit a mailbox), default 64 */
+	uint32_t namespaces_max; /* 1..1024, default 64 */
+	uint64_t spin_ns;	 /* lane busy-polls this long before it sleeps; default 50 us */
+	uint32_t cpu_workers;	 /* codec threads; 0: cores - 1, at least 1, at most 16 */
 	/* [host] */
-	uint64_t pool_bytes;			/* 1 GiB; >= 16 MiB */
-	int32_t numa_node;			/* -1: no preference */
-	uint32_t lock_memory;			/* 1: mlock the pool (refuse to start when it fails); 0: do not */
-	uint32_t spill_percent;			/* write-behind to NVMe starts above this fill; 60 */
-	uint32_t full_percent;			/* stores are refused above this fill; 97 */
-	uint32_t accept_percent;		/* ... until the fill is below this again; 92 */
-	uint64_t arena_session_bytes;		/* sum of one session's arenas; 16 GiB */
-	uint64_t arena_total_bytes;		/* of all sessions; 64 GiB */
+	uint64_t pool_bytes;	 /* 1 GiB; >= 16 MiB */
+	int32_t numa_node;	 /* -1: no preference */
+	uint32_t lock_memory;	 /* 1: mlock the pool (refuse to start when it fails); 0: do not */
+	uint32_t spill_percent;	 /* write-behind to NVMe starts above this fill; 60 */
+	uint32_t full_percent;	 /* stores are refused above this fill; 97 */
+	uint32_t accept_percent; /* ... until the fill is below this again; 92 */
+	uint64_t arena_session_bytes; /* sum of one session's arenas; 16 GiB */
+	uint64_t arena_total_bytes;   /* of all sessions; 64 GiB */
 	/* [nvme] */
-	char nvme_path[PATH_MAX];		/* file to preallocate; empty: no NVMe tier */
-	uint64_t nvme_bytes;			/* its size; multiple of segment_bytes; >= 4 segments */
-	uint64_t nvme_segment_bytes;		/* power of two, 1 MiB..256 MiB; 64 MiB */
-	uint32_t nvme_queue_depth;		/* 1..1024; 64 */
-	uint64_t nvme_deadline_ns;		/* per I/O; 5 s */
-	uint64_t nvme_retry_ns;			/* an ailing tier is tried again after this; 5 s */
+	char nvme_path[PATH_MAX];    /* file to preallocate; empty: no NVMe tier */
+	uint64_t nvme_bytes;	     /* its size; multiple of segment_bytes; >= 4 segments */
+	uint64_t nvme_segment_bytes; /* power of two, 1 MiB..256 MiB; 64 MiB */
+	uint32_t nvme_queue_depth;   /* 1..1024; 64 */
+	uint64_t nvme_deadline_ns;   /* per I/O; 5 s */
+	uint64_t nvme_retry_ns;	     /* an ailing tier is tried again after this; 5 s */
 	/* [codec] */
-	uint32_t speculator;			/* enum codec_speculator: raw, generic or channel */
-	uint32_t verify;			/* 1: decode every block again before it counts as stored */
-	uint64_t fit_tokens[CONFIG_FITS_MAX];	/* a profile is fitted at these token counts; 0-terminated */
+	uint32_t speculator; /* enum codec_speculator: raw, generic or channel */
+	uint32_t verify;     /* 1: decode every block again before it counts as stored */
+	uint64_t fit_tokens
+		[CONFIG_FITS_MAX]; /* a profile is fitted at these token counts; 0-terminated */
 	/* [limits] */
-	uint32_t blocks_max;			/* index size; 0: one per 16 KiB of pool + NVMe, 4096..16 M */
-	uint32_t leases_max;			/* per session, 1..1024; 1024 */
-	uint64_t lease_ttl_ns;			/* default of a lookup; 30 s */
-	uint64_t lease_ttl_max_ns;		/* 300 s */
-	uint64_t store_wait_ns;			/* a store waits this long for room, then is refused; 2 s */
-	uint64_t quota_bytes;			/* of a tenant without a section; 0: none */
+	uint32_t blocks_max;	   /* index size; 0: one per 16 KiB of pool + NVMe, 4096..16 M */
+	uint32_t leases_max;	   /* per session, 1..1024; 1024 */
+	uint64_t lease_ttl_ns;	   /* default of a lookup; 30 s */
+	uint64_t lease_ttl_max_ns; /* 300 s */
+	uint64_t store_wait_ns;	   /* a store waits this long for room, then is refused; 2 s */
+	uint64_t quota_bytes;	   /* of a tenant without a section; 0: none */
 	/* [tenant NAME] */
 	uint32_t tenants_count;
 	struct config_tenant tenants[CONFIG_TENANTS_MAX];
 	/* [fault]: for tests of the daemon and of engines */
-	char fault_device[128];			/* gpu/device.h fault spec */
-	char fault_nvme[128];			/* daemon/uring.h fault spec */
+	char fault_device[128]; /* gpu/device.h fault spec */
+	char fault_nvme[128];	/* daemon/uring.h fault spec */
 };
 
 void config_default(struct config *ret);
@@ -90,36 +91,42 @@ int config_check(const struct config *c, char *err, size_t err_bytes);
 /* ---- the table, for the help and for tests ---- */
 
 enum config_type {
-	CONFIG_SIZE, CONFIG_TIME, CONFIG_COUNT, CONFIG_INT, CONFIG_MODE, CONFIG_CHOICE, CONFIG_COUNTS,
+	CONFIG_SIZE,
+	CONFIG_TIME,
+	CONFIG_COUNT,
+	CONFIG_INT,
+	CONFIG_MODE,
+	CONFIG_CHOICE,
+	CONFIG_COUNTS,
 	CONFIG_TEXT
 };
 
-#define CONFIG_OR_ZERO 1u			/* 0 is allowed beside min..max */
+#define CONFIG_OR_ZERO 1u /* 0 is allowed beside min..max */
 
 struct config_key {
 	const char *section;
 	const char *key;
 	enum config_type type;
-	size_t off;				/* of the field in struct config */
+	size_t off; /* of the field in struct config */
 	size_t field_bytes;
-	int64_t min, max;			/* inclusive; of texts: their length in bytes */
+	int64_t min, max; /* inclusive; of texts: their length in bytes */
 	unsigned flags;
-	const char *const *choices;		/* NULL-terminated, by value; CHOICE only */
-	const char *value;			/* the default, as one would write it */
-	const char *text;			/* what it means, one line */
+	const char *const *choices; /* NULL-terminated, by value; CHOICE only */
+	const char *value;	    /* the default, as one would write it */
+	const char *text;	    /* what it means, one line */
 };
 
 #define CONFIG_KEYS_MAX 64u
 
-const struct config_key *config_key_at(size_t index);	/* NULL behind the last one */
-const struct config_key *config_key_next(const struct config_key *k);	/* NULL behind the last one */
+const struct config_key *config_key_at(size_t index);		      /* NULL behind the last one */
+const struct config_key *config_key_next(const struct config_key *k); /* NULL behind the last one */
 size_t config_key_index(const struct config_key *k);
 /* Parse and set one field.  NULL, or what is wrong with the value ("out of range"); c is then untouched. */
 const char *config_key_set(struct config *c, const struct config_key *k, const char *value);
 /* What may be written there, in words; returns the length.  buf_bytes >= CONFIG_ALLOWED_BYTES. */
 size_t config_key_allowed(const struct config_key *k, char *buf, size_t buf_bytes);
-int config_parse_u64(const char *s, const char **ret_end, uint64_t *ret);	/* -EINVAL, -ERANGE */
-int config_parse_size(const char *s, uint64_t *ret);			/* with K, M, G or T */
-void config_print_help(FILE *out);		/* a commented skvcd.conf with every key and default */
+int config_parse_u64(const char *s, const char **ret_end, uint64_t *ret); /* -EINVAL, -ERANGE */
+int config_parse_size(const char *s, uint64_t *ret);			  /* with K, M, G or T */
+void config_print_help(FILE *out); /* a commented skvcd.conf with every key and default */
 
 #endif

@@ -38,75 +38,77 @@ _Static_assert(CODEC_SPEC_RAW == 0 && CODEC_SPEC_GENERIC == 1 && CODEC_SPEC_CHAN
 static const struct config_key config_keys[] = {
 	{ "daemon", "socket", CONFIG_TEXT, FIELD(socket), 1, CONFIG_SOCKET_BYTES - 1, 0, NULL,
 	  "/run/skvcd/skvcd.sock", "Unix socket where clients connect" },
-	{ "daemon", "bus_socket", CONFIG_TEXT, FIELD(bus_socket), 0, CONFIG_SOCKET_BYTES - 1, 0, NULL,
-	  "/run/skvcd/bus", "Unix socket of the D-Bus interface that skvcctl uses; empty: none" },
+	{ "daemon", "bus_socket", CONFIG_TEXT, FIELD(bus_socket), 0, CONFIG_SOCKET_BYTES - 1, 0,
+	  NULL, "/run/skvcd/bus",
+	  "Unix socket of the D-Bus interface that skvcctl uses; empty: none" },
 	{ "daemon", "state_dir", CONFIG_TEXT, FIELD(state_dir), 1, PATH_MAX - 1, 0, NULL,
 	  "/var/lib/skvcd", "directory of the daemon's secret; made when missing" },
-	{ "daemon", "socket_mode", CONFIG_MODE, FIELD(socket_mode), 0600, 0777, 0, NULL,
-	  "0660", "permissions of both sockets, octal" },
-	{ "daemon", "sessions_max", CONFIG_COUNT, FIELD(sessions_max), 1, 256, 0, NULL,
-	  "64", "clients connected at a time" },
-	{ "daemon", "namespaces_max", CONFIG_COUNT, FIELD(namespaces_max), 1, 1024, 0, NULL,
-	  "64", "namespaces of all tenants, until the daemon ends" },
-	{ "daemon", "spin", CONFIG_TIME, FIELD(spin_ns), 0, 10 * MSEC, 0, NULL,
-	  "50us", "how long the data path polls before it sleeps" },
-	{ "daemon", "cpu_workers", CONFIG_COUNT, FIELD(cpu_workers), 0, 64, 0, NULL,
-	  "0", "codec threads; 0: one less than there are cores, 1 to 16" },
+	{ "daemon", "socket_mode", CONFIG_MODE, FIELD(socket_mode), 0600, 0777, 0, NULL, "0660",
+	  "permissions of both sockets, octal" },
+	{ "daemon", "sessions_max", CONFIG_COUNT, FIELD(sessions_max), 1, 256, 0, NULL, "64",
+	  "clients connected at a time" },
+	{ "daemon", "namespaces_max", CONFIG_COUNT, FIELD(namespaces_max), 1, 1024, 0, NULL, "64",
+	  "namespaces of all tenants, until the daemon ends" },
+	{ "daemon", "spin", CONFIG_TIME, FIELD(spin_ns), 0, 10 * MSEC, 0, NULL, "50us",
+	  "how long the data path polls before it sleeps" },
+	{ "daemon", "cpu_workers", CONFIG_COUNT, FIELD(cpu_workers), 0, 64, 0, NULL, "0",
+	  "codec threads; 0: one less than there are cores, 1 to 16" },
 
-	{ "host", "pool", CONFIG_SIZE, FIELD(pool_bytes), 16 * MIB, 16 * TIB, 0, NULL,
-	  "1G", "host memory for compressed blocks" },
-	{ "host", "numa_node", CONFIG_INT, FIELD(numa_node), -1, 1023, 0, NULL,
-	  "-1", "NUMA node of the pool and of arenas; -1: no preference" },
-	{ "host", "lock_memory", CONFIG_CHOICE, FIELD(lock_memory), 0, 1, 0, bool_names,
-	  "no", "lock pool and arenas into memory; needs LimitMEMLOCK" },
-	{ "host", "spill_percent", CONFIG_COUNT, FIELD(spill_percent), 1, 99, 0, NULL,
-	  "60", "blocks are written to NVMe ahead of need above this fill of the pool" },
-	{ "host", "full_percent", CONFIG_COUNT, FIELD(full_percent), 2, 100, 0, NULL,
-	  "97", "stores wait, then are refused, above this fill of the pool" },
-	{ "host", "accept_percent", CONFIG_COUNT, FIELD(accept_percent), 1, 99, 0, NULL,
-	  "92", "and are taken again below this one" },
+	{ "host", "pool", CONFIG_SIZE, FIELD(pool_bytes), 16 * MIB, 16 * TIB, 0, NULL, "1G",
+	  "host memory for compressed blocks" },
+	{ "host", "numa_node", CONFIG_INT, FIELD(numa_node), -1, 1023, 0, NULL, "-1",
+	  "NUMA node of the pool and of arenas; -1: no preference" },
+	{ "host", "lock_memory", CONFIG_CHOICE, FIELD(lock_memory), 0, 1, 0, bool_names, "no",
+	  "lock pool and arenas into memory; needs LimitMEMLOCK" },
+	{ "host", "spill_percent", CONFIG_COUNT, FIELD(spill_percent), 1, 99, 0, NULL, "60",
+	  "blocks are written to NVMe ahead of need above this fill of the pool" },
+	{ "host", "full_percent", CONFIG_COUNT, FIELD(full_percent), 2, 100, 0, NULL, "97",
+	  "stores wait, then are refused, above this fill of the pool" },
+	{ "host", "accept_percent", CONFIG_COUNT, FIELD(accept_percent), 1, 99, 0, NULL, "92",
+	  "and are taken again below this one" },
 	{ "host", "arena_session", CONFIG_SIZE, FIELD(arena_session_bytes), 0, 64 * TIB, 0, NULL,
 	  "16G", "arenas of one session together" },
-	{ "host", "arena_total", CONFIG_SIZE, FIELD(arena_total_bytes), 0, 64 * TIB, 0, NULL,
-	  "64G", "arenas of all sessions together" },
+	{ "host", "arena_total", CONFIG_SIZE, FIELD(arena_total_bytes), 0, 64 * TIB, 0, NULL, "64G",
+	  "arenas of all sessions together" },
 
-	{ "nvme", "path", CONFIG_TEXT, FIELD(nvme_path), 0, PATH_MAX - 1, 0, NULL,
-	  "", "file of the NVMe tier, allocated at start; empty: no such tier" },
-	{ "nvme", "size", CONFIG_SIZE, FIELD(nvme_bytes), 4 * MIB, 1024 * TIB, 0, NULL,
-	  "16G", "its size: a multiple of segment, at least 4 of them" },
+	{ "nvme", "path", CONFIG_TEXT, FIELD(nvme_path), 0, PATH_MAX - 1, 0, NULL, "",
+	  "file of the NVMe tier, allocated at start; empty: no such tier" },
+	{ "nvme", "size", CONFIG_SIZE, FIELD(nvme_bytes), 4 * MIB, 1024 * TIB, 0, NULL, "16G",
+	  "its size: a multiple of segment, at least 4 of them" },
 	{ "nvme", "segment", CONFIG_SIZE, FIELD(nvme_segment_bytes), 1 * MIB, 256 * MIB, 0, NULL,
 	  "64M", "unit of reuse: a power of two" },
-	{ "nvme", "queue_depth", CONFIG_COUNT, FIELD(nvme_queue_depth), 1, 1024, 0, NULL,
-	  "64", "reads and writes in flight" },
+	{ "nvme", "queue_depth", CONFIG_COUNT, FIELD(nvme_queue_depth), 1, 1024, 0, NULL, "64",
+	  "reads and writes in flight" },
 	{ "nvme", "deadline", CONFIG_TIME, FIELD(nvme_deadline_ns), 1 * MSEC, 600 * SEC, 0, NULL,
 	  "5s", "a read or write that takes longer has failed" },
-	{ "nvme", "retry", CONFIG_TIME, FIELD(nvme_retry_ns), 1 * MSEC, 3600 * SEC, 0, NULL,
-	  "5s", "an ailing tier is tried again after this" },
+	{ "nvme", "retry", CONFIG_TIME, FIELD(nvme_retry_ns), 1 * MSEC, 3600 * SEC, 0, NULL, "5s",
+	  "an ailing tier is tried again after this" },
 
 	{ "codec", "speculator", CONFIG_CHOICE, FIELD(speculator), 0, 2, 0, speculator_names,
 	  "channel", "how blocks are compressed" },
-	{ "codec", "verify", CONFIG_CHOICE, FIELD(verify), 0, 1, 0, bool_names,
-	  "yes", "decode every block again before it counts as stored" },
+	{ "codec", "verify", CONFIG_CHOICE, FIELD(verify), 0, 1, 0, bool_names, "yes",
+	  "decode every block again before it counts as stored" },
 	{ "codec", "fit_tokens", CONFIG_COUNTS, FIELD(fit_tokens), 16, 1 << 20, 0, NULL,
-	  "512, 4096", "a namespace's profile is fitted when it has seen this many tokens, rising" },
+	  "512, 4096",
+	  "a namespace's profile is fitted when it has seen this many tokens, rising" },
 
-	{ "limits", "blocks_max", CONFIG_COUNT, FIELD(blocks_max), 4096, 16 << 20, CONFIG_OR_ZERO, NULL,
-	  "0", "blocks in the index; 0: one per 16 KiB of pool and NVMe" },
+	{ "limits", "blocks_max", CONFIG_COUNT, FIELD(blocks_max), 4096, 16 << 20, CONFIG_OR_ZERO,
+	  NULL, "0", "blocks in the index; 0: one per 16 KiB of pool and NVMe" },
 	{ "limits", "leases_max", CONFIG_COUNT, FIELD(leases_max), 1, SKVC_ABI_LEASES_MAX, 0, NULL,
 	  "1024", "leases of one session" },
-	{ "limits", "lease_ttl", CONFIG_TIME, FIELD(lease_ttl_ns), 1 * MSEC, SKVC_ABI_TTL_NS_MAX, 0, NULL,
-	  "30s", "how long a lease lasts when the client does not say" },
-	{ "limits", "lease_ttl_max", CONFIG_TIME, FIELD(lease_ttl_max_ns), 1 * MSEC, SKVC_ABI_TTL_NS_MAX,
-	  0, NULL, "300s", "the longest lease or pin a client may ask for" },
-	{ "limits", "store_wait", CONFIG_TIME, FIELD(store_wait_ns), 0, 60 * SEC, 0, NULL,
-	  "2s", "a store waits this long for room before it is refused" },
-	{ "limits", "quota", CONFIG_SIZE, FIELD(quota_bytes), 0, 1024 * TIB, 0, NULL,
-	  "0", "compressed bytes of a tenant that has no section of its own; 0: no limit" },
+	{ "limits", "lease_ttl", CONFIG_TIME, FIELD(lease_ttl_ns), 1 * MSEC, SKVC_ABI_TTL_NS_MAX, 0,
+	  NULL, "30s", "how long a lease lasts when the client does not say" },
+	{ "limits", "lease_ttl_max", CONFIG_TIME, FIELD(lease_ttl_max_ns), 1 * MSEC,
+	  SKVC_ABI_TTL_NS_MAX, 0, NULL, "300s", "the longest lease or pin a client may ask for" },
+	{ "limits", "store_wait", CONFIG_TIME, FIELD(store_wait_ns), 0, 60 * SEC, 0, NULL, "2s",
+	  "a store waits this long for room before it is refused" },
+	{ "limits", "quota", CONFIG_SIZE, FIELD(quota_bytes), 0, 1024 * TIB, 0, NULL, "0",
+	  "compressed bytes of a tenant that has no section of its own; 0: no limit" },
 
-	{ "fault", "device", CONFIG_TEXT, FIELD(fault_device), 0, 127, 0, NULL,
-	  "", "inject faults into the compute device; for tests only" },
-	{ "fault", "nvme", CONFIG_TEXT, FIELD(fault_nvme), 0, 127, 0, NULL,
-	  "", "inject faults into NVMe I/O; for tests only" },
+	{ "fault", "device", CONFIG_TEXT, FIELD(fault_device), 0, 127, 0, NULL, "",
+	  "inject faults into the compute device; for tests only" },
+	{ "fault", "nvme", CONFIG_TEXT, FIELD(fault_nvme), 0, 127, 0, NULL, "",
+	  "inject faults into NVMe I/O; for tests only" },
 };
 
 #define CONFIG_KEYS_COUNT (sizeof(config_keys) / sizeof(config_keys[0]))
@@ -173,7 +175,8 @@ int config_parse_u64(const char *s, const char **ret_end, uint64_t *ret)
 	const char *p = s;
 
 	for (; *p >= '0' && *p <= '9'; p++)
-		if (__builtin_mul_overflow(v, 10, &v) || __builtin_add_overflow(v, (unsigned)(*p - '0'), &v))
+		if (__builtin_mul_overflow(v, 10, &v) ||
+		    __builtin_add_overflow(v, (unsigned)(*p - '0'), &v))
 			return -ERANGE;
 	if (p == s)
 		return -EINVAL;
@@ -201,7 +204,7 @@ static int parse_with_unit(const char *s, const struct unit *units, uint64_t *re
 		*ret = v;
 		return 0;
 	}
-	if (!v && !*end) {			/* zero needs no unit */
+	if (!v && !*end) { /* zero needs no unit */
 		*ret = 0;
 		return 0;
 	}
@@ -293,7 +296,8 @@ size_t config_key_allowed(const struct config_key *k, char *buf, size_t buf_byte
 	buf[0] = '\0';
 	switch (k->type) {
 	case CONFIG_TEXT:
-		text_add(&t, "%s at most %" PRId64 " bytes", k->min ? "text of" : "empty, or text of", k->max);
+		text_add(&t, "%s at most %" PRId64 " bytes",
+			 k->min ? "text of" : "empty, or text of", k->max);
 		return t.len;
 	case CONFIG_CHOICE:
 		for (unsigned i = 0; k->choices[i]; i++)
@@ -336,9 +340,10 @@ static const char *parse_number(const struct config_key *k, const char *value, i
 	else
 		r = parse_whole(value + negative, &v);
 	if (r == -EINVAL)
-		return k->type == CONFIG_SIZE ? "not a size" :
-		       k->type == CONFIG_TIME ? "not a time with its unit" :
-		       k->type == CONFIG_CHOICE ? "not one of the choices" : "not a number";
+		return k->type == CONFIG_SIZE	  ? "not a size"
+		       : k->type == CONFIG_TIME	  ? "not a time with its unit"
+		       : k->type == CONFIG_CHOICE ? "not one of the choices"
+						  : "not a number";
 	if (r < 0 || v > INT64_MAX)
 		return "out of range";
 	n = negative ? -(int64_t)v : (int64_t)v;
@@ -434,7 +439,9 @@ void config_print_help(FILE *out)
 		(void)fprintf(out, "# %s\n# allowed: %s\n#%s =%s%s\n", k->text, allowed, k->key,
 			      k->value[0] ? " " : "", k->value);
 	}
-	(void)fprintf(out, "\n# Users of one tenant share blocks and a quota; others are tenants of their own.\n"
-		      "#[tenant NAME]\n# user id, or a range N-M\n#uid = 1000-1999\n"
-		      "# compressed bytes; 0: no limit\n#quota = 0\n");
+	(void)fprintf(
+		out,
+		"\n# Users of one tenant share blocks and a quota; others are tenants of their own.\n"
+		"#[tenant NAME]\n# user id, or a range N-M\n#uid = 1000-1999\n"
+		"# compressed bytes; 0: no limit\n#quota = 0\n");
 }

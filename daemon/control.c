@@ -24,23 +24,23 @@
 #include "daemon/log.h"
 #include "daemon/util/clock.h"
 
-#define CONTROL_UNSAID_MAX 64u			/* connections that have not said hello yet */
-#define CONTROL_UNSAID_UID_MAX 16u		/* of these, one user's */
+#define CONTROL_UNSAID_MAX 64u	   /* connections that have not said hello yet */
+#define CONTROL_UNSAID_UID_MAX 16u /* of these, one user's */
 #define CONTROL_ACCEPT_BATCH 16u
 #define CONTROL_STOP_NS 5000000000ull
-#define CONTROL_FLUSH_NS 1000000ull		/* the lane's box was full: try again */
-#define CONTROL_ACCEPT_PAUSE_NS 100000000ull	/* no fd is left: let some be closed first */
+#define CONTROL_FLUSH_NS 1000000ull	     /* the lane's box was full: try again */
+#define CONTROL_ACCEPT_PAUSE_NS 100000000ull /* no fd is left: let some be closed first */
 #define NS_PER_US 1000ull
 
 struct control {
-	struct sd_event *event;			/* borrowed from main */
-	const struct config *config;		/* borrowed */
-	struct lane *lane;			/* borrowed */
-	struct registry *registry;		/* borrowed */
-	struct listener *listener;		/* borrowed */
-	struct stats stats;			/* the control thread writes it */
+	struct sd_event *event;	     /* borrowed from main */
+	const struct config *config; /* borrowed */
+	struct lane *lane;	     /* borrowed */
+	struct registry *registry;   /* borrowed */
+	struct listener *listener;   /* borrowed */
+	struct stats stats;	     /* the control thread writes it */
 	struct client_host host;
-	struct client **clients;		/* owned, [clients_max] */
+	struct client **clients; /* owned, [clients_max] */
 	uint32_t clients_count, clients_max;
 	sd_event_source *accept_source, *accept_timer, *mail_source, *flush_source, *stop_source;
 	bool stopping;
@@ -72,10 +72,11 @@ static void settle(struct control *control, struct client *c)
 	if (c->drop_socket) {
 		c->sock_source = drop(c->sock_source);
 		c->pidfd_source = drop(c->pidfd_source);
-		client_close(c);		/* only now: an fd number that epoll still has must stay taken */
+		client_close(c); /* only now: an fd number that epoll still has must stay taken */
 	} else {
 		/* With no events wanted, a hang-up is still told. */
-		(void)sd_event_source_set_io_events(c->sock_source, client_wants_input(c) ? EPOLLIN : 0);
+		(void)sd_event_source_set_io_events(c->sock_source,
+						    client_wants_input(c) ? EPOLLIN : 0);
 	}
 	settle_timer(control, c);
 	if (control->host.late_count)
@@ -93,7 +94,7 @@ static int on_socket(sd_event_source *source, int fd, uint32_t events, void *use
 	(void)source;
 	(void)fd;
 	if (client_wants_input(c) && (events & EPOLLIN))
-		client_input(c);		/* also reads what was sent before a hang-up */
+		client_input(c); /* also reads what was sent before a hang-up */
 	else if (events & (EPOLLHUP | EPOLLERR))
 		client_gone(c);
 	settle(c->loop, c);
@@ -133,9 +134,9 @@ static void settle_timer(struct control *control, struct client *c)
 		return;
 	}
 	if (!c->timer_source) {
-		if (sd_event_add_time(control->event, &c->timer_source, CLOCK_MONOTONIC, usec, 10000,
-				      on_deadline, c) < 0)
-			c->deadline_ns = 0;	/* out of memory: a pause ends at once */
+		if (sd_event_add_time(control->event, &c->timer_source, CLOCK_MONOTONIC, usec,
+				      10000, on_deadline, c) < 0)
+			c->deadline_ns = 0; /* out of memory: a pause ends at once */
 		return;
 	}
 	(void)sd_event_source_set_time(c->timer_source, usec);
@@ -166,10 +167,12 @@ static int watch(struct control *control, struct client *c)
 
 	r = sd_event_add_io(control->event, &c->sock_source, c->sock, EPOLLIN, on_socket, c);
 	if (r >= 0 && c->pidfd >= 0) {
-		r = sd_event_add_io(control->event, &c->pidfd_source, c->pidfd, EPOLLIN, on_pidfd, c);
+		r = sd_event_add_io(control->event, &c->pidfd_source, c->pidfd, EPOLLIN, on_pidfd,
+				    c);
 		/* Death comes before what the dead still had to say. */
 		if (r >= 0)
-			r = sd_event_source_set_priority(c->pidfd_source, SD_EVENT_PRIORITY_IMPORTANT);
+			r = sd_event_source_set_priority(c->pidfd_source,
+							 SD_EVENT_PRIORITY_IMPORTANT);
 	}
 	return r < 0 ? r : 0;
 }
@@ -179,7 +182,7 @@ static void connected(struct control *control, int sock)
 	struct listener_peer peer;
 	struct client *c;
 
-	if (listener_peer(sock, &peer) < 0) {	/* it is dead already */
+	if (listener_peer(sock, &peer) < 0) { /* it is dead already */
 		(void)close(sock);
 		return;
 	}
@@ -231,7 +234,8 @@ static int on_accept(sd_event_source *source, int fd, uint32_t events, void *use
 		if (r == -EAGAIN)
 			break;
 		/* EMFILE and the like: the connection stays readable, so polling on would spin. */
-		log_line(LOG_LEVEL_WARNING, "cannot accept a connection: %s; raise LimitNOFILE", strerror(-r));
+		log_line(LOG_LEVEL_WARNING, "cannot accept a connection: %s; raise LimitNOFILE",
+			 strerror(-r));
 		(void)sd_event_source_set_enabled(control->accept_source, SD_EVENT_OFF);
 		(void)sd_event_source_set_time_relative(control->accept_timer,
 							CONTROL_ACCEPT_PAUSE_NS / NS_PER_US);
@@ -256,9 +260,12 @@ static void profile_new(const struct mail *mail)
 {
 	const struct namespace *ns = mail->subject;
 
-	log_line(LOG_LEVEL_INFO, "namespace %" PRIu32 " (%s of tenant %s): profile %" PRIu64 ", %.3f bits a "
-		 "scalar expected", ns->id, ns->model, ns->tenant->name, mail->value,
-		 (double)atomic_load_explicit(&ns->profile_bits_milli, memory_order_relaxed) / 1000.0);
+	log_line(LOG_LEVEL_INFO,
+		 "namespace %" PRIu32 " (%s of tenant %s): profile %" PRIu64 ", %.3f bits a "
+		 "scalar expected",
+		 ns->id, ns->model, ns->tenant->name, mail->value,
+		 (double)atomic_load_explicit(&ns->profile_bits_milli, memory_order_relaxed) /
+			 1000.0);
 }
 
 static void one_mail(struct control *control, const struct mail *mail)
@@ -319,20 +326,21 @@ static int add_sources(struct control *control)
 	struct mailbox *outbox = lane_outbox(control->lane);
 	int r;
 
-	r = sd_event_add_io(control->event, &control->mail_source, outbox->fd, EPOLLIN, on_mail, control);
+	r = sd_event_add_io(control->event, &control->mail_source, outbox->fd, EPOLLIN, on_mail,
+			    control);
 	if (r < 0)
 		return r;
 	/* Answers free memory and let clients go on: before new work. */
 	r = sd_event_source_set_priority(control->mail_source, SD_EVENT_PRIORITY_IMPORTANT - 1);
 	if (r < 0)
 		return r;
-	r = sd_event_add_time_relative(control->event, &control->flush_source, CLOCK_MONOTONIC, 0, 1000,
-				       on_flush, control);
+	r = sd_event_add_time_relative(control->event, &control->flush_source, CLOCK_MONOTONIC, 0,
+				       1000, on_flush, control);
 	if (r < 0)
 		return r;
 	(void)sd_event_source_set_enabled(control->flush_source, SD_EVENT_OFF);
-	r = sd_event_add_time_relative(control->event, &control->accept_timer, CLOCK_MONOTONIC, 0, 1000,
-				       on_accept_again, control);
+	r = sd_event_add_time_relative(control->event, &control->accept_timer, CLOCK_MONOTONIC, 0,
+				       1000, on_accept_again, control);
 	if (r < 0)
 		return r;
 	(void)sd_event_source_set_enabled(control->accept_timer, SD_EVENT_OFF);
@@ -359,8 +367,9 @@ int control_new(struct sd_event *event, const struct config *config, struct lane
 	control->listener = listener;
 	control->clients_max = config->sessions_max + CONTROL_UNSAID_MAX;
 	control->clients = calloc(control->clients_max, sizeof(*control->clients));
-	r = control->clients ? client_host_init(&control->host, config, lane, registry, &control->stats) :
-			       -ENOMEM;
+	r = control->clients
+		    ? client_host_init(&control->host, config, lane, registry, &control->stats)
+		    : -ENOMEM;
 	if (!r)
 		r = add_sources(control);
 	if (r < 0) {
@@ -393,7 +402,8 @@ static int on_stop_late(sd_event_source *source, uint64_t usec, void *user)
 
 	(void)source;
 	(void)usec;
-	log_line(LOG_LEVEL_ERR, "%" PRIu32 " sessions did not drain within 5 s", control->clients_count);
+	log_line(LOG_LEVEL_ERR, "%" PRIu32 " sessions did not drain within 5 s",
+		 control->clients_count);
 	return sd_event_exit(control->event, -ETIMEDOUT);
 }
 
@@ -433,7 +443,8 @@ const struct registry *control_registry(const struct control *control)
 
 const struct session *control_session(const struct control *control, uint32_t slot)
 {
-	const struct client *c = slot < control->config->sessions_max ? control->host.by_slot[slot] : NULL;
+	const struct client *c = slot < control->config->sessions_max ? control->host.by_slot[slot]
+								      : NULL;
 
 	return c ? &c->session : NULL;
 }
@@ -446,7 +457,8 @@ uint64_t control_stat(const struct control *control, enum stats_id id)
 uint64_t control_reason(const struct control *control, uint16_t reason)
 {
 	assert(reason < SKVC_ABI_REASON_COUNT);
-	return atomic_load_explicit(&lane_stats(control->lane)->reason[reason], memory_order_relaxed) +
+	return atomic_load_explicit(&lane_stats(control->lane)->reason[reason],
+				    memory_order_relaxed) +
 	       atomic_load_explicit(&control->stats.reason[reason], memory_order_relaxed);
 }
 
@@ -464,14 +476,20 @@ const char *control_health(const struct control *control)
 
 void control_status(const struct control *control, char *ret_line, size_t line_bytes)
 {
-	static const char *const nvme[] = { "no NVMe tier", "NVMe in service", "NVMe OUT OF SERVICE" };
+	static const char *const nvme[] = { "no NVMe tier", "NVMe in service",
+					    "NVMe OUT OF SERVICE" };
 	uint64_t pool = control_stat(control, STAT_POOL_BYTES);
-	uint64_t raw = control_stat(control, STAT_RAW_BYTES), coded = control_stat(control, STAT_CODED_BYTES);
+	uint64_t raw = control_stat(control, STAT_RAW_BYTES),
+		 coded = control_stat(control, STAT_CODED_BYTES);
 	uint64_t health = control_stat(control, STAT_NVME_HEALTH);
 
-	(void)snprintf(ret_line, line_bytes, "%" PRIu64 " sessions, %" PRIu64 " blocks, ratio %.2f, pool %.0f %% of "
-		       "%" PRIu64 " MiB, %s", control_stat(control, STAT_SESSIONS),
-		       control_stat(control, STAT_BLOCKS), coded ? (double)raw / (double)coded : 0.0,
-		       pool ? 100.0 * (double)control_stat(control, STAT_POOL_SLOT_BYTES) / (double)pool : 0.0,
+	(void)snprintf(ret_line, line_bytes,
+		       "%" PRIu64 " sessions, %" PRIu64 " blocks, ratio %.2f, pool %.0f %% of "
+		       "%" PRIu64 " MiB, %s",
+		       control_stat(control, STAT_SESSIONS), control_stat(control, STAT_BLOCKS),
+		       coded ? (double)raw / (double)coded : 0.0,
+		       pool ? 100.0 * (double)control_stat(control, STAT_POOL_SLOT_BYTES) /
+				       (double)pool
+			    : 0.0,
 		       pool >> 20, nvme[health < 3 ? health : 2]);
 }

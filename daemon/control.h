@@ -22,7 +22,7 @@ struct control;
 /* listener, config, lane, registry: borrowed until control_free().  -errno. */
 int control_new(struct sd_event *event, const struct config *config, struct lane *lane,
 		struct registry *registry, struct listener *listener, struct control **ret_control);
-struct control *control_free(struct control *control);	/* after control_drained() */
+struct control *control_free(struct control *control); /* after control_drained() */
 
 /* Accept nobody any more and end every session; the event loop exits when the last one is gone, or with
  * -ETIMEDOUT after 5 s. */
@@ -32,11 +32,12 @@ void control_stop(struct control *control);
 
 const struct config *control_config(const struct control *control);
 const struct registry *control_registry(const struct control *control);
-const struct session *control_session(const struct control *control, uint32_t slot);	/* NULL: free */
-uint64_t control_stat(const struct control *control, enum stats_id id);	/* the lane's and our own */
+const struct session *control_session(const struct control *control,
+				      uint32_t slot);			/* NULL: free */
+uint64_t control_stat(const struct control *control, enum stats_id id); /* the lane's and our own */
 uint64_t control_reason(const struct control *control, uint16_t reason);
-const struct stats *control_lane_stats(const struct control *control);	/* histograms */
-const char *control_health(const struct control *control);		/* "ok", "degraded" or "stopping" */
+const struct stats *control_lane_stats(const struct control *control); /* histograms */
+const char *control_health(const struct control *control); /* "ok", "degraded" or "stopping" */
 /* "2 sessions, pool 12 % of 1024 MiB, ...": one line for systemd and skvcctl. */
 void control_status(const struct control *control, char *ret_line, size_t line_bytes);
 

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #ifndef SO_PEERPIDFD
-#define SO_PEERPIDFD 77				/* Linux 6.5, asm-generic/socket.h */
+#define SO_PEERPIDFD 77 /* Linux 6.5, asm-generic/socket.h */
 #endif
 
 #define LISTENER_BACKLOG 64
@@ -46,7 +46,7 @@ static void make_parent(const char *path)
 	if (!slash || slash == path)
 		return;
 	(void)snprintf(dir, sizeof(dir), "%.*s", (int)(slash - path), path);
-	(void)mkdir(dir, 0755);			/* whether it is usable shows when the lock is made */
+	(void)mkdir(dir, 0755); /* whether it is usable shows when the lock is made */
 }
 
 /* The lock file stays when the daemon ends: removing it would let two daemons lock two files. */
@@ -65,11 +65,14 @@ static int take_lock(struct listener *l, char *err, size_t err_bytes)
 	if (flock(l->lock_fd, LOCK_EX | LOCK_NB) < 0) {
 		r = -errno;
 		if (r != -EWOULDBLOCK)
-			return fail(r, err, err_bytes, "%s: cannot be locked: %s", path, strerror(-r));
+			return fail(r, err, err_bytes, "%s: cannot be locked: %s", path,
+				    strerror(-r));
 		n = pread(l->lock_fd, pid, sizeof(pid) - 1, 0);
 		pid[n > 0 ? n : 0] = '\0';
-		return fail(-EADDRINUSE, err, err_bytes, "socket %s: skvcd is running already, with pid %d; stop "
-			    "it, or give this one a socket of its own", l->path, atoi(pid));
+		return fail(-EADDRINUSE, err, err_bytes,
+			    "socket %s: skvcd is running already, with pid %d; stop "
+			    "it, or give this one a socket of its own",
+			    l->path, atoi(pid));
 	}
 	n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
 	if (ftruncate(l->lock_fd, 0) < 0 || pwrite(l->lock_fd, pid, (size_t)n, 0) != n)
@@ -87,8 +90,10 @@ static int is_stale(const struct listener *l, int type, const struct sockaddr_un
 	if (lstat(l->path, &st) < 0)
 		return 0;
 	if (!S_ISSOCK(st.st_mode))
-		return fail(-EEXIST, err, err_bytes, "socket %s: something else has this name; remove it or "
-			    "choose another", l->path);
+		return fail(-EEXIST, err, err_bytes,
+			    "socket %s: something else has this name; remove it or "
+			    "choose another",
+			    l->path);
 	fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return -errno;
@@ -96,8 +101,10 @@ static int is_stale(const struct listener *l, int type, const struct sockaddr_un
 	(void)close(fd);
 	if (r == ECONNREFUSED)
 		return 1;
-	return fail(-EADDRINUSE, err, err_bytes, "socket %s: another program listens on it; stop it or choose "
-		    "another name", l->path);
+	return fail(-EADDRINUSE, err, err_bytes,
+		    "socket %s: another program listens on it; stop it or choose "
+		    "another name",
+		    l->path);
 }
 
 static int bind_and_listen(struct listener *l, int type, uint32_t mode, char *err, size_t err_bytes)
@@ -117,7 +124,7 @@ static int bind_and_listen(struct listener *l, int type, uint32_t mode, char *er
 		r = -errno;
 		return fail(r, err, err_bytes, "socket %s: %s", l->path, strerror(-r));
 	}
-	old = umask(0177);			/* closed to others until its mode is set; no thread runs yet */
+	old = umask(0177); /* closed to others until its mode is set; no thread runs yet */
 	r = bind(l->fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0 ? -errno : 0;
 	(void)umask(old);
 	l->made = !r;
@@ -126,7 +133,8 @@ static int bind_and_listen(struct listener *l, int type, uint32_t mode, char *er
 	if (!r && listen(l->fd, LISTENER_BACKLOG) < 0)
 		r = -errno;
 	if (r < 0)
-		return fail(r, err, err_bytes, "socket %s: cannot listen: %s", l->path, strerror(-r));
+		return fail(r, err, err_bytes, "socket %s: cannot listen: %s", l->path,
+			    strerror(-r));
 	return 0;
 }
 
@@ -137,8 +145,10 @@ static int adopt(struct listener *l, int type, int given_fd, char *err, size_t e
 
 	if (getsockopt(given_fd, SOL_SOCKET, SO_TYPE, &is_type, &len) < 0 || is_type != type ||
 	    getsockopt(given_fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) < 0 || !listens)
-		return fail(-EINVAL, err, err_bytes, "socket %s: what systemd passed is not a listening socket of "
-			    "this type; compare skvcd.socket", l->path);
+		return fail(-EINVAL, err, err_bytes,
+			    "socket %s: what systemd passed is not a listening socket of "
+			    "this type; compare skvcd.socket",
+			    l->path);
 	if (fcntl(given_fd, F_SETFL, O_NONBLOCK) < 0 || fcntl(given_fd, F_SETFD, FD_CLOEXEC) < 0)
 		return fail(-errno, err, err_bytes, "socket %s: %s", l->path, strerror(errno));
 	l->fd = given_fd;
@@ -152,13 +162,14 @@ int listener_open(const char *path, int type, uint32_t mode, int given_fd, struc
 	int r;
 
 	if (!path[0] || strlen(path) >= sizeof(l.path))
-		return fail(-ENAMETOOLONG, err, err_bytes, "socket %.120s: empty or too long a name", path);
-	(void)snprintf(l.path, sizeof(l.path), "%s", path);
+		return fail(-ENAMETOOLONG, err, err_bytes,
+			    "socket %.120s: empty or too long a name", path);
+	memcpy(l.path, path, strlen(path));
 	make_parent(path);
 	r = take_lock(&l, err, err_bytes);
 	if (!r)
-		r = given_fd >= 0 ? adopt(&l, type, given_fd, err, err_bytes) :
-				    bind_and_listen(&l, type, mode, err, err_bytes);
+		r = given_fd >= 0 ? adopt(&l, type, given_fd, err, err_bytes)
+				  : bind_and_listen(&l, type, mode, err, err_bytes);
 	if (r < 0) {
 		listener_close(&l);
 		return r;

@@ -13,13 +13,16 @@
 #include "daemon/config.h"
 
 struct listener {
-	int fd;					/* owned, listening, nonblocking */
-	int lock_fd;				/* owned: "<path>.lock", held exclusively */
-	int made;				/* the socket file is ours to remove */
+	int fd;	     /* owned, listening, nonblocking */
+	int lock_fd; /* owned: "<path>.lock", held exclusively */
+	int made;    /* the socket file is ours to remove */
 	char path[CONFIG_SOCKET_BYTES];
 };
 
-#define LISTENER_NONE { .fd = -1, .lock_fd = -1 }
+#define LISTENER_NONE                   \
+	{                               \
+		.fd = -1, .lock_fd = -1 \
+	}
 
 /*
  * Lock path and listen there; a socket that a dead daemon left is replaced.  given_fd >= 0: systemd
@@ -34,10 +37,10 @@ void listener_close(struct listener *l);
 int listener_accept(const struct listener *l, int *ret_sock);
 
 struct listener_peer {
-	pid_t pid;				/* 0: not visible from here */
+	pid_t pid; /* 0: not visible from here */
 	uid_t uid;
 	gid_t gid;
-	int pidfd;				/* owned by the caller; -1: none can be had */
+	int pidfd; /* owned by the caller; -1: none can be had */
 };
 
 /* The kernel's word about the other end.  -ESRCH: it is gone already. */

@@ -27,12 +27,12 @@
 #define LOG_LINE_BYTES 768u
 #define LOG_CLIENT_LINES_PER_S 10u
 
-static int log_debug;				/* set once by log_init(), before there are threads */
-static bool log_journal;			/* likewise */
+static int log_debug;	 /* set once by log_init(), before there are threads */
+static bool log_journal; /* likewise */
 /* Chatter and warnings are limited apart, so that the one cannot drown the other.  Any thread. */
 static struct limit {
-	_Atomic uint64_t window;		/* second << 32 | lines in it; by compare and exchange */
-	_Atomic uint64_t kept_back;		/* lines since the last that was said */
+	_Atomic uint64_t window;    /* second << 32 | lines in it; by compare and exchange */
+	_Atomic uint64_t kept_back; /* lines since the last that was said */
 } limits[2];
 
 /* systemd names the stream it connected to stderr: anything else is a terminal, a file or a pipe. */
@@ -42,7 +42,8 @@ static bool stderr_is_journal(void)
 	unsigned long long dev, ino;
 	struct stat st;
 
-	if (!stream || sscanf(stream, "%llu:%llu", &dev, &ino) != 2 || fstat(STDERR_FILENO, &st) < 0)
+	if (!stream || sscanf(stream, "%llu:%llu", &dev, &ino) != 2 ||
+	    fstat(STDERR_FILENO, &st) < 0)
 		return false;
 	return st.st_dev == dev && st.st_ino == ino;
 }
@@ -124,8 +125,8 @@ static bool may_log(struct limit *limit)
 			return false;
 		}
 		new = now_s << 32 | (lines + 1);
-	} while (!atomic_compare_exchange_weak_explicit(&limit->window, &old, new,
-							memory_order_relaxed, memory_order_relaxed));
+	} while (!atomic_compare_exchange_weak_explicit(
+		&limit->window, &old, new, memory_order_relaxed, memory_order_relaxed));
 	return true;
 }
 
@@ -144,20 +145,22 @@ void log_client(enum log_level level, const struct session *session, uint16_t re
 		return;
 	kept_back = atomic_exchange_explicit(&limit->kept_back, 0, memory_order_relaxed);
 	if (kept_back)
-		log_line(LOG_LEVEL_WARNING, "%" PRIu64 " lines about clients were kept back", kept_back);
+		log_line(LOG_LEVEL_WARNING, "%" PRIu64 " lines about clients were kept back",
+			 kept_back);
 	va_start(args, format);
 	(void)vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
 	clean(text);
 	if (log_journal) {
-		(void)sd_journal_send("MESSAGE=%s", text, "PRIORITY=%d", (int)level,
-				      "SYSLOG_IDENTIFIER=skvcd", "SKVCD_SESSION=%" PRIu32, session->id,
-				      "SKVCD_PID=%d", (int)session->pid, "SKVCD_UID=%u",
-				      (unsigned)session->uid, "SKVCD_REASON=%s", word, NULL);
+		(void)sd_journal_send(
+			"MESSAGE=%s", text, "PRIORITY=%d", (int)level, "SYSLOG_IDENTIFIER=skvcd",
+			"SKVCD_SESSION=%" PRIu32, session->id, "SKVCD_PID=%d", (int)session->pid,
+			"SKVCD_UID=%u", (unsigned)session->uid, "SKVCD_REASON=%s", word, NULL);
 		return;
 	}
-	(void)snprintf(line, sizeof(line), "session %" PRIu32 " (pid %d, uid %u%s%s): %s%s%s%s", session->id,
-		       (int)session->pid, (unsigned)session->uid, session->name[0] ? ", " : "",
-		       session->name, text, reason ? " [" : "", reason ? word : "", reason ? "]" : "");
+	(void)snprintf(line, sizeof(line), "session %" PRIu32 " (pid %d, uid %u%s%s): %s%s%s%s",
+		       session->id, (int)session->pid, (unsigned)session->uid,
+		       session->name[0] ? ", " : "", session->name, text, reason ? " [" : "",
+		       reason ? word : "", reason ? "]" : "");
 	write_stderr(level, line);
 }

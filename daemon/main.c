@@ -39,7 +39,7 @@
 #define MAIN_STATUS_US 5000000u
 
 struct options {
-	const char *config;			/* NULL: the default one, if it is there */
+	const char *config; /* NULL: the default one, if it is there */
 	const char *override[MAIN_OVERRIDES_MAX];
 	unsigned overrides_count;
 	int check_only;
@@ -55,8 +55,8 @@ struct skvcd {
 	sd_event *event;
 	struct control *control;
 	struct bus *bus;
-	uint64_t watchdog_us;			/* 0: systemd does not watch */
-	uint64_t heartbeat;			/* of the lane, when it was last seen to move */
+	uint64_t watchdog_us; /* 0: systemd does not watch */
+	uint64_t heartbeat;   /* of the lane, when it was last seen to move */
 };
 
 static const char usage_text[] =
@@ -91,13 +91,14 @@ static int parse_options(int argc, char **argv, struct options *o)
 	int opt;
 
 	while ((opt = getopt_long(argc, argv, "c:o:dhV", longs, NULL)) != -1) {
-		switch (opt) {			/* flat switch */
+		switch (opt) { /* flat switch */
 		case 'c':
 			o->config = optarg;
 			break;
 		case 'o':
 			if (o->overrides_count == MAIN_OVERRIDES_MAX) {
-				(void)fprintf(stderr, "skvcd: at most %u overrides\n", MAIN_OVERRIDES_MAX);
+				(void)fprintf(stderr, "skvcd: at most %u overrides\n",
+					      MAIN_OVERRIDES_MAX);
 				return 2;
 			}
 			o->override[o->overrides_count++] = optarg;
@@ -123,7 +124,8 @@ static int parse_options(int argc, char **argv, struct options *o)
 		}
 	}
 	if (optind < argc) {
-		(void)fprintf(stderr, "skvcd: unexpected argument: %s\nTry 'skvcd --help'.\n", argv[optind]);
+		(void)fprintf(stderr, "skvcd: unexpected argument: %s\nTry 'skvcd --help'.\n",
+			      argv[optind]);
 		return 2;
 	}
 	return -1;
@@ -177,7 +179,8 @@ static int on_watchdog(sd_event_source *source, uint64_t usec, void *user)
 	if (beat != d->heartbeat)
 		(void)sd_notify(0, "WATCHDOG=1");
 	else
-		log_line(LOG_LEVEL_ERR, "the data path has not moved for %" PRIu64 " ms", d->watchdog_us / 2000);
+		log_line(LOG_LEVEL_ERR, "the data path has not moved for %" PRIu64 " ms",
+			 d->watchdog_us / 2000);
 	d->heartbeat = beat;
 	(void)sd_event_source_set_time_relative(source, d->watchdog_us / 2);
 	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
@@ -194,8 +197,8 @@ static int add_sources(struct skvcd *d)
 		r = sd_event_add_time_relative(d->event, NULL, CLOCK_MONOTONIC, MAIN_STATUS_US, 0,
 					       on_status, d);
 	if (r >= 0 && sd_watchdog_enabled(0, &d->watchdog_us) > 0)
-		r = sd_event_add_time_relative(d->event, NULL, CLOCK_MONOTONIC, d->watchdog_us / 2, 0,
-					       on_watchdog, d);
+		r = sd_event_add_time_relative(d->event, NULL, CLOCK_MONOTONIC, d->watchdog_us / 2,
+					       0, on_watchdog, d);
 	return r < 0 ? r : 0;
 }
 
@@ -230,12 +233,15 @@ static int open_socket(struct skvcd *d, char *err)
 	int given = sd_listen_fds(1);
 
 	if (given > 1) {
-		(void)snprintf(err, MAIN_ERR_BYTES, "systemd passed %d sockets, one is expected; compare "
-			       "skvcd.socket", given);
+		(void)snprintf(err, MAIN_ERR_BYTES,
+			       "systemd passed %d sockets, one is expected; compare "
+			       "skvcd.socket",
+			       given);
 		return -EINVAL;
 	}
 	return listener_open(d->config.socket, SOCK_SEQPACKET, d->config.socket_mode,
-			     given == 1 ? SD_LISTEN_FDS_START : -1, &d->listener, err, MAIN_ERR_BYTES);
+			     given == 1 ? SD_LISTEN_FDS_START : -1, &d->listener, err,
+			     MAIN_ERR_BYTES);
 }
 
 static int start(struct skvcd *d, char *err)
@@ -259,7 +265,8 @@ static int start(struct skvcd *d, char *err)
 		return r;
 	r = sd_event_new(&d->event);
 	if (r >= 0)
-		r = control_new(d->event, &d->config, d->lane, d->registry, &d->listener, &d->control);
+		r = control_new(d->event, &d->config, d->lane, d->registry, &d->listener,
+				&d->control);
 	if (r >= 0)
 		r = add_sources(d);
 	if (r < 0) {
@@ -287,7 +294,7 @@ static void stop(struct skvcd *d)
 	d->bus = bus_free(d->bus);
 	d->control = control_free(d->control);
 	d->event = sd_event_unref(d->event);
-	stop_lane(d);				/* control watched its outbox, bus read its counters */
+	stop_lane(d); /* control watched its outbox, bus read its counters */
 	d->registry = registry_free(d->registry);
 	listener_close(&d->listener);
 }
@@ -296,8 +303,10 @@ static int run(struct skvcd *d)
 {
 	int r;
 
-	log_line(LOG_LEVEL_NOTICE, "skvcd " SKVCD_VERSION " serves on %s: pool %" PRIu64 " MiB, NVMe %s, codec %s "
-		 "on the CPU (%s)", d->config.socket, d->config.pool_bytes >> 20,
+	log_line(LOG_LEVEL_NOTICE,
+		 "skvcd " SKVCD_VERSION " serves on %s: pool %" PRIu64 " MiB, NVMe %s, codec %s "
+		 "on the CPU (%s)",
+		 d->config.socket, d->config.pool_bytes >> 20,
 		 d->config.nvme_path[0] ? d->config.nvme_path : "none",
 		 codec_speculator_name((uint8_t)d->config.speculator), codec_isa_name());
 	(void)sd_notify(0, "READY=1\nSTATUS=Serving");
@@ -312,7 +321,8 @@ static int run(struct skvcd *d)
 
 int main(int argc, char **argv)
 {
-	static struct skvcd d = { .listener = LISTENER_NONE };	/* the configuration alone is 16 KiB */
+	static struct skvcd d = { .listener =
+					  LISTENER_NONE }; /* the configuration alone is 16 KiB */
 	struct options options = { 0 };
 	char err[MAIN_ERR_BYTES] = "";
 	int r;

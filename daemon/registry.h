@@ -17,11 +17,11 @@
 #define REGISTRY_TENANTS_MAX 1024u
 
 struct registry {
-	const struct config *config;		/* borrowed */
+	const struct config *config; /* borrowed */
 	uint8_t secret[SECRET_BYTES];
-	struct tenant **tenants;		/* owned, [tenants_count] by id */
+	struct tenant **tenants; /* owned, [tenants_count] by id */
 	uint32_t tenants_count;
-	struct namespace **namespaces;		/* owned, [namespaces_count] by id; at most namespaces_max */
+	struct namespace **namespaces; /* owned, [namespaces_count] by id; at most namespaces_max */
 	uint32_t namespaces_count;
 };
 
@@ -33,10 +33,10 @@ struct registry *registry_free(struct registry *r);
 /* The tenant of a user: the section whose uids hold it, else one of its own.  -EUSERS, -ENOMEM. */
 int registry_tenant(struct registry *r, uid_t uid, struct tenant **ret_tenant);
 
-struct registry_ns_key {			/* all borrowed for the call */
+struct registry_ns_key { /* all borrowed for the call */
 	struct tenant *tenant;
 	const char *model;
-	const void *salt;			/* the client's */
+	const void *salt; /* the client's */
 	size_t salt_bytes;
 };
 

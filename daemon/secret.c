@@ -35,12 +35,14 @@ static int open_dir(const char *path, int *ret_fd, char *err, size_t err_bytes)
 
 	if (mkdir(path, 0700) < 0 && errno != EEXIST) {
 		r = -errno;
-		return fail(r, err, err_bytes, "state_dir %s: cannot be made: %s", path, strerror(-r));
+		return fail(r, err, err_bytes, "state_dir %s: cannot be made: %s", path,
+			    strerror(-r));
 	}
 	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0) {
 		r = -errno;
-		return fail(r, err, err_bytes, "state_dir %s: cannot be opened: %s", path, strerror(-r));
+		return fail(r, err, err_bytes, "state_dir %s: cannot be opened: %s", path,
+			    strerror(-r));
 	}
 	if (fstat(fd, &st) < 0) {
 		r = -errno;
@@ -50,8 +52,10 @@ static int open_dir(const char *path, int *ret_fd, char *err, size_t err_bytes)
 	/* Whoever may rename files in it could plant a secret of his own. */
 	if ((st.st_uid != geteuid() && st.st_uid) || (st.st_mode & 022)) {
 		(void)close(fd);
-		return fail(-EPERM, err, err_bytes, "state_dir %s: others may write to it; chown it to the "
-			    "daemon's user and chmod it to 0700", path);
+		return fail(-EPERM, err, err_bytes,
+			    "state_dir %s: others may write to it; chown it to the "
+			    "daemon's user and chmod it to 0700",
+			    path);
 	}
 	*ret_fd = fd;
 	return 0;
@@ -69,7 +73,8 @@ static int read_secret(int dir, uint8_t *ret_secret)
 		return -errno;
 	if (fstat(fd, &st) < 0)
 		r = -errno;
-	else if (!S_ISREG(st.st_mode) || (st.st_mode & 077) || (st.st_uid != geteuid() && st.st_uid))
+	else if (!S_ISREG(st.st_mode) || (st.st_mode & 077) ||
+		 (st.st_uid != geteuid() && st.st_uid))
 		r = -EPERM;
 	if (!r) {
 		n = read(fd, bytes, sizeof(bytes));
@@ -132,14 +137,15 @@ static int make_secret(int dir)
 	}
 	(void)snprintf(proc, sizeof(proc), "/proc/self/fd/%d", fd);
 	if (linkat(AT_FDCWD, proc, dir, "secret", AT_SYMLINK_FOLLOW) < 0 && errno != EEXIST)
-		r = errno == ENOENT ? make_named(dir) : -errno;	/* no /proc here */
+		r = errno == ENOENT ? make_named(dir) : -errno; /* no /proc here */
 	(void)close(fd);
 	if (!r && fsync(dir) < 0)
 		r = -errno;
 	return r;
 }
 
-int secret_load(const char *state_dir, uint8_t ret_secret[SECRET_BYTES], char *err, size_t err_bytes)
+int secret_load(const char *state_dir, uint8_t ret_secret[SECRET_BYTES], char *err,
+		size_t err_bytes)
 {
 	int dir = -1, r;
 
@@ -154,11 +160,15 @@ int secret_load(const char *state_dir, uint8_t ret_secret[SECRET_BYTES], char *e
 	}
 	(void)close(dir);
 	if (r == -EBADMSG)
-		return fail(r, err, err_bytes, "%s/secret: not %u bytes long; remove it (stored namespaces get "
-			    "new names)", state_dir, SECRET_BYTES);
+		return fail(r, err, err_bytes,
+			    "%s/secret: not %u bytes long; remove it (stored namespaces get "
+			    "new names)",
+			    state_dir, SECRET_BYTES);
 	if (r == -EPERM)
-		return fail(r, err, err_bytes, "%s/secret: others may read it; chown it to the daemon's user "
-			    "and chmod it to 0600", state_dir);
+		return fail(r, err, err_bytes,
+			    "%s/secret: others may read it; chown it to the daemon's user "
+			    "and chmod it to 0600",
+			    state_dir);
 	if (r < 0)
 		return fail(r, err, err_bytes, "%s/secret: %s", state_dir, strerror(-r));
 	return 0;

@@ -15,6 +15,7 @@
  * Make state_dir (0700) when it is missing, and the file `secret` in it (0600) when that is missing:
  * whole or not at all.  0, or -errno with one line in err that says what to do.
  */
-int secret_load(const char *state_dir, uint8_t ret_secret[SECRET_BYTES], char *err, size_t err_bytes);
+int secret_load(const char *state_dir, uint8_t ret_secret[SECRET_BYTES], char *err,
+		size_t err_bytes);
 
 #endif

@@ -8,19 +8,16 @@
 #include <assert.h>
 
 const struct stats_info stats_info[STAT_COUNT] = {
-#define STATS_INFO(kind_, id, name_, unit_, text_)                                                     \
+#define STATS_INFO(kind_, id, name_, unit_, text_) \
 	[STAT_##id] = { .name = (name_), .unit = (unit_), .text = (text_), .kind = #kind_[0] },
 	STATS_TABLE(STATS_INFO)
 #undef STATS_INFO
 };
 
 const char *const stats_hist_name[STATS_HIST_COUNT] = {
-	[STATS_HIST_LOOKUP] = "lookup",
-	[STATS_HIST_LOAD] = "load",
-	[STATS_HIST_STORE_FREE] = "store_free",
-	[STATS_HIST_STORE] = "store",
-	[STATS_HIST_NVME_READ] = "nvme_read",
-	[STATS_HIST_NVME_WRITE] = "nvme_write",
+	[STATS_HIST_LOOKUP] = "lookup",		[STATS_HIST_LOAD] = "load",
+	[STATS_HIST_STORE_FREE] = "store_free", [STATS_HIST_STORE] = "store",
+	[STATS_HIST_NVME_READ] = "nvme_read",	[STATS_HIST_NVME_WRITE] = "nvme_write",
 };
 
 static const char *const reason_words[SKVC_ABI_REASON_COUNT] = {
@@ -106,8 +103,10 @@ uint64_t stats_percentile_ns(const struct stats *s, enum stats_hist_id hist, dou
 		}
 		floor_ns = bucket_floor_ns(i);
 		next_ns = i + 1 < STATS_BUCKETS ? bucket_floor_ns(i + 1) : floor_ns * 1.25;
-		return (uint64_t)(floor_ns + (next_ns - floor_ns) *
-				  ((rank - (double)before) / (double)count[i]) + 0.5);
+		return (uint64_t)(floor_ns +
+				  (next_ns - floor_ns) *
+					  ((rank - (double)before) / (double)count[i]) +
+				  0.5);
 	}
-	return (uint64_t)bucket_floor_ns(STATS_BUCKETS - 1);	/* rounding of rank */
+	return (uint64_t)bucket_floor_ns(STATS_BUCKETS - 1); /* rounding of rank */
 }

@@ -6,7 +6,7 @@
 #ifndef SKVCD_TOOLS_SKVC_BENCH_H
 #define SKVCD_TOOLS_SKVC_BENCH_H
 
-int bench_codec_main(int argc, char **argv);	/* skvc_bench_codec.c */
-int bench_ipc_main(int argc, char **argv);	/* skvc_bench_ipc.c */
+int bench_codec_main(int argc, char **argv); /* skvc_bench_codec.c */
+int bench_ipc_main(int argc, char **argv);   /* skvc_bench_ipc.c */
 
 #endif

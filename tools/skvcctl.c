@@ -37,7 +37,7 @@ static const char usage_text[] =
 struct options {
 	struct skvcctl_source source;
 	bool json;
-	unsigned watch_s;			/* 0: once */
+	unsigned watch_s; /* 0: once */
 };
 
 struct command {
@@ -107,7 +107,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 	int opt;
 
 	while ((opt = getopt_long(argc, argv, "b:jw::hV", longs, NULL)) != -1) {
-		switch (opt) {			/* flat switch */
+		switch (opt) { /* flat switch */
 		case 'b':
 			o->source.path = optarg;
 			break;
@@ -135,7 +135,8 @@ static int parse_options(int argc, char **argv, struct options *o)
 	return -1;
 }
 
-static enum skvcctl_exit run_once(const struct options *o, const struct command *command, bool again)
+static enum skvcctl_exit run_once(const struct options *o, const struct command *command,
+				  bool again)
 {
 	struct skvcctl_picture p = { 0 };
 	char err[SKVCCTL_ERR_BYTES] = "";

@@ -13,7 +13,7 @@
 
 #define SKVCCTL_DEFAULT_BUS "/run/skvcd/bus"
 #define SKVCCTL_ERR_BYTES 512u
-#define SKVCCTL_STATS_MAX 512u			/* more entries than this are not ours */
+#define SKVCCTL_STATS_MAX 512u /* more entries than this are not ours */
 #define SKVCCTL_ROWS_MAX 4096u
 
 enum skvcctl_exit { SKVCCTL_OK = 0, SKVCCTL_FAILURE = 1, SKVCCTL_USAGE = 2, SKVCCTL_NO_DAEMON = 3 };
@@ -22,7 +22,7 @@ enum skvcctl_kind { SKVCCTL_COUNTER, SKVCCTL_GAUGE, SKVCCTL_REASON, SKVCCTL_LATE
 
 struct skvcctl_stat {
 	enum skvcctl_kind kind;
-	char name[64];				/* without "reason." or "latency." */
+	char name[64]; /* without "reason." or "latency." */
 	uint64_t value;
 };
 
@@ -46,7 +46,7 @@ struct skvcctl_tenant {
 struct skvcctl_picture {
 	char version[32], health[32], status[256];
 	uint64_t ping_ns;
-	struct skvcctl_stat *stats;		/* owned, as all below */
+	struct skvcctl_stat *stats; /* owned, as all below */
 	size_t stats_count;
 	struct skvcctl_namespace *namespaces;
 	size_t namespaces_count;
@@ -57,12 +57,12 @@ struct skvcctl_picture {
 };
 
 struct skvcctl_source {
-	const char *path;			/* of the daemon's own bus socket */
-	bool system;				/* the system bus instead */
+	const char *path; /* of the daemon's own bus socket */
+	bool system;	  /* the system bus instead */
 };
 
 /* What to fetch; may be combined. */
-#define SKVCCTL_GET_VERSION 1u			/* version, health, status, ping */
+#define SKVCCTL_GET_VERSION 1u /* version, health, status, ping */
 #define SKVCCTL_GET_STATS 2u
 #define SKVCCTL_GET_NAMESPACES 4u
 #define SKVCCTL_GET_SESSIONS 8u

@@ -20,10 +20,10 @@
 #define BUS_TIMEOUT_US 5000000u
 
 struct link {
-	sd_bus *bus;				/* owned */
-	const char *destination;		/* NULL: peer to peer */
-	const struct skvcctl_source *source;	/* borrowed */
-	char *err;				/* borrowed */
+	sd_bus *bus;			     /* owned */
+	const char *destination;	     /* NULL: peer to peer */
+	const struct skvcctl_source *source; /* borrowed */
+	char *err;			     /* borrowed */
 	size_t err_bytes;
 };
 
@@ -32,11 +32,15 @@ struct link {
 static enum skvcctl_exit no_daemon(struct link *l, const char *why)
 {
 	if (l->source->system)
-		(void)snprintf(l->err, l->err_bytes, "no skvcd on the system bus (%s): start it, or try without "
-			       "--system", why);
+		(void)snprintf(l->err, l->err_bytes,
+			       "no skvcd on the system bus (%s): start it, or try without "
+			       "--system",
+			       why);
 	else
-		(void)snprintf(l->err, l->err_bytes, "no skvcd on %s (%s): start it, or name its bus socket with "
-			       "--bus or $SKVC_BUS", l->source->path, why);
+		(void)snprintf(l->err, l->err_bytes,
+			       "no skvcd on %s (%s): start it, or name its bus socket with "
+			       "--bus or $SKVC_BUS",
+			       l->source->path, why);
 	return SKVCCTL_NO_DAEMON;
 }
 
@@ -45,16 +49,23 @@ static enum skvcctl_exit failed(struct link *l, int error, const char *what)
 	const char *where = l->source->system ? "the system bus" : l->source->path;
 
 	if (error == -EACCES || error == -EPERM)
-		(void)snprintf(l->err, l->err_bytes, "%s: not permitted: run as root or as a member of the group "
-			       "that the socket belongs to", where);
+		(void)snprintf(l->err, l->err_bytes,
+			       "%s: not permitted: run as root or as a member of the group "
+			       "that the socket belongs to",
+			       where);
 	else if (error == -ECONNRESET || error == -ENOTCONN || error == -EPIPE)
-		(void)snprintf(l->err, l->err_bytes, "%s: the daemon closed the connection: run as root or as a "
-			       "member of its group, and see its log", where);
+		(void)snprintf(l->err, l->err_bytes,
+			       "%s: the daemon closed the connection: run as root or as a "
+			       "member of its group, and see its log",
+			       where);
 	else if (error == -EPROTOTYPE)
-		(void)snprintf(l->err, l->err_bytes, "%s: this is the clients' socket: name skvcd's bus_socket", where);
+		(void)snprintf(l->err, l->err_bytes,
+			       "%s: this is the clients' socket: name skvcd's bus_socket", where);
 	else if (error == -ETIMEDOUT)
-		(void)snprintf(l->err, l->err_bytes, "%s: no answer within 5 s: is this skvcd's bus socket? see its "
-			       "log", where);
+		(void)snprintf(l->err, l->err_bytes,
+			       "%s: no answer within 5 s: is this skvcd's bus socket? see its "
+			       "log",
+			       where);
 	else
 		(void)snprintf(l->err, l->err_bytes, "%s: %s: %s", where, what, strerror(-error));
 	return SKVCCTL_FAILURE;
@@ -77,8 +88,9 @@ static enum skvcctl_exit connect_peer(struct link *l)
 	if (connect(fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0) {
 		r = -errno;
 		(void)close(fd);
-		return r == -ENOENT || r == -ECONNREFUSED || r == -ENOTSOCK || r == -ENOTDIR ?
-		       no_daemon(l, strerror(-r)) : failed(l, r, "connect");
+		return r == -ENOENT || r == -ECONNREFUSED || r == -ENOTSOCK || r == -ENOTDIR
+			       ? no_daemon(l, strerror(-r))
+			       : failed(l, r, "connect");
 	}
 	r = sd_bus_new(&l->bus);
 	if (r >= 0)
@@ -115,7 +127,8 @@ static enum skvcctl_exit call(struct link *l, const char *method, sd_bus_message
 	enum skvcctl_exit e = SKVCCTL_OK;
 	int r;
 
-	r = sd_bus_call_method(l->bus, l->destination, BUS_PATH, BUS_NAME, method, &error, ret_reply, NULL);
+	r = sd_bus_call_method(l->bus, l->destination, BUS_PATH, BUS_NAME, method, &error,
+			       ret_reply, NULL);
 	if (r < 0 && (sd_bus_error_has_name(&error, SD_BUS_ERROR_SERVICE_UNKNOWN) ||
 		      sd_bus_error_has_name(&error, SD_BUS_ERROR_NAME_HAS_NO_OWNER)))
 		e = no_daemon(l, "nobody has the name " BUS_NAME);
@@ -134,7 +147,7 @@ static void *grow(void **rows, size_t count, size_t row_bytes, size_t max)
 
 	if (count >= max)
 		return NULL;
-	if (!(count & (count - 1))) {		/* 0, 1, 2, 4 ... are full: double */
+	if (!(count & (count - 1))) { /* 0, 1, 2, 4 ... are full: double */
 		more = realloc(*rows, (count ? 2 * count : 1) * row_bytes);
 		if (!more)
 			return NULL;
@@ -161,7 +174,7 @@ static int add_stat(struct skvcctl_picture *p, const char *name, uint64_t value)
 	s = grow((void **)&p->stats, p->stats_count, sizeof(*s), SKVCCTL_STATS_MAX);
 	if (!s)
 		return -ENOMEM;
-	s->kind = SKVCCTL_GAUGE;		/* until it is described */
+	s->kind = SKVCCTL_GAUGE; /* until it is described */
 	if (!strncmp(name, "reason.", 7)) {
 		s->kind = SKVCCTL_REASON;
 		name += 7;
@@ -210,16 +223,17 @@ static int read_namespaces(sd_bus_message *m, struct skvcctl_picture *p)
 	r = sd_bus_message_enter_container(m, 'a', "(usssuuttttttuu)");
 	while (r >= 0) {
 		memset(&n, 0, sizeof(n));
-		r = sd_bus_message_read(m, "(usssuuttttttuu)", &n.id, &tenant, &model, &digest, &n.block_tokens,
-					&n.segments_count, &n.block_raw_bytes, &n.blocks, &n.raw_bytes,
-					&n.coded_bytes, &n.hits, &n.misses, &n.profile_version,
-					&n.profile_bits_milli);
+		r = sd_bus_message_read(m, "(usssuuttttttuu)", &n.id, &tenant, &model, &digest,
+					&n.block_tokens, &n.segments_count, &n.block_raw_bytes,
+					&n.blocks, &n.raw_bytes, &n.coded_bytes, &n.hits, &n.misses,
+					&n.profile_version, &n.profile_bits_milli);
 		if (r <= 0)
 			break;
 		COPY(n.tenant, tenant);
 		COPY(n.model, model);
 		COPY(n.digest, digest);
-		row = grow((void **)&p->namespaces, p->namespaces_count, sizeof(n), SKVCCTL_ROWS_MAX);
+		row = grow((void **)&p->namespaces, p->namespaces_count, sizeof(n),
+			   SKVCCTL_ROWS_MAX);
 		if (!row)
 			return -ENOMEM;
 		*row = n;
@@ -238,9 +252,9 @@ static int read_sessions(sd_bus_message *m, struct skvcctl_picture *p)
 	r = sd_bus_message_enter_container(m, 'a', "(uuusssttttuut)");
 	while (r >= 0) {
 		memset(&s, 0, sizeof(s));
-		r = sd_bus_message_read(m, "(uuusssttttuut)", &s.id, &s.pid, &s.uid, &tenant, &name, &role,
-					&s.ops, &s.store_blocks, &s.load_blocks, &s.lookup_blocks, &s.jobs,
-					&s.leases, &s.age_ns);
+		r = sd_bus_message_read(m, "(uuusssttttuut)", &s.id, &s.pid, &s.uid, &tenant, &name,
+					&role, &s.ops, &s.store_blocks, &s.load_blocks,
+					&s.lookup_blocks, &s.jobs, &s.leases, &s.age_ns);
 		if (r <= 0)
 			break;
 		COPY(s.tenant, tenant);
@@ -294,7 +308,8 @@ static enum skvcctl_exit get_property(struct link *l, const char *name, char *re
 	char *value = NULL;
 	int r;
 
-	r = sd_bus_get_property_string(l->bus, l->destination, BUS_PATH, BUS_NAME, name, &error, &value);
+	r = sd_bus_get_property_string(l->bus, l->destination, BUS_PATH, BUS_NAME, name, &error,
+				       &value);
 	sd_bus_error_free(&error);
 	if (r < 0)
 		return failed(l, r, name);
@@ -311,7 +326,7 @@ static enum skvcctl_exit get_version(struct link *l, struct skvcctl_picture *p)
 	uint64_t start_ns;
 	int r;
 
-	e = call(l, "Ping", &reply);		/* connecting is over after this one: time the second */
+	e = call(l, "Ping", &reply); /* connecting is over after this one: time the second */
 	sd_bus_message_unref(reply);
 	reply = NULL;
 	if (e != SKVCCTL_OK)
@@ -343,7 +358,8 @@ static const struct part {
 	{ SKVCCTL_GET_TENANTS, "ListTenants", read_tenants },
 };
 
-static enum skvcctl_exit get_part(struct link *l, const struct part *part, struct skvcctl_picture *p)
+static enum skvcctl_exit get_part(struct link *l, const struct part *part,
+				  struct skvcctl_picture *p)
 {
 	sd_bus_message *reply = NULL;
 	enum skvcctl_exit e;

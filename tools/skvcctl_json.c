@@ -20,7 +20,8 @@ static void add_u64(cJSON *object, const char *key, uint64_t value)
 	(void)cJSON_AddRawToObject(object, key, text);
 }
 
-static void add_kind(cJSON *root, const char *key, const struct skvcctl_picture *p, enum skvcctl_kind kind)
+static void add_kind(cJSON *root, const char *key, const struct skvcctl_picture *p,
+		     enum skvcctl_kind kind)
 {
 	cJSON *object = cJSON_AddObjectToObject(root, key);
 

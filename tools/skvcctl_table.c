@@ -11,7 +11,7 @@
 #define GAUGE(p, name) skvcctl_value((p), SKVCCTL_GAUGE, (name))
 #define LATENCY(p, name) skvcctl_value((p), SKVCCTL_LATENCY, (name))
 
-#define TABLE_ROWS 6u				/* of sessions and tenants below the counters; then "..." */
+#define TABLE_ROWS 6u /* of sessions and tenants below the counters; then "..." */
 #define TABLE_COLUMNS 78u
 
 const char *skvcctl_format_bytes(uint64_t bytes, char buf[16])
@@ -72,20 +72,23 @@ static void print_capacity(const struct skvcctl_picture *p, FILE *out)
 	char a[16], b[16], c[16], d[16];
 
 	(void)fprintf(out, "Capacity   %s of KV cache held in %s: ratio %s, %s saved\n",
-		      skvcctl_format_bytes(raw, a), skvcctl_format_bytes(coded, b), format_ratio(raw, coded, d),
+		      skvcctl_format_bytes(raw, a), skvcctl_format_bytes(coded, b),
+		      format_ratio(raw, coded, d),
 		      skvcctl_format_bytes(raw > coded ? raw - coded : 0, c));
-	(void)fprintf(out, "Blocks     %" PRIu64 " (host %" PRIu64 ", NVMe %" PRIu64 "), room for %" PRIu64 "\n",
+	(void)fprintf(out,
+		      "Blocks     %" PRIu64 " (host %" PRIu64 ", NVMe %" PRIu64
+		      "), room for %" PRIu64 "\n",
 		      GAUGE(p, "blocks"), GAUGE(p, "blocks_host"), GAUGE(p, "blocks_nvme"),
 		      GAUGE(p, "index_blocks_max"));
 	(void)fprintf(out, "Host pool  %.1f %% of %s in slabs, %s used, internal waste %.1f %%\n",
-		      percent(slabs, pool), skvcctl_format_bytes(pool, a), skvcctl_format_bytes(used, b),
-		      slots ? 100.0 - percent(used, slots) : 0.0);
+		      percent(slabs, pool), skvcctl_format_bytes(pool, a),
+		      skvcctl_format_bytes(used, b), slots ? 100.0 - percent(used, slots) : 0.0);
 	(void)fprintf(out, "NVMe       %s", states[health < 3 ? health : 2]);
 	if (health)
 		(void)fprintf(out, ": %s live of %s, %" PRIu64 " in flight, %" PRIu64 " errors",
 			      skvcctl_format_bytes(GAUGE(p, "nvme_live_bytes"), a),
-			      skvcctl_format_bytes(GAUGE(p, "nvme_bytes"), b), GAUGE(p, "nvme_inflight"),
-			      COUNTER(p, "nvme_errors"));
+			      skvcctl_format_bytes(GAUGE(p, "nvme_bytes"), b),
+			      GAUGE(p, "nvme_inflight"), COUNTER(p, "nvme_errors"));
 	(void)fprintf(out, "\n");
 }
 
@@ -96,24 +99,37 @@ static void print_traffic(const struct skvcctl_picture *p, FILE *out)
 	uint64_t raw = COUNTER(p, "store_raw_bytes"), coded = COUNTER(p, "store_coded_bytes");
 	char a[16], b[16], c[16];
 
-	(void)fprintf(out, "Lookups    %" PRIu64 " blocks asked: %.1f %% hit in host memory, %.1f %% on NVMe, "
-		      "%.1f %% missed\n", asked, percent(host, asked), percent(nvme, asked),
+	(void)fprintf(out,
+		      "Lookups    %" PRIu64
+		      " blocks asked: %.1f %% hit in host memory, %.1f %% on NVMe, "
+		      "%.1f %% missed\n",
+		      asked, percent(host, asked), percent(nvme, asked),
 		      asked > host + nvme ? percent(asked - host - nvme, asked) : 0.0);
-	(void)fprintf(out, "Stored     %s as %s in %" PRIu64 " blocks, ratio %s; %" PRIu64 " known already, "
-		      "%" PRIu64 " refused\n", skvcctl_format_bytes(raw, a), skvcctl_format_bytes(coded, b),
-		      COUNTER(p, "store_blocks"), format_ratio(raw, coded, c), COUNTER(p, "store_duplicate_blocks"),
-		      COUNTER(p, "store_refused_blocks"));
-	(void)fprintf(out, "Loaded     %s in %" PRIu64 " blocks, byte-exact; %" PRIu64 " failed, %" PRIu64
-		      " checksum failures\n", skvcctl_format_bytes(COUNTER(p, "load_raw_bytes"), a),
+	(void)fprintf(out,
+		      "Stored     %s as %s in %" PRIu64 " blocks, ratio %s; %" PRIu64
+		      " known already, "
+		      "%" PRIu64 " refused\n",
+		      skvcctl_format_bytes(raw, a), skvcctl_format_bytes(coded, b),
+		      COUNTER(p, "store_blocks"), format_ratio(raw, coded, c),
+		      COUNTER(p, "store_duplicate_blocks"), COUNTER(p, "store_refused_blocks"));
+	(void)fprintf(out,
+		      "Loaded     %s in %" PRIu64 " blocks, byte-exact; %" PRIu64
+		      " failed, %" PRIu64 " checksum failures\n",
+		      skvcctl_format_bytes(COUNTER(p, "load_raw_bytes"), a),
 		      COUNTER(p, "load_blocks"), COUNTER(p, "load_failed_blocks"),
 		      COUNTER(p, "checksum_failures"));
-	(void)fprintf(out, "Moved      %" PRIu64 " spilled to NVMe, %" PRIu64 " fetched, %" PRIu64 " evicted\n",
-		      COUNTER(p, "spill_blocks"), COUNTER(p, "fetch_blocks"), COUNTER(p, "evicted_blocks"));
+	(void)fprintf(out,
+		      "Moved      %" PRIu64 " spilled to NVMe, %" PRIu64 " fetched, %" PRIu64
+		      " evicted\n",
+		      COUNTER(p, "spill_blocks"), COUNTER(p, "fetch_blocks"),
+		      COUNTER(p, "evicted_blocks"));
 }
 
 static void print_latency(const struct skvcctl_picture *p, FILE *out)
 {
-	static const struct { const char *key, *label; } rows[] = {
+	static const struct {
+		const char *key, *label;
+	} rows[] = {
 		{ "lookup", "lookup" },
 		{ "load", "load" },
 		{ "store_free", "store, source free" },
@@ -132,7 +148,8 @@ static void print_latency(const struct skvcctl_picture *p, FILE *out)
 		if (!count)
 			continue;
 		if (!head)
-			(void)fprintf(out, "\n%-20s %12s %10s %10s\n", "Latency", "operations", "p50", "p99");
+			(void)fprintf(out, "\n%-20s %12s %10s %10s\n", "Latency", "operations",
+				      "p50", "p99");
 		head = true;
 		(void)snprintf(key, sizeof(key), "%s.p50_ns", rows[i].key);
 		p50 = LATENCY(p, key);
@@ -157,7 +174,8 @@ static void print_refusals(const struct skvcctl_picture *p, FILE *out)
 		(void)snprintf(text, sizeof(text), "%s %" PRIu64, s->name, s->value);
 		len = strlen(text);
 		if (!column || column + len + 2 > TABLE_COLUMNS) {
-			(void)fprintf(out, "%s%-10s %s", column ? ",\n" : "\n", column ? "" : "Refused", text);
+			(void)fprintf(out, "%s%-10s %s", column ? ",\n" : "\n",
+				      column ? "" : "Refused", text);
 			column = 11 + len;
 		} else {
 			(void)fprintf(out, ", %s", text);
@@ -176,36 +194,45 @@ static void print_tenant_rows(const struct skvcctl_picture *p, size_t rows_max, 
 	for (size_t i = 0; i < p->tenants_count && i < rows_max; i++) {
 		const struct skvcctl_tenant *t = &p->tenants[i];
 
-		(void)fprintf(out, "  %-30s %12s ", t->name, skvcctl_format_bytes(t->charged_bytes, a));
+		(void)fprintf(out, "  %-30s %12s ", t->name,
+			      skvcctl_format_bytes(t->charged_bytes, a));
 		if (t->quota_bytes)
-			(void)fprintf(out, "%12s %6.1f %%\n", skvcctl_format_bytes(t->quota_bytes, b),
+			(void)fprintf(out, "%12s %6.1f %%\n",
+				      skvcctl_format_bytes(t->quota_bytes, b),
 				      percent(t->charged_bytes, t->quota_bytes));
 		else
 			(void)fprintf(out, "%12s %8s\n", "none", "-");
 	}
 	if (p->tenants_count > rows_max)
-		(void)fprintf(out, "  ... %zu more: skvcctl tenants\n", p->tenants_count - rows_max);
+		(void)fprintf(out, "  ... %zu more: skvcctl tenants\n",
+			      p->tenants_count - rows_max);
 }
 
 static void print_session_rows(const struct skvcctl_picture *p, size_t rows_max, FILE *out)
 {
-	(void)fprintf(out, "%-9s %7s %-16s %-9s %8s %8s %8s %5s\n", "Session", "pid", "tenant", "role", "stored",
-		      "loaded", "asked", "jobs");
+	(void)fprintf(out, "%-9s %7s %-16s %-9s %8s %8s %8s %5s\n", "Session", "pid", "tenant",
+		      "role", "stored", "loaded", "asked", "jobs");
 	for (size_t i = 0; i < p->sessions_count && i < rows_max; i++) {
 		const struct skvcctl_session *s = &p->sessions[i];
 
-		(void)fprintf(out, "  %-7" PRIu32 " %7" PRIu32 " %-16.16s %-9s %8" PRIu64 " %8" PRIu64 " %8" PRIu64
-			      " %5" PRIu32 "  %s\n", s->id, s->pid, s->tenant, s->role, s->store_blocks,
-			      s->load_blocks, s->lookup_blocks, s->jobs, s->name);
+		(void)fprintf(out,
+			      "  %-7" PRIu32 " %7" PRIu32 " %-16.16s %-9s %8" PRIu64 " %8" PRIu64
+			      " %8" PRIu64 " %5" PRIu32 "  %s\n",
+			      s->id, s->pid, s->tenant, s->role, s->store_blocks, s->load_blocks,
+			      s->lookup_blocks, s->jobs, s->name);
 	}
 	if (p->sessions_count > rows_max)
-		(void)fprintf(out, "  ... %zu more: skvcctl sessions\n", p->sessions_count - rows_max);
+		(void)fprintf(out, "  ... %zu more: skvcctl sessions\n",
+			      p->sessions_count - rows_max);
 }
 
 void skvcctl_print_stats(const struct skvcctl_picture *p, FILE *out)
 {
-	(void)fprintf(out, "skvcd %s   health: %s   %" PRIu64 " sessions   %" PRIu64 " jobs   %" PRIu64 " leases\n\n",
-		      p->version, p->health, GAUGE(p, "sessions"), GAUGE(p, "jobs"), GAUGE(p, "leases"));
+	(void)fprintf(out,
+		      "skvcd %s   health: %s   %" PRIu64 " sessions   %" PRIu64 " jobs   %" PRIu64
+		      " leases\n\n",
+		      p->version, p->health, GAUGE(p, "sessions"), GAUGE(p, "jobs"),
+		      GAUGE(p, "leases"));
 	print_capacity(p, out);
 	print_traffic(p, out);
 	print_latency(p, out);
@@ -231,13 +258,15 @@ void skvcctl_print_namespaces(const struct skvcctl_picture *p, FILE *out)
 
 		(void)fprintf(out, "%s%" PRIu32 "  %s\n", i ? "\n" : "", n->id, n->model);
 		(void)fprintf(out, "   tenant %s, digest %.16s\n", n->tenant, n->digest);
-		(void)fprintf(out, "   block: %" PRIu32 " tokens, %" PRIu32 " segments, %s raw\n", n->block_tokens,
-			      n->segments_count, skvcctl_format_bytes(n->block_raw_bytes, a));
+		(void)fprintf(out, "   block: %" PRIu32 " tokens, %" PRIu32 " segments, %s raw\n",
+			      n->block_tokens, n->segments_count,
+			      skvcctl_format_bytes(n->block_raw_bytes, a));
 		(void)fprintf(out, "   held:  %" PRIu64 " blocks, %s as %s, ratio %s\n", n->blocks,
-			      skvcctl_format_bytes(n->raw_bytes, b), skvcctl_format_bytes(n->coded_bytes, c),
+			      skvcctl_format_bytes(n->raw_bytes, b),
+			      skvcctl_format_bytes(n->coded_bytes, c),
 			      format_ratio(n->raw_bytes, n->coded_bytes, d));
-		(void)fprintf(out, "   asked: %" PRIu64 " blocks, %.1f %% hit\n", n->hits + n->misses,
-			      percent(n->hits, n->hits + n->misses));
+		(void)fprintf(out, "   asked: %" PRIu64 " blocks, %.1f %% hit\n",
+			      n->hits + n->misses, percent(n->hits, n->hits + n->misses));
 		if (n->profile_version)
 			(void)fprintf(out, "   profile %" PRIu32 ", %.3f bits a scalar expected\n",
 				      n->profile_version, (double)n->profile_bits_milli / 1000.0);

@@ -21,7 +21,8 @@ static void check_fields(const struct config *c)
 			assert(memchr(p, '\0', k->field_bytes));
 			continue;
 		}
-		v = k->field_bytes == sizeof(uint32_t) ? *(const int32_t *)p : (int64_t)*(const uint64_t *)p;
+		v = k->field_bytes == sizeof(uint32_t) ? *(const int32_t *)p
+						       : (int64_t) * (const uint64_t *)p;
 		assert((v >= k->min && v <= k->max) || (!v && k->flags & CONFIG_OR_ZERO));
 	}
 	assert(c->tenants_count <= CONFIG_TENANTS_MAX);

@@ -46,7 +46,8 @@ static void *loop(void *user)
 static void configure(struct control_rig *rig, const char *const *overrides)
 {
 	char err[512] = "", text[128];
-	static const char *const own[] = { "host.pool=16M", "daemon.cpu_workers=1", "daemon.spin=0", NULL };
+	static const char *const own[] = { "host.pool=16M", "daemon.cpu_workers=1", "daemon.spin=0",
+					   NULL };
 
 	config_default(&rig->config);
 	for (unsigned i = 0; own[i]; i++)
@@ -74,15 +75,16 @@ void control_rig_start(struct control_rig *rig, const char *const *overrides)
 	assert_non_null(mkdtemp(rig->dir));
 	configure(rig, overrides);
 	log_init(0);
-	if (listener_open(rig->config.socket, SOCK_SEQPACKET, rig->config.socket_mode, -1, &rig->listener, err,
-			  sizeof(err)) ||
+	if (listener_open(rig->config.socket, SOCK_SEQPACKET, rig->config.socket_mode, -1,
+			  &rig->listener, err, sizeof(err)) ||
 	    secret_load(rig->config.state_dir, secret, err, sizeof(err)) ||
 	    registry_new(&rig->config, secret, &rig->registry) ||
 	    lane_start(&rig->config, &rig->lane, err, sizeof(err)))
 		fail_msg("%s", err);
 	assert_true(sd_event_new(&rig->event) >= 0);
-	assert_int_equal(control_new(rig->event, &rig->config, rig->lane, rig->registry, &rig->listener,
-				     &rig->control), 0);
+	assert_int_equal(control_new(rig->event, &rig->config, rig->lane, rig->registry,
+				     &rig->listener, &rig->control),
+			 0);
 	if (bus_new(rig->event, rig->control, &rig->bus, err, sizeof(err)))
 		fail_msg("%s", err);
 	rig->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -93,7 +95,8 @@ void control_rig_start(struct control_rig *rig, const char *const *overrides)
 
 static void remove_files(const struct control_rig *rig)
 {
-	static const char *const names[] = { "sock", "sock.lock", "bus", "bus.lock", "state/secret" };
+	static const char *const names[] = { "sock", "sock.lock", "bus", "bus.lock",
+					     "state/secret" };
 	char path[128];
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {

@@ -13,16 +13,16 @@
 #include "daemon/control.h"
 
 struct control_rig {
-	char dir[64];				/* of the sockets and the secret; removed at the end */
+	char dir[64]; /* of the sockets and the secret; removed at the end */
 	struct config config;
 	struct listener listener;
 	struct registry *registry;
 	struct lane *lane;
-	struct control *control;		/* the rig's thread's, like event and bus */
+	struct control *control; /* the rig's thread's, like event and bus */
 	struct bus *bus;
 	struct sd_event *event;
 	int stop_fd;
-	int result;				/* of the event loop */
+	int result; /* of the event loop */
 	pthread_t thread;
 };
 
@@ -36,7 +36,7 @@ void control_rig_stop_begin(struct control_rig *rig);
 /* Wait until that many sessions are with the lane; the milliseconds it took, or -1 after limit_ms. */
 int control_rig_wait_sessions(struct control_rig *rig, uint64_t count, unsigned limit_ms);
 
-unsigned control_rig_open_fds(void);		/* of this process */
-unsigned control_rig_mappings(const char *name);	/* of this process, whose path has `name` in it */
+unsigned control_rig_open_fds(void);		 /* of this process */
+unsigned control_rig_mappings(const char *name); /* of this process, whose path has `name` in it */
 
 #endif

@@ -44,7 +44,7 @@ static int64_t field(const struct config *c, const struct config_key *k)
 {
 	const uint8_t *p = (const uint8_t *)c + k->off;
 
-	return k->field_bytes == 8 ? (int64_t)*(const uint64_t *)p : *(const int32_t *)p;
+	return k->field_bytes == 8 ? (int64_t) * (const uint64_t *)p : *(const int32_t *)p;
 }
 
 static void test_defaults_are_good(void **state)
@@ -70,8 +70,11 @@ static void test_defaults_are_good(void **state)
 /* A number as one writes it for this key. */
 static void write_number(const struct config_key *k, int64_t v, char *buf, size_t buf_bytes)
 {
-	(void)snprintf(buf, buf_bytes, k->type == CONFIG_MODE ? "%" PRIo64 : k->type == CONFIG_TIME && v ?
-		       "%" PRId64 "ns" : "%" PRId64, v);
+	(void)snprintf(buf, buf_bytes,
+		       k->type == CONFIG_MODE	     ? "%" PRIo64
+		       : k->type == CONFIG_TIME && v ? "%" PRId64 "ns"
+						     : "%" PRId64,
+		       v);
 }
 
 static void try_number(const struct config_key *k, int64_t v, int good)
@@ -125,7 +128,8 @@ static void try_choices(const struct config_key *k)
 
 	config_default(&c);
 	for (unsigned i = 0; k->choices[i]; i++) {
-		(void)snprintf(assignment, sizeof(assignment), "%s.%s=%s", k->section, k->key, k->choices[i]);
+		(void)snprintf(assignment, sizeof(assignment), "%s.%s=%s", k->section, k->key,
+			       k->choices[i]);
 		assert_int_equal(set(&c, assignment), 0);
 		assert_int_equal(field(&c, k), i);
 	}
@@ -180,9 +184,14 @@ static void test_units(void **state)
 	assert_int_equal(c.spin_ns, 0);
 	for (unsigned i = 0; i < 8; i++) {
 		static const char *const bad[] = {
-			"host.pool=64Q", "host.pool=", "host.pool=-64M", "host.pool=0x4000000",
-			"host.pool=99999999999999999999", "host.pool=18446744073709551615T",
-			"daemon.spin=50", "daemon.spin=1.5ms",
+			"host.pool=64Q",
+			"host.pool=",
+			"host.pool=-64M",
+			"host.pool=0x4000000",
+			"host.pool=99999999999999999999",
+			"host.pool=18446744073709551615T",
+			"daemon.spin=50",
+			"daemon.spin=1.5ms",
 		};
 
 		assert_int_equal(set(&c, bad[i]), -EINVAL);
@@ -228,7 +237,9 @@ static void test_a_whole_file(void **state)
 			      "[tenant b]\n"
 			      "uid = 7\n"
 			      "[daemon]\n"
-			      "socket_mode = 0600", &c), 0);
+			      "socket_mode = 0600",
+			      &c),
+			 0);
 	assert_int_equal(config_check(&c, err, sizeof(err)), 0);
 	assert_string_equal(c.socket, "/tmp/s");
 	assert_int_equal(c.sessions_max, 5);
@@ -246,26 +257,36 @@ static void test_a_whole_file(void **state)
 
 static void test_errors_name_the_line(void **state)
 {
-	static const struct { const char *text, *says; } bad[] = {
-		{ "[daemon]\nsocket=/a\nsokcet=/b\n", "FILE:3: [daemon] sokcet: unknown key; allowed: socket, " },
-		{ "\n\n[deamon]\n", "FILE:3: [deamon]: unknown section; allowed: [daemon] [host] " },
-		{ "[daemon]\nsessions_max = 0\n", "FILE:2: [daemon] sessions_max: \"0\" is out of range; "
+	static const struct {
+		const char *text, *says;
+	} bad[] = {
+		{ "[daemon]\nsocket=/a\nsokcet=/b\n",
+		  "FILE:3: [daemon] sokcet: unknown key; allowed: socket, " },
+		{ "\n\n[deamon]\n",
+		  "FILE:3: [deamon]: unknown section; allowed: [daemon] [host] " },
+		{ "[daemon]\nsessions_max = 0\n",
+		  "FILE:2: [daemon] sessions_max: \"0\" is out of range; "
 		  "allowed: 1.." },
 		{ "socket = /a\n", "FILE:1: key before the first section" },
-		{ "[daemon]\nnonsense\n", "FILE:2: not understood; allowed: [section], key = value" },
+		{ "[daemon]\nnonsense\n",
+		  "FILE:2: not understood; allowed: [section], key = value" },
 		{ "[daemon\nsocket=/a\n", "FILE:1: not a section header" },
 		{ "[daemon] x\n", "FILE:1: text after a section header" },
-		{ "[daemon]\nsocket=/a\n[host]\npool=1G\n[daemon]\nsocket=/b\n", "FILE:6: [daemon] socket: given "
+		{ "[daemon]\nsocket=/a\n[host]\npool=1G\n[daemon]\nsocket=/b\n",
+		  "FILE:6: [daemon] socket: given "
 		  "twice" },
-		{ "[tenant a]\nuid=1\n[tenant b]\nuid=2\n[tenant a]\nuid=3\n", "FILE:6: [tenant a] uid: given "
+		{ "[tenant a]\nuid=1\n[tenant b]\nuid=2\n[tenant a]\nuid=3\n",
+		  "FILE:6: [tenant a] uid: given "
 		  "twice" },
 		{ "[tenant a]\nuid=5-4\n", "FILE:2: [tenant a] uid: not a user id" },
 		{ "[tenant a]\nuid=4294967295\n", "FILE:2: [tenant a] uid: not a user id" },
 		{ "[tenant a]\nquota=lots\n", "FILE:2: [tenant a] quota: not a size" },
-		{ "[tenant a]\ngid=4\n", "FILE:2: [tenant a] gid: unknown key; allowed: uid, quota" },
+		{ "[tenant a]\ngid=4\n",
+		  "FILE:2: [tenant a] gid: unknown key; allowed: uid, quota" },
 		{ "[tenant a b]\n", "FILE:1: [tenant a b]: bad tenant name" },
 		{ "[tenant ]\n", "bad tenant name" },
-		{ "[tenant uid-1000]\n", "FILE:1: [tenant uid-1000]: tenant names that start with uid-" },
+		{ "[tenant uid-1000]\n",
+		  "FILE:1: [tenant uid-1000]: tenant names that start with uid-" },
 		{ "[host]\npool = 1G\n\tpool = 2G\n", "FILE:3: [host] pool: given twice" },
 	};
 	struct config c, before;
@@ -287,7 +308,9 @@ static void test_odd_bytes(void **state)
 
 	(void)state;
 	err[0] = '\0';
-	assert_int_equal(config_load_bytes("FILE", "[daemon]\nso\0ck=1\n", 17, &c, err, sizeof(err)), -EINVAL);
+	assert_int_equal(
+		config_load_bytes("FILE", "[daemon]\nso\0ck=1\n", 17, &c, err, sizeof(err)),
+		-EINVAL);
 	assert_says("FILE:2: has a NUL byte");
 	memset(line + 16, 'x', 300);
 	assert_int_equal(load(line, &c), -EINVAL);
@@ -323,7 +346,9 @@ static void test_too_many_tenants(void **state)
 
 static void test_cross_checks(void **state)
 {
-	static const struct { const char *set[3], *says; } bad[] = {
+	static const struct {
+		const char *set[3], *says;
+	} bad[] = {
 		{ { "host.accept_percent=97" }, "[host] accept_percent" },
 		{ { "host.spill_percent=98" }, "[host] spill_percent" },
 		{ { "host.arena_total=1G" }, "[host] arena_session" },
@@ -333,7 +358,8 @@ static void test_cross_checks(void **state)
 		{ { "limits.lease_ttl_max=1s" }, "[limits] lease_ttl" },
 		{ { "daemon.bus_socket=/run/skvcd/skvcd.sock" }, "[daemon] bus_socket" },
 		{ { "tenant a.quota=1G" }, "[tenant a] uid: missing" },
-		{ { "tenant a.uid=10-20", "tenant b.uid=20-30" }, "[tenant b] uid: 20-30 overlaps [tenant a]'s 10-20" },
+		{ { "tenant a.uid=10-20", "tenant b.uid=20-30" },
+		  "[tenant b] uid: 20-30 overlaps [tenant a]'s 10-20" },
 		{ { "tenant a.uid=10-20", "tenant b.uid=0-100" }, "overlaps" },
 	};
 	struct config c;
@@ -348,7 +374,7 @@ static void test_cross_checks(void **state)
 		assert_says("; allowed: ");
 	}
 	config_default(&c);
-	assert_int_equal(set(&c, "nvme.size=192M"), 0);		/* unused without a path */
+	assert_int_equal(set(&c, "nvme.size=192M"), 0); /* unused without a path */
 	assert_int_equal(config_check(&c, err, sizeof(err)), 0);
 	assert_int_equal(set(&c, "tenant a.uid=10-20"), 0);
 	assert_int_equal(set(&c, "tenant b.uid=21"), 0);
@@ -357,7 +383,8 @@ static void test_cross_checks(void **state)
 
 static void test_overrides(void **state)
 {
-	static const char *const bad[] = { "", "=", "pool=1G", "host.pool", ".pool=1G", "host.=1", "x.y=1" };
+	static const char *const bad[] = { "",	       "=",	  "pool=1G", "host.pool",
+					   ".pool=1G", "host.=1", "x.y=1" };
 	struct config c;
 
 	(void)state;
@@ -461,13 +488,16 @@ static void test_manual_agrees(void **state)
 	}
 	for (const char *p = man; (p = strstr(p, "\n*")); p++)
 		entries += strstr(p, "* = ") && strstr(p, "* = ") < strchr(p + 1, '\n');
-	assert_int_equal(entries, keys + 2);		/* and the two of [tenant NAME] */
+	assert_int_equal(entries, keys + 2); /* and the two of [tenant NAME] */
 	free(man);
 }
 
 static void test_example_loads(void **state)
 {
 	char *text = read_text("systemd/skvcd.conf");
+	char *help = NULL;
+	size_t bytes;
+	FILE *out;
 	struct config c;
 
 	(void)state;
@@ -477,6 +507,14 @@ static void test_example_loads(void **state)
 	}
 	if (load(text, &c) || config_check(&c, err, sizeof(err)))
 		fail_msg("%s", err);
+	/* It is what --help-config prints, below a few lines of its own. */
+	out = open_memstream(&help, &bytes);
+	assert_non_null(out);
+	config_print_help(out);
+	(void)fclose(out);
+	assert_true(strlen(text) > bytes);
+	assert_string_equal(text + strlen(text) - bytes, help);
+	free(help);
 	free(text);
 }
 

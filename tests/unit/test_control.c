@@ -18,7 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,19 +30,23 @@
 #include "tests/lib/rng.h"
 
 #ifdef SKVCD_SAN
-#define RELEASE_MS 2000u			/* sanitizers and a busy machine */
+#define RELEASE_MS 2000u /* sanitizers and a busy machine */
 #else
 #define RELEASE_MS 100u
 #endif
 #define WAIT_MS 10000
-#define CHILD_S 30u				/* a child that nobody killed ends by itself */
+#define CHILD_S 30u /* a child that nobody killed ends by itself */
 #define ARENA_BYTES (1u << 20)
 
 static struct control_rig rig;
 static unsigned fds_before;
 
 static const char *const overrides[] = {
-	"daemon.sessions_max=4", "host.arena_session=4M", "host.arena_total=6M", "tenant team.uid=70000", NULL,
+	"daemon.sessions_max=4",
+	"host.arena_session=4M",
+	"host.arena_total=6M",
+	"tenant team.uid=70000",
+	NULL,
 };
 
 static int setup(void **state)
@@ -145,9 +148,12 @@ static int ask_arena(struct raw_client *c, uint64_t bytes)
 	return ask(c, &m, CTL_ARENA_NEW, sizeof(m));
 }
 
-static int ask_region(struct raw_client *c, uint32_t ns, uint32_t arena, uint32_t blocks, uint64_t offset)
+static int ask_region(struct raw_client *c, uint32_t ns, uint32_t arena, uint32_t blocks,
+		      uint64_t offset)
 {
-	struct ctl_region_host m = { .ns = ns, .arena = arena, .blocks_count = blocks, .offset = offset };
+	struct ctl_region_host m = {
+		.ns = ns, .arena = arena, .blocks_count = blocks, .offset = offset
+	};
 
 	return ask(c, &m, CTL_REGION_HOST, sizeof(m));
 }
@@ -184,7 +190,7 @@ static void test_handshake(void **state)
 
 	(void)state;
 	open_client(&c);
-	assert_int_equal(c.answer_fds_count, 0);	/* the eventfds were taken, the memfd was mapped */
+	assert_int_equal(c.answer_fds_count, 0); /* the eventfds were taken, the memfd was mapped */
 	assert_int_equal(segment_check_header(&c.layout, c.segment_bytes), 0);
 	assert_int_equal(c.layout.sq_entries, 8);
 	assert_true(c.layout.session_id > 0);
@@ -206,7 +212,7 @@ static void test_memory(void **state)
 	assert_int_equal(c.answer.ns.ns, 1);
 	assert_int_equal(c.answer.ns.block_raw_bytes, 2 * 16 * 2 * 64 * 2);
 	assert_int_equal(ask_ns(&c, "m"), CTL_NS);
-	assert_int_equal(c.answer.ns.ns, 1);		/* the same handle again */
+	assert_int_equal(c.answer.ns.ns, 1); /* the same handle again */
 	assert_int_equal(ask_ns(&c, "n"), CTL_NS);
 	assert_int_equal(c.answer.ns.ns, 2);
 	assert_int_equal(ask_arena(&c, ARENA_BYTES), CTL_ARENA);
@@ -286,7 +292,8 @@ static void test_region_bounds(void **state)
 	assert_int_equal(ask(&c, &r, CTL_REGION_HOST, sizeof(r)), CTL_ERROR);
 	assert_error(&c, -EINVAL, SKVC_ABI_REASON_BAD_REGION);
 	r.m.strides_count = 1;
-	assert_int_equal(ask(&c, &r, CTL_REGION_HOST, sizeof(r) - sizeof(r.m.strides[0])), CTL_ERROR);
+	assert_int_equal(ask(&c, &r, CTL_REGION_HOST, sizeof(r) - sizeof(r.m.strides[0])),
+			 CTL_ERROR);
 	assert_error(&c, -EINVAL, SKVC_ABI_REASON_BAD_REGION);
 	raw_client_close(&c);
 }
@@ -303,13 +310,14 @@ static void test_limits(void **state)
 	assert_int_equal(ask_arena(&c, 3 << 20), CTL_ARENA);
 	assert_int_equal(ask_arena(&c, 2 << 20), CTL_ERROR);
 	assert_error(&c, -EDQUOT, SKVC_ABI_REASON_MEMORY_LIMIT);
-	assert_int_equal(ask_arena(&c, UINT64_MAX - 4095), CTL_ERROR);	/* no size at all: the session ends */
+	assert_int_equal(ask_arena(&c, UINT64_MAX - 4095),
+			 CTL_ERROR); /* no size at all: the session ends */
 	assert_error(&c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE);
 	assert_ended(&c);
 	raw_client_close(&c);
 	open_client(&c);
 	assert_int_equal(ask_arena(&c, 3 << 20), CTL_ARENA);
-	assert_int_equal(ask_arena(&d, 4 << 20), CTL_ERROR);	/* of all together */
+	assert_int_equal(ask_arena(&d, 4 << 20), CTL_ERROR); /* of all together */
 	assert_error(&d, -EDQUOT, SKVC_ABI_REASON_MEMORY_LIMIT);
 	for (unsigned i = 0; i < SESSION_NS_MAX; i++) {
 		(void)snprintf(model, sizeof(model), "m%u", i);
@@ -382,7 +390,9 @@ static void test_scheduler_has_no_memory(void **state)
 
 static void test_gpu_is_not_here(void **state)
 {
-	struct ctl_region_gpu m = { .ns = 1, .memory_type = 1, .blocks_count = 1, .allocation_bytes = 4096 };
+	struct ctl_region_gpu m = {
+		.ns = 1, .memory_type = 1, .blocks_count = 1, .allocation_bytes = 4096
+	};
 	struct ctl_event_gpu e = { 0 };
 	struct raw_client c;
 
@@ -441,7 +451,7 @@ static void test_versions(void **state)
 	assert_ended(&c);
 	raw_client_close(&c);
 	hello = raw_client_hello(8);
-	hello.abi_minor = SKVC_ABI_MINOR + 7;		/* a newer client that takes an older daemon */
+	hello.abi_minor = SKVC_ABI_MINOR + 7; /* a newer client that takes an older daemon */
 	assert_int_equal(raw_client_connect(&c, rig.config.socket), 0);
 	assert_int_equal(ask(&c, &hello, CTL_HELLO, sizeof(hello)), CTL_WELCOME);
 	raw_client_close(&c);
@@ -488,8 +498,8 @@ static void test_garbage(void **state)
 			packet[i] = (uint8_t)rng_next(&rng);
 		/* Most get past the header, so that the checks behind it are reached. */
 		if (bytes >= sizeof(struct ctl_header) && !rng_one_in(&rng, 4))
-			ctl_msg_init((struct ctl_header *)packet, (uint16_t)(1 + rng_below(&rng, 10)),
-				     (uint32_t)bytes, round);
+			ctl_msg_init((struct ctl_header *)packet,
+				     (uint16_t)(1 + rng_below(&rng, 10)), (uint32_t)bytes, round);
 		assert_int_equal(raw_client_send(&c, packet, bytes, NULL, 0), 0);
 		assert_true(raw_client_recv(&c, WAIT_MS) >= 0);
 		raw_client_close(&c);
@@ -504,7 +514,9 @@ static void send_with_fds(struct raw_client *c, const void *packet, size_t bytes
 	char control[CMSG_SPACE(8 * sizeof(int))] = { 0 };
 	struct iovec iov = { (void *)(uintptr_t)packet, bytes };
 	struct msghdr msg = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
 		.msg_controllen = CMSG_SPACE(count * sizeof(int)),
 	};
 	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
@@ -520,7 +532,9 @@ static void send_with_fds(struct raw_client *c, const void *packet, size_t bytes
 
 static void test_descriptors(void **state)
 {
-	struct ctl_region_gpu gpu = { .ns = 1, .memory_type = 2, .blocks_count = 1, .allocation_bytes = 4096 };
+	struct ctl_region_gpu gpu = {
+		.ns = 1, .memory_type = 2, .blocks_count = 1, .allocation_bytes = 4096
+	};
 	union open_message o = ns_message("m");
 	struct raw_client c;
 	unsigned before;
@@ -610,7 +624,7 @@ static void test_silence(void **state)
 		assert_int_equal(raw_client_connect(&silent[i], rig.config.socket), 0);
 	for (unsigned i = 0; i < 20; i++)
 		closed += raw_client_recv(&silent[i], i ? 50 : 500) == 0;
-	assert_int_equal(closed, 4);			/* 16 of one user may wait */
+	assert_int_equal(closed, 4); /* 16 of one user may wait */
 	raw_client_close(&silent[15]);
 	(void)usleep(50000);
 	assert_serves();
@@ -641,12 +655,16 @@ static void live_until(unsigned stage, int ready)
 	if (!r && stage == 1)
 		r = raw_client_send(&c, &hello, sizeof(hello), NULL, 0);
 	if (!r && stage >= 2)
-		r = raw_client_request(&c, &hello, CTL_HELLO, sizeof(hello)) == CTL_WELCOME ? 0 : -EPROTO;
+		r = raw_client_request(&c, &hello, CTL_HELLO, sizeof(hello)) == CTL_WELCOME
+			    ? 0
+			    : -EPROTO;
 	if (!r && stage == 3)
 		r = raw_client_send(&c, &o, sizeof(o), NULL, 0);
 	if (!r && stage >= 4) {
 		r = ask_ns(&c, "m") == CTL_NS && ask_arena(&c, ARENA_BYTES) == CTL_ARENA &&
-		    ask_region(&c, 1, 1, 16, 0) == CTL_REGION ? 0 : -EPROTO;
+				    ask_region(&c, 1, 1, 16, 0) == CTL_REGION
+			    ? 0
+			    : -EPROTO;
 	}
 	if (!r && stage == 5)
 		r = raw_client_send(&c, &bye, sizeof(bye), NULL, 0);
@@ -700,7 +718,7 @@ static void test_orphaned_socket(void **state)
 			_exit(1);
 		heir = fork();
 		if (!heir) {
-			(void)alarm(CHILD_S);		/* a parent's alarm is not inherited */
+			(void)alarm(CHILD_S); /* a parent's alarm is not inherited */
 			for (;;)
 				(void)pause();
 		}
@@ -739,50 +757,6 @@ static void test_shutdown_tells_clients(void **state)
 	assert_int_equal(control_rig_open_fds(), before);
 }
 
-/* ---- the socket ---- */
-
-static void test_one_daemon_a_socket(void **state)
-{
-	struct listener second = LISTENER_NONE;
-	char err[256], want[32], path[128];
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	int fd;
-
-	(void)state;
-	assert_int_equal(listener_open(rig.config.socket, SOCK_SEQPACKET, 0660, -1, &second, err, sizeof(err)),
-			 -EADDRINUSE);
-	(void)snprintf(want, sizeof(want), "with pid %d", (int)getpid());
-	assert_non_null(strstr(err, want));
-	assert_int_equal(second.fd, -1);
-	assert_serves();
-	/* What a killed daemon leaves is replaced; what is no socket is not. */
-	(void)snprintf(path, sizeof(path), "%s/stale", rig.dir);
-	(void)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/stale", rig.dir);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	assert_int_equal(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
-	(void)close(fd);
-	assert_int_equal(listener_open(path, SOCK_SEQPACKET, 0660, -1, &second, err, sizeof(err)), 0);
-	listener_close(&second);
-	assert_int_equal(access(path, F_OK), -1);
-	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-	(void)close(fd);
-	assert_int_equal(listener_open(path, SOCK_SEQPACKET, 0660, -1, &second, err, sizeof(err)), -EEXIST);
-	(void)unlink(path);
-	/* Someone else listens, without our lock. */
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	assert_int_equal(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
-	assert_int_equal(listen(fd, 1), 0);
-	assert_int_equal(listener_open(path, SOCK_SEQPACKET, 0660, -1, &second, err, sizeof(err)), -EADDRINUSE);
-	/* And systemd's socket is taken as it is. */
-	assert_int_equal(listener_open(path, SOCK_STREAM, 0660, fd, &second, err, sizeof(err)), -EINVAL);
-	assert_int_equal(listener_open(path, SOCK_SEQPACKET, 0660, fd, &second, err, sizeof(err)), 0);
-	listener_close(&second);
-	assert_int_equal(access(path, F_OK), 0);
-	(void)unlink(path);
-	(void)strcat(path, ".lock");
-	(void)unlink(path);
-}
-
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -805,7 +779,6 @@ int main(void)
 		TEST(test_silence),
 		TEST(test_killed_at_every_stage),
 		TEST(test_orphaned_socket),
-		TEST(test_one_daemon_a_socket),
 		cmocka_unit_test(test_shutdown_tells_clients),
 	};
 

@@ -102,8 +102,12 @@ static void test_salts_come_from_the_secret(void **state)
 static struct namespace *open_ns(struct registry *r, uid_t uid, const char *model, const char *salt,
 				 uint32_t tokens, int *ret)
 {
-	struct codec_segment segment = { .kind = CODEC_KIND_K, .dtype = CODEC_DTYPE_BF16, .heads = 2, .head_dim = 64 };
-	struct registry_ns_key key = { .tenant = tenant_of(r, uid), .model = model, .salt = salt,
+	struct codec_segment segment = {
+		.kind = CODEC_KIND_K, .dtype = CODEC_DTYPE_BF16, .heads = 2, .head_dim = 64
+	};
+	struct registry_ns_key key = { .tenant = tenant_of(r, uid),
+				       .model = model,
+				       .salt = salt,
 				       .salt_bytes = strlen(salt) };
 	struct codec_geometry geom = { 0 };
 	struct namespace *ns = NULL;

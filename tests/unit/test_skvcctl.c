@@ -91,11 +91,13 @@ static void test_every_counter_arrives(void **state)
 	for (size_t i = 0; i < p.stats_count; i++)
 		kinds[p.stats[i].kind]++;
 	for (unsigned i = 0; i < STAT_COUNT; i++) {
-		enum skvcctl_kind kind = stats_info[i].kind == 'C' ? SKVCCTL_COUNTER : SKVCCTL_GAUGE;
+		enum skvcctl_kind kind = stats_info[i].kind == 'C' ? SKVCCTL_COUNTER
+								   : SKVCCTL_GAUGE;
 		size_t found = 0;
 
 		for (size_t k = 0; k < p.stats_count; k++)
-			found += p.stats[k].kind == kind && !strcmp(p.stats[k].name, stats_info[i].name);
+			found += p.stats[k].kind == kind &&
+				 !strcmp(p.stats[k].name, stats_info[i].name);
 		if (found != 1)
 			fail_msg("%s: %zu times", stats_info[i].name, found);
 	}
@@ -153,7 +155,8 @@ static void test_rows(void **state)
 
 /* ---- printing ---- */
 
-static char *to_text(const struct skvcctl_picture *p, void (*print)(const struct skvcctl_picture *, FILE *))
+static char *to_text(const struct skvcctl_picture *p,
+		     void (*print)(const struct skvcctl_picture *, FILE *))
 {
 	char *text = NULL;
 	size_t bytes;
@@ -204,20 +207,24 @@ static void test_json_keys(void **state)
 	p = fetch(SKVCCTL_GET_ALL);
 	root = to_json(&p, SKVCCTL_GET_ALL);
 	for (unsigned i = 0; i < STAT_COUNT; i++)
-		assert_true(cJSON_IsNumber(at(at(root, stats_info[i].kind == 'C' ? "counters" : "gauges"),
-					      stats_info[i].name)));
+		assert_true(cJSON_IsNumber(
+			at(at(root, stats_info[i].kind == 'C' ? "counters" : "gauges"),
+			   stats_info[i].name)));
 	for (uint16_t i = 1; i < SKVC_ABI_REASON_COUNT; i++)
 		assert_true(cJSON_IsNumber(at(at(root, "reasons"), stats_reason_word(i))));
 	for (unsigned i = 0; i < STATS_HIST_COUNT; i++)
 		for (unsigned k = 0; k < 4; k++)
-			assert_true(cJSON_IsNumber(at(at(at(root, "latency"), stats_hist_name[i]), latency[k])));
+			assert_true(cJSON_IsNumber(
+				at(at(at(root, "latency"), stats_hist_name[i]), latency[k])));
 	assert_string_equal(at(root, "version")->valuestring, SKVCD_VERSION);
 	assert_int_equal(cJSON_GetArraySize(at(root, "sessions")), 1);
 	assert_int_equal(cJSON_GetArraySize(at(root, "tenants")), 1);
 	assert_int_equal(cJSON_GetArraySize(at(root, "namespaces")), 1);
-	assert_string_equal(at(cJSON_GetArrayItem(at(root, "namespaces"), 0), "digest")->valuestring,
-			    p.namespaces[0].digest);
-	assert_int_equal(at(cJSON_GetArrayItem(at(root, "sessions"), 0), "pid")->valueint, getpid());
+	assert_string_equal(
+		at(cJSON_GetArrayItem(at(root, "namespaces"), 0), "digest")->valuestring,
+		p.namespaces[0].digest);
+	assert_int_equal(at(cJSON_GetArrayItem(at(root, "sessions"), 0), "pid")->valueint,
+			 getpid());
 	cJSON_Delete(root);
 	root = to_json(&p, SKVCCTL_GET_TENANTS);
 	assert_int_equal(cJSON_GetArraySize(root), 1);
@@ -229,7 +236,9 @@ static void test_json_keys(void **state)
 /* Numbers above 2^53 would lose their last digits in a double. */
 static void test_json_keeps_large_numbers(void **state)
 {
-	struct skvcctl_stat stat = { .kind = SKVCCTL_COUNTER, .name = "ops", .value = UINT64_MAX - 1 };
+	struct skvcctl_stat stat = { .kind = SKVCCTL_COUNTER,
+				     .name = "ops",
+				     .value = UINT64_MAX - 1 };
 	struct skvcctl_picture p = { .stats = &stat, .stats_count = 1 };
 	char *text = NULL;
 	size_t bytes;
@@ -249,7 +258,7 @@ static void assert_fits(const char *text, size_t lines_max)
 	while (*text) {
 		const char *end = strchr(text, '\n');
 
-		assert_non_null(end);			/* the last line ends, too */
+		assert_non_null(end); /* the last line ends, too */
 		if ((size_t)(end - text) > COLUMNS_MAX)
 			fail_msg("too wide: %.*s", (int)(end - text), text);
 		text = end + 1;
@@ -282,12 +291,20 @@ static struct skvcctl_stat full_stats[] = {
 static void test_table_says_what_matters(void **state)
 {
 	static const char *const says[] = {
-		"ratio 1.500, 1.00 TiB saved", "50.0 % of 100 GiB", "internal waste 2.5 %", "OUT OF SERVICE",
-		"70.0 % hit in host memory, 20.0 % on NVMe, 10.0 % missed", "12.3 us", "988 ms", "pool-full 3",
+		"ratio 1.500, 1.00 TiB saved",
+		"50.0 % of 100 GiB",
+		"internal waste 2.5 %",
+		"OUT OF SERVICE",
+		"70.0 % hit in host memory, 20.0 % on NVMe, 10.0 % missed",
+		"12.3 us",
+		"988 ms",
+		"pool-full 3",
 		"health: degraded",
 	};
 	struct skvcctl_picture p = {
-		.version = "0.1.0", .health = "degraded", .stats = full_stats,
+		.version = "0.1.0",
+		.health = "degraded",
+		.stats = full_stats,
 		.stats_count = sizeof(full_stats) / sizeof(full_stats[0]),
 	};
 	char *text = to_text(&p, skvcctl_print_stats);
@@ -296,7 +313,7 @@ static void test_table_says_what_matters(void **state)
 	for (size_t i = 0; i < sizeof(says) / sizeof(says[0]); i++)
 		if (!strstr(text, says[i]))
 			fail_msg("\"%s\" is not in:\n%s", says[i], text);
-	assert_null(strstr(text, "quota 0"));		/* reasons that never were are not listed */
+	assert_null(strstr(text, "quota 0")); /* reasons that never were are not listed */
 	assert_fits(text, 24);
 	free(text);
 }
@@ -307,21 +324,33 @@ static void test_tables_fit(void **state)
 	static struct skvcctl_tenant tenants[200];
 	static struct skvcctl_stat reasons[SKVC_ABI_REASON_COUNT];
 	struct skvcctl_picture p = {
-		.version = "0.1.0", .health = "ok", .stats = reasons, .stats_count = SKVC_ABI_REASON_COUNT,
-		.sessions = sessions, .sessions_count = 200, .tenants = tenants, .tenants_count = 200,
+		.version = "0.1.0",
+		.health = "ok",
+		.stats = reasons,
+		.stats_count = SKVC_ABI_REASON_COUNT,
+		.sessions = sessions,
+		.sessions_count = 200,
+		.tenants = tenants,
+		.tenants_count = 200,
 	};
 	char *text;
 
 	(void)state;
 	for (uint16_t i = 0; i < SKVC_ABI_REASON_COUNT; i++) {
 		reasons[i] = (struct skvcctl_stat){ .kind = SKVCCTL_REASON, .value = 123456 };
-		(void)snprintf(reasons[i].name, sizeof(reasons[i].name), "%s", stats_reason_word(i));
+		(void)snprintf(reasons[i].name, sizeof(reasons[i].name), "%s",
+			       stats_reason_word(i));
 	}
 	for (unsigned i = 0; i < 200; i++) {
-		sessions[i] = (struct skvcctl_session){ .id = i, .pid = 4194304, .tenant = "a-tenant-with-a-long-name",
-							.name = "engine", .role = "scheduler", .ops = 1u << 31 };
+		sessions[i] = (struct skvcctl_session){ .id = i,
+							.pid = 4194304,
+							.tenant = "a-tenant-with-a-long-name",
+							.name = "engine",
+							.role = "scheduler",
+							.ops = 1u << 31 };
 		tenants[i] = (struct skvcctl_tenant){ .name = "a-tenant-with-a-long-name-indeed",
-						      .charged_bytes = 1ull << 50, .quota_bytes = 1ull << 51 };
+						      .charged_bytes = 1ull << 50,
+						      .quota_bytes = 1ull << 51 };
 	}
 	text = to_text(&p, skvcctl_print_stats);
 	assert_fits(text, 48);
@@ -359,11 +388,13 @@ static void test_no_daemon(void **state)
 	struct skvcctl_picture p;
 
 	(void)state;
-	assert_int_equal(skvcctl_fetch(&nobody, SKVCCTL_GET_VERSION, &p, err, sizeof(err)), SKVCCTL_NO_DAEMON);
+	assert_int_equal(skvcctl_fetch(&nobody, SKVCCTL_GET_VERSION, &p, err, sizeof(err)),
+			 SKVCCTL_NO_DAEMON);
 	assert_non_null(strstr(err, "/nonexistent/bus"));
 	assert_non_null(strstr(err, "start it"));
 	nobody.path = "";
-	assert_int_equal(skvcctl_fetch(&nobody, SKVCCTL_GET_VERSION, &p, err, sizeof(err)), SKVCCTL_FAILURE);
+	assert_int_equal(skvcctl_fetch(&nobody, SKVCCTL_GET_VERSION, &p, err, sizeof(err)),
+			 SKVCCTL_FAILURE);
 }
 
 static void test_the_clients_socket(void **state)
@@ -372,7 +403,8 @@ static void test_the_clients_socket(void **state)
 	struct skvcctl_picture p;
 
 	(void)state;
-	assert_int_equal(skvcctl_fetch(&wrong, SKVCCTL_GET_VERSION, &p, err, sizeof(err)), SKVCCTL_FAILURE);
+	assert_int_equal(skvcctl_fetch(&wrong, SKVCCTL_GET_VERSION, &p, err, sizeof(err)),
+			 SKVCCTL_FAILURE);
 	assert_non_null(strstr(err, "bus_socket"));
 }
 
@@ -403,7 +435,8 @@ static void test_bad_peers(void **state)
 	}
 	for (unsigned i = 0; i < 24; i++)
 		(void)close(fds[i]);
-	for (unsigned tries = 0; skvcctl_fetch(&source, SKVCCTL_GET_VERSION, &p, err, sizeof(err)) != SKVCCTL_OK;
+	for (unsigned tries = 0;
+	     skvcctl_fetch(&source, SKVCCTL_GET_VERSION, &p, err, sizeof(err)) != SKVCCTL_OK;
 	     tries++) {
 		if (tries == 100)
 			fail_msg("%s", err);

@@ -17,7 +17,7 @@
 
 #include "tests/lib/rng.h"
 
-static struct stats s;				/* 8 KiB: not for the stack of each test */
+static struct stats s; /* 8 KiB: not for the stack of each test */
 
 static int clear(void **state)
 {
@@ -125,7 +125,8 @@ static void test_against_sorted(void **state)
 	(void)state;
 	for (unsigned i = 0; i < SAMPLES; i++) {
 		/* Log-uniform over 100 ns .. 1 s, as latencies with a long tail are. */
-		all[i] = (uint64_t)(100.0 * pow(10.0, 7.0 * (double)rng_below(&rng, 1u << 20) / 1048576.0));
+		all[i] = (uint64_t)(100.0 *
+				    pow(10.0, 7.0 * (double)rng_below(&rng, 1u << 20) / 1048576.0));
 		stats_record_ns(&s, STATS_HIST_NVME_READ, all[i]);
 	}
 	qsort(all, SAMPLES, sizeof(all[0]), compare);
@@ -146,7 +147,8 @@ static void test_percentiles_rise(void **state)
 
 	(void)state;
 	for (unsigned i = 0; i < 1000; i++)
-		stats_record_ns(&s, STATS_HIST_LOAD, rng_below(&rng, 1u << rng_below(&rng, 24)) + 1);
+		stats_record_ns(&s, STATS_HIST_LOAD,
+				rng_below(&rng, 1u << rng_below(&rng, 24)) + 1);
 	for (double p = 0.0; p <= 1.0; p += 0.001) {
 		uint64_t ns = stats_percentile_ns(&s, STATS_HIST_LOAD, p);
 

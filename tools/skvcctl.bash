@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# bash completion of skvcctl, skvcd and skvc-bench
+
+_skvcctl() {
+	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+
+	case $prev in
+	-b | --bus)
+		COMPREPLY=($(compgen -f -- "$cur"))
+		return
+		;;
+	esac
+	if [[ $cur == -* ]]; then
+		COMPREPLY=($(compgen -W "-b --bus --system -j --json -w --watch -h --help -V --version" -- "$cur"))
+	else
+		COMPREPLY=($(compgen -W "stats namespaces sessions tenants ping version" -- "$cur"))
+	fi
+}
+
+_skvcd() {
+	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+
+	case $prev in
+	-c | --config)
+		COMPREPLY=($(compgen -f -- "$cur"))
+		return
+		;;
+	-o)
+		# The daemon knows its keys best.
+		COMPREPLY=($(compgen -S = -W "$("${COMP_WORDS[0]}" --help-config 2>/dev/null |
+			sed -n -e 's/^\[\(.*\)\]$/s \1/p' -e 's/^#\([a-z_]*\) =.*/k \1/p' |
+			while read -r what name; do
+				if [[ $what == s ]]; then section=$name; else echo "$section.$name"; fi
+			done)" -- "$cur"))
+		compopt -o nospace
+		return
+		;;
+	esac
+	COMPREPLY=($(compgen -W "-c --config -o --check-config --help-config -d --debug -h --help -V --version" -- "$cur"))
+}
+
+_skvc_bench() {
+	((COMP_CWORD == 1)) && COMPREPLY=($(compgen -W "codec ipc --help --version" -- "${COMP_WORDS[1]}"))
+	((COMP_CWORD > 1)) && COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+
+complete -F _skvcctl skvcctl
+complete -F _skvcd skvcd
+complete -F _skvc_bench skvc-bench
