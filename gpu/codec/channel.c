@@ -74,12 +74,9 @@ static uint8_t *escapes_collect(const struct codec_run *run, const uint8_t *raw,
 
 		while (at < end && (at = memchr(at, CODEC_TOKEN_ESC, (size_t)(end - at)))) {
 			size_t column = (size_t)(at - tokens);
-			uint16_t pattern = raw[column * bytes];
 
-			if (bytes == 2)
-				memcpy(&pattern, raw + column * 2u, 2);
-			memcpy(out, &pattern, 2);
-			out += 2;
+			memcpy(out, raw + column * bytes, bytes);
+			out += bytes;
 			at++;
 		}
 		tokens += (size_t)run->rows_per_token * CODEC_LANES;
@@ -126,7 +123,8 @@ static uint8_t *chunk_escapes(const struct codec_slot *slot, const struct chunk_
 /* -E2BIG: more escapes than a chunk can say, keep it some other way. */
 int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
 			 const struct codec_geometry *g, const struct codec_profile *p,
-			 uint32_t chunk, size_t *ret_bytes, uint32_t *ret_escapes)
+			 uint32_t chunk, size_t *ret_bytes, uint32_t *ret_escapes,
+			 uint32_t *ret_escape_bytes)
 {
 	const struct codec_kernels *k = codec_kernels_get();
 	struct chunk_shape c = chunk_shape(g, p, chunk);
@@ -142,7 +140,7 @@ int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
 	if (r < 0)
 		return r;
 	escapes = chunk_tokenize(slot, k, &c);
-	if (escapes > UINT16_MAX || escapes > c.scalars / 8u)
+	if (escapes > UINT16_MAX / 2u || escapes > c.scalars / 8u)
 		return -E2BIG;
 	memcpy(carried, slot->planes + stored, c.carried * 4u);
 	for (uint32_t l = 0; l < CODEC_LANES; l++)
@@ -158,8 +156,13 @@ int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
 	out += stored * 4u;
 	memcpy(out, words, (size_t)(end - words) * 2u);
 	out += (size_t)(end - words) * 2u;
-	if (escapes)
+	*ret_escape_bytes = 0;
+	if (escapes) {
+		uint8_t *begin = out;
+
 		out = chunk_escapes(slot, &c, out);
+		*ret_escape_bytes = (uint32_t)(out - begin);
+	}
 	assert((size_t)(out - ws->coded) <= ws->coded_cap);
 	*ret_bytes = (size_t)(out - ws->coded);
 	*ret_escapes = escapes;
@@ -184,8 +187,8 @@ static int chunk_end_states(struct codec_slot *slot, const struct chunk_shape *c
 }
 
 static int chunk_rebuild(const struct codec_slot *slot, const struct codec_kernels *k,
-			 const struct chunk_shape *c, const uint8_t *escapes,
-			 uint32_t escapes_count, uint8_t *out)
+			 const struct chunk_shape *c, const uint8_t *escapes, size_t escape_bytes,
+			 uint8_t *out)
 {
 	const uint8_t *tokens = slot->tokens;
 	const uint32_t *planes = slot->planes;
@@ -193,26 +196,27 @@ static int chunk_rebuild(const struct codec_slot *slot, const struct codec_kerne
 	for (uint32_t i = 0; i < c->runs_count; i++) {
 		const struct codec_run *run = &c->runs[i];
 		size_t rows = (size_t)run->tokens_count * run->rows_per_token;
-		uint32_t used = k->rebuild(run, tokens, planes, escapes, escapes_count, out);
+		size_t bytes = run->bits / 8u, there = escape_bytes / bytes;
+		uint32_t used = k->rebuild(run, tokens, planes, escapes, (uint32_t)there, out);
 
-		if (used > escapes_count)
+		if (used > there)
 			return -EBADMSG;
-		escapes += (size_t)used * 2u;
-		escapes_count -= used;
+		escapes += used * bytes;
+		escape_bytes -= used * bytes;
 		tokens += rows * CODEC_LANES;
 		planes += rows * run->shift;
-		out += (size_t)run->tokens_count * run->columns * (run->bits / 8u);
+		out += (size_t)run->tokens_count * run->columns * bytes;
 	}
-	return escapes_count == 0 ? 0 : -EBADMSG;
+	return escape_bytes == 0 ? 0 : -EBADMSG;
 }
 
 int codec_channel_open(struct codec_slot *slot, const struct codec_geometry *g,
 		       const struct codec_profile *p, uint32_t chunk, const uint8_t *in,
-		       size_t in_bytes, uint32_t escapes, struct codec_stream *ret_stream)
+		       size_t in_bytes, uint32_t escape_bytes, struct codec_stream *ret_stream)
 {
 	struct chunk_shape c = chunk_shape(g, p, chunk);
 	size_t stored = (c.planes - c.carried) * 4u;
-	size_t fixed = STATES_BYTES + stored + (size_t)escapes * 2u, words;
+	size_t fixed = STATES_BYTES + stored + escape_bytes, words;
 	int r;
 
 	if (in_bytes < fixed || (in_bytes - fixed) % 2u != 0)
@@ -239,7 +243,7 @@ int codec_channel_open(struct codec_slot *slot, const struct codec_geometry *g,
 }
 
 int codec_channel_close(struct codec_slot *slot, const struct codec_geometry *g,
-			const struct codec_profile *p, uint32_t chunk, uint32_t escapes,
+			const struct codec_profile *p, uint32_t chunk, uint32_t escape_bytes,
 			const struct codec_stream *stream, uint8_t *out)
 {
 	struct chunk_shape c = chunk_shape(g, p, chunk);
@@ -250,5 +254,5 @@ int codec_channel_close(struct codec_slot *slot, const struct codec_geometry *g,
 	if (r < 0)
 		return r;
 	return chunk_rebuild(slot, codec_kernels_get(), &c,
-			     stream->words + 2u * (size_t)stream->words_count, escapes, out);
+			     stream->words + 2u * (size_t)stream->words_count, escape_bytes, out);
 }

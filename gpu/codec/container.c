@@ -97,6 +97,7 @@ struct job {
 	const uint8_t *payload;	 /* borrowed: e.payload_bytes, in bounds */
 	uint8_t *out;		 /* borrowed: the chunk's canonical bytes */
 	struct codec_slot *slot; /* borrowed: tokens and planes are free for use */
+	uint32_t escapes;	 /* encoding with `channel`: scalars */
 	int res;
 };
 
@@ -108,7 +109,7 @@ static int job_begin(struct codec_workspace *ws, const struct codec_geometry *g,
 	const struct format_chunk_entry *e = &j->e;
 	bool coded = codec_segment_coded(&g->segments[g->chunk_first_segment[j->chunk]]);
 
-	if (e->method != FORMAT_METHOD_CHANNEL && e->escapes != 0)
+	if (e->method != FORMAT_METHOD_CHANNEL && e->escape_bytes != 0)
 		return -EBADMSG;
 	switch (e->method) {
 	case FORMAT_METHOD_RAW:
@@ -124,7 +125,7 @@ static int job_begin(struct codec_workspace *ws, const struct codec_geometry *g,
 		if (!profile || !coded)
 			return -EBADMSG;
 		r = codec_channel_open(j->slot, g, profile, j->chunk, j->payload, e->payload_bytes,
-				       e->escapes, stream);
+				       e->escape_bytes, stream);
 		return r < 0 ? r : 1;
 	}
 	default:
@@ -150,12 +151,12 @@ static void jobs_decode(struct codec_workspace *ws, const struct codec_geometry 
 		codec_kernels_get()->decode(profile, streams, n);
 	for (unsigned i = 0; i < n; i++)
 		waiting[i]->res = codec_channel_close(waiting[i]->slot, g, profile,
-						      waiting[i]->chunk, waiting[i]->e.escapes,
+						      waiting[i]->chunk, waiting[i]->e.escape_bytes,
 						      &streams[i], waiting[i]->out);
 }
 
 static int entry_store(const uint8_t *from, struct format_chunk_entry *e, size_t bytes,
-		       uint8_t method, uint32_t escapes, uint8_t *out, size_t cap)
+		       uint8_t method, uint32_t escape_bytes, uint8_t *out, size_t cap)
 {
 	if (padded(bytes) > cap)
 		return -ENOSPC;
@@ -163,7 +164,7 @@ static int entry_store(const uint8_t *from, struct format_chunk_entry *e, size_t
 	memset(out + bytes, 0, padded(bytes) - bytes);
 	*e = (struct format_chunk_entry){
 		.payload_bytes = (uint32_t)bytes,
-		.escapes = (uint16_t)escapes,
+		.escape_bytes = (uint16_t)escape_bytes,
 		.method = method,
 	};
 	return 0;
@@ -174,40 +175,42 @@ static int entry_store(const uint8_t *from, struct format_chunk_entry *e, size_t
  * when many scalars escaped, since then the data is not what the profile was made for, and may be
  * trivial.
  */
-static int chunk_encode(struct codec_workspace *ws, struct codec_slot *slot,
-			const struct codec_geometry *g, const struct codec_profile *profile,
-			uint8_t speculator, uint32_t chunk, struct format_chunk_entry *e,
+static int chunk_encode(struct codec_workspace *ws, const struct codec_geometry *g,
+			const struct codec_profile *profile, uint8_t speculator, struct job *j,
 			uint8_t *out, size_t cap)
 {
+	uint32_t chunk = j->chunk, escape_bytes = 0;
 	size_t raw = codec_chunk_bytes(g, chunk), best = raw, bytes;
 	bool coded = codec_segment_coded(&g->segments[g->chunk_first_segment[chunk]]);
-	uint32_t escapes = 0;
 	int r;
 
+	j->escapes = 0;
 	if (speculator == CODEC_SPEC_CHANNEL && coded) {
-		r = codec_channel_encode(ws, slot, g, profile, chunk, &bytes, &escapes);
+		r = codec_channel_encode(ws, j->slot, g, profile, chunk, &bytes, &j->escapes,
+					 &escape_bytes);
 		if (r < 0 && r != -E2BIG)
 			return r;
 		if (r == 0 && bytes < best && padded(bytes) <= cap) {
-			r = entry_store(ws->coded, e, bytes, FORMAT_METHOD_CHANNEL, escapes, out,
-					cap);
-			if (escapes <= chunk_scalars(g, chunk) / 64u)
+			r = entry_store(ws->coded, &j->e, bytes, FORMAT_METHOD_CHANNEL,
+					escape_bytes, out, cap);
+			if (j->escapes <= chunk_scalars(g, chunk) / 64u)
 				return r;
 			best = bytes;
 		}
 	}
 	if (speculator != CODEC_SPEC_RAW) {
-		r = codec_generic_encode(ws, slot, g, chunk, &bytes);
+		r = codec_generic_encode(ws, j->slot, g, chunk, &bytes);
 		if (r < 0 && r != -E2BIG)
 			return r;
 		if (r == 0 && bytes < best && padded(bytes) <= cap) {
 			best = bytes;
-			(void)entry_store(ws->coded, e, bytes, FORMAT_METHOD_GENERIC, 0, out, cap);
+			(void)entry_store(ws->coded, &j->e, bytes, FORMAT_METHOD_GENERIC, 0, out,
+					  cap);
 		}
 	}
 	if (best < raw)
 		return 0;
-	return entry_store(slot->raw, e, raw, FORMAT_METHOD_RAW, 0, out, cap);
+	return entry_store(j->slot->raw, &j->e, raw, FORMAT_METHOD_RAW, 0, out, cap);
 }
 
 /* One private copy, in canonical order; everything after works on it. */
@@ -314,8 +317,8 @@ static int batch_encode(struct codec_workspace *ws, const struct codec_geometry 
 		int r = chunk_copy(ws, j->slot, g, j->chunk, src);
 
 		if (r == 0)
-			r = chunk_encode(ws, j->slot, g, profile, speculator, j->chunk, &j->e,
-					 o->bytes + o->used, o->cap - o->used);
+			r = chunk_encode(ws, g, profile, speculator, j, o->bytes + o->used,
+					 o->cap - o->used);
 		if (r < 0)
 			return r;
 		j->payload = o->bytes + o->used;
@@ -345,7 +348,8 @@ static int blocks_encode(struct codec_workspace *ws, const struct codec_geometry
 		for (unsigned i = 0; i < n; i++) {
 			memcpy(out + index, &jobs[i].e, sizeof(jobs[i].e));
 			index += sizeof(jobs[i].e);
-			info->escapes += jobs[i].e.escapes;
+			if (jobs[i].e.method == FORMAT_METHOD_CHANNEL)
+				info->escapes += jobs[i].escapes;
 			info->chunks_raw += jobs[i].e.method == FORMAT_METHOD_RAW;
 		}
 	}

@@ -235,7 +235,8 @@ KERNEL uint16_t *encode_row(const uint64_t *enc, const uint16_t *table, const ui
 		index = _mm256_cvtepu8_epi16(half ? _mm256_extracti128_si256(t, 1)
 						  : _mm256_castsi256_si128(t));
 		index = _mm256_or_si256(index, tables16(table, context, half, 7));
-		end = encode_step(enc, _mm256_extracti128_si256(index, 1), &x->v[2u * half + 1u], end);
+		end = encode_step(enc, _mm256_extracti128_si256(index, 1), &x->v[2u * half + 1u],
+				  end);
 		end = encode_step(enc, _mm256_castsi256_si128(index), &x->v[2u * half], end);
 	}
 	return end;

@@ -163,7 +163,7 @@ static uint32_t escapes_place(unsigned mask, const uint8_t *escapes, uint32_t es
 
 	for (; mask; mask &= mask - 1u, used++)
 		if (used < escapes_count)
-			memcpy(raw + (uint32_t)__builtin_ctz(mask) * bytes, escapes + 2u * used,
+			memcpy(raw + (uint32_t)__builtin_ctz(mask) * bytes, escapes + bytes * used,
 			       bytes);
 	return used;
 }
@@ -177,7 +177,7 @@ KERNEL uint32_t rebuild_run(const struct codec_run *run, const uint8_t *tokens,
 	for (uint32_t t = 0; t < run->tokens_count; t++)
 		for (uint32_t c = 0; c < run->columns; c += CODEC_LANES) {
 			uint32_t lanes = run->columns - c;
-			const uint8_t *from = escapes + 2u * (size_t)used;
+			const uint8_t *from = escapes + (size_t)bytes * used;
 
 			if (used > escapes_count)
 				return used;

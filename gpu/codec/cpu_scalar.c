@@ -181,7 +181,8 @@ uint32_t codec_scalar_rebuild_row(const struct codec_run *run, uint32_t column, 
 					   run->flip[c]);
 		if (tokens[l] == CODEC_TOKEN_ESC) {
 			if (used < escapes_count)
-				pattern = load_u16(escapes + 2u * used);
+				pattern = run->bits == 16 ? load_u16(escapes + 2u * used)
+							  : escapes[used];
 			used++;
 		}
 		if (run->bits == 16) {
@@ -208,7 +209,7 @@ static uint32_t scalar_rebuild(const struct codec_run *run, const uint8_t *token
 			if (used > escapes_count)
 				return used;
 			used += codec_scalar_rebuild_row(run, r * CODEC_LANES, lanes, tokens,
-							 planes, escapes + 2u * (size_t)used,
+							 planes, escapes + (size_t)bytes * used,
 							 escapes_count - used, raw);
 			raw += (size_t)lanes * bytes;
 			tokens += CODEC_LANES;

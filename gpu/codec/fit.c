@@ -274,7 +274,7 @@ static int groups_fill(const struct codec_fit *f, const struct fit_channels *c, 
 				return -ENOMEM;
 			groups_count++;
 			g->counts = gs->counts[k];
-			g->pattern_bits = 16; /* an escape is two bytes for every type */
+			g->pattern_bits = 8u * codec_dtype_bytes(s->dtype);
 			g->shift = codec_dtype_shift(s->dtype);
 		}
 		for (uint32_t j = 0; j < codec_segment_columns(s); j++, channel++)

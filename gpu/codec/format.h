@@ -15,7 +15,7 @@
  *       24     8  XXH3-64 (seed 0) of the raw bytes in canonical order
  *       32    16  first half of the profile's digest; zero when no chunk needs a profile
  *       48    16  first half of the geometry's digest
- *       64   8*n  chunk index: u32 payload bytes, u16 escapes, u8 method, u8 reserved
+ *       64   8*n  chunk index: u32 payload bytes, u16 escape bytes, u8 method, u8 reserved
  *             ..  payloads in chunk order, each padded with zeros to a multiple of 4 bytes
  *
  * Payload by method
@@ -23,7 +23,7 @@
  *   generic  u32 bytes of the first zstd frame; a frame of all low bytes (and of one-byte elements),
  *            then a frame of all high bytes (empty when there are none)
  *   channel  32 x u32 final coder states; u32 bit-plane words, all but the last 16 of the chunk; u16 rANS
- *            words; u16 escaped patterns in row order.  The last 16 bit-plane words are the low halves of
+ *            words; escaped patterns in row order, each of its element's size.  The last 16 bit-plane words are the low halves of
  *            the coder's initial states (lane l: half l), which the decoder ends with; the high halves
  *            must be 1.  A row has `shift` bit-plane words, bit l of word k is bit k of lane l.
  *
@@ -86,7 +86,7 @@ struct format_block_header {
 
 struct format_chunk_entry {
 	uint32_t payload_bytes;
-	uint16_t escapes;
+	uint16_t escape_bytes;
 	uint8_t method;
 	uint8_t reserved;
 };
@@ -125,7 +125,7 @@ static_assert(offsetof(struct format_block_header, raw_xxh3) == 24, "block heade
 static_assert(offsetof(struct format_block_header, profile_digest) == 32, "block header");
 static_assert(offsetof(struct format_block_header, geometry_digest) == 48, "block header");
 static_assert(sizeof(struct format_chunk_entry) == 8, "chunk entry");
-static_assert(offsetof(struct format_chunk_entry, escapes) == 4, "chunk entry");
+static_assert(offsetof(struct format_chunk_entry, escape_bytes) == 4, "chunk entry");
 static_assert(offsetof(struct format_chunk_entry, method) == 6, "chunk entry");
 static_assert(sizeof(struct format_profile_header) == 64, "profile header");
 static_assert(offsetof(struct format_profile_header, geometry_digest) == 8, "profile header");

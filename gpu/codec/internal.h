@@ -75,8 +75,8 @@ struct codec_kernels {
 	/* Decode 1..CODEC_STREAMS_MAX streams. */
 	void (*decode)(const struct codec_profile *p, struct codec_stream *streams,
 		       uint32_t streams_count);
-	/* The inverse of tokenize.  Takes escapes from *escapes on, at most escapes_count, and returns
-	 * how many there were (more than escapes_count: malformed). */
+	/* The inverse of tokenize.  Takes patterns, of the run's element size, from *escapes on, at
+	 * most escapes_count, and returns how many there were (more than escapes_count: malformed). */
 	uint32_t (*rebuild)(const struct codec_run *run, const uint8_t *tokens,
 			    const uint32_t *planes, const uint8_t *escapes, uint32_t escapes_count,
 			    uint8_t *raw);
@@ -136,14 +136,15 @@ void codec_scatter(const struct codec_geometry *g, const struct codec_view *v, u
 /* channel.c.  Encode codes slot->raw and leaves the payload in ws->coded. */
 int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
 			 const struct codec_geometry *g, const struct codec_profile *p,
-			 uint32_t chunk, size_t *ret_bytes, uint32_t *ret_escapes);
+			 uint32_t chunk, size_t *ret_bytes, uint32_t *ret_escapes,
+			 uint32_t *ret_escape_bytes);
 /* Decoding is in three steps, so that several streams can go through the middle one together: check
  * the payload and set up its stream, kernels->decode, then the patterns. */
 int codec_channel_open(struct codec_slot *slot, const struct codec_geometry *g,
 		       const struct codec_profile *p, uint32_t chunk, const uint8_t *in,
-		       size_t in_bytes, uint32_t escapes, struct codec_stream *ret_stream);
+		       size_t in_bytes, uint32_t escape_bytes, struct codec_stream *ret_stream);
 int codec_channel_close(struct codec_slot *slot, const struct codec_geometry *g,
-			const struct codec_profile *p, uint32_t chunk, uint32_t escapes,
+			const struct codec_profile *p, uint32_t chunk, uint32_t escape_bytes,
 			const struct codec_stream *stream, uint8_t *out);
 
 /* generic.c: likewise, without a stream. */
