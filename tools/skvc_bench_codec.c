@@ -672,9 +672,9 @@ static int usage_error(const char *what, const char *value)
 
 static int speculator_parse(const char *name, uint8_t *ret_speculator)
 {
-	for (uint8_t i = 0; i <= CODEC_SPEC_CHANNEL; i++)
-		if (!strcmp(name, codec_speculator_name(i))) {
-			*ret_speculator = i;
+	for (unsigned i = 0; i <= (unsigned)CODEC_SPEC_CHANNEL; i++)
+		if (!strcmp(name, codec_speculator_name((uint8_t)i))) {
+			*ret_speculator = (uint8_t)i;
 			return 0;
 		}
 	return -EINVAL;
