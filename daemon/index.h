@@ -37,6 +37,8 @@ enum block_state {
 #define BLOCK_HAS_TOKENS 0x08u		/* token_hash is valid */
 #define BLOCK_LISTED 0x10u		/* on exactly one list (clean, dirty or fetch) */
 #define BLOCK_CLEAN 0x20u		/* has a durable NVMe copy */
+#define BLOCK_READABLE 0x40u		/* DEAD, but its slot is whole: who holds it may still load it */
+#define BLOCK_CORRUPT 0x80u		/* DEAD because its bytes were wrong */
 
 struct block {
 	uint8_t key[SKVC_ABI_KEY_BYTES];

@@ -262,6 +262,7 @@ void tier_unhold(struct lane *lane, uint32_t block);
 void tier_publish(struct lane *lane, uint32_t block);		/* STORING, slot filled -> RESIDENT */
 void tier_want(struct lane *lane, uint32_t block);		/* NVME: queue a fetch */
 void tier_forget(struct lane *lane, uint32_t block);		/* out of the index and all tiers */
+void tier_quarantine(struct lane *lane, uint32_t block);
 unsigned tier_run(struct lane *lane);				/* fetches, spills, watermarks */
 int tier_has_nvme(const struct lane *lane);
 unsigned tier_busy(const struct lane *lane);			/* operations that must end before a stop */

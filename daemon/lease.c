@@ -77,9 +77,10 @@ static void advance(struct lane *lane, struct lease *l)
 {
 	while (l->ready < l->count) {
 		const struct block *b = index_block(lane->index, l->blocks[l->ready]);
-		int lost = b->state == BLOCK_DEAD || (b->state == BLOCK_NVME && !(b->flags & BLOCK_WANTED));
+		int lost = (b->state == BLOCK_DEAD && !(b->flags & BLOCK_READABLE)) ||
+			   (b->state == BLOCK_NVME && !(b->flags & BLOCK_WANTED));
 
-		if (b->state != BLOCK_RESIDENT && !lost)
+		if (!lost && (b->state == BLOCK_NVME || b->state == BLOCK_FETCHING))
 			break;
 		l->lost += (uint32_t)lost;
 		l->ready++;

@@ -110,8 +110,11 @@ int load_start_item(struct lane *lane, struct job *job)
 		fail_item(lane, job, i, -ENODATA, SKVC_ABI_REASON_IO_ERROR);
 		return 1;
 	case BLOCK_DEAD:
+		if (b->flags & BLOCK_READABLE)	/* dropped since; a lease is still a lease */
+			return start_decode(lane, job, i);
 		job->next++;
-		fail_item(lane, job, i, -ENODATA, SKVC_ABI_REASON_CORRUPT);
+		fail_item(lane, job, i, -ENODATA,
+			  b->flags & BLOCK_CORRUPT ? SKVC_ABI_REASON_CORRUPT : SKVC_ABI_REASON_MISS);
 		return 1;
 	default:
 		assert(!"a leased block is in one of the states above");
@@ -135,11 +138,9 @@ void load_task_done(struct lane *lane, struct task *t)
 		atomic_fetch_add_explicit(&job->session->load_blocks, 1, memory_order_relaxed);
 		item_over(lane, job, t->item);
 	} else if (t->dev.res == -EBADMSG || t->dev.res == -ESTALE) {
-		/* Quarantine: nobody gets these bytes again. */
-		stats_add(&lane->stats, STAT_CHECKSUM_FAILURES, 1);
-		if (index_block(lane->index, id)->state != BLOCK_DEAD)
-			tier_forget(lane, id);
-		fail_item(lane, job, t->item, -ENODATA, SKVC_ABI_REASON_CORRUPT);
+		tier_quarantine(lane, id);
+		fail_item(lane, job, t->item, -ENODATA, t->dev.res == -ESTALE ?
+			  SKVC_ABI_REASON_PROFILE_GONE : SKVC_ABI_REASON_CORRUPT);
 	} else {
 		fail_item(lane, job, t->item, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
 	}

@@ -132,6 +132,8 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	index_unlink(lane->index, id);
 	lane->words_behind = 1;
 	if (b->refs) {
+		if (b->state == BLOCK_RESIDENT)
+			b->flags |= BLOCK_READABLE;
 		index_set_state(lane->index, id, BLOCK_DEAD);
 		return;
 	}
@@ -142,6 +144,19 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 void tier_forget(struct lane *lane, uint32_t id)
 {
 	forget(lane, id, 0);
+}
+
+/* Its bytes are wrong: nobody gets them again, not even who holds it. */
+void tier_quarantine(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+
+	assert(b->refs > 0);
+	stats_add(&lane->stats, STAT_CHECKSUM_FAILURES, 1);
+	if (b->state != BLOCK_DEAD)
+		forget(lane, id, 0);
+	b->flags &= (uint8_t)~BLOCK_READABLE;
+	b->flags |= BLOCK_CORRUPT;
 }
 
 void tier_publish(struct lane *lane, uint32_t id)
@@ -443,10 +458,11 @@ static void fetch_done(struct nvme_op *nop, int res)
 		release_slot(lane, b);
 		index_set_state(lane->index, id, BLOCK_NVME);
 		fetch_failed(lane, id);
+		stats_reason(&lane->stats, res == -ETIMEDOUT ? SKVC_ABI_REASON_IO_TIMEOUT :
+							       SKVC_ABI_REASON_IO_ERROR);
 	} else if (b->state == BLOCK_FETCHING && !fetched_record_ok(lane, id)) {
-		stats_add(&lane->stats, STAT_CHECKSUM_FAILURES, 1);
 		stats_reason(&lane->stats, SKVC_ABI_REASON_CORRUPT);
-		forget(lane, id, 0);
+		tier_quarantine(lane, id);
 	} else if (b->state == BLOCK_FETCHING) {
 		index_set_state(lane->index, id, BLOCK_RESIDENT);
 		stats_add(&lane->stats, STAT_FETCH_BLOCKS, 1);

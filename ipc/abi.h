@@ -191,7 +191,6 @@ struct skvc_abi_cqe {
 	X(JOBS_FULL, "jobs-full", "as many operations in flight as allowed")                     \
 	X(LEASES_FULL, "leases-full", "as many leases as allowed")                               \
 	X(LEASE_GONE, "lease-gone", "lease released, expired or never given")                    \
-	X(PINNED, "pinned", "block is leased or pinned")                                         \
 	X(ABORTED, "aborted", "the client aborted it")                                           \
 	X(NO_SUCH_JOB, "no-such-job", "no live job has this user_data")                          \
 	X(BAD_OPCODE, "bad-opcode", "unknown operation")                                         \
@@ -206,7 +205,6 @@ struct skvc_abi_cqe {
 	X(BAD_REGION, "bad-region", "no such region handle, or it belongs to another namespace") \
 	X(BAD_BLOCK, "bad-block", "block index outside the region")                              \
 	X(BAD_TTL, "bad-ttl", "time to live above the limit")                                    \
-	X(BAD_JOB, "bad-job", "user_data is in use by a live job")                               \
 	X(RING_OVERRUN, "ring-overrun", "more entries published than the ring holds")            \
 	X(BAD_MESSAGE, "bad-message", "malformed control message")                               \
 	X(VERSION, "version", "protocol versions do not meet")                                   \

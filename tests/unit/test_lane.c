@@ -444,6 +444,39 @@ static void a_dropped_block_is_gone_and_uncharged(void **state)
 	lane_rig_stop(&rig);
 }
 
+/* Dropped under a lease: gone for everybody else, still loadable for who holds it, freed at the release. */
+static void a_lease_outlives_a_drop(void **state)
+{
+	struct lane_rig_session rs;
+	struct skvc_abi_cqe cqe;
+	struct skvc_abi_key key = lane_rig_key(0);
+	struct config c;
+	struct rig rig;
+	uint64_t lease;
+
+	(void)state;
+	lane_rig_config(&c);
+	lane_rig_start(&rig, &c);
+	lane_rig_session_open(&rig, &rs);
+	store_all(&rs, 0, 1);
+	lease = lane_rig_lookup(&rs, 0, 1).lease;
+	memcpy(rs.s.segment + rs.s.layout.args_off + 8192, &key, sizeof(key));
+	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_DROP, .ns = 1, .count = 1,
+						.args_rel = 8192, .args_bytes = sizeof(key) });
+	assert_int_equal(lane_rig_complete(&rs).count, 1);
+	assert_int_equal(lane_rig_lookup(&rs, 0, 1).res, -ENOENT);
+	lane_rig_load(&rs, lease, 0, 1, 8);
+	cqe = lane_rig_complete(&rs);
+	assert_int_equal(cqe.count, 1);
+	assert_true(lane_rig_page_is(&rs, 0, 0));
+	assert_int_equal(counter(&rig, STAT_BLOCKS_HOST), 1);
+	assert_int_equal(lane_rig_release(&rs, lease).res, 0);
+	assert_int_equal(counter(&rig, STAT_BLOCKS_HOST), 0);
+	assert_int_equal(counter(&rig, STAT_POOL_USED_BYTES), 0);
+	lane_rig_session_close(&rs);
+	lane_rig_stop(&rig);
+}
+
 static void spill_config(struct config *c, char *path, const char *fault)
 {
 	int fd;
@@ -599,6 +632,7 @@ int main(void)
 		cmocka_unit_test(who_does_not_read_is_not_served),
 		cmocka_unit_test(a_quota_is_kept_by_evicting_ones_own),
 		cmocka_unit_test(a_dropped_block_is_gone_and_uncharged),
+		cmocka_unit_test(a_lease_outlives_a_drop),
 		cmocka_unit_test(what_was_spilled_comes_back),
 		cmocka_unit_test(wrong_bytes_from_disk_are_a_miss),
 		cmocka_unit_test(a_dead_disk_takes_only_its_tier_down),
