@@ -249,7 +249,7 @@ static void load_lease(struct demo_cache *c, uint64_t lease, const uint32_t *tab
 		.blocks = table,
 		.ret_bitmap = bitmap,
 	};
-	struct skvc_completion done;
+	struct skvc_completion done = { .res = 0 };
 	int rc;
 
 	rc = skvc_load(c->session, &args, &job);
@@ -274,7 +274,7 @@ void demo_cache_load(struct demo_cache *c, const struct skvc_key *keys, const in
 		.keys = keys,
 		.tokens = (const uint32_t *)ids,
 	};
-	struct skvc_completion found;
+	struct skvc_completion found = { .res = 0 };
 	uint32_t ready = 0;
 	uint64_t job;
 	int rc;

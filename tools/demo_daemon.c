@@ -55,7 +55,7 @@ void demo_daemon_own_folder(char *ret)
 	if (slash && slash != ret)
 		*slash = '\0';
 	else
-		(void)strcpy(ret, ".");
+		memcpy(ret, ".", sizeof("."));
 }
 
 /* In the child: never returns. */

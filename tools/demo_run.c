@@ -151,25 +151,25 @@ static int encode_prompt(struct run *run)
 {
 	const uint32_t room = run->cache.pages.blocks_count * MODEL_BLOCK_TOKENS;
 	size_t count = 0;
-	int32_t *ids = NULL, *more;
+	int32_t *more;
 	int rc;
 
-	rc = tokenizer_encode(run->tok, run->prompt, run->prompt_bytes, &ids, &count);
+	rc = tokenizer_encode(run->tok, run->prompt, run->prompt_bytes, &run->ids, &count);
 	if (rc < 0)
 		return report_fail(run->report, rc, "tokenizer: %s", strerror(-rc));
-	if (count + run->args->tokens > room) {
-		free(ids);
+	if (count + run->args->tokens > room)
 		return report_fail(run->report, -E2BIG,
 				   "a prompt of %zu tokens and %u new ones are more than %u", count,
 				   run->args->tokens, room);
-	}
-	more = realloc(ids, (count + run->args->tokens) * sizeof(ids[0]));
-	run->ids = more ? more : ids;
+	more = realloc(run->ids, (count + run->args->tokens) * sizeof(more[0]));
+	if (!more)
+		return report_fail(run->report, -ENOMEM, "no memory");
+	run->ids = more;
 	run->prompt_tokens = (uint32_t)count;
 	run->tokens = run->prompt_tokens;
 	run->full_blocks = run->prompt_tokens / MODEL_BLOCK_TOKENS;
 	run->keys = calloc(run->full_blocks + 1, sizeof(run->keys[0]));
-	if (!more || !run->keys)
+	if (!run->keys)
 		return report_fail(run->report, -ENOMEM, "no memory");
 	demo_cache_keys(run->model, run->ids, run->full_blocks, run->keys);
 	return 0;

@@ -285,7 +285,7 @@ static int run_stores(struct tour *t)
 
 static int run_loads(struct tour *t)
 {
-	uint32_t tokens;
+	uint32_t tokens, want;
 	int rc;
 
 	rc = run_engine(t, STEP_LOAD);
@@ -295,7 +295,8 @@ static int run_loads(struct tour *t)
 	say_text(t->results[STEP_LOAD]);
 	/* The block of the prompt's last token is computed, for its logits. */
 	tokens = (uint32_t)number(t->results[STEP_LOAD], "prompt_tokens");
-	rc = check_cache(t, STEP_LOAD, "restored_blocks", (tokens - 1) / MODEL_BLOCK_TOKENS);
+	want = (tokens - 1) / MODEL_BLOCK_TOKENS;
+	rc = check_cache(t, STEP_LOAD, "restored_blocks", want);
 	if (rc == 0)
 		rc = run_engine(t, STEP_ALONE);
 	if (rc < 0)

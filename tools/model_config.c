@@ -187,7 +187,7 @@ static int read_shape(const struct report *r, const cJSON *json, struct model_co
 
 static int read_all(const struct report *r, const cJSON *json, struct model_config *c)
 {
-	double eps;
+	double eps = 0;
 	int rc;
 
 	rc = read_arch(r, json, c);

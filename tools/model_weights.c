@@ -290,6 +290,7 @@ static int load_all(struct loader *l, const struct model_config *c, struct model
 	w->layers_count = c->layers;
 	rc = find_tensor(l, "model.embed_tokens.weight", c->vocab, c->hidden, &rows);
 	if (rc == 0) {
+		assert(rows);
 		memcpy(w->embedding, rows, embedding_bytes);
 		rc = matrix_init(l->r, &w->output, c->vocab, c->hidden);
 	}

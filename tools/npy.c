@@ -5,6 +5,7 @@
  */
 #include "tools/npy.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -88,6 +89,7 @@ static int parse(const struct report *r, const char *text, size_t bytes, struct 
 	free(header);
 	if (rc < 0)
 		return rc;
+	assert(a->item_bytes);
 	data_bytes = bytes - 8 - length_bytes - header_bytes;
 	if (a->count != data_bytes / a->item_bytes || data_bytes % a->item_bytes != 0)
 		return report_fail(r, -EINVAL, "npy: %zu bytes of data are not %llu integers",

@@ -184,7 +184,7 @@ static int check_layout(const struct report *r, struct safetensors *st, const ui
 	if (next != base + base_bytes)
 		return report_fail(r, -EINVAL, "%llu bytes after the last tensor",
 				   (unsigned long long)(base + base_bytes - next));
-	qsort(st->by_name, st->count, sizeof(st->by_name[0]), compare_name);
+	qsort(st->by_name, st->count, sizeof(struct safetensors_tensor *), compare_name);
 	for (size_t i = 1; i < st->count; i++)
 		if (strcmp(st->by_name[i - 1]->name, st->by_name[i]->name) == 0)
 			return report_fail(r, -EINVAL, "tensor %.64s: named twice",
@@ -215,7 +215,7 @@ static int parse_entries(const struct report *r, struct safetensors *st, const u
 	cJSON_ArrayForEach(entry, st->header)
 		entries++;
 	st->tensors = calloc(entries + 1, sizeof(st->tensors[0]));
-	st->by_name = calloc(entries + 1, sizeof(st->by_name[0]));
+	st->by_name = calloc(entries + 1, sizeof(struct safetensors_tensor *));
 	if (!st->tensors || !st->by_name)
 		return report_fail(r, -ENOMEM, "no memory for %zu tensors", entries);
 	cJSON_ArrayForEach(entry, st->header) {
@@ -328,7 +328,7 @@ static int map_file(const struct report *r, const char *path, void **ret_map, si
 int safetensors_open(const char *path, struct safetensors **ret, char *err, size_t err_bytes)
 {
 	const struct report r = { .subject = path, .err = err, .err_bytes = err_bytes };
-	struct safetensors *st;
+	struct safetensors *st = NULL;
 	void *map = NULL;
 	size_t bytes = 0;
 	int rc;
@@ -341,6 +341,7 @@ int safetensors_open(const char *path, struct safetensors **ret, char *err, size
 		(void)munmap(map, bytes);
 		return rc;
 	}
+	assert(st);
 	st->map = map;
 	st->map_bytes = bytes;
 	*ret = st;
@@ -365,7 +366,8 @@ const struct safetensors_tensor *safetensors_find(const struct safetensors *st, 
 	const struct safetensors_tensor key = { .name = name }, *want = &key;
 	const struct safetensors_tensor **hit;
 
-	hit = bsearch(&want, st->by_name, st->count, sizeof(st->by_name[0]), compare_name);
+	hit = bsearch(&want, st->by_name, st->count, sizeof(struct safetensors_tensor *),
+		      compare_name);
 	return hit ? *hit : NULL;
 }
 
@@ -496,6 +498,7 @@ int safetensors_write(const char *path, const struct safetensors_tensor *tensors
 	rc = header_print(&r, tensors, count, meta, meta_count, &text);
 	if (rc < 0)
 		return rc;
+	assert(text);
 	rc = write_file(&r, path, text, tensors, count);
 	cJSON_free(text);
 	return rc;

@@ -421,6 +421,7 @@ int main(int argc, char **argv)
 	rc = parse_args(argc, argv, &a);
 	if (rc != 0)
 		return rc < 0;
+	assert(a.model && a.out);
 	rc = dump_all(&a, &d, err, sizeof(err));
 	dump_free(&d);
 	if (rc < 0)

@@ -302,7 +302,8 @@ static void layer_step(const struct tiny_model *t, uint32_t l, uint32_t position
 {
 	const struct shape *s = t->shape;
 	const uint32_t width = s->kv_heads * s->dim;
-	double x[64], q[512], mixed[512], y[64], gate[96], up[96];
+	double x[64] = { 0 }, q[512] = { 0 }, mixed[512] = { 0 };
+	double y[64] = { 0 }, gate[96] = { 0 }, up[96] = { 0 };
 	double *kp = k + position * width, *vp = v + position * width;
 
 	norm(t, weight(t, "model.layers.%u.input_layernorm", l), s->hidden, h, x);
@@ -336,7 +337,7 @@ void tiny_model_logits(const struct tiny_model *t, const int32_t *ids, uint32_t 
 	const size_t scalars = (size_t)s->layers * count * s->kv_heads * s->dim;
 	double *k = calloc(scalars, sizeof(double)), *v = calloc(scalars, sizeof(double));
 	const uint16_t *embedding = weight(t, "model.embed_tokens", 0);
-	double h[64], x[64];
+	double h[64] = { 0 }, x[64] = { 0 };
 
 	assert(k && v && count);
 	for (uint32_t p = 0; p < count; p++) {

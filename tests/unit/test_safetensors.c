@@ -18,6 +18,13 @@
 #include "tests/lib/rng.h"
 #include "tools/safetensors.h"
 
+/* Without the NUL. */
+static void put(uint8_t *at, const char *text)
+{
+	while (*text)
+		*at++ = (uint8_t)*text++;
+}
+
 /* Length, header, data_bytes of data; to be freed. */
 static uint8_t *make_file(const char *header, size_t data_bytes, size_t *ret_bytes)
 {
@@ -27,7 +34,7 @@ static uint8_t *make_file(const char *header, size_t data_bytes, size_t *ret_byt
 	assert_non_null(file);
 	for (int i = 0; i < 8; i++)
 		file[i] = (uint8_t)((uint64_t)header_bytes >> (8 * i));
-	memcpy(file + 8, header, header_bytes);
+	put(file + 8, header);
 	for (size_t i = 0; i < data_bytes; i++)
 		file[8 + header_bytes + i] = (uint8_t)(i * 7 + 1);
 	*ret_bytes = bytes;
@@ -172,7 +179,7 @@ static void test_header_length(void **state)
 	for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
 		for (int b = 0; b < 8; b++)
 			file[b] = (uint8_t)(lengths[i] >> (8 * b));
-		memcpy(file + 8, "{}", 2);
+		put(file + 8, "{}");
 		assert_int_equal(
 			safetensors_parse(file, sizeof(file), "FILE", &st, err, sizeof(err)),
 			-EINVAL);
