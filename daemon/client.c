@@ -55,7 +55,7 @@ int client_host_init(struct client_host *host, const struct config *config, stru
 	host->registry = registry;
 	host->stats = stats;
 	host->late_max = 2 * config->sessions_max;
-	host->by_slot = calloc(config->sessions_max, sizeof(*host->by_slot));
+	host->by_slot = calloc(config->sessions_max, sizeof(struct client *));
 	host->packet = malloc(CTL_MSG_BYTES_MAX);
 	host->late = calloc(host->late_max, sizeof(*host->late));
 	if (host->by_slot && host->packet && host->late)

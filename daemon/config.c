@@ -180,7 +180,7 @@ static int fail_section(const char *where, const char *section, char *err, size_
 		return -EINVAL;
 	text_add(&t, "%s: [%s]: unknown section; allowed: ", where, section);
 	for (const struct config_key *k = config_key_at(0); k; k = config_key_next(k)) {
-		if (strcmp(k->section, last))
+		if (strcmp(k->section, last) != 0)
 			text_add(&t, "[%s] ", k->section);
 		last = k->section;
 	}
@@ -373,7 +373,7 @@ static bool reader_again(struct reader *in, const char *section, const char *key
 		for (uint32_t i = 0; i < in->config->tenants_count; i++) {
 			uint8_t bit = !strcmp(key, "uid") ? 1 : 2;
 
-			if (strcmp(in->config->tenants[i].name, section + prefix))
+			if (strcmp(in->config->tenants[i].name, section + prefix) != 0)
 				continue;
 			again = in->tenant_seen[i] & bit;
 			in->tenant_seen[i] |= bit;

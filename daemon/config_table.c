@@ -197,7 +197,7 @@ static int parse_with_unit(const char *s, const struct unit *units, uint64_t *re
 	while (*end == ' ')
 		end++;
 	for (const struct unit *u = units; u->name; u++) {
-		if (strcmp(u->name, end))
+		if (strcmp(u->name, end) != 0)
 			continue;
 		if (__builtin_mul_overflow(v, u->factor, &v))
 			return -ERANGE;
@@ -432,7 +432,7 @@ void config_print_help(FILE *out)
 	for (size_t i = 0; i < CONFIG_KEYS_COUNT; i++) {
 		const struct config_key *k = &config_keys[i];
 
-		if (strcmp(section, k->section))
+		if (strcmp(section, k->section) != 0)
 			(void)fprintf(out, "%s[%s]\n", i ? "\n" : "", k->section);
 		section = k->section;
 		(void)config_key_allowed(k, allowed, sizeof(allowed));

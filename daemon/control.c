@@ -366,7 +366,7 @@ int control_new(struct sd_event *event, const struct config *config, struct lane
 	control->registry = registry;
 	control->listener = listener;
 	control->clients_max = config->sessions_max + CONTROL_UNSAID_MAX;
-	control->clients = calloc(control->clients_max, sizeof(*control->clients));
+	control->clients = calloc(control->clients_max, sizeof(struct client *));
 	r = control->clients
 		    ? client_host_init(&control->host, config, lane, registry, &control->stats)
 		    : -ENOMEM;
@@ -488,7 +488,7 @@ void control_status(const struct control *control, char *ret_line, size_t line_b
 		       "%" PRIu64 " MiB, %s",
 		       control_stat(control, STAT_SESSIONS), control_stat(control, STAT_BLOCKS),
 		       coded ? (double)raw / (double)coded : 0.0,
-		       pool ? 100.0 * (double)control_stat(control, STAT_POOL_SLOT_BYTES) /
+		       pool ? 100.0 * (double)control_stat(control, STAT_POOL_SLAB_BYTES) /
 				       (double)pool
 			    : 0.0,
 		       pool >> 20, nvme[health < 3 ? health : 2]);

@@ -28,8 +28,8 @@ int registry_new(const struct config *config, const uint8_t secret[SECRET_BYTES]
 		return -ENOMEM;
 	r->config = config;
 	memcpy(r->secret, secret, SECRET_BYTES);
-	r->tenants = calloc(REGISTRY_TENANTS_MAX, sizeof(*r->tenants));
-	r->namespaces = calloc(config->namespaces_max, sizeof(*r->namespaces));
+	r->tenants = calloc(REGISTRY_TENANTS_MAX, sizeof(struct tenant *));
+	r->namespaces = calloc(config->namespaces_max, sizeof(struct namespace *));
 	if (!r->tenants || !r->namespaces) {
 		registry_free(r);
 		return -ENOMEM;

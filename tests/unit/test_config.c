@@ -135,8 +135,8 @@ static void try_choices(const struct config_key *k)
 	}
 	(void)snprintf(assignment, sizeof(assignment), "%s.%s=perhaps", k->section, k->key);
 	assert_int_equal(set(&c, assignment), -EINVAL);
-	assert_says(k->choices[0]);
-	assert_says(k->choices[1]);
+	for (unsigned i = 0; k->choices[i]; i++)
+		assert_says(k->choices[i]);
 }
 
 static void test_every_key_at_its_bounds(void **state)

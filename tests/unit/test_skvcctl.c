@@ -210,8 +210,9 @@ static void test_json_keys(void **state)
 		assert_true(cJSON_IsNumber(
 			at(at(root, stats_info[i].kind == 'C' ? "counters" : "gauges"),
 			   stats_info[i].name)));
-	for (uint16_t i = 1; i < SKVC_ABI_REASON_COUNT; i++)
-		assert_true(cJSON_IsNumber(at(at(root, "reasons"), stats_reason_word(i))));
+	for (unsigned i = 1; i < SKVC_ABI_REASON_COUNT; i++)
+		assert_true(
+			cJSON_IsNumber(at(at(root, "reasons"), stats_reason_word((uint16_t)i))));
 	for (unsigned i = 0; i < STATS_HIST_COUNT; i++)
 		for (unsigned k = 0; k < 4; k++)
 			assert_true(cJSON_IsNumber(
@@ -336,10 +337,10 @@ static void test_tables_fit(void **state)
 	char *text;
 
 	(void)state;
-	for (uint16_t i = 0; i < SKVC_ABI_REASON_COUNT; i++) {
+	for (unsigned i = 0; i < SKVC_ABI_REASON_COUNT; i++) {
 		reasons[i] = (struct skvcctl_stat){ .kind = SKVCCTL_REASON, .value = 123456 };
 		(void)snprintf(reasons[i].name, sizeof(reasons[i].name), "%s",
-			       stats_reason_word(i));
+			       stats_reason_word((uint16_t)i));
 	}
 	for (unsigned i = 0; i < 200; i++) {
 		sessions[i] = (struct skvcctl_session){ .id = i,
