@@ -287,7 +287,6 @@ TSAN_WRAP := $(if $(filter tsan,$(SAN)),setarch -R)
 list = printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)/tests/%=%)' $$(($(2) * $(SLOW))) $(3) \
 	'$(TEST_ENV) $(TSAN_WRAP) $(t)$(4)')
 FUZZ_REPLAYS := $(if $(filter fuzz,$(SAN)),,$(FUZZ_BINS))
-ABI_TESTS := $(if $(SAN),,$(sort $(filter-out %.c %.h %.map %.txt %.golden %.md %/,$(wildcard tests/abi/test_*))))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
 LINTS := $(sort $(wildcard tests/lint/*))
 
@@ -296,7 +295,7 @@ $(B)/tests.list: all tests
 	$(Q){ echo '# $(FLAVOUR)'; \
 	$(if $(UNIT_BINS),$(call list,$(UNIT_BINS),120,any); )\
 	$(foreach t,$(FUZZ_REPLAYS),$(call list,$(t),120,any, tests/fuzz/corpus/$(patsubst fuzz_%,%,$(notdir $(t)))); )\
-	$(if $(ABI_TESTS),printf '%s\t60\tany\t%s\n' $(foreach t,$(ABI_TESTS),'$(t:tests/%=%)' '$(TEST_ENV) $(t)'); )\
+	$(if $(SAN),,printf '%s\t60\tany\t%s\n' '$(FLAVOUR)/abi' 'env CC=$(CC) tests/abi/check $(B)/lib/libskvc.so';) \
 	$(if $(E2E_BINS),$(call list,$(E2E_BINS),120,alone); )\
 	$(if $(E2E_SCRIPTS),printf '%s\t240\talone\t%s\n' $(foreach t,$(E2E_SCRIPTS),'$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)'); )\
 	$(if $(MODEL_BINS),$(call list,$(MODEL_BINS),120,alone); )\
@@ -352,28 +351,47 @@ deps-check:
 asan tsan:
 	$(Q)$(MAKE) --no-print-directory SAN=$@ all tests
 
-.PHONY: install uninstall
-INSTALL_D := $(DESTDIR)
-install: all
-	install -d $(INSTALL_D)$(bindir) $(INSTALL_D)$(sbindir) $(INSTALL_D)$(libdir)/pkgconfig \
-		$(INSTALL_D)$(includedir)
-	$(foreach p,$(filter-out skvcd,$(PROGRAMS)),install -m 755 $(B)/bin/$(p) $(INSTALL_D)$(bindir)/$(p) &&) :
-	$(foreach p,$(filter skvcd,$(PROGRAMS)),install -m 755 $(B)/bin/$(p) $(INSTALL_D)$(sbindir)/$(p) &&) :
-	install -m 755 $(B)/lib/libskvc.so.$(VERSION) $(INSTALL_D)$(libdir)/
-	ln -sf libskvc.so.$(VERSION) $(INSTALL_D)$(libdir)/$(SONAME)
-	ln -sf $(SONAME) $(INSTALL_D)$(libdir)/libskvc.so
-	install -m 644 $(B)/lib/libskvc.a $(INSTALL_D)$(libdir)/
-	install -m 644 $(B)/lib/pkgconfig/skvc.pc $(INSTALL_D)$(libdir)/pkgconfig/
-	install -m 644 client-lib/skvc.h $(INSTALL_D)$(includedir)/
-	$(foreach m,$(MANS),install -D -m 644 $(m) \
-		$(INSTALL_D)$(mandir)/man$(subst .,,$(suffix $(m)))/$(notdir $(m)) &&) :
+# What goes where: mode, file, target.  install and uninstall read the same list.
+docdir ?= $(prefix)/share/doc/skvcd
+completiondir ?= $(prefix)/share/bash-completion/completions
+man_target = $(mandir)/man$(patsubst .%,%,$(suffix $(1)))/$(notdir $(1))
+INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(bindir)/$(p)) \
+	755:$(B)/bin/skvcd:$(sbindir)/skvcd \
+	755:$(B)/lib/libskvc.so.$(VERSION):$(libdir)/libskvc.so.$(VERSION) \
+	644:$(B)/lib/libskvc.a:$(libdir)/libskvc.a \
+	644:$(B)/lib/pkgconfig/skvc.pc:$(libdir)/pkgconfig/skvc.pc \
+	644:client-lib/skvc.h:$(includedir)/skvc.h \
+	644:$(B)/systemd/skvcd.service:$(unitdir)/skvcd.service \
+	644:systemd/skvcd.socket:$(unitdir)/skvcd.socket \
+	644:systemd/skvcd.sysusers:$(sysusersdir)/skvcd.conf \
+	644:systemd/skvcd.tmpfiles:$(tmpfilesdir)/skvcd.conf \
+	644:systemd/org.skvcd.Skvcd1.conf:$(dbuspolicydir)/org.skvcd.Skvcd1.conf \
+	644:systemd/skvcd.conf:$(docdir)/skvcd.conf.example \
+	644:tools/skvcctl.bash:$(completiondir)/skvcctl \
+	644:ipc/PROTOCOL.md:$(docdir)/PROTOCOL.md \
+	644:README.md:$(docdir)/README.md \
+	644:CHANGELOG.md:$(docdir)/CHANGELOG.md \
+	$(foreach m,$(MANS),644:$(m):$(call man_target,$(m)))
+LIB_LINKS = $(addprefix $(DESTDIR)$(libdir)/,$(SONAME) libskvc.so)
 
+$(B)/systemd/%.service: systemd/%.service.in $(B)/flags
+	$(Q)mkdir -p $(@D) && sed -e 's|@sbindir@|$(sbindir)|g' -e 's|@bindir@|$(bindir)|g' \
+		-e 's|@sysconfdir@|$(sysconfdir)|g' $< >$@
+
+.PHONY: install uninstall
+install: all $(B)/systemd/skvcd.service
+	$(Q)for i in $(INSTALL_LIST); do \
+		from=$${i#*:}; to='$(DESTDIR)'$${from#*:}; \
+		install -D -m $${i%%:*} "$${from%%:*}" "$$to" || exit 1; \
+	done
+	$(Q)ln -sfn libskvc.so.$(VERSION) $(DESTDIR)$(libdir)/$(SONAME)
+	$(Q)ln -sfn $(SONAME) $(DESTDIR)$(libdir)/libskvc.so
+	$(Q)test -e $(DESTDIR)$(sysconfdir)/skvcd/skvcd.conf || \
+		install -D -m 644 systemd/skvcd.conf $(DESTDIR)$(sysconfdir)/skvcd/skvcd.conf
+
+# The configuration stays.
 uninstall:
-	rm -f $(addprefix $(INSTALL_D)$(bindir)/,$(filter-out skvcd,$(PROGRAMS))) \
-		$(addprefix $(INSTALL_D)$(sbindir)/,$(filter skvcd,$(PROGRAMS))) \
-		$(addprefix $(INSTALL_D)$(libdir)/,libskvc.so.$(VERSION) $(SONAME) libskvc.so libskvc.a) \
-		$(INSTALL_D)$(libdir)/pkgconfig/skvc.pc $(INSTALL_D)$(includedir)/skvc.h \
-		$(foreach m,$(MANS),$(INSTALL_D)$(mandir)/man$(subst .,,$(suffix $(m)))/$(notdir $(m)))
+	$(Q)for i in $(INSTALL_LIST); do rm -f '$(DESTDIR)'"$${i##*:}"; done; rm -f $(LIB_LINKS)
 
 clean:
 	rm -rf $(BUILD)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 DAEMON_SRCS := \
 	daemon/arena.c \
 	daemon/bus.c \
