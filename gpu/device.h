@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#include "codec/codec.h"
+#include "gpu/codec/codec.h"
 
 enum device_op {
 	DEVICE_ENCODE,	 /* engine pages -> record payload */

@@ -12,9 +12,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 #include <zstd.h>
 
+#include "gpu/codec/checksum.h"
 #include "gpu/codec/internal.h"
 
 int codec_workspace_new(struct codec_workspace **ret_ws)
@@ -23,8 +23,8 @@ int codec_workspace_new(struct codec_workspace **ret_ws)
 
 	if (!ws)
 		return -ENOMEM;
-	ws->xxh3 = XXH3_createState();
-	if (!ws->xxh3) {
+	ws->sum = aligned_alloc(64, (sizeof(*ws->sum) + 63u) & ~(size_t)63u);
+	if (!ws->sum) {
 		free(ws);
 		return -ENOMEM;
 	}
@@ -47,7 +47,7 @@ struct codec_workspace *codec_workspace_free(struct codec_workspace *ws)
 	free(ws->check);
 	ZSTD_freeCCtx(ws->zstd_c);
 	ZSTD_freeDCtx(ws->zstd_d);
-	XXH3_freeState(ws->xxh3);
+	free(ws->sum);
 	free(ws);
 	return NULL;
 }
@@ -228,7 +228,7 @@ static int chunk_copy(struct codec_workspace *ws, struct codec_slot *slot,
 		off += codec_segment_bytes(g, i);
 	}
 	assert(off == bytes);
-	XXH3_64bits_update(ws->xxh3, slot->raw, bytes);
+	codec_kernels_get()->checksum(ws->sum, slot->raw, bytes);
 	return 0;
 }
 
@@ -374,13 +374,13 @@ int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 			     (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
 	if (cap < info.encoded_bytes)
 		return -ENOSPC;
-	XXH3_64bits_reset(ws->xxh3);
+	checksum_start(ws->sum);
 	r = blocks_encode(ws, g, profile, speculator, flags, src, out, cap, &info);
 	if (r < 0)
 		return r;
 	header_fill(&h, g, profile, speculator);
 	h.encoded_bytes = (uint32_t)info.encoded_bytes;
-	h.raw_xxh3 = XXH3_64bits_digest(ws->xxh3);
+	h.raw_xxh3 = checksum_end(ws->sum);
 	memcpy(out, &h, sizeof(h));
 	info.raw_xxh3 = h.raw_xxh3;
 	info.speculator = speculator;
@@ -485,8 +485,8 @@ static int blocks_decode(struct codec_workspace *ws, const struct codec_geometry
 		if (r < 0)
 			return r;
 		for (unsigned i = 0; i < n; i++) {
-			XXH3_64bits_update(ws->xxh3, jobs[i].out,
-					   codec_chunk_bytes(g, jobs[i].chunk));
+			codec_kernels_get()->checksum(ws->sum, jobs[i].out,
+						      codec_chunk_bytes(g, jobs[i].chunk));
 			chunk_scatter(g, &jobs[i], dst, skip_tokens);
 			if (segments_done)
 				atomic_store_explicit(segments_done,
@@ -518,11 +518,11 @@ int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g
 		return -EBADMSG;
 	if (h.speculator != CODEC_SPEC_CHANNEL)
 		profile = NULL; /* its digest was not compared */
-	XXH3_64bits_reset(ws->xxh3);
+	checksum_start(ws->sum);
 	r = blocks_decode(ws, g, profile, in, in_bytes, dst, skip_tokens, segments_done);
 	if (r < 0)
 		return r;
-	sum = XXH3_64bits_digest(ws->xxh3);
+	sum = checksum_end(ws->sum);
 	return sum == h.raw_xxh3 ? 0 : -EBADMSG;
 }
 

@@ -308,20 +308,20 @@ KERNEL __m256i patterns_of(__m256i token, __m256i low, const struct codec_run *r
 	return _mm256_or_si256(magnitude, _mm256_slli_epi16(sign, bits - 1));
 }
 
-/* Spread 16 bits of each plane over 16 lanes. */
-KERNEL __m256i low_bits(const uint32_t *planes, unsigned half, unsigned shift)
+/* Spread the planes' bits over 32 lanes: the low bits of each pattern, as bytes. */
+KERNEL __m256i low_bits(const uint32_t *planes, unsigned shift)
 {
-	const __m256i lane = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048,
-					       4096, 8192, 16384, (short)0x8000);
+	const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
+						0x0303030303030303);
+	const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
 	__m256i low = _mm256_setzero_si256();
 
 	UNROLLED
 	for (unsigned k = 0; k < shift; k++) {
-		__m256i w = _mm256_set1_epi16((short)(planes[k] >> (16u * half)));
+		__m256i w = _mm256_shuffle_epi8(_mm256_set1_epi32((int)planes[k]), byte);
 
-		w = _mm256_cmpeq_epi16(_mm256_and_si256(w, lane), lane);
-		low = _mm256_or_si256(low,
-				      _mm256_and_si256(w, _mm256_set1_epi16((short)(1u << k))));
+		w = _mm256_cmpeq_epi8(_mm256_and_si256(w, bit), bit);
+		low = _mm256_or_si256(low, _mm256_and_si256(w, _mm256_set1_epi8((char)(1u << k))));
 	}
 	return low;
 }
@@ -330,12 +330,14 @@ KERNEL unsigned rebuild_row(const struct codec_run *run, uint32_t column, const 
 			    const uint32_t *planes, uint8_t *raw, int bits, unsigned shift)
 {
 	const __m128i count = _mm_cvtsi32_si128((int)shift);
-	__m256i t = load256(tokens), a, b;
+	__m256i t = load256(tokens), low = low_bits(planes, shift), a, b;
 
-	a = patterns_of(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(t)), low_bits(planes, 0, shift),
-			run, column, count, bits);
+	a = patterns_of(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(t)),
+			_mm256_cvtepu8_epi16(_mm256_castsi256_si128(low)), run, column, count,
+			bits);
 	b = patterns_of(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(t, 1)),
-			low_bits(planes, 1, shift), run, column + 16u, count, bits);
+			_mm256_cvtepu8_epi16(_mm256_extracti128_si256(low, 1)), run, column + 16u,
+			count, bits);
 	if (bits == 16) {
 		_mm256_storeu_si256((__m256i *)raw, a);
 		_mm256_storeu_si256((__m256i *)(raw + 32), b);
@@ -346,7 +348,7 @@ KERNEL unsigned rebuild_row(const struct codec_run *run, uint32_t column, const 
 	return (unsigned)_mm256_movemask_epi8(t);
 }
 
-#include "gpu/codec/cpu_drive.h"
+#include "gpu/codec/cpu_drive.inc"
 
 static bool avx2_supported(void)
 {
@@ -362,6 +364,7 @@ const struct codec_kernels codec_kernels_avx2 = {
 	.encode = drive_encode,
 	.decode = drive_decode,
 	.rebuild = drive_rebuild,
+	.checksum = drive_checksum,
 };
 
 #endif

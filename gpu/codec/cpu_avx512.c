@@ -198,7 +198,7 @@ KERNEL unsigned rebuild_row(const struct codec_run *run, uint32_t column, const 
 	return _mm512_cmpeq_epi16_mask(t, _mm512_set1_epi16(CODEC_TOKEN_ESC));
 }
 
-#include "gpu/codec/cpu_drive.h"
+#include "gpu/codec/cpu_drive.inc"
 
 /* Everything that the compiler was told it may use here, not only what is used above. */
 static bool avx512_supported(void)
@@ -219,6 +219,7 @@ const struct codec_kernels codec_kernels_avx512 = {
 	.encode = drive_encode,
 	.decode = drive_decode,
 	.rebuild = drive_rebuild,
+	.checksum = drive_checksum,
 };
 
 #endif

@@ -11,6 +11,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "gpu/codec/checksum.h"
+
 static uint32_t load_u16(const uint8_t *p)
 {
 	uint16_t v;
@@ -218,6 +220,11 @@ static uint32_t scalar_rebuild(const struct codec_run *run, const uint8_t *token
 	return used;
 }
 
+static void scalar_checksum(struct checksum *c, const void *buf, size_t bytes)
+{
+	checksum_update(c, buf, bytes);
+}
+
 static bool scalar_supported(void)
 {
 	return true;
@@ -230,4 +237,5 @@ const struct codec_kernels codec_kernels_scalar = {
 	.encode = scalar_encode,
 	.decode = scalar_decode,
 	.rebuild = scalar_rebuild,
+	.checksum = scalar_checksum,
 };

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "gpu/codec/checksum.h"
 #include "gpu/codec/internal.h"
 
 /* Row steps must not become calls, nor their arrays memory, whatever -O says. */

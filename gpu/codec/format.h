@@ -22,10 +22,11 @@
  *   raw      the canonical bytes
  *   generic  u32 bytes of the first zstd frame; a frame of all low bytes (and of one-byte elements),
  *            then a frame of all high bytes (empty when there are none)
- *   channel  32 x u32 final coder states; u32 bit-plane words, all but the last 16 of the chunk; u16 rANS
- *            words; escaped patterns in row order, each of its element's size.  The last 16 bit-plane words are the low halves of
- *            the coder's initial states (lane l: half l), which the decoder ends with; the high halves
- *            must be 1.  A row has `shift` bit-plane words, bit l of word k is bit k of lane l.
+ *   channel  32 x u32 final coder states; u32 bit-plane words, all but the last 16 of the chunk;
+ *            u16 rANS words; escaped patterns in row order, each of its element's size.  The last
+ *            16 bit-plane words are the low halves of the coder's initial states (lane l: half l),
+ *            which the decoder ends with; the high halves must be 1.  A row has `shift` bit-plane
+ *            words, bit l of word k is bit k of lane l.
  *
  * Profile
  *        0     4  magic "SKVP"

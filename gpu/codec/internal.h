@@ -59,6 +59,8 @@ struct codec_stream { /* one chunk's coded tokens, to be decoded */
 	int res; /* out: 0, or -EBADMSG: not exactly words_count */
 };
 
+struct checksum; /* checksum.h */
+
 /* Kernels.  Every implementation gives the same bytes as cpu_scalar.c. */
 struct codec_kernels {
 	const char *name;
@@ -80,6 +82,7 @@ struct codec_kernels {
 	uint32_t (*rebuild)(const struct codec_run *run, const uint8_t *tokens,
 			    const uint32_t *planes, const uint8_t *escapes, uint32_t escapes_count,
 			    uint8_t *raw);
+	void (*checksum)(struct checksum *c, const void *buf, size_t bytes);
 };
 
 extern const struct codec_kernels codec_kernels_scalar;
@@ -116,7 +119,7 @@ struct codec_workspace { /* grown on demand, one thread's */
 	size_t words_cap, coded_cap, split_cap, check_cap;
 	void *zstd_c;
 	void *zstd_d;
-	void *xxh3;
+	struct checksum *sum; /* owned */
 };
 
 /* Grow *buf to at least bytes; the contents are lost.  0 or -ENOMEM. */
