@@ -297,7 +297,7 @@ $(B)/tests.list: all tests
 	$(foreach t,$(FUZZ_REPLAYS),$(call list,$(t),120,any, tests/fuzz/corpus/$(patsubst fuzz_%,%,$(notdir $(t)))); )\
 	$(if $(SAN),,printf '%s\t60\tany\t%s\n' '$(FLAVOUR)/abi' 'env CC=$(CC) tests/abi/check $(B)/lib/libskvc.so';) \
 	$(if $(E2E_BINS),$(call list,$(E2E_BINS),120,alone); )\
-	$(if $(E2E_SCRIPTS),printf '%s\t240\talone\t%s\n' $(foreach t,$(E2E_SCRIPTS),'$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)'); )\
+	$(if $(E2E_SCRIPTS),printf '%s\t240\talone\t%s\n' $(foreach t,$(E2E_SCRIPTS),'$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(TSAN_WRAP) $(t)'); )\
 	$(if $(MODEL_BINS),$(call list,$(MODEL_BINS),120,alone); )\
 	} >$@
 
