@@ -183,6 +183,11 @@ $(B)/flags: FORCE | deps
 		'$(ISA_avx2) $(ISA_avx512)' >$@.new; \
 	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
+# The same for the files that name folders.
+$(B)/dirs: FORCE
+	$(Q)mkdir -p $(@D); echo '$(prefix) $(bindir) $(sbindir) $(libdir) $(includedir) $(sysconfdir)' >$@.new; \
+	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
 $(B)/obj/%.o: %.c $(B)/flags
 	$(call say,CC,$@)
 	$(Q)mkdir -p $(@D)
@@ -220,7 +225,7 @@ $(B)/lib/libskvc.so.$(VERSION): $(CLIENT_OBJS) $(IPC_OBJS) client-lib/libskvc.ma
 $(B)/lib/libskvc.so: $(B)/lib/libskvc.so.$(VERSION)
 	$(Q)ln -sf libskvc.so.$(VERSION) $(@D)/$(SONAME) && ln -sf $(SONAME) $@
 
-$(B)/lib/pkgconfig/skvc.pc: client-lib/skvc.pc.in $(B)/flags
+$(B)/lib/pkgconfig/skvc.pc: client-lib/skvc.pc.in $(B)/dirs
 	$(Q)mkdir -p $(@D)
 	$(Q)sed -e 's|@prefix@|$(prefix)|g' -e 's|@libdir@|$(libdir)|g' \
 		-e 's|@includedir@|$(includedir)|g' -e 's|@VERSION@|$(VERSION)|g' \
@@ -374,7 +379,7 @@ INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(b
 	$(foreach m,$(MANS),644:$(m):$(call man_target,$(m)))
 LIB_LINKS = $(addprefix $(DESTDIR)$(libdir)/,$(SONAME) libskvc.so)
 
-$(B)/systemd/%.service: systemd/%.service.in $(B)/flags
+$(B)/systemd/%.service: systemd/%.service.in $(B)/dirs
 	$(Q)mkdir -p $(@D) && sed -e 's|@sbindir@|$(sbindir)|g' -e 's|@bindir@|$(bindir)|g' \
 		-e 's|@sysconfdir@|$(sysconfdir)|g' $< >$@
 
