@@ -79,7 +79,7 @@ static bool have_job(const struct skvc_session *s, uint8_t op)
 static int find_room(struct skvc_session *s, uint8_t op, uint32_t bytes, uint32_t *ret_off)
 {
 	for (int attempt = 0; attempt < 2; attempt++) {
-		int room = ring_produce_room(&s->sq);
+		int room = ring_produce_has(&s->sq, 1);
 
 		if (room < 0) {
 			client_fail(s, "the daemon's submission index is impossible");

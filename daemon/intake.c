@@ -276,12 +276,12 @@ unsigned intake_run(struct lane *lane, struct session *s)
 	while (taken < (unsigned)ready && taken < LANE_INTAKE_BATCH && !reason) {
 		struct intake in = { 0 };
 
-		room = ring_produce_room(&s->cq);
+		room = ring_produce_has(&s->cq, s->cq_reserved + INTAKE_CQES_PER_JOB);
 		if (room < 0) {
 			reason = SKVC_ABI_REASON_RING_OVERRUN;
 			break;
 		}
-		if ((uint32_t)room < s->cq_reserved + INTAKE_CQES_PER_JOB) {
+		if (!room) {
 			s->cq_blocked = 1;	/* it does not read: it is not served */
 			break;
 		}

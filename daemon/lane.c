@@ -20,6 +20,7 @@
 #define LANE_REAP_BATCH 64u
 #define LANE_POLL_NS 10000000ull	/* for what nobody wakes us for: a full CQ, waiting for room */
 #define LANE_URING_ENTRIES 512u
+#define LANE_REST_NS 20000u
 #define LANE_STAGING_SLACK_BYTES (1ull << 20)
 
 /* ---- mail ---- */
@@ -232,6 +233,29 @@ static void lane_sleep(struct lane *lane)
 
 /* ---- the loop ---- */
 
+/* Is anything under way beside entries that are answered as they are taken? */
+static int under_way(const struct lane *lane)
+{
+	return lane->jobs_count || lane->fit_busy || lane->words_behind || lane->fetch.count ||
+	       tier_busy(lane);
+}
+
+/* Work that has a deadline or moves by itself: in every turn while anything is under way, else now and then,
+ * so that small operations do not wait behind it. */
+static unsigned run_rest(struct lane *lane)
+{
+	unsigned n;
+
+	lane->rest_ns = lane->now_ns;
+	n = request_poll(lane);
+	n += store_room_run(lane);
+	profiler_run(lane);
+	n += request_run(lane);
+	n += tier_run(lane);
+	n += lease_run(lane);
+	return n;
+}
+
 static unsigned turn(struct lane *lane)
 {
 	unsigned n;
@@ -239,13 +263,9 @@ static unsigned turn(struct lane *lane)
 	lane->now_ns = clock_now_ns();
 	n = run_mail(lane);
 	n += run_sessions(lane);
-	n += request_poll(lane);
 	n += uring_reap(lane->uring, LANE_REAP_BATCH);
-	n += store_room_run(lane);
-	profiler_run(lane);
-	n += request_run(lane);
-	n += tier_run(lane);
-	n += lease_run(lane);
+	if (under_way(lane) || lane->now_ns - lane->rest_ns >= LANE_REST_NS)
+		n += run_rest(lane);
 	(void)uring_submit(lane->uring);
 	return n;
 }
@@ -266,7 +286,7 @@ static void *lane_main(void *arg)
 	while (!may_stop(lane)) {
 		if (turn(lane))
 			lane->work_ns = lane->now_ns;
-		else if (lane->now_ns - lane->work_ns >= lane->config.spin_ns)
+		else if (lane->now_ns - lane->work_ns >= lane->config.spin_ns && !run_rest(lane))
 			lane_sleep(lane);
 		atomic_store_explicit(&lane->heartbeat, ++beat, memory_order_relaxed);
 	}

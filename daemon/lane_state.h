@@ -138,6 +138,7 @@ struct lane {
 	_Atomic uint64_t heartbeat;
 	/* everything below: lane thread only, once started */
 	uint64_t now_ns;			/* read once per turn */
+	uint64_t rest_ns;			/* when the slower half of a turn last ran */
 	uint64_t work_ns;			/* when the loop last found something to do */
 	int stopping;
 	int cq_blocked;				/* a session's completion ring is full: look again soon */

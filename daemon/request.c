@@ -34,7 +34,7 @@ void request_cqe(struct lane *lane, struct session *s, const struct skvc_abi_cqe
 		stats_reason(&lane->stats, cqe->reason);
 	if (cqe->res < 0)
 		stats_add(&lane->stats, STAT_OPS_REFUSED, 1);
-	if (ring_produce_room(&s->cq) <= 0)	/* its head ran backwards: it has lied about reading */
+	if (ring_produce_has(&s->cq, 1) <= 0)	/* its head ran backwards: it has lied about reading */
 		return;
 	ring_produce(&s->cq, cqe);
 	wake_client(s);

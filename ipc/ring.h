@@ -82,6 +82,20 @@ static inline int ring_produce_room(struct ring *r)
 	return (int)(r->mask + 1 - used);
 }
 
+/*
+ * Producer: are there `want` free slots?  1, 0, -EOVERFLOW.  The consumer's index is looked at only when what
+ * was last seen of it is not enough: its cache line then stays where the consumer writes it.
+ */
+static inline int ring_produce_has(struct ring *r, uint32_t want)
+{
+	int room;
+
+	if (r->mask + 1 - (r->own_value - r->peer_value) >= want)
+		return 1;
+	room = ring_produce_room(r);
+	return room < 0 ? room : (uint32_t)room >= want;
+}
+
 /* Producer: fill the next slot; not visible before ring_publish.  Needs room > 0. */
 static inline void ring_produce(struct ring *r, const void *entry)
 {
