@@ -542,6 +542,7 @@ static void test_descriptors(void **state)
 	(void)state;
 	/* Where one may come it is closed, since nothing here can use it. */
 	open_client(&c);
+	assert_int_equal(ask_ns(&c, "m"), CTL_NS); /* it is done with the handshake's */
 	before = control_rig_open_fds();
 	ctl_msg_init(&gpu.h, CTL_REGION_GPU, sizeof(gpu), 1);
 	send_with_fds(&c, &gpu, sizeof(gpu), 1);
