@@ -44,10 +44,10 @@ struct tour {
 
 /* ---- what ships with the project ---- */
 
-/* From the folder where make runs, or from the build tree's bin folder, or as installed. */
+/* From the folder where make runs, or from the build tree's bin folder. */
 static int find_shipped(const struct report *r, const char *name, char *ret)
 {
-	static const char *const places[] = { "", "/../../../", "/../share/skvcd/" };
+	static const char *const places[] = { "", "/../../../" };
 	char self[PATH_MAX];
 	int used;
 
