@@ -29,8 +29,8 @@
 #define SUPERBLOCK_IO_BYTES NVME_FILE_ALIGN_BYTES_MAX
 #define BLANK_BYTES (1u << 20)			/* a device counts as blank when this much of it is zero */
 #define ALIGN_BYTES_MIN 4096u
-#define LOCK_TRIES 50u
-#define LOCK_PAUSE_NS 10000000
+#define BUSY_TRIES 50u
+#define BUSY_PAUSE_NS 10000000
 
 /* Little endian, at offset 0; the rest of its block is zero. */
 struct superblock {
@@ -89,7 +89,33 @@ static int open_path(const char *path, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
-/* A new file if there is none; a block device exclusively, which fails when it is mounted. */
+/*
+ * A process that was killed has its ring, and with it this file, taken apart by the kernel a little after
+ * it is gone: so what says "in use" is tried again, not for long.  Returns whether to.
+ */
+static bool busy_wait(int r, unsigned *tries)
+{
+	const struct timespec pause = { .tv_nsec = BUSY_PAUSE_NS };
+
+	if ((r != -EBUSY && r != -EAGAIN && r != -EACCES) || ++*tries > BUSY_TRIES)
+		return false;
+	(void)nanosleep(&pause, NULL);
+	return true;
+}
+
+/* Exclusively: fails when it is mounted, or another daemon's. */
+static int open_device(const char *path)
+{
+	unsigned tries = 0;
+	int fd;
+
+	do
+		fd = open_path(path, O_EXCL);
+	while (fd == -EBUSY && busy_wait(fd, &tries));
+	return fd;
+}
+
+/* A new file if there is none. */
 static int open_fd(struct opening *o)
 {
 	const char *path = o->options->path;
@@ -104,7 +130,7 @@ static int open_fd(struct opening *o)
 		return -errno;
 	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
 		return -ENOTSUP;
-	return open_path(path, S_ISBLK(st.st_mode) ? O_EXCL : 0);
+	return S_ISBLK(st.st_mode) ? open_device(path) : open_path(path, 0);
 }
 
 static int open_any(struct opening *o)
@@ -132,19 +158,14 @@ static int set_lock(int fd, short type)
 	return fcntl(fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
 }
 
-/*
- * A process that was killed has its ring, and with it this file, taken apart by the kernel a little after
- * it is gone: so a lock is waited for, not long.
- */
 static int take_lock(struct opening *o)
 {
-	const struct timespec pause = { .tv_nsec = LOCK_PAUSE_NS };
-	int r = set_lock(o->file->fd, F_WRLCK);
+	unsigned tries = 0;
+	int r;
 
-	for (unsigned i = 0; (r == -EAGAIN || r == -EACCES) && i < LOCK_TRIES; i++) {
-		(void)nanosleep(&pause, NULL);
+	do
 		r = set_lock(o->file->fd, F_WRLCK);
-	}
+	while (busy_wait(r, &tries));
 	if (r == -EAGAIN || r == -EACCES)
 		return say(o, -EBUSY, "in use by another process");
 	return r < 0 ? say(o, r, "cannot lock: %s", strerror(-r)) : 0;
