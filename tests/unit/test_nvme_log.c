@@ -13,7 +13,9 @@
 #include <string.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/loop.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -738,7 +740,9 @@ static void a_stall_takes_it_out_at_the_deadline(const char *spec, uint64_t hang
 	while (rig.ops[2].busy) {
 		nvme_log_tick(rig.log, clock_now_ns());
 		turn(&rig, MS);
-		assert_false(nvme_log_in_service(rig.log));	/* no probe while one is missing */
+		assert_false(nvme_log_in_service(rig.log));
+		/* No probe while one is missing. */
+		assert_true(nvme_log_inflight(rig.log) <= 1);
 	}
 	assert_int_equal(rig.ops[2].res, -ETIMEDOUT);
 	assert_true(clock_now_ns() - start_ns >= hang_ns);
@@ -907,6 +911,82 @@ static void bad_sizes_are_refused(void **state)
 	teardown(&rig);
 }
 
+/* A block device made of a file: its fd, which takes the device away when it is closed; or -errno. */
+static int loop_device(const char *backing, char *ret_path, size_t path_bytes)
+{
+	struct loop_config config = { .info.lo_flags = LO_FLAGS_AUTOCLEAR };
+	int ctl = open("/dev/loop-control", O_RDWR | O_CLOEXEC), n, fd, r;
+
+	if (ctl < 0)
+		return -errno;
+	n = ioctl(ctl, LOOP_CTL_GET_FREE);
+	(void)close(ctl);
+	if (n < 0)
+		return -ENODEV;
+	(void)snprintf(ret_path, path_bytes, "/dev/loop%d", n);
+	fd = open(ret_path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	config.fd = (uint32_t)open(backing, O_RDWR | O_CLOEXEC);
+	r = ioctl(fd, LOOP_CONFIGURE, &config) < 0 ? -errno : fd;
+	(void)close((int)config.fd);
+	if (r < 0)
+		(void)close(fd);
+	return r;
+}
+
+static void a_block_device_will_do(void **state)
+{
+	char backing[128], device[32];
+	struct rig rig;
+	uint64_t epoch;
+	int fd, loop;
+
+	(void)state;
+	make_dir(&rig);
+	make_ring(&rig);
+	(void)snprintf(backing, sizeof(backing), "%s/device", rig.dir);
+	fd = open(backing, O_CREAT | O_RDWR, 0600);
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, 8 * MIB), 0);
+	loop = loop_device(backing, device, sizeof(device));
+	(void)unlink(backing);
+	if (loop < 0) {
+		print_message("no loop device to be had: %s\n", strerror(-loop));
+		(void)close(fd);
+		teardown(&rig);
+		skip();
+	}
+	rig.options.path = device;
+	rig.options.bytes = 16 * MIB;
+	refused(&rig, -ENOSPC, "the device has 8388608 bytes, 16777216 are configured");
+	rig.options.bytes = 8 * MIB;
+	/* A filesystem whose first block is zero is still a filesystem. */
+	assert_int_equal(pwrite(loop, "_BHRfS_M", 8, 65600), 8);
+	assert_int_equal(fsync(loop), 0);
+	refused(&rig, -EEXIST, "the device holds something else");
+	assert_int_equal(pwrite(loop, "\0\0\0\0\0\0\0\0", 8, 65600), 8);
+	assert_int_equal(fsync(loop), 0);
+
+	if (open_log(&rig) < 0)
+		fail_msg("%s", rig.err);
+	epoch = nvme_log_epoch(rig.log);
+	for (uint32_t block = 0; block < 200; block++) {
+		assert_int_equal(append(&rig, block, RECORD_BYTES_MAX, block), 0);
+		assert_int_equal(read_back(&rig, block), 0);
+		assert_true(content_is(rig.ops[1].buf, RECORD_BYTES_MAX, block));
+	}
+	assert_true(rig.evicted > 0);
+	close_log(&rig);
+	make_ring(&rig);
+	if (open_log(&rig) < 0)			/* at once: the old ring lets go of it a little later */
+		fail_msg("%s", rig.err);
+	assert_int_equal(nvme_log_epoch(rig.log), epoch + 1);
+	teardown(&rig);
+	(void)close(loop);
+	(void)close(fd);
+}
+
 /* In a child with a mount of its own: a filesystem that is too small. */
 static int no_room(struct rig *rig)
 {
@@ -963,6 +1043,7 @@ int main(void)
 		cmocka_unit_test(another_opener_is_refused),
 		cmocka_unit_test(foreign_files_are_left_alone),
 		cmocka_unit_test(bad_sizes_are_refused),
+		cmocka_unit_test(a_block_device_will_do),
 		cmocka_unit_test(a_full_disk_is_found_out_at_the_start),
 	};
 

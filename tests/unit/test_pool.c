@@ -414,6 +414,30 @@ static void borrows_when_it_must(void **state)
 	pool_free(pool);
 }
 
+/* When no span of the right size is left, a smaller one that takes a slot at all is better than none. */
+static void small_spans_serve_at_last(void **state)
+{
+	struct pool *pool = make(1 * MIB, 1 * MIB, 64);
+	uint32_t slots[256], count = 0, slot;
+
+	(void)state;
+	while (count < 256 && pool_alloc(pool, 4096, count, &slots[count]) == 0)
+		count++;
+	assert_int_equal(count, 256);
+	/* 32 slots, one span of 128 KiB. */
+	for (uint32_t i = 64; i < 96; i++)
+		pool_release(pool, slots[i]);
+	assert_int_equal(pool_alloc(pool, 200 << 10, 0, &slot), -ENOSPC);
+	assert_int_equal(pool_alloc(pool, 100 << 10, 0, &slot), 0);
+	memset(pool_ptr(pool, slot), 1, 100 << 10);
+	pool_release(pool, slot);
+	for (uint32_t i = 0; i < 256; i++)
+		if (i < 64 || i >= 96)
+			pool_release(pool, slots[i]);
+	check_whole(pool);
+	pool_free(pool);
+}
+
 static void refuses_with_hysteresis(void **state)
 {
 	struct pool *pool = make(64 * MIB, 1 * MIB, 4096);
@@ -682,6 +706,7 @@ int main(void)
 		cmocka_unit_test(sparse_owners_make_room),
 		cmocka_unit_test(the_emptiest_place_is_chosen),
 		cmocka_unit_test(borrows_when_it_must),
+		cmocka_unit_test(small_spans_serve_at_last),
 		cmocka_unit_test(refuses_with_hysteresis),
 		cmocka_unit_test(bad_options_are_refused),
 		cmocka_unit_test(slabs_are_a_share_of_the_arena),
