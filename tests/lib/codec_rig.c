@@ -30,6 +30,7 @@ uint16_t codec_rig_element(uint8_t dtype, float x)
 	int m = formats[dtype].mantissa, e, pattern;
 	float a = fabsf(x);
 
+	must(formats[dtype].bits >= 8, "an element type");
 	(void)frexpf(a, &e);
 	e = e - 1 < 1 - formats[dtype].bias ? 1 - formats[dtype].bias : e - 1;
 	/* Significand in units of the last place; it carries into the exponent by itself. */

@@ -37,7 +37,7 @@ static void wait_for_work(struct fake_daemon *d)
 	if (may_sleep)
 		ring_disarm(&d->sq);
 	if (fds[0].revents)
-		(void)read(d->poke_fd, &value, sizeof(value));
+		assert(read(d->poke_fd, &value, sizeof(value)) == sizeof(value));
 	if (fds[2].revents && read(d->sq_fd, &value, sizeof(value)) == sizeof(value))
 		atomic_fetch_add(&d->wakeups, 1);
 	if (!fds[1].revents)

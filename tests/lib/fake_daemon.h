@@ -45,6 +45,7 @@ enum fake_fault {
 	FAKE_SOURCE_FREE_STRAY, /* for an operation that has none */
 	FAKE_NO_SOURCE_FREE,	/* a store that ends at once */
 	FAKE_PARTIAL,		/* does every block but the first */
+	FAKE_BITMAP_WILD,	/* sets bits of blocks that were not asked for */
 	FAKE_PROGRESS_WILD,	/* progress word beyond the segments */
 	FAKE_CLOSED		/* says CLOSED (SHUTDOWN), completes nothing any more */
 };

@@ -61,7 +61,7 @@ static void complete(struct fake_daemon *d, struct skvc_abi_cqe cqe)
 	case FAKE_CQ_INDEX:
 		__atomic_store_n(&fake_header(d)->cq_tail.value,
 				 d->cq.own_value + 4 * d->layout.cq_entries, __ATOMIC_RELEASE);
-		(void)write(d->cq_fd, &one, sizeof(one));
+		assert(write(d->cq_fd, &one, sizeof(one)) == sizeof(one));
 		return;
 	case FAKE_CLOSED:
 		__atomic_store_n(&fake_header(d)->end_reason, SKVC_ABI_REASON_SHUTDOWN,
@@ -94,8 +94,10 @@ static void set_bit(struct fake_daemon *d, const struct skvc_abi_sqe *sqe, uint3
 {
 	uint64_t *words = (uint64_t *)args(d, sqe->result_rel);
 
+	uint64_t bits = fake_is(d, FAKE_BITMAP_WILD) ? UINT64_MAX : UINT64_C(1) << idx % 64;
+
 	if (sqe->result_bytes)
-		__atomic_fetch_or(&words[idx / 64], UINT64_C(1) << idx % 64, __ATOMIC_RELAXED);
+		__atomic_fetch_or(&words[idx / 64], bits, __ATOMIC_RELAXED);
 }
 
 static void set_progress(struct fake_daemon *d, const struct skvc_abi_sqe *sqe, uint64_t segments)

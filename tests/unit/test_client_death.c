@@ -6,11 +6,13 @@
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -43,17 +45,21 @@ static void *kill_later(void *user)
 	return NULL;
 }
 
+static uint64_t bitmaps[JOBS];
+
 /* JOBS held nops and stores, half of each. */
 static void submit_held(struct rig *rig, uint64_t *jobs)
 {
 	const uint32_t block = 0;
 	const struct skvc_key key = rig_key(77);
-	const struct skvc_store store = {
+	struct skvc_store store = {
 		.ns = rig->ns, .region = rig->region, .count = 1, .keys = &key, .blocks = &block
 	};
 
 	fake_daemon_hold(rig->daemon, true);
 	for (int i = 0; i < JOBS; i++) {
+		bitmaps[i] = i % 2 ? UINT64_MAX : 0;
+		store.ret_bitmap = &bitmaps[i];
 		if (i % 2)
 			assert_int_equal(skvc_store(rig->session, &store, &jobs[i]), 0);
 		else
@@ -81,6 +87,8 @@ static void take_broken(struct rig *rig, const uint64_t *jobs, unsigned count)
 	}
 	for (unsigned k = 0; k < count; k++)
 		assert_int_equal(seen[k], 1);
+	for (unsigned k = 0; k < JOBS; k++)
+		assert_true(bitmaps[k] == 0); /* nothing is claimed */
 	for (int i = 0; i < 3; i++)
 		assert_int_equal(skvc_poll(rig->session, c, 1), -EPIPE);
 	assert_int_equal(skvc_nop(rig->session, &job), -EPIPE);
@@ -194,6 +202,54 @@ static void with_results_not_taken_yet(void **state)
 	assert_int_equal(skvc_result(rig.session, unread, &c), 0);
 	assert_int_equal(c.res, 0);
 	take_broken(&rig, jobs, JOBS);
+	rig_deinit(&rig);
+}
+
+static void what_was_published_is_true(void **state)
+{
+	struct skvc_arena *arena;
+	struct skvc_completion c;
+	struct rig rig;
+	uint64_t job;
+
+	(void)state;
+	rig_init(&rig, NULL);
+	job = rig_nop(&rig);
+	while (fake_daemon_taken(rig.daemon) < 1)
+		;
+	usleep(20000);
+	fake_daemon_kill(rig.daemon);
+	/* A call that never looks at the ring finds out first. */
+	assert_int_equal(skvc_arena_new(rig.session, 4096, &arena), -EPIPE);
+	assert_int_equal(skvc_result(rig.session, job, &c), 0);
+	assert_int_equal(c.res, 0);
+	rig_deinit(&rig);
+}
+
+static void reconnects_before_anybody_noticed(void **state)
+{
+	struct pollfd p = { .events = POLLIN };
+	struct rig rig;
+	pid_t child;
+
+	(void)state;
+	rig_init(&rig, NULL);
+	/* A child keeps the old descriptors open all the time. */
+	child = fork();
+	if (!child) {
+		(void)pause();
+		_exit(0);
+	}
+	assert_int_equal(rig_finish(&rig, rig_nop(&rig)).res, 0);
+	fake_daemon_kill(rig.daemon);
+	fake_daemon_restart(rig.daemon);
+	assert_int_equal(skvc_reconnect(rig.session), 0);
+	assert_int_equal(rig_finish(&rig, rig_nop(&rig)).res, 0);
+	p.fd = skvc_event_fd(rig.session);
+	assert_int_equal(skvc_arm(rig.session), 1);
+	assert_int_equal(poll(&p, 1, 20), 0);
+	(void)kill(child, SIGKILL);
+	assert_int_equal(waitpid(child, NULL, 0), child);
 	rig_deinit(&rig);
 }
 
@@ -334,6 +390,8 @@ int main(void)
 		cmocka_unit_test(while_it_is_waited_for),
 		cmocka_unit_test(while_an_event_loop_sleeps),
 		cmocka_unit_test(with_results_not_taken_yet),
+		cmocka_unit_test(what_was_published_is_true),
+		cmocka_unit_test(reconnects_before_anybody_noticed),
 		cmocka_unit_test(during_synchronous_calls),
 		cmocka_unit_test(during_an_abort),
 		cmocka_unit_test(comes_back),

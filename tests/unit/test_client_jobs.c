@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -134,6 +135,10 @@ static void reports_partial_success(void **state)
 	assert_int_equal(skvc_load(rig.session, &load, &job), 0);
 	c = rig_finish(&rig, job);
 	assert_true(c.res == -ENODATA && c.count == 3 && bitmap == 0xe);
+	fake_daemon_fault(rig.daemon, FAKE_BITMAP_WILD);
+	assert_int_equal(skvc_load(rig.session, &load, &job), 0);
+	assert_int_equal(rig_finish(&rig, job).res, 0);
+	assert_true(bitmap == 0xf);
 	/* A progress word gone wild stays within the segments. */
 	fake_daemon_fault(rig.daemon, FAKE_PROGRESS_WILD);
 	fake_daemon_hold(rig.daemon, true);
@@ -381,8 +386,10 @@ static void says_again_when_full(void **state)
 	assert_int_equal(skvc_touch(rig.session, rig.ns, keys, 4096, &jobs[1]), -E2BIG);
 	assert_int_equal(skvc_touch(rig.session, rig.ns, keys, 10, &jobs[1]), 0);
 	fake_daemon_hold(rig.daemon, false);
-	assert_int_equal(rig_finish(&rig, jobs[0]).res, 0);
+	usleep(20000);
+	/* Nobody looked, but the completion that makes room is there: submitting finds it. */
 	assert_int_equal(skvc_touch(rig.session, rig.ns, keys, 1500, &jobs[2]), 0);
+	assert_int_equal(rig_finish(&rig, jobs[0]).res, 0);
 	assert_int_equal(skvc_wait(rig.session, jobs + 1, 2, SECOND_NS), 0);
 	free(keys);
 	rig_deinit(&rig);
@@ -553,6 +560,7 @@ static void survives_every_bad_completion(void **state)
 		} else {
 			assert_int_equal(skvc_poll(rig.session, &c, 1), -EPIPE);
 			assert_int_equal(skvc_nop(rig.session, &job), -EPIPE);
+			assert_true(readable(skvc_event_fd(rig.session), 0));
 		}
 		if (!strstr(rig.log_last, cases[i].says))
 			fail_msg("case %zu: log says: %s", i, rig.log_last);
@@ -594,6 +602,29 @@ static void two_source_frees_are_one(void **state)
 	assert_int_equal(next(&rig).event, SKVC_EVENT_SOURCE_FREE);
 	assert_int_equal(next(&rig).event, SKVC_EVENT_DONE);
 	assert_int_equal(skvc_pending(rig.session), 0);
+	assert_non_null(strstr(rig.log_last, "out of place"));
+	rig_deinit(&rig);
+}
+
+/* A handle stays dead although its slot is used again and again. */
+static void handles_are_not_reused(void **state)
+{
+	const struct skvc_options options = { .sq_entries = 8 };
+	struct skvc_completion c;
+	struct rig rig;
+	uint64_t old, job;
+
+	(void)state;
+	rig_init(&rig, &options);
+	old = rig_nop(&rig);
+	assert_int_equal(rig_finish(&rig, old).res, 0);
+	for (int i = 0; i < 100; i++) {
+		job = rig_nop(&rig);
+		assert_true(job != old);
+		assert_int_equal(skvc_result(rig.session, old, &c), -ESTALE);
+		assert_int_equal(skvc_wait(rig.session, &old, 1, 0), -ESTALE);
+		assert_int_equal(rig_finish(&rig, job).res, 0);
+	}
 	rig_deinit(&rig);
 }
 
@@ -630,8 +661,35 @@ static void puts_and_gets(void **state)
 	rig_deinit(&rig);
 }
 
+static void *release_later(void *user)
+{
+	usleep(20000);
+	fake_daemon_hold(user, false);
+	return NULL;
+}
+
+/* CLOSED without a wake-up and without the end of the socket: a sleeper looks from time to time. */
+static void a_sleeper_sees_that_the_session_is_closed(void **state)
+{
+	const struct skvc_options options = { .spin_ns = 1 };
+	pthread_t thread;
+	struct rig rig;
+	uint64_t job;
+
+	(void)state;
+	rig_init(&rig, &options);
+	fake_daemon_hold(rig.daemon, true);
+	job = rig_nop(&rig);
+	fake_daemon_fault(rig.daemon, FAKE_CLOSED);
+	assert_int_equal(pthread_create(&thread, NULL, release_later, rig.daemon), 0);
+	assert_int_equal(skvc_wait(rig.session, &job, 1, 5 * SECOND_NS), -EPIPE);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	rig_deinit(&rig);
+}
+
 static void unregistering_waits_for_jobs(void **state)
 {
+	pthread_t thread;
 	struct rig rig;
 	uint64_t jobs[2];
 	const uint32_t block = 0;
@@ -642,11 +700,16 @@ static void unregistering_waits_for_jobs(void **state)
 	rig_init(&rig, NULL);
 	store.ns = rig.ns;
 	store.region = rig.region;
+	fake_daemon_hold(rig.daemon, true);
 	assert_int_equal(skvc_store(rig.session, &store, &jobs[0]), 0);
 	assert_int_equal(skvc_store(rig.session, &store, &jobs[1]), 0);
+	assert_int_equal(pthread_create(&thread, NULL, release_later, rig.daemon), 0);
 	assert_int_equal(skvc_unregister(rig.session, rig.region), 0);
-	/* Both were over before the daemon was told. */
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	/* Both were over before the daemon was told: they found their region. */
 	assert_int_equal(skvc_wait(rig.session, jobs, 2, 0), 0);
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(rig_finish(&rig, jobs[i]).res, 0);
 	assert_int_equal(skvc_store(rig.session, &store, &jobs[1]), -ESTALE);
 	rig_deinit(&rig);
 }
@@ -683,7 +746,9 @@ int main(void)
 		cmocka_unit_test(survives_every_bad_completion),
 		cmocka_unit_test(survives_a_bad_submission_index),
 		cmocka_unit_test(two_source_frees_are_one),
+		cmocka_unit_test(handles_are_not_reused),
 		cmocka_unit_test(puts_and_gets),
+		cmocka_unit_test(a_sleeper_sees_that_the_session_is_closed),
 		cmocka_unit_test(unregistering_waits_for_jobs),
 		cmocka_unit_test(names_every_reason),
 	};

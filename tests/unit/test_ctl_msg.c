@@ -315,6 +315,9 @@ static void checks_answers(void **state)
 		m.h.magic ^= 1;
 		assert_int_equal(ctl_msg_check_answer(&m, cases[i].bytes, type, 9), -EPROTO);
 		m.h.magic ^= 1;
+		m.h.reserved = 1;
+		assert_int_equal(ctl_msg_check_answer(&m, cases[i].bytes, type, 9), -EPROTO);
+		m.h.reserved = 0;
 		if (type == CTL_NS || type == CTL_ARENA || type == CTL_REGION) {
 			m.region.handle = 0;
 			assert_int_equal(ctl_msg_check_answer(&m, cases[i].bytes, type, 9),

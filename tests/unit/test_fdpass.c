@@ -36,7 +36,8 @@ static int close_pair(void **state)
 static void send_fds(int count, int with_credentials)
 {
 	char control[CMSG_SPACE(64 * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))] = { 0 };
-	struct iovec iov = { .iov_base = "x", .iov_len = 1 };
+	char byte = 'x';
+	struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control };
 	struct cmsghdr *c = (struct cmsghdr *)control;
 	int fds[64];
@@ -127,6 +128,9 @@ static void refuses_foreign_control_data(void **state)
 
 	(void)state;
 	assert_int_equal(setsockopt(pair[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)), 0);
+	/* Credentials alone, which the kernel adds by itself; then with descriptors. */
+	assert_int_equal(fdpass_send(pair[0], "x", 1, NULL, 0), 0);
+	assert_int_equal(fdpass_recv(pair[1], &byte, 1, fds, 4, &count, 0), -EPROTO);
 	send_fds(2, 1);
 	assert_int_equal(fdpass_recv(pair[1], &byte, 1, fds, 4, &count, 0), -EPROTO);
 	assert_int_equal(rig_open_fds(), open);
