@@ -159,22 +159,24 @@ int engine_finish(struct engine *e, uint64_t job, struct skvc_completion *ret)
 int engine_store(struct engine *e, uint64_t chain, uint32_t first, uint32_t count,
 		 struct skvc_completion *ret)
 {
-	uint64_t job;
+	uint64_t job = 0;
 	int r = engine_submit_store(e, chain, first, count, &job);
 
-	if (r == 0)
-		r = engine_finish(e, job, ret);
-	return r < 0 ? r : ret->res;
+	if (r != 0)
+		return r;
+	r = engine_finish(e, job, ret);
+	return r != 0 ? r : ret->res;
 }
 
 int engine_lookup(struct engine *e, uint64_t chain, uint32_t count, struct skvc_completion *ret)
 {
-	uint64_t job;
+	uint64_t job = 0;
 	int r = engine_submit_lookup(e, chain, count, &job);
 
-	if (r == 0)
-		r = engine_finish(e, job, ret);
-	return r < 0 ? r : ret->res;
+	if (r != 0)
+		return r;
+	r = engine_finish(e, job, ret);
+	return r != 0 ? r : ret->res;
 }
 
 int engine_release(struct engine *e, uint64_t lease)
@@ -183,9 +185,10 @@ int engine_release(struct engine *e, uint64_t lease)
 	uint64_t job;
 	int r = skvc_release(e->session, lease, &job);
 
-	if (r == 0)
-		r = engine_finish(e, job, &c);
-	return r < 0 ? r : c.res;
+	if (r != 0)
+		return r;
+	r = engine_finish(e, job, &c);
+	return r != 0 ? r : c.res;
 }
 
 int engine_lease_ready(struct engine *e, uint64_t lease, struct skvc_lease_status *ret)
@@ -230,7 +233,7 @@ static int count_exact(const struct engine *e, uint64_t chain, uint32_t count,
 int engine_fetch(struct engine *e, uint64_t chain, uint32_t count)
 {
 	uint64_t bitmap[ENGINE_BLOCKS_MAX / 64] = { 0 };
-	struct skvc_completion found, loaded;
+	struct skvc_completion found = { 0 }, loaded = { 0 };
 	uint64_t job;
 	int r, exact;
 

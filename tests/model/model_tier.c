@@ -263,7 +263,7 @@ static void random_run(struct model_job *job, uint32_t chains)
 static void step_store(struct model_engine *m)
 {
 	struct skvc_key keys[REFERENCE_POSITIONS], parent;
-	uint32_t pages[REFERENCE_POSITIONS];
+	uint32_t pages[REFERENCE_POSITIONS] = { 0 };
 	struct model_job *job = free_job(m);
 	struct skvc_store args = {
 		.ns = m->e.ns, .region = m->e.region, .keys = keys, .blocks = pages
