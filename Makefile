@@ -291,7 +291,8 @@ endif
 TSAN_WRAP := $(if $(filter tsan,$(SAN)),setarch -R)
 list = printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)/tests/%=%)' $$(($(2) * $(SLOW))) $(3) \
 	'$(TEST_ENV) $(TSAN_WRAP) $(t)$(4)')
-FUZZ_REPLAYS := $(if $(filter fuzz,$(SAN)),,$(FUZZ_BINS))
+# Replays are single-threaded: nothing for TSan to find.
+FUZZ_REPLAYS := $(if $(filter fuzz tsan,$(SAN)),,$(FUZZ_BINS))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
 LINTS := $(sort $(wildcard tests/lint/*))
 
