@@ -10,12 +10,18 @@
 
 struct session;
 
-enum log_level { LOG_LEVEL_ERR = 3, LOG_LEVEL_WARNING = 4, LOG_LEVEL_NOTICE = 5, LOG_LEVEL_INFO = 6, LOG_LEVEL_DEBUG = 7 };
+enum log_level {
+	LOG_LEVEL_ERR = 3,
+	LOG_LEVEL_WARNING = 4,
+	LOG_LEVEL_NOTICE = 5,
+	LOG_LEVEL_INFO = 6,
+	LOG_LEVEL_DEBUG = 7
+};
 
 void log_init(int debug);
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* About a client: adds pid, uid, session and reason fields; at most 10 a second, says how many it kept back. */
-void log_client(enum log_level level, const struct session *session, uint16_t reason, const char *format, ...)
-	__attribute__((format(printf, 4, 5)));
+void log_client(enum log_level level, const struct session *session, uint16_t reason,
+		const char *format, ...) __attribute__((format(printf, 4, 5)));
 
 #endif
