@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -237,6 +238,7 @@ static void reconnects_before_anybody_noticed(void **state)
 	/* A child keeps the old descriptors open all the time. */
 	child = fork();
 	if (!child) {
+		(void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* if an assertion below ends the test */
 		(void)pause();
 		_exit(0);
 	}
