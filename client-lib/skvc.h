@@ -283,7 +283,8 @@ int skvc_result(struct skvc_session *session, uint64_t job, struct skvc_completi
 /*
  * Cancel a job and wait until it is over.  Returns 0 when it was cancelled or is done (take its
  * completion: -ECANCELED or its result), -ESTALE (unknown handle), -EPIPE.  After it returns, nothing
- * of the daemon touches the job's pages.
+ * of the daemon touches the job's pages.  For that it waits as long as it takes, also for a daemon that
+ * is stopped; skvc_close() is the way out that is bounded in time.
  */
 int skvc_abort(struct skvc_session *session, uint64_t job);
 

@@ -58,7 +58,7 @@ static const struct config_key config_keys[] = {
 	  "host memory for compressed blocks" },
 	{ "host", "numa_node", CONFIG_INT, FIELD(numa_node), -1, 1023, 0, NULL, "-1",
 	  "NUMA node of the pool and of arenas; -1: no preference" },
-	{ "host", "lock_memory", CONFIG_CHOICE, FIELD(lock_memory), 0, 1, 0, bool_names, "no",
+	{ "host", "lock_memory", CONFIG_CHOICE, FIELD(lock_memory), 0, 1, 0, bool_names, "yes",
 	  "lock pool and arenas into memory; needs LimitMEMLOCK" },
 	{ "host", "spill_percent", CONFIG_COUNT, FIELD(spill_percent), 1, 99, 0, NULL, "60",
 	  "blocks are written to NVMe ahead of need above this fill of the pool" },

@@ -14,12 +14,12 @@
 #include <sys/mman.h>
 
 struct index {
-	struct block *block;		/* owned mapping, blocks_max */
-	uint32_t *bucket;		/* owned mapping, mask + 1; id + 1, 0 = empty */
+	struct block *block; /* owned mapping, blocks_max */
+	uint32_t *bucket;    /* owned mapping, mask + 1; id + 1, 0 = empty */
 	uint32_t mask;
 	uint32_t blocks_max;
-	uint32_t fresh;			/* ids below were used at least once */
-	uint32_t free_head;		/* linked through hash_next */
+	uint32_t fresh;	    /* ids below were used at least once */
+	uint32_t free_head; /* linked through hash_next */
 	uint32_t count;
 	unsigned char hash_key[crypto_shorthash_KEYBYTES];
 };

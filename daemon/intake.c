@@ -30,7 +30,7 @@ struct intake {
 	const uint32_t *pages;
 	const uint32_t *tokens;
 	struct skvc_abi_cqe cqe;
-	int async;				/* a job was made: it completes later */
+	int async; /* a job was made: it completes later */
 };
 
 /* ---- the end of a session ---- */
@@ -61,9 +61,10 @@ void session_fail(struct lane *lane, struct session *s, uint16_t reason)
 	stats_reason(&lane->stats, reason);
 	stats_add(&lane->stats, STAT_SESSIONS_FAILED, 1);
 	session_drain(lane, s, reason);
-	r = mailbox_send(&lane->outbox,
-			 &(struct mail){ .type = LANE_SESSION_FAILED, .subject = s, .value = reason });
-	assert(r == 0);		/* MAILBOX_ENTRIES > what all sessions together may have outstanding */
+	r = mailbox_send(
+		&lane->outbox,
+		&(struct mail){ .type = LANE_SESSION_FAILED, .subject = s, .value = reason });
+	assert(r == 0); /* MAILBOX_ENTRIES > what all sessions together may have outstanding */
 }
 
 /* ---- checks that need the session ---- */
@@ -116,7 +117,7 @@ static uint16_t take_args(struct lane *lane, struct session *s, struct intake *i
 	if (reason)
 		return reason;
 	memcpy(lane->scratch, s->segment + s->layout.args_off + sqe->args_rel, a.total_bytes);
-	__asm__ volatile("" : : "r"(lane->scratch) : "memory");	/* never fetched again */
+	__asm__ volatile("" : : "r"(lane->scratch) : "memory"); /* never fetched again */
 	if (sqe->flags & SKVC_ABI_SQE_PARENT)
 		in->parent = (const struct skvc_abi_key *)lane->scratch;
 	in->keys = (const struct skvc_abi_key *)(lane->scratch + a.keys_off);
@@ -224,7 +225,8 @@ static int malformed(uint16_t reason)
 static int has_ns(uint8_t opcode)
 {
 	return opcode == SKVC_ABI_OP_LOOKUP || opcode == SKVC_ABI_OP_STORE ||
-	       opcode == SKVC_ABI_OP_TOUCH || opcode == SKVC_ABI_OP_DROP || opcode == SKVC_ABI_OP_PIN;
+	       opcode == SKVC_ABI_OP_TOUCH || opcode == SKVC_ABI_OP_DROP ||
+	       opcode == SKVC_ABI_OP_PIN;
 }
 
 static int has_args(uint8_t opcode)
@@ -282,7 +284,7 @@ unsigned intake_run(struct lane *lane, struct session *s)
 			break;
 		}
 		if (!room) {
-			s->cq_blocked = 1;	/* it does not read: it is not served */
+			s->cq_blocked = 1; /* it does not read: it is not served */
 			break;
 		}
 		ring_consume(&s->sq, &in.sqe);

@@ -18,7 +18,7 @@
 #include "daemon/lane_state.h"
 
 #define LANE_REAP_BATCH 64u
-#define LANE_POLL_NS 10000000ull	/* for what nobody wakes us for: a full CQ, waiting for room */
+#define LANE_POLL_NS 10000000ull /* for what nobody wakes us for: a full CQ, waiting for room */
 #define LANE_URING_ENTRIES 512u
 #define LANE_REST_NS 20000u
 #define LANE_STAGING_SLACK_BYTES (1ull << 20)
@@ -32,7 +32,7 @@ static void answer(struct lane *lane, const struct mail *mail, int32_t res)
 
 	a.res = res;
 	r = mailbox_send(&lane->outbox, &a);
-	assert(r == 0);		/* one answer per request, requests are bounded by sessions_max */
+	assert(r == 0); /* one answer per request, requests are bounded by sessions_max */
 }
 
 static void sq_woken(struct uring_op *op, int32_t res)
@@ -40,7 +40,7 @@ static void sq_woken(struct uring_op *op, int32_t res)
 	struct session *s = (struct session *)((uint8_t *)op - offsetof(struct session, sq_watch));
 
 	if (res < 0)
-		s->sq_watched = 0;	/* unwatched, or the fd is broken: its ring is still polled */
+		s->sq_watched = 0; /* unwatched, or the fd is broken: its ring is still polled */
 }
 
 static int session_add(struct lane *lane, struct session *s)
@@ -48,8 +48,10 @@ static int session_add(struct lane *lane, struct session *s)
 	struct skvc_abi_header *h = (struct skvc_abi_header *)s->segment;
 
 	assert(s->slot < lane->config.sessions_max && !lane->session[s->slot]);
-	ring_init(&s->sq, s->segment + s->layout.sq_off, s->layout.sq_entries, &h->sq_head, &h->sq_tail);
-	ring_init(&s->cq, s->segment + s->layout.cq_off, s->layout.cq_entries, &h->cq_tail, &h->cq_head);
+	ring_init(&s->sq, s->segment + s->layout.sq_off, s->layout.sq_entries, &h->sq_head,
+		  &h->sq_tail);
+	ring_init(&s->cq, s->segment + s->layout.cq_off, s->layout.cq_entries, &h->cq_tail,
+		  &h->cq_head);
 	s->sq_watch.done = sq_woken;
 	if (uring_watch(lane->uring, &s->sq_watch, s->sq_fd) < 0)
 		return -EAGAIN;
@@ -88,8 +90,10 @@ static void region_settle(struct lane *lane, struct session *s, uint32_t handle)
 		return;
 	s->region[handle] = NULL;
 	s->regions_closing--;
-	answer(lane, &(struct mail){ .type = LANE_REGION_END, .subject = s, .object = r,
-				     .value = handle }, 0);
+	answer(lane,
+	       &(struct mail){
+		       .type = LANE_REGION_END, .subject = s, .object = r, .value = handle },
+	       0);
 }
 
 static void handle_mail(struct lane *lane, const struct mail *m)
@@ -114,7 +118,8 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 		answer(lane, m, 0);
 		break;
 	case LANE_REGION_END:
-		assert(m->value >= 1 && m->value <= SESSION_REGIONS_MAX && s->region[m->value] == r);
+		assert(m->value >= 1 && m->value <= SESSION_REGIONS_MAX &&
+		       s->region[m->value] == r);
 		r->closing = 1;
 		s->regions_closing++;
 		break;
@@ -228,7 +233,7 @@ static void lane_sleep(struct lane *lane)
 		stats_add(&lane->stats, STAT_WAKEUPS, 1);
 	}
 	disarm(lane);
-	lane->work_ns = clock_now_ns();		/* whoever woke us gets a full spin */
+	lane->work_ns = clock_now_ns(); /* whoever woke us gets a full spin */
 }
 
 /* ---- the loop ---- */
@@ -360,7 +365,8 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 		r = cpu_device_new(workers, lane->tasks_count + 1, lane->device_fd,
 				   lane->config.spin_ns, &d);
 	if (r < 0) {
-		snprintf(err, err_bytes, "compute device with %u workers: %s", workers, strerror(-r));
+		snprintf(err, err_bytes, "compute device with %u workers: %s", workers,
+			 strerror(-r));
 		return r;
 	}
 	lane->device = d;
@@ -392,7 +398,10 @@ static int start_memory(struct lane *lane)
 {
 	const struct config *c = &lane->config;
 	struct pool_options args = {
-		.bytes = LANE_ARGS_BYTES, .slab_bytes = 4u << 20, .granule_bytes = 64, .numa_node = -1,
+		.bytes = LANE_ARGS_BYTES,
+		.slab_bytes = 4u << 20,
+		.granule_bytes = 64,
+		.numa_node = -1,
 	};
 
 	lane->session = calloc(c->sessions_max, sizeof(struct session *));
@@ -452,7 +461,8 @@ static struct lane *lane_free(struct lane *lane)
 	lane->args = pool_free(lane->args);
 	lane->index = index_free(lane->index);
 	if (lane->lease)
-		munmap(lane->lease, (uint64_t)c->sessions_max * c->leases_max * sizeof(struct lease));
+		munmap(lane->lease,
+		       (uint64_t)c->sessions_max * c->leases_max * sizeof(struct lease));
 	if (lane->job)
 		munmap(lane->job, LANE_JOBS_MAX * sizeof(struct job));
 	if (lane->scratch)

@@ -160,6 +160,7 @@ struct lane {
 	struct nvme_log *log;			/* NULL: no tier */
 	uint64_t epoch;
 	uint32_t granule_bytes;
+	int pool_registered;			/* with io_uring, as fixed buffers */
 	/* RESIDENT and held by nobody, coldest first: with and without a copy on NVMe */
 	struct block_list clean, dirty;
 	uint64_t clean_bytes, dirty_bytes;

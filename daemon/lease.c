@@ -59,7 +59,7 @@ int lease_new(struct lane *lane, struct session *s, struct namespace *ns, uint32
 	l->blocks = pool_ptr(lane->args, slot);
 	l->deadline_ns = lane->now_ns + ttl_ns;
 	l->generation++;
-	if (!l->generation)	/* a handle is never 0 */
+	if (!l->generation) /* a handle is never 0 */
 		l->generation = 1;
 	l->next = &lane->leases_live;
 	l->prev = lane->leases_live.prev;

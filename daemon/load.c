@@ -19,10 +19,12 @@ void load_begin(struct lane *lane, struct session *s, struct region *region,
 	struct lease *l = lease_find(lane, s, sqe->lease);
 	struct job *job;
 
-	if (!l || l->ns != region->ns || sqe->first >= l->count || sqe->count > l->count - sqe->first) {
+	if (!l || l->ns != region->ns || sqe->first >= l->count ||
+	    sqe->count > l->count - sqe->first) {
 		cqe->res = l && l->ns == region->ns ? -EINVAL : -ESTALE;
-		cqe->reason = l && l->ns == region->ns ? SKVC_ABI_REASON_BAD_COUNT :
-				l ? SKVC_ABI_REASON_BAD_REGION : SKVC_ABI_REASON_LEASE_GONE;
+		cqe->reason = l && l->ns == region->ns ? SKVC_ABI_REASON_BAD_COUNT
+			      : l		       ? SKVC_ABI_REASON_BAD_REGION
+						       : SKVC_ABI_REASON_LEASE_GONE;
 		return;
 	}
 	if (sqe->skip_tokens >= l->ns->geom.block_tokens) {
@@ -38,8 +40,9 @@ void load_begin(struct lane *lane, struct session *s, struct region *region,
 	}
 	*ret_async = 1;
 	for (uint32_t i = 0; i < job->count; i++) {
-		job->items[i] = (struct job_item){ .block = l->blocks[sqe->first + i], .page = pages[i] };
-		tier_hold(lane, job->items[i].block);	/* the lease may end before the load does */
+		job->items[i] = (struct job_item){ .block = l->blocks[sqe->first + i],
+						   .page = pages[i] };
+		tier_hold(lane, job->items[i].block); /* the lease may end before the load does */
 	}
 }
 
@@ -72,10 +75,14 @@ static int start_decode(struct lane *lane, struct job *job, uint32_t i)
 	t->job = job;
 	t->item = i;
 	t->dev = (struct device_task){
-		.op = DEVICE_DECODE, .region = &job->region->dev, .block_index = job->items[i].page,
+		.op = DEVICE_DECODE,
+		.region = &job->region->dev,
+		.block_index = job->items[i].page,
 		.profile = b->profile ? job->ns->profile[b->profile - 1] : NULL,
-		.in = record + record_payload_off(h->tokens_count), .in_bytes = h->payload_bytes,
-		.expect_xxh3 = b->raw_xxh3, .skip_tokens = i == 0 ? job->skip_tokens : 0,
+		.in = record + record_payload_off(h->tokens_count),
+		.in_bytes = h->payload_bytes,
+		.expect_xxh3 = b->raw_xxh3,
+		.skip_tokens = i == 0 ? job->skip_tokens : 0,
 	};
 	r = lane->device->ops->start(lane->device, &t->dev);
 	if (r < 0) {
@@ -110,11 +117,12 @@ int load_start_item(struct lane *lane, struct job *job)
 		fail_item(lane, job, i, -ENODATA, SKVC_ABI_REASON_IO_ERROR);
 		return 1;
 	case BLOCK_DEAD:
-		if (b->flags & BLOCK_READABLE)	/* dropped since; a lease is still a lease */
+		if (b->flags & BLOCK_READABLE) /* dropped since; a lease is still a lease */
 			return start_decode(lane, job, i);
 		job->next++;
 		fail_item(lane, job, i, -ENODATA,
-			  b->flags & BLOCK_CORRUPT ? SKVC_ABI_REASON_CORRUPT : SKVC_ABI_REASON_MISS);
+			  b->flags & BLOCK_CORRUPT ? SKVC_ABI_REASON_CORRUPT
+						   : SKVC_ABI_REASON_MISS);
 		return 1;
 	default:
 		assert(!"a leased block is in one of the states above");
@@ -139,8 +147,9 @@ void load_task_done(struct lane *lane, struct task *t)
 		item_over(lane, job, t->item);
 	} else if (t->dev.res == -EBADMSG || t->dev.res == -ESTALE) {
 		tier_quarantine(lane, id);
-		fail_item(lane, job, t->item, -ENODATA, t->dev.res == -ESTALE ?
-			  SKVC_ABI_REASON_PROFILE_GONE : SKVC_ABI_REASON_CORRUPT);
+		fail_item(lane, job, t->item, -ENODATA,
+			  t->dev.res == -ESTALE ? SKVC_ABI_REASON_PROFILE_GONE
+						: SKVC_ABI_REASON_CORRUPT);
 	} else {
 		fail_item(lane, job, t->item, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
 	}
@@ -155,8 +164,8 @@ static uint64_t *progress_word(const struct job *job)
 {
 	uint64_t map_bytes = (uint64_t)(job->count + 63) / 64 * 8;
 
-	return (uint64_t *)(job->session->segment + job->session->layout.args_off + job->result_rel +
-			    map_bytes);
+	return (uint64_t *)(job->session->segment + job->session->layout.args_off +
+			    job->result_rel + map_bytes);
 }
 
 /* Segments that are written for every block of the job: what the slowest running task has done, once all
@@ -175,7 +184,8 @@ void load_progress(struct lane *lane)
 
 			if (lane->task[k].job != job)
 				continue;
-			n = atomic_load_explicit(&lane->task[k].dev.segments_done, memory_order_relaxed);
+			n = atomic_load_explicit(&lane->task[k].dev.segments_done,
+						 memory_order_relaxed);
 			least = n < least ? n : least;
 		}
 		__atomic_store_n(progress_word(job), least, __ATOMIC_RELEASE);

@@ -71,11 +71,13 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 		return;
 	}
 	for (uint32_t i = 0; i < sqe->count; i++) {
-		const uint32_t *its_tokens = tokens ? tokens + (size_t)i * ns->geom.block_tokens : NULL;
+		const uint32_t *its_tokens = tokens ? tokens + (size_t)i * ns->geom.block_tokens
+						    : NULL;
 		uint32_t id = index_find(lane->index, ns->id, &keys[i]);
 
-		cqe->reason = id == BLOCK_NONE ? SKVC_ABI_REASON_MISS :
-			      matches(lane, ns, id, parent, parent_key || i, its_tokens);
+		cqe->reason = id == BLOCK_NONE
+				      ? SKVC_ABI_REASON_MISS
+				      : matches(lane, ns, id, parent, parent_key || i, its_tokens);
 		if (cqe->reason)
 			break;
 		tier_hold(lane, id);

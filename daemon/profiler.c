@@ -14,7 +14,7 @@
 
 #include "daemon/lane_state.h"
 
-#define SAMPLE_BYTES_MAX (32ull << 20)		/* of one namespace */
+#define SAMPLE_BYTES_MAX (32ull << 20) /* of one namespace */
 #define SAMPLE_BLOCKS_MAX 64u
 
 int profiler_ns_init(struct lane *lane, struct namespace *ns)
@@ -25,11 +25,13 @@ int profiler_ns_init(struct lane *lane, struct namespace *ns)
 	if (lane->config.speculator != CODEC_SPEC_CHANNEL)
 		return 0;
 	r = codec_fit_new(&ns->geom, &ns->fit);
-	if (r == -E2BIG)		/* more channels than statistics may take memory for: `generic` */
+	if (r == -E2BIG) /* more channels than statistics may take memory for: `generic` */
 		return 0;
 	if (r < 0)
 		return r;
-	ns->sample_blocks_max = fit > SAMPLE_BLOCKS_MAX ? SAMPLE_BLOCKS_MAX : fit ? (uint32_t)fit : 1;
+	ns->sample_blocks_max = fit > SAMPLE_BLOCKS_MAX ? SAMPLE_BLOCKS_MAX
+				: fit			? (uint32_t)fit
+							: 1;
 	ns->sample = malloc(ns->sample_blocks_max * ns->geom.raw_bytes);
 	if (!ns->sample) {
 		ns->fit = codec_fit_free(ns->fit);
@@ -68,7 +70,8 @@ static uint64_t sampled_tokens(const struct namespace *ns)
 
 static int sample_complete(const struct lane *lane, const struct namespace *ns)
 {
-	return ns->sample_blocks == ns->sample_blocks_max || sampled_tokens(ns) >= due_tokens(lane, ns);
+	return ns->sample_blocks == ns->sample_blocks_max ||
+	       sampled_tokens(ns) >= due_tokens(lane, ns);
 }
 
 int profiler_wants(struct lane *lane, struct namespace *ns)
@@ -91,7 +94,7 @@ void profiler_sampled(struct lane *lane, struct namespace *ns, int ok)
 	assert(ns->sample_copying > 0);
 	ns->sample_copying--;
 	if (!ok)
-		ns->sample_failed = 1;		/* a hole in the buffer: start this sample again */
+		ns->sample_failed = 1; /* a hole in the buffer: start this sample again */
 }
 
 int profiler_parks(const struct lane *lane, const struct namespace *ns)
@@ -107,12 +110,16 @@ static void start_fit(struct lane *lane, struct namespace *ns)
 	t->kind = TASK_FIT;
 	t->ns = ns;
 	t->dev = (struct device_task){
-		.op = DEVICE_FIT, .geom = &ns->geom, .in = ns->sample,
-		.in_bytes = ns->sample_blocks * ns->geom.raw_bytes, .samples_count = ns->sample_blocks,
-		.fit = ns->fit, .fit_finish = sampled_tokens(ns) >= due_tokens(lane, ns),
+		.op = DEVICE_FIT,
+		.geom = &ns->geom,
+		.in = ns->sample,
+		.in_bytes = ns->sample_blocks * ns->geom.raw_bytes,
+		.samples_count = ns->sample_blocks,
+		.fit = ns->fit,
+		.fit_finish = sampled_tokens(ns) >= due_tokens(lane, ns),
 	};
 	if (lane->device->ops->start(lane->device, &t->dev) < 0)
-		return;				/* tried again in the next turn */
+		return; /* tried again in the next turn */
 	stats_add(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
 	lane->fit_busy = 1;
 }
@@ -122,7 +129,8 @@ void profiler_run(struct lane *lane)
 	for (uint32_t i = 0; i < lane->ns_end; i++) {
 		struct namespace *ns = lane->ns[i];
 
-		if (!ns || !ns->sample || ns->sample_copying || !ns->sample_blocks || !due_tokens(lane, ns))
+		if (!ns || !ns->sample || ns->sample_copying || !ns->sample_blocks ||
+		    !due_tokens(lane, ns))
 			continue;
 		if (ns->sample_failed) {
 			ns->sample_failed = 0;
@@ -130,7 +138,7 @@ void profiler_run(struct lane *lane)
 			continue;
 		}
 		if (!ns->fit_running && sample_complete(lane, ns))
-			ns->fit_running = 1;	/* its turn comes when the background thread is free */
+			ns->fit_running = 1; /* its turn comes when the background thread is free */
 		if (ns->fit_running && !lane->fit_busy)
 			start_fit(lane, ns);
 	}
@@ -150,13 +158,15 @@ void profiler_fit_done(struct lane *lane, struct task *t)
 	if (!due_tokens(lane, ns))
 		drop_statistics(ns);
 	if (t->dev.res < 0)
-		return;				/* the older profile, or `generic`, goes on */
+		return; /* the older profile, or `generic`, goes on */
 	ns->profile[ns->profiles_count++] = t->dev.ret_profile;
 	atomic_store_explicit(&ns->profile_version, ns->profiles_count, memory_order_relaxed);
-	atomic_store_explicit(&ns->profile_bits_milli,
-			      (uint64_t)lround(1000 * codec_profile_expected_bits(t->dev.ret_profile)),
-			      memory_order_relaxed);
+	atomic_store_explicit(
+		&ns->profile_bits_milli,
+		(uint64_t)lround(1000 * codec_profile_expected_bits(t->dev.ret_profile)),
+		memory_order_relaxed);
 	stats_add(&lane->stats, STAT_PROFILES_FITTED, 1);
-	(void)mailbox_send(&lane->outbox, &(struct mail){ .type = LANE_PROFILE_NEW, .subject = ns,
+	(void)mailbox_send(&lane->outbox, &(struct mail){ .type = LANE_PROFILE_NEW,
+							  .subject = ns,
 							  .value = ns->profiles_count });
 }

@@ -34,7 +34,8 @@ void request_cqe(struct lane *lane, struct session *s, const struct skvc_abi_cqe
 		stats_reason(&lane->stats, cqe->reason);
 	if (cqe->res < 0)
 		stats_add(&lane->stats, STAT_OPS_REFUSED, 1);
-	if (ring_produce_has(&s->cq, 1) <= 0)	/* its head ran backwards: it has lied about reading */
+	if (ring_produce_has(&s->cq, 1) <=
+	    0) /* its head ran backwards: it has lied about reading */
 		return;
 	ring_produce(&s->cq, cqe);
 	wake_client(s);
@@ -109,16 +110,27 @@ struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_
 	uint32_t slot;
 	uint8_t *p;
 
-	if (!job || pool_alloc(lane->args, items_bytes + map_bytes + (size_t)tokens_count * 4, 0, &slot))
+	if (!job ||
+	    pool_alloc(lane->args, items_bytes + map_bytes + (size_t)tokens_count * 4, 0, &slot))
 		return NULL;
 	lane->job_free = job->next_job;
 	p = pool_ptr(lane->args, slot);
 	*job = (struct job){
-		.state = JOB_QUEUED, .op = sqe->opcode, .flags = sqe->flags, .session = s, .ns = ns,
-		.region = region, .user_data = sqe->user_data, .intake_ns = lane->now_ns,
-		.count = sqe->count, .skip_tokens = sqe->skip_tokens, .result_rel = sqe->result_rel,
-		.result_bytes = sqe->result_bytes, .args_slot = slot,
-		.items = (struct job_item *)p, .bitmap = (uint64_t *)(p + items_bytes),
+		.state = JOB_QUEUED,
+		.op = sqe->opcode,
+		.flags = sqe->flags,
+		.session = s,
+		.ns = ns,
+		.region = region,
+		.user_data = sqe->user_data,
+		.intake_ns = lane->now_ns,
+		.count = sqe->count,
+		.skip_tokens = sqe->skip_tokens,
+		.result_rel = sqe->result_rel,
+		.result_bytes = sqe->result_bytes,
+		.args_slot = slot,
+		.items = (struct job_item *)p,
+		.bitmap = (uint64_t *)(p + items_bytes),
 		.tokens = tokens_count ? (uint32_t *)(p + items_bytes + map_bytes) : NULL,
 	};
 	memset(job->bitmap, 0, map_bytes);
@@ -173,8 +185,11 @@ void job_item_done(struct lane *lane, struct job *job, uint32_t item, uint64_t r
 static struct skvc_abi_cqe job_cqe(const struct lane *lane, const struct job *job)
 {
 	return (struct skvc_abi_cqe){
-		.user_data = job->user_data, .count = job->done, .raw_bytes = job->raw_bytes,
-		.stored_bytes = job->stored_bytes, .elapsed_ns = lane->now_ns - job->intake_ns,
+		.user_data = job->user_data,
+		.count = job->done,
+		.raw_bytes = job->raw_bytes,
+		.stored_bytes = job->stored_bytes,
+		.elapsed_ns = lane->now_ns - job->intake_ns,
 	};
 }
 
@@ -199,7 +214,7 @@ static void write_results(const struct job *job)
 
 	uint8_t *result = s->segment + s->layout.args_off + job->result_rel;
 
-	if (!job->result_bytes)		/* else its room was checked at intake */
+	if (!job->result_bytes) /* else its room was checked at intake */
 		return;
 	memcpy(result, job->bitmap, map_bytes);
 	if (job->flags & SKVC_ABI_SQE_LAYER_PROGRESS && job->done == job->count)
@@ -210,13 +225,12 @@ static void write_results(const struct job *job)
 static void job_complete(struct lane *lane, struct job *job)
 {
 	struct skvc_abi_cqe cqe = job_cqe(lane, job);
-	enum stats_hist_id hist =
-		job->op == SKVC_ABI_OP_LOAD ? STATS_HIST_LOAD : STATS_HIST_STORE;
+	enum stats_hist_id hist = job->op == SKVC_ABI_OP_LOAD ? STATS_HIST_LOAD : STATS_HIST_STORE;
 
 	job_source_free(lane, job);
 	write_results(job);
 	if (job->op == SKVC_ABI_OP_LOAD)
-		job->session->cq_reserved--;	/* the second completion that only a store needs */
+		job->session->cq_reserved--; /* the second completion that only a store needs */
 	cqe.kind = SKVC_ABI_CQE_DONE;
 	cqe.res = job->res;
 	cqe.reason = job->reason;
@@ -292,7 +306,7 @@ static unsigned run_queue(struct lane *lane, struct job_queue *q,
 			job_queue_remove(q, job);
 			if (job->next < job->count) {
 				job->state = JOB_RUNNING;
-				job_queue_push(q, job);	/* to the end: the next job's turn */
+				job_queue_push(q, job); /* to the end: the next job's turn */
 			} else {
 				job->state = JOB_ENDING;
 				job_settle(lane, job);

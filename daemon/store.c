@@ -19,10 +19,11 @@
 
 /* Reserve one key for this job, or say why not: the item stays empty and, when the block is here already,
  * counts as done. */
-static void begin_item(struct lane *lane, struct job *job, uint32_t i, const struct skvc_abi_key *key,
-		       uint32_t parent)
+static void begin_item(struct lane *lane, struct job *job, uint32_t i,
+		       const struct skvc_abi_key *key, uint32_t parent)
 {
-	const uint32_t *tokens = job->tokens ? job->tokens + (size_t)i * job->ns->geom.block_tokens : NULL;
+	const uint32_t *tokens = job->tokens ? job->tokens + (size_t)i * job->ns->geom.block_tokens
+					     : NULL;
 	uint64_t hash = tokens ? lookup_token_hash(job->ns, tokens) : 0;
 	uint32_t id = index_find(lane->index, job->ns->id, key);
 	struct block *b;
@@ -32,7 +33,7 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i, const str
 		if (tokens && b->flags & BLOCK_HAS_TOKENS && b->token_hash != hash) {
 			job_note(job, -EEXIST, SKVC_ABI_REASON_TOKENS_DIFFER);
 		} else if (lookup_visible(b)) {
-			tier_hold(lane, id);	/* a touch */
+			tier_hold(lane, id); /* a touch */
 			tier_unhold(lane, id);
 			stats_add(&lane->stats, STAT_STORE_DUPLICATE_BLOCKS, 1);
 			job_note(job, 0, SKVC_ABI_REASON_DUPLICATE);
@@ -117,14 +118,19 @@ static int start_encode(struct lane *lane, struct task *t)
 	struct job *job = t->job;
 	struct namespace *ns = job->ns;
 	uint64_t off = record_payload_off(record_tokens(job));
-	const struct codec_profile *profile =
-		ns->profiles_count ? ns->profile[ns->profiles_count - 1] : NULL;
+	const struct codec_profile *profile = ns->profiles_count
+						      ? ns->profile[ns->profiles_count - 1]
+						      : NULL;
 
 	t->kind = TASK_ENCODE;
 	t->dev = (struct device_task){
-		.op = DEVICE_ENCODE, .region = &job->region->dev, .block_index = job->items[t->item].page,
-		.speculator = (uint8_t)lane->config.speculator, .profile = profile,
-		.verify = (uint8_t)lane->config.verify, .out = t->staging + off,
+		.op = DEVICE_ENCODE,
+		.region = &job->region->dev,
+		.block_index = job->items[t->item].page,
+		.speculator = (uint8_t)lane->config.speculator,
+		.profile = profile,
+		.verify = (uint8_t)lane->config.verify,
+		.out = t->staging + off,
 		.out_cap_bytes = lane->staging_bytes - off,
 	};
 	return lane->device->ops->start(lane->device, &t->dev);
@@ -136,8 +142,10 @@ static int start_sample(struct lane *lane, struct task *t)
 
 	t->kind = TASK_SAMPLE;
 	t->dev = (struct device_task){
-		.op = DEVICE_COPY_OUT, .region = &job->region->dev,
-		.block_index = job->items[t->item].page, .out = profiler_reserve(job->ns),
+		.op = DEVICE_COPY_OUT,
+		.region = &job->region->dev,
+		.block_index = job->items[t->item].page,
+		.out = profiler_reserve(job->ns),
 		.out_cap_bytes = job->ns->geom.raw_bytes,
 	};
 	return lane->device->ops->start(lane->device, &t->dev);
@@ -189,16 +197,25 @@ static void fill_header(const struct lane *lane, const struct task *t, struct re
 	const struct block *b = index_block(lane->index, job->items[t->item].block);
 
 	*h = (struct record_header){
-		.magic = RECORD_MAGIC, .version = RECORD_VERSION, .header_bytes = sizeof(*h),
-		.raw_xxh3 = t->dev.info.raw_xxh3, .epoch = lane->epoch, .generation = b->generation,
-		.block = job->items[t->item].block, .group = b->group, .key_len = b->key_len,
-		.speculator = t->dev.info.speculator, .tokens_count = record_tokens(job),
-		.payload_bytes = (uint32_t)t->dev.info.encoded_bytes, .raw_bytes = ns->geom.raw_bytes,
+		.magic = RECORD_MAGIC,
+		.version = RECORD_VERSION,
+		.header_bytes = sizeof(*h),
+		.raw_xxh3 = t->dev.info.raw_xxh3,
+		.epoch = lane->epoch,
+		.generation = b->generation,
+		.block = job->items[t->item].block,
+		.group = b->group,
+		.key_len = b->key_len,
+		.speculator = t->dev.info.speculator,
+		.tokens_count = record_tokens(job),
+		.payload_bytes = (uint32_t)t->dev.info.encoded_bytes,
+		.raw_bytes = ns->geom.raw_bytes,
 	};
 	memcpy(h->ns_digest, ns->digest, sizeof(h->ns_digest));
 	memcpy(h->key, b->key, sizeof(h->key));
 	if (t->dev.profile)
-		memcpy(h->profile_digest, codec_profile_digest(t->dev.profile), sizeof(h->profile_digest));
+		memcpy(h->profile_digest, codec_profile_digest(t->dev.profile),
+		       sizeof(h->profile_digest));
 }
 
 /* Finish the record in the staging buffer; returns its bytes without padding. */
@@ -212,7 +229,8 @@ static uint64_t build_record(const struct lane *lane, struct task *t)
 	memset(t->staging, 0, off);
 	fill_header(lane, t, h);
 	if (tokens_count)
-		memcpy(h + 1, job->tokens + (size_t)t->item * tokens_count, (size_t)tokens_count * 4);
+		memcpy(h + 1, job->tokens + (size_t)t->item * tokens_count,
+		       (size_t)tokens_count * 4);
 	return record_bytes(h);
 }
 
@@ -266,7 +284,8 @@ static int place(struct lane *lane, struct task *t)
 	struct job *job = t->job;
 	struct tenant *tenant = job->ns->tenant;
 	uint64_t bytes = record_bytes((const struct record_header *)t->staging);
-	uint64_t padded_bytes = (bytes + lane->granule_bytes - 1) & ~(uint64_t)(lane->granule_bytes - 1);
+	uint64_t padded_bytes = (bytes + lane->granule_bytes - 1) &
+				~(uint64_t)(lane->granule_bytes - 1);
 	struct block *b = index_block(lane->index, job->items[t->item].block);
 	int r = charge(lane, tenant, padded_bytes);
 
@@ -357,7 +376,7 @@ static void encoded(struct lane *lane, struct task *t)
 		return;
 	}
 	build_record(lane, t);
-	if (lane->room.count || !try_place(lane, t)) {	/* behind those that wait already */
+	if (lane->room.count || !try_place(lane, t)) { /* behind those that wait already */
 		t->room_deadline_ns = lane->now_ns + lane->config.store_wait_ns;
 		room_push(lane, t);
 		job_source_free(lane, job);

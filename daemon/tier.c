@@ -17,10 +17,10 @@
 #include "daemon/log.h"
 #include "daemon/record.h"
 
-#define TIER_SCAN_MAX 64u		/* blocks looked at for one victim */
-#define TIER_ALLOC_TRIES 32u		/* victims for one allocation */
-#define TIER_SPILL_BATCH 16u		/* writes started in one turn */
-#define TIER_SPILLS_MAX 64u		/* writes in flight: leaves operations for reads */
+#define TIER_SCAN_MAX 64u    /* blocks looked at for one victim */
+#define TIER_ALLOC_TRIES 32u /* victims for one allocation */
+#define TIER_SPILL_BATCH 16u /* writes started in one turn */
+#define TIER_SPILLS_MAX 64u  /* writes in flight: leaves operations for reads */
 #define TIER_FETCH_BATCH 32u
 #define TIER_IOVECS_MAX 1024u
 
@@ -98,7 +98,7 @@ void tier_unhold(struct lane *lane, uint32_t id)
 	assert(b->refs > 0);
 	if (--b->refs)
 		return;
-	if (b->flags & BLOCK_LISTED)		/* queued for a fetch that nobody waits for any more */
+	if (b->flags & BLOCK_LISTED) /* queued for a fetch that nobody waits for any more */
 		list_remove(lane, id);
 	if (b->state == BLOCK_DEAD) {
 		release_slot(lane, b);
@@ -199,7 +199,8 @@ static void evict(struct lane *lane, uint32_t id)
 }
 
 /* The coldest block of a list that may go; children before parents when the block would be lost. */
-static uint32_t coldest(const struct lane *lane, const struct block_list *l, const struct tenant *tenant)
+static uint32_t coldest(const struct lane *lane, const struct block_list *l,
+			const struct tenant *tenant)
 {
 	uint32_t id = l->head, second = BLOCK_NONE;
 
@@ -323,6 +324,11 @@ static void op_put(struct lane *lane, struct lane_nvme_op *op)
 	lane->nvme_free = op;
 }
 
+static unsigned buffer_index(const struct lane *lane, uint32_t slot)
+{
+	return lane->pool_registered ? pool_iovec_index(lane->pool, slot) : URING_BUF_NONE;
+}
+
 /* The log gave this block's segment away. */
 static void log_evicts(void *user, uint32_t id)
 {
@@ -360,7 +366,8 @@ static void spill_done(struct nvme_op *nop, int res)
 		set_clean(lane, b, 1);
 		stats_add(&lane->stats, STAT_SPILL_BLOCKS, 1);
 		stats_add(&lane->stats, STAT_SPILL_BYTES, b->record_bytes);
-		stats_record_ns(&lane->stats, STATS_HIST_NVME_WRITE, lane->now_ns - nop->io.start_ns);
+		stats_record_ns(&lane->stats, STATS_HIST_NVME_WRITE,
+				lane->now_ns - nop->io.start_ns);
 	}
 	op_put(lane, op);
 	tier_unhold(lane, id);
@@ -377,7 +384,7 @@ static int spill(struct lane *lane, uint32_t id)
 		return -EAGAIN;
 	op->op.done = spill_done;
 	record_seal((struct record_header *)record);
-	r = nvme_log_append(lane->log, &op->op, id, pool_iovec_index(lane->pool, b->slot), record,
+	r = nvme_log_append(lane->log, &op->op, id, buffer_index(lane, b->slot), record,
 			    b->record_bytes);
 	if (r < 0) {
 		op_put(lane, op);
@@ -433,8 +440,13 @@ static int fetched_record_ok(struct lane *lane, uint32_t id)
 	const struct block *b = index_block(lane->index, id);
 	const struct namespace *ns = lane->ns[b->ns];
 	struct record_header expect = {
-		.raw_xxh3 = b->raw_xxh3, .epoch = lane->epoch, .generation = b->generation, .block = id,
-		.group = b->group, .key_len = b->key_len, .raw_bytes = ns->geom.raw_bytes,
+		.raw_xxh3 = b->raw_xxh3,
+		.epoch = lane->epoch,
+		.generation = b->generation,
+		.block = id,
+		.group = b->group,
+		.key_len = b->key_len,
+		.raw_bytes = ns->geom.raw_bytes,
 	};
 
 	memcpy(expect.ns_digest, ns->digest, sizeof(expect.ns_digest));
@@ -458,8 +470,8 @@ static void fetch_done(struct nvme_op *nop, int res)
 		release_slot(lane, b);
 		index_set_state(lane->index, id, BLOCK_NVME);
 		fetch_failed(lane, id);
-		stats_reason(&lane->stats, res == -ETIMEDOUT ? SKVC_ABI_REASON_IO_TIMEOUT :
-							       SKVC_ABI_REASON_IO_ERROR);
+		stats_reason(&lane->stats, res == -ETIMEDOUT ? SKVC_ABI_REASON_IO_TIMEOUT
+							     : SKVC_ABI_REASON_IO_ERROR);
 	} else if (b->state == BLOCK_FETCHING && !fetched_record_ok(lane, id)) {
 		stats_reason(&lane->stats, SKVC_ABI_REASON_CORRUPT);
 		tier_quarantine(lane, id);
@@ -467,7 +479,8 @@ static void fetch_done(struct nvme_op *nop, int res)
 		index_set_state(lane->index, id, BLOCK_RESIDENT);
 		stats_add(&lane->stats, STAT_FETCH_BLOCKS, 1);
 		stats_add(&lane->stats, STAT_FETCH_BYTES, b->record_bytes);
-		stats_record_ns(&lane->stats, STATS_HIST_NVME_READ, lane->now_ns - nop->io.start_ns);
+		stats_record_ns(&lane->stats, STATS_HIST_NVME_READ,
+				lane->now_ns - nop->io.start_ns);
 	}
 	op_put(lane, op);
 	tier_unhold(lane, id);
@@ -485,7 +498,7 @@ static int fetch(struct lane *lane, uint32_t id)
 	op->op.done = fetch_done;
 	r = tier_alloc(lane, b->record_bytes, id);
 	if (r == 0) {
-		r = nvme_log_read(lane->log, &op->op, id, pool_iovec_index(lane->pool, b->slot),
+		r = nvme_log_read(lane->log, &op->op, id, buffer_index(lane, b->slot),
 				  pool_ptr(lane->pool, b->slot));
 		if (r < 0)
 			release_slot(lane, b);
@@ -530,8 +543,8 @@ static void watch_health(struct lane *lane)
 	if (!lane->log || in_service == lane->nvme_was_in_service)
 		return;
 	lane->nvme_was_in_service = in_service;
-	(void)mailbox_send(&lane->outbox, &(struct mail){ .type = LANE_NVME_HEALTH,
-							  .value = in_service ? 1 : 2 });
+	(void)mailbox_send(&lane->outbox,
+			   &(struct mail){ .type = LANE_NVME_HEALTH, .value = in_service ? 1 : 2 });
 }
 
 unsigned tier_run(struct lane *lane)
@@ -568,9 +581,14 @@ static int start_log(struct lane *lane, char *err, unsigned err_bytes)
 {
 	const struct config *c = &lane->config;
 	struct nvme_log_options o = {
-		.path = c->nvme_path, .bytes = c->nvme_bytes, .segment_bytes = c->nvme_segment_bytes,
-		.queue_depth = c->nvme_queue_depth, .deadline_ns = c->nvme_deadline_ns,
-		.retry_ns = c->nvme_retry_ns, .blocks_max = c->blocks_max, .evict = log_evicts,
+		.path = c->nvme_path,
+		.bytes = c->nvme_bytes,
+		.segment_bytes = c->nvme_segment_bytes,
+		.queue_depth = c->nvme_queue_depth,
+		.deadline_ns = c->nvme_deadline_ns,
+		.retry_ns = c->nvme_retry_ns,
+		.blocks_max = c->blocks_max,
+		.evict = log_evicts,
 		.user = lane,
 	};
 	int r;
@@ -594,31 +612,39 @@ static int start_pool(struct lane *lane, char *err, unsigned err_bytes)
 {
 	const struct config *c = &lane->config;
 	struct pool_options o = {
-		.bytes = c->pool_bytes, .granule_bytes = lane->granule_bytes, .numa_node = c->numa_node,
-		.lock = (int)c->lock_memory, .populate = lane->log != NULL, .name = "skvcd-pool",
+		.bytes = c->pool_bytes,
+		.granule_bytes = lane->granule_bytes,
+		.numa_node = c->numa_node,
+		.lock = (int)c->lock_memory,
+		.populate = lane->log != NULL,
+		.name = "skvcd-pool",
 	};
 	int r = pool_new(&o, &lane->pool);
 
 	if (r < 0)
-		snprintf(err, err_bytes, "host pool of %llu bytes: %s%s",
-			 (unsigned long long)c->pool_bytes, strerror(-r),
-			 c->lock_memory && (r == -EPERM || r == -EAGAIN || r == -ENOMEM) ?
-				 "; raise LimitMEMLOCK (ulimit -l), make pool_bytes smaller, or set "
-				 "[host] lock_memory = no" :
-				 "");
+		snprintf(
+			err, err_bytes, "host pool of %llu bytes: %s%s",
+			(unsigned long long)c->pool_bytes, strerror(-r),
+			c->lock_memory && (r == -EPERM || r == -EAGAIN || r == -ENOMEM)
+				? "; raise LimitMEMLOCK (ulimit -l), make pool_bytes smaller, or set "
+				  "[host] lock_memory = no"
+				: "");
 	return r;
 }
 
-static int register_pool(struct lane *lane, char *err, unsigned err_bytes)
+/* Registered buffers save the kernel a page walk per I/O; where they are not allowed, I/O works without. */
+static void register_pool(struct lane *lane)
 {
 	struct iovec iov[TIER_IOVECS_MAX];
 	unsigned n = pool_iovecs(lane->pool, iov, TIER_IOVECS_MAX);
 	int r = uring_register_buffers(lane->uring, iov, n);
 
+	lane->pool_registered = r == 0;
 	if (r < 0)
-		snprintf(err, err_bytes, "io_uring cannot register the host pool: %s; raise "
-			 "LimitMEMLOCK (ulimit -l)", strerror(-r));
-	return r;
+		log_line(LOG_LEVEL_WARNING,
+			 "io_uring does not take the host pool as registered buffers: %s; "
+			 "NVMe I/O costs more CPU. Raise LimitMEMLOCK (ulimit -l)",
+			 strerror(-r));
 }
 
 int tier_start(struct lane *lane, char *err, unsigned err_bytes)
@@ -637,10 +663,10 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 	if (lane->log && nvme_log_align_bytes(lane->log) > lane->granule_bytes)
 		lane->granule_bytes = nvme_log_align_bytes(lane->log);
 	r = start_pool(lane, err, err_bytes);
-	if (r == 0 && lane->log)
-		r = register_pool(lane, err, err_bytes);
 	if (r < 0)
 		return r;
+	if (lane->log)
+		register_pool(lane);
 	pool_usage(lane->pool, &u);
 	stats_set(&lane->stats, STAT_POOL_BYTES, u.bytes);
 	return 0;

@@ -146,7 +146,7 @@ static int write_configuration(const struct demo_daemon *d, const struct report 
 		return report_fail(r, -errno, "%s: %s", d->conf, strerror(errno));
 	fprintf(f,
 		"[daemon]\nsocket = %s\nbus_socket = %s\nstate_dir = %s/state\n\n"
-		"[host]\npool = 256M\n\n"
+		"[host]\npool = 256M\nlock_memory = no\n\n"
 		"[nvme]\npath = %s\nsize = 256M\n",
 		d->socket, d->bus, d->dir, d->nvme);
 	if (fclose(f) != 0)

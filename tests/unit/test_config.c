@@ -59,7 +59,7 @@ static void test_defaults_are_good(void **state)
 	assert_int_equal(c.pool_bytes, 1ull << 30);
 	assert_int_equal(c.spin_ns, 50000);
 	assert_int_equal(c.numa_node, -1);
-	assert_int_equal(c.lock_memory, 0);
+	assert_int_equal(c.lock_memory, 1);
 	assert_int_equal(c.verify, 1);
 	assert_int_equal(c.speculator, 2);
 	assert_int_equal(c.lease_ttl_ns, 30000000000ull);
