@@ -568,18 +568,23 @@ static void survives_every_bad_completion(void **state)
 	}
 }
 
+/* The index is looked at when what was last seen of it is not enough: within a ring's length. */
 static void survives_a_bad_submission_index(void **state)
 {
+	const struct skvc_options options = { .sq_entries = 8 };
 	struct skvc_completion c;
 	struct rig rig;
 	uint64_t job;
+	int rounds = 0, r;
 
 	(void)state;
-	rig_init(&rig, NULL);
+	rig_init(&rig, &options);
 	fake_daemon_fault(rig.daemon, FAKE_SQ_INDEX);
-	job = rig_nop(&rig);
-	assert_int_equal(rig_finish(&rig, job).res, 0);
-	assert_int_equal(skvc_nop(rig.session, &job), -EPIPE);
+	while (!(r = skvc_nop(rig.session, &job))) {
+		assert_int_equal(rig_finish(&rig, job).res, 0);
+		assert_true(++rounds <= 8);
+	}
+	assert_int_equal(r, -EPIPE);
 	assert_int_equal(skvc_poll(rig.session, &c, 1), -EPIPE);
 	rig_deinit(&rig);
 }

@@ -83,6 +83,28 @@ static void refuses_impossible_indices(void **state)
 	assert_int_equal(ring_produce_room(&producer), -EOVERFLOW);
 }
 
+static void looks_at_the_consumer_only_when_it_must(void **state)
+{
+	uint64_t entry[8] = { 0 };
+	struct ring producer, consumer;
+	struct shared s;
+
+	(void)state;
+	make_pair(&s, UINT32_MAX - 3, &producer, &consumer);
+	producer.peer_value = UINT32_MAX - 3;
+	s.head.value =
+		1000; /* impossible, and not looked at: all slots were free at the last look */
+	assert_int_equal(ring_produce_has(&producer, CAPACITY), 1);
+	for (uint32_t i = 0; i < CAPACITY; i++)
+		ring_produce(&producer, entry);
+	assert_int_equal(ring_produce_has(&producer, 1), -EOVERFLOW);
+	s.head.value = UINT32_MAX - 3;
+	assert_int_equal(ring_produce_has(&producer, 1), 0);
+	s.head.value = 0; /* four were taken */
+	assert_int_equal(ring_produce_has(&producer, 5), 0);
+	assert_int_equal(ring_produce_has(&producer, 4), 1);
+}
+
 static void wakes_once_per_sleep(void **state)
 {
 	uint64_t entry[8] = { 0 };
@@ -205,6 +227,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(holds_its_capacity),
 		cmocka_unit_test(refuses_impossible_indices),
+		cmocka_unit_test(looks_at_the_consumer_only_when_it_must),
 		cmocka_unit_test(wakes_once_per_sleep),
 		cmocka_unit_test(carries_everything_between_threads),
 	};
