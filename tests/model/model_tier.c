@@ -35,6 +35,13 @@
 #define OWN_CHAINS (REFERENCE_CHAINS - CRASHERS) /* the last ones belong to the crashers */
 #define TIER_BYTES (24u << 20)
 #define WAIT_NS 30000000000ull
+#ifdef SKVCD_SAN
+#define STEPS 300u
+#define ROUNDS 3u
+#else
+#define STEPS 1000u
+#define ROUNDS 5u
+#endif
 
 /* Anything wrong ends the program at once, with the seed and the step to repeat it. */
 #define CHECK(condition, ...)                                                           \
@@ -718,9 +725,9 @@ int main(int argc, char **argv)
 						 { "steps", required_argument, NULL, 'n' },
 						 { "seconds", required_argument, NULL, 's' },
 						 { NULL, 0, NULL, 0 } };
-	uint64_t steps = 1000, seconds = 0, until;
+	uint64_t steps = STEPS, seconds = 0, until;
 	const char *env = getenv("SEED");
-	unsigned rounds = 4;
+	unsigned rounds = ROUNDS;
 	int opt;
 
 	seed = env && *env ? strtoull(env, NULL, 0) : 1;
