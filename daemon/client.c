@@ -3,9 +3,10 @@
  * client.c - the life of a connection: handshake, one packet at a time, answers, and the end.  Control
  * thread.  The meaning of requests is in client_request.c; the arrows are drawn in client.h.
  *
- * Ending has one order, whoever starts it: the socket is closed first (no request can come any more),
- * SESSION_END tells the lane, the lane drains and says SESSION_GONE, and only then memory is unmapped:
- * until then the device may still read or write it.
+ * Ending has one order, whoever starts it: no request is read any more, SESSION_END tells the lane, the lane
+ * drains and says SESSION_GONE, and only then the socket is closed and memory unmapped: until then the
+ * device may still read or write the client's pages, and a closed socket would tell it otherwise.  Only a
+ * client that is gone itself has its socket closed at once.
  */
 #include "daemon/client.h"
 
@@ -184,11 +185,11 @@ static void over(struct client *c)
 	release(c);
 }
 
+/* The socket stays open until the lane has drained: a client that sees it closed may write to its pages. */
 static void end(struct client *c, uint16_t reason)
 {
 	if (c->state == CLIENT_ENDING || c->state == CLIENT_OVER)
 		return;
-	c->drop_socket = true;
 	c->deadline_ns = 0;
 	c->end_reason = reason;
 	if (c->state == CLIENT_HELLO) {
@@ -244,6 +245,7 @@ void client_gone(struct client *c)
 		log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_CLIENT_GONE,
 			   "client is gone");
 	end(c, SKVC_ABI_REASON_CLIENT_GONE);
+	c->drop_socket = true; /* nobody is at its other end */
 }
 
 void client_shutdown(struct client *c)
@@ -260,6 +262,7 @@ void client_answer(struct client *c, uint16_t type, void *message, uint32_t byte
 
 	ctl_msg_init(message, type, bytes, c->seq);
 	r = fdpass_send(c->sock, message, bytes, fds, fds_count);
+	c->seq = 0; /* answered: what is said next was not asked for */
 	if (r == -EAGAIN)
 		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE,
 		     "the client does not read its answers");

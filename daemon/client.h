@@ -7,9 +7,9 @@
  *	IDLE     -> ASKING	a request needs the lane: its mail is out, nothing more is read
  *	ASKING   -> IDLE	the lane answered, and so did we
  *	IDLE     -> LEAVING	BYE; SESSION_END is out
- *	any      -> ENDING	death, garbage, silence, shutdown: the socket closes, SESSION_END goes out as
- *				soon as the lane knows the session
- *	ENDING, LEAVING -> OVER	SESSION_GONE: memory is unmapped and freed
+ *	any      -> ENDING	death, garbage, silence, shutdown: nothing is read any more, SESSION_END goes out
+ *				as soon as the lane knows the session
+ *	ENDING, LEAVING -> OVER	SESSION_GONE: the socket closes, memory is unmapped and freed
  *	HELLO    -> OVER	refused, or nothing came
  *
  * The event loop is control.c's: it calls in here, then asks client_wants_input(), client_deadline_ns()

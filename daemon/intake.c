@@ -39,7 +39,6 @@ struct intake {
 void session_drain(struct lane *lane, struct session *s, uint16_t reason)
 {
 	struct skvc_abi_header *h = (struct skvc_abi_header *)s->segment;
-	uint64_t one = 1;
 
 	if (s->state != SESSION_OPEN)
 		return;
@@ -48,6 +47,15 @@ void session_drain(struct lane *lane, struct session *s, uint16_t reason)
 	job_abort_all(lane, s, reason);
 	lease_release_all(lane, s);
 	__atomic_store_n(&h->end_reason, reason, __ATOMIC_RELAXED);
+}
+
+/* Nothing of this session is in flight any more: only now the client may believe that its pages are its own. */
+void session_closed(struct session *s)
+{
+	struct skvc_abi_header *h = (struct skvc_abi_header *)s->segment;
+	uint64_t one = 1;
+
+	assert(s->state == SESSION_DRAINING && !s->jobs_live);
 	__atomic_store_n(&h->daemon_state, SKVC_ABI_DAEMON_CLOSED, __ATOMIC_RELEASE);
 	(void)!write(s->cq_fd, &one, sizeof(one));
 }

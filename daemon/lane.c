@@ -157,6 +157,7 @@ static void session_settle(struct lane *lane, struct session *s)
 		s->sq_unwatching = 1;
 		return;
 	}
+	session_closed(s);
 	s->state = SESSION_GONE;
 	lane->session[s->slot] = NULL;
 	lane->sessions_count--;

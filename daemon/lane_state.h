@@ -35,10 +35,10 @@
 #include "gpu/device.h"
 
 #define LANE_JOBS_MAX 4096u
-#define LANE_ARGS_BYTES (64ull << 20)		/* private copies of argument lists; used as needed */
-#define LANE_INTAKE_BATCH 32u			/* entries taken of one session per turn */
+#define LANE_ARGS_BYTES (64ull << 20) /* private copies of argument lists; used as needed */
+#define LANE_INTAKE_BATCH 32u	      /* entries taken of one session per turn */
 #define LANE_NVME_OPS 256u
-#define LANE_SLEEP_MAX_NS 1000000000ull		/* the heartbeat's slowest beat */
+#define LANE_SLEEP_MAX_NS 1000000000ull /* the heartbeat's slowest beat */
 
 /* ---- jobs ---- */
 
@@ -50,36 +50,36 @@
 enum job_state { JOB_FREE, JOB_QUEUED, JOB_RUNNING, JOB_ENDING };
 
 struct job_item {
-	uint32_t block;				/* id in the index; BLOCK_NONE: nothing to do for this one */
-	uint32_t page;				/* block index in the region; checked */
+	uint32_t block; /* id in the index; BLOCK_NONE: nothing to do for this one */
+	uint32_t page;	/* block index in the region; checked */
 };
 
 struct job {
 	enum job_state state;
-	uint8_t op;				/* SKVC_ABI_OP_LOAD or _STORE */
+	uint8_t op; /* SKVC_ABI_OP_LOAD or _STORE */
 	uint8_t flags;
 	uint8_t aborted;
 	uint8_t source_free_sent;
-	uint16_t reason;			/* first cause that was not plain success */
-	int32_t res;				/* its errno */
+	uint16_t reason; /* first cause that was not plain success */
+	int32_t res;	 /* its errno */
 	struct session *session;
 	struct namespace *ns;
-	struct region *region;			/* users is held */
+	struct region *region; /* users is held */
 	uint64_t user_data;
 	uint64_t intake_ns;
 	uint32_t count;
-	uint32_t next;				/* first item that was not started */
-	uint32_t inflight;			/* tasks of this job: on the device, or waiting for room */
-	uint32_t encoding;			/* of these, tasks that still read the engine's pages */
-	uint32_t done;				/* items that succeeded */
-	uint32_t skip_tokens;			/* load: of item 0 */
+	uint32_t next;	      /* first item that was not started */
+	uint32_t inflight;    /* tasks of this job: on the device, or waiting for room */
+	uint32_t encoding;    /* of these, tasks that still read the engine's pages */
+	uint32_t done;	      /* items that succeeded */
+	uint32_t skip_tokens; /* load: of item 0 */
 	uint64_t raw_bytes, stored_bytes;
 	uint32_t result_rel, result_bytes;
-	uint32_t args_slot;			/* in lane->args: items, then bitmap, then tokens */
+	uint32_t args_slot; /* in lane->args: items, then bitmap, then tokens */
 	struct job_item *items;
 	uint64_t *bitmap;
-	uint32_t *tokens;			/* store with tokens: count * block_tokens; else NULL */
-	struct job *prev, *next_job;		/* on one of the run queues */
+	uint32_t *tokens;	     /* store with tokens: count * block_tokens; else NULL */
+	struct job *prev, *next_job; /* on one of the run queues */
 };
 
 struct job_queue {
@@ -91,14 +91,14 @@ struct job_queue {
 enum task_kind { TASK_SAMPLE, TASK_ENCODE, TASK_DECODE, TASK_FIT };
 
 struct task {
-	struct device_task dev;			/* first: poll() hands back this address */
+	struct device_task dev; /* first: poll() hands back this address */
 	enum task_kind kind;
 	struct job *job;
 	uint32_t item;
-	struct namespace *ns;			/* TASK_FIT */
-	uint8_t *staging;			/* owned mapping of lane->staging_bytes: record under construction */
-	uint64_t room_deadline_ns;		/* waiting for room until then */
-	struct task *next;			/* free list or waiting list */
+	struct namespace *ns; /* TASK_FIT */
+	uint8_t *staging;     /* owned mapping of lane->staging_bytes: record under construction */
+	uint64_t room_deadline_ns; /* waiting for room until then */
+	struct task *next;	   /* free list or waiting list */
 };
 
 struct task_queue {
@@ -109,40 +109,40 @@ struct task_queue {
 /* ---- leases ---- */
 
 struct lease {
-	uint32_t generation;			/* of the handle; bumped at release */
+	uint32_t generation; /* of the handle; bumped at release */
 	uint32_t session_slot;
-	struct session *session;		/* NULL: free */
+	struct session *session; /* NULL: free */
 	struct namespace *ns;
 	uint64_t deadline_ns;
 	uint32_t count;
-	uint32_t ready;				/* cursor: leading blocks resolved */
+	uint32_t ready; /* cursor: leading blocks resolved */
 	uint32_t lost;
 	uint32_t args_slot;
-	uint32_t *blocks;			/* ids, each holding a reference */
-	struct lease *prev, *next;		/* live list */
+	uint32_t *blocks;	   /* ids, each holding a reference */
+	struct lease *prev, *next; /* live list */
 };
 
 /* ---- NVMe operations ---- */
 
 struct lane_nvme_op {
-	struct nvme_op op;			/* first */
+	struct nvme_op op; /* first */
 	struct lane *lane;
 	struct lane_nvme_op *next;
 };
 
 struct lane {
-	struct config config;			/* private copy */
+	struct config config; /* private copy */
 	pthread_t thread;
 	struct mailbox inbox, outbox;
 	struct stats stats;
 	_Atomic uint64_t heartbeat;
 	/* everything below: lane thread only, once started */
-	uint64_t now_ns;			/* read once per turn */
-	uint64_t rest_ns;			/* when the slower half of a turn last ran */
-	uint64_t work_ns;			/* when the loop last found something to do */
+	uint64_t now_ns;  /* read once per turn */
+	uint64_t rest_ns; /* when the slower half of a turn last ran */
+	uint64_t work_ns; /* when the loop last found something to do */
 	int stopping;
-	int cq_blocked;				/* a session's completion ring is full: look again soon */
-	uint32_t words_behind;			/* a block became ready or was lost: lease words are behind */
+	int cq_blocked;	       /* a session's completion ring is full: look again soon */
+	uint32_t words_behind; /* a block became ready or was lost: lease words are behind */
 
 	struct uring *uring;
 	struct device *device;
@@ -150,66 +150,68 @@ struct lane {
 	struct uring_op inbox_watch, device_watch;
 	unsigned watches;
 
-	struct session **session;		/* [sessions_max] by slot */
+	struct session **session; /* [sessions_max] by slot */
 	uint32_t sessions_count;
-	struct namespace **ns;			/* [namespaces_max] by id, as far as known to the lane */
-	uint32_t ns_end;			/* 1 + the highest id known */
+	struct namespace **ns; /* [namespaces_max] by id, as far as known to the lane */
+	uint32_t ns_end;       /* 1 + the highest id known */
 
 	struct index *index;
 	struct pool *pool;
-	struct nvme_log *log;			/* NULL: no tier */
+	struct nvme_log *log; /* NULL: no tier */
 	uint64_t epoch;
 	uint32_t granule_bytes;
-	int pool_registered;			/* with io_uring, as fixed buffers */
+	int pool_registered; /* with io_uring, as fixed buffers */
 	/* RESIDENT and held by nobody, coldest first: with and without a copy on NVMe */
 	struct block_list clean, dirty;
 	uint64_t clean_bytes, dirty_bytes;
-	struct block_list fetch;		/* NVME and WANTED */
+	struct block_list fetch; /* NVME and WANTED */
 	struct lane_nvme_op nvme_op[LANE_NVME_OPS];
 	struct lane_nvme_op *nvme_free;
 	unsigned spills_inflight, fetches_inflight;
 	int nvme_was_in_service;
-	int accepting;				/* hysteresis of the pool */
+	int accepting; /* hysteresis of the pool */
 
-	struct pool *args;			/* argument memory of jobs and leases */
-	uint8_t *scratch;			/* SKVC_ABI_ARGS_BYTES_MAX: the list of the entry at hand */
-	struct job *job;			/* [LANE_JOBS_MAX] */
-	struct job *job_free;			/* through next_job */
+	struct pool *args;    /* argument memory of jobs and leases */
+	uint8_t *scratch;     /* SKVC_ABI_ARGS_BYTES_MAX: the list of the entry at hand */
+	struct job *job;      /* [LANE_JOBS_MAX] */
+	struct job *job_free; /* through next_job */
 	uint32_t jobs_count;
-	struct job_queue loads, stores;		/* jobs with items to start; round robin */
+	struct job_queue loads, stores; /* jobs with items to start; round robin */
 
-	struct task *task;			/* [tasks_max] */
+	struct task *task; /* [tasks_max] */
 	uint32_t tasks_count;
 	struct task_queue tasks_free;
-	struct task_queue room;			/* encoded, waiting for a slot in the pool */
-	struct task fit_task;			/* one fit at a time, on the device's background thread */
+	struct task_queue room; /* encoded, waiting for a slot in the pool */
+	struct task fit_task;	/* one fit at a time, on the device's background thread */
 	uint8_t fit_busy;
 	uint64_t staging_bytes;
 
-	struct lease *lease;			/* [sessions_max * leases_max] */
-	struct lease leases_live;		/* list head */
-	uint64_t leases_next_ns;		/* earliest deadline seen by the last sweep */
+	struct lease *lease;	  /* [sessions_max * leases_max] */
+	struct lease leases_live; /* list head */
+	uint64_t leases_next_ns;  /* earliest deadline seen by the last sweep */
 };
 
 /* intake.c */
 unsigned intake_run(struct lane *lane, struct session *s);
 void session_fail(struct lane *lane, struct session *s, uint16_t reason);
 void session_drain(struct lane *lane, struct session *s, uint16_t reason);
+void session_closed(struct session *s);
 
 /* request.c */
 struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_sqe *sqe,
 		    struct namespace *ns, struct region *region, uint32_t tokens_count);
 void job_queue_push(struct job_queue *q, struct job *job);
-void job_note(struct job *job, int32_t res, uint16_t reason);	/* remember the first cause */
+void job_note(struct job *job, int32_t res, uint16_t reason); /* remember the first cause */
 void job_item_done(struct lane *lane, struct job *job, uint32_t item, uint64_t raw_bytes,
 		   uint64_t stored_bytes);
-void job_settle(struct lane *lane, struct job *job);		/* completes it when nothing is left; may free it */
+void job_settle(struct lane *lane,
+		struct job *job); /* completes it when nothing is left; may free it */
 int job_abort(struct lane *lane, struct session *s, uint64_t user_data, uint16_t reason);
 void job_abort_all(struct lane *lane, struct session *s, uint16_t reason);
 void job_source_free(struct lane *lane, struct job *job);
 void request_cqe(struct lane *lane, struct session *s, const struct skvc_abi_cqe *cqe);
-unsigned request_run(struct lane *lane);			/* start what can be started */
-unsigned request_poll(struct lane *lane);			/* take what the device finished */
+unsigned request_run(struct lane *lane);  /* start what can be started */
+unsigned request_poll(struct lane *lane); /* take what the device finished */
 struct task *task_get(struct lane *lane);
 void task_put(struct lane *lane, struct task *task);
 
@@ -228,21 +230,21 @@ uint64_t lookup_token_hash(const struct namespace *ns, const uint32_t *tokens);
 
 /* lease.c */
 int lease_new(struct lane *lane, struct session *s, struct namespace *ns, uint32_t count,
-	      uint64_t ttl_ns, struct lease **ret_lease);	/* -EAGAIN */
+	      uint64_t ttl_ns, struct lease **ret_lease); /* -EAGAIN */
 void lease_grant(struct lane *lane, struct lease *lease, uint64_t *ret_handle);
 struct lease *lease_find(struct lane *lane, const struct session *s, uint64_t handle);
 void lease_release(struct lane *lane, struct lease *lease);
 void lease_release_all(struct lane *lane, struct session *s);
-unsigned lease_run(struct lane *lane);		/* words that changed, deadlines that passed */
+unsigned lease_run(struct lane *lane); /* words that changed, deadlines that passed */
 
 /* store.c */
 void store_begin(struct lane *lane, struct session *s, struct namespace *ns, struct region *region,
 		 const struct skvc_abi_sqe *sqe, const struct skvc_abi_key *parent,
 		 const struct skvc_abi_key *keys, const uint32_t *pages, const uint32_t *tokens,
 		 struct skvc_abi_cqe *cqe, int *ret_async);
-int store_start_item(struct lane *lane, struct job *job);	/* 1 started, 0 nothing now */
+int store_start_item(struct lane *lane, struct job *job); /* 1 started, 0 nothing now */
 void store_task_done(struct lane *lane, struct task *task);
-unsigned store_room_run(struct lane *lane);			/* retry those that wait for room */
+unsigned store_room_run(struct lane *lane); /* retry those that wait for room */
 void store_cancel_item(struct lane *lane, struct job *job, uint32_t item);
 
 /* load.c */
@@ -251,36 +253,39 @@ void load_begin(struct lane *lane, struct session *s, struct region *region,
 		int *ret_async);
 int load_start_item(struct lane *lane, struct job *job);
 void load_task_done(struct lane *lane, struct task *task);
-void load_progress(struct lane *lane);				/* layer progress words of running loads */
+void load_progress(struct lane *lane); /* layer progress words of running loads */
 
 /* tier.c */
 int tier_start(struct lane *lane, char *err, unsigned err_bytes);
 void tier_stop(struct lane *lane);
-int tier_alloc(struct lane *lane, uint64_t bytes, uint32_t block);	/* sets its slot; -EAGAIN, -EFBIG */
-int tier_evict_for_tenant(struct lane *lane, const struct tenant *tenant);	/* one block; 1 when it did */
+int tier_alloc(struct lane *lane, uint64_t bytes,
+	       uint32_t block); /* sets its slot; -EAGAIN, -EFBIG */
+int tier_evict_for_tenant(struct lane *lane,
+			  const struct tenant *tenant); /* one block; 1 when it did */
 int tier_evict_one(struct lane *lane);
 void tier_hold(struct lane *lane, uint32_t block);
 void tier_unhold(struct lane *lane, uint32_t block);
-void tier_publish(struct lane *lane, uint32_t block);		/* STORING, slot filled -> RESIDENT */
-void tier_want(struct lane *lane, uint32_t block);		/* NVME: queue a fetch */
-void tier_forget(struct lane *lane, uint32_t block);		/* out of the index and all tiers */
+void tier_publish(struct lane *lane, uint32_t block); /* STORING, slot filled -> RESIDENT */
+void tier_want(struct lane *lane, uint32_t block);    /* NVME: queue a fetch */
+void tier_forget(struct lane *lane, uint32_t block);  /* out of the index and all tiers */
 void tier_quarantine(struct lane *lane, uint32_t block);
-unsigned tier_run(struct lane *lane);				/* fetches, spills, watermarks */
+unsigned tier_run(struct lane *lane); /* fetches, spills, watermarks */
 int tier_has_nvme(const struct lane *lane);
-unsigned tier_busy(const struct lane *lane);			/* operations that must end before a stop */
+unsigned tier_busy(const struct lane *lane); /* operations that must end before a stop */
 
 /* profiler.c */
-int profiler_wants(struct lane *lane, struct namespace *ns);	/* sample the next block? */
+int profiler_wants(struct lane *lane, struct namespace *ns); /* sample the next block? */
 uint8_t *profiler_reserve(struct namespace *ns);
 void profiler_sampled(struct lane *lane, struct namespace *ns, int ok);
-int profiler_parks(const struct lane *lane, const struct namespace *ns);	/* stores wait for the first fit */
+int profiler_parks(const struct lane *lane,
+		   const struct namespace *ns); /* stores wait for the first fit */
 void profiler_run(struct lane *lane);
 void profiler_fit_done(struct lane *lane, struct task *task);
 int profiler_ns_init(struct lane *lane, struct namespace *ns);
 void profiler_ns_deinit(struct namespace *ns);
 
 /* quota.c */
-int quota_charge(struct tenant *tenant, uint64_t bytes);	/* 0, -EDQUOT */
+int quota_charge(struct tenant *tenant, uint64_t bytes); /* 0, -EDQUOT */
 void quota_uncharge(struct tenant *tenant, uint64_t bytes);
 
 #endif

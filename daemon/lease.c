@@ -6,6 +6,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <sodium.h>
 #include <stddef.h>
 
 #include "daemon/lane_state.h"
@@ -58,7 +59,8 @@ int lease_new(struct lane *lane, struct session *s, struct namespace *ns, uint32
 	l->args_slot = slot;
 	l->blocks = pool_ptr(lane->args, slot);
 	l->deadline_ns = lane->now_ns + ttl_ns;
-	l->generation++;
+	/* From a random start: a handle of an earlier life of the daemon must not name a lease of this one. */
+	l->generation = l->generation ? l->generation + 1 : randombytes_random();
 	if (!l->generation) /* a handle is never 0 */
 		l->generation = 1;
 	l->next = &lane->leases_live;
