@@ -31,37 +31,38 @@ enum block_state {
 	BLOCK_STATE_COUNT
 };
 
-#define BLOCK_SPILLING 0x01u		/* a write to NVMe is in flight (holds a reference) */
-#define BLOCK_WANTED 0x02u		/* queued for a fetch */
-#define BLOCK_FETCH_FAILED 0x04u	/* the last fetch failed or found no room; cleared when wanted again */
-#define BLOCK_HAS_TOKENS 0x08u		/* token_hash is valid */
-#define BLOCK_LISTED 0x10u		/* on exactly one list (clean, dirty or fetch) */
-#define BLOCK_CLEAN 0x20u		/* has a durable NVMe copy */
-#define BLOCK_READABLE 0x40u		/* DEAD, but its slot is whole: who holds it may still load it */
-#define BLOCK_CORRUPT 0x80u		/* DEAD because its bytes were wrong */
+#define BLOCK_SPILLING 0x01u /* a write to NVMe is in flight (holds a reference) */
+#define BLOCK_WANTED 0x02u   /* queued for a fetch */
+#define BLOCK_FETCH_FAILED \
+	0x04u /* the last fetch failed or found no room; cleared when wanted again */
+#define BLOCK_HAS_TOKENS 0x08u /* token_hash is valid */
+#define BLOCK_LISTED 0x10u     /* on exactly one list (clean, dirty or fetch) */
+#define BLOCK_CLEAN 0x20u      /* has a durable NVMe copy */
+#define BLOCK_READABLE 0x40u   /* DEAD, but its slot is whole: who holds it may still load it */
+#define BLOCK_CORRUPT 0x80u    /* DEAD because its bytes were wrong */
 
 struct block {
 	uint8_t key[SKVC_ABI_KEY_BYTES];
 	uint32_t ns;
 	uint32_t group;
 	uint32_t hash_next;
-	uint32_t prev, next;		/* of the list it is on */
-	uint32_t parent;		/* id, or BLOCK_NONE; only with parent_generation */
+	uint32_t prev, next; /* of the list it is on */
+	uint32_t parent;     /* id, or BLOCK_NONE; only with parent_generation */
 	uint32_t parent_generation;
-	uint32_t children;		/* blocks in the index that name this one as parent */
-	uint32_t generation;		/* bumped when freed */
-	uint32_t slot;			/* in the host pool, or POOL_NONE */
-	uint32_t record_bytes;		/* header, tokens, payload and padding: what quotas count */
-	uint32_t refs;			/* leases, loads, spills and fetches that hold it */
+	uint32_t children;     /* blocks in the index that name this one as parent */
+	uint32_t generation;   /* bumped when freed */
+	uint32_t slot;	       /* in the host pool, or POOL_NONE */
+	uint32_t record_bytes; /* header, tokens, payload and padding: what quotas count */
+	uint32_t refs;	       /* leases, loads, spills and fetches that hold it */
 	uint64_t token_hash;
 	uint64_t raw_xxh3;
-	uint64_t pin_until_ns;		/* not evicted before */
-	uint64_t wanted_ns;		/* since when it waits for a fetch */
-	uint8_t state;			/* enum block_state */
-	uint8_t flags;			/* BLOCK_* */
+	uint64_t pin_until_ns; /* not evicted before */
+	uint64_t wanted_ns;    /* since when it waits for a fetch */
+	uint8_t state;	       /* enum block_state */
+	uint8_t flags;	       /* BLOCK_* */
 	uint8_t key_len;
-	uint8_t profile;		/* 1 + index into the namespace's profiles; 0: none needed */
-	uint32_t padding_bytes;		/* of record_bytes */
+	uint8_t profile;	/* 1 + index into the namespace's profiles; 0: none needed */
+	uint32_t padding_bytes; /* of record_bytes */
 };
 
 _Static_assert(sizeof(struct block) <= 128, "memory per indexed block");
@@ -78,15 +79,16 @@ struct block *index_block(const struct index *ix, uint32_t id);
 uint32_t index_find(const struct index *ix, uint32_t ns, const struct skvc_abi_key *key);
 /* A new block in state STORING.  0, -ENOSPC (table full).  The key must not be there. */
 int index_insert(struct index *ix, uint32_t ns, const struct skvc_abi_key *key, uint32_t *ret_id);
-void index_unlink(struct index *ix, uint32_t id);	/* no longer found by its key */
-void index_release(struct index *ix, uint32_t id);	/* unlinked and off every list: back to FREE */
-void index_set_state(struct index *ix, uint32_t id, enum block_state state);	/* asserts the arrow exists */
+void index_unlink(struct index *ix, uint32_t id);  /* no longer found by its key */
+void index_release(struct index *ix, uint32_t id); /* unlinked and off every list: back to FREE */
+void index_set_state(struct index *ix, uint32_t id,
+		     enum block_state state); /* asserts the arrow exists */
 void index_set_parent(struct index *ix, uint32_t id, uint32_t parent);
-uint32_t index_parent(const struct index *ix, uint32_t id);	/* BLOCK_NONE when it has gone */
+uint32_t index_parent(const struct index *ix, uint32_t id); /* BLOCK_NONE when it has gone */
 uint32_t index_count(const struct index *ix);
 
 void block_list_init(struct block_list *l);
-void block_list_push(struct index *ix, struct block_list *l, uint32_t id);	/* at the tail */
+void block_list_push(struct index *ix, struct block_list *l, uint32_t id); /* at the tail */
 void block_list_remove(struct index *ix, struct block_list *l, uint32_t id);
 
 #endif

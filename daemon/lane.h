@@ -17,17 +17,17 @@ struct lane;
 
 enum lane_mail {
 	/* control -> lane.  subject, object and value as named; each has exactly one answer, except STOP */
-	LANE_SESSION_ADD = 1,	/* subject session -> answer SESSION_ADD (res 0 or -errno) */
-	LANE_SESSION_END,	/* subject session, value reason -> answer SESSION_GONE when drained */
-	LANE_NS_ADD,		/* subject session, object namespace, value handle -> answer NS_ADD */
-	LANE_REGION_ADD,	/* subject session, object region, value handle -> answer REGION_ADD */
-	LANE_REGION_END,	/* subject session, object region, value handle -> answer REGION_END when unused */
-	LANE_STOP,		/* drain everything; the thread ends (lane_join) */
+	LANE_SESSION_ADD = 1, /* subject session -> answer SESSION_ADD (res 0 or -errno) */
+	LANE_SESSION_END, /* subject session, value reason -> answer SESSION_GONE when drained */
+	LANE_NS_ADD,	  /* subject session, object namespace, value handle -> answer NS_ADD */
+	LANE_REGION_ADD,  /* subject session, object region, value handle -> answer REGION_ADD */
+	LANE_REGION_END, /* subject session, object region, value handle -> answer REGION_END when unused */
+	LANE_STOP, /* drain everything; the thread ends (lane_join) */
 	/* lane -> control, unasked */
-	LANE_SESSION_FAILED,	/* subject session, value reason: client broke the contract; END must follow */
-	LANE_SESSION_GONE,	/* subject session: the lane has forgotten it */
-	LANE_PROFILE_NEW,	/* subject namespace, value version: for the log */
-	LANE_NVME_HEALTH,	/* value 1 in service, 2 out: for the log and the status line; res the error */
+	LANE_SESSION_FAILED, /* subject session, value reason: client broke the contract; END must follow */
+	LANE_SESSION_GONE, /* subject session: the lane has forgotten it */
+	LANE_PROFILE_NEW,  /* subject namespace, value version: for the log */
+	LANE_NVME_HEALTH, /* value 1 in service, 2 out: for the log and the status line; res the error */
 };
 
 /*
@@ -38,10 +38,11 @@ int lane_start(const struct config *config, struct lane **ret_lane, char *err, u
 /* After LANE_STOP was sent: wait for the thread, free everything.  Returns NULL. */
 struct lane *lane_join(struct lane *lane);
 
-struct mailbox *lane_inbox(struct lane *lane);		/* control sends */
-struct mailbox *lane_outbox(struct lane *lane);		/* control receives */
+struct mailbox *lane_inbox(struct lane *lane);	/* control sends */
+struct mailbox *lane_outbox(struct lane *lane); /* control receives */
 const struct stats *lane_stats(const struct lane *lane);
-uint64_t lane_block_bytes_max(const struct lane *lane);	/* the largest raw block a namespace may have */
+uint64_t lane_block_bytes_max(
+	const struct lane *lane); /* the largest raw block a namespace may have */
 /* Grows while the lane makes progress or sleeps with nothing to do: what a watchdog may rely on. */
 uint64_t lane_heartbeat(const struct lane *lane);
 

@@ -24,10 +24,10 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#define SUPERBLOCK_MAGIC 0x314c564e43564b53ull	/* "SKVCNVL1" */
+#define SUPERBLOCK_MAGIC 0x314c564e43564b53ull /* "SKVCNVL1" */
 #define SUPERBLOCK_VERSION 1u
 #define SUPERBLOCK_IO_BYTES NVME_FILE_ALIGN_BYTES_MAX
-#define BLANK_BYTES (1u << 20)			/* a device counts as blank when this much of it is zero */
+#define BLANK_BYTES (1u << 20) /* a device counts as blank when this much of it is zero */
 #define ALIGN_BYTES_MIN 4096u
 #define BUSY_TRIES 50u
 #define BUSY_PAUSE_NS 10000000
@@ -36,12 +36,12 @@
 struct superblock {
 	uint64_t magic;
 	uint32_t version;
-	uint32_t header_bytes;			/* NVME_FILE_HEADER_BYTES */
+	uint32_t header_bytes; /* NVME_FILE_HEADER_BYTES */
 	uint64_t bytes;
 	uint64_t segment_bytes;
-	uint64_t epoch;				/* one more at every opening; the first is random */
-	uint8_t uuid[16];			/* of this file, made with it */
-	uint64_t xxh3;				/* XXH3-64 of this struct with this field zero */
+	uint64_t epoch;	  /* one more at every opening; the first is random */
+	uint8_t uuid[16]; /* of this file, made with it */
+	uint64_t xxh3;	  /* XXH3-64 of this struct with this field zero */
 };
 
 _Static_assert(sizeof(struct superblock) == 64, "superblock");
@@ -52,15 +52,16 @@ struct opening {
 	struct nvme_file *file;
 	char *err;
 	unsigned err_bytes;
-	bool created;				/* by us, just now */
-	bool device;				/* a block device */
-	bool ours;				/* has our superblock: sb */
+	bool created; /* by us, just now */
+	bool device;  /* a block device */
+	bool ours;    /* has our superblock: sb */
 	uint64_t size_bytes;
 	struct superblock sb;
-	uint8_t *buf;				/* BLANK_BYTES, aligned; owned */
+	uint8_t *buf; /* BLANK_BYTES, aligned; owned */
 };
 
-__attribute__((format(printf, 3, 4))) static int say(struct opening *o, int r, const char *format, ...)
+__attribute__((format(printf, 3, 4))) static int say(struct opening *o, int r, const char *format,
+						     ...)
 {
 	va_list ap;
 	int n;
@@ -191,8 +192,9 @@ static int find_align(struct opening *o)
 			align = sx.stx_dio_offset_align;
 	}
 	if (align > NVME_FILE_ALIGN_BYTES_MAX || (align & (align - 1)))
-		return say(o, -EOPNOTSUPP, "wants direct I/O aligned to %u bytes; at most %u is supported",
-			   align, NVME_FILE_ALIGN_BYTES_MAX);
+		return say(o, -EOPNOTSUPP,
+			   "wants direct I/O aligned to %u bytes; at most %u is supported", align,
+			   NVME_FILE_ALIGN_BYTES_MAX);
 	o->file->align_bytes = align;
 	return 0;
 }
@@ -211,7 +213,8 @@ static int find_size(struct opening *o)
 		return say(o, -errno, "cannot find the device's size: %s", strerror(errno));
 	if (o->size_bytes < o->options->bytes)
 		return say(o, -ENOSPC, "the device has %llu bytes, %llu are configured",
-			   (unsigned long long)o->size_bytes, (unsigned long long)o->options->bytes);
+			   (unsigned long long)o->size_bytes,
+			   (unsigned long long)o->options->bytes);
 	return 0;
 }
 
@@ -239,14 +242,17 @@ static int recognise(struct opening *o)
 			return say(o, -EEXIST, "made by a newer version (format %u, this is %u)",
 				   o->sb.version, SUPERBLOCK_VERSION);
 		/* A damaged one is made anew: the records it described are forgotten anyway. */
-		o->ours = o->sb.version == SUPERBLOCK_VERSION && o->sb.xxh3 == superblock_xxh3(&o->sb);
+		o->ours = o->sb.version == SUPERBLOCK_VERSION &&
+			  o->sb.xxh3 == superblock_xxh3(&o->sb);
 		return 0;
 	}
 	/* Of a regular file, one zero block is what a power cut during its making may leave. */
-	if (all_zero(o->buf, (size_t)look_bytes) && (o->device || o->size_bytes <= SUPERBLOCK_IO_BYTES))
+	if (all_zero(o->buf, (size_t)look_bytes) &&
+	    (o->device || o->size_bytes <= SUPERBLOCK_IO_BYTES))
 		return 0;
 	if (o->device)
-		return say(o, -EEXIST, "the device holds something else; wipe its first MiB to give it up");
+		return say(o, -EEXIST,
+			   "the device holds something else; wipe its first MiB to give it up");
 	return say(o, -EEXIST, "the file holds something else; move it away or name another one");
 }
 
@@ -260,7 +266,7 @@ static int write_superblock(struct opening *o)
 		if (getrandom(sb->uuid, sizeof(sb->uuid), 0) != (ssize_t)sizeof(sb->uuid) ||
 		    getrandom(&sb->epoch, sizeof(sb->epoch), 0) != (ssize_t)sizeof(sb->epoch))
 			return say(o, -EIO, "no random numbers to be had");
-		sb->epoch >>= 1;		/* room to count up */
+		sb->epoch >>= 1; /* room to count up */
 	}
 	sb->magic = SUPERBLOCK_MAGIC;
 	sb->version = SUPERBLOCK_VERSION;
@@ -329,7 +335,9 @@ int nvme_file_open(const struct nvme_file_options *options, struct nvme_file *re
 		   unsigned err_bytes)
 {
 	struct nvme_file file = { .fd = -1 };
-	struct opening o = { .options = options, .file = &file, .err = err, .err_bytes = err_bytes };
+	struct opening o = {
+		.options = options, .file = &file, .err = err, .err_bytes = err_bytes
+	};
 	int r;
 
 	o.buf = aligned_alloc(NVME_FILE_ALIGN_BYTES_MAX, BLANK_BYTES);

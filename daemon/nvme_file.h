@@ -8,14 +8,14 @@
 
 #include <stdint.h>
 
-#define NVME_FILE_HEADER_BYTES 65536u		/* superblock and probe area; records lie behind */
+#define NVME_FILE_HEADER_BYTES 65536u /* superblock and probe area; records lie behind */
 #define NVME_FILE_PROBE_OFF 32768u
 #define NVME_FILE_ALIGN_BYTES_MAX 32768u
 
 struct nvme_file {
-	int fd;					/* owned */
-	uint32_t align_bytes;			/* power of two, 4096..NVME_FILE_ALIGN_BYTES_MAX */
-	uint64_t epoch;				/* of this opening */
+	int fd;		      /* owned */
+	uint32_t align_bytes; /* power of two, 4096..NVME_FILE_ALIGN_BYTES_MAX */
+	uint64_t epoch;	      /* of this opening */
 	int direct;
 };
 

@@ -34,7 +34,7 @@
 #include "daemon/util/clock.h"
 
 #define SECTOR_BYTES 512u
-#define SEGMENT_BYTES_MIN (128u << 10)		/* the first one also holds the header */
+#define SEGMENT_BYTES_MIN (128u << 10) /* the first one also holds the header */
 #define SEGMENT_BYTES_MAX (1u << 30)
 #define NONE UINT32_MAX
 
@@ -42,11 +42,11 @@ enum block_place { PLACE_NONE, PLACE_WRITING, PLACE_HELD };
 
 /* Per block id; all zero: not in the log. */
 struct entry {
-	uint32_t prev, next;			/* of the segment's list */
+	uint32_t prev, next; /* of the segment's list */
 	uint32_t segment;
 	uint32_t off_sectors;
 	uint32_t sectors : 30;
-	uint32_t place : 2;			/* enum block_place */
+	uint32_t place : 2; /* enum block_place */
 };
 
 _Static_assert(sizeof(struct entry) <= 24, "memory per block id");
@@ -54,40 +54,40 @@ _Static_assert(sizeof(struct entry) <= 24, "memory per block id");
 enum segment_state { SEGMENT_FREE, SEGMENT_OPEN, SEGMENT_FULL, SEGMENT_RECLAIMING };
 
 struct segment {
-	uint32_t prev, next;			/* FULL: by age.  FREE: next only */
-	uint32_t head;				/* its blocks, WRITING or HELD */
+	uint32_t prev, next; /* FULL: by age.  FREE: next only */
+	uint32_t head;	     /* its blocks, WRITING or HELD */
 	uint32_t blocks;
-	uint32_t ops;				/* reads and writes in flight */
+	uint32_t ops; /* reads and writes in flight */
 	enum segment_state state;
 };
 
 enum probe { PROBE_IDLE, PROBE_WRITING, PROBE_READING };
 
 struct nvme_log {
-	struct nvme_log_options options;	/* path is not kept */
-	struct nvme_file file;			/* owned */
-	struct uring *uring;			/* borrowed until closed */
-	struct stats *stats;			/* borrowed until closed */
-	struct entry *entry;			/* owned; mapped, touched as used */
+	struct nvme_log_options options; /* path is not kept */
+	struct nvme_file file;		 /* owned */
+	struct uring *uring;		 /* borrowed until closed */
+	struct stats *stats;		 /* borrowed until closed */
+	struct entry *entry;		 /* owned; mapped, touched as used */
 	size_t entry_bytes;
-	struct segment *segment;		/* owned */
+	struct segment *segment; /* owned */
 	uint32_t segments;
-	uint32_t free;				/* list of free segments */
-	uint32_t full_head, full_tail;		/* oldest first */
-	uint32_t open;				/* or NONE */
-	uint32_t cursor;			/* in it */
-	uint32_t inflight;			/* without the probe */
+	uint32_t free;		       /* list of free segments */
+	uint32_t full_head, full_tail; /* oldest first */
+	uint32_t open;		       /* or NONE */
+	uint32_t cursor;	       /* in it */
+	uint32_t inflight;	       /* without the probe */
 	uint32_t held_count;
-	uint64_t live_bytes;			/* HELD */
+	uint64_t live_bytes; /* HELD */
 
 	bool in_service;
-	uint32_t errors;			/* in a row */
-	int error;				/* the last one */
-	uint64_t out_ns;			/* since when, or of the last probe */
+	uint32_t errors; /* in a row */
+	int error;	 /* the last one */
+	uint64_t out_ns; /* since when, or of the last probe */
 	struct uring_op probe;
 	enum probe probe_state;
 	uint64_t probe_number;
-	uint8_t *probe_buf;			/* owned; align_bytes */
+	uint8_t *probe_buf; /* owned; align_bytes */
 };
 
 /* ---- places ---- */
@@ -154,7 +154,8 @@ static void segment_settle(struct nvme_log *log, uint32_t id)
 	stats_add(log->stats, STAT_NVME_RECLAIMED_SEGMENTS, 1);
 }
 
-static void entry_link(struct nvme_log *log, uint32_t block, uint32_t segment, uint32_t off, uint32_t bytes)
+static void entry_link(struct nvme_log *log, uint32_t block, uint32_t segment, uint32_t off,
+		       uint32_t bytes)
 {
 	struct entry *e = &log->entry[block];
 	struct segment *s = &log->segment[segment];
@@ -290,7 +291,7 @@ static bool probe_equal(const struct nvme_log *log)
 	uint64_t word = log->file.epoch ^ (log->probe_number * 0x9e3779b97f4a7c15ull);
 
 	for (uint32_t i = 0; i < log->file.align_bytes; i += sizeof(word))
-		if (memcmp(log->probe_buf + i, &word, sizeof(word)))
+		if (memcmp(log->probe_buf + i, &word, sizeof(word)) != 0)
 			return false;
 	return true;
 }
@@ -318,8 +319,8 @@ static void probe_done(struct uring_op *op, int32_t res)
 
 	if (r == 0 && log->probe_state == PROBE_WRITING) {
 		memset(log->probe_buf, 0, log->file.align_bytes);
-		r = uring_read(log->uring, op, URING_BUF_NONE, log->probe_buf, log->file.align_bytes,
-			       NVME_FILE_PROBE_OFF, deadline_ns);
+		r = uring_read(log->uring, op, URING_BUF_NONE, log->probe_buf,
+			       log->file.align_bytes, NVME_FILE_PROBE_OFF, deadline_ns);
 		log->probe_state = PROBE_READING;
 		if (r == 0)
 			return;
@@ -339,8 +340,9 @@ void nvme_log_tick(struct nvme_log *log, uint64_t now_ns)
 		return;
 	probe_fill(log);
 	log->probe.done = probe_done;
-	r = uring_write(log->uring, &log->probe, URING_BUF_NONE, log->probe_buf, log->file.align_bytes,
-			NVME_FILE_PROBE_OFF, clock_add_ns(now_ns, log->options.deadline_ns));
+	r = uring_write(log->uring, &log->probe, URING_BUF_NONE, log->probe_buf,
+			log->file.align_bytes, NVME_FILE_PROBE_OFF,
+			clock_add_ns(now_ns, log->options.deadline_ns));
 	if (r == 0)
 		log->probe_state = PROBE_WRITING;
 	gauges(log);
@@ -360,7 +362,8 @@ int nvme_log_error(const struct nvme_log *log)
 
 static uint64_t file_off(const struct nvme_log *log, const struct nvme_op *op)
 {
-	return (uint64_t)op->segment * log->options.segment_bytes + (uint64_t)op->off_sectors * SECTOR_BYTES;
+	return (uint64_t)op->segment * log->options.segment_bytes +
+	       (uint64_t)op->off_sectors * SECTOR_BYTES;
 }
 
 static void op_begin(struct nvme_log *log, struct nvme_op *op, uint32_t block, bool is_write)
@@ -386,7 +389,8 @@ static bool op_current(const struct nvme_log *log, const struct nvme_op *op)
 {
 	const struct entry *e = &log->entry[op->block];
 
-	return e->place != PLACE_NONE && e->segment == op->segment && e->off_sectors == op->off_sectors;
+	return e->place != PLACE_NONE && e->segment == op->segment &&
+	       e->off_sectors == op->off_sectors;
 }
 
 static void op_done(struct uring_op *io, int32_t res)
@@ -456,7 +460,8 @@ int nvme_log_append(struct nvme_log *log, struct nvme_op *op, uint32_t block, un
 	return 0;
 }
 
-int nvme_log_read(struct nvme_log *log, struct nvme_op *op, uint32_t block, unsigned buf_index, void *buf)
+int nvme_log_read(struct nvme_log *log, struct nvme_op *op, uint32_t block, unsigned buf_index,
+		  void *buf)
 {
 	int r;
 

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23		/* Linux 5.14 */
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
 #define PLACEMENT_NODES_MAX 1024u
@@ -26,8 +26,8 @@
 struct populate {
 	uint8_t *base;
 	uint64_t bytes;
-	_Atomic uint64_t next;		/* offset of the first piece nobody has taken; any worker adds */
-	_Atomic int error;		/* the last failure; any worker writes, read after they are joined */
+	_Atomic uint64_t next; /* offset of the first piece nobody has taken; any worker adds */
+	_Atomic int error;     /* the last failure; any worker writes, read after they are joined */
 };
 
 int placement_prefer(void *base, uint64_t bytes, int node)
@@ -36,7 +36,7 @@ int placement_prefer(void *base, uint64_t bytes, int node)
 	const unsigned bits = CHAR_BIT * sizeof(long);
 
 	if (node < 0 || numa_available() < 0)
-		return 0;		/* no wish, or a kernel without NUMA: nothing to choose from */
+		return 0; /* no wish, or a kernel without NUMA: nothing to choose from */
 	if (node > numa_max_node() || (unsigned)node >= PLACEMENT_NODES_MAX ||
 	    !numa_bitmask_isbitset(numa_all_nodes_ptr, (unsigned)node))
 		return -EINVAL;
@@ -53,7 +53,7 @@ static int populate_piece(uint8_t *p, uint64_t bytes)
 		return 0;
 	if (errno != EINVAL)
 		return -errno;
-	for (uint64_t off = 0; off < bytes; off += PLACEMENT_PAGE_BYTES)	/* an older kernel */
+	for (uint64_t off = 0; off < bytes; off += PLACEMENT_PAGE_BYTES) /* an older kernel */
 		*(volatile uint8_t *)(p + off) = 0;
 	return 0;
 }
@@ -69,7 +69,8 @@ static void *populate_worker(void *arg)
 		if (off >= w->bytes)
 			return NULL;
 		left = w->bytes - off;
-		r = populate_piece(w->base + off, left < PLACEMENT_PIECE_BYTES ? left : PLACEMENT_PIECE_BYTES);
+		r = populate_piece(w->base + off,
+				   left < PLACEMENT_PIECE_BYTES ? left : PLACEMENT_PIECE_BYTES);
 		if (r < 0)
 			atomic_store(&w->error, r);
 	}
@@ -82,10 +83,11 @@ int placement_populate(void *base, uint64_t bytes)
 	long cores = sysconf(_SC_NPROCESSORS_ONLN);
 	unsigned n = 0;
 
-	while (n < PLACEMENT_THREADS_MAX && (long)n + 1 < cores && n * PLACEMENT_PIECE_BYTES < bytes &&
+	while (n < PLACEMENT_THREADS_MAX && (long)n + 1 < cores &&
+	       n * PLACEMENT_PIECE_BYTES < bytes &&
 	       !pthread_create(&thread[n], NULL, populate_worker, &w))
 		n++;
-	(void)populate_worker(&w);		/* this thread too: without any other it does all */
+	(void)populate_worker(&w); /* this thread too: without any other it does all */
 	while (n > 0)
 		(void)pthread_join(thread[--n], NULL);
 	return atomic_load(&w.error);

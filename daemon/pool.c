@@ -39,63 +39,62 @@
 #include "daemon/pool_arena.h"
 
 #define SLAB_BYTES_MIN (1ull << 20)
-#define SLAB_BYTES_MAX (64ull << 20)		/* of the slab size chosen here; options may say more */
+#define SLAB_BYTES_MAX (64ull << 20) /* of the slab size chosen here; options may say more */
 #define GRANULE_BYTES_MIN 64u
-#define UNIT_SHIFT 6u				/* granules per unit */
-#define ORDERS_MAX 19u				/* units per slab: 2^18 at most (1 GiB of 64 bytes) */
-#define SPAN_SLOTS_MAX 32u			/* in the span that a class prefers, above one granule */
-#define BORROW_PART 8u				/* a slot may be up to 1/8 larger than the class's own */
-#define BORROW_FIRST_PART 16u			/* while there is room for a span of its own: 1/16 */
-#define GROUPS 4u				/* lists of partial spans: by fullness */
+#define UNIT_SHIFT 6u	      /* granules per unit */
+#define ORDERS_MAX 19u	      /* units per slab: 2^18 at most (1 GiB of 64 bytes) */
+#define SPAN_SLOTS_MAX 32u    /* in the span that a class prefers, above one granule */
+#define BORROW_PART 8u	      /* a slot may be up to 1/8 larger than the class's own */
+#define BORROW_FIRST_PART 16u /* while there is room for a span of its own: 1/16 */
+#define GROUPS 4u	      /* lists of partial spans: by fullness */
 #define NONE UINT32_MAX
 #define CLASS_NONE UINT16_MAX
-#define ORDER_NONE UINT8_MAX
 
-struct class {
+struct size_class {
 	uint32_t slot_granules;
-	uint32_t order;				/* of the span it prefers */
+	uint32_t order; /* of the span it prefers */
 	uint64_t slot_bytes;
 	uint32_t spans;
-	uint32_t partial[GROUPS];		/* heads of span lists, fullest last */
+	uint32_t partial[GROUPS]; /* heads of span lists, fullest last */
 };
 
 /* Named by its first unit.  Those of units that begin no span are unused. */
 struct span {
-	uint32_t prev, next;			/* of its class's list, or of the free spans of its order */
+	uint32_t prev, next; /* of its class's list, or of the free spans of its order */
 	uint32_t slots;
-	uint32_t live;				/* slots handed out */
-	uint32_t fresh;				/* slots from here on were never handed out since it is a span */
-	uint32_t free;				/* first free slot below fresh, through meta.owner */
-	uint16_t class;				/* CLASS_NONE: free, or unused */
+	uint32_t live;	    /* slots handed out */
+	uint32_t fresh;	    /* slots from here on were never handed out since it is a span */
+	uint32_t free;	    /* first free slot below fresh, through meta.owner */
+	uint16_t class_idx; /* CLASS_NONE: free, or unused */
 	uint8_t order;
-	uint8_t group;				/* of the list it is on; GROUPS: full, on none */
-	bool is_free;				/* on the list of free spans of its order */
+	uint8_t group; /* of the list it is on; GROUPS: full, on none */
+	bool is_free;  /* on the list of free spans of its order */
 };
 
 /* Of one slot; bytes is 0 when it is free.  A span's begin at its first granule's. */
 struct slot_meta {
 	uint32_t owner;
-	uint32_t bytes;				/* a slab is < 4 GiB */
+	uint32_t bytes; /* a slab is < 4 GiB */
 };
 
 struct pool {
-	struct pool_arena arena;		/* owned */
-	struct pool_arena meta_arena;		/* owned: spans, slots' metadata, orders; touched as used */
-	struct class *classes;			/* owned; by ascending slot_bytes */
-	uint64_t *slab_live_bytes;		/* owned; of the slots taken in each slab */
+	struct pool_arena arena;      /* owned */
+	struct pool_arena meta_arena; /* owned: spans, slots' metadata, orders; touched as used */
+	struct size_class *classes;   /* owned; by ascending slot_bytes */
+	uint64_t *slab_live_bytes;    /* owned; of the slots taken in each slab */
 	uint8_t *base;
-	struct span *spans;			/* [units] */
-	struct slot_meta *meta;			/* [granules] */
-	uint8_t *unit_order;			/* [units]: of the span it lies in, + 1; 0: in none */
+	struct span *spans;	/* [units] */
+	struct slot_meta *meta; /* [granules] */
+	uint8_t *unit_order;	/* [units]: of the span it lies in, + 1; 0: in none */
 	uint32_t classes_count;
 	uint32_t slabs_count;
-	uint32_t slabs_fresh;			/* slabs from here on were never used */
-	uint32_t order_max;			/* of a slab */
+	uint32_t slabs_fresh; /* slabs from here on were never used */
+	uint32_t order_max;   /* of a slab */
 	uint32_t granule_shift;
-	uint32_t unit_shift;			/* granules per unit; less than UNIT_SHIFT in tiny slabs */
-	uint32_t free_spans[ORDERS_MAX];	/* list heads */
-	bool refusing;				/* hysteresis */
-	uint64_t share_bytes;			/* sum over live slots: 1/n of the span each */
+	uint32_t unit_shift;		 /* granules per unit; less than UNIT_SHIFT in tiny slabs */
+	uint32_t free_spans[ORDERS_MAX]; /* list heads */
+	bool refusing;			 /* hysteresis */
+	uint64_t share_bytes;		 /* sum over live slots: 1/n of the span each */
 	struct pool_usage usage;
 };
 
@@ -147,7 +146,7 @@ static uint32_t build_classes(struct pool *pool)
 			if (slot <= last)
 				continue;
 			if (pool->classes) {
-				struct class *c = &pool->classes[count];
+				struct size_class *c = &pool->classes[count];
 
 				c->slot_granules = slot;
 				c->order = order;
@@ -167,7 +166,8 @@ static int check_options(const struct pool_options *o, uint64_t *ret_slab_bytes)
 
 	if (!is_power_of_two(slab) || !is_power_of_two(o->granule_bytes))
 		return -EINVAL;
-	if (o->granule_bytes < GRANULE_BYTES_MIN || o->granule_bytes > slab || slab > POOL_PIECE_BYTES)
+	if (o->granule_bytes < GRANULE_BYTES_MIN || o->granule_bytes > slab ||
+	    slab > POOL_PIECE_BYTES)
 		return -EINVAL;
 	if (o->bytes < slab)
 		return -EINVAL;
@@ -274,7 +274,7 @@ static void free_span_push(struct pool *pool, uint32_t unit, uint32_t order)
 	if (s->next != NONE)
 		pool->spans[s->next].prev = unit;
 	pool->free_spans[order] = unit;
-	s->class = CLASS_NONE;
+	s->class_idx = CLASS_NONE;
 	s->order = (uint8_t)order;
 	s->is_free = true;
 }
@@ -340,7 +340,7 @@ static struct slot_meta *meta_of(const struct pool *pool, uint32_t unit, uint32_
 static void list_remove(struct pool *pool, uint32_t unit)
 {
 	struct span *s = &pool->spans[unit];
-	struct class *c = &pool->classes[s->class];
+	struct size_class *c = &pool->classes[s->class_idx];
 
 	assert(s->group < GROUPS);
 	if (s->prev != NONE)
@@ -355,7 +355,7 @@ static void list_remove(struct pool *pool, uint32_t unit)
 static void list_push(struct pool *pool, uint32_t unit, uint32_t group)
 {
 	struct span *s = &pool->spans[unit];
-	uint32_t *head = &pool->classes[s->class].partial[group];
+	uint32_t *head = &pool->classes[s->class_idx].partial[group];
 
 	assert(s->group == GROUPS && group < GROUPS);
 	s->prev = NONE;
@@ -384,17 +384,21 @@ static void regroup(struct pool *pool, uint32_t unit)
 }
 
 /* A new span for the class, on no list yet; NONE. */
-static uint32_t span_new(struct pool *pool, uint32_t class, uint32_t order)
+static uint32_t span_new(struct pool *pool, uint32_t class_idx, uint32_t order)
 {
-	struct class *c = &pool->classes[class];
+	struct size_class *c = &pool->classes[class_idx];
 	uint32_t unit = free_span_take(pool, order);
 	struct span *s;
 
 	if (unit == NONE)
 		return NONE;
 	s = &pool->spans[unit];
-	*s = (struct span){ .prev = NONE, .next = NONE, .free = NONE, .class = (uint16_t)class,
-			    .order = (uint8_t)order, .group = GROUPS };
+	*s = (struct span){ .prev = NONE,
+			    .next = NONE,
+			    .free = NONE,
+			    .class_idx = (uint16_t)class_idx,
+			    .order = (uint8_t)order,
+			    .group = GROUPS };
 	s->slots = span_granules(pool, order) / c->slot_granules;
 	assert(s->slots > 0);
 	c->spans++;
@@ -407,10 +411,10 @@ static void span_free(struct pool *pool, uint32_t unit)
 {
 	struct span *s = &pool->spans[unit];
 
-	assert(s->live == 0 && s->class != CLASS_NONE && pool->classes[s->class].spans > 0);
+	assert(s->live == 0 && s->class_idx != CLASS_NONE && pool->classes[s->class_idx].spans > 0);
 	if (s->group < GROUPS)
 		list_remove(pool, unit);
-	pool->classes[s->class].spans--;
+	pool->classes[s->class_idx].spans--;
 	pool->usage.slab_bytes -= span_bytes(pool, s->order);
 	memset(pool->unit_order + unit, 0, (size_t)1 << s->order);
 	free_span_give(pool, unit, s->order);
@@ -435,11 +439,11 @@ static uint32_t class_for(const struct pool *pool, uint64_t bytes)
 	return low;
 }
 
-static uint32_t partial_of(const struct pool *pool, uint32_t class)
+static uint32_t partial_of(const struct pool *pool, uint32_t class_idx)
 {
 	for (uint32_t g = GROUPS; g-- > 0;)
-		if (pool->classes[class].partial[g] != NONE)
-			return pool->classes[class].partial[g];
+		if (pool->classes[class_idx].partial[g] != NONE)
+			return pool->classes[class_idx].partial[g];
 	return NONE;
 }
 
@@ -461,7 +465,7 @@ static uint32_t borrow(const struct pool *pool, uint32_t own, uint32_t part)
 static uint32_t find_span(struct pool *pool, uint64_t bytes)
 {
 	const uint32_t own = class_for(pool, bytes);
-	const struct class *c = &pool->classes[own];
+	const struct size_class *c = &pool->classes[own];
 	uint32_t unit;
 
 	unit = partial_of(pool, own);
@@ -481,7 +485,7 @@ static uint32_t find_span(struct pool *pool, uint64_t bytes)
 
 int pool_alloc(struct pool *pool, uint64_t bytes, uint32_t owner, uint32_t *ret_slot)
 {
-	const struct class *c;
+	const struct size_class *c;
 	struct slot_meta *m;
 	uint32_t unit, index;
 	struct span *s;
@@ -494,7 +498,7 @@ int pool_alloc(struct pool *pool, uint64_t bytes, uint32_t owner, uint32_t *ret_
 		return -ENOSPC;
 
 	s = &pool->spans[unit];
-	c = &pool->classes[s->class];
+	c = &pool->classes[s->class_idx];
 	if (s->free != NONE) {
 		index = s->free;
 		m = meta_of(pool, unit, index);
@@ -522,7 +526,7 @@ int pool_alloc(struct pool *pool, uint64_t bytes, uint32_t owner, uint32_t *ret_
 struct place {
 	uint32_t unit, index;
 	struct span *span;
-	const struct class *class;
+	const struct size_class *size_class;
 	struct slot_meta *meta;
 };
 
@@ -542,11 +546,11 @@ static struct place place_of(const struct pool *pool, uint32_t slot)
 	p.unit = span_at(pool, unit);
 	assert(p.unit != NONE);
 	p.span = &pool->spans[p.unit];
-	assert(p.span->class != CLASS_NONE);
-	p.class = &pool->classes[p.span->class];
+	assert(p.span->class_idx != CLASS_NONE);
+	p.size_class = &pool->classes[p.span->class_idx];
 	within = slot - (p.unit << pool->unit_shift);
-	p.index = within / p.class->slot_granules;
-	assert(p.index * p.class->slot_granules == within && p.index < p.span->fresh);
+	p.index = within / p.size_class->slot_granules;
+	assert(p.index * p.size_class->slot_granules == within && p.index < p.span->fresh);
 	p.meta = meta_of(pool, p.unit, p.index);
 	assert(p.meta->bytes > 0);
 	return p;
@@ -559,9 +563,9 @@ void pool_release(struct pool *pool, uint32_t slot)
 
 	assert(s->live > 0 && pool->usage.slots > 0);
 	pool->share_bytes -= span_bytes(pool, s->order) / s->slots;
-	pool->slab_live_bytes[p.unit >> pool->order_max] -= p.class->slot_bytes;
+	pool->slab_live_bytes[p.unit >> pool->order_max] -= p.size_class->slot_bytes;
 	pool->usage.used_bytes -= p.meta->bytes;
-	pool->usage.slot_bytes -= p.class->slot_bytes;
+	pool->usage.slot_bytes -= p.size_class->slot_bytes;
 	pool->usage.slots--;
 
 	p.meta->bytes = 0;
@@ -581,7 +585,7 @@ void *pool_ptr(const struct pool *pool, uint32_t slot)
 
 uint64_t pool_slot_bytes(const struct pool *pool, uint32_t slot)
 {
-	return place_of(pool, slot).class->slot_bytes;
+	return place_of(pool, slot).size_class->slot_bytes;
 }
 
 uint32_t pool_owner(const struct pool *pool, uint32_t slot)
@@ -608,7 +612,8 @@ static uint64_t window_live_bytes(const struct pool *pool, uint32_t unit, uint32
 			unit++;
 			continue;
 		}
-		bytes += pool->spans[first].live * pool->classes[pool->spans[first].class].slot_bytes;
+		bytes += pool->spans[first].live *
+			 pool->classes[pool->spans[first].class_idx].slot_bytes;
 		unit = first + (1u << pool->spans[first].order);
 	}
 	return bytes;
@@ -634,7 +639,8 @@ static unsigned window_owners(const struct pool *pool, uint32_t unit, uint32_t o
 	return count;
 }
 
-unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *ret_owners, unsigned max)
+unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *ret_owners,
+			    unsigned max)
 {
 	uint64_t least = UINT64_MAX;
 	uint32_t slab = NONE, unit = NONE, order;
@@ -696,7 +702,8 @@ unsigned pool_iovecs(const struct pool *pool, struct iovec *ret_iov, unsigned ma
 		if (count >= max)
 			continue;
 		ret_iov[count].iov_base = pool->base + off;
-		ret_iov[count].iov_len = (size_t)(left < POOL_PIECE_BYTES ? left : POOL_PIECE_BYTES);
+		ret_iov[count].iov_len = (size_t)(left < POOL_PIECE_BYTES ? left
+									  : POOL_PIECE_BYTES);
 	}
 	return count;
 }

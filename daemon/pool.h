@@ -14,45 +14,46 @@
 #include <sys/uio.h>
 
 #define POOL_NONE UINT32_MAX
-#define POOL_PIECE_BYTES (1ull << 30)		/* what io_uring takes as one registered buffer */
+#define POOL_PIECE_BYTES (1ull << 30) /* what io_uring takes as one registered buffer */
 
 struct pool;
 
 struct pool_options {
-	uint64_t bytes;				/* multiple of slab_bytes after rounding down */
-	uint64_t slab_bytes;			/* power of two, the largest slot; 0: bytes / 64, in 1..64 MiB */
-	uint32_t granule_bytes;			/* power of two >= 64; slots are multiples and aligned to it */
-	int numa_node;				/* -1: none */
-	int lock;				/* mlock; failure is an error */
-	int populate;				/* make every page present now (locking does too) */
-	const char *name;			/* of the memfd; NULL: anonymous private memory */
+	uint64_t bytes;		/* multiple of slab_bytes after rounding down */
+	uint64_t slab_bytes;	/* power of two, the largest slot; 0: bytes / 64, in 1..64 MiB */
+	uint32_t granule_bytes; /* power of two >= 64; slots are multiples and aligned to it */
+	int numa_node;		/* -1: none */
+	int lock;		/* mlock; failure is an error */
+	int populate;		/* make every page present now (locking does too) */
+	const char *name;	/* of the memfd; NULL: anonymous private memory */
 };
 
 /* 0, -EINVAL (also: no such NUMA node), -ENOMEM, -EPERM/-EAGAIN (mlock: RLIMIT_MEMLOCK), -errno */
 int pool_new(const struct pool_options *options, struct pool **ret_pool);
-struct pool *pool_free(struct pool *pool);	/* asserts that every slot was returned; takes NULL */
+struct pool *pool_free(struct pool *pool); /* asserts that every slot was returned; takes NULL */
 
 /* A slot for `bytes` (> 0), remembered with its owner (a block id).  0, -ENOSPC (nothing fits now),
  * -EFBIG (never fits). */
 int pool_alloc(struct pool *pool, uint64_t bytes, uint32_t owner, uint32_t *ret_slot);
 void pool_release(struct pool *pool, uint32_t slot);
 void *pool_ptr(const struct pool *pool, uint32_t slot);
-uint64_t pool_slot_bytes(const struct pool *pool, uint32_t slot);	/* capacity of the slot */
+uint64_t pool_slot_bytes(const struct pool *pool, uint32_t slot); /* capacity of the slot */
 uint32_t pool_owner(const struct pool *pool, uint32_t slot);
-uint64_t pool_largest_bytes(const struct pool *pool);			/* the largest that can ever fit */
+uint64_t pool_largest_bytes(const struct pool *pool); /* the largest that can ever fit */
 
 /*
  * Whose slots to empty so that a span becomes free in which `bytes` fit: the owners in the emptiest place
  * of the emptiest slab, at most max; 0 when nothing is taken.  With max of them gone, asking again finds
  * the same place emptier.  Looks at every slab: for when an allocation failed.
  */
-unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *ret_owners, unsigned max);
+unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *ret_owners,
+			    unsigned max);
 
 struct pool_usage {
-	uint64_t bytes;				/* arena */
-	uint64_t used_bytes;			/* asked for */
-	uint64_t slot_bytes;			/* of the slots they lie in: waste = 1 - used / slot */
-	uint64_t slab_bytes;			/* of the spans in use: fill of the arena */
+	uint64_t bytes;	     /* arena */
+	uint64_t used_bytes; /* asked for */
+	uint64_t slot_bytes; /* of the slots they lie in: waste = 1 - used / slot */
+	uint64_t slab_bytes; /* of the spans in use: fill of the arena */
 	uint32_t slots;
 };
 void pool_usage(const struct pool *pool, struct pool_usage *ret);
@@ -66,6 +67,6 @@ int pool_accepts(struct pool *pool, uint32_t full_percent, uint32_t accept_perce
 /* Pieces (POOL_PIECE_BYTES each, the last may be less) for registration with io_uring: how many there are,
  * of which the first max were written.  Registering pins a piece, and so touches all of it. */
 unsigned pool_iovecs(const struct pool *pool, struct iovec *ret_iov, unsigned max);
-unsigned pool_iovec_index(const struct pool *pool, uint32_t slot);	/* the piece that holds a slot */
+unsigned pool_iovec_index(const struct pool *pool, uint32_t slot); /* the piece that holds a slot */
 
 #endif

@@ -14,8 +14,8 @@
 #include "daemon/placement.h"
 #include "ipc/segment.h"
 
-#define HUGE_BYTES (2ull << 20)			/* alignment that lets x86-64 and arm64 use huge pages */
-#define LOCK_PIECE_BYTES (1ull << 30)		/* mlock() in pieces: it cannot be interrupted in between */
+#define HUGE_BYTES (2ull << 20)	      /* alignment that lets x86-64 and arm64 use huge pages */
+#define LOCK_PIECE_BYTES (1ull << 30) /* mlock() in pieces: it cannot be interrupted in between */
 
 /*
  * Address space is reserved larger than the arena, so that the arena can begin where it should; the
@@ -23,7 +23,8 @@
  */
 static int map(struct pool_arena *a, uint64_t align_bytes, int fd)
 {
-	const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED | MAP_NORESERVE;
+	const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+				 : MAP_SHARED | MAP_NORESERVE;
 	uintptr_t at;
 	void *p;
 
@@ -47,7 +48,8 @@ static int lock(struct pool_arena *a)
 	for (uint64_t off = 0; off < a->bytes; off += LOCK_PIECE_BYTES) {
 		uint64_t left = a->bytes - off;
 
-		if (mlock(a->base + off, (size_t)(left < LOCK_PIECE_BYTES ? left : LOCK_PIECE_BYTES)) < 0)
+		if (mlock(a->base + off,
+			  (size_t)(left < LOCK_PIECE_BYTES ? left : LOCK_PIECE_BYTES)) < 0)
 			return -errno;
 	}
 	return 0;

@@ -11,24 +11,24 @@
 
 struct pool_arena_options {
 	uint64_t bytes;
-	uint64_t align_bytes;			/* power of two, or 0; pages and huge pages are seen to */
-	int numa_node;				/* -1: none */
+	uint64_t align_bytes; /* power of two, or 0; pages and huge pages are seen to */
+	int numa_node;	      /* -1: none */
 	int lock;
-	int populate;				/* make every page present now */
-	int huge;				/* ask for huge pages; best effort */
-	const char *name;			/* of a sealed memfd that backs it; NULL: anonymous, private */
+	int populate;	  /* make every page present now */
+	int huge;	  /* ask for huge pages; best effort */
+	const char *name; /* of a sealed memfd that backs it; NULL: anonymous, private */
 };
 
 struct pool_arena {
-	uint8_t *base;				/* aligned */
+	uint8_t *base; /* aligned */
 	uint64_t bytes;
-	void *map;				/* what to unmap */
+	void *map; /* what to unmap */
 	size_t map_bytes;
-	int fd;					/* memfd + 1; 0: none */
+	int fd; /* memfd + 1; 0: none */
 };
 
 /* Zeroed memory, untouched unless locked or populated.  0, -EINVAL (no such node), -ENOMEM, -EPERM, -EAGAIN, -errno. */
 int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *options);
-void pool_arena_deinit(struct pool_arena *a);	/* zeroed or half-built: fine */
+void pool_arena_deinit(struct pool_arena *a); /* zeroed or half-built: fine */
 
 #endif

@@ -9,27 +9,27 @@
 
 #include <stdint.h>
 
-#define RECORD_MAGIC 0x43525653u		/* "SVRC" */
+#define RECORD_MAGIC 0x43525653u /* "SVRC" */
 #define RECORD_VERSION 1u
 
-struct record_header {				/* little endian */
+struct record_header { /* little endian */
 	uint32_t magic;
 	uint16_t version;
-	uint16_t header_bytes;			/* sizeof(struct record_header) */
-	uint64_t header_xxh3;			/* XXH3-64 of the header with this field zero */
-	uint64_t payload_xxh3;			/* XXH3-64 of everything behind the header */
-	uint64_t raw_xxh3;			/* XXH3-64 of the raw block */
-	uint64_t epoch;				/* of the log: a record of an earlier life never passes */
-	uint32_t generation;			/* of the block's place in the index */
-	uint32_t block;				/* its id there */
+	uint16_t header_bytes; /* sizeof(struct record_header) */
+	uint64_t header_xxh3;  /* XXH3-64 of the header with this field zero */
+	uint64_t payload_xxh3; /* XXH3-64 of everything behind the header */
+	uint64_t raw_xxh3;     /* XXH3-64 of the raw block */
+	uint64_t epoch;	       /* of the log: a record of an earlier life never passes */
+	uint32_t generation;   /* of the block's place in the index */
+	uint32_t block;	       /* its id there */
 	uint8_t ns_digest[32];
-	uint8_t profile_digest[32];		/* zero when no profile is needed */
+	uint8_t profile_digest[32]; /* zero when no profile is needed */
 	uint8_t key[32];
 	uint32_t group;
 	uint8_t key_len;
 	uint8_t speculator;
 	uint16_t reserved0;
-	uint32_t tokens_count;			/* token ids after the header: 0 or block_tokens */
+	uint32_t tokens_count; /* token ids after the header: 0 or block_tokens */
 	uint32_t payload_bytes;
 	uint64_t raw_bytes;
 	uint8_t reserved1[24];

@@ -27,77 +27,78 @@
 #define NS_PROFILES_MAX 8u
 
 struct tenant {
-	uint32_t id;				/* index in the control thread's table; immutable */
-	char name[32];				/* "uid-1000", or the section's name; immutable */
-	uint8_t salt[32];			/* the daemon's own, derived from its secret; immutable */
-	uint64_t quota_bytes;			/* 0: none; immutable for now */
-	_Atomic uint64_t charged_bytes;		/* lane writes */
+	uint32_t id;			/* index in the control thread's table; immutable */
+	char name[32];			/* "uid-1000", or the section's name; immutable */
+	uint8_t salt[32];		/* the daemon's own, derived from its secret; immutable */
+	uint64_t quota_bytes;		/* 0: none; immutable for now */
+	_Atomic uint64_t charged_bytes; /* lane writes */
 };
 
-struct namespace {
-	uint32_t id;				/* index in the control thread's table; immutable, as all down to geom */
-	struct tenant *tenant;			/* borrowed; lives as long as the daemon */
-	uint8_t digest[32];			/* BLAKE2b of tenant salt, model, client's salt, geometry digest */
+struct namespace
+{
+	uint32_t id; /* index in the control thread's table; immutable, as all down to geom */
+	struct tenant *tenant; /* borrowed; lives as long as the daemon */
+	uint8_t digest[32];    /* BLAKE2b of tenant salt, model, client's salt, geometry digest */
 	char model[256];
 	struct codec_geometry geom;
 	/* lane only */
-	struct codec_profile *profile[NS_PROFILES_MAX];	/* owned; [0, profiles_count) */
+	struct codec_profile *profile[NS_PROFILES_MAX]; /* owned; [0, profiles_count) */
 	uint32_t profiles_count;
-	struct codec_fit *fit;			/* owned; used by one FIT task at a time */
-	uint8_t *sample;			/* owned: canonical raw blocks waiting to be fitted */
+	struct codec_fit *fit; /* owned; used by one FIT task at a time */
+	uint8_t *sample;       /* owned: canonical raw blocks waiting to be fitted */
 	uint32_t sample_blocks, sample_blocks_max;
-	uint32_t sample_copying;		/* COPY_OUT tasks in flight */
-	uint8_t sample_failed;			/* one of them failed */
+	uint32_t sample_copying; /* COPY_OUT tasks in flight */
+	uint8_t sample_failed;	 /* one of them failed */
 	uint64_t fitted_tokens;
 	uint8_t fit_running;
-	uint8_t fit_next;			/* index into config fit_tokens */
+	uint8_t fit_next; /* index into config fit_tokens */
 	/* lane writes, control reads */
 	_Atomic uint64_t blocks, raw_bytes, coded_bytes;
-	_Atomic uint64_t hits, misses;		/* blocks, of lookups */
-	_Atomic uint32_t profile_version;	/* 0: none yet */
-	_Atomic uint64_t profile_bits_milli;	/* expected bits per scalar * 1000 */
+	_Atomic uint64_t hits, misses;	     /* blocks, of lookups */
+	_Atomic uint32_t profile_version;    /* 0: none yet */
+	_Atomic uint64_t profile_bits_milli; /* expected bits per scalar * 1000 */
 };
 
 struct region {
-	struct device_region dev;		/* built by control, immutable */
-	struct namespace *ns;			/* borrowed */
-	uint32_t arena;				/* control's: index of the arena it lies in */
-	uint32_t users;				/* lane only: tasks that touch it */
-	uint8_t closing;			/* lane only: REGION_END came; answered when users is 0 */
+	struct device_region dev; /* built by control, immutable */
+	struct namespace *ns;	  /* borrowed */
+	uint32_t arena;		  /* control's: index of the arena it lies in */
+	uint32_t users;		  /* lane only: tasks that touch it */
+	uint8_t closing;	  /* lane only: REGION_END came; answered when users is 0 */
 };
 
 enum session_state { SESSION_OPEN, SESSION_DRAINING, SESSION_GONE };
 
 struct session {
 	/* immutable after SESSION_ADD */
-	uint32_t id;				/* unique in the daemon's life; never 0 */
-	uint32_t slot;				/* index in both threads' tables */
+	uint32_t id;   /* unique in the daemon's life; never 0 */
+	uint32_t slot; /* index in both threads' tables */
 	pid_t pid;
 	uid_t uid;
 	gid_t gid;
 	uint32_t role;
-	char name[64];				/* printable ASCII: control cleans it */
+	char name[64]; /* printable ASCII: control cleans it */
 	struct tenant *tenant;
-	uint8_t *segment;			/* mapped, shared with the client */
+	uint8_t *segment; /* mapped, shared with the client */
 	uint64_t segment_bytes;
-	struct skvc_abi_header layout;		/* private copy of what control wrote: never read back */
-	int sq_fd;				/* eventfd: client wakes the lane */
-	int cq_fd;				/* eventfd: lane wakes the client */
+	struct skvc_abi_header layout; /* private copy of what control wrote: never read back */
+	int sq_fd;		       /* eventfd: client wakes the lane */
+	int cq_fd;		       /* eventfd: lane wakes the client */
 	uint64_t opened_ns;
 	/* lane only */
 	enum session_state state;
 	struct ring sq, cq;
-	uint32_t cq_reserved;			/* completions owed to live jobs */
+	uint32_t cq_reserved; /* completions owed to live jobs */
 	uint32_t jobs_live;
 	uint32_t leases_live;
-	uint32_t regions_closing;	/* REGION_END came, not answered yet */
-	uint8_t cq_blocked;		/* not served: no room for completions */
+	uint32_t regions_closing;			/* REGION_END came, not answered yet */
+	uint8_t cq_blocked;				/* not served: no room for completions */
 	struct namespace *ns[SESSION_NS_MAX + 1];	/* by handle; [0] unused */
-	struct region *region[SESSION_REGIONS_MAX + 1];	/* by handle; [0] unused */
+	struct region *region[SESSION_REGIONS_MAX + 1]; /* by handle; [0] unused */
 	struct uring_op sq_watch;
 	uint8_t sq_watched;
 	uint8_t sq_unwatching;
-	uint8_t end_requested;		/* control sent SESSION_END */
+	uint8_t end_requested; /* control sent SESSION_END */
 	uint16_t end_reason;
 	/* lane writes, control reads */
 	_Atomic uint64_t ops, store_blocks, load_blocks, lookup_blocks;

@@ -13,76 +13,84 @@
 #include "ipc/abi.h"
 
 /* kind: C counter (only grows), G gauge */
-#define STATS_TABLE(X)                                                                                 \
-	X(C, OPS, "ops", "operations", "ring entries taken")                                           \
-	X(C, OPS_REFUSED, "ops_refused", "operations", "ring entries answered with an error")          \
-	X(C, LOOKUPS, "lookups", "operations", "lookups answered")                                     \
-	X(C, LOOKUP_BLOCKS, "lookup_blocks", "blocks", "keys asked for")                               \
-	X(C, HIT_BLOCKS_HOST, "hit_blocks_host", "blocks", "keys found in host memory")                \
-	X(C, HIT_BLOCKS_NVME, "hit_blocks_nvme", "blocks", "keys found on NVMe only")                  \
-	X(C, STORE_BLOCKS, "store_blocks", "blocks", "blocks committed")                               \
-	X(C, STORE_DUPLICATE_BLOCKS, "store_duplicate_blocks", "blocks", "blocks that were there already") \
-	X(C, STORE_REFUSED_BLOCKS, "store_refused_blocks", "blocks", "blocks not taken")               \
-	X(C, STORE_RAW_BYTES, "store_raw_bytes", "bytes", "raw bytes of committed blocks")             \
-	X(C, STORE_CODED_BYTES, "store_coded_bytes", "bytes", "their compressed bytes")                \
-	X(C, LOAD_BLOCKS, "load_blocks", "blocks", "blocks restored byte-exact")                       \
-	X(C, LOAD_FAILED_BLOCKS, "load_failed_blocks", "blocks", "leased blocks that could not be restored") \
-	X(C, LOAD_RAW_BYTES, "load_raw_bytes", "bytes", "raw bytes restored")                          \
-	X(C, CHECKSUM_FAILURES, "checksum_failures", "blocks", "blocks quarantined: stored bytes were wrong") \
-	X(C, CHUNKS_RAW, "chunks_raw", "chunks", "chunks kept raw: did not shrink or did not verify")  \
-	X(C, ESCAPES, "escapes", "scalars", "scalars outside their token window")                      \
-	X(C, ENCODE_NS, "encode_ns", "ns", "device time spent encoding")                               \
-	X(C, DECODE_NS, "decode_ns", "ns", "device time spent decoding")                               \
-	X(C, EVICTED_BLOCKS, "evicted_blocks", "blocks", "blocks dropped for room")                    \
-	X(C, PROFILES_FITTED, "profiles_fitted", "profiles", "profiles frozen")                        \
-	X(C, SPILL_BLOCKS, "spill_blocks", "blocks", "blocks written to NVMe")                         \
-	X(C, SPILL_BYTES, "spill_bytes", "bytes", "bytes written to NVMe")                             \
-	X(C, FETCH_BLOCKS, "fetch_blocks", "blocks", "blocks read from NVMe")                          \
-	X(C, FETCH_BYTES, "fetch_bytes", "bytes", "bytes read from NVMe")                              \
-	X(C, NVME_ERRORS, "nvme_errors", "operations", "NVMe reads and writes that failed or timed out") \
-	X(C, NVME_RECLAIMED_SEGMENTS, "nvme_reclaimed_segments", "segments", "log segments reused")    \
-	X(C, SESSIONS_OPENED, "sessions_opened", "sessions", "clients that connected")                 \
-	X(C, SESSIONS_FAILED, "sessions_failed", "sessions", "sessions ended for what the client did") \
-	X(C, LEASES_GRANTED, "leases_granted", "leases", "leases given")                               \
-	X(C, LEASES_EXPIRED, "leases_expired", "leases", "leases that ran into their deadline")        \
-	X(C, WAKEUPS, "wakeups", "wake-ups", "times the lane slept and was woken")                     \
-	X(G, SESSIONS, "sessions", "sessions", "clients connected")                                    \
-	X(G, LEASES, "leases", "leases", "leases held")                                                \
-	X(G, JOBS, "jobs", "operations", "operations in flight")                                       \
-	X(G, BLOCKS, "blocks", "blocks", "blocks in the index")                                        \
-	X(G, BLOCKS_HOST, "blocks_host", "blocks", "blocks in host memory")                            \
-	X(G, BLOCKS_NVME, "blocks_nvme", "blocks", "blocks on NVMe")                                   \
-	X(G, INDEX_BLOCKS_MAX, "index_blocks_max", "blocks", "blocks the index can hold")              \
-	X(G, RAW_BYTES, "raw_bytes", "bytes", "raw bytes of all blocks in the index")                  \
-	X(G, CODED_BYTES, "coded_bytes", "bytes", "their compressed bytes")                            \
-	X(G, POOL_BYTES, "pool_bytes", "bytes", "size of the host pool")                               \
-	X(G, POOL_USED_BYTES, "pool_used_bytes", "bytes", "bytes of the pool that records fill")       \
-	X(G, POOL_SLOT_BYTES, "pool_slot_bytes", "bytes", "bytes of the slots these records lie in")   \
-	X(G, POOL_SLAB_BYTES, "pool_slab_bytes", "bytes", "bytes of the slabs these slots lie in")     \
-	X(G, NVME_BYTES, "nvme_bytes", "bytes", "size of the NVMe log")                                \
-	X(G, NVME_LIVE_BYTES, "nvme_live_bytes", "bytes", "bytes of live records in it")               \
-	X(G, NVME_HEALTH, "nvme_health", "state", "0 no tier, 1 in service, 2 out of service")         \
-	X(G, NVME_INFLIGHT, "nvme_inflight", "operations", "reads and writes in flight")               \
+#define STATS_TABLE(X)                                                                             \
+	X(C, OPS, "ops", "operations", "ring entries taken")                                       \
+	X(C, OPS_REFUSED, "ops_refused", "operations", "ring entries answered with an error")      \
+	X(C, LOOKUPS, "lookups", "operations", "lookups answered")                                 \
+	X(C, LOOKUP_BLOCKS, "lookup_blocks", "blocks", "keys asked for")                           \
+	X(C, HIT_BLOCKS_HOST, "hit_blocks_host", "blocks", "keys found in host memory")            \
+	X(C, HIT_BLOCKS_NVME, "hit_blocks_nvme", "blocks", "keys found on NVMe only")              \
+	X(C, STORE_BLOCKS, "store_blocks", "blocks", "blocks committed")                           \
+	X(C, STORE_DUPLICATE_BLOCKS, "store_duplicate_blocks", "blocks",                           \
+	  "blocks that were there already")                                                        \
+	X(C, STORE_REFUSED_BLOCKS, "store_refused_blocks", "blocks", "blocks not taken")           \
+	X(C, STORE_RAW_BYTES, "store_raw_bytes", "bytes", "raw bytes of committed blocks")         \
+	X(C, STORE_CODED_BYTES, "store_coded_bytes", "bytes", "their compressed bytes")            \
+	X(C, LOAD_BLOCKS, "load_blocks", "blocks", "blocks restored byte-exact")                   \
+	X(C, LOAD_FAILED_BLOCKS, "load_failed_blocks", "blocks",                                   \
+	  "leased blocks that could not be restored")                                              \
+	X(C, LOAD_RAW_BYTES, "load_raw_bytes", "bytes", "raw bytes restored")                      \
+	X(C, CHECKSUM_FAILURES, "checksum_failures", "blocks",                                     \
+	  "blocks quarantined: stored bytes were wrong")                                           \
+	X(C, CHUNKS_RAW, "chunks_raw", "chunks",                                                   \
+	  "chunks kept raw: did not shrink or did not verify")                                     \
+	X(C, ESCAPES, "escapes", "scalars", "scalars outside their token window")                  \
+	X(C, ENCODE_NS, "encode_ns", "ns", "device time spent encoding")                           \
+	X(C, DECODE_NS, "decode_ns", "ns", "device time spent decoding")                           \
+	X(C, EVICTED_BLOCKS, "evicted_blocks", "blocks", "blocks dropped for room")                \
+	X(C, PROFILES_FITTED, "profiles_fitted", "profiles", "profiles frozen")                    \
+	X(C, SPILL_BLOCKS, "spill_blocks", "blocks", "blocks written to NVMe")                     \
+	X(C, SPILL_BYTES, "spill_bytes", "bytes", "bytes written to NVMe")                         \
+	X(C, FETCH_BLOCKS, "fetch_blocks", "blocks", "blocks read from NVMe")                      \
+	X(C, FETCH_BYTES, "fetch_bytes", "bytes", "bytes read from NVMe")                          \
+	X(C, NVME_ERRORS, "nvme_errors", "operations",                                             \
+	  "NVMe reads and writes that failed or timed out")                                        \
+	X(C, NVME_RECLAIMED_SEGMENTS, "nvme_reclaimed_segments", "segments",                       \
+	  "log segments reused")                                                                   \
+	X(C, SESSIONS_OPENED, "sessions_opened", "sessions", "clients that connected")             \
+	X(C, SESSIONS_FAILED, "sessions_failed", "sessions",                                       \
+	  "sessions ended for what the client did")                                                \
+	X(C, LEASES_GRANTED, "leases_granted", "leases", "leases given")                           \
+	X(C, LEASES_EXPIRED, "leases_expired", "leases", "leases that ran into their deadline")    \
+	X(C, WAKEUPS, "wakeups", "wake-ups", "times the lane slept and was woken")                 \
+	X(G, SESSIONS, "sessions", "sessions", "clients connected")                                \
+	X(G, LEASES, "leases", "leases", "leases held")                                            \
+	X(G, JOBS, "jobs", "operations", "operations in flight")                                   \
+	X(G, BLOCKS, "blocks", "blocks", "blocks in the index")                                    \
+	X(G, BLOCKS_HOST, "blocks_host", "blocks", "blocks in host memory")                        \
+	X(G, BLOCKS_NVME, "blocks_nvme", "blocks", "blocks on NVMe")                               \
+	X(G, INDEX_BLOCKS_MAX, "index_blocks_max", "blocks", "blocks the index can hold")          \
+	X(G, RAW_BYTES, "raw_bytes", "bytes", "raw bytes of all blocks in the index")              \
+	X(G, CODED_BYTES, "coded_bytes", "bytes", "their compressed bytes")                        \
+	X(G, POOL_BYTES, "pool_bytes", "bytes", "size of the host pool")                           \
+	X(G, POOL_USED_BYTES, "pool_used_bytes", "bytes", "bytes of the pool that records fill")   \
+	X(G, POOL_SLOT_BYTES, "pool_slot_bytes", "bytes",                                          \
+	  "bytes of the slots these records lie in")                                               \
+	X(G, POOL_SLAB_BYTES, "pool_slab_bytes", "bytes", "bytes of the slabs these slots lie in") \
+	X(G, NVME_BYTES, "nvme_bytes", "bytes", "size of the NVMe log")                            \
+	X(G, NVME_LIVE_BYTES, "nvme_live_bytes", "bytes", "bytes of live records in it")           \
+	X(G, NVME_HEALTH, "nvme_health", "state", "0 no tier, 1 in service, 2 out of service")     \
+	X(G, NVME_INFLIGHT, "nvme_inflight", "operations", "reads and writes in flight")           \
 	X(G, DEVICE_INFLIGHT, "device_inflight", "tasks", "tasks on the compute device")
 
 enum stats_id {
 #define STATS_ENUM(kind, id, name, unit, text) STAT_##id,
 	STATS_TABLE(STATS_ENUM)
 #undef STATS_ENUM
-	STAT_COUNT
+		STAT_COUNT
 };
 
 enum stats_hist_id {
-	STATS_HIST_LOOKUP,			/* intake to completion */
+	STATS_HIST_LOOKUP, /* intake to completion */
 	STATS_HIST_LOAD,
-	STATS_HIST_STORE_FREE,			/* intake to SOURCE_FREE */
-	STATS_HIST_STORE,			/* intake to COMMITTED */
+	STATS_HIST_STORE_FREE, /* intake to SOURCE_FREE */
+	STATS_HIST_STORE,      /* intake to COMMITTED */
 	STATS_HIST_NVME_READ,
 	STATS_HIST_NVME_WRITE,
 	STATS_HIST_COUNT
 };
 
-#define STATS_BUCKETS 160u			/* 4 per octave from 1 ns: up to 2^40 ns */
+#define STATS_BUCKETS 160u /* 4 per octave from 1 ns: up to 2^40 ns */
 
 struct stats {
 	_Atomic uint64_t value[STAT_COUNT];
@@ -95,7 +103,7 @@ struct stats_info {
 	const char *name;
 	const char *unit;
 	const char *text;
-	char kind;				/* 'C' or 'G' */
+	char kind; /* 'C' or 'G' */
 };
 
 extern const struct stats_info stats_info[STAT_COUNT];
@@ -124,10 +132,11 @@ static inline uint64_t stats_get(const struct stats *s, enum stats_id id)
 	return atomic_load_explicit(&s->value[id], memory_order_relaxed);
 }
 
-const char *stats_reason_word(uint16_t reason);				/* "pool-full"; "unknown" */
-void stats_reason(struct stats *s, uint16_t reason);			/* count one refusal by cause */
+const char *stats_reason_word(uint16_t reason);	     /* "pool-full"; "unknown" */
+void stats_reason(struct stats *s, uint16_t reason); /* count one refusal by cause */
 void stats_record_ns(struct stats *s, enum stats_hist_id hist, uint64_t ns);
-uint64_t stats_percentile_ns(const struct stats *s, enum stats_hist_id hist, double p);	/* 0: empty */
+uint64_t stats_percentile_ns(const struct stats *s, enum stats_hist_id hist,
+			     double p); /* 0: empty */
 uint64_t stats_hist_samples(const struct stats *s, enum stats_hist_id hist);
 
 #endif

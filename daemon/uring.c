@@ -32,20 +32,20 @@
 #include "daemon/util/clock.h"
 
 #define ENTRIES_MAX 4096u
-#define WATCHES_SLACK 256u			/* submission entries beside the reads and writes */
-#define CQ_ENTRIES_SLACK 2048u			/* completions of watches; an overflow is kept by the kernel */
+#define WATCHES_SLACK 256u     /* submission entries beside the reads and writes */
+#define CQ_ENTRIES_SLACK 2048u /* completions of watches; an overflow is kept by the kernel */
 #define REAP_BATCH 64u
-#define RETRIES_MAX 16u				/* of EINTR, EAGAIN and transfers that moved nothing */
-#define DIRECT_ALIGN_BYTES 4096u		/* where a short transfer may go on under O_DIRECT */
+#define RETRIES_MAX 16u		 /* of EINTR, EAGAIN and transfers that moved nothing */
+#define DIRECT_ALIGN_BYTES 4096u /* where a short transfer may go on under O_DIRECT */
 
 enum op_state {
 	OP_IDLE,
 	OP_HELD,
 	OP_KERNEL,
 	OP_READY,
-	OP_WATCH_OFF,				/* not armed: an entry was not to be had, or it ended */
+	OP_WATCH_OFF, /* not armed: an entry was not to be had, or it ended */
 	OP_WATCH_ON,
-	OP_WATCH_ENDING				/* removal asked for */
+	OP_WATCH_ENDING /* removal asked for */
 };
 
 struct op_list {
@@ -54,14 +54,14 @@ struct op_list {
 
 struct uring {
 	struct io_uring ring;
-	bool disabled;				/* until the owning thread first enters */
+	bool disabled; /* until the owning thread first enters */
 	bool has_file;
 	bool reaping;
 	unsigned entries;
-	unsigned buffers;			/* registered */
+	unsigned buffers; /* registered */
 	unsigned inflight_count, overdue_count;
-	unsigned held_count;			/* in HELD */
-	unsigned watches_off;			/* in OP_WATCH_OFF, or to be removed and not told to the kernel */
+	unsigned held_count;  /* in HELD */
+	unsigned watches_off; /* in OP_WATCH_OFF, or to be removed and not told to the kernel */
 	struct op_list inflight, overdue, ready, watches;
 	struct uring_faults faults;
 	uint32_t flips;
@@ -151,7 +151,7 @@ int uring_new(unsigned entries, const char *fault_spec, struct uring **ret_uring
 		if (r == 0)
 			break;
 		if (r == -EINVAL && i + 1 < sizeof(tries) / sizeof(*tries))
-			r = 0;			/* a kernel that does not know a flag */
+			r = 0; /* a kernel that does not know a flag */
 	}
 	if (r < 0) {
 		free(u);
@@ -209,7 +209,8 @@ static int enable(struct uring *u)
 	if (!u->disabled)
 		return 0;
 	/* liburing 2.3 declares io_uring_enable_rings(), but its shared library does not export it. */
-	if (syscall(__NR_io_uring_register, u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0)
+	if (syscall(__NR_io_uring_register, u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL,
+		    0) < 0)
 		return -errno;
 	u->disabled = false;
 	return 0;
@@ -347,10 +348,10 @@ int uring_read(struct uring *u, struct uring_op *op, unsigned buf_index, void *d
 	return queue(u, op, URING_READ);
 }
 
-int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const void *src, uint32_t bytes,
-		uint64_t off, uint64_t deadline_ns)
+int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const void *src,
+		uint32_t bytes, uint64_t off, uint64_t deadline_ns)
 {
-	op->data = (uint8_t *)(uintptr_t)src;	/* only read */
+	op->data = (uint8_t *)(uintptr_t)src; /* only read */
 	op->bytes = bytes;
 	op->off = off;
 	op->buf_index = buf_index;
@@ -531,14 +532,14 @@ static void watch_end(struct uring *u, struct uring_op *op, int32_t res)
 void uring_unwatch(struct uring *u, struct uring_op *op)
 {
 	assert(op->kind == URING_WATCH);
-	if (op->state == OP_WATCH_OFF) {	/* the kernel does not know it */
+	if (op->state == OP_WATCH_OFF) { /* the kernel does not know it */
 		u->watches_off--;
 		watch_end(u, op, -ECANCELED);
 		return;
 	}
 	assert(op->state == OP_WATCH_ON);
 	op->state = OP_WATCH_ENDING;
-	op->retries = 1;			/* the cancel is to be sent */
+	op->retries = 1; /* the cancel is to be sent */
 	u->watches_off++;
 	watch_cancel(u, op);
 }
@@ -563,7 +564,7 @@ static unsigned watch_fired(struct uring *u, struct uring_op *op, int32_t res, b
 	ssize_t n;
 
 	if (!more && op->state == OP_WATCH_ENDING) {
-		if (op->retries)		/* it ended by itself, before the cancel was sent */
+		if (op->retries) /* it ended by itself, before the cancel was sent */
 			u->watches_off--;
 		watch_end(u, op, -ECANCELED);
 		return 0;
@@ -572,7 +573,7 @@ static unsigned watch_fired(struct uring *u, struct uring_op *op, int32_t res, b
 		watch_end(u, op, res);
 		return 0;
 	}
-	if (!more) {				/* the kernel ends a multishot when it likes */
+	if (!more) { /* the kernel ends a multishot when it likes */
 		op->state = OP_WATCH_OFF;
 		u->watches_off++;
 		watch_arm(u, op);
@@ -614,7 +615,7 @@ static unsigned reap_kernel(struct uring *u, unsigned max)
 	for (unsigned i = 0; i < n; i++) {
 		struct uring_op *op = io_uring_cqe_get_data(&copy[i]);
 
-		if (!op)			/* of a cancel: its target reports by itself */
+		if (!op) /* of a cancel: its target reports by itself */
 			continue;
 		if (op->kind == URING_WATCH)
 			count += watch_fired(u, op, copy[i].res, copy[i].flags & IORING_CQE_F_MORE);
@@ -647,7 +648,7 @@ unsigned uring_reap(struct uring *u, unsigned max)
 {
 	unsigned count = 0;
 
-	assert(!u->reaping);			/* not from done() */
+	assert(!u->reaping); /* not from done() */
 	u->reaping = true;
 	time_run(u);
 	if (max)
@@ -673,7 +674,8 @@ int uring_sleep(struct uring *u, uint64_t timeout_ns)
 		return r;
 	ts.tv_sec = (long long)((until_ns - now_ns) / CLOCK_NS_PER_S);
 	ts.tv_nsec = (long long)((until_ns - now_ns) % CLOCK_NS_PER_S);
-	r = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, until_ns == UINT64_MAX ? NULL : &ts, NULL);
+	r = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, until_ns == UINT64_MAX ? NULL : &ts,
+					     NULL);
 	if (r == -ETIME || r == -EINTR || r == -EBUSY || r == -EAGAIN)
 		return 0;
 	return r < 0 ? r : 0;

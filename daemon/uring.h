@@ -15,8 +15,8 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#define URING_BUF_NONE UINT32_MAX		/* memory that was not registered */
-#define URING_NEVER UINT64_MAX			/* no deadline */
+#define URING_BUF_NONE UINT32_MAX /* memory that was not registered */
+#define URING_NEVER UINT64_MAX	  /* no deadline */
 
 struct uring;
 
@@ -26,19 +26,19 @@ struct uring_op {
 	 * and may be gone when it returns.
 	 */
 	void (*done)(struct uring_op *op, int32_t res);
-	uint64_t start_ns;				/* set when queued */
-	void *user;					/* the owner's */
+	uint64_t start_ns; /* set when queued */
+	void *user;	   /* the owner's */
 	/* private to uring.c */
 	struct uring_op *prev, *next;
 	uint64_t deadline_ns;
-	uint64_t held_until_ns;				/* injected fault: not given to the kernel before */
+	uint64_t held_until_ns; /* injected fault: not given to the kernel before */
 	uint64_t off;
 	uint8_t *data;
 	uint32_t bytes;
 	uint32_t moved;
 	uint32_t buf_index;
-	int32_t res;					/* on the ready list: what to report */
-	int fd;						/* watch */
+	int32_t res; /* on the ready list: what to report */
+	int fd;	     /* watch */
 	uint8_t kind;
 	uint8_t state;
 	uint8_t timed_out;
@@ -49,12 +49,12 @@ struct uring_op {
 /* 0; -EPERM/-ENOSYS with a hint for people in uring_hint(): io_uring disabled or filtered; -EINVAL: the
  * fault spec (NULL or empty: none). */
 int uring_new(unsigned entries, const char *fault_spec, struct uring **ret_uring);
-struct uring *uring_free(struct uring *u);		/* no operation may be in flight */
+struct uring *uring_free(struct uring *u); /* no operation may be in flight */
 const char *uring_hint(int error);
 
 /* Pins the memory, counted against RLIMIT_MEMLOCK without CAP_IPC_LOCK: -ENOMEM.  Once each. */
 int uring_register_buffers(struct uring *u, const struct iovec *iov, unsigned count);
-int uring_register_file(struct uring *u, int fd);	/* one file: index 0 */
+int uring_register_file(struct uring *u, int fd); /* one file: index 0 */
 
 /*
  * fault_spec (tests): rules joined by commas, each KIND:FAULT:every=N, of which the first that matches an
@@ -65,7 +65,8 @@ int uring_register_file(struct uring *u, int fd);	/* one file: index 0 */
  *	hang_ms=T	the same, and no cancel reaches it: -ETIMEDOUT only when T is over
  *	flip		one byte of what was read is another one
  */
-int uring_set_fault(struct uring *u, const char *fault_spec);	/* replaces all rules; -EINVAL: none changed */
+int uring_set_fault(struct uring *u,
+		    const char *fault_spec); /* replaces all rules; -EINVAL: none changed */
 
 /*
  * Queue; -EAGAIN when `entries` operations are in flight.  A short transfer is continued inside; res is
@@ -75,21 +76,21 @@ int uring_set_fault(struct uring *u, const char *fault_spec);	/* replaces all ru
  */
 int uring_read(struct uring *u, struct uring_op *op, unsigned buf_index, void *dst, uint32_t bytes,
 	       uint64_t off, uint64_t deadline_ns);
-int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const void *src, uint32_t bytes,
-		uint64_t off, uint64_t deadline_ns);
+int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const void *src,
+		uint32_t bytes, uint64_t off, uint64_t deadline_ns);
 
 /*
  * Watch an eventfd: done(op, 1) on each readiness (the eventfd is emptied inside), until removed; a
  * negative res is the last call.
  */
 int uring_watch(struct uring *u, struct uring_op *op, int fd);
-void uring_unwatch(struct uring *u, struct uring_op *op);	/* done(op, -ECANCELED) follows */
+void uring_unwatch(struct uring *u, struct uring_op *op); /* done(op, -ECANCELED) follows */
 
 int uring_submit(struct uring *u);
-unsigned uring_reap(struct uring *u, unsigned max);		/* calls done(); returns how many */
+unsigned uring_reap(struct uring *u, unsigned max); /* calls done(); returns how many */
 /* Submit and wait for at most this long (UINT64_MAX: for ever), less when a deadline is near.  0: look. */
 int uring_sleep(struct uring *u, uint64_t timeout_ns);
-unsigned uring_inflight(const struct uring *u);			/* reads and writes not reported yet */
-unsigned uring_overdue(const struct uring *u);			/* of these, past their deadline */
+unsigned uring_inflight(const struct uring *u); /* reads and writes not reported yet */
+unsigned uring_overdue(const struct uring *u);	/* of these, past their deadline */
 
 #endif

@@ -18,9 +18,9 @@ static const struct {
 	const char *name;
 	enum uring_fault fault;
 } fault_names[] = {
-	{ "eio", URING_FAULT_EIO },	    { "enospc", URING_FAULT_ENOSPC },
-	{ "short", URING_FAULT_SHORT },	    { "stall_ms", URING_FAULT_STALL },
-	{ "hang_ms", URING_FAULT_HANG },    { "flip", URING_FAULT_FLIP },
+	{ "eio", URING_FAULT_EIO },	 { "enospc", URING_FAULT_ENOSPC },
+	{ "short", URING_FAULT_SHORT },	 { "stall_ms", URING_FAULT_STALL },
+	{ "hang_ms", URING_FAULT_HANG }, { "flip", URING_FAULT_FLIP },
 };
 
 static int parse_number(const char *text, uint32_t max, uint32_t *ret)
@@ -102,7 +102,9 @@ int uring_fault_parse(const char *spec, struct uring_faults *ret)
 	char text[RULE_BYTES];
 	int r;
 
-	while (spec && *spec) {
+	if (!spec)
+		spec = "";
+	while (*spec) {
 		size_t bytes = strcspn(spec, ",");
 
 		if (bytes >= sizeof(text) || faults.count == URING_FAULT_RULES_MAX)
@@ -115,13 +117,14 @@ int uring_fault_parse(const char *spec, struct uring_faults *ret)
 		faults.count++;
 		spec += bytes;
 		if (*spec == ',' && !*++spec)
-			return -EINVAL;		/* a comma and nothing behind it */
+			return -EINVAL; /* a comma and nothing behind it */
 	}
 	*ret = faults;
 	return 0;
 }
 
-enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind, uint64_t *ret_hold_ns)
+enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind,
+				  uint64_t *ret_hold_ns)
 {
 	enum uring_fault fault = URING_FAULT_NONE;
 
@@ -129,7 +132,8 @@ enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind, 
 	for (unsigned i = 0; i < f->count; i++) {
 		struct uring_fault_rule *rule = &f->rules[i];
 
-		if (rule->kind != kind || ++rule->seen % rule->every != 0 || fault != URING_FAULT_NONE)
+		if (rule->kind != kind || ++rule->seen % rule->every != 0 ||
+		    fault != URING_FAULT_NONE)
 			continue;
 		fault = rule->fault;
 		*ret_hold_ns = rule->hold_ns;

@@ -10,11 +10,7 @@
 
 #define URING_FAULT_RULES_MAX 8u
 
-enum uring_kind {
-	URING_READ,
-	URING_WRITE,
-	URING_WATCH
-};
+enum uring_kind { URING_READ, URING_WRITE, URING_WATCH };
 
 enum uring_fault {
 	URING_FAULT_NONE,
@@ -44,6 +40,7 @@ struct uring_faults {
 int uring_fault_parse(const char *spec, struct uring_faults *ret);
 
 /* What happens to the next operation of this kind. */
-enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind, uint64_t *ret_hold_ns);
+enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind,
+				  uint64_t *ret_hold_ns);
 
 #endif

@@ -16,7 +16,7 @@ static inline uint64_t clock_now_ns(void)
 {
 	struct timespec ts = { 0 };
 
-	(void)clock_gettime(CLOCK_MONOTONIC, &ts);	/* cannot fail for this clock */
+	(void)clock_gettime(CLOCK_MONOTONIC, &ts); /* cannot fail for this clock */
 	return (uint64_t)ts.tv_sec * CLOCK_NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 

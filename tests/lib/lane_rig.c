@@ -45,10 +45,14 @@ void lane_rig_start(struct rig *rig, const struct config *config)
 	rig->config = *config;
 	for (unsigned i = 0; i < RIG_LAYERS * 2; i++)
 		segment[i] = (struct codec_segment){
-			.kind = i % 2 ? CODEC_KIND_V : CODEC_KIND_K, .dtype = CODEC_DTYPE_BF16,
-			.layer = (uint16_t)(i / 2), .heads = RIG_HEADS, .head_dim = RIG_DIM,
+			.kind = i % 2 ? CODEC_KIND_V : CODEC_KIND_K,
+			.dtype = CODEC_DTYPE_BF16,
+			.layer = (uint16_t)(i / 2),
+			.heads = RIG_HEADS,
+			.head_dim = RIG_DIM,
 		};
-	assert_int_equal(codec_geometry_init(&rig->ns.geom, RIG_TOKENS, segment, RIG_LAYERS * 2), 0);
+	assert_int_equal(codec_geometry_init(&rig->ns.geom, RIG_TOKENS, segment, RIG_LAYERS * 2),
+			 0);
 	rig->ns.tenant = &rig->tenant;
 	memset(rig->ns.digest, 0x5a, sizeof(rig->ns.digest));
 	if (lane_start(config, &rig->lane, err, sizeof(err)) < 0)
@@ -57,7 +61,8 @@ void lane_rig_start(struct rig *rig, const struct config *config)
 
 void lane_rig_stop(struct rig *rig)
 {
-	assert_int_equal(mailbox_send(lane_inbox(rig->lane), &(struct mail){ .type = LANE_STOP }), 0);
+	assert_int_equal(mailbox_send(lane_inbox(rig->lane), &(struct mail){ .type = LANE_STOP }),
+			 0);
 	rig->lane = lane_join(rig->lane);
 	codec_geometry_deinit(&rig->ns.geom);
 }
@@ -91,7 +96,8 @@ static void make_segment(struct lane_rig_session *rs)
 	void *base;
 	int fd;
 
-	assert_int_equal(segment_layout(64, rs->rig->config.leases_max, RIG_ARGS_BYTES, &s->layout), 0);
+	assert_int_equal(segment_layout(64, rs->rig->config.leases_max, RIG_ARGS_BYTES, &s->layout),
+			 0);
 	s->segment_bytes = s->layout.segment_bytes;
 	assert_int_equal(segment_create("rig", s->segment_bytes, &fd), 0);
 	assert_int_equal(segment_map(fd, s->segment_bytes, &base), 0);
@@ -127,21 +133,26 @@ void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs)
 						   .token_stride = RIG_HEADS * RIG_DIM * 2,
 						   .head_stride = RIG_DIM * 2 };
 	}
-	assert_int_equal(device_region_init(&rs->region.dev, &rig->ns.geom, rs->memory, bytes, RIG_PAGES,
-					    stride, block_stride), 0);
+	assert_int_equal(device_region_init(&rs->region.dev, &rig->ns.geom, rs->memory, bytes,
+					    RIG_PAGES, stride, block_stride),
+			 0);
 	rs->region.ns = &rig->ns;
 	send_mail(rig, &(struct mail){ .type = LANE_SESSION_ADD, .subject = s });
 	assert_int_equal(lane_rig_mail(rig, LANE_SESSION_ADD).res, 0);
-	send_mail(rig, &(struct mail){ .type = LANE_NS_ADD, .subject = s, .object = &rig->ns, .value = 1 });
+	send_mail(rig, &(struct mail){
+			       .type = LANE_NS_ADD, .subject = s, .object = &rig->ns, .value = 1 });
 	assert_int_equal(lane_rig_mail(rig, LANE_NS_ADD).res, 0);
-	send_mail(rig, &(struct mail){ .type = LANE_REGION_ADD, .subject = s, .object = &rs->region,
+	send_mail(rig, &(struct mail){ .type = LANE_REGION_ADD,
+				       .subject = s,
+				       .object = &rs->region,
 				       .value = 1 });
 	assert_int_equal(lane_rig_mail(rig, LANE_REGION_ADD).res, 0);
 }
 
 void lane_rig_session_close(struct lane_rig_session *rs)
 {
-	send_mail(rs->rig, &(struct mail){ .type = LANE_SESSION_END, .subject = &rs->s,
+	send_mail(rs->rig, &(struct mail){ .type = LANE_SESSION_END,
+					   .subject = &rs->s,
 					   .value = SKVC_ABI_REASON_CLIENT_GONE });
 	assert_ptr_equal(lane_rig_mail(rs->rig, LANE_SESSION_GONE).subject, &rs->s);
 	assert_int_equal(rs->region.users, 0);
@@ -265,7 +276,8 @@ static uint8_t *args_at(struct lane_rig_session *rs, uint32_t rel)
 	return rs->s.segment + rs->s.layout.args_off + rel;
 }
 
-static uint32_t put_keys(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint32_t extra_bytes)
+static uint32_t put_keys(struct lane_rig_session *rs, uint32_t first, uint32_t count,
+			 uint32_t extra_bytes)
 {
 	uint32_t rel = args_take(rs, count * (uint32_t)sizeof(struct skvc_abi_key) + extra_bytes);
 
@@ -287,22 +299,31 @@ void lane_rig_store(struct lane_rig_session *rs, uint32_t first, uint32_t count,
 
 		memcpy(args_at(rs, rel + keys_bytes + i * 4), &page, 4);
 	}
-	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_STORE, .ns = 1, .region = 1,
-					       .user_data = user_data, .count = count, .args_rel = rel,
-					       .args_bytes = keys_bytes + count * 4 });
+	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_STORE,
+						    .ns = 1,
+						    .region = 1,
+						    .user_data = user_data,
+						    .count = count,
+						    .args_rel = rel,
+						    .args_bytes = keys_bytes + count * 4 });
 }
 
 struct skvc_abi_cqe lane_rig_lookup(struct lane_rig_session *rs, uint32_t first, uint32_t count)
 {
 	uint32_t rel = put_keys(rs, first, count, 0);
 
-	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_LOOKUP, .ns = 1, .user_data = 1000,
-					       .count = count, .args_rel = rel,
-					       .args_bytes = count * (uint32_t)sizeof(struct skvc_abi_key) });
+	lane_rig_submit(rs, &(struct skvc_abi_sqe){
+				    .opcode = SKVC_ABI_OP_LOOKUP,
+				    .ns = 1,
+				    .user_data = 1000,
+				    .count = count,
+				    .args_rel = rel,
+				    .args_bytes = count * (uint32_t)sizeof(struct skvc_abi_key) });
 	return lane_rig_complete(rs);
 }
 
-void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count, uint64_t user_data)
+void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count,
+		   uint64_t user_data)
 {
 	uint32_t words = (count + 63) / 64;
 	uint32_t rel = args_take(rs, count * 4), result = args_take(rs, words * 8);
@@ -312,16 +333,22 @@ void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_p
 
 		memcpy(args_at(rs, rel + i * 4), &page, 4);
 	}
-	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_LOAD, .region = 1, .lease = lease,
-					       .user_data = user_data, .count = count, .args_rel = rel,
-					       .args_bytes = count * 4, .result_rel = result,
-					       .result_bytes = words * 8 });
+	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_LOAD,
+						    .region = 1,
+						    .lease = lease,
+						    .user_data = user_data,
+						    .count = count,
+						    .args_rel = rel,
+						    .args_bytes = count * 4,
+						    .result_rel = result,
+						    .result_bytes = words * 8 });
 }
 
 struct skvc_abi_cqe lane_rig_release(struct lane_rig_session *rs, uint64_t lease)
 {
-	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_RELEASE, .lease = lease,
-					       .user_data = 1001 });
+	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_RELEASE,
+						    .lease = lease,
+						    .user_data = 1001 });
 	return lane_rig_complete(rs);
 }
 

@@ -16,7 +16,7 @@
 #define RIG_TOKENS 16u
 #define RIG_PAGES 256u
 #define RIG_ARGS_BYTES (1u << 20)
-#define RIG_WAIT_NS 10000000000ull	/* a test fails rather than hangs */
+#define RIG_WAIT_NS 10000000000ull /* a test fails rather than hangs */
 
 struct rig {
 	struct config config;
@@ -28,36 +28,40 @@ struct rig {
 
 struct lane_rig_session {
 	struct rig *rig;
-	struct session s;		/* what control would own */
+	struct session s; /* what control would own */
 	struct region region;
-	uint8_t *memory;		/* the "engine's pages", packed */
-	struct ring sq, cq;		/* the client's side */
-	uint32_t args_next;		/* bump allocator over the argument area */
+	uint8_t *memory;    /* the "engine's pages", packed */
+	struct ring sq, cq; /* the client's side */
+	uint32_t args_next; /* bump allocator over the argument area */
 };
 
-void lane_rig_config(struct config *ret);	/* small pool, no NVMe, fits early */
+void lane_rig_config(struct config *ret); /* small pool, no NVMe, fits early */
 void lane_rig_start(struct rig *rig, const struct config *config);
 void lane_rig_stop(struct rig *rig);
 
 void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs);
-void lane_rig_session_close(struct lane_rig_session *rs);		/* END, waits for GONE, frees */
+void lane_rig_session_close(struct lane_rig_session *rs); /* END, waits for GONE, frees */
 /* Mail from the lane of this type about this session (others are dropped); fails the test after RIG_WAIT_NS. */
 struct mail lane_rig_mail(struct rig *rig, uint32_t type);
 
 uint8_t *lane_rig_page(struct lane_rig_session *rs, uint32_t page);
-void lane_rig_fill(struct lane_rig_session *rs, uint32_t page, uint32_t seed);	/* gaussian bf16, exact per seed */
+void lane_rig_fill(struct lane_rig_session *rs, uint32_t page,
+		   uint32_t seed); /* gaussian bf16, exact per seed */
 int lane_rig_page_is(struct lane_rig_session *rs, uint32_t page, uint32_t seed);
 struct skvc_abi_key lane_rig_key(uint32_t n);
 
 void lane_rig_submit(struct lane_rig_session *rs, const struct skvc_abi_sqe *sqe);
-struct skvc_abi_cqe lane_rig_complete(struct lane_rig_session *rs);		/* the next completion, waits */
-int lane_rig_try_complete(struct lane_rig_session *rs, struct skvc_abi_cqe *ret);	/* 1 when there was one */
-struct skvc_abi_cqe lane_rig_done(struct lane_rig_session *rs);			/* skips SOURCE_FREE */
+struct skvc_abi_cqe lane_rig_complete(struct lane_rig_session *rs); /* the next completion, waits */
+int lane_rig_try_complete(struct lane_rig_session *rs,
+			  struct skvc_abi_cqe *ret);		/* 1 when there was one */
+struct skvc_abi_cqe lane_rig_done(struct lane_rig_session *rs); /* skips SOURCE_FREE */
 
 /* Keys and pages first..first+count-1; user_data is the caller's. */
-void lane_rig_store(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint64_t user_data);
+void lane_rig_store(struct lane_rig_session *rs, uint32_t first, uint32_t count,
+		    uint64_t user_data);
 struct skvc_abi_cqe lane_rig_lookup(struct lane_rig_session *rs, uint32_t first, uint32_t count);
-void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count, uint64_t user_data);
+void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count,
+		   uint64_t user_data);
 struct skvc_abi_cqe lane_rig_release(struct lane_rig_session *rs, uint64_t lease);
 uint64_t lane_rig_bitmap(const struct lane_rig_session *rs, uint32_t rel);
 

@@ -37,13 +37,13 @@ static void finds_what_was_inserted(void **state)
 	assert_int_equal(index_find(ix, 0, &a), BLOCK_NONE);
 	assert_int_equal(index_insert(ix, 0, &a, &id), 0);
 	assert_int_equal(index_find(ix, 0, &a), id);
-	assert_int_equal(index_find(ix, 1, &a), BLOCK_NONE);	/* another namespace */
+	assert_int_equal(index_find(ix, 1, &a), BLOCK_NONE); /* another namespace */
 	assert_int_equal(index_find(ix, 0, &b), BLOCK_NONE);
 	b = a;
 	b.group++;
-	assert_int_equal(index_find(ix, 0, &b), BLOCK_NONE);	/* another group */
+	assert_int_equal(index_find(ix, 0, &b), BLOCK_NONE); /* another group */
 	b = a;
-	b.len++;						/* a longer key with a zero tail */
+	b.len++; /* a longer key with a zero tail */
 	assert_int_equal(index_find(ix, 0, &b), BLOCK_NONE);
 	assert_int_equal(index_insert(ix, 0, &b, &other), 0);
 	assert_int_not_equal(id, other);
@@ -92,8 +92,8 @@ static void a_parent_that_went_is_not_a_parent(void **state)
 	index_unlink(ix, parent);
 	index_release(ix, parent);
 	assert_int_equal(index_insert(ix, 0, &c, &next), 0);
-	assert_int_equal(next, parent);			/* the id is used again ... */
-	assert_int_equal(index_parent(ix, child), BLOCK_NONE);	/* ... by a stranger */
+	assert_int_equal(next, parent);			       /* the id is used again ... */
+	assert_int_equal(index_parent(ix, child), BLOCK_NONE); /* ... by a stranger */
 	index_unlink(ix, child);
 	assert_int_equal(index_block(ix, next)->children, 0);
 	index_free(ix);

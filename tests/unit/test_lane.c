@@ -48,8 +48,10 @@ static void store_all(struct lane_rig_session *rs, uint32_t first, uint32_t coun
 	cqe = lane_rig_complete(rs);
 	assert_int_equal(cqe.kind, SKVC_ABI_CQE_SOURCE_FREE);
 	assert_int_equal(cqe.user_data, 7);
-	for (uint32_t i = 0; i < count; i++)	/* the source may be reused: nothing must read it now */
-		memset(lane_rig_page(rs, (first + i) % RIG_PAGES), 0xee, rs->rig->ns.geom.raw_bytes);
+	for (uint32_t i = 0; i < count;
+	     i++) /* the source may be reused: nothing must read it now */
+		memset(lane_rig_page(rs, (first + i) % RIG_PAGES), 0xee,
+		       rs->rig->ns.geom.raw_bytes);
 	cqe = lane_rig_complete(rs);
 	assert_int_equal(cqe.kind, SKVC_ABI_CQE_DONE);
 	assert_int_equal(cqe.res, 0);
@@ -88,7 +90,7 @@ static void what_goes_in_comes_out(void **state)
 	lane_rig_config(&c);
 	lane_rig_start(&rig, &c);
 	lane_rig_session_open(&rig, &rs);
-	store_all(&rs, 0, 64);			/* samples, the first profile, and blocks coded with it */
+	store_all(&rs, 0, 64); /* samples, the first profile, and blocks coded with it */
 	load_all(&rs, 0, 64);
 	store_all(&rs, 64, 32);
 	load_all(&rs, 0, 96);
@@ -214,7 +216,7 @@ static void a_lease_keeps_its_blocks(void **state)
 		assert_true(lane_rig_page_is(&rs, 0, i));
 		assert_int_equal(lane_rig_release(&rs, lease[i]).res, 0);
 	}
-	store_all(&rs, 5000, 16);	/* room again, and accepted again */
+	store_all(&rs, 5000, 16); /* room again, and accepted again */
 	lane_rig_session_close(&rs);
 	lane_rig_stop(&rig);
 }
@@ -265,7 +267,7 @@ static void a_session_that_ends_holds_nothing(void **state)
 	load_all(&b, 0, 40);
 	for (uint32_t i = 0; i < 100; i++)
 		lane_rig_fill(&b, (500 + i) % RIG_PAGES, 500 + i);
-	lane_rig_store(&b, 500, 100, 7);	/* keys that were begun and given up can be stored again */
+	lane_rig_store(&b, 500, 100, 7); /* keys that were begun and given up can be stored again */
 	cqe = lane_rig_done(&b);
 	assert_int_equal(cqe.res, 0);
 	assert_int_equal(cqe.count, 100);
@@ -289,7 +291,8 @@ static void an_aborted_job_completes_once(void **state)
 	for (uint32_t i = 0; i < 200; i++)
 		lane_rig_fill(&rs, i, i);
 	lane_rig_store(&rs, 0, 200, 7);
-	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_ABORT, .user_data = 55, .arg = 7 });
+	lane_rig_submit(&rs, &(struct skvc_abi_sqe){
+				     .opcode = SKVC_ABI_OP_ABORT, .user_data = 55, .arg = 7 });
 	while (!dones || !answers) {
 		cqe = lane_rig_complete(&rs);
 		answers += cqe.user_data == 55;
@@ -298,9 +301,10 @@ static void an_aborted_job_completes_once(void **state)
 			assert_true(cqe.res == -ECANCELED || cqe.count == 200);
 		}
 	}
-	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_ABORT, .user_data = 56, .arg = 7 });
+	lane_rig_submit(&rs, &(struct skvc_abi_sqe){
+				     .opcode = SKVC_ABI_OP_ABORT, .user_data = 56, .arg = 7 });
 	cqe = lane_rig_complete(&rs);
-	assert_int_equal(cqe.user_data, 56);	/* and no second DONE before it */
+	assert_int_equal(cqe.user_data, 56); /* and no second DONE before it */
 	assert_int_equal(cqe.res, -ESTALE);
 	assert_int_equal(cqe.reason, SKVC_ABI_REASON_NO_SUCH_JOB);
 	lane_rig_session_close(&rs);
@@ -318,10 +322,18 @@ static void nonsense_ends_the_session(void **state)
 		{ { .opcode = SKVC_ABI_OP_NOP, .flags = 1 }, SKVC_ABI_REASON_BAD_FLAGS },
 		{ { .opcode = SKVC_ABI_OP_NOP, .reserved0 = 1 }, SKVC_ABI_REASON_BAD_RESERVED },
 		{ { .opcode = SKVC_ABI_OP_TOUCH, .ns = 1 }, SKVC_ABI_REASON_BAD_COUNT },
-		{ { .opcode = SKVC_ABI_OP_TOUCH, .ns = 1, .count = 1, .args_bytes = 40,
-		    .args_rel = RIG_ARGS_BYTES }, SKVC_ABI_REASON_BAD_ARGS },
-		{ { .opcode = SKVC_ABI_OP_TOUCH, .ns = 1, .count = 1, .args_bytes = 40,
-		    .args_rel = 4096 }, SKVC_ABI_REASON_BAD_KEY },	/* a key of zeros: length 0 */
+		{ { .opcode = SKVC_ABI_OP_TOUCH,
+		    .ns = 1,
+		    .count = 1,
+		    .args_bytes = 40,
+		    .args_rel = RIG_ARGS_BYTES },
+		  SKVC_ABI_REASON_BAD_ARGS },
+		{ { .opcode = SKVC_ABI_OP_TOUCH,
+		    .ns = 1,
+		    .count = 1,
+		    .args_bytes = 40,
+		    .args_rel = 4096 },
+		  SKVC_ABI_REASON_BAD_KEY }, /* a key of zeros: length 0 */
 	};
 	struct lane_rig_session good;
 	struct config c;
@@ -342,7 +354,8 @@ static void nonsense_ends_the_session(void **state)
 		m = lane_rig_mail(&rig, LANE_SESSION_FAILED);
 		assert_ptr_equal(m.subject, &bad.s);
 		assert_int_equal(m.value, nonsense[i].reason);
-		assert_int_equal(((struct skvc_abi_header *)bad.s.segment)->end_reason, nonsense[i].reason);
+		assert_int_equal(((struct skvc_abi_header *)bad.s.segment)->end_reason,
+				 nonsense[i].reason);
 		lane_rig_session_close(&bad);
 	}
 	load_all(&good, 0, 4);
@@ -362,7 +375,8 @@ static void an_impossible_index_ends_the_session(void **state)
 	lane_rig_session_open(&rig, &rs);
 	__atomic_store_n(&rs.sq.own->value, 1000000, __ATOMIC_RELEASE);
 	eventfd_write(rs.s.sq_fd, 1);
-	assert_int_equal(lane_rig_mail(&rig, LANE_SESSION_FAILED).value, SKVC_ABI_REASON_RING_OVERRUN);
+	assert_int_equal(lane_rig_mail(&rig, LANE_SESSION_FAILED).value,
+			 SKVC_ABI_REASON_RING_OVERRUN);
 	lane_rig_session_close(&rs);
 	lane_rig_stop(&rig);
 }
@@ -395,7 +409,7 @@ static void who_does_not_read_is_not_served(void **state)
 	assert_int_equal(ops, deaf.s.layout.cq_entries - 1);
 	store_all(&good, 0, 16);
 	load_all(&good, 0, 16);
-	for (unsigned i = 0; i < deaf.s.layout.cq_entries; i++)	/* reads at last: served again */
+	for (unsigned i = 0; i < deaf.s.layout.cq_entries; i++) /* reads at last: served again */
 		cqe = lane_rig_complete(&deaf);
 	assert_int_equal(cqe.res, 0);
 	lane_rig_session_close(&deaf);
@@ -437,8 +451,11 @@ static void a_dropped_block_is_gone_and_uncharged(void **state)
 	lane_rig_session_open(&rig, &rs);
 	store_all(&rs, 0, 1);
 	memcpy(rs.s.segment + rs.s.layout.args_off + 8192, &key, sizeof(key));
-	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_DROP, .ns = 1, .count = 1,
-						.args_rel = 8192, .args_bytes = sizeof(key) });
+	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_DROP,
+						     .ns = 1,
+						     .count = 1,
+						     .args_rel = 8192,
+						     .args_bytes = sizeof(key) });
 	cqe = lane_rig_complete(&rs);
 	assert_int_equal(cqe.count, 1);
 	assert_int_equal(lane_rig_lookup(&rs, 0, 1).res, -ENOENT);
@@ -466,8 +483,11 @@ static void a_lease_outlives_a_drop(void **state)
 	store_all(&rs, 0, 1);
 	lease = lane_rig_lookup(&rs, 0, 1).lease;
 	memcpy(rs.s.segment + rs.s.layout.args_off + 8192, &key, sizeof(key));
-	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_DROP, .ns = 1, .count = 1,
-						.args_rel = 8192, .args_bytes = sizeof(key) });
+	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_DROP,
+						     .ns = 1,
+						     .count = 1,
+						     .args_rel = 8192,
+						     .args_bytes = sizeof(key) });
 	assert_int_equal(lane_rig_complete(&rs).count, 1);
 	assert_int_equal(lane_rig_lookup(&rs, 0, 1).res, -ENOENT);
 	lane_rig_load(&rs, lease, 0, 1, 8);

@@ -56,8 +56,11 @@ static void keeps_order_and_says_when_full(void **state)
 	/* Three rounds, so that the indices wrap in the ring. */
 	for (uint64_t round = 0; round < 3; round++) {
 		for (uint64_t i = 0; i < MAILBOX_ENTRIES; i++) {
-			mail = (struct mail){ .type = 1 + (uint32_t)round, .res = -(int32_t)i, .value = i,
-					      .subject = m, .object = &mail };
+			mail = (struct mail){ .type = 1 + (uint32_t)round,
+					      .res = -(int32_t)i,
+					      .value = i,
+					      .subject = m,
+					      .object = &mail };
 			assert_int_equal(mailbox_send(m, &mail), 0);
 		}
 		assert_int_equal(mailbox_send(m, &mail), -EAGAIN);
@@ -104,11 +107,11 @@ static void writes_the_eventfd_only_for_a_sleeper(void **state)
 
 	(void)state;
 	assert_int_equal(mailbox_send(m, &mail), 0);
-	assert_int_equal(readable(m, 0), 0);		/* nobody sleeps */
-	assert_int_equal(mailbox_arm(m), 0);		/* and nobody may: there is mail */
+	assert_int_equal(readable(m, 0), 0); /* nobody sleeps */
+	assert_int_equal(mailbox_arm(m), 0); /* and nobody may: there is mail */
 	assert_int_equal(mailbox_recv(m, &mail), 1);
 	assert_int_equal(mailbox_send(m, &mail), 0);
-	assert_int_equal(readable(m, 0), 0);		/* the refused arm left nothing behind */
+	assert_int_equal(readable(m, 0), 0); /* the refused arm left nothing behind */
 	assert_int_equal(mailbox_recv(m, &mail), 1);
 
 	assert_int_equal(mailbox_arm(m), 1);
@@ -116,11 +119,11 @@ static void writes_the_eventfd_only_for_a_sleeper(void **state)
 	assert_int_equal(mailbox_send(m, &mail), 0);
 	assert_int_equal(readable(m, 0), 1);
 	mailbox_disarm(m);
-	assert_int_equal(readable(m, 0), 0);		/* emptied */
+	assert_int_equal(readable(m, 0), 0); /* emptied */
 	assert_int_equal(mailbox_recv(m, &mail), 1);
 
 	assert_int_equal(mailbox_arm(m), 1);
-	mailbox_disarm(m);				/* woken by something else */
+	mailbox_disarm(m); /* woken by something else */
 	assert_int_equal(mailbox_send(m, &mail), 0);
 	assert_int_equal(readable(m, 0), 0);
 	destroy(m);

@@ -36,7 +36,7 @@ static void holds_what_was_written(void **state)
 	assert_int_equal(nvme_log_align_bytes(rig.log) % LOG_RIG_ALIGN, 0);
 	assert_int_equal(stat(rig.path, &st), 0);
 	assert_int_equal(st.st_size, rig.options.bytes);
-	assert_true((uint64_t)st.st_blocks * 512 >= rig.options.bytes);	/* all of it, now */
+	assert_true((uint64_t)st.st_blocks * 512 >= rig.options.bytes); /* all of it, now */
 	assert_int_equal(st.st_mode & 07777, 0600);
 
 	assert_int_equal(log_rig_read(&rig, 7), -ENOENT);
@@ -57,7 +57,8 @@ static void holds_what_was_written(void **state)
 	assert_int_equal(log_rig_read(&rig, 7), 0);
 	assert_true(log_rig_is(rig.ops[1].buf, 4096, 2));
 	assert_int_equal(nvme_log_append(rig.log, &rig.ops[0].op, 8, 0, rig.memory,
-					 nvme_log_record_bytes_max(rig.log) + LOG_RIG_ALIGN), -EFBIG);
+					 nvme_log_record_bytes_max(rig.log) + LOG_RIG_ALIGN),
+			 -EFBIG);
 	log_rig_teardown(&rig);
 }
 
@@ -90,7 +91,8 @@ static void finish(struct log_rig *rig, struct log_rig_op *t, uint32_t life)
 	}
 }
 
-static void random_step(struct log_rig *rig, struct log_rig_op *t, struct rng *rng, uint32_t *content)
+static void random_step(struct log_rig *rig, struct log_rig_op *t, struct rng *rng,
+			uint32_t *content)
 {
 	uint32_t block = rng_below(rng, LOG_RIG_BLOCKS), what = rng_below(rng, 100);
 	struct log_rig_block *m = &rig->model[block];
@@ -111,7 +113,8 @@ static void random_step(struct log_rig *rig, struct log_rig_op *t, struct rng *r
 		return;
 	}
 	if (what < 60) {
-		uint32_t bytes = LOG_RIG_ALIGN * (1 + rng_below(rng, LOG_RIG_RECORD_BYTES_MAX / LOG_RIG_ALIGN));
+		uint32_t bytes = LOG_RIG_ALIGN *
+				 (1 + rng_below(rng, LOG_RIG_RECORD_BYTES / LOG_RIG_ALIGN));
 
 		r = log_rig_start_append(rig, t, block, bytes, *content);
 		if (m->held || m->writing)
@@ -120,8 +123,10 @@ static void random_step(struct log_rig *rig, struct log_rig_op *t, struct rng *r
 			assert_true(r == 0 || r == -EAGAIN || r == -EIO);
 		if (r < 0)
 			return;
-		*m = (struct log_rig_block){ .content = (*content)++, .bytes = bytes, .life = m->life + 1,
-				     .writing = true };
+		*m = (struct log_rig_block){ .content = (*content)++,
+					     .bytes = bytes,
+					     .life = m->life + 1,
+					     .writing = true };
 		t->op.user = (void *)(uintptr_t)m->life;
 		return;
 	}
@@ -143,7 +148,7 @@ static void random_use(const char *spec, uint64_t seed, bool expect_failures)
 	struct rng rng;
 	struct log_rig rig;
 
-	log_rig_setup_retry(&rig, MS / 2);		/* out of service often, but not for long */
+	log_rig_setup_retry(&rig, MS / 2); /* out of service often, but not for long */
 	log_rig_fault(&rig, spec);
 	rng_init(&rng, seed);
 	for (uint32_t step = 0; step < RANDOM_STEPS; step++) {
@@ -181,10 +186,11 @@ static void random_use(const char *spec, uint64_t seed, bool expect_failures)
 		if (m->held)
 			assert_true(log_rig_is(rig.ops[1].buf, m->bytes, m->content));
 	}
-	print_message("%-38s %u appended, %u evicted, %u segments reclaimed, %u failed, %u cancelled\n",
-		      spec ? spec : "no faults", content - 1, rig.evicted,
-		      (unsigned)stats_get(rig.stats, STAT_NVME_RECLAIMED_SEGMENTS), rig.failed,
-		      rig.cancelled);
+	print_message(
+		"%-38s %u appended, %u evicted, %u segments reclaimed, %u failed, %u cancelled\n",
+		spec ? spec : "no faults", content - 1, rig.evicted,
+		(unsigned)stats_get(rig.stats, STAT_NVME_RECLAIMED_SEGMENTS), rig.failed,
+		rig.cancelled);
 	assert_true(rig.evicted > 0 && rig.cancelled > 0 && content > RANDOM_STEPS / 50);
 	assert_int_equal(rig.failed > 0, expect_failures);
 	log_rig_teardown(&rig);
@@ -210,15 +216,15 @@ static void evict_may_forget_others(void **state)
 	log_rig_setup(&rig);
 	/* 8 blocks to a segment, 7 to the first one: blocks 1..63 fill the file. */
 	for (uint32_t block = 1; block < 64; block++)
-		assert_int_equal(log_rig_append(&rig, block, LOG_RIG_RECORD_BYTES_MAX, block), 0);
+		assert_int_equal(log_rig_append(&rig, block, LOG_RIG_RECORD_BYTES, block), 0);
 	assert_int_equal(rig.evicted, 0);
-	rig.evict_forgets = 3;				/* lies in the segment that is reclaimed */
-	assert_int_equal(log_rig_append(&rig, 100, LOG_RIG_RECORD_BYTES_MAX, 100), 0);
+	rig.evict_forgets = 3; /* lies in the segment that is reclaimed */
+	assert_int_equal(log_rig_append(&rig, 100, LOG_RIG_RECORD_BYTES, 100), 0);
 	assert_int_equal(rig.evicted, 6);
 	for (uint32_t block = 1; block < 64; block++)
 		assert_int_equal(nvme_log_holds(rig.log, block), block > 7);
 	assert_int_equal(log_rig_read(&rig, 100), 0);
-	assert_true(log_rig_is(rig.ops[1].buf, LOG_RIG_RECORD_BYTES_MAX, 100));
+	assert_true(log_rig_is(rig.ops[1].buf, LOG_RIG_RECORD_BYTES, 100));
 	log_rig_teardown(&rig);
 }
 
@@ -230,13 +236,13 @@ static void empty_segments_cost_nothing(void **state)
 	(void)state;
 	log_rig_setup(&rig);
 	for (uint32_t block = 1; block < 64; block++)
-		assert_int_equal(log_rig_append(&rig, block, LOG_RIG_RECORD_BYTES_MAX, block), 0);
-	for (uint32_t block = 24; block < 32; block++)	/* the fourth */
+		assert_int_equal(log_rig_append(&rig, block, LOG_RIG_RECORD_BYTES, block), 0);
+	for (uint32_t block = 24; block < 32; block++) /* the fourth */
 		nvme_log_forget(rig.log, block);
 	for (uint32_t block = 200; block < 208; block++)
-		assert_int_equal(log_rig_append(&rig, block, LOG_RIG_RECORD_BYTES_MAX, block), 0);
+		assert_int_equal(log_rig_append(&rig, block, LOG_RIG_RECORD_BYTES, block), 0);
 	assert_int_equal(rig.evicted, 0);
-	assert_int_equal(log_rig_append(&rig, 208, LOG_RIG_RECORD_BYTES_MAX, 208), 0);
+	assert_int_equal(log_rig_append(&rig, 208, LOG_RIG_RECORD_BYTES, 208), 0);
 	assert_int_equal(rig.evicted, 7);
 	log_rig_teardown(&rig);
 }
@@ -249,23 +255,27 @@ static void segments_in_use_are_left_alone(void **state)
 	(void)state;
 	log_rig_setup(&rig);
 	for (uint32_t block = 1; block < 64; block++)
-		assert_int_equal(log_rig_append(&rig, block, LOG_RIG_RECORD_BYTES_MAX, block), 0);
+		assert_int_equal(log_rig_append(&rig, block, LOG_RIG_RECORD_BYTES, block), 0);
 	log_rig_fault(&rig, "read:stall_ms=300:every=1");
-	assert_int_equal(log_rig_start_read(&rig, &rig.ops[5], 1), 0);		/* in the oldest segment */
+	assert_int_equal(log_rig_start_read(&rig, &rig.ops[5], 1), 0); /* in the oldest segment */
 	nvme_log_forget(rig.log, 1);
 	for (uint32_t block = 100; block < 108; block++) {
-		assert_int_equal(log_rig_start_append(&rig, &rig.ops[6], block, LOG_RIG_RECORD_BYTES_MAX, block), 0);
+		assert_int_equal(
+			log_rig_start_append(&rig, &rig.ops[6], block, LOG_RIG_RECORD_BYTES, block),
+			0);
 		while (rig.ops[6].busy)
 			log_rig_turn(&rig, MS);
 		rig.model[block].held = true;
 	}
 	assert_true(nvme_log_holds(rig.log, 2));
-	assert_false(nvme_log_holds(rig.log, 8));			/* the next oldest went */
+	assert_false(nvme_log_holds(rig.log, 8)); /* the next oldest went */
 	assert_int_equal(rig.evicted, 8);
-	for (uint32_t block = 2; block < 8; block++)			/* not even when it is empty */
+	for (uint32_t block = 2; block < 8; block++) /* not even when it is empty */
 		nvme_log_forget(rig.log, block);
 	for (uint32_t block = 108; block < 116; block++) {
-		assert_int_equal(log_rig_start_append(&rig, &rig.ops[6], block, LOG_RIG_RECORD_BYTES_MAX, block), 0);
+		assert_int_equal(
+			log_rig_start_append(&rig, &rig.ops[6], block, LOG_RIG_RECORD_BYTES, block),
+			0);
 		while (rig.ops[6].busy)
 			log_rig_turn(&rig, MS);
 	}
@@ -273,7 +283,7 @@ static void segments_in_use_are_left_alone(void **state)
 	assert_int_equal(rig.evicted, 16);
 	log_rig_drain(&rig);
 	assert_int_equal(rig.ops[5].res, 0);
-	assert_true(log_rig_is(rig.ops[5].buf, LOG_RIG_RECORD_BYTES_MAX, 1));
+	assert_true(log_rig_is(rig.ops[5].buf, LOG_RIG_RECORD_BYTES, 1));
 	log_rig_teardown(&rig);
 }
 
@@ -284,9 +294,10 @@ static void a_block_is_written_twice_at_once(void **state)
 
 	(void)state;
 	log_rig_setup(&rig);
-	log_rig_fault(&rig, "write:stall_ms=60:every=2");	/* the second of the two is the later one */
+	log_rig_fault(&rig,
+		      "write:stall_ms=60:every=2"); /* the second of the two is the later one */
 	assert_int_equal(log_rig_append(&rig, 9, 4096, 1), 0);
-	assert_int_equal(log_rig_start_append(&rig, &rig.ops[2], 5, 8192, 2), 0);	/* stalls */
+	assert_int_equal(log_rig_start_append(&rig, &rig.ops[2], 5, 8192, 2), 0); /* stalls */
 	assert_int_equal(log_rig_start_append(&rig, &rig.ops[3], 5, 8192, 3), -EEXIST);
 	nvme_log_forget(rig.log, 5);
 	assert_int_equal(log_rig_start_append(&rig, &rig.ops[3], 5, 4096, 3), 0);
@@ -310,7 +321,8 @@ static void the_queue_is_bounded(void **state)
 	log_rig_setup(&rig);
 	log_rig_fault(&rig, "write:stall_ms=50:every=1");
 	for (unsigned i = 0; i < LOG_RIG_DEPTH + 1; i++)
-		assert_int_equal(log_rig_start_append(&rig, &rig.ops[i], i, 4096, i), i < LOG_RIG_DEPTH ? 0 : -EAGAIN);
+		assert_int_equal(log_rig_start_append(&rig, &rig.ops[i], i, 4096, i),
+				 i < LOG_RIG_DEPTH ? 0 : -EAGAIN);
 	assert_int_equal(nvme_log_inflight(rig.log), LOG_RIG_DEPTH);
 	assert_int_equal(stats_get(rig.stats, STAT_NVME_INFLIGHT), LOG_RIG_DEPTH);
 	log_rig_drain(&rig);
@@ -326,14 +338,15 @@ static void nothing_to_reclaim_is_not_an_error(void **state)
 	(void)state;
 	log_rig_setup(&rig);
 	for (uint32_t block = 1; block < 64; block++)
-		assert_int_equal(log_rig_append(&rig, block, LOG_RIG_RECORD_BYTES_MAX, block), 0);
+		assert_int_equal(log_rig_append(&rig, block, LOG_RIG_RECORD_BYTES, block), 0);
 	log_rig_fault(&rig, "read:stall_ms=50:every=1");
 	for (uint32_t i = 0; i < 8; i++)
 		assert_int_equal(log_rig_start_read(&rig, &rig.ops[i], i ? 8 * i : 1), 0);
-	assert_int_equal(log_rig_start_append(&rig, &rig.ops[10], 100, LOG_RIG_RECORD_BYTES_MAX, 1), -EAGAIN);
+	assert_int_equal(log_rig_start_append(&rig, &rig.ops[10], 100, LOG_RIG_RECORD_BYTES, 1),
+			 -EAGAIN);
 	assert_int_equal(rig.evicted, 0);
 	log_rig_drain(&rig);
-	assert_int_equal(log_rig_start_append(&rig, &rig.ops[10], 100, LOG_RIG_RECORD_BYTES_MAX, 1), 0);
+	assert_int_equal(log_rig_start_append(&rig, &rig.ops[10], 100, LOG_RIG_RECORD_BYTES, 1), 0);
 	log_rig_drain(&rig);
 	assert_int_equal(rig.ops[10].res, 0);
 	log_rig_teardown(&rig);
@@ -447,7 +460,7 @@ static void no_probe_before_its_time(void **state)
 	assert_int_equal(nvme_log_inflight(rig.log), 0);
 	nvme_log_tick(rig.log, clock_now_ns() + LOG_RIG_RETRY_NS);
 	assert_int_equal(nvme_log_inflight(rig.log), 1);
-	nvme_log_tick(rig.log, clock_now_ns() + LOG_RIG_RETRY_NS);	/* one at a time */
+	nvme_log_tick(rig.log, clock_now_ns() + LOG_RIG_RETRY_NS); /* one at a time */
 	assert_int_equal(nvme_log_inflight(rig.log), 1);
 	log_rig_drain(&rig);
 	assert_true(nvme_log_in_service(rig.log));
@@ -469,7 +482,7 @@ static void a_stall_takes_it_out_at_the_deadline(const char *spec, uint64_t hang
 	start_ns = clock_now_ns();
 	assert_int_equal(log_rig_start_append(&rig, &rig.ops[2], 2, 4096, 2), 0);
 	while (nvme_log_in_service(rig.log) && clock_now_ns() < start_ns + 10000 * MS) {
-		log_rig_turn(&rig, 1000 * MS);			/* the deadline ends the sleep */
+		log_rig_turn(&rig, 1000 * MS); /* the deadline ends the sleep */
 		nvme_log_tick(rig.log, clock_now_ns());
 	}
 	assert_in_range(clock_now_ns() - start_ns, 50 * MS, 250 * LOG_RIG_SLOW * MS);

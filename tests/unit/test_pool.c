@@ -34,7 +34,10 @@
 static struct pool *make(uint64_t bytes, uint64_t slab_bytes, uint32_t granule_bytes)
 {
 	const struct pool_options o = {
-		.bytes = bytes, .slab_bytes = slab_bytes, .granule_bytes = granule_bytes, .numa_node = -1,
+		.bytes = bytes,
+		.slab_bytes = slab_bytes,
+		.granule_bytes = granule_bytes,
+		.numa_node = -1,
 	};
 	struct pool *pool;
 
@@ -101,7 +104,9 @@ static void slots_are_little_larger_than_asked(void **state)
 
 			assert_int_equal(pool_alloc(pool, bytes, 1, &slot), 0);
 			slot_bytes = pool_slot_bytes(pool, slot);
-			bound = bytes <= largest / 16 ? bytes / 16 : bytes <= largest / 2 ? bytes / 2 : bytes;
+			bound = bytes <= largest / 16  ? bytes / 16
+				: bytes <= largest / 2 ? bytes / 2
+						       : bytes;
 			assert_true(slot_bytes >= bytes && slot_bytes >= before);
 			assert_true(slot_bytes <= bytes + bound + granules[g]);
 			assert_int_equal(slot_bytes % granules[g], 0);
@@ -117,8 +122,8 @@ static void slots_are_little_larger_than_asked(void **state)
 }
 
 /* Fill with sizes from this distribution until one does not fit; tell how full that is. */
-static void fill(struct pool *pool, enum sizes sizes, struct rng *rng, double until, uint32_t *slots,
-		 uint32_t *ret_count)
+static void fill(struct pool *pool, enum sizes sizes, struct rng *rng, double until,
+		 uint32_t *slots, uint32_t *ret_count)
 {
 	struct pool_usage u;
 	uint32_t count = 0;
@@ -152,9 +157,11 @@ static void waste_is_small(void **state)
 		pool_usage(pool, &full);
 		waste = 1 - (double)half.used_bytes / (double)half.slot_bytes;
 		fill_share = (double)full.used_bytes / (double)full.bytes;
-		print_message("%-12s waste %.1f %% half full; %.1f %% full, waste %.1f %%, when the first "
-			      "does not fit\n", sizes_name[sizes], 100 * waste, 100 * fill_share,
-			      100 - 100 * (double)full.used_bytes / (double)full.slot_bytes);
+		print_message(
+			"%-12s waste %.1f %% half full; %.1f %% full, waste %.1f %%, when the first "
+			"does not fit\n",
+			sizes_name[sizes], 100 * waste, 100 * fill_share,
+			100 - 100 * (double)full.used_bytes / (double)full.slot_bytes);
 		assert_true(waste <= 0.05);
 		assert_true(fill_share >= (sizes <= THREE_MODELS ? 0.8 : 0.65));
 		for (uint32_t i = 0; i < count + more; i++)
@@ -247,7 +254,8 @@ static void run_random(uint64_t bytes, uint64_t slab_bytes, uint32_t granule_byt
 		int grow = rng_below(&rng, 100) < (step / 2000 % 2 ? 40 : 60);
 
 		if (grow && count < 65536) {
-			struct held h = { .bytes = random_bytes(&rng, slab_bytes), .owner = step,
+			struct held h = { .bytes = random_bytes(&rng, slab_bytes),
+					  .owner = step,
 					  .seed = rng_next(&rng) };
 			int r = pool_alloc(pool, h.bytes, h.owner, &h.slot);
 
@@ -287,8 +295,8 @@ static void random_use_matches_a_reference(void **state)
 	run_random(8 * MIB, 1 * MIB, 64, seed);
 	run_random(16 * MIB, 2 * MIB, 512, seed + 1);
 	run_random(16 * MIB, 1 * MIB, 4096, seed + 2);
-	run_random(4 * MIB, 64 << 10, 4096, seed + 3);	/* 16 granules to a slab: less than a unit */
-	run_random(256 << 10, 4096, 4096, seed + 4);	/* one */
+	run_random(4 * MIB, 64 << 10, 4096, seed + 3); /* 16 granules to a slab: less than a unit */
+	run_random(256 << 10, 4096, 4096, seed + 4);   /* one */
 }
 
 /* ---- full ---- */
@@ -376,7 +384,8 @@ static void the_emptiest_place_is_chosen(void **state)
 		count++;
 	assert_int_equal(count, 256);
 	for (uint32_t i = 0; i < count; i++) {
-		uint64_t off = (uint64_t)((uint8_t *)pool_ptr(pool, slots[i]) - (uint8_t *)iov.iov_base);
+		uint64_t off =
+			(uint64_t)((uint8_t *)pool_ptr(pool, slots[i]) - (uint8_t *)iov.iov_base);
 
 		/* In the sixth and seventh MiB, one stays; elsewhere one of four. */
 		if (off / (2 * MIB) == 3 && lonely == POOL_NONE)
@@ -445,12 +454,12 @@ static void refuses_with_hysteresis(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < 64; i++) {
-		assert_int_equal(pool_accepts(pool, 90, 75), i < 58);	/* 58 / 64 = 90.6 % */
+		assert_int_equal(pool_accepts(pool, 90, 75), i < 58); /* 58 / 64 = 90.6 % */
 		assert_int_equal(pool_alloc(pool, 1 * MIB, i, &slots[i]), 0);
 	}
 	for (uint32_t i = 64; i-- > 0;) {
 		pool_release(pool, slots[i]);
-		assert_int_equal(pool_accepts(pool, 90, 75), i < 48);	/* 48 / 64 = 75 % */
+		assert_int_equal(pool_accepts(pool, 90, 75), i < 48); /* 48 / 64 = 75 % */
 	}
 	pool_free(pool);
 }
@@ -459,17 +468,18 @@ static void refuses_with_hysteresis(void **state)
 
 static void bad_options_are_refused(void **state)
 {
-	const struct pool_options good = { .bytes = 64 * MIB, .slab_bytes = 1 * MIB, .granule_bytes = 4096,
-					   .numa_node = -1 };
+	const struct pool_options good = {
+		.bytes = 64 * MIB, .slab_bytes = 1 * MIB, .granule_bytes = 4096, .numa_node = -1
+	};
 	struct pool_options o;
 	struct pool *pool = (void *)&o;
 
 	(void)state;
-#define REFUSED(field, value)                                                                      \
-	do {                                                                                       \
-		o = good;                                                                          \
-		o.field = (value);                                                                 \
-		assert_int_equal(pool_new(&o, &pool), -EINVAL);                                    \
+#define REFUSED(field, value)                                   \
+	do {                                                    \
+		o = good;                                       \
+		o.field = (value);                              \
+		assert_int_equal(pool_new(&o, &pool), -EINVAL); \
 	} while (0)
 	REFUSED(bytes, 0);
 	REFUSED(bytes, 1 * MIB - 1);
@@ -483,9 +493,9 @@ static void bad_options_are_refused(void **state)
 	REFUSED(numa_node, 1000000);
 	o = good;
 	o.granule_bytes = 64;
-	o.bytes = 64ull << 32;			/* more slots than handles */
+	o.bytes = 64ull << 32; /* more slots than handles */
 	assert_int_equal(pool_new(&o, &pool), -EINVAL);
-	assert_ptr_equal(pool, (void *)&o);	/* untouched by failures */
+	assert_ptr_equal(pool, (void *)&o); /* untouched by failures */
 	assert_null(pool_free(NULL));
 
 	o = good;
@@ -498,7 +508,8 @@ static void bad_options_are_refused(void **state)
 
 static void slabs_are_a_share_of_the_arena(void **state)
 {
-	static const uint64_t cases[][2] = {	/* arena, slab; in MiB */
+	static const uint64_t cases[][2] = {
+		/* arena, slab; in MiB */
 		{ 16, 1 }, { 127, 1 }, { 128, 2 }, { 1024, 16 }, { 4096, 64 }, { 65536, 64 },
 	};
 
@@ -584,7 +595,8 @@ static int in_child(int (*run)(void))
 	pid = fork();
 	assert_true(pid >= 0);
 	if (pid == 0) {
-		(void)freopen("/dev/null", "w", stderr);
+		if (!freopen("/dev/null", "w", stderr))
+			_exit(2);
 		_exit(run());
 	}
 	assert_int_equal(waitpid(pid, &status, 0), pid);
@@ -593,7 +605,9 @@ static int in_child(int (*run)(void))
 
 static int lock_works(void)
 {
-	const struct pool_options o = { .bytes = 2 * MIB, .granule_bytes = 64, .numa_node = -1, .lock = 1 };
+	const struct pool_options o = {
+		.bytes = 2 * MIB, .granule_bytes = 64, .numa_node = -1, .lock = 1
+	};
 	struct pool *pool;
 	struct iovec iov;
 
@@ -608,7 +622,9 @@ static int lock_works(void)
 
 static int lock_beyond_the_limit_fails(void)
 {
-	const struct pool_options o = { .bytes = 2 * MIB, .granule_bytes = 64, .numa_node = -1, .lock = 1 };
+	const struct pool_options o = {
+		.bytes = 2 * MIB, .granule_bytes = 64, .numa_node = -1, .lock = 1
+	};
 	const struct rlimit none = { 0, 0 };
 	struct pool *pool = NULL;
 	int r;
@@ -629,13 +645,14 @@ static void locking_works_or_says_why_not(void **state)
 
 	(void)state;
 #ifdef SKVCD_SAN
-	skip();				/* the sanitizers answer mlock() themselves */
+	skip(); /* the sanitizers answer mlock() themselves */
 #endif
 	r = in_child(lock_beyond_the_limit_fails);
 	assert_true(r == 0 || r == 77);
 	r = in_child(lock_works);
 	if (r == 77)
-		print_message("mlock of 2 MiB is not permitted here: that it populates was not seen\n");
+		print_message(
+			"mlock of 2 MiB is not permitted here: that it populates was not seen\n");
 	else
 		assert_int_equal(r, 0);
 }

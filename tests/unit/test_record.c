@@ -23,9 +23,18 @@ static uint64_t make(uint8_t *buf, struct record_header *ret_expect)
 
 	memset(buf, 0, 4096);
 	*h = (struct record_header){
-		.magic = RECORD_MAGIC, .version = RECORD_VERSION, .header_bytes = sizeof(*h),
-		.raw_xxh3 = 0x1234, .epoch = 77, .generation = 3, .block = 9, .group = 1, .key_len = 32,
-		.tokens_count = TOKENS, .payload_bytes = PAYLOAD, .raw_bytes = 49152,
+		.magic = RECORD_MAGIC,
+		.version = RECORD_VERSION,
+		.header_bytes = sizeof(*h),
+		.raw_xxh3 = 0x1234,
+		.epoch = 77,
+		.generation = 3,
+		.block = 9,
+		.group = 1,
+		.key_len = 32,
+		.tokens_count = TOKENS,
+		.payload_bytes = PAYLOAD,
+		.raw_bytes = 49152,
 	};
 	for (unsigned i = 0; i < 32; i++) {
 		h->key[i] = (uint8_t)i;
@@ -48,7 +57,7 @@ static void a_sealed_record_passes(void **state)
 	(void)state;
 	assert_int_equal(bytes, 256 + PAYLOAD);
 	assert_int_equal(record_check(buf, bytes, &expect), 0);
-	assert_int_equal(record_check(buf, 4096, &expect), 0);	/* padding behind it */
+	assert_int_equal(record_check(buf, 4096, &expect), 0); /* padding behind it */
 }
 
 static void every_flipped_bit_is_seen(void **state)

@@ -80,7 +80,7 @@ static void setup(struct rig *rig, const char *fault)
 	(void)snprintf(rig->path, sizeof(rig->path), "%s/skvcd-uring-XXXXXX", dir ? dir : ".");
 	rig->fd = mkstemp(rig->path);
 	assert_true(rig->fd >= 0);
-	(void)fcntl(rig->fd, F_SETFL, O_DIRECT);	/* where the filesystem has it */
+	(void)fcntl(rig->fd, F_SETFL, O_DIRECT); /* where the filesystem has it */
 	assert_int_equal(ftruncate(rig->fd, FILE_BYTES), 0);
 	assert_int_equal(uring_register_file(rig->u, rig->fd), 0);
 	rig->buf = aligned_alloc(4096, FILE_BYTES);
@@ -133,10 +133,10 @@ static void round_trip(struct rig *rig, unsigned buf_index, uint32_t bytes)
 			int r;
 
 			ops[i] = (struct test_op){ .op.done = op_done };
-			r = pass ? uring_read(rig->u, &ops[i].op, buf_index, rig->buf + off, bytes, off,
-					      URING_NEVER) :
-				   uring_write(rig->u, &ops[i].op, buf_index, rig->buf + off, bytes, off,
-					       URING_NEVER);
+			r = pass ? uring_read(rig->u, &ops[i].op, buf_index, rig->buf + off, bytes,
+					      off, URING_NEVER)
+				 : uring_write(rig->u, &ops[i].op, buf_index, rig->buf + off, bytes,
+					       off, URING_NEVER);
 			assert_int_equal(r, 0);
 		}
 		assert_int_equal(uring_inflight(rig->u), ENTRIES);
@@ -173,7 +173,7 @@ static void short_transfers_go_on(void **state)
 	setup(&rig, "write:short:every=2,read:short:every=1");
 	round_trip(&rig, 0, SLOT_BYTES);
 	round_trip(&rig, 0, 3 * 4096);
-	round_trip(&rig, 0, 4096);		/* one sector: nothing to cut */
+	round_trip(&rig, 0, 4096); /* one sector: nothing to cut */
 	teardown(&rig);
 }
 
@@ -184,7 +184,8 @@ static void the_end_of_the_file_is_an_error(void **state)
 
 	(void)state;
 	setup(&rig, NULL);
-	assert_int_equal(uring_read(rig.u, &op.op, 0, rig.buf, 8192, FILE_BYTES - 4096, URING_NEVER), 0);
+	assert_int_equal(
+		uring_read(rig.u, &op.op, 0, rig.buf, 8192, FILE_BYTES - 4096, URING_NEVER), 0);
 	drain(rig.u);
 	assert_int_equal(op.res, -EIO);
 	teardown(&rig);
@@ -201,7 +202,7 @@ static void a_full_queue_says_so(void **state)
 		ops[i].op.done = op_done;
 		assert_int_equal(uring_write(rig.u, &ops[i].op, 0, rig.buf, 4096, 0, URING_NEVER),
 				 i < ENTRIES ? 0 : -EAGAIN);
-		assert_int_equal(ops[i].done, 0);		/* never inside */
+		assert_int_equal(ops[i].done, 0); /* never inside */
 	}
 	drain(rig.u);
 	assert_int_equal(ops[0].done, 1);
@@ -220,7 +221,8 @@ static void done_queues_again(struct uring_op *op, int32_t res)
 
 	t->res = res;
 	if (++t->done < 50)
-		assert_int_equal(uring_write(again_rig->u, op, 0, again_rig->buf, 4096, 0, URING_NEVER), 0);
+		assert_int_equal(
+			uring_write(again_rig->u, op, 0, again_rig->buf, 4096, 0, URING_NEVER), 0);
 }
 
 static void done_may_queue(void **state)
@@ -233,7 +235,8 @@ static void done_may_queue(void **state)
 	again_rig = &rig;
 	for (unsigned i = 0; i < 4; i++) {
 		ops[i].op.done = done_queues_again;
-		assert_int_equal(uring_write(rig.u, &ops[i].op, 0, rig.buf, 4096, 0, URING_NEVER), 0);
+		assert_int_equal(uring_write(rig.u, &ops[i].op, 0, rig.buf, 4096, 0, URING_NEVER),
+				 0);
 	}
 	drain(rig.u);
 	for (unsigned i = 0; i < 4; i++)
@@ -248,12 +251,29 @@ static void done_may_queue(void **state)
 static void bad_specs_are_refused(void **state)
 {
 	static const char *const bad[] = {
-		"x", "write", "write:eio", "write:eio:", "write:eio:every", "write:eio:every=",
-		"write:eio:every=0", "write:eio:every=-1", "write:eio:every=3x", "write:eio:every= 3",
-		"erase:eio:every=1", "write:melt:every=1", "write:eio=5:every=1", "write:flip:every=1",
-		"write:stall_ms:every=1", "write:stall_ms=:every=1", "write:stall_ms=0:every=1",
-		"write:eio:every=1,", ",", "write:eio:every=1,,read:eio:every=1", "write:eio:every=1;",
-		"write:eio:every=99999999999", "write:stall_ms=99999999999:every=1",
+		"x",
+		"write",
+		"write:eio",
+		"write:eio:",
+		"write:eio:every",
+		"write:eio:every=",
+		"write:eio:every=0",
+		"write:eio:every=-1",
+		"write:eio:every=3x",
+		"write:eio:every= 3",
+		"erase:eio:every=1",
+		"write:melt:every=1",
+		"write:eio=5:every=1",
+		"write:flip:every=1",
+		"write:stall_ms:every=1",
+		"write:stall_ms=:every=1",
+		"write:stall_ms=0:every=1",
+		"write:eio:every=1,",
+		",",
+		"write:eio:every=1,,read:eio:every=1",
+		"write:eio:every=1;",
+		"write:eio:every=99999999999",
+		"write:stall_ms=99999999999:every=1",
 		THREE_RULES "," THREE_RULES "," THREE_RULES,
 		"write:eio:every=0000000000000000000000000000000000000000000000000000000000000000001",
 	};
@@ -313,7 +333,8 @@ static void flip_changes_one_byte(void **state)
 		unsigned differ = 0;
 
 		assert_int_equal(uring_read(rig.u, &op.op, 0, rig.buf + SLOT_BYTES, SLOT_BYTES, 0,
-					    URING_NEVER), 0);
+					    URING_NEVER),
+				 0);
 		drain(rig.u);
 		assert_int_equal(op.res, SLOT_BYTES);
 		for (unsigned b = 0; b < SLOT_BYTES; b++)
@@ -338,13 +359,14 @@ static void a_stall_ends_at_the_deadline(void **state)
 	start_ns = clock_now_ns();
 	memset(rig.buf, 0x11, SLOT_BYTES);
 	assert_int_equal(uring_read(rig.u, &slow.op, 0, rig.buf + SLOT_BYTES, 4096, 0,
-				    start_ns + 10000 * MS), 0);
+				    start_ns + 10000 * MS),
+			 0);
 	assert_int_equal(uring_read(rig.u, &late.op, 0, rig.buf, 4096, 0, start_ns + 50 * MS), 0);
 	assert_int_equal(uring_overdue(rig.u), 0);
 	drain(rig.u);
 	assert_int_equal(late.res, -ETIMEDOUT);
 	assert_in_range(late.done_ns - start_ns, 50 * MS, 350 * SLOW * MS);
-	assert_int_equal(slow.res, 4096);		/* in time: only late */
+	assert_int_equal(slow.res, 4096); /* in time: only late */
 	assert_true(slow.done_ns - start_ns >= 400 * MS);
 	assert_int_equal(rig.buf[0], 0x11);
 	teardown(&rig);
@@ -361,7 +383,7 @@ static void a_hang_is_known_at_once_and_reported_when_it_is_safe(void **state)
 	start_ns = clock_now_ns();
 	assert_int_equal(uring_write(rig.u, &op.op, 0, rig.buf, 4096, 0, start_ns + 30 * MS), 0);
 	while (!uring_overdue(rig.u) && clock_now_ns() < start_ns + 5000 * MS) {
-		assert_int_equal(uring_sleep(rig.u, URING_NEVER), 0);	/* the deadline ends it */
+		assert_int_equal(uring_sleep(rig.u, URING_NEVER), 0); /* the deadline ends it */
 		(void)uring_reap(rig.u, 16);
 	}
 	assert_int_equal(uring_overdue(rig.u), 1);
@@ -389,7 +411,8 @@ static void the_kernel_cancels_and_leaves_the_memory(void **state)
 	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
 	assert_int_equal(uring_register_file(u, fds[0]), 0);
 	memset(dst, 0x22, sizeof(dst));
-	assert_int_equal(uring_read(u, &op.op, URING_BUF_NONE, dst, sizeof(dst), 0, start_ns + 50 * MS), 0);
+	assert_int_equal(
+		uring_read(u, &op.op, URING_BUF_NONE, dst, sizeof(dst), 0, start_ns + 50 * MS), 0);
 	drain(u);
 	assert_int_equal(op.done, 1);
 	assert_int_equal(op.res, -ETIMEDOUT);
@@ -410,7 +433,8 @@ static void the_kernel_cancels_and_leaves_the_memory(void **state)
 
 		start_ns = clock_now_ns();
 		assert_int_equal(uring_read(u, &op.op, URING_BUF_NONE, dst, sizeof(dst), 0,
-					    start_ns + (answered ? 5000 : 1) * MS), 0);
+					    start_ns + (answered ? 5000 : 1) * MS),
+				 0);
 		assert_int_equal(uring_submit(u), 0);
 		if (answered)
 			assert_int_equal(write(fds[1], page, sizeof(page)), sizeof(page));
@@ -435,7 +459,8 @@ static void no_progress_is_an_error(void **state)
 	(void)state;
 	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
 	assert_int_equal(uring_register_file(u, fds[0]), 0);
-	assert_int_equal(uring_read(u, &op.op, URING_BUF_NONE, dst, sizeof(dst), 0, URING_NEVER), 0);
+	assert_int_equal(uring_read(u, &op.op, URING_BUF_NONE, dst, sizeof(dst), 0, URING_NEVER),
+			 0);
 	while (!op.done && crumbs < 1000) {
 		assert_int_equal(write(fds[1], crumb, sizeof(crumb)), sizeof(crumb));
 		crumbs++;
@@ -455,7 +480,8 @@ static void watches_until_told_not_to(void **state)
 {
 	struct test_op op = { .op.done = op_done }, other = { .op.done = op_done };
 	struct uring *u = ring(NULL);
-	int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), quiet = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC),
+	    quiet = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	uint64_t one = 1, start_ns;
 
 	(void)state;
@@ -471,7 +497,7 @@ static void watches_until_told_not_to(void **state)
 		}
 		assert_int_equal(op.done, i + 1);
 		assert_int_equal(op.res, 1);
-		assert_int_equal(read(fd, &one, sizeof(one)), -1);	/* emptied */
+		assert_int_equal(read(fd, &one, sizeof(one)), -1); /* emptied */
 		one = 1;
 	}
 	assert_int_equal(other.done, 0);
@@ -526,7 +552,7 @@ static void *wake(void *arg)
 	for (unsigned i = 1; i <= WAKES; i++) {
 		while (w->go < i)
 			(void)nanosleep(&pause, NULL);
-		(void)nanosleep(&pause, NULL);		/* let it fall asleep */
+		(void)nanosleep(&pause, NULL); /* let it fall asleep */
 		w->written_ns = clock_now_ns();
 		if (write(w->fd, &one, sizeof(one)) != sizeof(one))
 			abort();
@@ -551,7 +577,7 @@ static const char *sleep_and_wake(struct uring *u)
 {
 	struct waker w = { .fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC) };
 	struct test_op op = { .op.done = op_done };
-	uint64_t ns[WAKES];
+	uint64_t ns[WAKES], p50_ns, p99_ns;
 	pthread_t thread;
 
 	if (uring_watch(u, &op.op, w.fd) < 0 || pthread_create(&thread, NULL, wake, &w))
@@ -570,9 +596,11 @@ static const char *sleep_and_wake(struct uring *u)
 	(void)pthread_join(thread, NULL);
 	(void)close(w.fd);
 	qsort(ns, WAKES, sizeof(*ns), compare_u64);
-	print_message("from eventfd write to done(): p50 %.1f us, p99 %.1f us\n", (double)ns[WAKES / 2] / 1e3,
-		      (double)ns[WAKES * 99 / 100] / 1e3);
-	return ns[WAKES / 2] > 100 * SLOW * MS ? "woke late" : NULL;
+	p50_ns = ns[WAKES / 2];
+	p99_ns = ns[WAKES * 99 / 100];
+	print_message("from eventfd write to done(): p50 %.1f us, p99 %.1f us\n",
+		      (double)p50_ns / 1e3, (double)p99_ns / 1e3);
+	return p50_ns > 100 * SLOW * MS ? "woke late" : NULL;
 }
 
 static void *sleeper(void *arg)
