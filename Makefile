@@ -55,7 +55,8 @@ FLAVOUR := $(FLAVOUR)$(if $(filter-out 2,$(O)),-O$(O))
 BUILD ?= build
 B := $(BUILD)/$(FLAVOUR)
 
-ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
+# As many jobs as cores, unless told otherwise; a make below this one shares its jobs.
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
 MAKEFLAGS += -j$(JOBS)
 endif
 Q := $(if $(V),,@)
