@@ -16,10 +16,11 @@
 #include <unistd.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/log.h"
 
 #define LANE_REAP_BATCH 64u
 #define LANE_POLL_NS 10000000ull /* for what nobody wakes us for: a full CQ, waiting for room */
-#define LANE_URING_ENTRIES 512u
+#define LANE_URING_ENTRIES 2048u /* nvme_queue_depth at most, watches and cancels */
 #define LANE_REST_NS 20000u
 #define LANE_STAGING_SLACK_BYTES (1ull << 20)
 
@@ -125,6 +126,7 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 		break;
 	case LANE_STOP:
 		lane->stopping = 1;
+		lane->stop_ns = lane->now_ns;
 		break;
 	default:
 		assert(!"control sends no other mail");
@@ -276,6 +278,22 @@ static unsigned turn(struct lane *lane)
 	return n;
 }
 
+/*
+ * An I/O that the kernel neither finishes nor cancels owns its memory for ever: after its deadline and as
+ * long again there is nothing left to wait for, and nothing that may be freed.
+ */
+static void stop_late(const struct lane *lane)
+{
+	if (!lane->stopping || !tier_busy(lane) ||
+	    lane->now_ns - lane->stop_ns < 2 * lane->config.nvme_deadline_ns)
+		return;
+	log_line(
+		LOG_LEVEL_ERR,
+		"the NVMe device does not answer: the daemon ends without waiting for %u operations",
+		tier_busy(lane));
+	_exit(1);
+}
+
 static int may_stop(const struct lane *lane)
 {
 	return lane->stopping && !lane->sessions_count && !lane->jobs_count && !lane->fit_busy &&
@@ -294,6 +312,7 @@ static void *lane_main(void *arg)
 			lane->work_ns = lane->now_ns;
 		else if (lane->now_ns - lane->work_ns >= lane->config.spin_ns && !run_rest(lane))
 			lane_sleep(lane);
+		stop_late(lane);
 		atomic_store_explicit(&lane->heartbeat, ++beat, memory_order_relaxed);
 	}
 	uring_unwatch(lane->uring, &lane->inbox_watch);

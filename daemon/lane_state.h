@@ -35,8 +35,8 @@
 #include "gpu/device.h"
 
 #define LANE_JOBS_MAX 4096u
-#define LANE_ARGS_BYTES (64ull << 20) /* private copies of argument lists; used as needed */
-#define LANE_INTAKE_BATCH 32u	      /* entries taken of one session per turn */
+#define LANE_ARGS_BYTES (256ull << 20) /* private copies of argument lists; used as needed */
+#define LANE_INTAKE_BATCH 32u	       /* entries taken of one session per turn */
 #define LANE_NVME_OPS 256u
 #define LANE_SLEEP_MAX_NS 1000000000ull /* the heartbeat's slowest beat */
 
@@ -141,6 +141,7 @@ struct lane {
 	uint64_t rest_ns; /* when the slower half of a turn last ran */
 	uint64_t work_ns; /* when the loop last found something to do */
 	int stopping;
+	uint64_t stop_ns;      /* when LANE_STOP came */
 	int cq_blocked;	       /* a session's completion ring is full: look again soon */
 	uint32_t words_behind; /* a block became ready or was lost: lease words are behind */
 

@@ -22,6 +22,7 @@
 #define TIER_SPILL_BATCH 16u /* writes started in one turn */
 #define TIER_SPILLS_MAX 64u  /* writes in flight: leaves operations for reads */
 #define TIER_FETCH_BATCH 32u
+#define TIER_FRAGMENTED_PERCENT 90u /* fuller than this, ENOSPC means full */
 #define TIER_IOVECS_MAX 1024u
 
 /* ---- accounting of lists and gauges ---- */
@@ -286,11 +287,22 @@ static uint64_t stuck_percent(const struct lane *lane)
 	return u.slot_bytes > free_able ? (u.slot_bytes - free_able) * 100 / u.bytes : 0;
 }
 
+static int fragmented(const struct lane *lane)
+{
+	struct pool_usage u;
+
+	pool_usage(lane->pool, &u);
+	return u.slot_bytes < u.bytes / 100 * TIER_FRAGMENTED_PERCENT;
+}
+
 int tier_alloc(struct lane *lane, uint64_t bytes, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 	int r = pool_alloc(lane->pool, bytes, id, &b->slot);
 
+	/* With room left it is fragmentation: the sparsest place costs fewer blocks than the coldest ones. */
+	if (r == -ENOSPC && fragmented(lane) && free_a_slab(lane, bytes))
+		r = pool_alloc(lane->pool, bytes, id, &b->slot);
 	for (unsigned i = 0; r == -ENOSPC && i < TIER_ALLOC_TRIES; i++) {
 		if (!free_a_slot(lane))
 			break;
