@@ -34,6 +34,7 @@
 #define CRASHERS 2u
 #define OWN_CHAINS (REFERENCE_CHAINS - CRASHERS) /* the last ones belong to the crashers */
 #define TIER_BYTES (24u << 20)
+#define QUOTA_BYTES (10u << 20) /* compressed */
 #define WAIT_NS 30000000000ull
 #ifdef SKVCD_SAN
 #define STEPS 300u
@@ -62,6 +63,7 @@ struct model_lease {
 struct model_job {
 	uint64_t handle; /* 0: none */
 	int is_load;
+	int is_duplicate; /* a store of what is there and pinned */
 	int aborted;
 	uint32_t chain, first, count, version;
 	uint64_t bitmap;
@@ -81,6 +83,7 @@ static pid_t crasher[CRASHERS];
 static struct rng rng;
 static uint64_t seed, step;
 static const char *fault;
+static uint64_t quota_bytes; /* 0: none */
 static unsigned long blocks_stored, blocks_loaded, blocks_missed, crashes, restarts;
 
 __attribute__((noreturn)) static void model_failed(void)
@@ -94,10 +97,19 @@ __attribute__((noreturn)) static void model_failed(void)
 static void start_daemon(int again)
 {
 	static char fault_text[160];
-	const char *const overrides[] = { fault_text, "nvme.retry=50ms", "nvme.deadline=500ms",
-					  "limits.store_wait=200ms", NULL };
+	static char uid_text[64], quota_text[64];
+	const char *const overrides[] = { fault_text,
+					  uid_text,
+					  quota_text,
+					  "nvme.retry=50ms",
+					  "nvme.deadline=500ms",
+					  "limits.store_wait=200ms",
+					  NULL };
 	int r;
 
+	(void)snprintf(uid_text, sizeof(uid_text), "tenant model.uid=%u", (unsigned)getuid());
+	(void)snprintf(quota_text, sizeof(quota_text), "tenant model.quota=%llu",
+		       (unsigned long long)quota_bytes);
 	(void)snprintf(fault_text, sizeof(fault_text), "fault.nvme=%s", fault);
 	r = again ? private_daemon_restart(&daemon_, TIER_BYTES, overrides)
 		  : private_daemon_start(&daemon_, TIER_BYTES, overrides);
@@ -157,8 +169,10 @@ static void check_result(const struct model_job *job, const struct skvc_completi
 		CHECK(job->aborted, "cancelled, and nobody asked for it\n");
 		break;
 	case -EAGAIN:
+		break;
 	case -EEXIST:
-		CHECK(!job->is_load || c->res == -EAGAIN, "a load that exists already\n");
+	case -EDQUOT:
+		CHECK(!job->is_load, "a load says %s\n", strerror(-c->res));
 		break;
 	case -ENODATA:
 	case -EIO:
@@ -182,6 +196,8 @@ static void job_done(struct model_engine *m, struct model_job *job, const struct
 	if (job->is_load) {
 		if (c->res != -EPIPE)
 			check_loaded(m, job);
+	} else if (job->is_duplicate) {
+		CHECK(c->res == 0, "storing again what is pinned: %s\n", strerror(-c->res));
 	} else {
 		reference_store_end(&reference, job->chain, job->first, job->count);
 		blocks_stored += c->count;
@@ -267,20 +283,15 @@ static void random_run(struct model_job *job, uint32_t chains)
 	job->count = 1 + rng_below(&rng, REFERENCE_POSITIONS - job->first);
 }
 
-static void step_store(struct model_engine *m)
+static int submit_store(struct model_engine *m, struct model_job *job)
 {
 	struct skvc_key keys[REFERENCE_POSITIONS], parent;
 	uint32_t pages[REFERENCE_POSITIONS] = { 0 };
-	struct model_job *job = free_job(m);
 	struct skvc_store args = {
 		.ns = m->e.ns, .region = m->e.region, .keys = keys, .blocks = pages
 	};
 	int r;
 
-	if (!job)
-		return;
-	*job = (struct model_job){ .version = rng_below(&rng, REFERENCE_VERSIONS) };
-	random_run(job, OWN_CHAINS);
 	make_keys(m, job->chain, job->first, job->count, keys);
 	make_pages(m, job, pages);
 	for (uint32_t i = 0; i < job->count; i++)
@@ -293,13 +304,39 @@ static void step_store(struct model_engine *m)
 		parent = engine_key(&m->e, job->chain, job->first - 1);
 		args.parent = &parent;
 	}
-	reference_store_begin(&reference, job->chain, job->first, job->count, job->version);
 	r = skvc_store(m->e.session, &args, &job->handle);
-	if (r < 0) {
-		CHECK(r == -EAGAIN, "skvc_store: %s\n", strerror(-r));
-		reference_store_end(&reference, job->chain, job->first, job->count);
+	CHECK(r == 0 || r == -EAGAIN, "skvc_store: %s\n", strerror(-r));
+	if (r < 0)
 		job->handle = 0;
-	}
+	return r;
+}
+
+static void step_store(struct model_engine *m)
+{
+	struct model_job *job = free_job(m);
+
+	if (!job)
+		return;
+	*job = (struct model_job){ .version = rng_below(&rng, REFERENCE_VERSIONS) };
+	random_run(job, OWN_CHAINS);
+	reference_store_begin(&reference, job->chain, job->first, job->count, job->version);
+	if (submit_store(m, job) < 0)
+		reference_store_end(&reference, job->chain, job->first, job->count);
+}
+
+/* All of this run is there and stays: to store it again says so, and keeps what was there.  The new content
+ * never becomes possible, so that a later load finds out. */
+static void store_again(struct model_engine *m, const struct model_job *run)
+{
+	struct model_job *job = free_job(m);
+
+	if (!job)
+		return;
+	*job = *run;
+	job->is_duplicate = 1;
+	job->version = rng_below(&rng, REFERENCE_VERSIONS);
+	if (submit_store(m, job) == 0)
+		finish_jobs(m);
 }
 
 static void step_lookup(struct model_engine *m)
@@ -426,27 +463,33 @@ static uint32_t keys_call(struct model_engine *m, const struct skvc_key *keys, u
 	return c.count;
 }
 
+static int stores_pending(const struct model_job *run)
+{
+	for (uint32_t i = run->first; i < run->first + run->count; i++)
+		if (reference.key[run->chain][i].stores_pending)
+			return 1;
+	return 0;
+}
+
 /* Pin what is there of a run, store against it, and see that as much is still there. */
 static void step_pin(struct model_engine *m)
 {
 	struct skvc_key keys[REFERENCE_POSITIONS];
-	struct model_job run;
+	struct model_job run = { 0 };
 	uint32_t before, after;
 
 	random_run(&run, OWN_CHAINS);
-	for (uint32_t i = run.first; i < run.first + run.count; i++)
-		if (reference.key[run.chain][i].stores_pending)
-			return;
+	if (stores_pending(&run))
+		return;
 	make_keys(m, run.chain, run.first, run.count, keys);
 	before = keys_call(m, keys, run.count, 60000000000ull, 1);
+	/* Corrupt or unreadable records are lost, pinned or not. */
+	if (before == run.count && !*fault)
+		store_again(m, &run);
 	for (unsigned i = 0; i < 3; i++)
 		step_store(&engines[rng_below(&rng, ENGINES)]);
-	for (uint32_t i = run.first; i < run.first + run.count; i++)
-		if (reference.key[run.chain][i].stores_pending)
-			return; /* one of them was for this run: unpinned by its own turn later */
 	after = keys_call(m, keys, run.count, 0, 0);
-	/* Corrupt or unreadable records are lost, pinned or not. */
-	if (!*fault)
+	if (!*fault && !stores_pending(&run))
 		CHECK(after == before, "%u blocks were pinned, %u are there\n", before, after);
 	(void)keys_call(m, keys, run.count, 0, 1);
 }
@@ -474,15 +517,13 @@ static void step_abort(struct model_engine *m)
 
 static void step_reopen(struct model_engine *m)
 {
-	struct model_lease *lease = m->lease;
-
 	for (uint32_t i = 0; i < JOBS_PER_ENGINE; i++)
-		if (m->job[i].handle && !m->job[i].is_load)
+		if (m->job[i].handle && !m->job[i].is_load && !m->job[i].is_duplicate)
 			reference_store_end(&reference, m->job[i].chain, m->job[i].first,
 					    m->job[i].count);
 	engine_close(&m->e);
 	memset(m->job, 0, sizeof(m->job));
-	memset(lease, 0, sizeof(m->lease));
+	memset(m->lease, 0, sizeof(m->lease));
 	CHECK(open_engine(&m->e) == 0, "cannot connect again\n");
 }
 
@@ -622,6 +663,9 @@ static void check_books(void)
 		      daemon_stats_get("pool_slot_bytes") <= daemon_stats_get("pool_slab_bytes") &&
 		      daemon_stats_get("pool_slab_bytes") <= daemon_stats_get("pool_bytes"),
 	      "the pool holds more than itself\n");
+	CHECK(!quota_bytes || daemon_stats_get("coded_bytes") <= quota_bytes,
+	      "%llu bytes against a quota of %llu\n",
+	      (unsigned long long)daemon_stats_get("coded_bytes"), (unsigned long long)quota_bytes);
 	CHECK(daemon_stats_get("blocks_host") + daemon_stats_get("blocks_nvme") >=
 		      daemon_stats_get("blocks"),
 	      "blocks that lie nowhere\n");
@@ -638,7 +682,6 @@ static void check_nothing_is_left(void)
 	check_books();
 	for (uint32_t chain = 0; chain < REFERENCE_CHAINS; chain++)
 		drop(&engines[0], chain, 0, REFERENCE_POSITIONS);
-	private_daemon_sleep_ms(50); /* writes in flight of dropped blocks end */
 	CHECK(daemon_stats_wait(&daemon_, "nvme_inflight", 0, 5000) >= 0, "I/O does not end\n");
 	for (unsigned i = 0; i < 9; i++) {
 		static const char *const gauge[] = { "blocks",		"blocks_host",
@@ -700,7 +743,9 @@ static void run(uint64_t steps_max, uint64_t seconds)
 
 	rng_init(&rng, seed);
 	fault = faults[rng_below(&rng, sizeof(faults) / sizeof(faults[0]))];
-	printf("seed %llu, faults \"%s\"\n", (unsigned long long)seed, fault);
+	quota_bytes = rng_one_in(&rng, 3) ? QUOTA_BYTES : 0;
+	printf("seed %llu, faults \"%s\", quota %llu\n", (unsigned long long)seed, fault,
+	       (unsigned long long)quota_bytes);
 	(void)fflush(stdout);
 	memset(&reference, 0, sizeof(reference));
 	memset(engines, 0, sizeof(engines));
