@@ -4,8 +4,8 @@
  * buffer, a background task adds them to the namespace's statistics, and at set numbers of tokens the
  * statistics are frozen as a profile.  New blocks use the newest; old blocks keep theirs.
  *
- * Until the first profile is frozen, stores of the namespace wait for a fit that is running (some tens of
- * milliseconds, once in its life) rather than being stored badly.
+ * Until the first profile is frozen, stores of the namespace wait for a fit that is running, a quarter of a
+ * second at most, rather than being stored badly.
  */
 #include <assert.h>
 #include <errno.h>
@@ -16,6 +16,8 @@
 
 #define SAMPLE_BYTES_MAX (32ull << 20) /* of one namespace */
 #define SAMPLE_BLOCKS_MAX 64u
+/* A fit of the first sample takes 20..60 ms of a core; on a busy machine, at its low priority, much longer. */
+#define PROFILER_PARK_NS 250000000ull
 
 int profiler_ns_init(struct lane *lane, struct namespace *ns)
 {
@@ -99,8 +101,8 @@ void profiler_sampled(struct lane *lane, struct namespace *ns, int ok)
 
 int profiler_parks(const struct lane *lane, const struct namespace *ns)
 {
-	(void)lane;
-	return ns->profiles_count == 0 && ns->sample && ns->fit_running;
+	return ns->profiles_count == 0 && ns->sample && ns->fit_running &&
+	       lane->now_ns - ns->fit_wanted_ns < PROFILER_PARK_NS;
 }
 
 static void start_fit(struct lane *lane, struct namespace *ns)
@@ -137,8 +139,10 @@ void profiler_run(struct lane *lane)
 			ns->sample_blocks = 0;
 			continue;
 		}
-		if (!ns->fit_running && sample_complete(lane, ns))
+		if (!ns->fit_running && sample_complete(lane, ns)) {
 			ns->fit_running = 1; /* its turn comes when the background thread is free */
+			ns->fit_wanted_ns = lane->now_ns;
+		}
 		if (ns->fit_running && !lane->fit_busy)
 			start_fit(lane, ns);
 	}

@@ -51,7 +51,8 @@ struct namespace
 	uint8_t sample_failed;	 /* one of them failed */
 	uint64_t fitted_tokens;
 	uint8_t fit_running;
-	uint8_t fit_next; /* index into config fit_tokens */
+	uint64_t fit_wanted_ns; /* since when */
+	uint8_t fit_next;	/* index into config fit_tokens */
 	/* lane writes, control reads */
 	_Atomic uint64_t blocks, raw_bytes, coded_bytes;
 	_Atomic uint64_t hits, misses;	     /* blocks, of lookups */

@@ -16,7 +16,7 @@
 #define RIG_TOKENS 16u
 #define RIG_PAGES 256u
 #define RIG_ARGS_BYTES (1u << 20)
-#define RIG_WAIT_NS 10000000000ull /* a test fails rather than hangs */
+#define RIG_WAIT_NS 60000000000ull /* a test fails rather than hangs */
 
 struct rig {
 	struct config config;
