@@ -169,7 +169,7 @@ static uint64_t percentile(const struct samples *s, unsigned percent)
 
 static int nop_round_trip(struct ipc_bench *b, struct skvc_session *s)
 {
-	struct skvc_completion done;
+	struct skvc_completion done = { 0 };
 	uint64_t job;
 	int r;
 

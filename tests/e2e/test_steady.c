@@ -283,7 +283,8 @@ static void busy_without_calls(int with_blocks, unsigned ops_per_turn, unsigned 
 	unsigned longest = 0;
 
 #ifdef SKVCD_SAN
-	print_message("a sanitizer's run-time makes calls of its own, and does not bear a tracer\n");
+	print_message(
+		"a sanitizer's run-time makes calls of its own, and does not bear a tracer\n");
 	skip();
 #endif
 	if (!strace_works()) {
