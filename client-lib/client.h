@@ -177,9 +177,11 @@ struct skvc_session {
 int client_enter(struct skvc_session *s);
 bool client_is_owner(const struct skvc_session *s);
 uint64_t client_now_ns(void);
-/* Say what was wrong, for skvc_last_error(); returns res. */
-int client_error(struct skvc_session *s, int res, const char *format, ...)
-	__attribute__((format(printf, 3, 4)));
+/* Say what was wrong, for skvc_last_error(). */
+void client_say(struct skvc_session *s, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
+/* The same, and return res: a macro, so that an analyser sees what comes out. */
+#define client_error(s, res, ...) (client_say((s), __VA_ARGS__), (res))
 void client_log(const struct skvc_session *s, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 

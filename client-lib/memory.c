@@ -347,7 +347,7 @@ int client_region_add(struct skvc_session *s, struct client_region *region, uint
 	r = region_slot(s, &idx);
 	if (!r)
 		r = client_control(s, &request, &answer);
-	if (r < 0) {
+	if (r) {
 		region_clear(region);
 		return r;
 	}
@@ -447,7 +447,7 @@ static int arena_reopen(struct skvc_session *s, struct client_link *link, struct
 	int r;
 
 	r = arena_request(s, link, arena->bytes, &handle, &fresh);
-	if (r < 0)
+	if (r)
 		return r;
 	memcpy(fresh, arena->ptr, (size_t)arena->bytes);
 	if (mremap(fresh, (size_t)arena->bytes, (size_t)arena->bytes, MREMAP_MAYMOVE | MREMAP_FIXED,

@@ -34,19 +34,18 @@ uint64_t client_now_ns(void)
 
 /* ---- diagnostics ---- */
 
-int client_error(struct skvc_session *s, int res, const char *format, ...)
+void client_say(struct skvc_session *s, const char *format, ...)
 {
 	char line[CLIENT_ERROR_BYTES];
 	va_list ap;
 
 	if (!s)
-		return res;
+		return;
 	/* Formatted aside: an argument may be the old text. */
 	va_start(ap, format);
 	(void)vsnprintf(line, sizeof(line), format, ap);
 	va_end(ap);
 	memcpy(s->error, line, sizeof(line));
-	return res;
 }
 
 void client_log(const struct skvc_session *s, const char *format, ...)
