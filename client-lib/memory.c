@@ -4,6 +4,7 @@
  * path.  Each request is kept as it was sent, so that skvc_reconnect() can send it again with the new
  * connection's handles in it.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -443,12 +444,13 @@ int skvc_unregister(struct skvc_session *session, uint32_t region)
 static int arena_reopen(struct skvc_session *s, struct client_link *link, struct skvc_arena *arena)
 {
 	uint32_t handle = 0;
-	void *fresh;
+	void *fresh = NULL;
 	int r;
 
 	r = arena_request(s, link, arena->bytes, &handle, &fresh);
 	if (r)
 		return r;
+	assert(fresh);
 	memcpy(fresh, arena->ptr, (size_t)arena->bytes);
 	if (mremap(fresh, (size_t)arena->bytes, (size_t)arena->bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
 		   arena->ptr) == MAP_FAILED) {

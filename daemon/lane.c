@@ -374,7 +374,7 @@ static unsigned auto_workers(const struct config *c)
 static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 {
 	unsigned workers = auto_workers(&lane->config);
-	struct device *d;
+	struct device *d = NULL;
 	int r;
 
 	lane->tasks_count = 2 * workers + 2;
