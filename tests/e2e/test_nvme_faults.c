@@ -20,7 +20,7 @@ static void start(const char *fault)
 {
 	static char text[200];
 	const char *const overrides[] = { text, "nvme.retry=200ms", "nvme.deadline=500ms",
-					  "limits.store_wait=3s", NULL };
+					  "limits.store_wait=1s", NULL };
 
 	(void)snprintf(text, sizeof(text), "fault.nvme=%s", fault);
 	assert_ok(private_daemon_start(&daemon_, TIER_BYTES, overrides));
