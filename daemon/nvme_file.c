@@ -29,7 +29,7 @@
 #define SUPERBLOCK_IO_BYTES NVME_FILE_ALIGN_BYTES_MAX
 #define BLANK_BYTES (1u << 20) /* a device counts as blank when this much of it is zero */
 #define ALIGN_BYTES_MIN 4096u
-#define BUSY_TRIES 50u
+#define BUSY_TRIES 500u
 #define BUSY_PAUSE_NS 10000000
 
 /* Little endian, at offset 0; the rest of its block is zero. */
