@@ -386,7 +386,7 @@ static void who_does_not_read_is_not_served(void **state)
 {
 	struct skvc_abi_sqe nop = { .opcode = SKVC_ABI_OP_NOP };
 	struct lane_rig_session deaf, good;
-	struct skvc_abi_cqe cqe;
+	struct skvc_abi_cqe cqe = { .res = -EINVAL };
 	struct config c;
 	struct rig rig;
 	uint64_t ops;
@@ -502,12 +502,14 @@ static void a_lease_outlives_a_drop(void **state)
 	lane_rig_stop(&rig);
 }
 
+#define SPILL_PATH_BYTES 64u
+
 static void spill_config(struct config *c, char *path, const char *fault)
 {
 	int fd;
 
 	lane_rig_config(c);
-	strcpy(path, "./skvcd-test-XXXXXX");
+	snprintf(path, SPILL_PATH_BYTES, "./skvcd-test-XXXXXX");
 	fd = mkstemp(path);
 	assert_true(fd >= 0);
 	close(fd);
@@ -523,7 +525,7 @@ static void what_was_spilled_comes_back(void **state)
 	struct lane_rig_session rs;
 	struct config c;
 	struct rig rig;
-	char path[64];
+	char path[SPILL_PATH_BYTES];
 
 	(void)state;
 	spill_config(&c, path, NULL);
@@ -549,7 +551,7 @@ static void wrong_bytes_from_disk_are_a_miss(void **state)
 	struct skvc_abi_cqe cqe;
 	struct config c;
 	struct rig rig;
-	char path[64];
+	char path[SPILL_PATH_BYTES];
 	uint64_t bad = 0, good = 0;
 
 	(void)state;
@@ -589,7 +591,7 @@ static void a_dead_disk_takes_only_its_tier_down(void **state)
 	struct lane_rig_session rs;
 	struct config c;
 	struct rig rig;
-	char path[64];
+	char path[SPILL_PATH_BYTES];
 
 	(void)state;
 	spill_config(&c, path, "write:eio:every=1");
@@ -619,7 +621,7 @@ static void a_failing_device_refuses_blocks(void **state)
 
 	(void)state;
 	lane_rig_config(&c);
-	strcpy(c.fault_device, "encode:eio:every=3");
+	snprintf(c.fault_device, sizeof(c.fault_device), "encode:eio:every=3");
 	lane_rig_start(&rig, &c);
 	lane_rig_session_open(&rig, &rs);
 	for (uint32_t i = 0; i < 60; i++)
