@@ -137,6 +137,7 @@ static void print_public(void)
 	TYPE(skvc_key);
 	TYPE(skvc_segment);
 	TYPE(skvc_geometry);
+	/* NOLINTNEXTLINE(bugprone-sizeof-expression): the field is a pointer */
 	FIELD(skvc_geometry, segments);
 	TYPE(skvc_stride);
 	TYPE(skvc_options);

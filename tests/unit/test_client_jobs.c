@@ -722,7 +722,9 @@ static void unregistering_waits_for_jobs(void **state)
 static void names_every_reason(void **state)
 {
 	(void)state;
-	for (uint16_t i = 0; i < SKVC_ABI_REASON_COUNT; i++) {
+	for (unsigned reason = 0; reason < SKVC_ABI_REASON_COUNT; reason++) {
+		uint16_t i = (uint16_t)reason;
+
 		assert_true(strlen(skvc_reason_name(i)) > 1);
 		assert_true(strlen(skvc_reason_text(i)) > 5);
 		for (uint16_t k = 0; k < i; k++)

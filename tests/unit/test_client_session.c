@@ -353,7 +353,7 @@ static int child_checks(struct rig *rig, uint64_t job)
 	bad += rig_namespace(rig->session, "child", &handle) != -EOWNERDEAD;
 	bad += skvc_pending(rig->session) != 0;
 	bad += skvc_arena_free(rig->arena) != NULL;
-	bad += rig_page(rig, 0)[0] != rig_page(rig, 0)[0]; /* the arena is still there to read */
+	bad += memchr(rig_page(rig, 0), 0, 1) == (void *)1; /* the arena is still there to read */
 	bad += skvc_close(rig->session) != NULL;
 	return bad;
 }

@@ -115,7 +115,8 @@ static void takes_good_messages_of_the_right_length(void **state)
 	uint16_t reason;
 
 	(void)state;
-	for (uint16_t type = CTL_HELLO; type < CTL_REQUEST_COUNT; type++) {
+	for (unsigned t = CTL_HELLO; t < CTL_REQUEST_COUNT; t++) {
+		uint16_t type = (uint16_t)t;
 		size_t bytes = good(type, &m);
 
 		assert_int_equal(check(&m, bytes, &reason, text), 0);

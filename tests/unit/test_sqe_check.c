@@ -75,7 +75,8 @@ static void takes_good_entries(void **state)
 	struct sqe_args args;
 
 	(void)state;
-	for (uint8_t op = 0; op < SKVC_ABI_OP_COUNT; op++) {
+	for (unsigned o = 0; o < SKVC_ABI_OP_COUNT; o++) {
+		uint8_t op = (uint8_t)o;
 		struct skvc_abi_sqe e = good(op);
 
 		assert_int_equal(sqe_check(&e, AREA), SKVC_ABI_REASON_NONE);
@@ -132,7 +133,8 @@ static void refuses_unused_fields(void **state)
 	};
 
 	(void)state;
-	for (uint8_t op = 0; op < SKVC_ABI_OP_COUNT; op++) {
+	for (unsigned o = 0; o < SKVC_ABI_OP_COUNT; o++) {
+		uint8_t op = (uint8_t)o;
 		for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
 			struct skvc_abi_sqe e = good(op);
 			enum skvc_abi_reason reason;
@@ -217,7 +219,8 @@ static void refuses_bad_lists(void **state)
 	struct skvc_abi_sqe e;
 
 	(void)state;
-	for (uint8_t op = 1; op < SKVC_ABI_OP_COUNT; op++) {
+	for (unsigned o = 1; o < SKVC_ABI_OP_COUNT; o++) {
+		uint8_t op = (uint8_t)o;
 		e = good(op);
 		e.args_bytes += 4;
 		assert_int_equal(sqe_check_args(&e, TOKENS, AREA, &a), SKVC_ABI_REASON_BAD_ARGS);
