@@ -319,6 +319,10 @@ static int on_disconnected(sd_bus_message *message, void *user, sd_bus_error *er
 	return 0;
 }
 
+/*
+ * Takes the socket over, also when it fails: from sd_bus_set_fd on it is the peer's, and sd-bus closes it as
+ * soon as the handshake goes wrong, when its number may be somebody else's already.
+ */
 static int serve(struct bus *bus, sd_bus *peer, int sock)
 {
 	sd_id128_t id;
@@ -327,8 +331,10 @@ static int serve(struct bus *bus, sd_bus *peer, int sock)
 	r = sd_id128_randomize(&id);
 	if (r >= 0)
 		r = sd_bus_set_fd(peer, sock, sock);
-	if (r < 0)
+	if (r < 0) {
+		(void)close(sock);
 		return r;
+	}
 	r = sd_bus_set_server(peer, 1, id);
 	if (r >= 0)
 		r = sd_bus_set_sender(peer, BUS_NAME);
@@ -377,9 +383,6 @@ static void connected(struct bus *bus, int sock)
 		return;
 	}
 	if (serve(bus, peer, sock) < 0) {
-		/* sd_bus_set_fd took the socket, unless that was what failed. */
-		if (sd_bus_get_fd(peer) != sock)
-			(void)close(sock);
 		(void)sd_bus_close_unref(peer);
 		return;
 	}
