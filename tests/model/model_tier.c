@@ -463,14 +463,6 @@ static uint32_t keys_call(struct model_engine *m, const struct skvc_key *keys, u
 	return c.count;
 }
 
-static int stores_pending(const struct model_job *run)
-{
-	for (uint32_t i = run->first; i < run->first + run->count; i++)
-		if (reference.key[run->chain][i].stores_pending)
-			return 1;
-	return 0;
-}
-
 /* Pin what is there of a run, store against it, and see that as much is still there. */
 static void step_pin(struct model_engine *m)
 {
@@ -479,7 +471,7 @@ static void step_pin(struct model_engine *m)
 	uint32_t before, after;
 
 	random_run(&run, OWN_CHAINS);
-	if (stores_pending(&run))
+	if (reference_pending(&reference, run.chain, run.first, run.count))
 		return;
 	make_keys(m, run.chain, run.first, run.count, keys);
 	before = keys_call(m, keys, run.count, 60000000000ull, 1);
@@ -489,7 +481,7 @@ static void step_pin(struct model_engine *m)
 	for (unsigned i = 0; i < 3; i++)
 		step_store(&engines[rng_below(&rng, ENGINES)]);
 	after = keys_call(m, keys, run.count, 0, 0);
-	if (!*fault && !stores_pending(&run))
+	if (!*fault && !reference_pending(&reference, run.chain, run.first, run.count))
 		CHECK(after == before, "%u blocks were pinned, %u are there\n", before, after);
 	(void)keys_call(m, keys, run.count, 0, 1);
 }
@@ -615,15 +607,20 @@ static void step_kill_daemon(void)
 	restarts++;
 }
 
+/* Through O_DIRECT, as the daemon writes: the kernel answers a mix with errors of its own. */
 static void step_corrupt(void)
 {
-	int fd = open(daemon_.nvme, O_RDWR | O_CLOEXEC);
+	static _Alignas(4096) uint8_t page[4096];
+	int fd = open(daemon_.nvme, O_RDWR | O_DIRECT | O_CLOEXEC);
 
 	CHECK(fd >= 0, "%s\n", daemon_.nvme);
 	for (unsigned i = 0; i < 8; i++) {
-		uint64_t garbage = rng_next(&rng);
+		off_t at = (off_t)rng_below(&rng, TIER_BYTES / sizeof(page)) * (off_t)sizeof(page);
 
-		if (pwrite(fd, &garbage, sizeof(garbage), rng_below(&rng, TIER_BYTES - 8)) < 0)
+		if (pread(fd, page, sizeof(page), at) < 0)
+			perror(daemon_.nvme);
+		page[rng_below(&rng, sizeof(page))] ^= 0x10;
+		if (pwrite(fd, page, sizeof(page), at) < 0)
 			perror(daemon_.nvme);
 	}
 	(void)close(fd);

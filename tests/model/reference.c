@@ -25,6 +25,14 @@ void reference_store_end(struct reference *r, uint32_t chain, uint32_t first, ui
 	}
 }
 
+int reference_pending(const struct reference *r, uint32_t chain, uint32_t first, uint32_t count)
+{
+	for (uint32_t i = first; i < first + count; i++)
+		if (r->key[chain][i].stores_pending)
+			return 1;
+	return 0;
+}
+
 void reference_dropped(struct reference *r, uint32_t chain, uint32_t first, uint32_t count)
 {
 	for (uint32_t i = first; i < first + count; i++)

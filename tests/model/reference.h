@@ -35,6 +35,8 @@ static inline uint64_t reference_content(uint32_t chain, uint32_t position, uint
 void reference_store_begin(struct reference *r, uint32_t chain, uint32_t first, uint32_t count,
 			   uint32_t version);
 void reference_store_end(struct reference *r, uint32_t chain, uint32_t first, uint32_t count);
+/* Is a store of any of these in flight? */
+int reference_pending(const struct reference *r, uint32_t chain, uint32_t first, uint32_t count);
 void reference_dropped(struct reference *r, uint32_t chain, uint32_t first, uint32_t count);
 void reference_restarted(struct reference *r);
 
