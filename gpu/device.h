@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * device.h - the plain-C interface behind which work on KV bytes is done: gather, encode, decode,
- * scatter, fit.  cpu_device.c does it on worker threads; fault_device.c wraps another device and
- * injects errors and delays; a CUDA device will stand behind the same calls.
+ * scatter, move, fit.  cpu_device.c does it on worker threads over host memory; cuda_device.c (in a shared
+ * object of its own) on a GPU over GPU memory; sim_device.c plays a GPU on machines that have none;
+ * fault_device.c wraps another device and injects errors and delays.
  *
- * One lane owns a device and is its only caller.  start() hands a task over; it completes exactly once,
- * later, by being returned from poll(), never inside start().  A start that returns < 0 never completes.
+ * One lane owns a device and is its only caller, except for the calls of struct device_import_ops.
+ * start() hands a task over; it completes exactly once, later, by being returned from poll(), never
+ * inside start().  A start that returns < 0 never completes.  A device may hold tasks back to run them
+ * together; poll() is what moves it.
  * No policy and no logging here: errors are negative errno in task->res.
  */
 #ifndef SKVCD_GPU_DEVICE_H
 #define SKVCD_GPU_DEVICE_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "gpu/codec/codec.h"
@@ -18,49 +22,80 @@
 enum device_op {
 	DEVICE_ENCODE,	 /* engine pages -> record payload */
 	DEVICE_DECODE,	 /* record payload -> engine pages, verified */
-	DEVICE_COPY_OUT, /* engine pages -> canonical raw bytes (calibration sample) */
-	DEVICE_FIT,	 /* add sample blocks to a fit, perhaps freeze it; low priority */
+	DEVICE_COPY_OUT, /* engine pages -> canonical raw bytes in host memory */
+	DEVICE_COPY_IN,	 /* canonical raw bytes in host memory -> engine pages */
+	DEVICE_MOVE,	 /* bytes between device memory and host memory, or inside device memory */
+	DEVICE_FIT, /* add sample blocks to a fit, perhaps freeze it; low priority; CPU device only */
 	DEVICE_OP_COUNT
 };
+
+/* Where bytes lie that a task reads or writes.  DEVICE: an address that only the device may follow. */
+enum device_place { DEVICE_PLACE_HOST, DEVICE_PLACE_DEVICE };
+
+struct device_memory; /* an engine's allocation, opened by this device */
+struct device_event;  /* an engine's event, opened by this device */
 
 /* A registered piece of engine memory.  Built and bounds-checked once by device_region_init. */
 struct device_region {
 	const struct codec_geometry *geom; /* borrowed; outlives the region */
-	uint8_t *base;			   /* borrowed mapping */
+	uint8_t *base; /* borrowed mapping; of GPU memory: an address of the device */
 	uint64_t bytes;
 	uint32_t blocks_count;
 	struct codec_stride *stride; /* owned, one per segment */
 	uint64_t *block_stride;	     /* owned, one per segment */
+	void *device_private;	     /* region_open's; NULL on the CPU device */
+};
+
+#define DEVICE_COPIES_MAX 2u
+
+struct device_copy {
+	const void *in;
+	void *out;
+	uint64_t bytes;
+	uint8_t in_place; /* enum device_place */
+	uint8_t out_place;
 };
 
 struct device_task {
 	enum device_op op;
 	/* in */
-	const struct device_region
-		*region; /* borrowed until completion; ENCODE, DECODE, COPY_OUT */
+	/* borrowed until completion; ENCODE, DECODE, COPY_OUT, COPY_IN */
+	const struct device_region *region;
 	uint32_t block_index;
 	uint8_t speculator;		     /* ENCODE */
 	const struct codec_geometry *geom;   /* FIT (others: region->geom) */
 	const struct codec_profile *profile; /* borrowed until completion, may be NULL */
-	const void *in; /* DECODE: payload; FIT: samples_count canonical blocks */
+	const void
+		*in; /* DECODE: payload; COPY_IN: raw block; FIT: samples_count canonical blocks */
 	uint64_t in_bytes;
+	uint8_t in_place;	/* DECODE: enum device_place of `in` */
 	uint32_t samples_count; /* FIT */
 	struct codec_fit *fit;	/* FIT: borrowed, no other task uses it meanwhile */
 	uint8_t fit_finish;	/* FIT: also freeze a profile */
 	uint8_t verify;		/* ENCODE: decode again before it counts */
-	uint64_t expect_xxh3;	/* DECODE */
-	uint32_t skip_tokens;	/* DECODE: leading tokens of the block left untouched */
-	void *out;		/* ENCODE, COPY_OUT */
+	uint8_t background;   /* work that may wait: counts against the device's background share */
+	uint64_t expect_xxh3; /* DECODE */
+	uint32_t skip_tokens; /* DECODE, COPY_IN: leading tokens of the block left untouched */
+	void *out;	      /* ENCODE (a device that stages: unused), COPY_OUT */
 	uint64_t out_cap_bytes;
+	struct device_event *ready; /* the pages may be touched after it; NULL: now.  Borrowed */
+	struct device_copy copy[DEVICE_COPIES_MAX]; /* MOVE */
+	uint32_t copies_count;
 	/* out, valid once poll() returned the task */
-	int32_t res;			   /* 0 or negative errno */
-	struct codec_info info;		   /* ENCODE */
+	int32_t res;		/* 0 or negative errno */
+	struct codec_info info; /* ENCODE */
+	/* ENCODE on a device that stages: where the payload of info.encoded_bytes lies (DEVICE).  It stays
+	 * there until unstage(); only MOVE tasks may read it. */
+	void *staged;
 	struct codec_profile *ret_profile; /* FIT with fit_finish: owned by the caller */
-	uint64_t busy_ns;		   /* time a worker spent on it */
+	uint64_t busy_ns; /* time a worker spent on it, or its share of a batch's time on the GPU */
 	/* while running: written by the worker, read by the lane (relaxed; a hint until completion) */
 	_Atomic(uint32_t) segments_done; /* DECODE */
 	/* owner's */
 	void *user;
+	/* the device's, while it has the task */
+	void *device_user;
+	struct device_task *device_next;
 };
 
 struct device;
@@ -69,16 +104,86 @@ struct device_ops {
 	int (*start)(struct device *d, struct device_task *task);
 	unsigned (*poll)(struct device *d, struct device_task **ret_done, unsigned max);
 	/* Arm: after this returns 1, a completion signals the wake fd given at creation.  Returns 0 when
-	 * completions are already waiting (do not sleep). */
+	 * completions are already waiting, or nobody would signal them (do not sleep). */
 	int (*arm)(struct device *d);
 	void (*disarm)(struct device *d);
 	struct device *(*free)(struct device *d); /* drains running tasks first; returns NULL */
 	const char *name;
+	/* ---- the rest is of devices with memory of their own; NULL on the CPU device ---- */
+	/* A task that has not touched anything yet completes soon with -ECANCELED: returns 1.  Else it
+	 * runs to its end: returns 0. */
+	int (*cancel)(struct device *d, struct device_task *task);
+	/* The payload of a completed ENCODE is not needed any more.  Every staged one is given back. */
+	void (*unstage)(struct device *d, void *staged);
+	/* Can ENCODE with this profile, and DECODE of this payload, be done here?  Else the caller goes
+	 * through COPY_OUT and COPY_IN and lets the CPU device code. */
+	int (*can_encode)(struct device *d, const struct codec_geometry *g,
+			  const struct codec_profile *profile, uint8_t speculator);
+	int (*can_decode)(struct device *d, const struct codec_geometry *g,
+			  const struct codec_profile *profile, const void *payload,
+			  uint64_t payload_bytes);
+	/* Host memory that MOVE, DECODE and COPY read or write at full speed; start-up only.  -errno. */
+	int (*host_register)(struct device *d, void *base, uint64_t bytes);
+	void (*host_unregister)(struct device *d, void *base, uint64_t bytes);
+	/* Device memory for the GPU pool; given back by free().  -ENOMEM. */
+	int (*pool_memory)(struct device *d, uint64_t bytes, void **ret_base);
+	/* 0, or the sticky errno after which the device does nothing any more. */
+	int (*dead)(struct device *d);
+};
+
+enum device_memory_type { /* as on the wire */
+			  DEVICE_MEMORY_IPC_HANDLE = 1,
+			  DEVICE_MEMORY_POSIX_FD = 2
+};
+
+#define DEVICE_UUID_BYTES 16u
+#define DEVICE_HANDLE_BYTES 64u
+#define DEVICE_ERR_BYTES 160u
+
+struct device_import {
+	uint32_t type; /* enum device_memory_type */
+	int fd;	       /* POSIX_FD: borrowed */
+	uint8_t handle[DEVICE_HANDLE_BYTES];
+	uint8_t uuid[DEVICE_UUID_BYTES];
+	uint64_t allocation_bytes; /* claimed; checked against the driver's word */
+};
+
+/*
+ * Opening what an engine exports: called by the control thread while the lane uses the device, and may
+ * block for milliseconds.  On failure *err has one line, DEVICE_ERR_BYTES at most: what was wrong.
+ */
+struct device_import_ops {
+	/* -ENODEV: another device's uuid; -ERANGE: the allocation is smaller than claimed; -EINVAL: no such
+	 * handle, or memory of this very process; -EIO; -ENOMEM.  *ret_base is a device address. */
+	int (*memory_open)(struct device *d, const struct device_import *im,
+			   struct device_memory **ret_memory, void **ret_base, char *err);
+	/* Nothing may be using it any more.  Takes NULL. */
+	void (*memory_close)(struct device *d, struct device_memory *memory);
+	/* Make a checked region ready for the device's tasks, and undo it. */
+	int (*region_open)(struct device *d, struct device_region *region);
+	void (*region_close)(struct device *d, struct device_region *region);
+	int (*event_open)(struct device *d, const uint8_t handle[DEVICE_HANDLE_BYTES],
+			  struct device_event **ret_event, char *err);
+	void (*event_close)(struct device *d, struct device_event *event);
+	/* Called by the lane: mark in the event that all work completed so far is done. */
+	int (*event_record)(struct device *d, struct device_event *event);
+};
+
+struct device_facts {
+	char model[64];			 /* "NVIDIA H200" */
+	uint8_t uuid[DEVICE_UUID_BYTES]; /* as cuDeviceGetUuid gives it */
+	int numa_node;			 /* of the PCIe slot; -1: unknown */
+	uint64_t memory_bytes;		 /* of the card */
+	uint64_t staging_bytes;		 /* taken for work in flight */
+	uint64_t
+		footprint_bytes; /* all that this process takes of the card beside the pool; 0: unknown */
 };
 
 struct device { /* first member of every implementation */
 	const struct device_ops *ops;
-	unsigned tasks_max; /* tasks that may be started and not yet polled */
+	const struct device_import_ops *import; /* NULL: host memory only */
+	const struct device_facts *facts;	/* NULL: the CPU device */
+	unsigned tasks_max;			/* tasks that may be started and not yet polled */
 };
 
 /*
@@ -98,5 +203,34 @@ int cpu_device_new(unsigned workers, unsigned tasks_max, int wake_fd, uint64_t s
 
 /* spec: "encode:eio:every=7,decode:delay_ms=5:every=3" - takes ownership of inner on success. */
 int fault_device_new(struct device *inner, const char *spec, struct device **ret_device);
+
+struct gpu_device_options {
+	const char *
+		which; /* "auto": the first; an ordinal; or a UUID, "GPU-..." as nvidia-smi shows it */
+	unsigned tasks_max;
+	int wake_fd;		/* borrowed; written when armed */
+	uint64_t staging_bytes; /* device memory for work in flight */
+	unsigned
+		background_percent; /* 1..100: share of the GPU's time that background tasks may take */
+};
+
+/*
+ * A GPU that is not one: "device memory" is memfds (imported as POSIX fds) or named by handle, "events" are
+ * words in them.  The codec runs on workers.  Behaves like the CUDA device where a lane can tell: it
+ * stages, batches, waits for ready events, cancels and dies.  For tests and `[gpu] device = sim`.
+ */
+int sim_device_new(const struct gpu_device_options *options, struct device **ret_device);
+
+/*
+ * Load the shared object with the CUDA device and make one.  library: its path.  -ENOENT: no such file, no
+ * driver or no GPU: serve without; other errors: say so.  err: one line, DEVICE_ERR_BYTES.
+ */
+int cuda_load_device(const char *library, const struct gpu_device_options *options,
+		     struct device **ret_device, char *err);
+
+/* What the shared object exports, found by its name. */
+#define CUDA_DEVICE_SYMBOL "skvcd_cuda_device_new_v1"
+typedef int (*cuda_device_new_fn)(const struct gpu_device_options *options,
+				  struct device **ret_device, char *err);
 
 #endif

@@ -58,7 +58,8 @@ struct fault_device {
 	struct slot *slots;	     /* owned; tasks_max */
 };
 
-static const char *const op_names[DEVICE_OP_COUNT] = { "encode", "decode", "copy", "fit" };
+static const char *const op_names[DEVICE_OP_COUNT] = { "encode",  "decode", "copy",
+						       "copy_in", "move",   "fit" };
 
 static uint64_t now_ns(void)
 {
