@@ -569,6 +569,11 @@ const struct stats *lane_stats(const struct lane *lane)
 	return &lane->stats;
 }
 
+struct device *lane_gpu(const struct lane *lane)
+{
+	return lane->gpu;
+}
+
 uint64_t lane_heartbeat(const struct lane *lane)
 {
 	return atomic_load_explicit(&lane->heartbeat, memory_order_relaxed);

@@ -43,6 +43,8 @@ struct mailbox *lane_outbox(struct lane *lane); /* control receives */
 const struct stats *lane_stats(const struct lane *lane);
 uint64_t lane_block_bytes_max(
 	const struct lane *lane); /* the largest raw block a namespace may have */
+/* The GPU, or NULL.  Control may use its import calls; everything else is the lane's. */
+struct device *lane_gpu(const struct lane *lane);
 /* Grows while the lane makes progress or sleeps with nothing to do: what a watchdog may rely on. */
 uint64_t lane_heartbeat(const struct lane *lane);
 

@@ -146,8 +146,9 @@ struct lane {
 	uint32_t words_behind; /* a block became ready or was lost: lease words are behind */
 
 	struct uring *uring;
-	struct device *device;
-	int device_fd;
+	struct device *device; /* the CPU device: host regions, fits, what the GPU cannot code */
+	struct device *gpu;    /* NULL: none; GPU regions, moves */
+	int device_fd;	       /* both wake the lane through it */
 	struct uring_op inbox_watch, device_watch;
 	unsigned watches;
 

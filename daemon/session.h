@@ -60,12 +60,19 @@ struct namespace
 	_Atomic uint64_t profile_bits_milli; /* expected bits per scalar * 1000 */
 };
 
+/*
+ * What a region handle names: engine pages in host memory (an arena), engine pages in GPU memory, an engine's
+ * GPU allocation by itself, or an event.  Only the first two have a namespace and take jobs.
+ */
 struct region {
-	struct device_region dev; /* built by control, immutable */
-	struct namespace *ns;	  /* borrowed */
-	uint32_t arena;		  /* control's: index of the arena it lies in */
-	uint32_t users;		  /* lane only: tasks that touch it */
-	uint8_t closing;	  /* lane only: REGION_END came; answered when users is 0 */
+	struct device_region dev; /* built by control, immutable; pages only */
+	struct namespace *ns;	  /* borrowed; NULL: an allocation or an event */
+	struct device *device; /* borrowed: who can touch it; NULL: host memory, the CPU device */
+	struct device_memory *memory; /* an allocation: owned, control's */
+	struct device_event *event;   /* an event: owned by control, used by the lane */
+	uint32_t arena;		      /* control's: index of the arena it lies in; 0: none */
+	uint32_t users;		      /* lane only: jobs that touch it */
+	uint8_t closing;	      /* lane only: REGION_END came; answered when users is 0 */
 };
 
 enum session_state { SESSION_OPEN, SESSION_DRAINING, SESSION_GONE };
