@@ -26,13 +26,18 @@ extern "C" {
 #include "gpu/codec/cuda_pack.cuh"
 
 
-#define WARPS 32u /* of a thread block: one block fills a multiprocessor's registers */
-#define THREADS (WARPS * WARP_LANES)
+/*
+ * Warps of a thread block, one block to a multiprocessor.  Many fill its issue slots; few have twice the registers,
+ * so that one chunk is done sooner: for batches that do not fill the GPU.
+ */
+#define WARPS_MANY 32u
+#define WARPS_FEW 16u
 #define SMALL_WARPS 8u /* of kernels without tables */
 #define SHARED_MAX (227u << 10)
-#define DECODE_WARP_BYTES (LEAF_BYTES + RING_WORDS * 2u)
+#define DECODE_WARP_BYTES (LEAF_BYTES + RING_BYTES)
+#define ROOT_THREADS 256u
 #define ENCODE_WARP_BYTES LEAF_BYTES
-#define TABLES_MAX ((SHARED_MAX - XXH3_TABLE_BYTES - WARPS * DECODE_WARP_BYTES) / (CODEC_PROB_SUM * 4u))
+#define TABLES_MAX ((SHARED_MAX - XXH3_TABLE_BYTES - WARPS_MANY * DECODE_WARP_BYTES) / (CODEC_PROB_SUM * 4u))
 #define ESCAPES_MAX (UINT16_MAX / 2u)
 /* A tile needs room for 17 rows before it is begun. */
 #define WORDS_SLACK_BYTES (17u * 32u * 2u)
@@ -50,8 +55,6 @@ struct cuda_region {
 };
 
 /* ---- kernels ---- */
-
-extern __shared__ __align__(16) uint8_t shared[];
 
 /* Shared memory: the checksum's constants, a profile's tables, then what each warp has.  The first two by the
  * whole thread block. */
@@ -78,7 +81,7 @@ struct encode_view { /* of one chunk of one task */
 	const struct gpu_chunk *chunk;
 	uint8_t *scratch; /* the chunk's */
 	struct gpu_sizes *sizes;
-	uint64_t *digests; /* the task's */
+	uint64_t *leaves; /* the task's */
 };
 
 __device__ static struct encode_view encode_view_of(const struct gpu_batch *b, uint32_t t, uint32_t c)
@@ -92,11 +95,12 @@ __device__ static struct encode_view encode_view_of(const struct gpu_batch *b, u
 		.chunk = &g->chunk[c],
 		.scratch = scratch + g->chunk[c].scratch_off,
 		.sizes = (struct gpu_sizes *)(scratch + g->sizes_off) + c,
-		.digests = (uint64_t *)(scratch + g->leaves_off),
+		.leaves = (uint64_t *)(scratch + g->leaves_off),
 	};
 }
 
-__global__ __launch_bounds__(THREADS, 1) void encode_kernel(const __grid_constant__ struct gpu_batch b)
+template <uint32_t WARPS>
+__global__ __launch_bounds__(WARPS *WARP_LANES, 1) void encode_kernel(const __grid_constant__ struct gpu_batch b)
 {
 	const uint32_t lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
 	const uint32_t tables = b.profile.enc ? b.profile.tables_count * CODEC_TOKENS_PITCH * 8u : 0;
@@ -115,13 +119,14 @@ __global__ __launch_bounds__(THREADS, 1) void encode_kernel(const __grid_constan
 			.enc = (const uint64_t *)loaded,
 			.leaf = loaded + tables + warp * ENCODE_WARP_BYTES,
 			.scratch = v.scratch,
-			.digests = v.digests,
+			.leaves = v.leaves,
 			.block_index = v.task->block_index,
 		};
 		struct encode_state st = {
 			.x = CODEC_STATE_LOW,
 			.words = words_end,
-			.words_limit = (uint16_t *)(v.scratch + STATES_BYTES + c->low_bytes),
+			.words_at = 0,
+			.words_limit = -(int32_t)((c->words_end - STATES_BYTES - c->low_bytes) / 2u),
 			.escapes_count = 0,
 			.low_high = 0,
 			.coding = tables > 0,
@@ -136,7 +141,7 @@ __global__ __launch_bounds__(THREADS, 1) void encode_kernel(const __grid_constan
 		}
 		if (lane == 0)
 			*v.sizes = (struct gpu_sizes){
-				.words = st.coding ? (uint32_t)(words_end - st.words) : 0,
+				.words = st.coding ? (uint32_t)-st.words_at : 0,
 				.escapes = st.coding ? st.escapes_count : 0,
 				.raw = !st.coding,
 				.payload = 0,
@@ -145,7 +150,8 @@ __global__ __launch_bounds__(THREADS, 1) void encode_kernel(const __grid_constan
 }
 
 /* Decode what was encoded, from where it lies, and compare the leaves. */
-__global__ __launch_bounds__(THREADS, 1) void verify_kernel(const __grid_constant__ struct gpu_batch b)
+template <uint32_t WARPS>
+__global__ __launch_bounds__(WARPS *WARP_LANES, 1) void verify_kernel(const __grid_constant__ struct gpu_batch b)
 {
 	const uint32_t lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
 	const uint32_t tables = b.profile.tables_count * CODEC_PROB_SUM * 4u;
@@ -156,15 +162,14 @@ __global__ __launch_bounds__(THREADS, 1) void verify_kernel(const __grid_constan
 	     i += gridDim.x * WARPS) {
 		const struct encode_view v = encode_view_of(&b, i % b.tasks_count, i / b.tasks_count);
 		const struct gpu_chunk *c = v.chunk;
-		uint8_t *mine = loaded + tables + warp * DECODE_WARP_BYTES;
 		struct decode_job j = {
 			.region = v.task->region,
 			.chunk = c,
 			.profile = &b.profile,
 			.dec = (const uint32_t *)loaded,
-			.leaf = mine,
-			.ring = (uint16_t *)(mine + LEAF_BYTES),
-			.digests = v.digests,
+			.leaf = loaded + tables + WARPS * RING_BYTES + warp * LEAF_BYTES,
+			.ring = (uint16_t *)(loaded + tables + warp * RING_BYTES),
+			.leaves = v.leaves,
 			.block_index = v.task->block_index,
 			.skip_tokens = 0,
 		};
@@ -189,7 +194,7 @@ __global__ __launch_bounds__(THREADS, 1) void verify_kernel(const __grid_constan
 __global__ void pack_index_kernel(const __grid_constant__ struct gpu_batch b)
 {
 	(void)shared_load(NULL, 0);
-	const struct xxh3_lane xx = xxh3_of(threadIdx.x);
+	const struct xxh3_lane xx = xxh3_of(threadIdx.x % WARP_LANES);
 
 	pack_index(&b, blockIdx.x, &xx, threadIdx.x);
 	if (threadIdx.x == 0)
@@ -264,6 +269,11 @@ __device__ static uint32_t header_check(const struct gpu_batch *b, const struct 
 	return (bad & 0x00ffu ? CUDA_STATUS_MALFORMED : 0) | (bad & 0xff00u ? CUDA_STATUS_STALE : 0);
 }
 
+__device__ static inline uint64_t up_to_align(uint32_t bytes)
+{
+	return ((uint64_t)bytes + FORMAT_PAYLOAD_ALIGN - 1u) & ~(uint64_t)(FORMAT_PAYLOAD_ALIGN - 1u);
+}
+
 /* Find a chunk's payload; every length is checked against payload_bytes before it is believed. */
 __device__ static uint32_t chunk_open(const struct gpu_task *t, uint32_t index,
 				      struct format_chunk_entry *ret_entry, const uint8_t **ret_payload,
@@ -276,11 +286,11 @@ __device__ static uint32_t chunk_open(const struct gpu_task *t, uint32_t index,
 	uint64_t before = 0;
 
 	for (uint32_t i = lane; i < index; i += WARP_LANES)
-		before += ((uint64_t)entry[i].payload_bytes + 3u) & ~3ull;
+		before += up_to_align(entry[i].payload_bytes);
 	for (int m = 16; m > 0; m >>= 1)
 		before += __shfl_xor_sync(FULL_MASK, (unsigned long long)before, m);
 	*ret_entry = entry[index];
-	const uint64_t end = begin + before + (((uint64_t)ret_entry->payload_bytes + 3u) & ~3ull);
+	const uint64_t end = begin + before + up_to_align(ret_entry->payload_bytes);
 
 	if (end > t->payload_bytes || ret_entry->reserved != 0)
 		return CUDA_STATUS_MALFORMED;
@@ -350,12 +360,12 @@ __device__ static void chunk_finished(const struct gpu_batch *b, uint32_t index)
 		*(volatile uint8_t *)&b->chunk_done[index] = 1;
 }
 
-__global__ __launch_bounds__(THREADS, 1) void decode_kernel(const __grid_constant__ struct gpu_batch b)
+template <uint32_t WARPS>
+__global__ __launch_bounds__(WARPS *WARP_LANES, 1) void decode_kernel(const __grid_constant__ struct gpu_batch b)
 {
 	const uint32_t lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
 	const uint32_t tables = b.profile.dec ? b.profile.tables_count * CODEC_PROB_SUM * 4u : 0;
 	uint8_t *const loaded = shared_load(b.profile.dec, tables);
-	uint8_t *const mine = loaded + tables + warp * DECODE_WARP_BYTES;
 	const struct xxh3_lane xx = xxh3_of(lane);
 
 	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < b.chunks_count * b.tasks_count;
@@ -367,9 +377,9 @@ __global__ __launch_bounds__(THREADS, 1) void decode_kernel(const __grid_constan
 			.chunk = &task->region->g.chunk[c],
 			.profile = &b.profile,
 			.dec = (const uint32_t *)loaded,
-			.leaf = mine,
-			.ring = (uint16_t *)(mine + LEAF_BYTES),
-			.digests = (uint64_t *)(b.scratch + b.leaves_off + t * b.leaves_stride),
+			.leaf = loaded + tables + WARPS * RING_BYTES + warp * LEAF_BYTES,
+			.ring = (uint16_t *)(loaded + tables + warp * RING_BYTES),
+			.leaves = (uint64_t *)(b.scratch + b.leaves_off + t * b.task_stride),
 			.block_index = task->block_index,
 			.skip_tokens = task->skip_tokens,
 		};
@@ -386,19 +396,20 @@ __global__ __launch_bounds__(THREADS, 1) void decode_kernel(const __grid_constan
 
 __global__ void decode_root_kernel(const __grid_constant__ struct gpu_batch b)
 {
-	const uint32_t t = blockIdx.x, lane = threadIdx.x;
+	const uint32_t t = blockIdx.x;
 	uint32_t status = b.status[t];
 	uint64_t root = 0;
 
 	(void)shared_load(NULL, 0);
-	const struct xxh3_lane xx = xxh3_of(lane);
+	const struct xxh3_lane xx = xxh3_of(threadIdx.x % WARP_LANES);
 
 	if (!status) {
-		root = digests_root(&b.task[t].region->g,
-				    (uint64_t *)(b.scratch + b.leaves_off + t * b.leaves_stride), &xx, lane);
+		root = leaves_root(&b.task[t].region->g,
+				   (const uint64_t *)(b.scratch + b.leaves_off + t * b.task_stride),
+				   (uint64_t *)(b.scratch + b.digests_off + t * b.task_stride), &xx);
 		status = root == b.task[t].expect_xxh3 ? 0 : CUDA_STATUS_CHECKSUM;
 	}
-	if (lane == 0) {
+	if (threadIdx.x == 0) {
 		b.results[t].raw_xxh3 = root;
 		b.results[t].status = status;
 	}
@@ -471,14 +482,17 @@ extern "C" int cuda_codec_profile_ok(const struct codec_geometry *g, const struc
 
 extern "C" int cuda_codec_init(unsigned *ret_sms)
 {
-	const void *kernels[] = { (const void *)encode_kernel, (const void *)verify_kernel,
-				  (const void *)decode_kernel };
+	const void *kernels[] = {
+		(const void *)encode_kernel<WARPS_MANY>, (const void *)encode_kernel<WARPS_FEW>,
+		(const void *)verify_kernel<WARPS_MANY>, (const void *)verify_kernel<WARPS_FEW>,
+		(const void *)decode_kernel<WARPS_MANY>, (const void *)decode_kernel<WARPS_FEW>,
+	};
 	int device, sms;
 	cudaError_t e = cudaGetDevice(&device);
 
 	if (e == cudaSuccess)
 		e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-	for (unsigned i = 0; i < 3 && e == cudaSuccess; i++)
+	for (unsigned i = 0; i < sizeof(kernels) / sizeof(kernels[0]) && e == cudaSuccess; i++)
 		e = cudaFuncSetAttribute(kernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize,
 					 (int)SHARED_MAX);
 	if (e == cudaSuccess)
@@ -552,6 +566,7 @@ static void geometry_fill(struct gpu_geometry *out, struct gpu_segment *seg, str
 		seg[i].rows_per_token = (seg[i].columns + CODEC_LANES - 1u) / CODEC_LANES;
 		seg[i].heads = s->heads;
 		seg[i].head_dim = s->head_dim;
+		seg[i].head_magic = s->head_dim > 1 ? UINT32_MAX / s->head_dim + 1u : 0;
 		seg[i].element_bytes = (uint8_t)codec_dtype_bytes(s->dtype);
 		seg[i].coded = codec_segment_coded(s);
 		seg[i].first_leaf = out->leaves_count;
@@ -565,14 +580,16 @@ static void geometry_fill(struct gpu_geometry *out, struct gpu_segment *seg, str
 	out->sizes_off = up(scratch, 256);
 	out->offsets_off = up(out->sizes_off + g->chunks_count * sizeof(struct gpu_sizes), 256);
 	out->leaves_off = up(out->offsets_off + g->chunks_count * sizeof(uint32_t), 256);
-	out->scratch_bytes = up(out->leaves_off + up(out->leaves_count, 128) * 8u, 256);
+	out->digests_off = up(out->leaves_off + (uint64_t)out->leaves_count * LEAF_ACCS * 8u, 256);
+	out->scratch_bytes = up(out->digests_off + up(out->leaves_count, 128) * 8u, 256);
 }
 
 static int segment_vector(const struct gpu_segment *s, uint64_t base)
 {
 	return s->head_dim * s->element_bytes % 16u == 0 && s->canonical_off % 16u == 0 &&
 	       (base + s->off) % 16u == 0 && s->block_stride % 16u == 0 && s->token_stride % 16u == 0 &&
-	       (s->heads == 1 || s->head_stride % 16u == 0);
+	       (s->heads == 1 || s->head_stride % 16u == 0) &&
+	       s->token_stride < UINT32_MAX;
 }
 
 extern "C" int cuda_codec_region_new(const struct codec_geometry *g, uint64_t base,
@@ -646,6 +663,18 @@ static void columns_fill(uint32_t *out, const struct codec_geometry *g, const st
 	}
 }
 
+static void slots_fill(uint32_t *out, const struct codec_profile *p)
+{
+	for (size_t i = 0; i < (size_t)p->tables_count * CODEC_PROB_SUM; i++) {
+		uint32_t e = p->dec[i], freq = e & CODEC_DEC_FIELD_MASK;
+		uint32_t bias = e >> CODEC_DEC_BIAS_SHIFT & CODEC_DEC_FIELD_MASK;
+		uint32_t token = e >> CODEC_DEC_TOKEN_SHIFT & CODEC_DEC_TOKEN_MASK;
+
+		out[i] = bias | codec_context_of(token) << SLOT_CONTEXT_SHIFT | token << SLOT_SIGN_SHIFT |
+			 freq << SLOT_FREQ_SHIFT;
+	}
+}
+
 extern "C" int cuda_codec_profile_new(const struct codec_geometry *g, const struct codec_profile *p,
 				      struct CUstream_st *stream, struct cuda_profile **ret_profile)
 {
@@ -658,13 +687,14 @@ extern "C" int cuda_codec_profile_new(const struct codec_geometry *g, const stru
 
 	for (uint32_t i = 0; i < g->segments_count; i++)
 		columns += p->runs[i].rows_per_token * CODEC_LANES;
-	context_off = up(column_off + columns * 4u, 256);
+	/* The decoder looks one row of columns ahead. */
+	context_off = up(column_off + (columns + CODEC_LANES) * 4u, 256);
 	bytes = context_off + g->segments_count;
 	if (!t || !(t->host = (uint8_t *)calloc(1, bytes))) {
 		free(t);
 		return cudaErrorMemoryAllocation;
 	}
-	memcpy(t->host, p->dec, dec_bytes);
+	slots_fill((uint32_t *)t->host, p);
 	memcpy(t->host + enc_off, p->enc, enc_bytes);
 	columns_fill((uint32_t *)(t->host + column_off), g, p);
 	for (uint32_t i = 0; i < g->segments_count; i++)
@@ -698,24 +728,30 @@ extern "C" struct cuda_profile *cuda_codec_profile_free(struct cuda_profile *p)
 
 /* ---- host: launches ---- */
 
+static uint64_t leaves_count(const struct codec_geometry *g)
+{
+	uint64_t leaves = 0;
+
+	for (uint32_t i = 0; i < g->segments_count; i++)
+		leaves += (codec_segment_bytes(g, i) + LEAF_BYTES - 1u) / LEAF_BYTES;
+	return leaves;
+}
+
+/* Accumulators and digests of a task's leaves. */
+static size_t leaves_bytes(const struct codec_geometry *g)
+{
+	return up(leaves_count(g) * LEAF_ACCS * 8u, 256) + up(up(leaves_count(g), 128) * 8u, 256);
+}
+
 /* Scratch of a decode: status words, counters of chunks, leaves of every task. */
 static size_t decode_leaves_off(uint32_t chunks_count)
 {
 	return up(CUDA_BATCH_TASKS_MAX * 4u + chunks_count * 4u, 256);
 }
 
-static size_t leaves_stride(const struct codec_geometry *g)
-{
-	uint64_t leaves = 0;
-
-	for (uint32_t i = 0; i < g->segments_count; i++)
-		leaves += (codec_segment_bytes(g, i) + LEAF_BYTES - 1u) / LEAF_BYTES;
-	return up(leaves, 128) * 8u;
-}
-
 extern "C" size_t cuda_codec_decode_scratch(const struct codec_geometry *g, uint32_t tasks_count)
 {
-	return decode_leaves_off(g->chunks_count) + tasks_count * leaves_stride(g);
+	return decode_leaves_off(g->chunks_count) + tasks_count * leaves_bytes(g);
 }
 
 extern "C" size_t cuda_codec_encode_scratch(const struct codec_geometry *g, uint32_t tasks_count)
@@ -728,7 +764,7 @@ extern "C" size_t cuda_codec_encode_scratch(const struct codec_geometry *g, uint
 		chunk_fill(&c, g, i, &scratch);
 	}
 	scratch = up(scratch, 256) + up(g->chunks_count * sizeof(struct gpu_sizes), 256) +
-		  up(g->chunks_count * sizeof(uint32_t), 256) + leaves_stride(g);
+		  up(g->chunks_count * sizeof(uint32_t), 256) + leaves_bytes(g);
 	return up(CUDA_BATCH_TASKS_MAX * 4u, 256) + tasks_count * up(scratch, 256);
 }
 
@@ -760,6 +796,12 @@ static uint32_t sms_count(void)
 	return (uint32_t)sms;
 }
 
+/* Chunks that are not enough for all warps of all multiprocessors. */
+static bool few(const struct gpu_batch *b)
+{
+	return b->chunks_count * b->tasks_count <= sms_count() * WARPS_FEW;
+}
+
 static uint32_t grid_of(const struct gpu_batch *b)
 {
 	uint32_t items = b->chunks_count * b->tasks_count, sms = sms_count();
@@ -767,27 +809,46 @@ static uint32_t grid_of(const struct gpu_batch *b)
 	return items < sms ? items : sms;
 }
 
+template <uint32_t WARPS> static void launch_encode(const struct gpu_batch *k, int verify, cudaStream_t stream)
+{
+	const uint32_t tables = k->profile.enc ? k->profile.tables_count : 0;
+
+	encode_kernel<WARPS><<<grid_of(k), WARPS * WARP_LANES,
+			       XXH3_TABLE_BYTES + tables * CODEC_TOKENS_PITCH * 8u + WARPS * ENCODE_WARP_BYTES,
+			       stream>>>(*k);
+	if (verify && tables)
+		verify_kernel<WARPS><<<grid_of(k), WARPS * WARP_LANES,
+				       XXH3_TABLE_BYTES + tables * TABLE_BYTES + WARPS * DECODE_WARP_BYTES,
+				       stream>>>(*k);
+}
+
+template <uint32_t WARPS> static void launch_decode(const struct gpu_batch *k, cudaStream_t stream)
+{
+	const uint32_t tables = k->profile.dec ? k->profile.tables_count : 0;
+
+	decode_kernel<WARPS><<<grid_of(k), WARPS * WARP_LANES,
+			       XXH3_TABLE_BYTES + tables * TABLE_BYTES + WARPS * DECODE_WARP_BYTES, stream>>>(*k);
+}
+
 extern "C" int cuda_codec_encode(const struct cuda_codec_batch *b, struct CUstream_st *stream)
 {
 	const size_t status_bytes = up(CUDA_BATCH_TASKS_MAX * 4u, 256);
 	struct gpu_batch k;
-	uint32_t tables, items;
+	uint32_t items;
 	cudaError_t e;
 
 	batch_fill(&k, b);
 	k.status = (uint32_t *)b->dev_scratch;
 	k.scratch = (uint8_t *)b->dev_scratch + status_bytes;
 	items = k.chunks_count * k.tasks_count;
-	tables = b->profile ? k.profile.tables_count : 0;
 	e = cudaMemsetAsync(k.status, 0, status_bytes, stream);
 	if (e != cudaSuccess)
 		return e;
-	encode_kernel<<<grid_of(&k), THREADS, XXH3_TABLE_BYTES + tables * CODEC_TOKENS_PITCH * 8u + WARPS * ENCODE_WARP_BYTES,
-			stream>>>(k);
-	if (b->verify && b->profile)
-		verify_kernel<<<grid_of(&k), THREADS,
-				XXH3_TABLE_BYTES + tables * CODEC_PROB_SUM * 4u + WARPS * DECODE_WARP_BYTES, stream>>>(k);
-	pack_index_kernel<<<k.tasks_count, WARP_LANES, XXH3_TABLE_BYTES, stream>>>(k);
+	if (few(&k))
+		launch_encode<WARPS_FEW>(&k, b->verify, stream);
+	else
+		launch_encode<WARPS_MANY>(&k, b->verify, stream);
+	pack_index_kernel<<<k.tasks_count, ROOT_THREADS, XXH3_TABLE_BYTES, stream>>>(k);
 	pack_kernel<<<(items + SMALL_WARPS - 1u) / SMALL_WARPS, SMALL_WARPS * WARP_LANES, 0, stream>>>(k);
 	return cudaGetLastError();
 }
@@ -795,7 +856,6 @@ extern "C" int cuda_codec_encode(const struct cuda_codec_batch *b, struct CUstre
 extern "C" int cuda_codec_decode(const struct cuda_codec_batch *b, struct CUstream_st *stream)
 {
 	struct gpu_batch k;
-	uint32_t tables;
 	cudaError_t e;
 
 	for (uint32_t i = 0; i < b->tasks_count; i++)
@@ -807,15 +867,17 @@ extern "C" int cuda_codec_decode(const struct cuda_codec_batch *b, struct CUstre
 	k.chunk_tasks = k.status + CUDA_BATCH_TASKS_MAX;
 	k.scratch = (uint8_t *)b->dev_scratch;
 	k.leaves_off = decode_leaves_off(k.chunks_count);
-	k.leaves_stride = leaves_stride(b->geom);
+	k.digests_off = k.leaves_off + up(leaves_count(b->geom) * LEAF_ACCS * 8u, 256);
+	k.task_stride = leaves_bytes(b->geom);
 	k.chunk_done = (uint8_t *)b->dev_chunk_done;
-	tables = b->profile ? k.profile.tables_count : 0;
 	e = cudaMemsetAsync(k.status, 0, k.leaves_off, stream);
 	if (e != cudaSuccess)
 		return e;
-	decode_kernel<<<grid_of(&k), THREADS, XXH3_TABLE_BYTES + tables * CODEC_PROB_SUM * 4u + WARPS * DECODE_WARP_BYTES,
-			stream>>>(k);
-	decode_root_kernel<<<k.tasks_count, WARP_LANES, XXH3_TABLE_BYTES, stream>>>(k);
+	if (few(&k))
+		launch_decode<WARPS_FEW>(&k, stream);
+	else
+		launch_decode<WARPS_MANY>(&k, stream);
+	decode_root_kernel<<<k.tasks_count, ROOT_THREADS, XXH3_TABLE_BYTES, stream>>>(k);
 	return cudaGetLastError();
 }
 

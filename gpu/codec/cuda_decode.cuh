@@ -21,51 +21,74 @@ struct gpu_stream { /* a coded chunk */
 	uint32_t words_count, escapes_count;
 };
 
+__device__ static inline uint32_t shared_at(const void *p)
+{
+	return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* Never written while a kernel decodes. */
+__device__ static inline uint32_t table_word(uint32_t table, uint32_t slot)
+{
+	uint32_t v;
+
+	asm("{ .reg .u32 at; mad.lo.u32 at, %1, 4, %2; ld.shared.u32 %0, [at]; }" : "=r"(v) : "r"(slot), "r"(table));
+	return v;
+}
+
 struct warp_words { /* where a warp stands in its words */
-	uint16_t *ring; /* shared, RING_WORDS */
-	const uint16_t *words;
-	uint32_t count; /* of the stream */
-	uint32_t pos, filled;
-	uint32_t ahead; /* this lane's two words of the next 64 */
+	uint32_t ring;	       /* shared address, aligned to RING_BYTES */
+	const uint64_t *words; /* aligned down: what lies before the first word is skipped by pos */
+	uint32_t end;	       /* bytes from there */
+	uint32_t pos, filled;  /* bytes */
+	uint64_t ahead;	       /* this lane's four words of the next 128 */
 };
 
-__device__ static inline uint32_t words_fetch(const struct warp_words *w, uint32_t at, uint32_t lane)
-{
-	uint32_t i = at + 2u * lane, lo = 0, hi = 0;
+#define FILL_BYTES (RING_BYTES / 2u) /* 128 words: what four rows can take */
 
-	if (i < w->count)
-		lo = w->words[i];
-	if (i + 1u < w->count)
-		hi = w->words[i + 1u];
-	return lo | hi << 16;
+__device__ static inline uint64_t words_fetch(const struct warp_words *w, uint32_t lane)
+{
+	return w->filled + 8u * lane < w->end ? w->words[w->filled / 8u + lane] : 0;
 }
 
 __device__ static inline void words_fill(struct warp_words *w, uint32_t lane)
 {
 	__syncwarp();
-	((uint32_t *)w->ring)[(w->filled % RING_WORDS) / 2u + lane] = w->ahead;
-	w->filled += 64u;
-	w->ahead = words_fetch(w, w->filled, lane);
+	asm volatile("st.shared.u64 [%0], %1;" ::"r"(w->ring + w->filled % RING_BYTES + 8u * lane), "l"(w->ahead)
+		     : "memory");
+	w->filled += FILL_BYTES;
+	w->ahead = words_fetch(w, lane);
 	__syncwarp();
 }
 
 __device__ static inline void words_init(struct warp_words *w, const struct gpu_stream *s, uint16_t *ring,
 					 uint32_t lane)
 {
-	w->ring = ring;
-	w->words = s->words;
-	w->count = s->words_count;
-	w->pos = w->filled = 0;
-	w->ahead = words_fetch(w, 0, lane);
-	words_fill(w, lane);
+	w->ring = shared_at(ring);
+	w->words = (const uint64_t *)((uintptr_t)s->words & ~(uintptr_t)7u);
+	w->pos = (uint32_t)((uintptr_t)s->words & 7u);
+	w->end = w->pos + 2u * s->words_count;
+	w->filled = 0;
+	w->ahead = words_fetch(w, lane);
 	words_fill(w, lane);
 }
 
-/* At least two rows' words are in the ring afterwards. */
+/* Four rows' words are in the ring afterwards. */
 __device__ static inline void words_need(struct warp_words *w, uint32_t lane)
 {
-	if (w->filled - w->pos < 2u * CODEC_LANES)
+	if (w->filled - w->pos < FILL_BYTES)
 		words_fill(w, lane);
+}
+
+/* One word for each lane that asks, in lane order. */
+__device__ static inline uint32_t words_take(struct warp_words *w, bool need, uint32_t below)
+{
+	const uint32_t mask = __ballot_sync(FULL_MASK, need);
+	const uint32_t at = w->pos + 2u * __popc(mask & below);
+	uint16_t word;
+
+	asm volatile("ld.shared.u16 %0, [%1];" : "=h"(word) : "r"((at & (RING_BYTES - 2u)) | w->ring));
+	w->pos += 2u * __popc(mask);
+	return word;
 }
 
 /* Low bits of one tile: 16 rows of SHIFT bits, SHIFT * 16 bits a lane, in 32-bit words. */
@@ -73,25 +96,30 @@ template <int SHIFT> struct low_bits {
 	static const int WORDS = SHIFT == 0 ? 1 : (SHIFT * 16 + 31) / 32;
 	uint32_t w[WORDS];
 
-	/* From the stored rows; bits beyond them are zero (the carried ones come with the last tile). */
-	__device__ void load(const uint8_t *low, uint32_t low_bytes, uint32_t tile, uint32_t lane)
+	/*
+	 * Of tile `tile` from the stored rows.  The last tile's end lies beyond them: those bits are zero here, and
+	 * come from the coder's last state.
+	 */
+	__device__ void load(const uint8_t *low, uint32_t low_bytes, uint32_t tile, uint32_t tiles, uint32_t lane)
 	{
 		const uint32_t bit = tile * (SHIFT * 16u), odd = bit % 32u;
+		const uint8_t *at = low + bit / 32u * 128u + 4u * lane;
+		uint32_t v[WORDS + 1];
 
-		if (SHIFT == 0)
+		if (SHIFT == 0 || tile >= tiles)
 			return;
-		uint32_t have = word(low, low_bytes, bit / 32u, lane);
-
+		v[WORDS] = 0; /* a tile that begins inside a word ends with one */
+		if ((bit / 32u + WORDS) * 128u <= low_bytes) {
 #pragma unroll
-		for (int i = 0; i < WORDS; i++) {
-			uint32_t next = 0;
-
-			/* With whole words of bits an aligned tile needs no look beyond them. */
-			if (i + 1 < WORDS || odd)
-				next = word(low, low_bytes, bit / 32u + i + 1u, lane);
-			w[i] = odd ? have >> 16 | next << 16 : have;
-			have = next;
+			for (int i = 0; i < WORDS; i++)
+				v[i] = ((const uint32_t *)at)[i * 32];
+		} else {
+			for (int i = 0; i < WORDS; i++)
+				v[i] = word(low, low_bytes, bit / 32u + i, lane);
 		}
+#pragma unroll
+		for (int i = 0; i < WORDS; i++)
+			w[i] = __funnelshift_r(v[i], v[i + 1], odd);
 		if (SHIFT * 16 % 32)
 			w[WORDS - 1] &= 0xffffu;
 	}
@@ -139,26 +167,29 @@ __device__ static inline void tile_carry(uint8_t *tile, uint32_t carried, uint32
 	}
 }
 
-/* Escaped lanes of a tile take their patterns from the list.  Rare.  Returns how many there were. */
-template <int BYTES>
-__device__ static __noinline__ uint32_t tile_escapes(const uint8_t *escapes, uint32_t escapes_count,
-						     uint32_t used, uint8_t *tile, uint32_t rows,
-						     uint32_t lane)
+/*
+ * Escaped lanes of a tile take their patterns from the list.  An escape's token looks like distance 63, which no
+ * other token has, so its cell tells it.  Rare.  Returns how many there were.
+ */
+template <int BYTES, int SHIFT>
+__device__ static __noinline__ uint32_t tile_escapes(const uint8_t *escapes, uint32_t escapes_count, uint32_t used,
+						     uint8_t *tile, uint32_t top, uint32_t lane)
 {
-	uint32_t below = (1u << lane) - 1u;
+	const uint32_t mask = ((1u << (BYTES * 8 - 1)) - 1u) >> SHIFT << SHIFT, below = (1u << lane) - 1u;
+	const uint32_t escape = (top - (63u << SHIFT)) & mask;
 
 	for (uint32_t k = 0; k < TILE_ROWS; k++) {
-		uint32_t mask = __ballot_sync(FULL_MASK, rows >> k & 1u);
-		uint32_t at = used + __popc(mask & below);
+		uint8_t *to = tile + (k * 32u + lane) * BYTES;
+		const uint32_t pattern = BYTES == 2 ? *(uint16_t *)to : *to;
+		const bool is = (pattern & mask) == escape;
+		const uint32_t all = __ballot_sync(FULL_MASK, is), at = used + __popc(all & below);
 
-		if (rows >> k & 1u && at < escapes_count) {
-			const uint8_t *from = escapes + at * BYTES;
-
-			tile[(k * 32u + lane) * BYTES] = from[0];
+		if (is && at < escapes_count) {
+			to[0] = escapes[at * BYTES];
 			if (BYTES == 2)
-				tile[(k * 32u + lane) * BYTES + 1u] = from[1];
+				to[1] = escapes[at * BYTES + 1u];
 		}
-		used += __popc(mask);
+		used += __popc(all);
 	}
 	return used;
 }
@@ -169,95 +200,107 @@ struct decode_job {
 	const struct gpu_profile *profile;
 	const uint32_t *dec; /* shared */
 	uint8_t *leaf;	     /* shared, LEAF_BYTES of this warp */
-	uint16_t *ring;	     /* shared, RING_WORDS of this warp */
-	uint64_t *digests;   /* of the task: written, or compared when verifying */
+	uint16_t *ring;	     /* shared, RING_BYTES of this warp */
+	uint64_t *leaves;    /* accumulators, of the task: written, or compared when verifying */
 	uint32_t block_index, skip_tokens;
 };
 
-/* WRITE: into the pages, digests are stored.  Else compare digests only.  Returns 0 or 1: not what it was. */
+/* Keep a leaf's accumulators, or compare them with what is there: 1 when they differ. */
+template <bool WRITE>
+__device__ static inline uint32_t leaf_done(const struct decode_job *j, const struct xxh3_lane *xx, uint32_t leaf,
+					    uint32_t lane)
+{
+	const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
+	uint64_t *at = &j->leaves[leaf * LEAF_ACCS + lane % LEAF_ACCS];
+
+	if (!WRITE)
+		return *at != acc;
+	if (lane < LEAF_ACCS)
+		*at = acc;
+	return 0;
+}
+
+/* WRITE: into the pages, leaves are stored.  Else compare leaves only.  Returns 0 or 1: not what it was. */
 template <int BYTES, int SHIFT, bool WRITE>
 __device__ static uint32_t decode_chunk(const struct decode_job *j, const struct gpu_stream *s,
 					const struct xxh3_lane *xx, uint32_t lane)
 {
 	const struct gpu_chunk *c = j->chunk;
-	const uint32_t tokens = j->region->g.tokens, below = (1u << lane) - 1u;
+	const uint32_t tokens = j->region->g.tokens, below = (1u << lane) - 1u, tables = shared_at(j->dec);
+	const uint32_t tiles = c->tiles, low_bytes = c->low_bytes;
+	const uint32_t *column = j->profile->column + j->region->g.segment[c->first_segment].first_column + lane;
 	uint32_t x = s->states[lane], tile_index = 0, escapes_used = 0;
-	uint32_t bad = x < CODEC_STATE_LOW;
+	uint32_t bad = x < CODEC_STATE_LOW, col = *column;
 	struct warp_words w;
 	struct low_bits<SHIFT> low, ahead;
 
 	words_init(&w, s, j->ring, lane);
-	ahead.load(s->low, c->low_bytes, 0, lane);
+	ahead.load(s->low, low_bytes, 0, tiles, lane);
 	for (uint32_t i = c->first_segment; i < c->end_segment; i++) {
 		const struct gpu_segment *seg = &j->region->g.segment[i];
 		const uint32_t rows_per_token = seg->rows_per_token;
-		const uint32_t context = j->profile->context[i] ? CODEC_PROB_SUM : 0;
+		const uint32_t contexts = j->profile->context[i] ? 7u * TABLE_BYTES : 0;
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
-		uint32_t digest = seg->first_leaf;
+		uint32_t leaf = seg->first_leaf;
 
 		for (uint32_t r = 0; r < rows_per_token; r++) {
-			const uint32_t col = j->profile->column[seg->first_column + r * 32u + lane];
-			const uint32_t top = col & 1023u, flip = col >> COLUMN_FLIP_SHIFT & 1u;
-			const uint32_t *table = j->dec + (col >> COLUMN_TABLE_SHIFT) * CODEC_PROB_SUM;
-			const uint32_t *dec = table; /* of the first token: context 0 */
+			const uint32_t top = ((col & 1023u) << SHIFT) ^ (col >> COLUMN_FLIP_SHIFT & 1u)
+									      << (BYTES * 8 - 1);
+			const uint32_t table = tables + (col >> COLUMN_TABLE_SHIFT) * TABLE_BYTES;
+			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, lane);
+			uint32_t dec = table; /* of the first token: context 0 */
 
+			column += CODEC_LANES; /* a chunk's columns follow each other, with a row to spare */
+			col = *column;
 			for (uint32_t t = 0; t < tokens; t += TILE_ROWS) {
 				/* Two tiles of 1-byte elements make a leaf. */
 				const uint32_t half = BYTES == 1 ? tile_index & 1u : 0;
 				uint8_t *tile = j->leaf + half * (LEAF_BYTES / 2u);
-				uint32_t escaped = 0;
+				uint32_t farthest = 0;
 
 				low = ahead;
 				tile_index++;
-				ahead.load(s->low, c->low_bytes, tile_index, lane);
+				ahead.load(s->low, low_bytes, tile_index, tiles, lane);
 #pragma unroll
 				for (int k = 0; k < (int)TILE_ROWS; k++) {
-					if (k % 2 == 0)
+					if (k % 4 == 0)
 						words_need(&w, lane);
-					const uint32_t e = dec[x & (CODEC_PROB_SUM - 1u)];
-					const uint32_t token = e >> CODEC_DEC_TOKEN_SHIFT & 127u;
+					const uint32_t e = table_word(dec, x & (CODEC_PROB_SUM - 1u));
 
-					dec = table + (e >> CODEC_DEC_CONTEXT_SHIFT) * context;
-					x = codec_rans_decode_step(x, e);
+					x = (e >> SLOT_FREQ_SHIFT) * (x >> CODEC_PROB_BITS) + (e & SLOT_BIAS_MASK);
+					dec = table + (e << 2 & contexts);
 					const bool need = x < CODEC_STATE_LOW;
-					const uint32_t mask = __ballot_sync(FULL_MASK, need);
-					const uint32_t at = w.pos + __popc(mask & below);
-					const uint32_t word = w.ring[at % RING_WORDS];
+					const uint32_t word = words_take(&w, need, below);
 
 					x = need ? x << 16 | word : x;
-					w.pos += __popc(mask);
-					escaped |= (uint32_t)(token == CODEC_TOKEN_ESC) << k;
-					const uint32_t pattern = codec_pattern_of(token, low.row(k), BYTES * 8,
-										  SHIFT, top, flip);
+					/* codec_pattern_of(), for tokens that the profile allows. */
+					const uint32_t below_top = (e >> (SLOT_DISTANCE_SHIFT - SHIFT)) & (63u << SHIFT);
+					farthest = max(farthest, below_top);
+					const uint32_t sign = BYTES == 2 ? e << 2 & 0x8000u : e >> 6 & 0x80u;
+					const uint32_t pattern = ((top - below_top) ^ sign) | low.row(k);
+
 					if (BYTES == 2)
 						((uint16_t *)tile)[k * 32 + lane] = (uint16_t)pattern;
 					else
 						tile[k * 32 + lane] = (uint8_t)pattern;
 				}
-				if (tile_index == c->tiles) {
+				if (tile_index == tiles) {
 					bad |= x >> 16 != 1u || (SHIFT == 0 && (x & 0xffffu) != 0);
 					tile_carry<BYTES, SHIFT>(tile, x & 0xffffu, lane);
 				}
-				if (__any_sync(FULL_MASK, escaped))
-					escapes_used = tile_escapes<BYTES>(s->escapes, s->escapes_count,
-								   escapes_used, tile, escaped, lane);
+				if (__any_sync(FULL_MASK, farthest == 63u << SHIFT))
+					escapes_used = tile_escapes<BYTES, SHIFT>(s->escapes, s->escapes_count,
+										  escapes_used, tile, top, lane);
 				__syncwarp();
 				if (WRITE)
-					tile_store<BYTES>(seg, base, r * 32u, t, j->skip_tokens, tile, lane);
-				if (BYTES == 2 || half) {
-					uint64_t h = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
-
-					if (!WRITE)
-						bad |= j->digests[digest] != h;
-					else if (lane == 0)
-						j->digests[digest] = h;
-					digest++;
-				}
+					tile_store<BYTES>(&way, t, j->skip_tokens, tile, lane);
+				if (BYTES == 2 || half)
+					bad |= leaf_done<WRITE>(j, xx, leaf++, lane);
 				__syncwarp();
 			}
 		}
 	}
-	bad |= w.pos != s->words_count || escapes_used != s->escapes_count;
+	bad |= w.pos != w.end || escapes_used != s->escapes_count;
 	return __any_sync(FULL_MASK, bad);
 }
 
@@ -286,22 +329,21 @@ __device__ static void raw_chunk_tiles(const struct decode_job *j, const uint8_t
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
 		uint32_t tile_index = 0;
 
-		for (uint32_t r = 0; r < seg->rows_per_token; r++)
+		for (uint32_t r = 0; r < seg->rows_per_token; r++) {
+			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, lane);
+
 			for (uint32_t t = 0; t < j->region->g.tokens; t += TILE_ROWS, tile_index++) {
 				const uint32_t half = BYTES == 1 ? tile_index & 1u : 0;
 				uint8_t *tile = j->leaf + half * (LEAF_BYTES / 2u);
 
 				tile_load_canonical<BYTES>(seg, from, r * 32u, t, tile, lane);
 				__syncwarp();
-				tile_store<BYTES>(seg, base, r * 32u, t, j->skip_tokens, tile, lane);
-				if (BYTES == 2 || half) {
-					uint64_t h = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
-
-					if (lane == 0)
-						j->digests[seg->first_leaf + tile_index / (2u / BYTES)] = h;
-				}
+				tile_store<BYTES>(&way, t, j->skip_tokens, tile, lane);
+				if (BYTES == 2 || half)
+					(void)leaf_done<true>(j, xx, seg->first_leaf + tile_index / (2u / BYTES), lane);
 				__syncwarp();
 			}
+		}
 	}
 }
 
@@ -331,10 +373,7 @@ __device__ static void raw_chunk_bytes(const struct decode_job *j, const uint8_t
 				j->leaf[b] = v;
 			}
 			__syncwarp();
-			uint64_t h = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
-
-			if (lane == 0)
-				j->digests[leaf] = h;
+			(void)leaf_done<true>(j, xx, (uint32_t)leaf, lane);
 			__syncwarp();
 		}
 	}

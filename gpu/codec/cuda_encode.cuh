@@ -21,14 +21,15 @@ struct encode_job {
 	const uint64_t *enc; /* shared */
 	uint8_t *leaf;	     /* shared, LEAF_BYTES of this warp */
 	uint8_t *scratch;    /* of this chunk */
-	uint64_t *digests;   /* of the task */
+	uint64_t *leaves;    /* accumulators, of the task */
 	uint32_t block_index;
 };
 
 struct encode_state {
 	uint32_t x;
-	uint16_t *words; /* the lowest one written */
-	uint16_t *words_limit;
+	uint16_t *words;     /* of the scratch's end; indices are negative */
+	int32_t words_at;    /* the lowest one written */
+	int32_t words_limit; /* not below */
 	uint32_t escapes_count;
 	uint32_t low_high; /* of a low-bit word whose low half comes next */
 	bool coding;	    /* false: it would not shrink, only the digests are still wanted */
@@ -44,10 +45,10 @@ __device__ static inline void encode_step(struct encode_state *st, const uint64_
 
 	/* Lanes in ascending order in memory: a decoder reads them in that order. */
 	if (spills) {
-		*(st->words - 1 - __popc(mask & above)) = (uint16_t)st->x;
+		st->words[st->words_at - 1 - __popc(mask & above)] = (uint16_t)st->x;
 		st->x >>= 16;
 	}
-	st->words -= __popc(mask);
+	st->words_at -= __popc(mask);
 	/* The reciprocal gives the quotient or one less. */
 	uint32_t q = __umulhi(st->x, rcp), rest = st->x - q * freq;
 
@@ -117,16 +118,16 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 				    const struct xxh3_lane *xx, uint32_t lane)
 {
 	const struct gpu_chunk *c = j->chunk;
-	const uint32_t tokens = j->region->g.tokens;
+	const uint32_t tokens = j->region->g.tokens, tiles = c->tiles;
 	const uint32_t above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
 	uint8_t *low = j->scratch + STATES_BYTES, *escapes_end = j->scratch + c->escapes_end;
-	uint32_t tile_index = c->tiles;
+	uint32_t tile_index = tiles;
 
 	for (uint32_t i = c->end_segment; i-- > c->first_segment;) {
 		const struct gpu_segment *seg = &j->region->g.segment[i];
 		const uint32_t context = st->coding && j->profile->context[i] ? CODEC_TOKENS_PITCH : 0;
-		const uint8_t *base = segment_base(j->region, seg, j->block_index);
-		uint32_t digest = seg->first_leaf + seg->rows_per_token * (tokens / TILE_ROWS) / (2u / BYTES);
+		uint8_t *base = segment_base(j->region, seg, j->block_index);
+		uint32_t leaf = seg->first_leaf + seg->rows_per_token * (tokens / TILE_ROWS) / (2u / BYTES);
 
 		for (uint32_t r = seg->rows_per_token; r-- > 0;) {
 			const uint32_t col =
@@ -134,10 +135,11 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 			const uint32_t top = col & 1023u, width = col >> COLUMN_WIDTH_SHIFT & 63u;
 			const uint32_t flip = col >> COLUMN_FLIP_SHIFT & 1u;
 			const uint64_t *table = j->enc + (col >> COLUMN_TABLE_SHIFT) * CODEC_TOKENS_PITCH;
+			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, lane);
 			uint32_t pending = 0;
 
 			for (uint32_t t = tokens; t > 0;) {
-				const bool last = tile_index == c->tiles, upper = t < tokens;
+				const bool last = tile_index == tiles, upper = t < tokens;
 				uint32_t token[TILE_ROWS], w[SHIFT == 0 ? 1 : (SHIFT * 16 + 31) / 32] = { 0 };
 				uint32_t escaped = 0;
 
@@ -146,14 +148,14 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 				const uint32_t half = BYTES == 1 ? tile_index & 1u : 0;
 				uint8_t *tile = j->leaf + half * (LEAF_BYTES / 2u);
 
-				tile_load<BYTES>(seg, base, r * 32u, t, tile, lane);
+				tile_load<BYTES>(&way, t, tile, lane);
 				__syncwarp();
 				if (BYTES == 2 || !half) {
-					uint64_t h = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
+					uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
 
-					digest--;
-					if (lane == 0)
-						j->digests[digest] = h;
+					leaf--;
+					if (lane < LEAF_ACCS)
+						j->leaves[leaf * LEAF_ACCS + lane] = acc;
 				}
 				if (st->coding) {
 #pragma unroll
@@ -172,7 +174,7 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 								w[bit / 32 + 1] |= v >> (32 - bit % 32);
 						}
 					}
-					const uint32_t carried = low_store<SHIFT>(st, w, low, tile_index, c->tiles,
+					const uint32_t carried = low_store<SHIFT>(st, w, low, tile_index, tiles,
 									  lane);
 
 					if (last)
@@ -183,7 +185,7 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 							c->escapes_max - st->escapes_count, tile, escaped, lane);
 					/* 17 rows at most, a word a lane. */
 					st->coding = st->escapes_count <= c->escapes_max &&
-						     st->words - st->words_limit >= 17 * 32;
+						     st->words_at - st->words_limit >= 17 * 32;
 				}
 				if (st->coding) {
 					if (upper)
@@ -214,10 +216,10 @@ __device__ static void digest_chunk_bytes(const struct encode_job *j, const stru
 			for (uint32_t b = lane; b < LEAF_BYTES; b += WARP_LANES)
 				j->leaf[b] = off + b < seg->bytes ? *canonical_at(seg, base, off + b) : 0;
 			__syncwarp();
-			uint64_t h = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
+			uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
 
-			if (lane == 0)
-				j->digests[leaf] = h;
+			if (lane < LEAF_ACCS)
+				j->leaves[leaf * LEAF_ACCS + lane] = acc;
 			__syncwarp();
 		}
 	}

@@ -18,7 +18,8 @@
 #define FULL_MASK 0xffffffffu
 #define TILE_ROWS 16u
 #define LEAF_BYTES 1024u
-#define RING_WORDS 128u /* rANS words of one warp, in shared memory */
+#define LEAF_ACCS 8u /* accumulators of a leaf, 8 bytes each, in scratch */
+#define RING_BYTES 512u /* rANS words of one warp, in shared memory; aligned to its size */
 #define STATES_BYTES (CODEC_LANES * 4u)
 
 struct gpu_segment {
@@ -29,10 +30,11 @@ struct gpu_segment {
 	uint32_t heads, head_dim;
 	uint32_t first_leaf;
 	uint32_t first_column; /* in the profile's padded columns */
+	uint32_t head_magic;   /* 2^32 / head_dim, rounded up: column / head_dim is its high product */
 	uint8_t element_bytes;
 	uint8_t coded;
-	uint8_t vector; /* every 16 bytes of a head's row can be accessed at once */
-	uint8_t reserved[5];
+	uint8_t vector; /* every 16 bytes of a head's row can be accessed at once; strides of tokens are short */
+	uint8_t reserved;
 };
 
 struct gpu_chunk {
@@ -61,8 +63,8 @@ struct gpu_geometry {
 	uint8_t digest[16];
 	const struct gpu_segment *segment;
 	const struct gpu_chunk *chunk;
-	/* a task's scratch: chunks, then sizes, then payload offsets, then leaves */
-	uint64_t sizes_off, offsets_off, leaves_off, scratch_bytes;
+	/* a task's scratch: chunks, sizes, payload offsets, accumulators of leaves, digests of leaves */
+	uint64_t sizes_off, offsets_off, leaves_off, digests_off, scratch_bytes;
 };
 
 struct gpu_region { /* in device memory */
@@ -75,9 +77,21 @@ struct gpu_region { /* in device memory */
 #define COLUMN_FLIP_SHIFT 16u
 #define COLUMN_TABLE_SHIFT 17u
 
+/*
+ * A slot of a decoder table: slot - start (bits 0..9), context of the token (10..12), sign (13), distance (14..19),
+ * frequency (22..31).  The fields of core.h's entry, where shifting finds them cheapest.
+ */
+#define SLOT_FREQ_SHIFT 22u
+#define SLOT_CONTEXT_SHIFT 10u
+#define SLOT_SIGN_SHIFT 13u
+#define SLOT_DISTANCE_SHIFT 14u
+#define SLOT_BIAS_MASK 1023u
+#define SLOT_TOKEN_MASK (127u << SLOT_SIGN_SHIFT)
+#define TABLE_BYTES (CODEC_PROB_SUM * 4u)
+
 struct gpu_profile {
 	uint32_t tables_count;
-	const uint32_t *dec;	  /* tables_count * CODEC_PROB_SUM */
+	const uint32_t *dec;	  /* tables_count * CODEC_PROB_SUM slots */
 	const uint64_t *enc;	  /* tables_count * CODEC_TOKENS_PITCH */
 	const uint32_t *column;	  /* padded, all coded segments */
 	const uint8_t *context; /* per segment */
@@ -101,7 +115,7 @@ struct gpu_batch { /* kernel argument */
 	uint8_t *chunk_done;
 	uint32_t *status;     /* per task; in scratch */
 	uint32_t *chunk_tasks; /* decode: tasks that have finished a chunk; in scratch */
-	uint64_t leaves_off, leaves_stride; /* decode: of a task's digests in scratch */
+	uint64_t leaves_off, digests_off, task_stride; /* decode: of a task in scratch */
 	struct gpu_profile profile;
 	struct gpu_task task[CUDA_BATCH_TASKS_MAX];
 };
@@ -131,64 +145,83 @@ __device__ static inline uint8_t *canonical_at(const struct gpu_segment *s, uint
 	return base + token * s->token_stride + head * s->head_stride + (rest - head * head_bytes);
 }
 
-/* One tile between pages and shared memory.  `column`: first of its 32. */
+/*
+ * How a lane walks the pages of one group of 32 columns: 16 bytes of every fourth (second) token when that is
+ * possible, else its own column of every token.
+ */
+struct tile_way {
+	uint8_t *at; /* token 0 */
+	uint64_t stride;
+	uint32_t vector;
+};
+
 template <int BYTES>
-__device__ static inline void tile_store(const struct gpu_segment *s, uint8_t *base, uint32_t column,
-					 uint32_t token, uint32_t skip, const uint8_t *tile, uint32_t lane)
+__device__ static inline struct tile_way tile_way_of(const struct gpu_segment *s, uint8_t *base, uint32_t column,
+						     uint32_t lane)
 {
 	const uint32_t parts = 32u * BYTES / 16u; /* 16-byte parts of a row */
+	struct tile_way w = { .at = base, .stride = s->token_stride, .vector = s->vector };
 
-	if (s->vector) {
-		uint32_t part = lane % parts;
-		uint8_t *to = base + column_off(s, column + part * (16u / BYTES));
+	if (w.vector) {
+		uint32_t c = column + lane % parts * (16u / BYTES), head = __umulhi(c, s->head_magic);
 
+		w.at += head * s->head_stride + (uint64_t)(c - head * s->head_dim) * BYTES;
+	} else {
+		w.at += column_off(s, column + lane);
+	}
+	return w;
+}
+
+/* One tile between pages and shared memory; `token`: its first. */
+template <int BYTES>
+__device__ static inline void tile_store(const struct tile_way *w, uint32_t token, uint32_t skip,
+					 const uint8_t *tile, uint32_t lane)
+{
+	const uint32_t parts = 32u * BYTES / 16u;
+
+	if (w->vector) {
 #pragma unroll
 		for (uint32_t v = lane; v < TILE_ROWS * parts; v += WARP_LANES) {
 			uint32_t t = token + v / parts;
 
 			if (t >= skip)
-				*(uint4 *)(to + t * s->token_stride) = ((const uint4 *)tile)[v];
+				*(uint4 *)(w->at + (uint64_t)t * (uint32_t)w->stride) = ((const uint4 *)tile)[v];
 		}
 		return;
 	}
-	uint8_t *to = base + column_off(s, column + lane);
-
+#pragma unroll 1
 	for (uint32_t k = 0; k < TILE_ROWS; k++) {
-		uint32_t t = token + k;
+		uint8_t *to = w->at + (token + k) * w->stride;
 
-		if (t < skip)
+		if (token + k < skip)
 			continue;
 		if (BYTES == 2)
-			*(uint16_t *)(to + t * s->token_stride) = ((const uint16_t *)tile)[k * 32u + lane];
+			*(uint16_t *)to = ((const uint16_t *)tile)[k * 32u + lane];
 		else
-			to[t * s->token_stride] = tile[k * 32u + lane];
+			*to = tile[k * 32u + lane];
 	}
 }
 
 template <int BYTES>
-__device__ static inline void tile_load(const struct gpu_segment *s, const uint8_t *base, uint32_t column,
-					uint32_t token, uint8_t *tile, uint32_t lane)
+__device__ static inline void tile_load(const struct tile_way *w, uint32_t token, uint8_t *tile, uint32_t lane)
 {
 	const uint32_t parts = 32u * BYTES / 16u;
 
-	if (s->vector) {
-		uint32_t part = lane % parts;
-		const uint8_t *from = base + column_off(s, column + part * (16u / BYTES));
-
+	if (w->vector) {
 #pragma unroll
 		for (uint32_t v = lane; v < TILE_ROWS * parts; v += WARP_LANES)
-			((uint4 *)tile)[v] = *(const uint4 *)(from + (token + v / parts) * s->token_stride);
+			((uint4 *)tile)[v] =
+				*(const uint4 *)(w->at + (uint64_t)(token + v / parts) * (uint32_t)w->stride);
 		return;
 	}
-	const uint8_t *from = base + column_off(s, column + lane);
-
+#pragma unroll 1
 	for (uint32_t k = 0; k < TILE_ROWS; k++) {
-		const uint8_t *at = from + (token + k) * s->token_stride;
+		const uint8_t *from = w->at + (token + k) * w->stride;
 
 		if (BYTES == 2)
-			((uint16_t *)tile)[k * 32u + lane] = *(const uint16_t *)at;
+			((uint16_t *)tile)[k * 32u + lane] = *(const uint16_t *)from;
 		else
-			tile[k * 32u + lane] = *at;
+			tile[k * 32u + lane] = *from;
 	}
 }
 

@@ -11,6 +11,8 @@
 #include "gpu/codec/cuda_xxh3.cuh"
 #include "gpu/codec/format.h"
 
+extern __shared__ __align__(1024) uint8_t shared[];
+
 __device__ static inline uint32_t warp_sum(uint32_t v)
 {
 	for (int m = 16; m > 0; m >>= 1)
@@ -37,16 +39,21 @@ __device__ static inline uint32_t payload_padded(uint32_t bytes)
 	return (bytes + FORMAT_PAYLOAD_ALIGN - 1u) & ~(FORMAT_PAYLOAD_ALIGN - 1u);
 }
 
-/* Zeros behind the leaves up to whole KiB, then the root. */
-__device__ static inline uint64_t digests_root(const struct gpu_geometry *g, uint64_t *digests,
-					       const struct xxh3_lane *xx, uint32_t lane)
+/*
+ * By a thread block: digests of a task's leaves from their accumulators, zeros behind them up to whole KiB, and
+ * by its first warp the root, in each of its lanes.
+ */
+__device__ static inline uint64_t leaves_root(const struct gpu_geometry *g, const uint64_t *leaves,
+					      uint64_t *digests, const struct xxh3_lane *xx)
 {
-	uint32_t blocks = (g->leaves_count + 127u) / 128u;
+	const uint32_t blocks = (g->leaves_count + 127u) / 128u;
 
-	for (uint32_t i = g->leaves_count + lane; i < blocks * 128u; i += WARP_LANES)
-		digests[i] = 0;
-	__syncwarp();
-	return xxh3_long(xx, digests, blocks, lane);
+	for (uint32_t i = threadIdx.x; i < blocks * 128u; i += blockDim.x)
+		digests[i] = i < g->leaves_count
+				     ? xxh3_digest((const uint64_t *)shared, leaves + (uint64_t)i * LEAF_ACCS)
+				     : 0;
+	__syncthreads();
+	return threadIdx.x < WARP_LANES ? xxh3_long(xx, digests, blocks, threadIdx.x) : 0;
 }
 
 __device__ static inline void header_write(const struct gpu_batch *b, const struct gpu_task *task,
@@ -69,7 +76,7 @@ __device__ static inline void header_write(const struct gpu_batch *b, const stru
 	}
 }
 
-/* One warp: which method, how long, where. */
+/* A thread block: the root.  Its first warp: which method, how long, where. */
 __device__ static void pack_index(const struct gpu_batch *b, uint32_t t, const struct xxh3_lane *xx,
 				  uint32_t lane)
 {
@@ -82,7 +89,11 @@ __device__ static void pack_index(const struct gpu_batch *b, uint32_t t, const s
 		(struct format_chunk_entry *)(task->payload + sizeof(struct format_block_header));
 	uint32_t at = (uint32_t)(sizeof(struct format_block_header) + g->chunks_count * sizeof(*entry));
 	uint32_t raws = 0, escapes = 0;
+	const uint64_t root = leaves_root(g, (const uint64_t *)(scratch + g->leaves_off),
+					  (uint64_t *)(scratch + g->digests_off), xx);
 
+	if (threadIdx.x >= WARP_LANES)
+		return;
 	for (uint32_t first = 0; first < g->chunks_count; first += WARP_LANES) {
 		uint32_t i = first + lane, padded = 0;
 
@@ -112,8 +123,6 @@ __device__ static void pack_index(const struct gpu_batch *b, uint32_t t, const s
 			offsets[i] = at + before;
 		at += warp_sum(padded);
 	}
-	uint64_t root = digests_root(g, (uint64_t *)(scratch + g->leaves_off), xx, lane);
-
 	raws = warp_sum(raws);
 	escapes = warp_sum(escapes);
 	if (lane == 0) {
@@ -131,8 +140,6 @@ __device__ static inline uint32_t tail_word(const uint16_t *words, uint32_t word
 {
 	uint32_t at = 4u * i, v = 0;
 
-	if (at + 4u <= words_bytes)
-		return words[2u * i] | (uint32_t)words[2u * i + 1u] << 16;
 	for (uint32_t k = 0; k < 4; k++) {
 		uint32_t p = at + k;
 
@@ -144,21 +151,60 @@ __device__ static inline uint32_t tail_word(const uint16_t *words, uint32_t word
 	return v;
 }
 
+#define COPY_DEPTH 8u /* loads in flight in each lane */
+
+/* Both 8-byte aligned, in units of that. */
+__device__ static inline void copy_aligned(uint64_t *to, const uint64_t *from, uint32_t count, uint32_t lane)
+{
+	uint64_t v[COPY_DEPTH];
+
+	for (uint32_t i = lane; i < count; i += COPY_DEPTH * WARP_LANES) {
+#pragma unroll
+		for (uint32_t d = 0; d < COPY_DEPTH; d++)
+			if (i + d * WARP_LANES < count)
+				v[d] = from[i + d * WARP_LANES];
+#pragma unroll
+		for (uint32_t d = 0; d < COPY_DEPTH; d++)
+			if (i + d * WARP_LANES < count)
+				to[i + d * WARP_LANES] = v[d];
+	}
+}
+
+/* From 2-byte alignment to 4-byte alignment; reads up to 4 bytes before and behind. */
+__device__ static inline void copy_words(uint32_t *to, const uint16_t *from, uint32_t count, uint32_t lane)
+{
+	const uint32_t *at = (const uint32_t *)((uintptr_t)from & ~(uintptr_t)3u);
+	const uint32_t shift = (uintptr_t)from & 2u ? 16 : 0;
+	uint32_t v[COPY_DEPTH], next[COPY_DEPTH];
+
+	for (uint32_t i = lane; i < count; i += COPY_DEPTH * WARP_LANES) {
+#pragma unroll
+		for (uint32_t d = 0; d < COPY_DEPTH; d++)
+			if (i + d * WARP_LANES < count) {
+				v[d] = at[i + d * WARP_LANES];
+				next[d] = at[i + d * WARP_LANES + 1u];
+			}
+#pragma unroll
+		for (uint32_t d = 0; d < COPY_DEPTH; d++)
+			if (i + d * WARP_LANES < count)
+				to[i + d * WARP_LANES] = __funnelshift_r(v[d], next[d], shift);
+	}
+}
+
 __device__ static void pack_channel(const struct gpu_chunk *c, const struct gpu_sizes *s, const uint8_t *scratch,
 				    uint32_t *to, uint32_t lane)
 {
-	const uint32_t fixed = (STATES_BYTES + c->low_bytes) / 4u;
-	const uint32_t escape_bytes = s->escapes * c->element_bytes;
+	const uint32_t fixed = STATES_BYTES + c->low_bytes; /* a multiple of 64 */
+	const uint32_t escape_bytes = s->escapes * c->element_bytes, words_bytes = 2u * s->words;
 	const uint16_t *words = (const uint16_t *)(scratch + c->words_end) - s->words;
 	const uint8_t *escapes = scratch + c->escapes_end - escape_bytes;
-	const uint32_t tail = (2u * s->words + escape_bytes + 3u) / 4u;
+	const uint32_t whole = words_bytes / 4u, tail = payload_padded(words_bytes + escape_bytes) / 4u;
 
-#pragma unroll 4
-	for (uint32_t i = lane; i < fixed; i += WARP_LANES)
-		to[i] = ((const uint32_t *)scratch)[i];
-#pragma unroll 4
-	for (uint32_t i = lane; i < tail; i += WARP_LANES)
-		to[fixed + i] = tail_word(words, 2u * s->words, escapes, escape_bytes, i);
+	copy_aligned((uint64_t *)to, (const uint64_t *)scratch, fixed / 8u, lane);
+	to += fixed / 4u;
+	copy_words(to, words, whole, lane);
+	for (uint32_t i = whole + lane; i < tail; i += WARP_LANES)
+		to[i] = tail_word(words, words_bytes, escapes, escape_bytes, i);
 }
 
 __device__ static void pack_raw(const struct gpu_region *r, const struct gpu_chunk *c, uint32_t block,

@@ -124,11 +124,29 @@ __device__ static inline uint64_t xxh3_merge(const struct xxh3_lane *x, uint64_t
 	return h ^ h >> 32;
 }
 
-/* 1024 bytes, 8-byte aligned, visible to the whole warp.  Every lane gets the digest. */
-__device__ static inline uint64_t xxh3_leaf(const struct xxh3_lane *x, const uint64_t *data,
-					    uint32_t lane)
+/*
+ * A leaf as its eight accumulators, number lane & 7 in every lane: 1024 bytes, 8-byte aligned, visible to the whole
+ * warp.  The digest is made of them later, for many leaves at once (xxh3_digest).
+ */
+__device__ static inline uint64_t xxh3_leaf(const struct xxh3_lane *x, const uint64_t *data, uint32_t lane)
 {
-	return xxh3_merge(x, x->table[XXH3_INIT * 32u] + xxh3_block(x, data, lane, true), XXH3_BLOCK_BYTES);
+	return x->table[XXH3_INIT * 32u] + xxh3_block(x, data, lane, true);
+}
+
+/* A leaf's digest from its accumulators, by one thread.  table: the block's, not the lane's. */
+__device__ static inline uint64_t xxh3_digest(const uint64_t *table, const uint64_t *acc)
+{
+	uint64_t h = XXH3_BLOCK_BYTES * XXH3_P64_1;
+
+#pragma unroll
+	for (uint32_t i = 0; i < 8; i += 2) {
+		uint64_t a = acc[i] ^ table[XXH3_MERGE * 32u + i], b = acc[i + 1] ^ table[XXH3_MERGE * 32u + i + 1];
+
+		h += (a * b) ^ __umul64hi(a, b);
+	}
+	h ^= h >> 37;
+	h *= 0x165667919E3779F9ull;
+	return h ^ h >> 32;
 }
 
 /* blocks * 1024 bytes. */

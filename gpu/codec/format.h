@@ -16,7 +16,7 @@
  *       32    16  first half of the profile's digest; zero when no chunk needs a profile
  *       48    16  first half of the geometry's digest
  *       64   8*n  chunk index: u32 payload bytes, u16 escape bytes, u8 method, u8 reserved
- *             ..  payloads in chunk order, each padded with zeros to a multiple of 4 bytes
+ *             ..  payloads in chunk order, each padded with zeros to a multiple of 8 bytes
  *
  * Payload by method
  *   raw      the canonical bytes
@@ -76,7 +76,7 @@
 #define FORMAT_PROFILE_MAGIC 0x50564b53u /* "SKVP" */
 #define FORMAT_PROFILE_VERSION 1u
 #define FORMAT_DIGEST_PREFIX_BYTES 16u
-#define FORMAT_PAYLOAD_ALIGN 4u
+#define FORMAT_PAYLOAD_ALIGN 8u
 #define FORMAT_TABLES_MAX 64u
 
 enum format_method { /* of a chunk; wire values */
