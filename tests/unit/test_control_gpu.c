@@ -148,7 +148,7 @@ static void open_ns(uint32_t segments_count, uint32_t block_tokens)
 	assert_non_null(m);
 	m->block_tokens = block_tokens;
 	m->segments_count = segments_count;
-	memcpy(m->model, "model", 5);
+	(void)snprintf((char *)m->model, sizeof(m->model), "model");
 	for (uint32_t i = 0; i < segments_count; i++)
 		m->segments[i] = (struct skvc_abi_segment){ 1, 1, (uint16_t)i, 2, 64 };
 	assert_int_equal(ask(m, CTL_NS_OPEN, bytes), CTL_NS);
@@ -409,22 +409,38 @@ static void descriptors(void **state)
 	REFUSED(ask_fd(&m, CTL_MEMORY_GPU, sizeof(m), memfd), -EOPNOTSUPP, NONE);
 	host.gpu = &gpu.device;
 	assert_int_equal(control_rig_open_fds(), before);
-	/* Where none belongs, the session ends; so it does where one is missing. */
-	m = memory_message(0, EXPORT_BYTES);
-	send_packet(&m, CTL_MEMORY_GPU, sizeof(m), memfd);
-	assert_int_equal(take_answer(), CTL_ERROR);
-	assert_int_equal(answer.error.reason, REASON(BAD_MESSAGE));
-	wait_over();
-	assert_open(0, 0, 0);
-	hang_up();
-	connect_as(0);
-	m.memory_type = CTL_MEMORY_POSIX_FD;
-	m.ipc_handle[0] = 0;
-	assert_int_equal(ask(&m, CTL_MEMORY_GPU, sizeof(m)), CTL_ERROR);
-	assert_int_equal(answer.error.reason, REASON(BAD_MESSAGE));
 	(void)close(memfd);
 	(void)close(pipe_fds[0]);
 	(void)close(pipe_fds[1]);
+}
+
+/* Too few, too many, or of a memory that has none: the session ends, and nothing stays open. */
+static void wrong_numbers_of_descriptors(void **state)
+{
+	static const struct {
+		uint32_t memory_type;
+		unsigned fds;
+	} wrong[] = { { 2, 0 }, { 2, 2 }, { 2, 4 }, { 1, 1 }, { 1, 2 } };
+	const int fds[] = { 0, 0, 0, 0 };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		struct ctl_memory_gpu m = memory_message(0, EXPORT_BYTES);
+		unsigned before = control_rig_open_fds();
+
+		m.memory_type = wrong[i].memory_type;
+		ctl_msg_init(&m.h, CTL_MEMORY_GPU, sizeof(m), ++seq);
+		assert_int_equal(fdpass_send(sock, &m, sizeof(m), fds, wrong[i].fds), 0);
+		client_input(client);
+		assert_int_equal(take_answer(), CTL_ERROR);
+		assert_int_equal(answer.error.res, -EPROTO);
+		assert_int_equal(answer.error.reason, REASON(BAD_MESSAGE));
+		assert_true(control_rig_open_fds() <= before);
+		hang_up();
+		assert_open(0, 0, 0);
+		connect_as(0);
+		open_ns(2, 16);
+	}
 }
 
 static void memory_is_open_while_it_is_held(void **state)
@@ -745,6 +761,7 @@ int main(void)
 		TEST(memory_of_another_gpu),
 		TEST(memory_that_does_not_open),
 		TEST(descriptors),
+		TEST(wrong_numbers_of_descriptors),
 		TEST(memory_is_open_while_it_is_held),
 		TEST(packed_regions),
 		TEST(regions_over_several_allocations),
