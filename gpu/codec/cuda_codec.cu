@@ -675,6 +675,15 @@ static void slots_fill(uint32_t *out, const struct codec_profile *p)
 	}
 }
 
+static void entries_fill(uint64_t *out, const struct codec_profile *p)
+{
+	for (size_t i = 0; i < (size_t)p->tables_count * CODEC_TOKENS_PITCH; i++) {
+		uint64_t e = p->enc[i], freq = e & 0xffffu, start = e >> 16 & 0xffffu;
+
+		out[i] = start | freq << ENTRY_FREQ_SHIFT | e >> 32 << 32;
+	}
+}
+
 extern "C" int cuda_codec_profile_new(const struct codec_geometry *g, const struct codec_profile *p,
 				      struct CUstream_st *stream, struct cuda_profile **ret_profile)
 {
@@ -695,7 +704,7 @@ extern "C" int cuda_codec_profile_new(const struct codec_geometry *g, const stru
 		return cudaErrorMemoryAllocation;
 	}
 	slots_fill((uint32_t *)t->host, p);
-	memcpy(t->host + enc_off, p->enc, enc_bytes);
+	entries_fill((uint64_t *)(t->host + enc_off), p);
 	columns_fill((uint32_t *)(t->host + column_off), g, p);
 	for (uint32_t i = 0; i < g->segments_count; i++)
 		t->host[context_off + i] = p->runs[i].context;

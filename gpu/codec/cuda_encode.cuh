@@ -35,12 +35,40 @@ struct encode_state {
 	bool coding;	    /* false: it would not shrink, only the digests are still wanted */
 };
 
-__device__ static inline void encode_step(struct encode_state *st, const uint64_t *table, uint32_t token,
-					  uint32_t above)
+/*
+ * What a row leaves for coding: the byte offset of its token in a table (bits 0..9) and that of the context it is to
+ * the row below it (from bit 10).
+ */
+#define ROW_TOKEN_MASK (ENTRY_TABLE_BYTES - 1u)
+#define ROW_CONTEXTS (7u * ENTRY_TABLE_BYTES)
+#define ROW_OF(token) ((token) * 8u + codec_context_of(token) * ENTRY_TABLE_BYTES)
+
+/* ROW_OF(codec_token_of(pattern)), and whether it escapes. */
+template <int BYTES, int SHIFT>
+__device__ static inline uint32_t row_of(uint32_t pattern, uint32_t top, uint32_t width, uint32_t flip, bool *escapes)
 {
-	const uint64_t e = table[token];
-	const uint32_t freq = (uint32_t)e & 0xffffu, start = (uint32_t)e >> 16, rcp = (uint32_t)(e >> 32);
-	const bool spills = codec_rans_encode_spills(st->x, freq);
+	const uint32_t sign = pattern >> (BYTES * 8 - 1) ^ flip;
+	const uint32_t cell = (pattern & ((1u << (BYTES * 8 - 1)) - 1u)) >> SHIFT;
+	const uint32_t distance = top - cell;
+	const uint32_t near = 2u * distance < CODEC_CONTEXT_NEAR_TOKENS ? 3u * ENTRY_TABLE_BYTES : ENTRY_TABLE_BYTES;
+	const uint32_t row = distance * 16u + near + sign * (8u + ENTRY_TABLE_BYTES);
+	const bool outside = distance >= width;
+
+	*escapes |= outside;
+	return outside ? ROW_OF(CODEC_TOKEN_ESC) : row;
+}
+
+static_assert(CODEC_CONTEXT_NEAR_TOKENS % 2u == 0, "near is a matter of the distance alone");
+
+/* `at`: byte address of the entry in shared memory. */
+__device__ static inline void encode_step(struct encode_state *st, uint32_t at, uint32_t above)
+{
+	uint32_t e, rcp;
+
+	asm("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(e), "=r"(rcp) : "r"(at));
+	const uint32_t freq = e >> ENTRY_FREQ_SHIFT;
+	/* codec_rans_encode_spills() */
+	const bool spills = st->x >= (e & ~((1u << ENTRY_FREQ_SHIFT) - 1u));
 	const uint32_t mask = __ballot_sync(FULL_MASK, spills);
 
 	/* Lanes in ascending order in memory: a decoder reads them in that order. */
@@ -49,35 +77,37 @@ __device__ static inline void encode_step(struct encode_state *st, const uint64_
 		st->x >>= 16;
 	}
 	st->words_at -= __popc(mask);
-	/* The reciprocal gives the quotient or one less. */
-	uint32_t q = __umulhi(st->x, rcp), rest = st->x - q * freq;
+	/* codec_rans_encode_step(): the reciprocal gives the quotient or one less. */
+	const uint32_t q = __umulhi(st->x, rcp), rest = st->x - q * freq;
+	const uint32_t gap = CODEC_PROB_SUM - freq;
+	uint32_t x = q * gap + st->x + (e & ENTRY_START_MASK);
 
-	if (rest >= freq) {
-		q++;
-		rest -= freq;
-	}
-	st->x = (q << CODEC_PROB_BITS) + rest + start;
+	if (rest >= freq)
+		x += gap;
+	st->x = x;
 }
 
-/* Patterns of the escaped lanes of a tile, last row first, downwards from `end`.  Rare.  Returns how many there
- * are; beyond `room` nothing is written. */
-template <int BYTES>
-__device__ static __noinline__ uint32_t tile_collect(uint8_t *end, uint32_t room, const uint8_t *tile,
-						     uint32_t rows, uint32_t lane)
+/*
+ * Patterns of the escaped lanes of a tile, last row first, downwards from `end`.  Rare.  Returns how many there are;
+ * beyond `room` nothing is written.
+ */
+template <int BYTES, int SHIFT>
+__device__ static __noinline__ uint32_t tile_collect(uint8_t *end, uint32_t room, const uint8_t *tile, uint32_t top,
+						     uint32_t width, uint32_t lane)
 {
 	const uint32_t above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
 	uint32_t n = 0;
 
 	for (int k = (int)TILE_ROWS - 1; k >= 0; k--) {
-		uint32_t mask = __ballot_sync(FULL_MASK, rows >> k & 1u);
-		uint32_t at = n + 1u + __popc(mask & above);
+		const uint8_t *from = tile + (k * 32u + lane) * BYTES;
+		const uint32_t pattern = BYTES == 2 ? *(const uint16_t *)from : *from;
+		const bool is = codec_token_of(pattern, BYTES * 8, SHIFT, top, width, 0) == CODEC_TOKEN_ESC;
+		const uint32_t mask = __ballot_sync(FULL_MASK, is), at = n + 1u + __popc(mask & above);
 
-		if (rows >> k & 1u && at <= room) {
-			uint8_t *to = end - at * BYTES;
-
-			to[0] = tile[(k * 32u + lane) * BYTES];
+		if (is && at <= room) {
+			end[-(int)(at * BYTES)] = (uint8_t)pattern;
 			if (BYTES == 2)
-				to[1] = tile[(k * 32u + lane) * BYTES + 1u];
+				end[-(int)(at * BYTES) + 1] = (uint8_t)(pattern >> 8);
 		}
 		n += __popc(mask);
 	}
@@ -120,12 +150,13 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 	const struct gpu_chunk *c = j->chunk;
 	const uint32_t tokens = j->region->g.tokens, tiles = c->tiles;
 	const uint32_t above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
+	const uint32_t tables = (uint32_t)__cvta_generic_to_shared(j->enc);
 	uint8_t *low = j->scratch + STATES_BYTES, *escapes_end = j->scratch + c->escapes_end;
 	uint32_t tile_index = tiles;
 
 	for (uint32_t i = c->end_segment; i-- > c->first_segment;) {
 		const struct gpu_segment *seg = &j->region->g.segment[i];
-		const uint32_t context = st->coding && j->profile->context[i] ? CODEC_TOKENS_PITCH : 0;
+		const uint32_t contexts = st->coding && j->profile->context[i] ? ROW_CONTEXTS : 0;
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
 		uint32_t leaf = seg->first_leaf + seg->rows_per_token * (tokens / TILE_ROWS) / (2u / BYTES);
 
@@ -134,14 +165,14 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 				st->coding ? j->profile->column[seg->first_column + r * 32u + lane] : 0;
 			const uint32_t top = col & 1023u, width = col >> COLUMN_WIDTH_SHIFT & 63u;
 			const uint32_t flip = col >> COLUMN_FLIP_SHIFT & 1u;
-			const uint64_t *table = j->enc + (col >> COLUMN_TABLE_SHIFT) * CODEC_TOKENS_PITCH;
+			const uint32_t table = tables + (col >> COLUMN_TABLE_SHIFT) * ENTRY_TABLE_BYTES;
 			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, lane);
 			uint32_t pending = 0;
 
 			for (uint32_t t = tokens; t > 0;) {
 				const bool last = tile_index == tiles, upper = t < tokens;
-				uint32_t token[TILE_ROWS], w[SHIFT == 0 ? 1 : (SHIFT * 16 + 31) / 32] = { 0 };
-				uint32_t escaped = 0;
+				uint32_t row[TILE_ROWS], w[SHIFT == 0 ? 1 : (SHIFT * 16 + 31) / 32] = { 0 };
+				bool escapes = false;
 
 				t -= TILE_ROWS;
 				tile_index--;
@@ -164,8 +195,7 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 									      : tile[k * 32 + lane];
 						const int bit = k * SHIFT;
 
-						token[k] = codec_token_of(p, BYTES * 8, SHIFT, top, width, flip);
-						escaped |= (uint32_t)(token[k] == CODEC_TOKEN_ESC) << k;
+						row[k] = row_of<BYTES, SHIFT>(p, top, width, flip, &escapes);
 						if (SHIFT > 0) {
 							const uint32_t v = p & ((1u << SHIFT) - 1u);
 
@@ -179,25 +209,24 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 
 					if (last)
 						st->x = CODEC_STATE_LOW | carried;
-					if (__any_sync(FULL_MASK, escaped))
-						st->escapes_count += tile_collect<BYTES>(
+					if (__any_sync(FULL_MASK, escapes))
+						st->escapes_count += tile_collect<BYTES, SHIFT>(
 							escapes_end - st->escapes_count * BYTES,
-							c->escapes_max - st->escapes_count, tile, escaped, lane);
+							c->escapes_max - st->escapes_count, tile, top, width, lane);
 					/* 17 rows at most, a word a lane. */
 					st->coding = st->escapes_count <= c->escapes_max &&
 						     st->words_at - st->words_limit >= 17 * 32;
 				}
 				if (st->coding) {
 					if (upper)
-						encode_step(st, table + codec_context_of(token[TILE_ROWS - 1]) * context,
-							    pending, above);
+						encode_step(st, table + pending + (row[TILE_ROWS - 1] & contexts), above);
 #pragma unroll
 					for (int k = (int)TILE_ROWS - 1; k > 0; k--)
-						encode_step(st, table + codec_context_of(token[k - 1]) * context,
-							    token[k], above);
-					pending = token[0];
+						encode_step(st, table + (row[k] & ROW_TOKEN_MASK) + (row[k - 1] & contexts),
+							    above);
+					pending = row[0] & ROW_TOKEN_MASK;
 					if (t == 0)
-						encode_step(st, table, pending, above);
+						encode_step(st, table + pending, above);
 				}
 				__syncwarp();
 			}

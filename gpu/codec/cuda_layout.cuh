@@ -89,6 +89,12 @@ struct gpu_region { /* in device memory */
 #define SLOT_TOKEN_MASK (127u << SLOT_SIGN_SHIFT)
 #define TABLE_BYTES (CODEC_PROB_SUM * 4u)
 
+/* An encoder's entry: start (bits 0..9), frequency (22..31), reciprocal (32..63): a state is compared with the
+ * frequency where it lies. */
+#define ENTRY_FREQ_SHIFT 22u
+#define ENTRY_START_MASK 1023u
+#define ENTRY_TABLE_BYTES (CODEC_TOKENS_PITCH * 8u)
+
 struct gpu_profile {
 	uint32_t tables_count;
 	const uint32_t *dec;	  /* tables_count * CODEC_PROB_SUM slots */
