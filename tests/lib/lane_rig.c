@@ -334,7 +334,7 @@ struct skvc_abi_cqe lane_rig_lookup(struct lane_rig_session *rs, uint32_t first,
 void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count,
 		   uint64_t user_data)
 {
-	uint32_t words = (count + 63) / 64;
+	uint32_t words = (count + 63) / 64 + (rs->flags & SKVC_ABI_SQE_LAYER_PROGRESS ? 1 : 0);
 	uint32_t rel = args_take(rs, count * 4), result = args_take(rs, words * 8);
 
 	for (uint32_t i = 0; i < count; i++) {
@@ -342,10 +342,13 @@ void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_p
 
 		memcpy(args_at(rs, rel + i * 4), &page, 4);
 	}
+	rs->result_rel = result;
 	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_LOAD,
 						    .region = rs->handle,
 						    .arg = rs->arg,
 						    .lease = lease,
+						    .flags = rs->flags,
+						    .skip_tokens = rs->skip_tokens,
 						    .user_data = user_data,
 						    .count = count,
 						    .args_rel = rel,

@@ -35,6 +35,9 @@ struct lane_rig_session {
 	uint32_t args_next; /* bump allocator over the argument area */
 	uint32_t handle;    /* region that stores and loads name; 1, the session's own, at first */
 	uint64_t arg;	    /* of stores and loads: their events */
+	uint8_t flags;	    /* of loads */
+	uint32_t skip_tokens; /* of loads */
+	uint32_t result_rel;  /* where the last load's results are */
 };
 
 void lane_rig_config(struct config *ret); /* small pool, no NVMe, fits early */
