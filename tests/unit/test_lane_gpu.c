@@ -300,6 +300,54 @@ static void an_event_that_never_comes_can_be_aborted(void **state)
 	lane_rig_stop(&f.rig);
 }
 
+/* The same for loads, decoded by the GPU and copied in; who waits for the other event is not left waiting. */
+static void a_load_behind_an_event_can_be_aborted(void **state)
+{
+	struct gpu_rig_event never, done;
+	struct skvc_abi_cqe cqe;
+	struct gpu_lane f;
+
+	(void)state;
+	gpu_rig_config(&f.config);
+	gpu_lane_start(&f, GPU_RIG_NHD);
+	gpu_rig_event_open(&f.rs, 3, &never);
+	gpu_rig_event_open(&f.rs, 4, &done);
+	gpu_lane_store_all(&f, 0, 20);
+	gpu_lane_with_profile(&f);
+	gpu_lane_store_all(&f, 20, 20);
+	gpu_rig_event_set(&never, SIM_EVENT_PENDING);
+	gpu_rig_wipe(&f.g, 0x33);
+	for (uint32_t i = 0; i < 2; i++) {
+		uint64_t lease = gpu_lane_lease_of(&f, 20 * i, 20);
+		uint32_t records = atomic_load(&done.words->records);
+
+		f.rs.arg = skvc_abi_events(never.handle, done.handle);
+		lane_rig_load(&f.rs, lease, 0, 20, 8);
+		nothing_completes(&f.rs, 20);
+		lane_rig_submit(&f.rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_ABORT,
+							       .arg = 8,
+							       .user_data = 200 });
+		cqe = lane_rig_complete(&f.rs);
+		if (cqe.user_data == 200)
+			cqe = lane_rig_complete(&f.rs);
+		else
+			(void)lane_rig_complete(&f.rs);
+		assert_int_equal(cqe.res, -ECANCELED);
+		assert_int_equal(cqe.count, 0);
+		assert_int_equal(atomic_load(&done.words->records), records + 1);
+		f.rs.arg = 0;
+		assert_int_equal(lane_rig_release(&f.rs, lease).res, 0);
+	}
+	for (uint64_t i = 0; i < f.g.bytes; i++)
+		if (f.g.map[i] != 0x33)
+			fail_msg("byte %llu was touched", (unsigned long long)i);
+	lane_rig_session_close(&f.rs);
+	gpu_rig_event_close(&never);
+	gpu_rig_event_close(&done);
+	gpu_rig_close(&f.g);
+	lane_rig_stop(&f.rig);
+}
+
 static void it_holds_up_nobody_else_and_not_for_ever(void **state)
 {
 	struct lane_rig_session other;
@@ -531,6 +579,7 @@ int main(void)
 		cmocka_unit_test(pages_are_touched_between_the_events),
 		cmocka_unit_test(handles_name_what_they_should),
 		cmocka_unit_test(an_event_that_never_comes_can_be_aborted),
+		cmocka_unit_test(a_load_behind_an_event_can_be_aborted),
 		cmocka_unit_test(it_holds_up_nobody_else_and_not_for_ever),
 		cmocka_unit_test(the_owner_goes_first),
 		cmocka_unit_test(staged_payloads_wait_for_room),
