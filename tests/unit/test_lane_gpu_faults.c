@@ -18,6 +18,8 @@
 
 #include <cmocka.h>
 
+#include "daemon/util/clock.h"
+
 #define BLOCKS 40u
 #define ROUNDS 3u
 
@@ -144,24 +146,27 @@ static void await_gauge(struct gpu_lane *f, enum stats_id id, uint64_t want)
 static void run_death(const char *spec)
 {
 	struct skvc_abi_cqe cqe;
+	uint64_t start_ns = clock_now_ns();
 	struct gpu_lane f;
 	uint32_t round = 0;
 
 	config_with(&f.config, spec);
 	gpu_lane_start(&f, GPU_RIG_HND);
+	/* A slow machine needs many rounds until there is a profile, and the GPU something to code. */
 	for (; gpu_lane_counter(&f, STAT_GPU_HEALTH) == 1; round++) {
-		assert_true(round < 50);
+		assert_true(clock_now_ns() - start_ns < RIG_WAIT_NS);
 		(void)try_store(&f, 2, round * BLOCKS);
 		(void)try_load(&f, 2, round * BLOCKS, 1);
 		(void)try_load(&f, 1, round * BLOCKS, 1);
 	}
 	assert_int_equal(lane_rig_mail(&f.rig, LANE_GPU_HEALTH).res, -EIO);
-	cqe = try_store(&f, 2, 3000);
+	cqe = try_store(&f, 2, 1u << 20);
 	assert_int_equal(cqe.res, -EIO);
 	assert_int_equal(cqe.reason, SKVC_ABI_REASON_DEVICE_GONE);
-	assert_int_equal(try_store(&f, 1, 3000).count, BLOCKS);
-	assert_int_equal(try_load(&f, 1, 3000, 1), BLOCKS);
-	for (uint32_t i = 0; i < round; i++) /* what lies here is served, the rest is forgotten */
+	assert_int_equal(try_store(&f, 1, 1u << 20).count, BLOCKS);
+	assert_int_equal(try_load(&f, 1, 1u << 20, 1), BLOCKS);
+	for (uint32_t i = round > 9 ? round - 9 : 0; i < round;
+	     i++) /* what lies here is served, the rest is forgotten */
 		(void)try_load(&f, 1, i * BLOCKS, 1);
 	await_gauge(&f, STAT_GPU_BLOCKS, 0);
 	await_gauge(&f, STAT_DEVICE_INFLIGHT, 0);
@@ -175,7 +180,7 @@ static void death_at_each_operation(void **state)
 
 	(void)state;
 	for (unsigned o = 0; o < 5; o++)
-		for (unsigned every = 1; every <= 33; every += 16) {
+		for (unsigned every = 1; every <= 25; every += 12) {
 			(void)snprintf(spec, sizeof(spec), "%s:dead:every=%u", ops[o], every);
 			print_message("%s\n", spec);
 			run_death(spec);
