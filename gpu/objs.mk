@@ -13,5 +13,7 @@ GPU_SRCS := \
 	gpu/cpu_device.c \
 	gpu/device_region.c \
 	gpu/fault_device.c
-GPU_AVX2_SRCS :=
-GPU_AVX512_SRCS :=
+GPU_AVX2_SRCS := \
+	gpu/codec/cpu_avx2.c
+GPU_AVX512_SRCS := \
+	gpu/codec/cpu_avx512.c

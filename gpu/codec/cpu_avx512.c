@@ -17,8 +17,20 @@ struct vec_states {
 	__m512i v[VECTORS];
 };
 
-struct vec_tokens {
-	__m512i v[VECTORS];
+/* Of a group's columns: 32 numbers of 16 bits. */
+struct vec_half {
+	__m512i v;
+};
+
+/* The decoder's tables of a group: first slots, and those of the next row's contexts. */
+struct vec_tables {
+	__m512i first[VECTORS];
+	__m512i now[VECTORS];
+	__m512i context; /* of an entry, in place for a slot's index; zero: contexts are not used */
+};
+
+struct vec_columns {
+	__m512i top, width, flip;
 };
 
 KERNEL __m256i load256(const void *p)
@@ -38,20 +50,14 @@ KERNEL void states_store(uint32_t *states, const struct vec_states *x)
 	_mm512_storeu_si512(states + 16, x->v[1]);
 }
 
-/* Tables of 32 lanes, in 16 bits each: table + context, shifted to the first slot or entry. */
-KERNEL __m512i tables16(const uint16_t *table, const uint8_t *previous, unsigned shift)
+/* Contexts of 32 lanes by the row before. */
+KERNEL __m512i contexts(const uint8_t *previous)
 {
-	__m512i t = _mm512_loadu_si512(table), p;
-	__mmask32 near;
+	__m512i p = _mm512_cvtepu8_epi16(load256(previous));
+	__mmask32 near = _mm512_cmplt_epu16_mask(p, _mm512_set1_epi16(CODEC_CONTEXT_NEAR_TOKENS));
 
-	if (previous) {
-		p = _mm512_cvtepu8_epi16(load256(previous));
-		near = _mm512_cmplt_epu16_mask(p, _mm512_set1_epi16(CODEC_CONTEXT_NEAR_TOKENS));
-		p = _mm512_add_epi16(_mm512_and_si512(p, _mm512_set1_epi16(1)),
-				     _mm512_set1_epi16(1));
-		t = _mm512_add_epi16(t, _mm512_mask_add_epi16(p, near, p, _mm512_set1_epi16(2)));
-	}
-	return _mm512_slli_epi16(t, shift);
+	p = _mm512_add_epi16(_mm512_and_si512(p, _mm512_set1_epi16(1)), _mm512_set1_epi16(1));
+	return _mm512_mask_add_epi16(p, near, p, _mm512_set1_epi16(2));
 }
 
 KERNEL __m256i half_of(__m512i x, unsigned half)
@@ -61,43 +67,52 @@ KERNEL __m256i half_of(__m512i x, unsigned half)
 
 /* ---- entropy decoder ---- */
 
-KERNEL __m512i decode_step(const uint32_t *dec, __m512i table, __m512i *x)
+KERNEL void tables_load(struct vec_tables *t, const struct cursor *c)
 {
-	const __m512i field = _mm512_set1_epi32(CODEC_DEC_FIELD_MASK);
-	__m512i e = _mm512_i32gather_epi32(_mm512_or_si512(table, _mm512_and_si512(*x, field)), dec,
-					   4);
-	__m512i bias = _mm512_and_si512(_mm512_srli_epi32(e, CODEC_DEC_BIAS_SHIFT), field);
+	const uint8_t *previous = cursor_previous(c);
+	__m512i first = _mm512_loadu_si512(cursor_table(c)), now = first;
 
-	*x = _mm512_mullo_epi32(_mm512_and_si512(e, field), _mm512_srli_epi32(*x, CODEC_PROB_BITS));
-	*x = _mm512_add_epi32(*x, bias);
-	return _mm512_srli_epi32(e, CODEC_DEC_TOKEN_SHIFT);
-}
-
-KERNEL void decode_row_begin(const uint32_t *dec, const struct cursor *c, struct vec_states *x,
-			     struct vec_tokens *t)
-{
-	__m512i tables = tables16(cursor_table(c), cursor_previous(c), CODEC_PROB_BITS);
-
-	UNROLLED
-	for (unsigned v = 0; v < VECTORS; v++)
-		t->v[v] = decode_step(dec, _mm512_cvtepu16_epi32(half_of(tables, v)), &x->v[v]);
-}
-
-KERNEL void decode_row_end(struct cursor *c, struct vec_states *x, const struct vec_tokens *t)
-{
+	if (previous)
+		now = _mm512_add_epi16(now, contexts(previous));
+	first = _mm512_slli_epi16(first, CODEC_PROB_BITS);
+	now = _mm512_slli_epi16(now, CODEC_PROB_BITS);
 	UNROLLED
 	for (unsigned v = 0; v < VECTORS; v++) {
-		__mmask16 need = _mm512_cmplt_epu32_mask(x->v[v],
-							 _mm512_set1_epi32(CODEC_STATE_LOW));
-		__m512i w = _mm512_cvtepu16_epi32(load256(c->words));
+		t->first[v] = _mm512_cvtepu16_epi32(half_of(first, v));
+		t->now[v] = _mm512_cvtepu16_epi32(half_of(now, v));
+	}
+	t->context = _mm512_set1_epi32(c->run->context ? CONTEXT_SLOTS : 0);
+}
 
-		w = _mm512_maskz_expand_epi32(need, w);
+/* One row.  `context` is false when no stream at hand uses contexts. */
+KERNEL void decode_row(const uint32_t *dec, struct cursor *c, struct vec_states *x,
+		       struct vec_tables *t, bool context)
+{
+	const __m512i field = _mm512_set1_epi32(CODEC_DEC_FIELD_MASK);
+
+	UNROLLED
+	for (unsigned v = 0; v < VECTORS; v++) {
+		__m512i slot = _mm512_ternarylogic_epi32(t->now[v], x->v[v], field, 0xf8);
+		__m512i e = _mm512_i32gather_epi32(slot, dec, 4), bias, w;
+		__mmask16 need;
+
+		bias = _mm512_and_si512(_mm512_srli_epi32(e, CODEC_DEC_BIAS_SHIFT), field);
+		x->v[v] = _mm512_mullo_epi32(_mm512_and_si512(e, field),
+					     _mm512_srli_epi32(x->v[v], CODEC_PROB_BITS));
+		x->v[v] = _mm512_add_epi32(x->v[v], bias);
+		if (context)
+			t->now[v] = _mm512_add_epi32(
+				t->first[v],
+				_mm512_and_si512(_mm512_srli_epi32(e, CONTEXT_DOWN), t->context));
+		need = _mm512_cmplt_epu32_mask(x->v[v], _mm512_set1_epi32(CODEC_STATE_LOW));
+		w = _mm512_maskz_expand_epi32(need, _mm512_cvtepu16_epi32(load256(c->words)));
 		x->v[v] = _mm512_mask_or_epi32(x->v[v], need, _mm512_slli_epi32(x->v[v], 16), w);
 		c->words += 2u * (unsigned)__builtin_popcount(need);
-		_mm_storeu_si128((__m128i *)(void *)(c->tokens + 16u * v),
-				 _mm512_cvtepi32_epi8(t->v[v]));
+		e = _mm512_and_si512(_mm512_srli_epi32(e, CODEC_DEC_TOKEN_SHIFT),
+				     _mm512_set1_epi32(CODEC_DEC_TOKEN_MASK));
+		_mm_storeu_si128((__m128i *)(void *)(c->tokens + 16u * v), _mm512_cvtepi32_epi8(e));
 	}
-	cursor_advance(c);
+	c->tokens += CODEC_LANES;
 }
 
 /* ---- entropy encoder ---- */
@@ -142,53 +157,111 @@ KERNEL uint16_t *encode_step(const uint64_t *enc, __m512i index, __m512i *x, uin
 	return end;
 }
 
-KERNEL uint16_t *encode_row(const uint64_t *enc, const uint16_t *table, const uint8_t *previous,
+KERNEL struct vec_half entries_first(const uint16_t *table)
+{
+	return (struct vec_half){ _mm512_slli_epi16(_mm512_loadu_si512(table), TOKENS_BITS) };
+}
+
+KERNEL uint16_t *encode_row(const uint64_t *enc, struct vec_half first, const uint8_t *previous,
 			    const uint8_t *tokens, struct vec_states *x, uint16_t *end)
 {
-	__m512i index = _mm512_or_si512(tables16(table, previous, 7),
-					_mm512_cvtepu8_epi16(load256(tokens)));
+	__m512i index = _mm512_add_epi16(first.v, _mm512_cvtepu8_epi16(load256(tokens)));
 
+	if (previous)
+		index = _mm512_add_epi16(index, _mm512_slli_epi16(contexts(previous), TOKENS_BITS));
 	UNROLLED
 	for (unsigned v = VECTORS; v-- > 0;)
 		end = encode_step(enc, _mm512_cvtepu16_epi32(half_of(index, v)), &x->v[v], end);
 	return end;
 }
 
-/* ---- patterns to tokens and planes, and back ---- */
+/* ---- patterns to tokens and low bits, and back ---- */
 
-KERNEL uint32_t tokenize_row(const struct codec_run *run, uint32_t column, const uint8_t *raw,
-			     uint8_t *tokens, uint32_t *planes, int bits, unsigned shift)
+KERNEL struct vec_half half_zero(void)
+{
+	return (struct vec_half){ _mm512_setzero_si512() };
+}
+
+KERNEL struct vec_half half_left(struct vec_half a, unsigned n)
+{
+	return (struct vec_half){ _mm512_slli_epi16(a.v, n) };
+}
+
+KERNEL struct vec_half half_right(struct vec_half a, unsigned n)
+{
+	return (struct vec_half){ _mm512_srli_epi16(a.v, n) };
+}
+
+KERNEL struct vec_half half_or(struct vec_half a, struct vec_half b)
+{
+	return (struct vec_half){ _mm512_or_si512(a.v, b.v) };
+}
+
+KERNEL struct vec_half half_and(struct vec_half a, unsigned mask)
+{
+	return (struct vec_half){ _mm512_and_si512(a.v, _mm512_set1_epi16((short)mask)) };
+}
+
+/* A row of words from and to its low and high halves. */
+KERNEL void words_join(uint32_t *row, struct vec_half low, struct vec_half high)
+{
+	UNROLLED
+	for (unsigned v = 0; v < VECTORS; v++) {
+		__m512i h = _mm512_slli_epi32(_mm512_cvtepu16_epi32(half_of(high.v, v)), 16);
+
+		_mm512_storeu_si512(row + 16u * v,
+				    _mm512_or_si512(_mm512_cvtepu16_epi32(half_of(low.v, v)), h));
+	}
+}
+
+KERNEL __m512i narrow(__m512i a, __m512i b)
+{
+	return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)),
+				  _mm512_cvtepi32_epi16(b), 1);
+}
+
+KERNEL void words_split(const uint32_t *row, struct vec_half *ret_low, struct vec_half *ret_high)
+{
+	__m512i a = _mm512_loadu_si512(row), b = _mm512_loadu_si512(row + 16);
+
+	ret_low->v = narrow(a, b);
+	ret_high->v = narrow(_mm512_srli_epi32(a, 16), _mm512_srli_epi32(b, 16));
+}
+
+KERNEL struct vec_columns columns_load(const struct codec_run *run, uint32_t column)
+{
+	return (struct vec_columns){
+		.top = _mm512_loadu_si512(run->top + column),
+		.width = _mm512_loadu_si512(run->width + column),
+		.flip = _mm512_loadu_si512(run->flip + column),
+	};
+}
+
+KERNEL uint32_t tokenize_row(const struct vec_columns *c, const uint8_t *raw, uint8_t *tokens,
+			     int bits, unsigned shift, struct vec_half *ret_patterns)
 {
 	__m512i x = bits == 16 ? _mm512_loadu_si512(raw) : _mm512_cvtepu8_epi16(load256(raw));
 	__m512i magnitude = _mm512_and_si512(x, _mm512_set1_epi16((short)((1 << (bits - 1)) - 1)));
 	__m512i sign = _mm512_srli_epi16(x, (unsigned)bits - 1u), distance, token;
 	__mmask32 outside;
 
-	distance = _mm512_sub_epi16(_mm512_loadu_si512(run->top + column),
-				    _mm512_srl_epi16(magnitude, _mm_cvtsi32_si128((int)shift)));
-	outside = _mm512_cmpge_epu16_mask(distance, _mm512_loadu_si512(run->width + column));
-	token = _mm512_add_epi16(_mm512_slli_epi16(distance, 1),
-				 _mm512_xor_si512(sign, _mm512_loadu_si512(run->flip + column)));
+	distance = _mm512_sub_epi16(c->top, _mm512_srli_epi16(magnitude, shift));
+	outside = _mm512_cmpge_epu16_mask(distance, c->width);
+	token = _mm512_add_epi16(_mm512_slli_epi16(distance, 1), _mm512_xor_si512(sign, c->flip));
 	token = _mm512_mask_mov_epi16(token, outside, _mm512_set1_epi16(CODEC_TOKEN_ESC));
 	_mm256_storeu_si256((__m256i *)tokens, _mm512_cvtepi16_epi8(token));
-	UNROLLED
-	for (unsigned k = 0; k < shift; k++)
-		planes[k] = _mm512_test_epi16_mask(x, _mm512_set1_epi16((short)(1u << k)));
+	ret_patterns->v = x;
 	return (uint32_t)__builtin_popcount(outside);
 }
 
-KERNEL unsigned rebuild_row(const struct codec_run *run, uint32_t column, const uint8_t *tokens,
-			    const uint32_t *planes, uint8_t *raw, int bits, unsigned shift)
+KERNEL unsigned rebuild_row(const struct vec_columns *c, const uint8_t *tokens, struct vec_half low,
+			    uint8_t *raw, int bits, unsigned shift)
 {
 	__m512i t = _mm512_cvtepu8_epi16(load256(tokens)), cell, sign, x;
 
-	cell = _mm512_sub_epi16(_mm512_loadu_si512(run->top + column), _mm512_srli_epi16(t, 1));
-	sign = _mm512_xor_si512(_mm512_and_si512(t, _mm512_set1_epi16(1)),
-				_mm512_loadu_si512(run->flip + column));
-	x = _mm512_sll_epi16(cell, _mm_cvtsi32_si128((int)shift));
-	UNROLLED
-	for (unsigned k = 0; k < shift; k++)
-		x = _mm512_or_si512(x, _mm512_maskz_set1_epi16(planes[k], (short)(1u << k)));
+	cell = _mm512_sub_epi16(c->top, _mm512_srli_epi16(t, 1));
+	sign = _mm512_xor_si512(_mm512_and_si512(t, _mm512_set1_epi16(1)), c->flip);
+	x = _mm512_or_si512(_mm512_slli_epi16(cell, shift), low.v);
 	x = _mm512_and_si512(x, _mm512_set1_epi16((short)((1 << (bits - 1)) - 1)));
 	x = _mm512_or_si512(x, _mm512_slli_epi16(sign, (unsigned)bits - 1u));
 	if (bits == 16)
@@ -219,7 +292,7 @@ const struct codec_kernels codec_kernels_avx512 = {
 	.encode = drive_encode,
 	.decode = drive_decode,
 	.rebuild = drive_rebuild,
-	.checksum = drive_checksum,
+	.leaves = drive_leaves,
 };
 
 #endif
