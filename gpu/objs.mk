@@ -16,4 +16,5 @@ GPU_SRCS := \
 GPU_AVX2_SRCS := \
 	gpu/codec/cpu_avx2.c
 GPU_AVX512_SRCS := \
-	gpu/codec/cpu_avx512.c
+	gpu/codec/cpu_avx512.c \
+	gpu/codec/cpu_loads_avx512.c
