@@ -18,7 +18,7 @@ struct record_header { /* little endian */
 	uint16_t header_bytes; /* sizeof(struct record_header) */
 	uint64_t header_xxh3;  /* XXH3-64 of the header with this field zero */
 	uint64_t payload_xxh3; /* XXH3-64 of everything behind the header */
-	uint64_t raw_xxh3;     /* XXH3-64 of the raw block */
+	uint64_t raw_xxh3;     /* checksum of the raw block (gpu/codec/format.h) */
 	uint64_t epoch;	       /* of the log: a record of an earlier life never passes */
 	uint32_t generation;   /* of the block's place in the index */
 	uint32_t block;	       /* its id there */

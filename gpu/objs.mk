@@ -18,5 +18,8 @@ GPU_SRCS := \
 	gpu/sim_import.c \
 	gpu/sim_memory.c \
 	gpu/sim_task.c
-GPU_AVX2_SRCS :=
-GPU_AVX512_SRCS :=
+GPU_AVX2_SRCS := \
+	gpu/codec/cpu_avx2.c
+GPU_AVX512_SRCS := \
+	gpu/codec/cpu_avx512.c \
+	gpu/codec/cpu_loads_avx512.c

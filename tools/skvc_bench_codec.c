@@ -659,7 +659,7 @@ static const char usage_text[] =
 	"  --speculator NAME    channel (default), generic or raw\n"
 	"  --device NAME        cpu\n"
 	"  --block-tokens N     tokens of a block, 1 to 1024 (16)\n"
-	"  --isa NAME           scalar, avx2 or avx512 instead of the best\n"
+	"  --isa NAME           scalar, avx2, avx512 or avx512-loads instead of the best\n"
 	"  --seconds S          time for each thing measured, 0 to 60 (1)\n"
 	"  --json               one JSON object\n";
 

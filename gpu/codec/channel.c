@@ -68,9 +68,10 @@ static int slot_reserve(struct codec_slot *slot, const struct chunk_shape *c)
 	int r = codec_workspace_grow((void **)&slot->tokens, &slot->tokens_cap,
 				     c->rows * CODEC_LANES);
 
+	/* One row more than needed, so that a chunk without low bits is no special case. */
 	if (r == 0)
 		r = codec_workspace_grow((void **)&slot->low, &slot->low_cap,
-					 low_row_bytes(low_rows(c->low_bits)));
+					 low_row_bytes(low_rows(c->low_bits) + 1u));
 	return r;
 }
 
@@ -90,8 +91,7 @@ static uint8_t *low_store(const uint32_t *low, size_t bits, uint8_t *out)
 {
 	size_t whole = low_row_bytes(bits / 32u), rest = bits % 32u;
 
-	if (whole > 0)
-		memcpy(out, low, whole);
+	memcpy(out, low, whole);
 	out += whole;
 	low += bits / 32u * CODEC_LANES;
 	for (uint32_t l = 0; rest > 0 && l < CODEC_LANES; l++) {
@@ -110,8 +110,7 @@ static int low_load(uint32_t *low, size_t bits, const uint8_t *in)
 	size_t whole = low_row_bytes(bits / 32u), rest = bits % 32u;
 	uint32_t beyond = 0;
 
-	if (whole > 0)
-		memcpy(low, in, whole);
+	memcpy(low, in, whole);
 	in += whole;
 	low += bits / 32u * CODEC_LANES;
 	for (uint32_t l = 0; rest > 0 && l < CODEC_LANES; l++) {

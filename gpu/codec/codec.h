@@ -110,8 +110,9 @@ void codec_geometry_deinit(struct codec_geometry *g);
 int codec_geometry_regular(const struct codec_geometry *g);
 uint32_t codec_dtype_bytes(uint8_t dtype); /* 1 or 2; 0 when unknown */
 const char *codec_speculator_name(uint8_t speculator);
-const char *codec_isa_name(void); /* "avx512", "avx2" or "scalar": what dispatch chose */
-/* Force an implementation (tests and benchmarks): "scalar", "avx2", "avx512", NULL = best.  -ENOTSUP. */
+const char *codec_isa_name(void); /* what dispatch chose, a name as below */
+/* Force an implementation (tests and benchmarks): "scalar", "avx2", "avx512", "avx512-loads" (AVX-512
+ * without its gathers), NULL = best.  -ENOTSUP. */
 int codec_isa_set(const char *name);
 
 int codec_workspace_new(struct codec_workspace **ret_ws);

@@ -21,8 +21,20 @@ struct vec_states {
 	__m256i v[VECTORS];
 };
 
-struct vec_tokens {
-	__m256i v[VECTORS];
+/* Of a group's columns: 32 numbers of 16 bits. */
+struct vec_half {
+	__m256i v[2];
+};
+
+/* The decoder's tables of a group: first slots, and those of the next row's contexts. */
+struct vec_tables {
+	__m256i first[VECTORS];
+	__m256i now[VECTORS];
+	__m256i context; /* of an entry, in place for a slot's index; zero: contexts are not used */
+};
+
+struct vec_columns {
+	struct vec_half top, width, flip;
 };
 
 KERNEL __m256i load8(const uint8_t lut[8])
@@ -35,27 +47,63 @@ KERNEL __m256i load256(const void *p)
 	return _mm256_loadu_si256((const __m256i *)p);
 }
 
-/* Context of each of 32 lanes, as bytes; zero without a predecessor. */
+/* Context of each of 32 lanes by the row before, as bytes. */
 KERNEL __m256i contexts(const uint8_t *previous)
 {
 	const __m256i one = _mm256_set1_epi8(1);
-	__m256i p, near;
+	__m256i p = load256(previous), near;
 
-	if (!previous)
-		return _mm256_setzero_si256();
-	p = load256(previous);
 	near = _mm256_cmpgt_epi8(_mm256_set1_epi8(CODEC_CONTEXT_NEAR_TOKENS), p);
 	return _mm256_add_epi8(_mm256_add_epi8(_mm256_and_si256(p, one), one),
 			       _mm256_and_si256(near, _mm256_set1_epi8(2)));
 }
 
-/* First slot or entry of the table of 16 lanes: (table + context) << shift, in 16 bits. */
-KERNEL __m256i tables16(const uint16_t *table, __m256i context, unsigned half, int shift)
+/* 32 bytes to 32 numbers of 16 bits. */
+KERNEL struct vec_half half_of(__m256i bytes)
 {
-	__m128i c = half ? _mm256_extracti128_si256(context, 1) : _mm256_castsi256_si128(context);
-	__m256i t = _mm256_add_epi16(load256(table + 16u * half), _mm256_cvtepu8_epi16(c));
+	return (struct vec_half){ { _mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes)),
+				    _mm256_cvtepu8_epi16(_mm256_extracti128_si256(bytes, 1)) } };
+}
 
-	return _mm256_slli_epi16(t, shift);
+KERNEL struct vec_half half_load(const uint16_t *p)
+{
+	return (struct vec_half){ { load256(p), load256(p + 16) } };
+}
+
+KERNEL struct vec_half half_add(struct vec_half a, struct vec_half b)
+{
+	return (struct vec_half){ { _mm256_add_epi16(a.v[0], b.v[0]),
+				    _mm256_add_epi16(a.v[1], b.v[1]) } };
+}
+
+KERNEL struct vec_half half_left(struct vec_half a, unsigned n)
+{
+	return (struct vec_half){ { _mm256_slli_epi16(a.v[0], (int)n),
+				    _mm256_slli_epi16(a.v[1], (int)n) } };
+}
+
+KERNEL struct vec_half half_right(struct vec_half a, unsigned n)
+{
+	return (struct vec_half){ { _mm256_srli_epi16(a.v[0], (int)n),
+				    _mm256_srli_epi16(a.v[1], (int)n) } };
+}
+
+KERNEL struct vec_half half_or(struct vec_half a, struct vec_half b)
+{
+	return (struct vec_half){ { _mm256_or_si256(a.v[0], b.v[0]),
+				    _mm256_or_si256(a.v[1], b.v[1]) } };
+}
+
+KERNEL struct vec_half half_and(struct vec_half a, unsigned mask)
+{
+	const __m256i m = _mm256_set1_epi16((short)mask);
+
+	return (struct vec_half){ { _mm256_and_si256(a.v[0], m), _mm256_and_si256(a.v[1], m) } };
+}
+
+KERNEL struct vec_half half_zero(void)
+{
+	return (struct vec_half){ { _mm256_setzero_si256(), _mm256_setzero_si256() } };
 }
 
 KERNEL __m256i widen(__m256i x, unsigned half)
@@ -106,16 +154,21 @@ KERNEL __m256i gather(const uint32_t *base, __m256i index)
 				       _mm_unpacklo_epi64(e45, e67), 1);
 }
 
-/* Look up and multiply out one vector; renormalisation comes when all words' places are known. */
-KERNEL __m256i decode_step(const uint32_t *dec, __m256i table, __m256i *x)
+KERNEL void tables_load(struct vec_tables *t, const struct cursor *c)
 {
-	const __m256i field = _mm256_set1_epi32(CODEC_DEC_FIELD_MASK);
-	__m256i e = gather(dec, _mm256_or_si256(table, _mm256_and_si256(*x, field)));
-	__m256i bias = _mm256_and_si256(_mm256_srli_epi32(e, CODEC_DEC_BIAS_SHIFT), field);
+	const uint8_t *previous = cursor_previous(c);
+	struct vec_half first = half_load(cursor_table(c)), now = first;
 
-	*x = _mm256_mullo_epi32(_mm256_and_si256(e, field), _mm256_srli_epi32(*x, CODEC_PROB_BITS));
-	*x = _mm256_add_epi32(*x, bias);
-	return _mm256_srli_epi32(e, CODEC_DEC_TOKEN_SHIFT);
+	if (previous)
+		now = half_add(now, half_of(contexts(previous)));
+	first = half_left(first, CODEC_PROB_BITS);
+	now = half_left(now, CODEC_PROB_BITS);
+	UNROLLED
+	for (unsigned v = 0; v < VECTORS; v++) {
+		t->first[v] = widen(first.v[v / 2u], v % 2u);
+		t->now[v] = widen(now.v[v / 2u], v % 2u);
+	}
+	t->context = _mm256_set1_epi32(c->run->context ? CONTEXT_SLOTS : 0);
 }
 
 KERNEL const uint8_t *decode_renormalise(const uint8_t *words, __m256i *x)
@@ -138,27 +191,34 @@ KERNEL void tokens_store(uint8_t *tokens, const __m256i *t)
 	_mm256_storeu_si256((__m256i *)tokens, a);
 }
 
-KERNEL void decode_row_begin(const uint32_t *dec, const struct cursor *c, struct vec_states *x,
-			     struct vec_tokens *t)
+/* One row.  `context` is false when no stream at hand uses contexts. */
+KERNEL void decode_row(const uint32_t *dec, struct cursor *c, struct vec_states *x,
+		       struct vec_tables *t, bool context)
 {
-	__m256i context = contexts(cursor_previous(c));
+	const __m256i field = _mm256_set1_epi32(CODEC_DEC_FIELD_MASK);
+	__m256i tokens[VECTORS];
 
 	UNROLLED
-	for (unsigned half = 0; half < 2; half++) {
-		__m256i table = tables16(cursor_table(c), context, half, CODEC_PROB_BITS);
+	for (unsigned v = 0; v < VECTORS; v++) {
+		__m256i slot = _mm256_or_si256(t->now[v], _mm256_and_si256(x->v[v], field));
+		__m256i e = gather(dec, slot), bias;
 
-		t->v[2u * half] = decode_step(dec, widen(table, 0), &x->v[2u * half]);
-		t->v[2u * half + 1u] = decode_step(dec, widen(table, 1), &x->v[2u * half + 1u]);
+		bias = _mm256_and_si256(_mm256_srli_epi32(e, CODEC_DEC_BIAS_SHIFT), field);
+		x->v[v] = _mm256_mullo_epi32(_mm256_and_si256(e, field),
+					     _mm256_srli_epi32(x->v[v], CODEC_PROB_BITS));
+		x->v[v] = _mm256_add_epi32(x->v[v], bias);
+		if (context)
+			t->now[v] = _mm256_add_epi32(
+				t->first[v],
+				_mm256_and_si256(_mm256_srli_epi32(e, CONTEXT_DOWN), t->context));
+		tokens[v] = _mm256_and_si256(_mm256_srli_epi32(e, CODEC_DEC_TOKEN_SHIFT),
+					     _mm256_set1_epi32(CODEC_DEC_TOKEN_MASK));
 	}
-}
-
-KERNEL void decode_row_end(struct cursor *c, struct vec_states *x, const struct vec_tokens *t)
-{
 	UNROLLED
 	for (unsigned v = 0; v < VECTORS; v++)
 		c->words = decode_renormalise(c->words, &x->v[v]);
-	tokens_store(c->tokens, t->v);
-	cursor_advance(c);
+	tokens_store(c->tokens, tokens);
+	c->tokens += CODEC_LANES;
 }
 
 /* ---- entropy encoder ---- */
@@ -225,39 +285,69 @@ KERNEL uint16_t *encode_step(const uint64_t *enc, __m128i index, __m256i *x, uin
 	return end;
 }
 
-KERNEL uint16_t *encode_row(const uint64_t *enc, const uint16_t *table, const uint8_t *previous,
+KERNEL struct vec_half entries_first(const uint16_t *table)
+{
+	return half_left(half_load(table), TOKENS_BITS);
+}
+
+KERNEL uint16_t *encode_row(const uint64_t *enc, struct vec_half first, const uint8_t *previous,
 			    const uint8_t *tokens, struct vec_states *x, uint16_t *end)
 {
-	__m256i context = contexts(previous), t = load256(tokens), index;
+	struct vec_half index = half_add(first, half_of(load256(tokens)));
 
+	if (previous)
+		index = half_add(index, half_left(half_of(contexts(previous)), TOKENS_BITS));
 	UNROLLED
 	for (unsigned half = 2; half-- > 0;) {
-		index = _mm256_cvtepu8_epi16(half ? _mm256_extracti128_si256(t, 1)
-						  : _mm256_castsi256_si128(t));
-		index = _mm256_or_si256(index, tables16(table, context, half, 7));
-		end = encode_step(enc, _mm256_extracti128_si256(index, 1), &x->v[2u * half + 1u],
+		end = encode_step(enc, _mm256_extracti128_si256(index.v[half], 1),
+				  &x->v[2u * half + 1u], end);
+		end = encode_step(enc, _mm256_castsi256_si128(index.v[half]), &x->v[2u * half],
 				  end);
-		end = encode_step(enc, _mm256_castsi256_si128(index), &x->v[2u * half], end);
 	}
 	return end;
 }
 
-/* ---- patterns to tokens and planes ---- */
+/* ---- patterns to tokens and low bits, and back ---- */
 
-/* 16 patterns, zero-extended to 16 bits, to tokens in 16 bits. */
-KERNEL __m256i tokens_of(__m256i x, const struct codec_run *run, uint32_t column, __m128i shift,
-			 int bits)
+/* A row of words from and to its low and high halves. */
+KERNEL void words_join(uint32_t *row, struct vec_half low, struct vec_half high)
 {
-	__m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16((short)((1 << (bits - 1)) - 1)));
-	__m256i sign = _mm256_srli_epi16(x, bits - 1);
-	__m256i distance = _mm256_sub_epi16(load256(run->top + column),
-					    _mm256_srl_epi16(magnitude, shift));
-	__m256i width = load256(run->width + column), outside, token;
+	UNROLLED
+	for (unsigned i = 0; i < 2; i++) {
+		__m256i a = _mm256_unpacklo_epi16(low.v[i], high.v[i]);
+		__m256i b = _mm256_unpackhi_epi16(low.v[i], high.v[i]);
 
-	outside = _mm256_cmpeq_epi16(_mm256_max_epu16(distance, width), distance);
-	token = _mm256_add_epi16(_mm256_slli_epi16(distance, 1),
-				 _mm256_xor_si256(sign, load256(run->flip + column)));
-	return _mm256_blendv_epi8(token, _mm256_set1_epi16(CODEC_TOKEN_ESC), outside);
+		_mm256_storeu_si256((__m256i *)(row + 16u * i),
+				    _mm256_permute2x128_si256(a, b, 0x20));
+		_mm256_storeu_si256((__m256i *)(row + 16u * i + 8u),
+				    _mm256_permute2x128_si256(a, b, 0x31));
+	}
+}
+
+KERNEL void words_split(const uint32_t *row, struct vec_half *ret_low, struct vec_half *ret_high)
+{
+	const __m256i half = _mm256_set1_epi32(0xffff);
+
+	UNROLLED
+	for (unsigned i = 0; i < 2; i++) {
+		__m256i a = load256(row + 16u * i), b = load256(row + 16u * i + 8u);
+
+		ret_low->v[i] = _mm256_packus_epi32(_mm256_and_si256(a, half),
+						    _mm256_and_si256(b, half));
+		ret_low->v[i] = _mm256_permute4x64_epi64(ret_low->v[i], 0xd8);
+		ret_high->v[i] = _mm256_packus_epi32(_mm256_srli_epi32(a, 16),
+						     _mm256_srli_epi32(b, 16));
+		ret_high->v[i] = _mm256_permute4x64_epi64(ret_high->v[i], 0xd8);
+	}
+}
+
+KERNEL struct vec_columns columns_load(const struct codec_run *run, uint32_t column)
+{
+	return (struct vec_columns){
+		.top = half_load(run->top + column),
+		.width = half_load(run->width + column),
+		.flip = half_load(run->flip + column),
+	};
 }
 
 KERNEL __m256i pack_bytes(__m256i a, __m256i b)
@@ -265,84 +355,56 @@ KERNEL __m256i pack_bytes(__m256i a, __m256i b)
 	return _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
 }
 
-KERNEL uint32_t tokenize_row(const struct codec_run *run, uint32_t column, const uint8_t *raw,
-			     uint8_t *tokens, uint32_t *planes, int bits, unsigned shift)
+KERNEL uint32_t tokenize_row(const struct vec_columns *c, const uint8_t *raw, uint8_t *tokens,
+			     int bits, unsigned shift, struct vec_half *ret_patterns)
 {
-	const __m128i count = _mm_cvtsi32_si128((int)shift);
-	__m256i a, b, low, t;
+	const __m256i mask = _mm256_set1_epi16((short)((1 << (bits - 1)) - 1));
+	struct vec_half x, token;
+	__m256i t;
 
-	if (bits == 16) {
-		const __m256i byte = _mm256_set1_epi16(0xff);
-
-		a = load256(raw);
-		b = load256(raw + 32);
-		low = pack_bytes(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte));
-	} else {
-		low = load256(raw);
-		a = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(low));
-		b = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(low, 1));
-	}
-	t = pack_bytes(tokens_of(a, run, column, count, bits),
-		       tokens_of(b, run, column + 16u, count, bits));
-	_mm256_storeu_si256((__m256i *)tokens, t);
-	/* Bit k of every byte moves to the byte's top, whatever comes along below it. */
+	if (bits == 16)
+		x = (struct vec_half){ { load256(raw), load256(raw + 32) } };
+	else
+		x = half_of(load256(raw));
 	UNROLLED
-	for (unsigned k = 0; k < shift; k++)
-		planes[k] = (uint32_t)_mm256_movemask_epi8(
-			_mm256_sll_epi16(low, _mm_cvtsi32_si128((int)(7u - k))));
+	for (unsigned i = 0; i < 2; i++) {
+		__m256i magnitude = _mm256_and_si256(x.v[i], mask), distance, outside, sign;
+
+		distance = _mm256_sub_epi16(c->top.v[i], _mm256_srli_epi16(magnitude, (int)shift));
+		outside = _mm256_cmpeq_epi16(_mm256_max_epu16(distance, c->width.v[i]), distance);
+		sign = _mm256_xor_si256(_mm256_srli_epi16(x.v[i], bits - 1), c->flip.v[i]);
+		token.v[i] = _mm256_add_epi16(_mm256_slli_epi16(distance, 1), sign);
+		token.v[i] = _mm256_blendv_epi8(token.v[i], _mm256_set1_epi16(CODEC_TOKEN_ESC),
+						outside);
+	}
+	t = pack_bytes(token.v[0], token.v[1]);
+	_mm256_storeu_si256((__m256i *)tokens, t);
+	*ret_patterns = x;
 	t = _mm256_cmpeq_epi8(t, _mm256_set1_epi8(CODEC_TOKEN_ESC));
 	return (uint32_t)__builtin_popcount((unsigned)_mm256_movemask_epi8(t));
 }
 
-/* ---- tokens and planes to patterns ---- */
-
-KERNEL __m256i patterns_of(__m256i token, __m256i low, const struct codec_run *run, uint32_t column,
-			   __m128i shift, int bits)
+KERNEL unsigned rebuild_row(const struct vec_columns *c, const uint8_t *tokens, struct vec_half low,
+			    uint8_t *raw, int bits, unsigned shift)
 {
-	__m256i cell = _mm256_sub_epi16(load256(run->top + column), _mm256_srli_epi16(token, 1));
-	__m256i sign = _mm256_xor_si256(_mm256_and_si256(token, _mm256_set1_epi16(1)),
-					load256(run->flip + column));
-	__m256i magnitude = _mm256_or_si256(_mm256_sll_epi16(cell, shift), low);
-
-	magnitude = _mm256_and_si256(magnitude, _mm256_set1_epi16((short)((1 << (bits - 1)) - 1)));
-	return _mm256_or_si256(magnitude, _mm256_slli_epi16(sign, bits - 1));
-}
-
-/* Spread the planes' bits over 32 lanes: the low bits of each pattern, as bytes. */
-KERNEL __m256i low_bits(const uint32_t *planes, unsigned shift)
-{
-	const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
-						0x0303030303030303);
-	const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
-	__m256i low = _mm256_setzero_si256();
+	const __m256i mask = _mm256_set1_epi16((short)((1 << (bits - 1)) - 1));
+	__m256i t = load256(tokens);
+	struct vec_half token = half_of(t), x;
 
 	UNROLLED
-	for (unsigned k = 0; k < shift; k++) {
-		__m256i w = _mm256_shuffle_epi8(_mm256_set1_epi32((int)planes[k]), byte);
+	for (unsigned i = 0; i < 2; i++) {
+		__m256i cell, sign = _mm256_and_si256(token.v[i], _mm256_set1_epi16(1));
 
-		w = _mm256_cmpeq_epi8(_mm256_and_si256(w, bit), bit);
-		low = _mm256_or_si256(low, _mm256_and_si256(w, _mm256_set1_epi8((char)(1u << k))));
+		cell = _mm256_sub_epi16(c->top.v[i], _mm256_srli_epi16(token.v[i], 1));
+		sign = _mm256_slli_epi16(_mm256_xor_si256(sign, c->flip.v[i]), bits - 1);
+		x.v[i] = _mm256_or_si256(_mm256_slli_epi16(cell, (int)shift), low.v[i]);
+		x.v[i] = _mm256_or_si256(_mm256_and_si256(x.v[i], mask), sign);
 	}
-	return low;
-}
-
-KERNEL unsigned rebuild_row(const struct codec_run *run, uint32_t column, const uint8_t *tokens,
-			    const uint32_t *planes, uint8_t *raw, int bits, unsigned shift)
-{
-	const __m128i count = _mm_cvtsi32_si128((int)shift);
-	__m256i t = load256(tokens), low = low_bits(planes, shift), a, b;
-
-	a = patterns_of(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(t)),
-			_mm256_cvtepu8_epi16(_mm256_castsi256_si128(low)), run, column, count,
-			bits);
-	b = patterns_of(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(t, 1)),
-			_mm256_cvtepu8_epi16(_mm256_extracti128_si256(low, 1)), run, column + 16u,
-			count, bits);
 	if (bits == 16) {
-		_mm256_storeu_si256((__m256i *)raw, a);
-		_mm256_storeu_si256((__m256i *)(raw + 32), b);
+		_mm256_storeu_si256((__m256i *)raw, x.v[0]);
+		_mm256_storeu_si256((__m256i *)(raw + 32), x.v[1]);
 	} else {
-		_mm256_storeu_si256((__m256i *)raw, pack_bytes(a, b));
+		_mm256_storeu_si256((__m256i *)raw, pack_bytes(x.v[0], x.v[1]));
 	}
 	t = _mm256_cmpeq_epi8(t, _mm256_set1_epi8(CODEC_TOKEN_ESC));
 	return (unsigned)_mm256_movemask_epi8(t);
@@ -364,7 +426,7 @@ const struct codec_kernels codec_kernels_avx2 = {
 	.encode = drive_encode,
 	.decode = drive_decode,
 	.rebuild = drive_rebuild,
-	.checksum = drive_checksum,
+	.leaves = drive_leaves,
 };
 
 #endif

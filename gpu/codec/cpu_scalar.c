@@ -28,9 +28,11 @@ static void low_push(uint32_t *low, size_t bit, unsigned shift, const uint32_t *
 	unsigned at = bit % 32u;
 
 	for (uint32_t l = 0; shift > 0 && l < CODEC_LANES; l++) {
-		row[l] = (at ? row[l] : 0) | bits[l] << at;
+		uint64_t word = (uint64_t)bits[l] << at;
+
+		row[l] = (at ? row[l] : 0) | (uint32_t)word;
 		if (at + shift > 32u)
-			row[CODEC_LANES + l] = bits[l] >> (32u - at);
+			row[CODEC_LANES + l] = (uint32_t)(word >> 32);
 	}
 }
 

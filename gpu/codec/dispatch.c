@@ -12,6 +12,11 @@
 #include "gpu/codec/internal.h"
 
 static const struct codec_kernels *const kernels_all[] = {
+#if defined(__x86_64__)
+	&codec_kernels_avx512,
+	&codec_kernels_avx512_loads,
+	&codec_kernels_avx2,
+#endif
 	&codec_kernels_scalar,
 };
 #define KERNELS_COUNT (sizeof(kernels_all) / sizeof(kernels_all[0]))
@@ -21,6 +26,12 @@ static _Atomic(const struct codec_kernels *) kernels_now;
 
 static const struct codec_kernels *kernels_best(void)
 {
+#if defined(__x86_64__)
+	/* Where gathers are slow: numbers are in cpu_avx512.inc. */
+	__builtin_cpu_init();
+	if (__builtin_cpu_is("amd") && codec_kernels_avx512_loads.supported())
+		return &codec_kernels_avx512_loads;
+#endif
 	for (size_t i = 0; i < KERNELS_COUNT; i++)
 		if (kernels_all[i]->supported())
 			return kernels_all[i];

@@ -96,6 +96,7 @@ struct codec_kernels {
 extern const struct codec_kernels codec_kernels_scalar;
 extern const struct codec_kernels codec_kernels_avx2;
 extern const struct codec_kernels codec_kernels_avx512;
+extern const struct codec_kernels codec_kernels_avx512_loads;
 const struct codec_kernels *codec_kernels_get(void);
 
 /* Parts of the scalar kernels that the others use: rows for partial groups and at the end of the words,

@@ -19,7 +19,7 @@
 #include "gpu/codec/core.h"
 #include "tests/lib/codec_rig.h"
 
-static const char *const isas[] = { "scalar", "avx2", "avx512" };
+static const char *const isas[] = { "scalar", "avx2", "avx512", "avx512-loads" };
 #define ISAS (sizeof(isas) / sizeof(isas[0]))
 
 #define KV(k, d, h, n)                                                                          \
@@ -569,6 +569,7 @@ int main(void)
 		cmocka_unit_test_prestate(test_isa, (void *)(uintptr_t) "scalar"),
 		cmocka_unit_test_prestate(test_isa, (void *)(uintptr_t) "avx2"),
 		cmocka_unit_test_prestate(test_isa, (void *)(uintptr_t) "avx512"),
+		cmocka_unit_test_prestate(test_isa, (void *)(uintptr_t) "avx512-loads"),
 		cmocka_unit_test(test_every_pattern),
 		cmocka_unit_test(test_strange_values_among_ordinary),
 		cmocka_unit_test(test_core_is_a_bijection),

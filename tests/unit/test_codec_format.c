@@ -25,7 +25,7 @@
 		.kind = CODEC_KIND_##k, .dtype = CODEC_DTYPE_##d, .heads = (h), .head_dim = (n) \
 	}
 
-static const char *const isas[] = { "scalar", "avx2", "avx512" };
+static const char *const isas[] = { "scalar", "avx2", "avx512", "avx512-loads" };
 #define ISAS (sizeof(isas) / sizeof(isas[0]))
 #define CHECKSUM_GOLDEN 0x90a2e5b94c4b2ea6ull
 
