@@ -11,8 +11,19 @@ GPU_SRCS := \
 	gpu/codec/profile.c \
 	gpu/cpu_device.c \
 	gpu/device_region.c \
-	gpu/fault_device.c
+	gpu/fault_device.c \
+	gpu/staging.c
 GPU_AVX2_SRCS := \
 	gpu/codec/cpu_avx2.c
 GPU_AVX512_SRCS := \
 	gpu/codec/cpu_avx512.c
+# The shared object with the CUDA device; not in gpu.a.
+CUDA_SRCS := \
+	gpu/cuda_batch.c \
+	gpu/cuda_device.c \
+	gpu/cuda_error.c \
+	gpu/cuda_facts.c \
+	gpu/cuda_flight.c \
+	gpu/cuda_memory.c
+CUDA_KERNEL_SRCS := \
+	gpu/codec/cuda_codec.cu
