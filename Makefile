@@ -121,6 +121,8 @@ endif
 ifeq ($(CUDA)$(SAN),1)
 $(if $(CUDA_WHY_NOT),$(error CUDA=1, but $(CUDA_WHY_NOT)))
 endif
+# Its host code has tests on any machine with the headers, over a runtime that is not one.
+CUDA_HEADERS := $(if $(filter 0,$(CUDA)),,$(wildcard $(CUDA_HOME)/include/cuda_runtime_api.h))
 CUDA_SO := $(B)/lib/skvcd/libskvcd-cuda.so
 CUDA_LIBS := $(if $(CUDA_WHY_NOT),,$(CUDA_SO))
 CUDA_STATIC = $(firstword $(wildcard $(addsuffix /libcudart_static.a,$(CUDA_HOME)/lib64 \
@@ -161,7 +163,7 @@ DAEMON_OBJS := $(call obj,$(DAEMON_SRCS))
 TOOLS_OBJS := $(call obj,$(TOOLS_ALL_SRCS))
 TESTLIB_OBJS := $(call obj,$(TESTLIB_SRCS))
 
-UNIT_SRCS := $(sort $(wildcard tests/unit/test_*.c))
+UNIT_SRCS := $(sort $(filter-out $(if $(CUDA_HEADERS),,tests/unit/test_cuda_%),$(wildcard tests/unit/test_*.c)))
 E2E_SRCS := $(sort $(wildcard tests/e2e/test_*.c))
 MODEL_SRCS := $(sort $(wildcard tests/model/model_*.c))
 FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
@@ -232,7 +234,7 @@ $(B)/obj/%.o: %.c $(B)/flags
 CUDA_OBJS := $(call obj,$(CUDA_SRCS))
 CUDA_KERNEL_OBJS := $(patsubst %.cu,$(B)/obj/%.o,$(sort $(CUDA_KERNEL_SRCS)))
 $(CUDA_OBJS): PIC := -fPIC
-$(CUDA_OBJS): ROOM_CFLAGS := -isystem $(CUDA_HOME)/include
+$(CUDA_OBJS) $(call obj,$(CUDA_FAKE_SRCS)): ROOM_CFLAGS := -isystem $(CUDA_HOME)/include
 
 $(B)/cuda-flags: FORCE
 	$(Q)mkdir -p $(@D); \
@@ -245,7 +247,7 @@ $(B)/obj/%.o: %.cu $(B)/cuda-flags
 	$(Q)$(NVCC) $(NVCC_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
 
 ALL_OBJS := $(IPC_OBJS) $(CLIENT_OBJS) $(GPU_OBJS) $(DAEMON_OBJS) $(TOOLS_OBJS) $(TESTLIB_OBJS) \
-	$(CUDA_OBJS) $(CUDA_KERNEL_OBJS) \
+	$(CUDA_OBJS) $(CUDA_KERNEL_OBJS) $(call obj,$(CUDA_FAKE_SRCS)) \
 	$(call obj,$(TEST_SRCS) $(FUZZ_REPLAY_SRCS))
 -include $(ALL_OBJS:.o=.d)
 .SECONDARY: $(ALL_OBJS)
@@ -328,6 +330,8 @@ $(UNIT_BINS) $(BENCH_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(UNIT_LIBS)
 	$(call say,LD,$@)
 	$(LINK) -Wl,--start-group $(UNIT_LIBS) -Wl,--end-group $(TEST_LIBS)
 
+$(filter %/test_cuda_device,$(UNIT_BINS)): $(CUDA_OBJS) $(call obj,$(CUDA_FAKE_SRCS))
+
 # End-to-end tests are clients: the shared library, plus ipc.a for those that misbehave on purpose.
 $(E2E_BINS) $(MODEL_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/lib/testlib.a $(B)/lib/ipc.a \
 		$(B)/lib/libskvc.so
@@ -359,7 +363,7 @@ list = $(if $(1),printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)
 # about times and installing.
 SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_config test_ctl_msg \
 	test_sqe_check test_index test_record test_limits test_nvme_faults test_steady test_demo \
-	test_tools test_install $(notdir $(FUZZ_BINS))
+	test_tools test_install test_staging test_cuda_device $(notdir $(FUZZ_BINS))
 SKIP_asan := test_steady test_install
 run_here = $(foreach t,$(1),$(if $(filter $(SKIP_$(SAN)),$(notdir $(t))),,$(t)))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))

@@ -361,6 +361,8 @@ bool cuda_batch_launch(struct cuda_device *d, enum cuda_class class, bool backgr
 	f->tasks = c.tasks;
 	for (struct device_task *t = f->tasks.head; t; t = t->device_next)
 		t->device_user = NULL;
+	if (background && f->op != DEVICE_ENCODE) /* kernels are paid for when they have run */
+		cuda_budget_spend(&d->budget, cuda_bus_ns(c.bytes));
 	batch_queue(d, f, task_profile(first), first->verify);
 	return true;
 }

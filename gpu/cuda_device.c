@@ -17,6 +17,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "gpu/codec/format.h"
+
 #define TASKS_MAX 65536u
 #define BATCHES_POLL_MAX 2u
 #define STAGING_BYTES_MIN (4u << 20)
@@ -409,6 +411,10 @@ static int cuda_device_can_decode(struct device *dev, const struct codec_geometr
 		return 0;
 	/* No payload to look at: it lies in the GPU's pool, where only what it encoded is. */
 	if (payload && codec_payload_needs_cpu(g, payload, payload_bytes))
+		return 0;
+	if (payload && !profile &&
+	    ((const uint8_t *)payload)[offsetof(struct format_block_header, speculator)] ==
+		    CODEC_SPEC_CHANNEL)
 		return 0;
 	return !profile || profile_can(d, g, profile);
 }

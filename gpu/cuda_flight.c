@@ -44,6 +44,7 @@ static int events_new(struct cuda_flight *f)
 
 int cuda_flights_new(struct cuda_device *d, char *err)
 {
+	void *device_address = NULL;
 	uint32_t n = 0;
 	int e = (int)cudaHostAlloc(&d->mapped, FLIGHTS_COUNT * FLIGHT_MAPPED_BYTES,
 				   cudaHostAllocMapped | cudaHostAllocPortable);
@@ -51,6 +52,10 @@ int cuda_flights_new(struct cuda_device *d, char *err)
 	if (e != 0)
 		return gpu_say(err, gpu_errno(e), "no pinned memory for results: %s",
 			       gpu_error_name(e));
+	e = (int)cudaHostGetDevicePointer(&device_address, d->mapped, 0);
+	if (e != 0 || device_address != d->mapped)
+		return gpu_say(err, e ? gpu_errno(e) : -EOPNOTSUPP,
+			       "the GPU has another address for host memory");
 	d->flights = calloc(FLIGHTS_COUNT, sizeof(*d->flights));
 	if (!d->flights)
 		return gpu_say(err, -ENOMEM, "out of memory");
@@ -295,13 +300,18 @@ static void moves_close(struct cuda_device *d, struct cuda_flight *f)
 		cuda_device_die(d);
 }
 
+uint64_t cuda_bus_ns(uint64_t bytes)
+{
+	return bytes * 1000u / BUS_BYTES_PER_US;
+}
+
 static uint64_t move_ns(const struct device_task *t)
 {
 	uint64_t bytes = 0;
 
 	for (uint32_t i = 0; i < t->copies_count; i++)
 		bytes += t->copy[i].bytes;
-	return bytes * 1000u / BUS_BYTES_PER_US;
+	return cuda_bus_ns(bytes);
 }
 
 /* Groups up to MOVES_POLL_MAX moves by stream.  Returns true when it stopped at that bound. */
@@ -309,10 +319,13 @@ bool cuda_moves_launch(struct cuda_device *d, bool background)
 {
 	struct cuda_queue *todo = &d->todo[CUDA_CLASS_MOVE][background];
 	struct cuda_flight *open[CUDA_STREAM_COUNT] = { 0 };
-	uint32_t n = 0;
+	uint32_t n = 0, most = background ? MOVES_GROUP_MAX : MOVES_POLL_MAX;
 	int e = 0;
 
-	while (todo->head && n < MOVES_POLL_MAX && !gpu_error_sticky(e)) {
+	/* Loads queue behind what is on the copy streams, so let there be little that may wait. */
+	if (background && d->background_count[CUDA_CLASS_MOVE] > 0)
+		return false;
+	while (todo->head && n < most && !gpu_error_sticky(e)) {
 		struct device_task *t;
 		enum cuda_stream s;
 
@@ -325,6 +338,7 @@ bool cuda_moves_launch(struct cuda_device *d, bool background)
 			break;
 		open[s]->op = DEVICE_MOVE;
 		open[s]->stream = s;
+		open[s]->background = background;
 		t = cuda_queue_pop(todo);
 		t->device_user = NULL;
 		cuda_queue_push(&open[s]->tasks, t);
@@ -343,7 +357,7 @@ bool cuda_moves_launch(struct cuda_device *d, bool background)
 			moves_close(d, open[s]);
 	if (gpu_error_sticky(e))
 		cuda_device_die(d);
-	return todo->head && n == MOVES_POLL_MAX;
+	return !background && todo->head && n == most;
 }
 
 /* ---- background ---- */

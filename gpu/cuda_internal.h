@@ -180,6 +180,7 @@ void cuda_flight_launched(struct cuda_device *d, struct cuda_flight *f);
 void cuda_flights_harvest(struct cuda_device *d);
 void cuda_flights_fail(struct cuda_device *d);
 bool cuda_moves_launch(struct cuda_device *d, bool background);
+uint64_t cuda_bus_ns(uint64_t bytes); /* what a copy of so much takes */
 bool cuda_budget_open(struct cuda_budget *b);
 void cuda_budget_spend(struct cuda_budget *b, uint64_t ns);
 

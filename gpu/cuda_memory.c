@@ -18,6 +18,9 @@
 /* Host memory is registered in pieces of this size at most. */
 #define HOST_PIECE_BYTES (64ull << 30)
 
+/* As of this version none of the functions below has another shape than its type here says. */
+#define DRIVER_SHAPES 12000u
+
 static_assert(sizeof(cudaIpcMemHandle_t) == DEVICE_HANDLE_BYTES, "what engines send");
 static_assert(sizeof(cudaIpcEventHandle_t) == DEVICE_HANDLE_BYTES, "what engines send");
 
@@ -44,12 +47,12 @@ struct device_memory {
 	uint64_t bytes; /* IPC_HANDLE: to the allocation's end; POSIX_FD: as mapped */
 };
 
-static int entry(void *ret_function, const char *name, unsigned version, char *err)
+static int entry(void *ret_function, const char *name, char *err)
 {
 	enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
 	void *function = NULL;
-	int e = (int)cudaGetDriverEntryPointByVersion(name, &function, version, cudaEnableDefault,
-						      &found);
+	int e = (int)cudaGetDriverEntryPointByVersion(name, &function, DRIVER_SHAPES,
+						      cudaEnableDefault, &found);
 
 	if (e != 0 || found != cudaDriverEntryPointSuccess || !function)
 		return gpu_say(err, -EOPNOTSUPP, "the driver has no %s", name);
@@ -65,25 +68,23 @@ int cuda_memory_init(struct cuda_device *d, char *err)
 	if (!v)
 		return gpu_say(err, -ENOMEM, "out of memory");
 	d->driver = v;
-	/* Versions as in the names of their types, above: of the functions' shapes, not of the driver. */
 	const struct {
 		void *function;
 		const char *name;
-		unsigned version;
 	} entries[] = {
-		{ &v->address_range, "cuMemGetAddressRange", 3020 },
-		{ &v->import, "cuMemImportFromShareableHandle", 10020 },
-		{ &v->properties, "cuMemGetAllocationPropertiesFromHandle", 10020 },
-		{ &v->granularity, "cuMemGetAllocationGranularity", 10020 },
-		{ &v->reserve, "cuMemAddressReserve", 10020 },
-		{ &v->unreserve, "cuMemAddressFree", 10020 },
-		{ &v->map, "cuMemMap", 10020 },
-		{ &v->unmap, "cuMemUnmap", 10020 },
-		{ &v->set_access, "cuMemSetAccess", 10020 },
-		{ &v->release, "cuMemRelease", 10020 },
+		{ &v->address_range, "cuMemGetAddressRange" },
+		{ &v->import, "cuMemImportFromShareableHandle" },
+		{ &v->properties, "cuMemGetAllocationPropertiesFromHandle" },
+		{ &v->granularity, "cuMemGetAllocationGranularity" },
+		{ &v->reserve, "cuMemAddressReserve" },
+		{ &v->unreserve, "cuMemAddressFree" },
+		{ &v->map, "cuMemMap" },
+		{ &v->unmap, "cuMemUnmap" },
+		{ &v->set_access, "cuMemSetAccess" },
+		{ &v->release, "cuMemRelease" },
 	};
 	for (unsigned i = 0; i < sizeof(entries) / sizeof(entries[0]) && r == 0; i++)
-		r = entry(entries[i].function, entries[i].name, entries[i].version, err);
+		r = entry(entries[i].function, entries[i].name, err);
 	return r;
 }
 
@@ -202,7 +203,8 @@ static int fd_map(struct cuda_device *d, struct device_memory *m, CUmemGenericAl
 		return refused(d, e, e == cudaErrorInvalidValue ? -ERANGE : gpu_errno(e), err,
 			       "the allocation is smaller than claimed, or cannot be mapped");
 	}
-	access.location = prop.location;
+	access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+	access.location.id = d->ordinal;
 	e = (int)v->set_access(at, m->bytes, &access, 1);
 	if (e != 0) {
 		(void)v->unmap(at, m->bytes);
@@ -484,7 +486,8 @@ int cuda_copy(const struct cuda_device *d, void *out, const void *in, uint64_t b
 			n = copy_piece(d, (uintptr_t)in + off, n);
 		else if (kind == cudaMemcpyDeviceToHost)
 			n = copy_piece(d, (uintptr_t)out + off, n);
-		e = (int)cudaMemcpyAsync((uint8_t *)out + off, (const uint8_t *)in + off, n, kind,
+		e = (int)cudaMemcpyAsync((void *)((uintptr_t)out + off),
+					 (const void *)((uintptr_t)in + off), n, kind,
 					 d->stream[stream]);
 		if (e != 0)
 			return e;
