@@ -14,6 +14,7 @@
 #   make install DESTDIR= prefix= libdir= ...
 #
 #   CC=clang  O=0  SAN=asan|tsan  WERROR=1  V=1  BUILD=folder
+#   CUDA=auto|0|1  CUDA_HOME=folder  CUDA_ARCHS='90 100'
 
 MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 SHELL := /bin/sh
@@ -99,6 +100,39 @@ ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd 
 	-mavx512vbmi2 -mavx512bitalg -mavx512vpopcntdq
 endif
 
+# ---- CUDA: the device in a shared object of its own, when there is a compiler for it ---------------
+
+CUDA ?= auto
+CUDA_HOME ?= $(firstword $(patsubst %/bin/nvcc,%,$(shell command -v nvcc 2>/dev/null)) /usr/local/cuda)
+CUDA_ARCHS ?= 90
+NVCC ?= $(CUDA_HOME)/bin/nvcc
+ifneq ($(filter-out auto 0 1,$(CUDA)),)
+$(error CUDA=$(CUDA) is not one of auto, 0, 1)
+endif
+# The sanitizers know nothing of what the driver maps.
+ifneq ($(SAN),)
+CUDA_WHY_NOT := SAN=$(SAN)
+else ifeq ($(CUDA),0)
+CUDA_WHY_NOT := CUDA=0
+else ifeq ($(wildcard $(NVCC)),)
+CUDA_WHY_NOT := there is no $(NVCC)
+else ifeq ($(wildcard gpu/codec/cuda_codec.cu),)
+CUDA_WHY_NOT := no kernels in this tree
+endif
+ifeq ($(CUDA)$(SAN),1)
+$(if $(CUDA_WHY_NOT),$(error CUDA=1, but $(CUDA_WHY_NOT)))
+endif
+# Its host code has tests on any machine with the headers, over a runtime that is not one.
+CUDA_HEADERS := $(if $(filter 0,$(CUDA)),,$(wildcard $(CUDA_HOME)/include/cuda_runtime_api.h))
+CUDA_SO := $(B)/lib/skvcd/libskvcd-cuda.so
+CUDA_LIBS := $(if $(CUDA_WHY_NOT),,$(CUDA_SO))
+CUDA_STATIC = $(firstword $(wildcard $(addsuffix /libcudart_static.a,$(CUDA_HOME)/lib64 \
+	$(CUDA_HOME)/lib $(CUDA_HOME)/targets/x86_64-linux/lib $(CUDA_HOME)/targets/sbsa-linux/lib)))
+NVCC_FLAGS = -std=c++17 -O3 -lineinfo -ccbin g++ -I. -Xcompiler -fPIC,-g,-ffile-prefix-map=$(CURDIR)=. \
+	$(if $(WERROR),-Werror all-warnings) \
+	$(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) $(NVCCFLAGS)
+comma := ,
+
 # ---- where things are installed -----------------------------------------------------------------
 
 prefix ?= /usr/local
@@ -130,7 +164,7 @@ DAEMON_OBJS := $(call obj,$(DAEMON_SRCS))
 TOOLS_OBJS := $(call obj,$(TOOLS_ALL_SRCS))
 TESTLIB_OBJS := $(call obj,$(TESTLIB_SRCS))
 
-UNIT_SRCS := $(sort $(wildcard tests/unit/test_*.c))
+UNIT_SRCS := $(sort $(filter-out $(if $(CUDA_HEADERS),,tests/unit/test_cuda_%),$(wildcard tests/unit/test_*.c)))
 E2E_SRCS := $(sort $(wildcard tests/e2e/test_*.c))
 MODEL_SRCS := $(sort $(wildcard tests/model/model_*.c))
 FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
@@ -151,13 +185,15 @@ PROGRAMS := $(sort $(if $(wildcard daemon/main.c),$(if $(DAEMON_SRCS),skvcd)) \
 	$(if $(wildcard tools/skvc_demo.c),$(if $(SKVC_DEMO_SRCS),skvc-demo)) \
 	$(if $(wildcard tools/skvc_kvdump.c),$(if $(SKVC_KVDUMP_SRCS),skvc-kvdump)))
 PROGRAM_BINS := $(addprefix $(B)/bin/,$(PROGRAMS))
-LIBS := $(if $(CLIENT_SRCS),$(B)/lib/libskvc.so $(B)/lib/libskvc.a)
+LIBS := $(if $(CLIENT_SRCS),$(B)/lib/libskvc.so $(B)/lib/libskvc.a) $(CUDA_LIBS)
 MANS := $(patsubst %.scd,$(B)/man/%,$(notdir $(sort $(wildcard */man/*.scd))))
 
-.PHONY: all programs libs mans tests demo
+.PHONY: all programs libs mans tests demo cuda-skipped
 all: programs libs mans
 programs: $(PROGRAM_BINS)
-libs: $(LIBS) $(if $(CLIENT_SRCS),$(B)/lib/pkgconfig/skvc.pc)
+cuda-skipped:
+	@echo '  SKIP    libskvcd-cuda.so: $(CUDA_WHY_NOT)'
+libs: $(if $(CUDA_WHY_NOT),cuda-skipped) $(LIBS) $(if $(CLIENT_SRCS),$(B)/lib/pkgconfig/skvc.pc)
 mans: $(MANS)
 tests: deps-check $(UNIT_BINS) $(E2E_BINS) $(MODEL_BINS) $(FUZZ_BINS) $(BENCH_BINS)
 
@@ -195,7 +231,24 @@ $(B)/obj/%.o: %.c $(B)/flags
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) $(PIC) $(ROOM_CFLAGS) -MMD -MP -c -o $@ $<
 
+# Host code of the CUDA device is gcc's and plain C; nvcc sees kernels only.
+CUDA_OBJS := $(call obj,$(CUDA_SRCS))
+CUDA_KERNEL_OBJS := $(patsubst %.cu,$(B)/obj/%.o,$(sort $(CUDA_KERNEL_SRCS)))
+$(CUDA_OBJS): PIC := -fPIC
+$(CUDA_OBJS) $(call obj,$(CUDA_FAKE_SRCS)): ROOM_CFLAGS := -isystem $(CUDA_HOME)/include
+
+$(B)/cuda-flags: FORCE
+	$(Q)mkdir -p $(@D); \
+	printf '%s\n' '$(NVCC)' '$(subst ','\'',$(NVCC_FLAGS))' >$@.new; \
+	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(B)/obj/%.o: %.cu $(B)/cuda-flags
+	$(call say,NVCC,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
+
 ALL_OBJS := $(IPC_OBJS) $(CLIENT_OBJS) $(GPU_OBJS) $(DAEMON_OBJS) $(TOOLS_OBJS) $(TESTLIB_OBJS) \
+	$(CUDA_OBJS) $(CUDA_KERNEL_OBJS) $(call obj,$(CUDA_FAKE_SRCS)) \
 	$(call obj,$(TEST_SRCS) $(FUZZ_REPLAY_SRCS))
 -include $(ALL_OBJS:.o=.d)
 .SECONDARY: $(ALL_OBJS)
@@ -233,6 +286,18 @@ $(B)/lib/pkgconfig/skvc.pc: client-lib/skvc.pc.in $(B)/dirs
 		-e 's|@includedir@|$(includedir)|g' -e 's|@VERSION@|$(VERSION)|g' \
 		-e 's|@version@|$(VERSION)|g' $< >$@
 
+# ---- the CUDA device ----------------------------------------------------------------------------
+
+# The runtime is linked in, the driver never: a machine without one must still start.  Only what the
+# device uses comes along from gpu.a, and nothing but the one symbol is seen from outside.
+$(CUDA_SO): $(CUDA_OBJS) $(CUDA_KERNEL_OBJS) $(B)/lib/gpu.a gpu/libskvcd-cuda.map $(B)/flags
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) -shared $(LDFLAGS_ALL) -Wl,-z,defs -Wl,-soname,$(@F) \
+		-Wl,--version-script=gpu/libskvcd-cuda.map -Wl,--exclude-libs,ALL -o $@ $(filter %.o,$^) \
+		$(B)/lib/gpu.a $(CUDA_STATIC) $(call pkg,--libs libzstd libxxhash libsodium) \
+		-lstdc++ -ldl -lrt -lpthread -lm
+
 # ---- programs -----------------------------------------------------------------------------------
 
 LINK = $(Q)mkdir -p $(@D) && $(CC) -pie $(LDFLAGS_ALL) -o $@ $(filter %.o,$^)
@@ -266,6 +331,8 @@ $(UNIT_BINS) $(BENCH_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(UNIT_LIBS)
 	$(call say,LD,$@)
 	$(LINK) -Wl,--start-group $(UNIT_LIBS) -Wl,--end-group $(TEST_LIBS)
 
+$(filter %/test_cuda_device,$(UNIT_BINS)): $(CUDA_OBJS) $(call obj,$(CUDA_FAKE_SRCS))
+
 # End-to-end tests are clients: the shared library, plus ipc.a for those that misbehave on purpose.
 $(E2E_BINS) $(MODEL_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/lib/testlib.a $(B)/lib/ipc.a \
 		$(B)/lib/libskvc.so
@@ -297,7 +364,7 @@ list = $(if $(1),printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)
 # about times and installing.
 SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_config test_ctl_msg \
 	test_sqe_check test_index test_record test_limits test_nvme_faults test_steady test_demo \
-	test_tools test_install $(notdir $(FUZZ_BINS))
+	test_tools test_install test_staging test_cuda_device $(notdir $(FUZZ_BINS))
 SKIP_asan := test_steady test_install
 run_here = $(foreach t,$(1),$(if $(filter $(SKIP_$(SAN)),$(notdir $(t))),,$(t)))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
@@ -372,6 +439,7 @@ INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(b
 	755:$(B)/bin/skvcd:$(sbindir)/skvcd \
 	755:$(B)/lib/libskvc.so.$(VERSION):$(libdir)/libskvc.so.$(VERSION) \
 	644:$(B)/lib/libskvc.a:$(libdir)/libskvc.a \
+	$(if $(CUDA_WHY_NOT),,755:$(CUDA_SO):$(libdir)/skvcd/$(notdir $(CUDA_SO))) \
 	644:$(B)/lib/pkgconfig/skvc.pc:$(libdir)/pkgconfig/skvc.pc \
 	644:client-lib/skvc.h:$(includedir)/skvc.h \
 	644:$(B)/systemd/skvcd.service:$(unitdir)/skvcd.service \

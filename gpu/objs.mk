@@ -17,9 +17,20 @@ GPU_SRCS := \
 	gpu/sim_device.c \
 	gpu/sim_import.c \
 	gpu/sim_memory.c \
-	gpu/sim_task.c
+	gpu/sim_task.c \
+	gpu/staging.c
 GPU_AVX2_SRCS := \
 	gpu/codec/cpu_avx2.c
 GPU_AVX512_SRCS := \
 	gpu/codec/cpu_avx512.c \
 	gpu/codec/cpu_loads_avx512.c
+# The shared object with the CUDA device; not in gpu.a.
+CUDA_SRCS := \
+	gpu/cuda_batch.c \
+	gpu/cuda_device.c \
+	gpu/cuda_error.c \
+	gpu/cuda_facts.c \
+	gpu/cuda_flight.c \
+	gpu/cuda_memory.c
+CUDA_KERNEL_SRCS := \
+	gpu/codec/cuda_codec.cu

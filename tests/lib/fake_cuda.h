@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * fake_cuda.h - a CUDA runtime that is not one, and a codec that only copies, for the tests of
+ * gpu/cuda_*.c.  "Device memory" is the heap.  Work is done when it is queued; an event is reached after
+ * it was asked for `delay` times.
+ */
+#ifndef SKVCD_TESTS_FAKE_CUDA_H
+#define SKVCD_TESTS_FAKE_CUDA_H
+
+#include <stdint.h>
+
+struct fake_cuda {
+	int delay;			/* questions until an event is reached */
+	int query_error;		/* what every question answers, when not 0 */
+	int launch_error;		/* what every launch of the codec answers */
+	int no_device;			/* the error of cudaGetDeviceCount */
+	unsigned batches, copies, live; /* counted; live: allocations and objects not given back */
+	unsigned batch_tasks_most;
+};
+
+extern struct fake_cuda fake_cuda;
+
+uint64_t fake_cuda_hash(const void *block, uint64_t bytes);
+
+#endif
