@@ -220,24 +220,6 @@ static void a_lease_does_not_save_what_died(void **state)
 
 /* ---- moves that something comes between ---- */
 
-static void drop(struct gpu_lane *f, uint32_t first, uint32_t count)
-{
-	uint32_t bytes = count * (uint32_t)sizeof(struct skvc_abi_key), rel = RIG_ARGS_BYTES / 2;
-
-	for (uint32_t i = 0; i < count; i++) {
-		struct skvc_abi_key key = lane_rig_key(first + i);
-
-		memcpy(f->rs.s.segment + f->rs.s.layout.args_off + rel + i * sizeof(key), &key,
-		       sizeof(key));
-	}
-	lane_rig_submit(&f->rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_DROP,
-							.ns = 1,
-							.user_data = 500,
-							.count = count,
-							.args_rel = rel,
-							.args_bytes = bytes });
-}
-
 static void dropped_while_it_is_moved(void **state)
 {
 	struct skvc_abi_cqe cqe;
@@ -254,7 +236,7 @@ static void dropped_while_it_is_moved(void **state)
 	f.rs.handle = 1;
 	lane_rig_load(&f.rs, lease, 0, 30, 8); /* starts the moves */
 	usleep(5000);
-	drop(&f, 0, 30);
+	lane_rig_drop(&f.rs, 0, 30, 500);
 	cqe = lane_rig_complete(&f.rs);
 	assert_int_equal(cqe.user_data, 500);
 	assert_int_equal(cqe.count, 30);
@@ -290,7 +272,7 @@ static void both_sides_load_what_is_moved(void **state)
 		lane_rig_load(&f.rs, lease, 0, 50, 9);
 		f.rs.handle = f.g.handle;
 		lane_rig_load(&f.rs, lease, 50, 50, 10);
-		drop(&f, first, 25);
+		lane_rig_drop(&f.rs, first, 25, 500);
 		for (uint32_t i = 0; i < 4; i++) {
 			cqe = lane_rig_complete(&f.rs);
 			assert_int_equal(cqe.res, 0);
