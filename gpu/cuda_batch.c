@@ -143,10 +143,14 @@ static void batch_choose(struct cuda_device *d, struct cuda_queue *todo, enum cu
 {
 	const struct staging_area *area = class == CUDA_CLASS_LOAD ? &d->loads : &d->stores;
 	const struct device_task *first = todo->head;
-	uint32_t tasks_max = batch_tasks_max(d, first->region->geom, class);
+	uint32_t tasks_max;
 	uint64_t room = staging_room(area), most = area->bytes / (background ? 4u : 2u);
 	struct cuda_queue left = { 0 };
 
+	/* What is behind it may not go either, or large blocks would wait for ever. */
+	if (cuda_task_bytes(first) > room)
+		return;
+	tasks_max = batch_tasks_max(d, first->region->geom, class);
 	if (tasks_max == 0 || first->op == DEVICE_COPY_OUT || first->op == DEVICE_COPY_IN)
 		tasks_max = CUDA_BATCH_TASKS_MAX; /* no scratch; coding was checked by start() */
 	for (unsigned i = 0; i < BATCH_LOOK_MAX && todo->head && c->tasks.count < tasks_max; i++) {
@@ -160,11 +164,6 @@ static void batch_choose(struct cuda_device *d, struct cuda_queue *todo, enum cu
 			continue;
 		}
 		cuda_queue_push(&left, t);
-		/* The oldest comes first, or large blocks would wait for ever. */
-		if (t == first) {
-			c->cut = true;
-			break;
-		}
 		if (alike(t, first)) {
 			c->cut = c->bytes + bytes > room;
 			break;

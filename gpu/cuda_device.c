@@ -463,6 +463,8 @@ static struct device *cuda_device_free(struct device *dev)
 			(void)cudaStreamDestroy(d->stream[s]);
 	if (d->control)
 		(void)cudaStreamDestroy(d->control);
+	while (d->hosts_count > 0)
+		cuda_host_unregister(dev, (void *)d->host[0].base, d->host[0].bytes);
 	for (uint32_t i = 0; i < d->pools_count; i++)
 		(void)cudaFree(d->pool[i]);
 	if (d->staging)
