@@ -11,7 +11,11 @@ GPU_SRCS := \
 	gpu/codec/profile.c \
 	gpu/cpu_device.c \
 	gpu/device_region.c \
-	gpu/fault_device.c
+	gpu/fault_device.c \
+	gpu/sim_device.c \
+	gpu/sim_import.c \
+	gpu/sim_memory.c \
+	gpu/sim_task.c
 GPU_AVX2_SRCS := \
 	gpu/codec/cpu_avx2.c
 GPU_AVX512_SRCS := \
