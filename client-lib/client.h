@@ -73,9 +73,10 @@ struct client_job {
 	uint8_t internal;    /* of a synchronous call: never shown to the caller */
 	uint8_t untaken;     /* CLIENT_EVENT_* */
 	uint8_t source_free_seen;
-	uint32_t next, prev;	       /* in the free, ready or progress list */
-	uint32_t count;		       /* blocks */
-	uint32_t region;	       /* the caller's handle, 0: none */
+	uint32_t next, prev; /* in the free, ready or progress list */
+	uint32_t count;	     /* blocks */
+	uint32_t region;     /* the caller's handle, 0: none; so are the events */
+	uint32_t ready_event, done_event;
 	uint32_t segments_count;       /* bound of the progress word */
 	uint32_t args_off, args_bytes; /* extent of the argument area; 0 bytes: none */
 	uint32_t result_rel;	       /* bitmap words, then the progress word */
@@ -109,6 +110,12 @@ struct skvc_arena {
 	uint32_t handle; /* the daemon's */
 };
 
+struct client_gpu_memory {
+	struct ctl_memory_gpu packet;
+	int fd;		 /* owned duplicate of an exported fd, or -1 */
+	uint32_t handle; /* the daemon's, while a region is being made */
+};
+
 struct client_region {
 	uint32_t generation; /* 16 bits, never 0 while used */
 	bool used;
@@ -116,9 +123,11 @@ struct client_region {
 	uint32_t ns;	 /* the caller's handle; 0 for an event */
 	uint32_t blocks_count;
 	struct skvc_arena *arena; /* borrowed; NULL: GPU memory or an event */
-	void *packet;		  /* owned: the request, header first */
+	/* owned: the request, header first; of GPU memory with indices + 1 of memories[] for handles */
+	void *packet;
 	uint32_t packet_bytes;
-	int fd; /* owned duplicate of an exported fd, or -1 */
+	struct client_gpu_memory *memories; /* owned */
+	uint32_t memories_count;
 };
 
 /* ---- connection ---- */
@@ -222,6 +231,9 @@ int client_link_request(struct skvc_session *s, struct client_link *link,
 /* The same on the session's own link; when that breaks the session is gone and -EPIPE is returned. */
 int client_control(struct skvc_session *s, struct client_request *request,
 		   union client_answer *ret_answer);
+/* On the session's own link, as client_control(); else on one that is not in use yet. */
+int client_request_on(struct skvc_session *s, struct client_link *link,
+		      struct client_request *request, union client_answer *ret_answer);
 
 /* jobs.c */
 void client_jobs_init(struct skvc_session *s);
@@ -241,7 +253,8 @@ struct client_op {
 	const uint32_t *tokens;
 	uint32_t block_tokens;	 /* with tokens */
 	uint32_t segments_count; /* with ret_segments_ready */
-	uint32_t region;	 /* the caller's handle */
+	uint32_t region;	 /* the caller's handle; so are the events */
+	uint32_t ready_event, done_event;
 	bool internal;
 	uint64_t *ret_bitmap;
 	uint32_t *ret_segments_ready;
@@ -272,8 +285,14 @@ int client_finish(struct skvc_session *s, uint64_t handle, struct skvc_completio
 /* memory.c */
 struct client_namespace *client_namespace_find(struct skvc_session *s, uint32_t ns);
 struct client_region *client_region_find(struct skvc_session *s, uint32_t region);
-/* Send `packet` (handed over, also on failure; allocated) and remember it under a new handle. */
+void client_region_clear(struct client_region *region); /* free what it owns; its handle is over */
+/* Send `packet` and remember it under a new handle.  packet and memories are handed over, also on failure. */
 int client_region_add(struct skvc_session *s, struct client_region *region, uint32_t *ret_region);
+/* gpu_export.c: allocations, the region in them, and the allocations' handles given back. */
+int client_gpu_region_send(struct skvc_session *s, struct client_link *link,
+			   struct client_region *region, uint32_t *ret_handle);
+/* 0, or -EOPNOTSUPP: the daemon is older than GPU memory. */
+int client_gpu_known(struct skvc_session *s);
 int client_memory_reopen(struct skvc_session *s, struct client_link *link);
 void client_memory_deinit(struct skvc_session *s);
 

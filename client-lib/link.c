@@ -175,6 +175,15 @@ int client_control(struct skvc_session *s, struct client_request *request,
 	return r;
 }
 
+int client_request_on(struct skvc_session *s, struct client_link *link,
+		      struct client_request *request, union client_answer *ret_answer)
+{
+	bool broken;
+
+	return link == &s->link ? client_control(s, request, ret_answer)
+				: client_link_request(s, link, request, ret_answer, &broken);
+}
+
 /* ---- connecting ---- */
 
 static int connect_socket(struct skvc_session *s, uint64_t deadline_ns, int *ret_sock)

@@ -161,11 +161,9 @@ static int arena_request(struct skvc_session *s, struct client_link *link, uint6
 		.fds_count = 1,
 	};
 	union client_answer answer;
-	bool broken;
 	int r;
 
-	r = link == &s->link ? client_control(s, &request, &answer)
-			     : client_link_request(s, link, &request, &answer, &broken);
+	r = client_request_on(s, link, &request, &answer);
 	if (r < 0)
 		return r;
 	r = answer.arena.bytes == bytes ? segment_check_fd(fd, bytes) : -EPROTO;
@@ -290,13 +288,16 @@ struct client_region *client_region_find(struct skvc_session *s, uint32_t handle
 	return &s->regions[idx];
 }
 
-static void region_clear(struct client_region *region)
+void client_region_clear(struct client_region *region)
 {
 	free(region->packet);
 	region->packet = NULL;
-	if (region->fd >= 0)
-		(void)close(region->fd);
-	region->fd = -1;
+	for (uint32_t i = 0; i < region->memories_count; i++)
+		if (region->memories[i].fd >= 0)
+			(void)close(region->memories[i].fd);
+	free(region->memories);
+	region->memories = NULL;
+	region->memories_count = 0;
 	region->used = false;
 	region->generation = region->generation == 0xffff ? 1 : region->generation + 1;
 }
@@ -316,45 +317,49 @@ static int region_slot(struct skvc_session *s, uint32_t *ret_idx)
 		if (!grown)
 			return client_error(s, -ENOMEM, "no memory");
 		s->regions = grown;
-		s->regions[idx] = (struct client_region){ .generation = 1, .fd = -1 };
+		s->regions[idx] = (struct client_region){ .generation = 1 };
 		s->regions_count++;
 	}
 	*ret_idx = idx;
 	return 0;
 }
 
-static struct client_request region_request(const struct client_region *region)
+static int region_send(struct skvc_session *s, struct client_link *link,
+		       struct client_region *region, uint32_t *ret_handle)
 {
-	const struct ctl_header *h = region->packet;
-
-	return (struct client_request){
-		.type = h->type,
+	struct client_request request = {
+		.type = ((const struct ctl_header *)region->packet)->type,
 		.expected = CTL_REGION,
 		.packet = region->packet,
 		.packet_bytes = region->packet_bytes,
-		.fd = region->fd,
+		.fd = -1,
 		.timeout_ns = CLIENT_CONTROL_TIMEOUT_NS,
 	};
+	union client_answer answer;
+	int r;
+
+	if (region->memories_count)
+		return client_gpu_region_send(s, link, region, ret_handle);
+	r = client_request_on(s, link, &request, &answer);
+	if (!r)
+		*ret_handle = answer.region.handle;
+	return r;
 }
 
 int client_region_add(struct skvc_session *s, struct client_region *region, uint32_t *ret_region)
 {
-	struct client_request request;
-	union client_answer answer;
 	uint32_t idx = 0;
 	int r;
 
-	request = region_request(region);
 	r = region_slot(s, &idx);
 	if (!r)
-		r = client_control(s, &request, &answer);
+		r = region_send(s, &s->link, region, &region->handle);
 	if (r) {
-		region_clear(region);
+		client_region_clear(region);
 		return r;
 	}
 	region->generation = s->regions[idx].generation;
 	region->used = true;
-	region->handle = answer.region.handle;
 	s->regions[idx] = *region;
 	*ret_region = region_handle(s, &s->regions[idx]);
 	return 0;
@@ -364,7 +369,7 @@ int skvc_register_host(struct skvc_session *session, uint32_t ns, struct skvc_ar
 		       uint64_t offset, uint32_t blocks_count, const struct skvc_stride *strides,
 		       uint32_t *ret_region)
 {
-	struct client_region region = { .fd = -1 };
+	struct client_region region = { 0 };
 	struct client_namespace *namespace;
 	struct ctl_region_host *m;
 	uint32_t strides_count;
@@ -403,7 +408,7 @@ int skvc_register_host(struct skvc_session *session, uint32_t ns, struct skvc_ar
 }
 
 struct region_jobs {
-	uint32_t region;
+	uint32_t region;     /* or event */
 	uint32_t first_live; /* no job before it uses the region any more */
 };
 
@@ -414,7 +419,9 @@ static bool region_is_idle(struct skvc_session *s, void *user)
 	for (; jobs->first_live < s->jobs_max; jobs->first_live++) {
 		const struct client_job *job = &s->jobs[jobs->first_live];
 
-		if (job->state == CLIENT_JOB_LIVE && job->region == jobs->region)
+		if (job->state == CLIENT_JOB_LIVE &&
+		    (job->region == jobs->region || job->ready_event == jobs->region ||
+		     job->done_event == jobs->region))
 			return false;
 	}
 	return true;
@@ -434,7 +441,7 @@ int skvc_unregister(struct skvc_session *session, uint32_t region)
 		return client_error(session, -ESTALE, "no region 0x%x", region);
 	(void)client_wait(session, region_is_idle, &jobs, UINT64_MAX);
 	send_free(session, CTL_REGION_FREE, entry->handle);
-	region_clear(entry);
+	client_region_clear(entry);
 	return 0;
 }
 
@@ -465,23 +472,16 @@ static int arena_reopen(struct skvc_session *s, struct client_link *link, struct
 static int region_reopen(struct skvc_session *s, struct client_link *link,
 			 struct client_region *region)
 {
-	struct client_request request = region_request(region);
 	struct client_namespace *namespace = client_namespace_find(s, region->ns);
-	union client_answer answer;
-	bool broken;
-	int r;
+	const struct ctl_header *h = region->packet;
 
-	if (request.type == CTL_REGION_HOST) {
+	if (h->type == CTL_REGION_HOST) {
 		((struct ctl_region_host *)region->packet)->ns = namespace->handle;
 		((struct ctl_region_host *)region->packet)->arena = region->arena->handle;
-	} else if (request.type == CTL_REGION_GPU) {
+	} else if (h->type == CTL_REGION_GPU) {
 		((struct ctl_region_gpu *)region->packet)->ns = namespace->handle;
 	}
-	r = client_link_request(s, link, &request, &answer, &broken);
-	if (r < 0)
-		return r;
-	region->handle = answer.region.handle;
-	return 0;
+	return region_send(s, link, region, &region->handle);
 }
 
 /*
@@ -531,7 +531,7 @@ void client_memory_deinit(struct skvc_session *s)
 	}
 	for (uint32_t i = 0; i < s->regions_count; i++)
 		if (s->regions[i].used)
-			region_clear(&s->regions[i]);
+			client_region_clear(&s->regions[i]);
 	for (uint32_t i = 0; i < s->namespaces_count; i++)
 		free(s->namespaces[i].packet);
 	free(s->regions);

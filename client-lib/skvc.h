@@ -168,24 +168,69 @@ int skvc_register_host(struct skvc_session *session, uint32_t ns, struct skvc_ar
 
 enum skvc_gpu_memory { SKVC_GPU_IPC_HANDLE = 1, SKVC_GPU_POSIX_FD = 2 };
 
-struct skvc_gpu_export {
-	uint32_t type;		 /* enum skvc_gpu_memory */
-	int fd;			 /* SKVC_GPU_POSIX_FD: borrowed for the call */
-	uint8_t ipc_handle[64];	 /* SKVC_GPU_IPC_HANDLE: cudaIpcMemHandle_t */
-	uint8_t device_uuid[16]; /* never an ordinal: CUDA_VISIBLE_DEVICES differs per process */
-	uint64_t allocation_bytes;
-	uint64_t offset; /* of the tensor inside the allocation */
+/*
+ * One allocation of the engine's GPU memory, whole.  A legacy IPC handle names all of the allocation that
+ * a pointer lies in (of a caching allocator: the segment it cut the tensor from), never just the tensor:
+ * the tensor's distance from the allocation's start belongs into off (or offset).
+ */
+struct skvc_gpu_export {	   /* zero-initialise */
+	uint32_t type;		   /* enum skvc_gpu_memory */
+	int fd;			   /* SKVC_GPU_POSIX_FD: borrowed for the call */
+	uint8_t ipc_handle[64];	   /* SKVC_GPU_IPC_HANDLE: cudaIpcMemHandle_t */
+	uint8_t device_uuid[16];   /* never an ordinal: CUDA_VISIBLE_DEVICES differs per process */
+	uint64_t allocation_bytes; /* checked against what the driver says */
+	uint64_t offset; /* packed form only: of block 0 in the allocation, bytes; else 0 */
 };
 
-/* The engine's own GPU memory.  -EOPNOTSUPP when the daemon serves with the CPU device. */
+/* Where a segment lies, all in bytes.  Elements of one head are contiguous. */
+struct skvc_gpu_stride {
+	uint32_t memory;       /* index into memories[] */
+	uint32_t reserved;     /* 0 */
+	uint64_t off;	       /* of block 0, token 0, head 0 from the start of that allocation */
+	uint64_t block_stride; /* from a block to the next; and so on */
+	uint64_t token_stride;
+	uint64_t head_stride;
+};
+
+/*
+ * The engine's own GPU memory: memories[] are the allocations that the region's blocks lie in, strides[]
+ * says where, one per segment of the namespace; NULL is the packed form, in memories[0] from its offset.
+ *
+ * Layouts, for blocks of T tokens with H heads of D elements of E bytes, and N blocks; t is the tensor's
+ * distance from the start of its allocation, P = T * H * D * E one block of K or V of one layer:
+ *
+ *   tensor of a layer		off of K, off of V	block_stride	token_stride	head_stride
+ *   [2, N, T, H, D] (NHD)	t, t + N * P		P		H * D * E	D * E
+ *   [2, N, H, T, D] (HND)	t, t + N * P		P		D * E		T * D * E
+ *   [N, 2, T, H, D]		t, t + P		2 * P		H * D * E	D * E
+ *   [N, T, H, 2 * D] fused	t, t + D * E		2 * P		2 * H * D * E	2 * D * E
+ *   [N, L, 2, T, H, D], layer l of L, one tensor for all layers:
+ *				t + 2 * l * P, + P	2 * L * P	H * D * E	D * E
+ *   [N, T, 576] (MLA; one segment, H = 1, D = 576)
+ *				t			T * 576 * E	576 * E		576 * E
+ *
+ * The layout is checked, never guessed: every element of every block inside its allocation (-ERANGE),
+ * no two of them in one place, everything a multiple of the element (-EINVAL).
+ *
+ * The exporting process must keep the allocations until skvc_unregister() returned or the session ended.
+ * What becomes of one that is freed earlier, CUDA leaves undefined: the engine's own blocks may be wrong.
+ *
+ * -EOPNOTSUPP: the daemon serves no GPU; -ENODEV: it serves another one; -ERANGE; -EINVAL: also a handle
+ * that cannot be opened; -EDQUOT: more handles or segments than a session may have; -EPERM: scheduler role;
+ * -EIO: the GPU has failed; -ENOMEM.  skvc_last_error() has the daemon's line.
+ */
 int skvc_register_gpu(struct skvc_session *session, uint32_t ns,
-		      const struct skvc_gpu_export *memory, uint32_t blocks_count,
-		      const struct skvc_stride *strides, uint32_t *ret_region);
-/* An interprocess event for ready and completion ordering.  -EOPNOTSUPP as above. */
+		      const struct skvc_gpu_export *memories, uint32_t memories_count,
+		      uint32_t blocks_count, const struct skvc_gpu_stride *strides,
+		      uint32_t *ret_region);
+/*
+ * An interprocess event (cudaIpcEventHandle_t) of the same GPU: the ready_event of a store or load, the
+ * done_event of a load.  skvc_unregister() forgets it.  Errors as above.
+ */
 int skvc_register_gpu_event(struct skvc_session *session, const uint8_t ipc_event[64],
 			    uint32_t *ret_event);
 
-/* Blocks until no job uses the region; then the daemon has forgotten it.  -ESTALE: no such region. */
+/* Blocks until no job uses the region or event; then the daemon has forgotten it.  -ESTALE: no such. */
 int skvc_unregister(struct skvc_session *session, uint32_t region);
 
 /* ---- jobs ---- */
@@ -207,7 +252,10 @@ struct skvc_load { /* zero-initialise */
 	uint32_t count;
 	const uint32_t *blocks; /* block indices in the region, count of them */
 	uint32_t skip_tokens;	/* of the first block, leave these leading tokens untouched */
-	uint32_t ready_event; /* GPU: wait for it before writing; 0 = none; else -EOPNOTSUPP now */
+	uint32_t ready_event;	/* GPU: waited for before anything is written; 0: none */
+	/* GPU: recorded by the daemon when all that the load writes is in place, before its DONE; 0: none.  A
+	 * load that ends early may leave it unrecorded: its DONE says so. */
+	uint32_t done_event;
 	/* (count + 63) / 64 words, or NULL; bit i = block i is exact.  Zeroed by the call, written when
 	 * the job completes; must stay valid until then. */
 	uint64_t *ret_bitmap;
@@ -224,14 +272,14 @@ struct skvc_store { /* zero-initialise */
 	const struct skvc_key *parent; /* of keys[0], or NULL at the start of a sequence */
 	const uint32_t *tokens;	       /* or NULL */
 	const uint32_t *blocks;
-	uint32_t ready_event;
+	uint32_t ready_event; /* GPU: waited for before anything is read; 0: none */
 	uint64_t *ret_bitmap; /* or NULL; bit i = block i was taken (or was there already) */
 };
 
 /* Each fills *ret_job and returns 0, or: -EAGAIN (ring, job table or argument area full: take
  * completions, then repeat), -EINVAL, -E2BIG (count, token ids, or more than the argument area holds),
- * -ESTALE (region), -EOPNOTSUPP (ready_event), -EPIPE (daemon gone), -EOWNERDEAD (after fork).  Keys,
- * blocks and tokens are copied by the call. */
+ * -ESTALE (region or event), -EPIPE (daemon gone), -EOWNERDEAD (after fork).  Keys, blocks and tokens are
+ * copied by the call.  Events need a region of GPU memory (-EINVAL). */
 int skvc_lookup(struct skvc_session *session, const struct skvc_lookup *args, uint64_t *ret_job);
 int skvc_load(struct skvc_session *session, const struct skvc_load *args, uint64_t *ret_job);
 int skvc_store(struct skvc_session *session, const struct skvc_store *args, uint64_t *ret_job);
@@ -272,7 +320,8 @@ int skvc_poll(struct skvc_session *session, struct skvc_completion *ret, unsigne
  * with skvc_result().  Returns 0, -ETIME (not all done; nothing was cancelled), -ESTALE (unknown
  * handle: its DONE was taken before), -EPIPE (the daemon went before all were done; all are done now,
  * some with -EPIPE).  Jobs' own outcomes are in their completions.
- * After it returns 0, no DMA, kernel or thread of the daemon touches the pages of these jobs.
+ * After it returns 0, no DMA, kernel or thread of the daemon touches the pages of these jobs, in host
+ * memory or in the GPU's.
  */
 int skvc_wait(struct skvc_session *session, const uint64_t *jobs, unsigned count,
 	      uint64_t timeout_ns);

@@ -136,6 +136,8 @@ int client_submit(struct skvc_session *s, const struct client_op *op, uint64_t *
 	job = client_job_new(s, sqe.opcode, op->internal);
 	job->count = sqe.count;
 	job->region = op->region;
+	job->ready_event = op->ready_event;
+	job->done_event = op->done_event;
 	job->args_off = off;
 	job->args_bytes = total_bytes;
 	job->ret_bitmap = op->ret_bitmap;
@@ -259,10 +261,37 @@ static int check_blocks(struct skvc_session *s, uint32_t region_handle, const ui
 	return 0;
 }
 
-static int check_event(struct skvc_session *s, uint32_t ready_event)
+static int find_event(struct skvc_session *s, const struct client_region *region, uint32_t event,
+		      uint32_t *ret_handle)
 {
-	/* Protocol 1.0 has no place for it; a daemon that could use one would speak a later minor. */
-	return ready_event ? client_error(s, -EOPNOTSUPP, "the daemon knows no GPU events") : 0;
+	const struct client_region *entry = client_region_find(s, event);
+
+	if (!event)
+		return 0;
+	if (!entry || entry->ns)
+		return client_error(s, -ESTALE, "no event 0x%x", event);
+	if (region->arena)
+		return client_error(s, -EINVAL, "an event, but the region is no GPU memory");
+	*ret_handle = entry->handle;
+	return client_gpu_known(s);
+}
+
+/* Into op: the caller's handles to remember, the daemon's to send. */
+static int take_events(struct skvc_session *s, const struct client_region *region,
+		       uint32_t ready_event, uint32_t done_event, struct client_op *op)
+{
+	uint32_t ready = 0, done = 0;
+	int r;
+
+	r = find_event(s, region, ready_event, &ready);
+	if (!r)
+		r = find_event(s, region, done_event, &done);
+	if (r < 0)
+		return r;
+	op->ready_event = ready_event;
+	op->done_event = done_event;
+	op->sqe.arg = skvc_abi_events(ready, done);
+	return 0;
 }
 
 /* ---- the operations ---- */
@@ -322,7 +351,7 @@ int client_submit_load(struct skvc_session *s, const struct skvc_load *args, boo
 	r = check_blocks(s, args->region, args->blocks, args->count, &region);
 	if (r < 0)
 		return r;
-	r = check_event(s, args->ready_event);
+	r = take_events(s, region, args->ready_event, args->done_event, &op);
 	if (r < 0)
 		return r;
 	namespace = client_namespace_find(s, region->ns);
@@ -368,7 +397,7 @@ int client_submit_store(struct skvc_session *s, const struct skvc_store *args, b
 	if (region->ns != args->ns)
 		return client_error(s, -EINVAL, "region 0x%x belongs to namespace %u", args->region,
 				    region->ns);
-	r = check_event(s, args->ready_event);
+	r = take_events(s, region, args->ready_event, 0, &op);
 	if (r < 0)
 		return r;
 	op.sqe.opcode = SKVC_ABI_OP_STORE;

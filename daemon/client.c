@@ -55,6 +55,7 @@ int client_host_init(struct client_host *host, const struct config *config, stru
 	host->lane = lane;
 	host->registry = registry;
 	host->stats = stats;
+	host->gpu = lane_gpu(lane);
 	host->late_max = 2 * config->sessions_max;
 	host->by_slot = calloc(config->sessions_max, sizeof(struct client *));
 	host->packet = malloc(CTL_MSG_BYTES_MAX);
@@ -146,10 +147,10 @@ static void release(struct client *c)
 	client_request_drop(c);
 	for (unsigned i = 1; i <= SESSION_REGIONS_MAX; i++)
 		if (c->regions[i]) {
-			device_region_deinit(&c->regions[i]->dev);
-			free(c->regions[i]);
+			client_region_delete(c, c->regions[i]);
 			c->regions[i] = NULL;
 		}
+	assert(!c->memories_count && !c->strides_count);
 	for (unsigned i = 1; i <= SESSION_ARENAS_MAX; i++) {
 		host->arenas_bytes -= c->arena[i].bytes;
 		arena_deinit(&c->arena[i]);
@@ -432,7 +433,14 @@ static void count_request(struct client *c)
 		c->deadline_ns = c->window_ns + CLOCK_NS_PER_S;
 }
 
-static void packet(struct client *c, size_t bytes, unsigned fds_count)
+/* An exported allocation comes with one descriptor, everything else with none. */
+static unsigned fds_wanted(const struct ctl_header *h)
+{
+	return h->type == CTL_MEMORY_GPU &&
+	       ((const struct ctl_memory_gpu *)h)->memory_type == CTL_MEMORY_POSIX_FD;
+}
+
+static void packet(struct client *c, size_t bytes, const int *fds, unsigned fds_count)
 {
 	const struct ctl_header *h = (const struct ctl_header *)c->host->packet;
 	char text[CTL_TEXT_BYTES];
@@ -445,9 +453,9 @@ static void packet(struct client *c, size_t bytes, unsigned fds_count)
 		fail(c, r, reason, "%s", text);
 		return;
 	}
-	if (fds_count && h->type != CTL_REGION_GPU) {
-		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE,
-		     "%u file descriptors where none belong", fds_count);
+	if (fds_count != fds_wanted(h)) {
+		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE, "%u file descriptors where %u belong",
+		     fds_count, fds_wanted(h));
 		return;
 	}
 	if ((c->state == CLIENT_HELLO) != (h->type == CTL_HELLO)) {
@@ -467,7 +475,7 @@ static void packet(struct client *c, size_t bytes, unsigned fds_count)
 		c->end_sent = true;
 	} else {
 		count_request(c);
-		client_request(c, h);
+		client_request(c, h, fds_count ? fds[0] : -1);
 	}
 }
 
@@ -481,9 +489,6 @@ void client_input(struct client *c)
 		return;
 	r = fdpass_recv(c->sock, c->host->packet, CTL_MSG_BYTES_MAX, fds, CTL_FDS_MAX, &fds_count,
 			MSG_DONTWAIT);
-	/* The CPU device wants no fd from anybody. */
-	for (unsigned i = 0; r >= 0 && i < fds_count; i++)
-		(void)close(fds[i]);
 	if (r == -EAGAIN)
 		return;
 	if (r == -EMSGSIZE || r == -EPROTO) {
@@ -496,7 +501,10 @@ void client_input(struct client *c)
 	if (r <= 0)
 		client_gone(c);
 	else
-		packet(c, (size_t)r, fds_count);
+		packet(c, (size_t)r, fds, fds_count);
+	/* Whoever keeps what a descriptor names has it opened by now, in its own way. */
+	for (unsigned i = 0; r > 0 && i < fds_count; i++)
+		(void)close(fds[i]);
 }
 
 void client_deadline(struct client *c)

@@ -30,7 +30,7 @@
 #include "ipc/ctl_msg.h"
 
 #define CLIENT_HELLO_NS 5000000000ull /* a connection must say hello in this time */
-#define CLIENT_REQUESTS_PER_S 256u    /* more wait in the client's own socket */
+#define CLIENT_REQUESTS_PER_S 512u    /* more wait in the client's own socket */
 
 enum client_state {
 	CLIENT_HELLO,
@@ -52,7 +52,8 @@ struct client_host {
 	struct lane *lane;	     /* borrowed */
 	struct registry *registry;   /* borrowed */
 	struct stats *stats;	     /* borrowed: the control thread's own counters */
-	struct client **by_slot;     /* owned, [config->sessions_max]; NULL: free */
+	struct device *gpu; /* borrowed, lane_gpu(): only its import calls and dead(); or NULL */
+	struct client **by_slot; /* owned, [config->sessions_max]; NULL: free */
 	uint32_t sessions_count;
 	uint32_t sessions_made; /* ids go on from here */
 	uint64_t arenas_bytes;	/* of all sessions */
@@ -60,6 +61,14 @@ struct client_host {
 	/* Mail that did not fit the lane's box; at most two letters a session are ever on their way. */
 	struct mail *late; /* owned, [late_max] */
 	uint32_t late_count, late_max;
+};
+
+/* An allocation of the client's GPU memory, opened by the device. */
+struct client_memory {
+	struct device_memory *memory; /* owned */
+	void *base;		      /* an address of the device */
+	uint64_t bytes;
+	uint32_t holds; /* its own handle, and regions that lie in it; closed at 0 */
 };
 
 struct client {
@@ -78,7 +87,7 @@ struct client {
 	uint32_t seq;
 	uint16_t type;
 	uint32_t handle;       /* that it is about, or will make */
-	struct region *region; /* REGION_HOST: owned until the lane has it */
+	struct region *region; /* a new region or event: owned until the lane has it */
 	/* what it has; handles start at 1 */
 	struct session session; /* the lane's from SESSION_ADD to SESSION_GONE */
 	int segment_fd;		/* owned until WELCOME was sent */
@@ -86,6 +95,8 @@ struct client {
 	struct region *regions[SESSION_REGIONS_MAX + 1]; /* owned */
 	struct namespace *ns[SESSION_NS_MAX + 1];	 /* borrowed */
 	uint64_t arenas_bytes;
+	uint32_t memories_count; /* GPU allocations that are open */
+	uint32_t strides_count;	 /* of all regions */
 	/* control.c's */
 	void *loop; /* borrowed: whose loop it is in */
 	struct sd_event_source *sock_source, *pidfd_source, *timer_source;
@@ -124,9 +135,25 @@ void client_refuse(struct client *c, int res, uint16_t reason, const char *forma
 void client_ask(struct client *c, enum lane_mail type, void *object,
 		uint32_t handle); /* -> ASKING */
 
-/* client_request.c: one request of an open session; a copy that was checked. */
-void client_request(struct client *c, const void *packet);
+/* client_request.c: one request of an open session; a copy that was checked.  fd: borrowed, or -1. */
+void client_request(struct client *c, const void *packet, int fd);
 void client_request_done(struct client *c, const struct mail *mail); /* the lane's answer to it */
 void client_request_drop(struct client *c); /* forget the request at hand */
+/* A free handle, or 0 after a refusal; room: also for a region's strides. */
+uint32_t client_region_slot(struct client *c);
+uint32_t client_region_room(struct client *c, uint32_t strides_count);
+/* The lane does not know it (any more): undo what was made of it, and free it. */
+void client_region_delete(struct client *c, struct region *region);
+/* [block][segment][token][head][element], as a canonical block lies. */
+void client_packed_strides(const struct codec_geometry *g, struct codec_stride *ret_strides,
+			   uint64_t *ret_block_strides);
+
+/* client_gpu.c: the same for what lies on the GPU.  Each answers, or asks the lane. */
+void client_gpu_memory(struct client *c, const struct ctl_memory_gpu *m, int fd);
+void client_gpu_region(struct client *c, const struct ctl_region_gpu *m);
+void client_gpu_event(struct client *c, const struct ctl_event_gpu *m);
+/* false: the handle is no allocation's.  Else its own hold is dropped and the client has its answer. */
+bool client_gpu_memory_free(struct client *c, uint32_t handle);
+void client_gpu_close(struct client *c, struct region *region); /* of client_region_delete() */
 
 #endif

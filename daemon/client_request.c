@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * client_request.c - what a client may ask for once it is connected: namespaces, arenas, regions.  Control
- * thread.  The packet's shape was checked (ctl_msg.h); here is what it means, and every refusal says
+ * client_request.c - what a client may ask for once it is connected: namespaces, arenas, regions (those on
+ * the GPU are in client_gpu.c).  Control thread.  The packet's shape was checked (ctl_msg.h); here is what it means, and every refusal says
  * what to do about it.  Requests that the lane must know of are answered when its mail comes back.
  */
 #include <assert.h>
@@ -226,17 +226,17 @@ static void arena_free(struct client *c, uint32_t handle)
 static struct codec_stride strides[CTL_SEGMENTS_MAX];
 static uint64_t block_strides[CTL_SEGMENTS_MAX];
 
-/* [block][segment][token][head][element], as a canonical block lies. */
-static void packed_strides(const struct codec_geometry *g)
+void client_packed_strides(const struct codec_geometry *g, struct codec_stride *ret_strides,
+			   uint64_t *ret_block_strides)
 {
 	for (uint32_t i = 0; i < g->segments_count; i++) {
 		uint64_t head = (uint64_t)g->segments[i].head_dim *
 				codec_dtype_bytes(g->segments[i].dtype);
 
-		strides[i].off = g->segment_off[i];
-		strides[i].head_stride = head;
-		strides[i].token_stride = head * g->segments[i].heads;
-		block_strides[i] = g->raw_bytes;
+		ret_strides[i].off = g->segment_off[i];
+		ret_strides[i].head_stride = head;
+		ret_strides[i].token_stride = head * g->segments[i].heads;
+		ret_block_strides[i] = g->raw_bytes;
 	}
 }
 
@@ -283,25 +283,45 @@ static int region_allowed(struct client *c, const struct ctl_region_host *m)
 	return 0;
 }
 
+uint32_t client_region_slot(struct client *c)
+{
+	uint32_t handle = 1;
+
+	while (handle <= SESSION_REGIONS_MAX && c->regions[handle])
+		handle++;
+	if (handle <= SESSION_REGIONS_MAX)
+		return handle;
+	client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT),
+		      "a session has at most %u regions, allocations and events; free some",
+		      SESSION_REGIONS_MAX);
+	return 0;
+}
+
+uint32_t client_region_room(struct client *c, uint32_t strides_count)
+{
+	if (strides_count <= SESSION_STRIDES_MAX - c->strides_count)
+		return client_region_slot(c);
+	client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT),
+		      "the regions of a session have at most %u segments in all; free some",
+		      SESSION_STRIDES_MAX);
+	return 0;
+}
+
 static void region_host(struct client *c, const struct ctl_region_host *m)
 {
 	struct arena *a;
 	struct region *region;
 	struct namespace *ns;
-	uint32_t handle = 1;
+	uint32_t handle;
 	int r;
 
 	if (region_allowed(c, m) < 0)
 		return;
 	ns = c->ns[m->ns];
 	a = &c->arena[m->arena];
-	while (handle <= SESSION_REGIONS_MAX && c->regions[handle])
-		handle++;
-	if (handle > SESSION_REGIONS_MAX) {
-		client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT),
-			      "a session has at most %u regions; free some", SESSION_REGIONS_MAX);
+	handle = client_region_room(c, ns->geom.segments_count);
+	if (!handle)
 		return;
-	}
 	region = calloc(1, sizeof(*region));
 	if (!region) {
 		client_refuse(c, -ENOMEM, REASON(MEMORY_LIMIT), "no memory for a region");
@@ -310,7 +330,7 @@ static void region_host(struct client *c, const struct ctl_region_host *m)
 	if (m->strides_count)
 		given_strides(m);
 	else
-		packed_strides(&ns->geom);
+		client_packed_strides(&ns->geom, strides, block_strides);
 	r = device_region_init(&region->dev, &ns->geom, a->base + m->offset, a->bytes - m->offset,
 			       m->blocks_count, strides, block_strides);
 	if (r < 0) {
@@ -326,14 +346,22 @@ static void region_host(struct client *c, const struct ctl_region_host *m)
 	region->ns = ns;
 	region->arena = m->arena;
 	a->regions_count++;
+	c->strides_count += ns->geom.segments_count;
 	c->region = region;
 	client_ask(c, LANE_REGION_ADD, region, handle);
 }
 
-static void region_delete(struct client *c, struct region *region)
+void client_region_delete(struct client *c, struct region *region)
 {
-	assert(c->arena[region->arena].regions_count);
-	c->arena[region->arena].regions_count--;
+	if (region->arena) {
+		assert(c->arena[region->arena].regions_count);
+		c->arena[region->arena].regions_count--;
+	}
+	if (region->ns) {
+		assert(c->strides_count >= region->ns->geom.segments_count);
+		c->strides_count -= region->ns->geom.segments_count;
+	}
+	client_gpu_close(c, region);
 	device_region_deinit(&region->dev);
 	free(region);
 }
@@ -345,12 +373,14 @@ static void region_free(struct client *c, uint32_t handle)
 			      handle);
 		return;
 	}
+	if (client_gpu_memory_free(c, handle))
+		return;
 	client_ask(c, LANE_REGION_END, c->regions[handle], handle);
 }
 
 /* ---- in and out ---- */
 
-void client_request(struct client *c, const void *packet)
+void client_request(struct client *c, const void *packet, int fd)
 {
 	switch (c->type) {
 	case CTL_NS_OPEN:
@@ -368,11 +398,14 @@ void client_request(struct client *c, const void *packet)
 	case CTL_REGION_FREE:
 		region_free(c, ((const struct ctl_free *)packet)->handle);
 		break;
+	case CTL_MEMORY_GPU:
+		client_gpu_memory(c, packet, fd);
+		break;
 	case CTL_REGION_GPU:
+		client_gpu_region(c, packet);
+		break;
 	case CTL_EVENT_GPU:
-		client_refuse(c, -EOPNOTSUPP, REASON(NONE),
-			      "this daemon serves with the CPU device; register host "
-			      "memory instead");
+		client_gpu_event(c, packet);
 		break;
 	default:
 		assert(0 && "ctl_msg_check_request knows a request that this does not");
@@ -398,7 +431,7 @@ void client_request_done(struct client *c, const struct mail *mail)
 	case LANE_REGION_ADD:
 		assert(mail->object == c->region);
 		if (mail->res < 0) {
-			region_delete(c, c->region);
+			client_region_delete(c, c->region);
 		} else {
 			c->regions[handle] = c->region;
 			region.handle = handle;
@@ -408,7 +441,7 @@ void client_request_done(struct client *c, const struct mail *mail)
 		c->region = NULL;
 		break;
 	case LANE_REGION_END:
-		region_delete(c, c->regions[handle]);
+		client_region_delete(c, c->regions[handle]);
 		c->regions[handle] = NULL;
 		if (listens)
 			client_answer(c, CTL_OK, &ok, sizeof(ok), NULL, 0);
@@ -425,6 +458,6 @@ void client_request_drop(struct client *c)
 {
 	if (!c->region)
 		return;
-	region_delete(c, c->region);
+	client_region_delete(c, c->region);
 	c->region = NULL;
 }

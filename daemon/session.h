@@ -22,7 +22,9 @@
 #include "ipc/ring.h"
 
 #define SESSION_NS_MAX 16u
-#define SESSION_REGIONS_MAX 64u
+#define SESSION_REGIONS_MAX 1024u /* regions, GPU allocations and events share the numbers */
+#define SESSION_STRIDES_MAX \
+	65536u /* of all regions of a session: bounds their descriptions to 2 MiB */
 #define SESSION_ARENAS_MAX 64u
 #define NS_PROFILES_MAX 8u
 
@@ -60,19 +62,24 @@ struct namespace
 	_Atomic uint64_t profile_bits_milli; /* expected bits per scalar * 1000 */
 };
 
+struct client_memory; /* control's */
+
 /*
  * What a region handle names: engine pages in host memory (an arena), engine pages in GPU memory, an engine's
- * GPU allocation by itself, or an event.  Only the first two have a namespace and take jobs.
+ * GPU allocation by itself, or an event.  Only the first two have a namespace and take jobs; the lane
+ * never sees an allocation.
  */
 struct region {
 	struct device_region dev; /* built by control, immutable; pages only */
 	struct namespace *ns;	  /* borrowed; NULL: an allocation or an event */
 	struct device *device; /* borrowed: who can touch it; NULL: host memory, the CPU device */
-	struct device_memory *memory; /* an allocation: owned, control's */
-	struct device_event *event;   /* an event: owned by control, used by the lane */
-	uint32_t arena;		      /* control's: index of the arena it lies in; 0: none */
-	uint32_t users;		      /* lane only: jobs that touch it */
-	uint8_t closing;	      /* lane only: REGION_END came; answered when users is 0 */
+	struct device_event *event; /* an event: owned by control, used by the lane */
+	/* control's: the GPU allocations that it holds open; array owned, at most one a segment */
+	struct client_memory **memories;
+	uint32_t memories_count;
+	uint32_t arena;	 /* control's: index of the arena it lies in; 0: none */
+	uint32_t users;	 /* lane only: jobs that touch it */
+	uint8_t closing; /* lane only: REGION_END came; answered when users is 0 */
 };
 
 enum session_state { SESSION_OPEN, SESSION_DRAINING, SESSION_GONE };

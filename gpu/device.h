@@ -127,7 +127,7 @@ struct device_ops {
 	void (*host_unregister)(struct device *d, void *base, uint64_t bytes);
 	/* Device memory for the GPU pool; given back by free().  -ENOMEM. */
 	int (*pool_memory)(struct device *d, uint64_t bytes, void **ret_base);
-	/* 0, or the sticky errno after which the device does nothing any more. */
+	/* 0, or the sticky errno after which the device does nothing any more.  From any thread. */
 	int (*dead)(struct device *d);
 };
 
@@ -194,6 +194,23 @@ struct device { /* first member of every implementation */
 int device_region_init(struct device_region *r, const struct codec_geometry *geom, void *base,
 		       uint64_t bytes, uint32_t blocks_count, const struct codec_stride *stride,
 		       const uint64_t *block_stride);
+
+struct device_part { /* an allocation that segments of a region lie in */
+	void *base;  /* as memory_open gave it */
+	uint64_t bytes;
+};
+
+/*
+ * The same for a region whose segments lie in one or more allocations of one device: segment i in
+ * parts[segment_part[i]], with its off counted from there, and checked against that allocation alone.
+ * The region's base is the lowest allocation's address, and its offs are counted from that.  Overlap is
+ * looked for by address, so that an allocation named twice hides none (one that the device maps at two
+ * addresses does, to the cost of its owner's own bytes).  parts_count > 0; parts may be in any order.
+ */
+int device_region_init_parts(struct device_region *r, const struct codec_geometry *geom,
+			     const struct device_part *parts, uint32_t parts_count,
+			     const uint32_t *segment_part, uint32_t blocks_count,
+			     const struct codec_stride *stride, const uint64_t *block_stride);
 void device_region_deinit(struct device_region *r);
 
 /* workers: 1..64 threads.  wake_fd: an eventfd, borrowed, written (8 bytes) when armed.  spin_ns: how long

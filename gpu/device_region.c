@@ -21,7 +21,8 @@ struct axis {
 	uint64_t stride; /* bytes */
 };
 
-/* A segment over all its blocks: runs of item_bytes, repeated along the axes, smallest stride first. */
+/* A segment over all its blocks: runs of item_bytes, repeated along the axes, smallest stride first.
+ * off counts from the region's base. */
 struct lattice {
 	uint64_t off;
 	uint64_t item_bytes;
@@ -62,18 +63,20 @@ static int span_repeat(uint64_t span_bytes, const struct axis *axes, unsigned ax
 	return 0;
 }
 
-static int lattice_init(struct lattice *l, const struct device_region *r, uint32_t segment)
+/* part: where the segment's allocation begins, and its bytes, counted from the region's base. */
+static int lattice_init(struct lattice *l, const struct device_region *r, uint32_t segment,
+			uint64_t part_off, uint64_t part_bytes)
 {
 	const struct codec_segment *seg = &r->geom->segments[segment];
 	const struct codec_stride *s = &r->stride[segment];
 	uint64_t element = codec_dtype_bytes(seg->dtype), span, end;
 	int res;
 
-	*l = (struct lattice){ .off = s->off, .item_bytes = seg->head_dim * element };
+	*l = (struct lattice){ .item_bytes = seg->head_dim * element };
 	lattice_add(l, r->blocks_count, r->block_stride[segment]);
 	lattice_add(l, r->geom->block_tokens, s->token_stride);
 	lattice_add(l, seg->heads, s->head_stride);
-	if (s->off % element != 0)
+	if (s->off % element != 0 || part_off % element != 0)
 		return -EINVAL;
 	for (unsigned i = 0; i < l->axes_count; i++)
 		if (l->axes[i].stride % element != 0)
@@ -81,8 +84,10 @@ static int lattice_init(struct lattice *l, const struct device_region *r, uint32
 	res = span_repeat(l->item_bytes, l->axes, l->axes_count, &span);
 	if (res < 0)
 		return res;
-	if (__builtin_add_overflow(s->off, span, &end) || end > r->bytes)
+	if (__builtin_add_overflow(s->off, span, &end) || end > part_bytes)
 		return -ERANGE;
+	/* The allocation ends inside the region, so this cannot wrap. */
+	l->off = part_off + s->off;
 	return 0;
 }
 
@@ -90,7 +95,7 @@ static int lattice_init(struct lattice *l, const struct device_region *r, uint32
  * Two segments are apart when, inside some common set of outer axes, the one's bytes end before the
  * other's begin, and the outer axes keep the pair as a whole from meeting its own copies.  No outer
  * axis: they lie in different parts of the allocation; all of them: they alternate head by head.
- * Neither span can overflow: both lattices lie inside the allocation.
+ * Neither span can overflow: each lattice lies inside its allocation.
  */
 static bool lattices_apart(const struct lattice *a, const struct lattice *b)
 {
@@ -124,31 +129,58 @@ static int lattices_check(const struct lattice *l, uint32_t count)
 	return 0;
 }
 
-int device_region_init(struct device_region *r, const struct codec_geometry *geom, void *base,
-		       uint64_t bytes, uint32_t blocks_count, const struct codec_stride *stride,
-		       const uint64_t *block_stride)
+/* What the allocations span together.  -EINVAL: one that is nothing; -ERANGE: beyond the address space. */
+static int parts_span(const struct device_part *parts, uint32_t parts_count, uint8_t **ret_base,
+		      uint64_t *ret_bytes)
+{
+	const struct device_part *low = &parts[0];
+	uintptr_t end_max = 0;
+
+	for (uint32_t i = 0; i < parts_count; i++) {
+		uintptr_t end;
+
+		if (!parts[i].base || parts[i].bytes == 0)
+			return -EINVAL;
+		if (__builtin_add_overflow((uintptr_t)parts[i].base, parts[i].bytes, &end))
+			return -ERANGE;
+		if (end > end_max)
+			end_max = end;
+		if ((uintptr_t)parts[i].base < (uintptr_t)low->base)
+			low = &parts[i];
+	}
+	*ret_base = low->base;
+	*ret_bytes = end_max - (uintptr_t)low->base;
+	return 0;
+}
+
+int device_region_init_parts(struct device_region *r, const struct codec_geometry *geom,
+			     const struct device_part *parts, uint32_t parts_count,
+			     const uint32_t *segment_part, uint32_t blocks_count,
+			     const struct codec_stride *stride, const uint64_t *block_stride)
 {
 	uint32_t n = geom->segments_count;
+	struct device_region t = { .geom = geom, .blocks_count = blocks_count };
 	struct lattice *lattices;
-	struct device_region t = {
-		.geom = geom,
-		.base = base,
-		.bytes = bytes,
-		.blocks_count = blocks_count,
-	};
-	int res = 0;
+	int res;
 
-	if (blocks_count == 0 || bytes == 0 || !base)
+	if (blocks_count == 0)
 		return -EINVAL;
+	res = parts_span(parts, parts_count, &t.base, &t.bytes);
+	if (res < 0)
+		return res;
 	lattices = calloc(n, sizeof(*lattices));
 	t.stride = malloc(n * sizeof(*t.stride));
 	t.block_stride = malloc(n * sizeof(*t.block_stride));
 	if (!lattices || !t.stride || !t.block_stride)
 		res = -ENOMEM;
 	for (uint32_t i = 0; i < n && res == 0; i++) {
+		const struct device_part *part = &parts[segment_part[i]];
+		uint64_t part_off = (uintptr_t)part->base - (uintptr_t)t.base;
+
 		t.stride[i] = stride[i];
 		t.block_stride[i] = block_stride[i];
-		res = lattice_init(&lattices[i], &t, i);
+		res = lattice_init(&lattices[i], &t, i, part_off, part->bytes);
+		t.stride[i].off = lattices[i].off;
 	}
 	if (res == 0)
 		res = lattices_check(lattices, n);
@@ -159,6 +191,17 @@ int device_region_init(struct device_region *r, const struct codec_geometry *geo
 	}
 	*r = t;
 	return 0;
+}
+
+int device_region_init(struct device_region *r, const struct codec_geometry *geom, void *base,
+		       uint64_t bytes, uint32_t blocks_count, const struct codec_stride *stride,
+		       const uint64_t *block_stride)
+{
+	static const uint32_t all_in_one[CODEC_SEGMENTS_MAX];
+	const struct device_part part = { .base = base, .bytes = bytes };
+
+	return device_region_init_parts(r, geom, &part, 1, all_in_one, blocks_count, stride,
+					block_stride);
 }
 
 void device_region_deinit(struct device_region *r)

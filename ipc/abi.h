@@ -18,7 +18,7 @@
 
 #define SKVC_ABI_MAGIC 0x43564b53u /* "SKVC" */
 #define SKVC_ABI_MAJOR 1u	   /* layout: must be equal on both sides */
-#define SKVC_ABI_MINOR 0u	   /* additions only */
+#define SKVC_ABI_MINOR 1u	   /* additions only; 1: GPU memory and events */
 
 #define SKVC_ABI_KEY_BYTES 32u
 #define SKVC_ABI_KEY_BYTES_MIN 16u
@@ -152,7 +152,8 @@ struct skvc_abi_sqe {
 	uint32_t skip_tokens; /* LOAD: leading tokens of the first block to leave alone */
 	uint32_t result_rel;  /* multiple of 8 */
 	uint32_t result_bytes;
-	uint64_t arg; /* LOOKUP: lease ttl_ns; PIN: ttl_ns; ABORT: user_data */
+	/* LOOKUP: lease ttl_ns; PIN: ttl_ns; ABORT: user_data; LOAD, STORE: skvc_abi_events() */
+	uint64_t arg;
 };
 
 /* ---- completion ---- */
@@ -221,7 +222,12 @@ struct skvc_abi_cqe {
 	X(TOO_LARGE, "too-large", "one block does not fit the pool's largest class")             \
 	X(ROLE, "role", "a scheduler session has no memory to load or store")                    \
 	X(DAEMON_GONE, "daemon-gone",                                                            \
-	  "the daemon died or hung up; said by the library, never by it")
+	  "the daemon died or hung up; said by the library, never by it")                        \
+	X(DEVICE_GONE, "device-gone",                                                            \
+	  "the GPU has failed; GPU memory is not served until the daemon is restarted")          \
+	X(BAD_EVENT, "bad-event", "no such event handle in this session")                        \
+	X(BAD_LAYOUT, "bad-layout", "the layout does not fit the allocation")                    \
+	X(BAD_MEMORY, "bad-memory", "the GPU memory or event could not be opened")
 
 enum skvc_abi_reason {
 #define SKVC_ABI_REASON_ENUM(name, word, text) SKVC_ABI_REASON_##name,
@@ -246,6 +252,36 @@ struct skvc_abi_stride { /* one per segment of a region */
 	uint64_t token_stride;
 	uint64_t head_stride;
 };
+
+/* One per segment of a region in GPU memory.  Segments may lie in different allocations. */
+struct skvc_abi_gpu_stride {
+	uint32_t memory; /* handle of the allocation */
+	uint32_t reserved;
+	uint64_t off; /* from the start of the allocation */
+	uint64_t block_stride;
+	uint64_t token_stride;
+	uint64_t head_stride;
+};
+
+/*
+ * The events of a LOAD or STORE, as they lie in its arg: {done:32, ready:32}, handles of EVENT_GPU, 0: none.
+ * ready: the pages may be touched after it.  done, LOAD only: recorded when all that the load writes is in
+ * place, before its DONE is published.
+ */
+static inline uint64_t skvc_abi_events(uint32_t ready, uint32_t done)
+{
+	return (uint64_t)done << 32 | ready;
+}
+
+static inline uint32_t skvc_abi_ready_event(uint64_t arg)
+{
+	return (uint32_t)arg;
+}
+
+static inline uint32_t skvc_abi_done_event(uint64_t arg)
+{
+	return (uint32_t)(arg >> 32);
+}
 
 /* ---- handles: {generation:32, index:32}; 0 is no handle ---- */
 
@@ -287,6 +323,7 @@ _Static_assert(offsetof(struct skvc_abi_sqe, arg) == 56, "submission entry");
 _Static_assert(sizeof(struct skvc_abi_cqe) == 64, "completion entry");
 _Static_assert(sizeof(struct skvc_abi_segment) == 8, "segment");
 _Static_assert(sizeof(struct skvc_abi_stride) == 32, "stride");
+_Static_assert(sizeof(struct skvc_abi_gpu_stride) == 40, "stride in GPU memory");
 #endif
 
 #endif

@@ -227,15 +227,14 @@ static bool check_free(struct fault *f, const char *what, const void *packet, si
 }
 
 static bool check_region(struct fault *f, const char *what, size_t packet_bytes, size_t fixed_bytes,
-			 uint32_t blocks_count, uint32_t strides_count)
+			 size_t stride_bytes, uint32_t blocks_count, uint32_t strides_count)
 {
 	if (strides_count > CTL_SEGMENTS_MAX)
 		return FAULT(f, "%s: strides_count %u is above %u", what, strides_count,
 			     CTL_SEGMENTS_MAX);
 	if (!blocks_count)
 		return FAULT(f, "%s: a region of 0 blocks", what);
-	return length_is(f, what, packet_bytes,
-			 fixed_bytes + strides_count * sizeof(struct skvc_abi_stride));
+	return length_is(f, what, packet_bytes, fixed_bytes + strides_count * stride_bytes);
 }
 
 static bool check_region_host(struct fault *f, const void *packet, size_t packet_bytes)
@@ -247,8 +246,28 @@ static bool check_region_host(struct fault *f, const void *packet, size_t packet
 	memcpy(&m, packet, sizeof(m));
 	if (!m.ns || !m.arena)
 		return FAULT(f, "REGION_HOST: handle 0 is no handle");
-	return check_region(f, "REGION_HOST", packet_bytes, sizeof(m), m.blocks_count,
-			    m.strides_count);
+	return check_region(f, "REGION_HOST", packet_bytes, sizeof(m), sizeof(m.strides[0]),
+			    m.blocks_count, m.strides_count);
+}
+
+static bool check_memory_gpu(struct fault *f, const void *packet, size_t packet_bytes)
+{
+	struct ctl_memory_gpu m;
+
+	if (!length_is(f, "MEMORY_GPU", packet_bytes, sizeof(m)))
+		return false;
+	memcpy(&m, packet, sizeof(m));
+	if (m.memory_type != CTL_MEMORY_IPC_HANDLE && m.memory_type != CTL_MEMORY_POSIX_FD)
+		return FAULT(f, "MEMORY_GPU: memory_type %u is neither 1 (IPC handle) nor 2 (fd)",
+			     m.memory_type);
+	if (m.reserved)
+		return FAULT(f, "MEMORY_GPU: a reserved field is not zero");
+	if (!m.allocation_bytes || m.allocation_bytes > INT64_MAX)
+		return FAULT(f, "MEMORY_GPU: an allocation of %llu bytes cannot be",
+			     (unsigned long long)m.allocation_bytes);
+	if (m.memory_type == CTL_MEMORY_POSIX_FD && !all_zero(m.ipc_handle, sizeof(m.ipc_handle)))
+		return FAULT(f, "MEMORY_GPU: ipc_handle is set although memory_type is 2 (fd)");
+	return true;
 }
 
 static bool check_region_gpu(struct fault *f, const void *packet, size_t packet_bytes)
@@ -258,18 +277,23 @@ static bool check_region_gpu(struct fault *f, const void *packet, size_t packet_
 	if (packet_bytes < sizeof(m))
 		return length_is(f, "REGION_GPU", packet_bytes, sizeof(m));
 	memcpy(&m, packet, sizeof(m));
-	if (!m.ns)
+	if (!m.ns || (!m.strides_count && !m.memory))
 		return FAULT(f, "REGION_GPU: handle 0 is no handle");
-	if (m.memory_type != 1 && m.memory_type != 2)
-		return FAULT(f, "REGION_GPU: memory_type %u is neither 1 (IPC handle) nor 2 (fd)",
-			     m.memory_type);
-	if (!m.allocation_bytes || m.offset >= m.allocation_bytes)
-		return FAULT(f, "REGION_GPU: offset %llu is outside the allocation of %llu bytes",
-			     (unsigned long long)m.offset, (unsigned long long)m.allocation_bytes);
-	if (m.memory_type == 2 && !all_zero(m.ipc_handle, sizeof(m.ipc_handle)))
-		return FAULT(f, "REGION_GPU: ipc_handle is set although memory_type is 2 (fd)");
-	return check_region(f, "REGION_GPU", packet_bytes, sizeof(m), m.blocks_count,
-			    m.strides_count);
+	if (m.strides_count && (m.memory || m.offset))
+		return FAULT(f, "REGION_GPU: memory and offset are of the packed form only");
+	if (!check_region(f, "REGION_GPU", packet_bytes, sizeof(m), sizeof(m.strides[0]),
+			  m.blocks_count, m.strides_count))
+		return false;
+	for (uint32_t i = 0; i < m.strides_count; i++) {
+		struct skvc_abi_gpu_stride s;
+
+		memcpy(&s, (const uint8_t *)packet + sizeof(m) + i * sizeof(s), sizeof(s));
+		if (!s.memory)
+			return FAULT(f, "REGION_GPU: stride %u: handle 0 is no handle", i);
+		if (s.reserved)
+			return FAULT(f, "REGION_GPU: stride %u: a reserved field is not zero", i);
+	}
+	return true;
 }
 
 int ctl_msg_check_request(const void *packet, size_t packet_bytes, uint16_t *ret_reason,
@@ -310,6 +334,9 @@ int ctl_msg_check_request(const void *packet, size_t packet_bytes, uint16_t *ret
 		break;
 	case CTL_REGION_HOST:
 		good = check_region_host(&f, packet, packet_bytes);
+		break;
+	case CTL_MEMORY_GPU:
+		good = check_memory_gpu(&f, packet, packet_bytes);
 		break;
 	case CTL_REGION_GPU:
 		good = check_region_gpu(&f, packet, packet_bytes);

@@ -34,13 +34,14 @@ enum ctl_type {
 	CTL_EVENT_GPU = 7,
 	CTL_REGION_FREE = 8,
 	CTL_BYE = 9, /* drain, answer CTL_OK, close */
+	CTL_MEMORY_GPU = 10,
 	CTL_REQUEST_COUNT,
 	/* daemon -> client */
 	CTL_WELCOME =
 		64, /* fds: segment memfd, sq eventfd (client writes), cq eventfd (client polls) */
 	CTL_NS = 65,
 	CTL_ARENA = 66, /* fds: arena memfd */
-	CTL_REGION = 67,
+	CTL_REGION = 67, /* a region, an allocation or an event */
 	CTL_OK = 68,
 	CTL_ERROR = 69,
 };
@@ -108,7 +109,7 @@ struct ctl_arena {
 	uint64_t bytes;
 };
 
-struct ctl_free { /* ARENA_FREE, REGION_FREE */
+struct ctl_free { /* ARENA_FREE; REGION_FREE: a region, an allocation or an event */
 	struct ctl_header h;
 	uint32_t handle;
 	uint32_t reserved;
@@ -124,17 +125,29 @@ struct ctl_region_host {
 	struct skvc_abi_stride strides[];
 };
 
-struct ctl_region_gpu { /* fd: the POSIX export, when memory_type is 2 */
+enum ctl_memory_type { CTL_MEMORY_IPC_HANDLE = 1, CTL_MEMORY_POSIX_FD = 2 };
+
+/*
+ * One allocation of the client's GPU memory.  fd: the POSIX export, with CTL_MEMORY_POSIX_FD; else none.
+ * The allocation stays open as long as its handle lives or a region lies in it.
+ */
+struct ctl_memory_gpu {
+	struct ctl_header h;
+	uint32_t memory_type; /* enum ctl_memory_type */
+	uint32_t reserved;
+	uint64_t allocation_bytes;
+	uint8_t ipc_handle[64]; /* CTL_MEMORY_IPC_HANDLE; else zero */
+	uint8_t device_uuid[16];
+};
+
+struct ctl_region_gpu {
 	struct ctl_header h;
 	uint32_t ns;
-	uint32_t memory_type; /* 1 legacy IPC handle, 2 POSIX fd */
 	uint32_t blocks_count;
-	uint32_t strides_count;
-	uint64_t allocation_bytes;
-	uint64_t offset;
-	uint8_t ipc_handle[64];
-	uint8_t device_uuid[16];
-	struct skvc_abi_stride strides[];
+	uint32_t strides_count; /* 0: packed; else the namespace's segments_count */
+	uint32_t memory;	/* packed: handle of the allocation; else 0 */
+	uint64_t offset;	/* packed: of block 0 in the allocation; else 0 */
+	struct skvc_abi_gpu_stride strides[];
 };
 
 struct ctl_event_gpu {
@@ -142,7 +155,7 @@ struct ctl_event_gpu {
 	uint8_t ipc_event[64];
 };
 
-struct ctl_region { /* answer to REGION_*, EVENT_GPU */
+struct ctl_region { /* answer to REGION_*, MEMORY_GPU, EVENT_GPU: one number space */
 	struct ctl_header h;
 	uint32_t handle; /* >= 1 */
 	uint32_t reserved;
@@ -171,7 +184,12 @@ _Static_assert(sizeof(struct ctl_arena_new) == 24, "ctl_arena_new");
 _Static_assert(sizeof(struct ctl_arena) == 32, "ctl_arena");
 _Static_assert(sizeof(struct ctl_free) == 24, "ctl_free");
 _Static_assert(sizeof(struct ctl_region_host) == 40, "ctl_region_host");
-_Static_assert(sizeof(struct ctl_region_gpu) == 128, "ctl_region_gpu");
+_Static_assert(sizeof(struct ctl_memory_gpu) == 112, "ctl_memory_gpu");
+_Static_assert(sizeof(struct ctl_region_gpu) == 40, "ctl_region_gpu");
+_Static_assert(sizeof(struct ctl_region_gpu) +
+			       CTL_SEGMENTS_MAX * sizeof(struct skvc_abi_gpu_stride) <=
+		       CTL_MSG_BYTES_MAX,
+	       "the longest layout fits a packet");
 _Static_assert(sizeof(struct ctl_event_gpu) == 80, "ctl_event_gpu");
 _Static_assert(sizeof(struct ctl_region) == 24, "ctl_region");
 _Static_assert(sizeof(struct ctl_error) == 224, "ctl_error");

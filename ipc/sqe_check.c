@@ -19,6 +19,8 @@ struct sqe_shape {
 	bool ttl;   /* arg is a time to live */
 	bool job;   /* arg is a user_data */
 	bool first; /* first, skip_tokens */
+	bool ready; /* low half of arg is an event handle, or 0 */
+	bool done;  /* and so is the high half */
 };
 
 static const struct sqe_shape sqe_shapes[SKVC_ABI_OP_COUNT] = {
@@ -29,11 +31,11 @@ static const struct sqe_shape sqe_shapes[SKVC_ABI_OP_COUNT] = {
 	},
 	[SKVC_ABI_OP_LOAD] = {
 		.flags = SKVC_ABI_SQE_LAYER_PROGRESS,
-		.blocks = true, .lease = true, .first = true,
+		.blocks = true, .lease = true, .first = true, .ready = true, .done = true,
 	},
 	[SKVC_ABI_OP_STORE] = {
 		.flags = SKVC_ABI_SQE_TOKENS | SKVC_ABI_SQE_PARENT,
-		.ns = true, .keys = true, .blocks = true,
+		.ns = true, .keys = true, .blocks = true, .ready = true,
 	},
 	[SKVC_ABI_OP_RELEASE] = { .lease = true },
 	[SKVC_ABI_OP_TOUCH] = { .ns = true, .keys = true },
@@ -64,7 +66,9 @@ static bool unused_are_zero(const struct skvc_abi_sqe *sqe, const struct sqe_sha
 		return false;
 	if (!shape->first && (sqe->first || sqe->skip_tokens))
 		return false;
-	if (!shape->ttl && !shape->job && sqe->arg)
+	if (!shape->ttl && !shape->job &&
+	    ((!shape->ready && skvc_abi_ready_event(sqe->arg)) ||
+	     (!shape->done && skvc_abi_done_event(sqe->arg))))
 		return false;
 	return true;
 }

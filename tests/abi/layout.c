@@ -93,6 +93,13 @@ static void print_entries(void)
 	FIELD(skvc_abi_stride, block_stride);
 	FIELD(skvc_abi_stride, token_stride);
 	FIELD(skvc_abi_stride, head_stride);
+	TYPE(skvc_abi_gpu_stride);
+	FIELD(skvc_abi_gpu_stride, memory);
+	FIELD(skvc_abi_gpu_stride, reserved);
+	FIELD(skvc_abi_gpu_stride, off);
+	FIELD(skvc_abi_gpu_stride, block_stride);
+	FIELD(skvc_abi_gpu_stride, token_stride);
+	FIELD(skvc_abi_gpu_stride, head_stride);
 }
 
 static void print_messages(void)
@@ -122,8 +129,16 @@ static void print_messages(void)
 	TYPE(ctl_region_host);
 	FIELD(ctl_region_host, offset);
 	TYPE(ctl_region_gpu);
-	FIELD(ctl_region_gpu, ipc_handle);
-	FIELD(ctl_region_gpu, device_uuid);
+	FIELD(ctl_region_gpu, ns);
+	FIELD(ctl_region_gpu, blocks_count);
+	FIELD(ctl_region_gpu, strides_count);
+	FIELD(ctl_region_gpu, memory);
+	FIELD(ctl_region_gpu, offset);
+	TYPE(ctl_memory_gpu);
+	FIELD(ctl_memory_gpu, memory_type);
+	FIELD(ctl_memory_gpu, allocation_bytes);
+	FIELD(ctl_memory_gpu, ipc_handle);
+	FIELD(ctl_memory_gpu, device_uuid);
 	TYPE(ctl_event_gpu);
 	TYPE(ctl_region);
 	TYPE(ctl_error);
@@ -142,14 +157,28 @@ static void print_public(void)
 	TYPE(skvc_stride);
 	TYPE(skvc_options);
 	FIELD(skvc_options, log_user);
+	TYPE(skvc_gpu_stride);
+	FIELD(skvc_gpu_stride, memory);
+	FIELD(skvc_gpu_stride, off);
+	FIELD(skvc_gpu_stride, block_stride);
+	FIELD(skvc_gpu_stride, token_stride);
+	FIELD(skvc_gpu_stride, head_stride);
 	TYPE(skvc_gpu_export);
+	FIELD(skvc_gpu_export, type);
+	FIELD(skvc_gpu_export, fd);
+	FIELD(skvc_gpu_export, ipc_handle);
+	FIELD(skvc_gpu_export, device_uuid);
+	FIELD(skvc_gpu_export, allocation_bytes);
 	FIELD(skvc_gpu_export, offset);
 	TYPE(skvc_lookup);
 	FIELD(skvc_lookup, lease_ttl_ns);
 	TYPE(skvc_load);
+	FIELD(skvc_load, ready_event);
+	FIELD(skvc_load, done_event);
 	FIELD(skvc_load, ret_bitmap);
 	FIELD(skvc_load, ret_segments_ready);
 	TYPE(skvc_store);
+	FIELD(skvc_store, ready_event);
 	FIELD(skvc_store, ret_bitmap);
 	TYPE(skvc_completion);
 	FIELD(skvc_completion, elapsed_ns);
@@ -166,6 +195,7 @@ int main(void)
 	print_public();
 	NUMBER(SKVC_ABI_MAGIC);
 	NUMBER(SKVC_ABI_MAJOR);
+	NUMBER(SKVC_ABI_MINOR);
 	NUMBER(SKVC_ABI_BLOCKS_MAX);
 	NUMBER(SKVC_ABI_TOKENS_MAX);
 	NUMBER(SKVC_ABI_ARGS_BYTES_MAX);
@@ -188,6 +218,9 @@ int main(void)
 	NUMBER(CTL_MAGIC);
 	NUMBER(CTL_HELLO);
 	NUMBER(CTL_BYE);
+	NUMBER(CTL_MEMORY_GPU);
+	NUMBER(CTL_REGION_GPU);
+	NUMBER(CTL_EVENT_GPU);
 	NUMBER(CTL_WELCOME);
 	NUMBER(CTL_ERROR);
 	SKVC_ABI_REASONS(REASON)

@@ -23,7 +23,7 @@ static int touch_all(struct skvc_session *s)
 	accepted += skvc_arena_ptr(arena) != NULL;
 	accepted += skvc_arena_bytes(arena) != 0;
 	accepted += skvc_register_host(s, 1, arena, 0, 1, NULL, &handle) >= 0;
-	accepted += skvc_register_gpu(s, 1, NULL, 1, NULL, &handle) >= 0;
+	accepted += skvc_register_gpu(s, 1, NULL, 0, 1, NULL, &handle) >= 0;
 	accepted += skvc_register_gpu_event(s, NULL, &handle) >= 0;
 	accepted += skvc_unregister(s, 1) >= 0;
 	accepted += skvc_lookup(s, NULL, &job) >= 0;

@@ -31,6 +31,8 @@ static void check_request(const uint8_t *data, size_t size)
 	struct ctl_hello hello;
 	struct ctl_ns_open ns;
 	struct ctl_region_host region;
+	struct ctl_region_gpu gpu;
+	struct ctl_memory_gpu memory;
 	struct ctl_header h;
 
 	memcpy(&h, data, sizeof(h));
@@ -51,6 +53,23 @@ static void check_request(const uint8_t *data, size_t size)
 	case CTL_REGION_HOST:
 		memcpy(&region, data, sizeof(region));
 		must(size == sizeof(region) + (size_t)region.strides_count * 32);
+		break;
+	case CTL_REGION_GPU:
+		memcpy(&gpu, data, sizeof(gpu));
+		must(size == sizeof(gpu) + (size_t)gpu.strides_count * 40);
+		must(gpu.ns && gpu.blocks_count && !gpu.memory == !!gpu.strides_count);
+		for (uint32_t i = 0; i < gpu.strides_count; i++) {
+			struct skvc_abi_gpu_stride stride;
+
+			memcpy(&stride, data + sizeof(gpu) + i * sizeof(stride), sizeof(stride));
+			must(stride.memory && !stride.reserved && !gpu.offset);
+		}
+		break;
+	case CTL_MEMORY_GPU:
+		must(size == sizeof(memory));
+		memcpy(&memory, data, sizeof(memory));
+		must((memory.memory_type == 1 || memory.memory_type == 2) && !memory.reserved);
+		must(memory.allocation_bytes && memory.allocation_bytes <= INT64_MAX);
 		break;
 	default:
 		must(h.type < CTL_REQUEST_COUNT);

@@ -70,6 +70,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (sqe_check(&e, area_bytes) != SKVC_ABI_REASON_NONE)
 		return 0;
 	must(e.opcode < SKVC_ABI_OP_COUNT && !e.reserved0);
+	if (e.opcode == SKVC_ABI_OP_STORE)
+		must(!skvc_abi_done_event(e.arg));
 	if (sqe_check_args(&e, block_tokens, area_bytes, &a) != SKVC_ABI_REASON_NONE)
 		return 0;
 	check_parts(&e, &a, area_bytes);

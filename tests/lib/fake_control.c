@@ -19,29 +19,29 @@
 
 /* ---- control messages ---- */
 
-static void answer(struct fake_daemon *d, void *packet, uint16_t type, uint32_t bytes, uint32_t seq,
-		   const int *fds, unsigned fds_count)
+void fake_answer(struct fake_daemon *d, void *packet, uint16_t type, uint32_t bytes, uint32_t seq,
+		 const int *fds, unsigned fds_count)
 {
 	ctl_msg_init(packet, type, bytes, seq);
 	(void)fdpass_send(d->sock, packet, bytes, fds, fds_count);
 }
 
-static void answer_error(struct fake_daemon *d, uint32_t seq, int res, uint16_t reason,
-			 const char *text)
+void fake_answer_error(struct fake_daemon *d, uint32_t seq, int res, uint16_t reason,
+		       const char *text)
 {
 	struct ctl_error m = { .res = res, .reason = reason };
 
 	m.abi_major = SKVC_ABI_MAJOR;
 	m.abi_minor = SKVC_ABI_MINOR;
 	(void)snprintf((char *)m.text, sizeof(m.text), "%s", text);
-	answer(d, &m, CTL_ERROR, sizeof(m), seq, NULL, 0);
+	fake_answer(d, &m, CTL_ERROR, sizeof(m), seq, NULL, 0);
 }
 
-static void answer_handle(struct fake_daemon *d, uint16_t type, uint32_t seq, uint32_t handle)
+void fake_answer_handle(struct fake_daemon *d, uint16_t type, uint32_t seq, uint32_t handle)
 {
 	struct ctl_region m = { .handle = handle };
 
-	answer(d, &m, type, sizeof(m), seq, NULL, 0);
+	fake_answer(d, &m, type, sizeof(m), seq, NULL, 0);
 }
 
 static int unsealed_memfd(uint64_t bytes)
@@ -68,6 +68,8 @@ static int make_segment(struct fake_daemon *d, const struct ctl_hello *hello)
 	assert(!segment_map(fd, bytes, &base));
 	d->segment = base;
 	memcpy(base, &d->layout, sizeof(d->layout));
+	if (fake_is(d, FAKE_HELLO_MINOR))
+		fake_header(d)->abi_minor = 0;
 	if (fake_is(d, FAKE_HELLO_OVERLAP))
 		fake_header(d)->cq_off = fake_header(d)->sq_off;
 	ring_init(&d->sq, d->segment + d->layout.sq_off, d->layout.sq_entries,
@@ -100,6 +102,8 @@ static void welcome(struct fake_daemon *d, const struct ctl_hello *hello)
 	m.segment_bytes = d->layout.segment_bytes;
 	if (fake_is(d, FAKE_HELLO_MAJOR))
 		m.abi_major = m.abi_major_min = SKVC_ABI_MAJOR + 1;
+	if (fake_is(d, FAKE_HELLO_MINOR))
+		m.abi_minor = 0;
 	if (fake_is(d, FAKE_HELLO_CLIENT_TOO_OLD))
 		m.abi_minor_min = SKVC_ABI_MINOR + 1;
 	if (fake_is(d, FAKE_HELLO_SEQ))
@@ -110,10 +114,10 @@ static void welcome(struct fake_daemon *d, const struct ctl_hello *hello)
 		m.segment_bytes += SKVC_ABI_PAGE_BYTES;
 	if (fake_is(d, FAKE_HELLO_NOT_MEMFD))
 		fds[0] = d->poke_fd;
-	answer(d, &m, CTL_WELCOME, bytes, seq, fds,
-	       fake_is(d, FAKE_HELLO_FDS)	 ? 2
-	       : fake_is(d, FAKE_HELLO_FDS_MANY) ? 4
-						 : 3);
+	fake_answer(d, &m, CTL_WELCOME, bytes, seq, fds,
+		    fake_is(d, FAKE_HELLO_FDS)	      ? 2
+		    : fake_is(d, FAKE_HELLO_FDS_MANY) ? 4
+						      : 3);
 	(void)close(fds[3]);
 }
 
@@ -132,6 +136,8 @@ void fake_disconnect(struct fake_daemon *d)
 	}
 	segment_unmap(d->segment, d->layout.segment_bytes);
 	d->segment = NULL;
+	for (uint32_t i = 0; i < REGIONS_MAX; i++)
+		fake_gpu_drop(d, &d->region[i]);
 	memset(d->region, 0, sizeof(d->region));
 	memset(d->lease, 0, sizeof(d->lease));
 	d->ns_count = 0;
@@ -151,8 +157,8 @@ static void on_hello(struct fake_daemon *d, const struct ctl_hello *hello)
 	if (fake_is(d, FAKE_HELLO_SILENT))
 		return;
 	if (fake_is(d, FAKE_HELLO_USERS)) {
-		answer_error(d, hello->h.seq, -EUSERS, SKVC_ABI_REASON_SESSIONS_FULL,
-			     "no more sessions");
+		fake_answer_error(d, hello->h.seq, -EUSERS, SKVC_ABI_REASON_SESSIONS_FULL,
+				  "no more sessions");
 		return;
 	}
 	welcome(d, hello);
@@ -164,8 +170,8 @@ static void on_ns_open(struct fake_daemon *d, const struct ctl_ns_open *m)
 	struct fake_ns *ns = &d->ns[d->ns_count];
 
 	if (d->ns_count == NS_MAX) {
-		answer_error(d, m->h.seq, -EUSERS, SKVC_ABI_REASON_NOT_PERMITTED,
-			     "too many namespaces");
+		fake_answer_error(d, m->h.seq, -EUSERS, SKVC_ABI_REASON_NOT_PERMITTED,
+				  "too many namespaces");
 		return;
 	}
 	ns->block_tokens = m->block_tokens;
@@ -179,7 +185,7 @@ static void on_ns_open(struct fake_daemon *d, const struct ctl_ns_open *m)
 	}
 	d->ns_count++;
 	reply.block_raw_bytes = ns->block_bytes + (fake_is(d, FAKE_NS_BYTES) ? 1 : 0);
-	answer(d, &reply, CTL_NS, sizeof(reply), m->h.seq, NULL, 0);
+	fake_answer(d, &reply, CTL_NS, sizeof(reply), m->h.seq, NULL, 0);
 }
 
 static void on_arena_new(struct fake_daemon *d, const struct ctl_arena_new *m)
@@ -192,7 +198,8 @@ static void on_arena_new(struct fake_daemon *d, const struct ctl_arena_new *m)
 	while (idx < ARENAS_MAX && d->arena[idx].base)
 		idx++;
 	if (idx == ARENAS_MAX || m->bytes > 1u << 30) {
-		answer_error(d, m->h.seq, -EDQUOT, SKVC_ABI_REASON_MEMORY_LIMIT, "too much memory");
+		fake_answer_error(d, m->h.seq, -EDQUOT, SKVC_ABI_REASON_MEMORY_LIMIT,
+				  "too much memory");
 		return;
 	}
 	if (fake_is(d, FAKE_ARENA_UNSEALED))
@@ -203,29 +210,51 @@ static void on_arena_new(struct fake_daemon *d, const struct ctl_arena_new *m)
 	d->arena[idx] = (struct fake_arena){ .base = base, .bytes = m->bytes };
 	atomic_fetch_add(&d->arenas_count, 1);
 	reply.arena = fake_handle_base(d) + idx;
-	answer(d, &reply, CTL_ARENA, sizeof(reply), m->h.seq, &fd, 1);
+	fake_answer(d, &reply, CTL_ARENA, sizeof(reply), m->h.seq, &fd, 1);
 	(void)close(fd);
+}
+
+uint32_t fake_region_new(struct fake_daemon *d, const struct fake_region *region)
+{
+	uint32_t idx = 0;
+
+	while (idx < REGIONS_MAX && d->region[idx].kind)
+		idx++;
+	assert(idx < REGIONS_MAX);
+	d->region[idx] = *region;
+	return fake_handle_base(d) + idx;
+}
+
+struct fake_region *fake_region_find(struct fake_daemon *d, uint32_t handle,
+				     enum fake_region_kind kind)
+{
+	uint32_t idx = handle - fake_handle_base(d);
+
+	return idx < REGIONS_MAX && d->region[idx].kind == kind ? &d->region[idx] : NULL;
 }
 
 static void on_region_host(struct fake_daemon *d, const struct ctl_region_host *m)
 {
-	uint32_t ns = m->ns - fake_handle_base(d), arena = m->arena - fake_handle_base(d), idx = 0;
+	uint32_t ns = m->ns - fake_handle_base(d), arena = m->arena - fake_handle_base(d);
+	struct fake_region region = { .kind = FAKE_HOST };
 
-	while (idx < REGIONS_MAX && d->region[idx].used)
-		idx++;
-	if (ns >= d->ns_count || arena >= ARENAS_MAX || !d->arena[arena].base ||
-	    idx == REGIONS_MAX) {
-		answer_error(d, m->h.seq, -EINVAL, SKVC_ABI_REASON_BAD_MESSAGE, "no such handle");
+	if (ns >= d->ns_count || arena >= ARENAS_MAX || !d->arena[arena].base) {
+		fake_answer_error(d, m->h.seq, -EINVAL, SKVC_ABI_REASON_BAD_MESSAGE,
+				  "no such handle");
 		return;
 	}
 	if (m->offset + m->blocks_count * d->ns[ns].block_bytes > d->arena[arena].bytes) {
-		answer_error(d, m->h.seq, -ERANGE, SKVC_ABI_REASON_BAD_MESSAGE,
-			     "outside the arena");
+		fake_answer_error(d, m->h.seq, -ERANGE, SKVC_ABI_REASON_BAD_MESSAGE,
+				  "outside the arena");
 		return;
 	}
-	d->region[idx] = (struct fake_region){ true, ns, arena, m->blocks_count, m->offset };
+	region.ns = ns;
+	region.arena = arena;
+	region.blocks_count = m->blocks_count;
+	region.offset = m->offset;
+	region.block_stride = d->ns[ns].block_bytes;
 	atomic_fetch_add(&d->regions_count, 1);
-	answer_handle(d, CTL_REGION, m->h.seq, fake_handle_base(d) + idx);
+	fake_answer_handle(d, CTL_REGION, m->h.seq, fake_region_new(d, &region));
 }
 
 static void on_free(struct fake_daemon *d, const struct ctl_free *m)
@@ -233,21 +262,24 @@ static void on_free(struct fake_daemon *d, const struct ctl_free *m)
 	uint32_t idx = m->handle - fake_handle_base(d);
 	struct ctl_ok ok;
 
-	if (m->h.type == CTL_REGION_FREE && idx < REGIONS_MAX && d->region[idx].used) {
-		d->region[idx].used = false;
-		atomic_fetch_sub(&d->regions_count, 1);
+	if (m->h.type == CTL_REGION_FREE && idx < REGIONS_MAX && d->region[idx].kind) {
+		if (d->region[idx].kind == FAKE_HOST || d->region[idx].kind == FAKE_GPU)
+			atomic_fetch_sub(&d->regions_count, 1);
+		fake_gpu_drop(d, &d->region[idx]);
+		d->region[idx].kind = FAKE_FREE;
 	} else if (m->h.type == CTL_ARENA_FREE && idx < ARENAS_MAX && d->arena[idx].base) {
 		segment_unmap(d->arena[idx].base, d->arena[idx].bytes);
 		d->arena[idx].base = NULL;
 		atomic_fetch_sub(&d->arenas_count, 1);
 	} else {
-		answer_error(d, m->h.seq, -ESTALE, SKVC_ABI_REASON_BAD_MESSAGE, "no such handle");
+		fake_answer_error(d, m->h.seq, -ESTALE, SKVC_ABI_REASON_BAD_MESSAGE,
+				  "no such handle");
 		return;
 	}
-	answer(d, &ok, CTL_OK, sizeof(ok), m->h.seq, NULL, 0);
+	fake_answer(d, &ok, CTL_OK, sizeof(ok), m->h.seq, NULL, 0);
 }
 
-static void on_request(struct fake_daemon *d, const struct ctl_header *h)
+static void on_request(struct fake_daemon *d, const struct ctl_header *h, int fd)
 {
 	struct ctl_ok ok;
 
@@ -270,11 +302,17 @@ static void on_request(struct fake_daemon *d, const struct ctl_header *h)
 		break;
 	case CTL_BYE:
 		atomic_fetch_add(&d->byes, 1);
-		answer(d, &ok, CTL_OK, sizeof(ok), h->seq, NULL, 0);
+		fake_answer(d, &ok, CTL_OK, sizeof(ok), h->seq, NULL, 0);
 		break;
 	default:
-		answer_error(d, h->seq, -EOPNOTSUPP, SKVC_ABI_REASON_NONE, "CPU device only");
+		fake_on_gpu(d, h, fd);
 	}
+}
+
+static void close_fds(const int *fds, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++)
+		(void)close(fds[i]);
 }
 
 void fake_serve_socket(struct fake_daemon *d)
@@ -294,20 +332,21 @@ void fake_serve_socket(struct fake_daemon *d)
 			MSG_DONTWAIT);
 	if (n == -EAGAIN)
 		return;
-	for (unsigned i = 0; n > 0 && i < fds_count; i++)
-		(void)close(fds[i]);
 	if (n <= 0 || ctl_msg_check_request(&packet, (size_t)n, &reason, text)) {
 		if (n > 0)
 			atomic_fetch_add(&d->bad_entries, 1);
+		close_fds(fds, n > 0 ? fds_count : 0);
 		fake_disconnect(d);
 		return;
 	}
 	if (fake_is(d, FAKE_CTL_LAST_WORDS))
-		answer_error(d, 0, -EPERM, SKVC_ABI_REASON_NOT_PERMITTED, "last words");
+		fake_answer_error(d, 0, -EPERM, SKVC_ABI_REASON_NOT_PERMITTED, "last words");
 	if (fake_is(d, FAKE_CTL_HANGUP) || fake_is(d, FAKE_CTL_LAST_WORDS) ||
 	    (fake_is(d, FAKE_HELLO_HANGUP) && packet.h.type == CTL_HELLO)) {
+		close_fds(fds, fds_count);
 		fake_disconnect(d);
 		return;
 	}
-	on_request(d, &packet.h);
+	on_request(d, &packet.h, fds_count ? fds[0] : -1);
+	close_fds(fds, fds_count);
 }

@@ -143,6 +143,11 @@ void fake_daemon_hold(struct fake_daemon *d, bool hold)
 	poke(d);
 }
 
+void fake_daemon_gpu(struct fake_daemon *d, bool gpu)
+{
+	atomic_store(&d->gpu, gpu);
+}
+
 void fake_daemon_ring_start(struct fake_daemon *d, uint32_t index)
 {
 	atomic_store(&d->ring_start, index);
@@ -177,6 +182,21 @@ uint32_t fake_daemon_byes(const struct fake_daemon *d)
 uint32_t fake_daemon_regions(const struct fake_daemon *d)
 {
 	return atomic_load(&d->regions_count);
+}
+
+uint32_t fake_daemon_memories(const struct fake_daemon *d)
+{
+	return atomic_load(&d->memories_count);
+}
+
+uint32_t fake_daemon_events(const struct fake_daemon *d)
+{
+	return atomic_load(&d->events_count);
+}
+
+uint32_t fake_daemon_recorded(const struct fake_daemon *d)
+{
+	return atomic_load(&d->events_recorded);
 }
 
 uint32_t fake_daemon_arenas(const struct fake_daemon *d)

@@ -18,6 +18,7 @@ enum fake_fault {
 	FAKE_HELLO_HANGUP,
 	FAKE_HELLO_USERS,	   /* CTL_ERROR -EUSERS */
 	FAKE_HELLO_MAJOR,	   /* another major */
+	FAKE_HELLO_MINOR,	   /* 1.0, which knows no GPU */
 	FAKE_HELLO_CLIENT_TOO_OLD, /* accepts only later clients */
 	FAKE_HELLO_SEQ,		   /* answers another request */
 	FAKE_HELLO_SHORT,	   /* half a message */
@@ -32,6 +33,9 @@ enum fake_fault {
 	FAKE_CTL_LAST_WORDS, /* unasked CTL_ERROR, then hangs up */
 	FAKE_ARENA_UNSEALED,
 	FAKE_NS_BYTES,
+	FAKE_MEMORY_SECOND, /* refuses an allocation while another is open: -EINVAL */
+	FAKE_LAYOUT,	    /* refuses every layout in GPU memory: -ERANGE */
+	FAKE_LAYOUT_HANGUP, /* hangs up instead */
 	/* on the rings, at the next operation */
 	FAKE_CQE_STRANGER, /* a completion for no job before the right one */
 	FAKE_CQE_TWICE,
@@ -59,6 +63,8 @@ const char *fake_daemon_path(const struct fake_daemon *d);
 void fake_daemon_fault(struct fake_daemon *d, enum fake_fault fault);
 /* Take operations but complete none until hold(false); aborts are obeyed. */
 void fake_daemon_hold(struct fake_daemon *d, bool hold);
+/* Serve GPU memory: an exported fd is a memfd, an IPC handle names 1 MiB of nothing.  Off: -EOPNOTSUPP. */
+void fake_daemon_gpu(struct fake_daemon *d, bool gpu);
 /* Take nothing from the ring at all. */
 void fake_daemon_stall(struct fake_daemon *d, bool stall);
 /* kill -9: every descriptor closed, nothing said.  The blocks are kept for the next start. */
@@ -74,5 +80,8 @@ uint32_t fake_daemon_wakeups(const struct fake_daemon *d); /* eventfd writes it 
 uint32_t fake_daemon_byes(const struct fake_daemon *d);
 uint32_t fake_daemon_regions(const struct fake_daemon *d); /* registered now */
 uint32_t fake_daemon_arenas(const struct fake_daemon *d);
+uint32_t fake_daemon_memories(const struct fake_daemon *d); /* allocations that are open */
+uint32_t fake_daemon_events(const struct fake_daemon *d);
+uint32_t fake_daemon_recorded(const struct fake_daemon *d); /* done events, so far */
 
 #endif

@@ -12,13 +12,15 @@
 #include <stdint.h>
 
 #include "ipc/abi.h"
+#include "ipc/ctl_msg.h"
 #include "ipc/ring.h"
 #include "tests/lib/fake_daemon.h"
 
 #define BLOCKS_MAX 512u
 #define NS_MAX 8u
 #define ARENAS_MAX 16u
-#define REGIONS_MAX 32u
+#define REGIONS_MAX 64u /* regions, allocations and events */
+#define MEMORIES_MAX 32u
 #define LEASES_MAX 16u
 #define LEASE_BLOCKS_MAX 64u
 #define HELD_MAX 8192u
@@ -40,10 +42,22 @@ struct fake_arena {
 	uint64_t bytes;
 };
 
+enum fake_region_kind { FAKE_FREE, FAKE_HOST, FAKE_GPU, FAKE_MEMORY, FAKE_EVENT };
+
+struct fake_memory {   /* "GPU memory": the exported memfd, or made up for an IPC handle */
+	uint8_t *base; /* NULL: free entry */
+	uint64_t bytes;
+	uint32_t holds; /* its handle, and regions in it */
+	bool mapped;
+};
+
 struct fake_region {
-	bool used;
+	enum fake_region_kind kind;
 	uint32_t ns, arena, blocks_count;
 	uint64_t offset;
+	uint32_t memories; /* bit per memory that it holds */
+	uint32_t memory;   /* GPU: of its first segment; the others are not looked at */
+	uint64_t block_stride;
 };
 
 struct fake_lease {
@@ -59,9 +73,10 @@ struct fake_daemon {
 	char path[96];
 	int poke_fd; /* eventfd: look at the atomics */
 	_Atomic int fault;
-	_Atomic bool quit, hold, stall;
+	_Atomic bool quit, hold, stall, gpu;
 	_Atomic uint32_t ring_start;
 	_Atomic uint32_t bad_entries, taken, wakeups, byes, regions_count, arenas_count;
+	_Atomic uint32_t memories_count, events_count, events_recorded;
 	/* the thread's own */
 	int listen_fd, sock, sq_fd, cq_fd;
 	uint32_t connections; /* handles differ from one to the next */
@@ -71,6 +86,7 @@ struct fake_daemon {
 	struct fake_ns ns[NS_MAX];
 	uint32_t ns_count;
 	struct fake_arena arena[ARENAS_MAX];
+	struct fake_memory memory[MEMORIES_MAX];
 	struct fake_region region[REGIONS_MAX];
 	struct fake_lease lease[LEASES_MAX];
 	uint32_t lease_generation;
@@ -99,6 +115,18 @@ static inline struct skvc_abi_header *fake_header(struct fake_daemon *d)
 bool fake_serve_ring(struct fake_daemon *d);
 /* fake_control.c */
 void fake_serve_socket(struct fake_daemon *d);
+void fake_answer(struct fake_daemon *d, void *packet, uint16_t type, uint32_t bytes, uint32_t seq,
+		 const int *fds, unsigned fds_count);
+void fake_answer_error(struct fake_daemon *d, uint32_t seq, int res, uint16_t reason,
+		       const char *text);
+void fake_answer_handle(struct fake_daemon *d, uint16_t type, uint32_t seq, uint32_t handle);
+uint32_t fake_region_new(struct fake_daemon *d, const struct fake_region *region); /* its handle */
+/* NULL: no such handle of this kind. */
+struct fake_region *fake_region_find(struct fake_daemon *d, uint32_t handle,
+				     enum fake_region_kind kind);
+/* fake_gpu.c */
+void fake_on_gpu(struct fake_daemon *d, const struct ctl_header *h, int fd);
+void fake_gpu_drop(struct fake_daemon *d, struct fake_region *region); /* a handle goes */
 void fake_disconnect(struct fake_daemon *d);
 
 #endif

@@ -112,16 +112,28 @@ static void set_progress(struct fake_daemon *d, const struct skvc_abi_sqe *sqe, 
 
 static struct fake_region *find_region(struct fake_daemon *d, uint32_t handle)
 {
-	uint32_t idx = handle - fake_handle_base(d);
+	struct fake_region *host = fake_region_find(d, handle, FAKE_HOST);
 
-	return idx < REGIONS_MAX && d->region[idx].used ? &d->region[idx] : NULL;
+	return host ? host : fake_region_find(d, handle, FAKE_GPU);
 }
 
 static uint8_t *page_of(struct fake_daemon *d, const struct fake_region *r, uint32_t block)
 {
-	uint64_t bytes = d->ns[r->ns].block_bytes;
+	uint8_t *base = r->kind == FAKE_HOST ? d->arena[r->arena].base : d->memory[r->memory].base;
 
-	return d->arena[r->arena].base + r->offset + block * bytes;
+	return base + r->offset + block * r->block_stride;
+}
+
+/* An event that is not there, or with pages in host memory: the library must never send one. */
+static bool events_are_good(struct fake_daemon *d, const struct skvc_abi_sqe *sqe,
+			    const struct fake_region *r)
+{
+	uint32_t ready = skvc_abi_ready_event(sqe->arg), done = skvc_abi_done_event(sqe->arg);
+
+	if (sqe->arg && r->kind != FAKE_GPU)
+		return false;
+	return (!ready || fake_region_find(d, ready, FAKE_EVENT)) &&
+	       (!done || fake_region_find(d, done, FAKE_EVENT));
 }
 
 static uint32_t u32_at(const uint8_t *at, uint32_t idx)
@@ -167,9 +179,9 @@ static void op_store(struct fake_daemon *d, const struct skvc_abi_sqe *sqe,
 	struct skvc_abi_cqe cqe = { .user_data = sqe->user_data };
 	const uint8_t *list = args(d, sqe->args_rel);
 
-	if (!r) {
+	if (!r || !events_are_good(d, sqe, r)) {
 		cqe.res = -EINVAL;
-		cqe.reason = SKVC_ABI_REASON_BAD_REGION;
+		cqe.reason = r ? SKVC_ABI_REASON_BAD_EVENT : SKVC_ABI_REASON_BAD_REGION;
 		complete(d, cqe);
 		return;
 	}
@@ -261,6 +273,14 @@ static void op_load(struct fake_daemon *d, const struct skvc_abi_sqe *sqe, const
 		complete(d, cqe);
 		return;
 	}
+	if (!events_are_good(d, sqe, r)) {
+		cqe.res = -EINVAL;
+		cqe.reason = SKVC_ABI_REASON_BAD_EVENT;
+		complete(d, cqe);
+		return;
+	}
+	if (skvc_abi_done_event(sqe->arg))
+		atomic_fetch_add(&d->events_recorded, 1);
 	for (uint32_t i = 0; i < sqe->count; i++) {
 		const struct fake_block *b = &d->block[lease->block[sqe->first + i]];
 

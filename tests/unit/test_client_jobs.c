@@ -232,11 +232,13 @@ static void refuses_bad_arguments(void **state)
 	assert_int_equal(LOAD(1, rig.region, .count = 1, .blocks = blocks, .skip_tokens = 16),
 			 -EINVAL);
 	assert_int_equal(LOAD(1, rig.region, .count = 1, .blocks = blocks, .ready_event = 1),
-			 -EOPNOTSUPP);
+			 -ESTALE);
+	assert_int_equal(LOAD(1, rig.region, .count = 1, .blocks = blocks, .done_event = 1),
+			 -ESTALE);
 	assert_int_equal(STORE(rig.region, .blocks = NULL), -EINVAL);
 	assert_int_equal(STORE(rig.region, .blocks = blocks + 1), -EINVAL);
 	assert_int_equal(STORE(0, .blocks = blocks), -ESTALE);
-	assert_int_equal(STORE(rig.region, .blocks = blocks, .ready_event = 1), -EOPNOTSUPP);
+	assert_int_equal(STORE(rig.region, .blocks = blocks, .ready_event = 1), -ESTALE);
 	keys[0].len = 15;
 	assert_int_equal(STORE(rig.region, .blocks = blocks), -EINVAL);
 	assert_int_equal(skvc_touch(rig.session, rig.ns, keys, 1, &job), -EINVAL);

@@ -136,8 +136,8 @@ static void survives_every_bad_welcome(void **state)
 		{ FAKE_HELLO_SILENT, -ETIMEDOUT, "does not answer" },
 		{ FAKE_HELLO_HANGUP, -ECONNREFUSED, "closed the connection" },
 		{ FAKE_HELLO_USERS, -EUSERS, "no more sessions" },
-		{ FAKE_HELLO_MAJOR, -EPROTO, "daemon speaks protocol 2.0" },
-		{ FAKE_HELLO_CLIENT_TOO_OLD, -EPROTO, "accepts 1.1" },
+		{ FAKE_HELLO_MAJOR, -EPROTO, "daemon speaks protocol 2.1" },
+		{ FAKE_HELLO_CLIENT_TOO_OLD, -EPROTO, "accepts 1.2" },
 		{ FAKE_HELLO_SEQ, -EPROTO, "malformed" },
 		{ FAKE_HELLO_SHORT, -EPROTO, "malformed" },
 		{ FAKE_HELLO_FDS, -EPROTO, "2 descriptors, not 3" },
@@ -180,8 +180,8 @@ static void says_why_it_did_not_open(void **state)
 	(void)state;
 	fake_daemon_fault(d, FAKE_HELLO_MAJOR);
 	assert_int_equal(skvc_open(fake_daemon_path(d), &options, &s), -EPROTO);
-	assert_non_null(strstr(seen_line, "speaks protocol 2.0"));
-	assert_non_null(strstr(seen_line, "speaks 1.0"));
+	assert_non_null(strstr(seen_line, "speaks protocol 2.1"));
+	assert_non_null(strstr(seen_line, "speaks 1.1"));
 	fake_daemon_fault(d, FAKE_HELLO_USERS);
 	assert_int_equal(skvc_open(fake_daemon_path(d), &options, &s), -EUSERS);
 	assert_non_null(strstr(seen_line, "no more sessions (sessions-full)"));
@@ -262,40 +262,6 @@ static void registers_and_forgets_memory(void **state)
 	while (!rig_namespace(rig.session, "more", &ns))
 		;
 	assert_non_null(strstr(skvc_last_error(rig.session), "too many namespaces"));
-	rig_deinit(&rig);
-}
-
-static void passes_gpu_memory_on(void **state)
-{
-	struct skvc_gpu_export memory = { .type = SKVC_GPU_IPC_HANDLE,
-					  .allocation_bytes = 1 << 20 };
-	const uint8_t event[64] = { 1 };
-	uint32_t region = 5;
-	unsigned fds;
-	struct rig rig;
-
-	(void)state;
-	rig_init(&rig, NULL);
-	fds = rig_open_fds();
-	assert_int_equal(skvc_register_gpu(rig.session, rig.ns, &memory, 4, NULL, &region),
-			 -EOPNOTSUPP);
-	memory.type = SKVC_GPU_POSIX_FD;
-	memory.fd = 0;
-	assert_int_equal(skvc_register_gpu(rig.session, rig.ns, &memory, 4, NULL, &region),
-			 -EOPNOTSUPP);
-	memory.fd = -1;
-	assert_int_equal(skvc_register_gpu(rig.session, rig.ns, &memory, 4, NULL, &region),
-			 -EINVAL);
-	memory.type = 3;
-	assert_int_equal(skvc_register_gpu(rig.session, rig.ns, &memory, 4, NULL, &region),
-			 -EINVAL);
-	memory.type = SKVC_GPU_IPC_HANDLE;
-	memory.offset = 1 << 20;
-	assert_int_equal(skvc_register_gpu(rig.session, rig.ns, &memory, 4, NULL, &region),
-			 -EINVAL);
-	assert_int_equal(skvc_register_gpu_event(rig.session, event, &region), -EOPNOTSUPP);
-	assert_int_equal(region, 5);
-	assert_int_equal(rig_open_fds(), fds);
 	rig_deinit(&rig);
 }
 
@@ -434,7 +400,6 @@ int main(void)
 		cmocka_unit_test(says_why_it_did_not_open),
 		cmocka_unit_test(names_the_wrong_field_of_a_geometry),
 		cmocka_unit_test(registers_and_forgets_memory),
-		cmocka_unit_test(passes_gpu_memory_on),
 		cmocka_unit_test(a_broken_answer_ends_the_session),
 		cmocka_unit_test(a_forked_child_has_no_session),
 		cmocka_unit_test(threads_hand_a_session_over),

@@ -361,7 +361,7 @@ static void test_many_arenas_and_regions(void **state)
 	assert_int_equal(ask_arena(&c, 8192), CTL_ERROR);
 	assert_error(&c, -EDQUOT, SKVC_ABI_REASON_MEMORY_LIMIT);
 	for (unsigned i = 0; i < SESSION_REGIONS_MAX; i++)
-		assert_int_equal(ask_region(&c, 1, i + 1, 1, 0), CTL_REGION);
+		assert_int_equal(ask_region(&c, 1, i % SESSION_ARENAS_MAX + 1, 1, 0), CTL_REGION);
 	assert_int_equal(ask_region(&c, 1, 1, 1, 0), CTL_ERROR);
 	assert_error(&c, -EDQUOT, SKVC_ABI_REASON_MEMORY_LIMIT);
 	/* The handle that was given back is the next one. */
@@ -390,17 +390,18 @@ static void test_scheduler_has_no_memory(void **state)
 
 static void test_gpu_is_not_here(void **state)
 {
-	struct ctl_region_gpu m = {
-		.ns = 1, .memory_type = 1, .blocks_count = 1, .allocation_bytes = 4096
-	};
+	struct ctl_memory_gpu m = { .memory_type = 1, .allocation_bytes = 4096 };
+	struct ctl_region_gpu r = { .ns = 1, .memory = 1, .blocks_count = 1 };
 	struct ctl_event_gpu e = { 0 };
 	struct raw_client c;
 
 	(void)state;
 	open_client(&c);
-	assert_int_equal(ask(&c, &m, CTL_REGION_GPU, sizeof(m)), CTL_ERROR);
+	assert_int_equal(ask(&c, &m, CTL_MEMORY_GPU, sizeof(m)), CTL_ERROR);
 	assert_error(&c, -EOPNOTSUPP, SKVC_ABI_REASON_NONE);
-	assert_non_null(strstr((const char *)c.answer.error.text, "CPU device"));
+	assert_non_null(strstr((const char *)c.answer.error.text, "[gpu] device"));
+	assert_int_equal(ask(&c, &r, CTL_REGION_GPU, sizeof(r)), CTL_ERROR);
+	assert_error(&c, -EOPNOTSUPP, SKVC_ABI_REASON_NONE);
 	assert_int_equal(ask(&c, &e, CTL_EVENT_GPU, sizeof(e)), CTL_ERROR);
 	assert_error(&c, -EOPNOTSUPP, SKVC_ABI_REASON_NONE);
 	assert_int_equal(ask_ns(&c, "m"), CTL_NS);
@@ -532,19 +533,17 @@ static void send_with_fds(struct raw_client *c, const void *packet, size_t bytes
 
 static void test_descriptors(void **state)
 {
-	struct ctl_region_gpu gpu = {
-		.ns = 1, .memory_type = 2, .blocks_count = 1, .allocation_bytes = 4096
-	};
+	struct ctl_memory_gpu gpu = { .memory_type = 2, .allocation_bytes = 4096 };
 	union open_message o = ns_message("m");
 	struct raw_client c;
 	unsigned before;
 
 	(void)state;
-	/* Where one may come it is closed, since nothing here can use it. */
+	/* Where one belongs it is closed, since nothing here can use it. */
 	open_client(&c);
 	assert_int_equal(ask_ns(&c, "m"), CTL_NS); /* it is done with the handshake's */
 	before = control_rig_open_fds();
-	ctl_msg_init(&gpu.h, CTL_REGION_GPU, sizeof(gpu), 1);
+	ctl_msg_init(&gpu.h, CTL_MEMORY_GPU, sizeof(gpu), 1);
 	send_with_fds(&c, &gpu, sizeof(gpu), 1);
 	assert_true(raw_client_recv(&c, WAIT_MS) > 0);
 	assert_error(&c, -EOPNOTSUPP, SKVC_ABI_REASON_NONE);
@@ -562,6 +561,35 @@ static void test_descriptors(void **state)
 		assert_released();
 	}
 	assert_int_equal(counted(STAT_SESSIONS_FAILED), 8);
+	assert_serves();
+}
+
+/* Too few, too many, or of a memory that has none. */
+static void test_descriptors_of_gpu_memory(void **state)
+{
+	static const struct {
+		uint32_t memory_type;
+		unsigned fds;
+	} wrong[] = { { 2, 0 }, { 2, 2 }, { 2, 4 }, { 1, 1 }, { 1, 2 } };
+	struct raw_client c;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		struct ctl_memory_gpu m = { .memory_type = wrong[i].memory_type,
+					    .allocation_bytes = 4096 };
+
+		open_client(&c);
+		ctl_msg_init(&m.h, CTL_MEMORY_GPU, sizeof(m), 1);
+		if (wrong[i].fds)
+			send_with_fds(&c, &m, sizeof(m), wrong[i].fds);
+		else
+			assert_int_equal(raw_client_send(&c, &m, sizeof(m), NULL, 0), 0);
+		assert_true(raw_client_recv(&c, WAIT_MS) > 0);
+		assert_error(&c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE);
+		assert_ended(&c);
+		raw_client_close(&c);
+		assert_released();
+	}
 	assert_serves();
 }
 
@@ -775,6 +803,7 @@ int main(void)
 		TEST(test_half_messages),
 		TEST(test_garbage),
 		TEST(test_descriptors),
+		TEST(test_descriptors_of_gpu_memory),
 		TEST(test_flood_without_reading),
 		TEST(test_flood_is_paced),
 		TEST(test_silence),

@@ -21,6 +21,7 @@ union message {
 	struct ctl_arena_new arena_new;
 	struct ctl_free free;
 	struct ctl_region_host region_host;
+	struct ctl_memory_gpu memory_gpu;
 	struct ctl_region_gpu region_gpu;
 	struct ctl_event_gpu event_gpu;
 	struct ctl_welcome welcome;
@@ -70,10 +71,19 @@ static size_t good(uint16_t type, union message *m)
 		m->region_host.strides_count = 2;
 		break;
 	case CTL_REGION_GPU:
-		bytes = sizeof(m->region_gpu);
-		m->region_gpu.ns = m->region_gpu.memory_type = m->region_gpu.blocks_count = 1;
-		m->region_gpu.allocation_bytes = 100;
-		m->region_gpu.offset = 99;
+		bytes = sizeof(m->region_gpu) + 2 * sizeof(struct skvc_abi_gpu_stride);
+		m->region_gpu.ns = m->region_gpu.blocks_count = 1;
+		m->region_gpu.strides_count = 2;
+		m->region_gpu.strides[0] = (struct skvc_abi_gpu_stride){ 1, 0, 2, 3, 4, 5 };
+		m->region_gpu.strides[1] =
+			(struct skvc_abi_gpu_stride){ 9, 0, UINT64_MAX, 0, 0, 0 };
+		break;
+	case CTL_MEMORY_GPU:
+		bytes = sizeof(m->memory_gpu);
+		m->memory_gpu.memory_type = CTL_MEMORY_IPC_HANDLE;
+		m->memory_gpu.allocation_bytes = 100;
+		m->memory_gpu.ipc_handle[63] = 1;
+		m->memory_gpu.device_uuid[15] = 1;
 		break;
 	case CTL_EVENT_GPU:
 		bytes = sizeof(m->event_gpu);
@@ -211,7 +221,7 @@ static void refuses_other_majors_whatever_follows(void **state)
 		assert_int_equal(check(&m, bytes, &reason, text), -EPROTO);
 		assert_int_equal(reason, SKVC_ABI_REASON_VERSION);
 		assert_non_null(strstr(text, "2.7"));
-		assert_non_null(strstr(text, "1.0"));
+		assert_non_null(strstr(text, "1.1"));
 	}
 }
 
@@ -258,14 +268,77 @@ static void refuses_bad_memory(void **state)
 	REFUSES(CTL_REGION_HOST, m.region_host.strides_count = 1, "bytes");
 	REFUSES(CTL_REGION_HOST, m.region_host.strides_count = 1025, "1025");
 	REFUSES(CTL_REGION_HOST, m.region_host.strides_count = 0x8000002, "strides_count");
+}
+
+static void refuses_bad_gpu_memory(void **state)
+{
+	char text[CTL_TEXT_BYTES];
+	union message m;
+	uint16_t reason;
+
+	(void)state;
+	REFUSES(CTL_MEMORY_GPU, m.memory_gpu.memory_type = 0, "memory_type 0");
+	REFUSES(CTL_MEMORY_GPU, m.memory_gpu.memory_type = 3, "memory_type 3");
+	REFUSES(CTL_MEMORY_GPU, m.memory_gpu.reserved = 1, "reserved");
+	REFUSES(CTL_MEMORY_GPU, m.memory_gpu.allocation_bytes = 0, "allocation of 0");
+	REFUSES(CTL_MEMORY_GPU, m.memory_gpu.allocation_bytes = 1ull << 63, "cannot be");
+	REFUSES(CTL_MEMORY_GPU, m.memory_gpu.memory_type = 2, "ipc_handle");
 	REFUSES(CTL_REGION_GPU, m.region_gpu.ns = 0, "handle 0");
-	REFUSES(CTL_REGION_GPU, m.region_gpu.memory_type = 0, "memory_type 0");
-	REFUSES(CTL_REGION_GPU, m.region_gpu.memory_type = 3, "memory_type 3");
-	REFUSES(CTL_REGION_GPU, m.region_gpu.offset = 100, "offset 100");
-	REFUSES(CTL_REGION_GPU, m.region_gpu.allocation_bytes = 0, "allocation of 0");
 	REFUSES(CTL_REGION_GPU, m.region_gpu.blocks_count = 0, "0 blocks");
-	REFUSES(CTL_REGION_GPU, (m.region_gpu.memory_type = 2, m.region_gpu.ipc_handle[63] = 1),
-		"ipc_handle");
+	REFUSES(CTL_REGION_GPU, m.region_gpu.strides_count = 1, "bytes");
+	REFUSES(CTL_REGION_GPU, m.region_gpu.strides_count = 3, "bytes");
+	REFUSES(CTL_REGION_GPU, m.region_gpu.strides_count = 1025, "1025");
+	REFUSES(CTL_REGION_GPU, m.region_gpu.strides_count = 0x66666668, "strides_count");
+	REFUSES(CTL_REGION_GPU, m.region_gpu.memory = 1, "packed form");
+	REFUSES(CTL_REGION_GPU, m.region_gpu.offset = 1, "packed form");
+	REFUSES(CTL_REGION_GPU, m.region_gpu.strides[1].memory = 0, "stride 1: handle 0");
+	REFUSES(CTL_REGION_GPU, m.region_gpu.strides[0].reserved = 1, "stride 0: a reserved");
+}
+
+/* No strides: one allocation and an offset in it. */
+static void takes_packed_gpu_regions(void **state)
+{
+	struct ctl_region_gpu *m;
+	char text[CTL_TEXT_BYTES];
+	union message u;
+	uint16_t reason;
+	size_t bytes = sizeof(*m);
+
+	(void)state;
+	(void)good(CTL_REGION_GPU, &u);
+	m = &u.region_gpu;
+	m->h.bytes = (uint32_t)bytes;
+	m->strides_count = 0;
+	assert_int_equal(check(&u, bytes, &reason, text), -EPROTO);
+	assert_non_null(strstr(text, "handle 0"));
+	m->memory = 7;
+	assert_int_equal(check(&u, bytes, &reason, text), 0);
+	m->offset = UINT64_MAX; /* whether it lies in the allocation is the daemon's to check */
+	assert_int_equal(check(&u, bytes, &reason, text), 0);
+	assert_int_equal(check(&u, bytes + 1, &reason, text), -EPROTO);
+}
+
+/* 1024 layers, each with an allocation of its own. */
+static void takes_the_longest_gpu_region(void **state)
+{
+	size_t bytes = sizeof(struct ctl_region_gpu) +
+		       CTL_SEGMENTS_MAX * sizeof(struct skvc_abi_gpu_stride);
+	struct ctl_region_gpu *m = calloc(1, bytes);
+	char text[CTL_TEXT_BYTES];
+	uint16_t reason;
+
+	(void)state;
+	assert_non_null(m);
+	ctl_msg_init(&m->h, CTL_REGION_GPU, (uint32_t)bytes, 1);
+	m->ns = m->blocks_count = 1;
+	m->strides_count = CTL_SEGMENTS_MAX;
+	for (uint32_t i = 0; i < CTL_SEGMENTS_MAX; i++)
+		m->strides[i].memory = i + 1;
+	assert_int_equal(ctl_msg_check_request(m, bytes, &reason, text), 0);
+	m->strides[CTL_SEGMENTS_MAX - 1].reserved = 1;
+	assert_int_equal(ctl_msg_check_request(m, bytes, &reason, text), -EPROTO);
+	assert_non_null(strstr(text, "stride 1023"));
+	free(m);
 }
 
 static void versions_meet_both_ways(void **state)
@@ -346,6 +419,9 @@ int main(void)
 		cmocka_unit_test(refuses_other_majors_whatever_follows),
 		cmocka_unit_test(refuses_bad_namespaces),
 		cmocka_unit_test(refuses_bad_memory),
+		cmocka_unit_test(refuses_bad_gpu_memory),
+		cmocka_unit_test(takes_packed_gpu_regions),
+		cmocka_unit_test(takes_the_longest_gpu_region),
 		cmocka_unit_test(versions_meet_both_ways),
 		cmocka_unit_test(checks_answers),
 	};

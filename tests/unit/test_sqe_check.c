@@ -129,7 +129,7 @@ static void refuses_unused_fields(void **state)
 		FIELD(skip_tokens, OP(LOAD)),
 		FIELD(result_rel, OP(LOAD) | OP(STORE)),
 		FIELD(result_bytes, OP(LOAD) | OP(STORE)),
-		FIELD(arg, OP(LOOKUP) | OP(PIN) | OP(ABORT)),
+		FIELD(arg, OP(LOOKUP) | OP(PIN) | OP(ABORT) | OP(LOAD)),
 	};
 
 	(void)state;
@@ -147,6 +147,17 @@ static void refuses_unused_fields(void **state)
 				fail_msg("op %u, field %zu: reason %u", op, i, reason);
 		}
 	}
+}
+
+static void packs_events(void **state)
+{
+	const uint64_t arg = skvc_abi_events(0x80000001u, 0xfffffffeu);
+
+	(void)state;
+	assert_true(arg == 0xfffffffe80000001ull);
+	assert_int_equal(skvc_abi_ready_event(arg), 0x80000001u);
+	assert_int_equal(skvc_abi_done_event(arg), 0xfffffffeu);
+	assert_true(skvc_abi_events(0, 0) == 0);
 }
 
 struct wrong {
@@ -188,6 +199,14 @@ static void refuses_bad_values(void **state)
 		{ S,
 		  { .result_bytes = (uint32_t)-8 },
 		  SKVC_ABI_REASON_BAD_RESULT }, /* rel without bytes */
+		/* Events: both are free in a load, a store has nothing to record. */
+		{ D, { .arg = UINT64_MAX }, SKVC_ABI_REASON_NONE },
+		{ S, { .arg = UINT32_MAX }, SKVC_ABI_REASON_NONE },
+		{ S, { .arg = 1ull << 32 }, SKVC_ABI_REASON_BAD_RESERVED },
+		{ S, { .arg = 1ull << 63 | 1 }, SKVC_ABI_REASON_BAD_RESERVED },
+		{ SKVC_ABI_OP_NOP, { .arg = 1 }, SKVC_ABI_REASON_BAD_RESERVED },
+		{ SKVC_ABI_OP_RELEASE, { .arg = 1 }, SKVC_ABI_REASON_BAD_RESERVED },
+		{ SKVC_ABI_OP_DROP, { .arg = 1ull << 32 }, SKVC_ABI_REASON_BAD_RESERVED },
 	};
 
 	(void)state;
@@ -276,7 +295,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(takes_good_entries),	 cmocka_unit_test(lays_arguments_out),
 		cmocka_unit_test(refuses_unused_fields), cmocka_unit_test(refuses_bad_values),
-		cmocka_unit_test(refuses_bad_lists),	 cmocka_unit_test(checks_keys),
+		cmocka_unit_test(packs_events),		 cmocka_unit_test(refuses_bad_lists),
+		cmocka_unit_test(checks_keys),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
