@@ -75,6 +75,7 @@ TEST_LIBS = $(eval TEST_LIBS := $$(call pkg,--libs cmocka $(PKGS)) -lpthread -lm
 WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wvla -Wundef \
 	-Wpointer-arith -Wwrite-strings $(if $(WERROR),-Werror)
 CPPFLAGS_ALL = -I. -D_GNU_SOURCE -DSKVCD_VERSION='"$(VERSION)"' -DSYSCONFDIR='"$(sysconfdir)"' \
+	-DSKVCD_LIBDIR='"$(libdir)"' \
 	$(PKG_CFLAGS) $(CPPFLAGS)
 # Packets and records are byte buffers that are looked at as structs: no type-based aliasing.
 CFLAGS_ALL = -std=gnu17 -O$(O) -g -ffunction-sections -fdata-sections -fno-strict-aliasing \

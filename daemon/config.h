@@ -50,6 +50,12 @@ struct config {
 	uint32_t nvme_queue_depth;   /* 1..1024; 64 */
 	uint64_t nvme_deadline_ns;   /* per I/O; 5 s */
 	uint64_t nvme_retry_ns;	     /* an ailing tier is tried again after this; 5 s */
+	/* [gpu] */
+	char gpu_device[64];	    /* auto, none, sim, an ordinal or a UUID */
+	char gpu_library[PATH_MAX]; /* shared object of the CUDA device; empty: beside the daemon */
+	uint64_t gpu_pool_bytes;    /* GPU memory for compressed blocks; 0: none */
+	uint64_t gpu_staging_bytes; /* GPU memory for work in flight; 160 MiB */
+	uint32_t gpu_background_percent; /* share of the GPU's time for work that may wait; 10 */
 	/* [codec] */
 	uint32_t speculator; /* enum codec_speculator: raw, generic or channel */
 	uint32_t verify;     /* 1: decode every block again before it counts as stored */
@@ -61,13 +67,15 @@ struct config {
 	uint64_t lease_ttl_ns;	   /* default of a lookup; 30 s */
 	uint64_t lease_ttl_max_ns; /* 300 s */
 	uint64_t store_wait_ns;	   /* a store waits this long for room, then is refused; 2 s */
-	uint64_t quota_bytes;	   /* of a tenant without a section; 0: none */
+	uint64_t event_wait_ns; /* a job whose ready event is not seen by then is given up; 30 s */
+	uint64_t quota_bytes;	/* of a tenant without a section; 0: none */
 	/* [tenant NAME] */
 	uint32_t tenants_count;
 	struct config_tenant tenants[CONFIG_TENANTS_MAX];
 	/* [fault]: for tests of the daemon and of engines */
 	char fault_device[128]; /* gpu/device.h fault spec */
 	char fault_nvme[128];	/* daemon/uring.h fault spec */
+	char fault_gpu[128];	/* gpu/device.h fault spec, for the GPU */
 };
 
 void config_default(struct config *ret);

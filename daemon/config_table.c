@@ -84,6 +84,17 @@ static const struct config_key config_keys[] = {
 	{ "nvme", "retry", CONFIG_TIME, FIELD(nvme_retry_ns), 1 * MSEC, 3600 * SEC, 0, NULL, "5s",
 	  "an ailing tier is tried again after this" },
 
+	{ "gpu", "device", CONFIG_TEXT, FIELD(gpu_device), 1, 63, 0, NULL, "auto",
+	  "auto, none, sim, an ordinal or a UUID (GPU-...)" },
+	{ "gpu", "library", CONFIG_TEXT, FIELD(gpu_library), 0, PATH_MAX - 1, 0, NULL, "",
+	  "shared object of the CUDA device; empty: the one that was installed with the daemon" },
+	{ "gpu", "pool", CONFIG_SIZE, FIELD(gpu_pool_bytes), 16 * MIB, 16 * TIB, CONFIG_OR_ZERO,
+	  NULL, "0", "GPU memory for compressed blocks; 0: none" },
+	{ "gpu", "staging", CONFIG_SIZE, FIELD(gpu_staging_bytes), 32 * MIB, 4 * GIB, 0, NULL,
+	  "160M", "GPU memory for work in flight" },
+	{ "gpu", "background_gpu_share", CONFIG_COUNT, FIELD(gpu_background_percent), 1, 100, 0,
+	  NULL, "10", "percent of the GPU's time that work which may wait can take" },
+
 	{ "codec", "speculator", CONFIG_CHOICE, FIELD(speculator), 0, 2, 0, speculator_names,
 	  "channel", "how blocks are compressed" },
 	{ "codec", "verify", CONFIG_CHOICE, FIELD(verify), 0, 1, 0, bool_names, "yes",
@@ -102,6 +113,8 @@ static const struct config_key config_keys[] = {
 	  SKVC_ABI_TTL_NS_MAX, 0, NULL, "300s", "the longest lease or pin a client may ask for" },
 	{ "limits", "store_wait", CONFIG_TIME, FIELD(store_wait_ns), 0, 60 * SEC, 0, NULL, "2s",
 	  "a store waits this long for room before it is refused" },
+	{ "limits", "event_wait", CONFIG_TIME, FIELD(event_wait_ns), 1 * MSEC, 3600 * SEC, 0, NULL,
+	  "30s", "a load or store whose ready event was not reached by then is given up" },
 	{ "limits", "quota", CONFIG_SIZE, FIELD(quota_bytes), 0, 1024 * TIB, 0, NULL, "0",
 	  "compressed bytes of a tenant that has no section of its own; 0: no limit" },
 
@@ -109,6 +122,8 @@ static const struct config_key config_keys[] = {
 	  "inject faults into the compute device; for tests only" },
 	{ "fault", "nvme", CONFIG_TEXT, FIELD(fault_nvme), 0, 127, 0, NULL, "",
 	  "inject faults into NVMe I/O; for tests only" },
+	{ "fault", "gpu", CONFIG_TEXT, FIELD(fault_gpu), 0, 127, 0, NULL, "",
+	  "inject faults into the GPU device; for tests only" },
 };
 
 #define CONFIG_KEYS_COUNT (sizeof(config_keys) / sizeof(config_keys[0]))

@@ -247,6 +247,13 @@ static int on_accept(sd_event_source *source, int fd, uint32_t events, void *use
 
 /* ---- the lane's mail ---- */
 
+static void gpu_failed(const struct mail *mail)
+{
+	log_line(LOG_LEVEL_ERR,
+		 "the GPU has failed: %s; its memory is not served until a restart, host memory is",
+		 strerror(-mail->res));
+}
+
 static void nvme_health(const struct mail *mail)
 {
 	if (mail->value == 1)
@@ -279,6 +286,9 @@ static void one_mail(struct control *control, const struct mail *mail)
 		return;
 	case LANE_NVME_HEALTH:
 		nvme_health(mail);
+		return;
+	case LANE_GPU_HEALTH:
+		gpu_failed(mail);
 		return;
 	default:
 		assert(s->slot < control->config->sessions_max);

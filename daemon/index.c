@@ -87,6 +87,11 @@ uint32_t index_count(const struct index *ix)
 	return ix->count;
 }
 
+uint32_t index_end(const struct index *ix)
+{
+	return ix->fresh;
+}
+
 static uint32_t bucket_of(const struct index *ix, uint32_t ns, uint32_t group, const uint8_t *key,
 			  uint8_t key_len)
 {
@@ -140,7 +145,7 @@ int index_insert(struct index *ix, uint32_t ns, const struct skvc_abi_key *key, 
 	b->group = key->group;
 	b->ns = ns;
 	b->parent = BLOCK_NONE;
-	b->slot = UINT32_MAX;
+	b->slot = b->gpu_slot = UINT32_MAX;
 	b->state = BLOCK_STORING;
 	bucket = bucket_of(ix, ns, b->group, b->key, b->key_len);
 	b->hash_next = ix->bucket[bucket];

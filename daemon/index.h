@@ -14,7 +14,7 @@
 
 /*
  *	FREE -> STORING			store began: reserved, invisible to lookups
- *	STORING -> RESIDENT		published: the record lies in a host slot
+ *	STORING -> RESIDENT		published: the record lies in a host slot or in a GPU slot
  *	RESIDENT -> NVME		host slot given up, the NVMe copy stays
  *	NVME -> FETCHING		a read into a host slot is in flight
  *	FETCHING -> RESIDENT | NVME	read and verified | failed, may be tried again
@@ -36,10 +36,16 @@ enum block_state {
 #define BLOCK_FETCH_FAILED \
 	0x04u /* the last fetch failed or found no room; cleared when wanted again */
 #define BLOCK_HAS_TOKENS 0x08u /* token_hash is valid */
-#define BLOCK_LISTED 0x10u     /* on exactly one list (clean, dirty or fetch) */
+#define BLOCK_LISTED 0x10u     /* on exactly one list (clean, dirty, fetch or the GPU pool's) */
 #define BLOCK_CLEAN 0x20u      /* has a durable NVMe copy */
 #define BLOCK_READABLE 0x40u   /* DEAD, but its slot is whole: who holds it may still load it */
 #define BLOCK_CORRUPT 0x80u    /* DEAD because its bytes were wrong */
+
+#define BLOCK_MOVE_RUNS \
+	0x01u /* GPU slot -> host slot (holds a reference): the host slot is not whole */
+#define BLOCK_MOVE_WANTED \
+	0x02u /* a load into host memory waits for that; wanted_ns says since when */
+#define BLOCK_MOVE_FAILED 0x04u /* for that load */
 
 struct block {
 	uint8_t key[SKVC_ABI_KEY_BYTES];
@@ -52,12 +58,14 @@ struct block {
 	uint32_t children;     /* blocks in the index that name this one as parent */
 	uint32_t generation;   /* bumped when freed */
 	uint32_t slot;	       /* in the host pool, or POOL_NONE */
+	uint32_t gpu_slot;     /* in the GPU pool, or POOL_NONE */
 	uint32_t record_bytes; /* header, tokens, payload and padding: what quotas count */
-	uint32_t refs;	       /* leases, loads, spills and fetches that hold it */
+	uint32_t refs;	       /* leases, loads, spills, fetches and moves that hold it */
+	uint8_t move;	       /* BLOCK_MOVE_* */
 	uint64_t token_hash;
 	uint64_t raw_xxh3;
 	uint64_t pin_until_ns; /* not evicted before */
-	uint64_t wanted_ns;    /* since when it waits for a fetch */
+	uint64_t wanted_ns;    /* since when it waits for a fetch, or for a move */
 	uint8_t state;	       /* enum block_state */
 	uint8_t flags;	       /* BLOCK_* */
 	uint8_t key_len;
@@ -86,6 +94,7 @@ void index_set_state(struct index *ix, uint32_t id,
 void index_set_parent(struct index *ix, uint32_t id, uint32_t parent);
 uint32_t index_parent(const struct index *ix, uint32_t id); /* BLOCK_NONE when it has gone */
 uint32_t index_count(const struct index *ix);
+uint32_t index_end(const struct index *ix); /* ids below were used at least once */
 
 void block_list_init(struct block_list *l);
 void block_list_push(struct index *ix, struct block_list *l, uint32_t id); /* at the tail */

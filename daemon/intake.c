@@ -24,7 +24,7 @@
 struct intake {
 	struct skvc_abi_sqe sqe;
 	struct namespace *ns;
-	struct region *region;
+	struct job_regions regions;
 	const struct skvc_abi_key *parent;
 	const struct skvc_abi_key *keys;
 	const uint32_t *pages;
@@ -92,21 +92,54 @@ static int find_ns(struct session *s, struct intake *in)
 	return in->ns != NULL;
 }
 
-static int find_region(struct session *s, struct intake *in)
+/* What a handle names, unless it is on its way out. */
+static struct region *region_at(const struct session *s, uint32_t handle)
 {
-	if (in->sqe.region <= SESSION_REGIONS_MAX)
-		in->region = s->region[in->sqe.region];
-	if (!in->region || in->region->closing || (in->ns && in->region->ns != in->ns)) {
+	struct region *r = handle <= SESSION_REGIONS_MAX ? s->region[handle] : NULL;
+
+	return r && !r->closing ? r : NULL;
+}
+
+static int find_event(const struct session *s, struct intake *in, uint32_t handle,
+		      struct region **ret_event)
+{
+	struct region *r = region_at(s, handle);
+
+	if (!handle)
+		return 1;
+	/* Events are the GPU's: pages in host memory have nothing to wait for. */
+	if (!r || !r->event || !in->regions.pages->device ||
+	    r->device != in->regions.pages->device) {
+		refuse(in, -ESTALE, SKVC_ABI_REASON_BAD_EVENT);
+		return 0;
+	}
+	*ret_event = r;
+	return 1;
+}
+
+/* The pages, and the events around the work on them. */
+static int find_regions(const struct lane *lane, const struct session *s, struct intake *in)
+{
+	struct region *pages = region_at(s, in->sqe.region);
+	uint32_t finished = skvc_abi_done_event(in->sqe.arg);
+
+	if (!pages || !pages->ns || (in->ns && pages->ns != in->ns)) {
 		refuse(in, -ESTALE, SKVC_ABI_REASON_BAD_REGION);
 		return 0;
 	}
-	return 1;
+	in->regions.pages = pages;
+	if (gpu_refuses(lane, pages)) {
+		refuse(in, -EIO, SKVC_ABI_REASON_DEVICE_GONE);
+		return 0;
+	}
+	return find_event(s, in, skvc_abi_ready_event(in->sqe.arg), &in->regions.ready) &&
+	       find_event(s, in, finished, &in->regions.finished);
 }
 
 static int pages_inside(struct intake *in)
 {
 	for (uint32_t i = 0; i < in->sqe.count; i++) {
-		if (in->pages[i] >= in->region->dev.blocks_count) {
+		if (in->pages[i] >= in->regions.pages->dev.blocks_count) {
 			refuse(in, -EINVAL, SKVC_ABI_REASON_BAD_BLOCK);
 			return 0;
 		}
@@ -150,15 +183,15 @@ static void do_lookup(struct lane *lane, struct session *s, struct intake *in)
 
 static void do_load(struct lane *lane, struct session *s, struct intake *in)
 {
-	if (find_region(s, in) && pages_inside(in))
-		load_begin(lane, s, in->region, &in->sqe, in->pages, &in->cqe, &in->async);
+	if (find_regions(lane, s, in) && pages_inside(in))
+		load_begin(lane, s, &in->regions, &in->sqe, in->pages, &in->cqe, &in->async);
 }
 
 static void do_store(struct lane *lane, struct session *s, struct intake *in)
 {
-	if (find_region(s, in) && pages_inside(in))
-		store_begin(lane, s, in->ns, in->region, &in->sqe, in->parent, in->keys, in->pages,
-			    in->tokens, &in->cqe, &in->async);
+	if (find_regions(lane, s, in) && pages_inside(in))
+		store_begin(lane, s, in->ns, &in->regions, &in->sqe, in->parent, in->keys,
+			    in->pages, in->tokens, &in->cqe, &in->async);
 }
 
 static void do_release(struct lane *lane, struct session *s, struct intake *in)

@@ -115,6 +115,7 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 		break;
 	case LANE_REGION_ADD:
 		assert(m->value >= 1 && m->value <= SESSION_REGIONS_MAX && !s->region[m->value]);
+		assert(!r->device || r->device == lane->gpu);
 		s->region[m->value] = r;
 		answer(lane, m, 0);
 		break;
@@ -194,7 +195,8 @@ static uint64_t sleep_ns(const struct lane *lane)
 	if (lane->leases_next_ns < lane->now_ns + ns)
 		ns = lane->leases_next_ns > lane->now_ns ? lane->leases_next_ns - lane->now_ns : 1;
 	if (lane->cq_blocked || lane->room.count || lane->fetch.count || tier_busy(lane) ||
-	    lane->stopping || (lane->log && !nvme_log_in_service(lane->log)))
+	    lane->loads.head || lane->events_waiting || lane->stopping ||
+	    (lane->log && !nvme_log_in_service(lane->log)))
 		ns = ns < LANE_POLL_NS ? ns : LANE_POLL_NS;
 	return ns;
 }
@@ -202,7 +204,8 @@ static uint64_t sleep_ns(const struct lane *lane)
 /* Arm every source of work; 0 when one has some already. */
 static int arm(struct lane *lane)
 {
-	if (!mailbox_arm(&lane->inbox) || !lane->device->ops->arm(lane->device))
+	if (!mailbox_arm(&lane->inbox) || !lane->device->ops->arm(lane->device) ||
+	    (lane->gpu && !lane->gpu->ops->arm(lane->gpu)))
 		return 0;
 	for (uint32_t i = 0, seen = 0; seen < lane->sessions_count; i++) {
 		struct session *s = lane->session[i];
@@ -221,6 +224,8 @@ static void disarm(struct lane *lane)
 {
 	mailbox_disarm(&lane->inbox);
 	lane->device->ops->disarm(lane->device);
+	if (lane->gpu)
+		lane->gpu->ops->disarm(lane->gpu);
 	for (uint32_t i = 0, seen = 0; seen < lane->sessions_count; i++) {
 		if (!lane->session[i])
 			continue;
@@ -256,6 +261,7 @@ static unsigned run_rest(struct lane *lane)
 
 	lane->rest_ns = lane->now_ns;
 	n = request_poll(lane);
+	n += gpu_run(lane);
 	n += store_room_run(lane);
 	profiler_run(lane);
 	n += request_run(lane);
@@ -287,10 +293,9 @@ static void stop_late(const struct lane *lane)
 	if (!lane->stopping || !tier_busy(lane) ||
 	    lane->now_ns - lane->stop_ns < 2 * lane->config.nvme_deadline_ns)
 		return;
-	log_line(
-		LOG_LEVEL_ERR,
-		"the NVMe device does not answer: the daemon ends without waiting for %u operations",
-		tier_busy(lane));
+	log_line(LOG_LEVEL_ERR,
+		 "a device does not answer: the daemon ends without waiting for %u operations",
+		 tier_busy(lane));
 	_exit(1);
 }
 
@@ -371,6 +376,7 @@ static unsigned auto_workers(const struct config *c)
 	return cores <= 2 ? 1 : cores > 17 ? 16 : (unsigned)cores - 1;
 }
 
+/* The GPU's tasks may come to the CPU with what it cannot code. */
 static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 {
 	unsigned workers = auto_workers(&lane->config);
@@ -378,12 +384,8 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 	int r;
 
 	lane->tasks_count = 2 * workers + 2;
-	lane->device_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (lane->device_fd < 0)
-		r = -errno;
-	else
-		r = cpu_device_new(workers, lane->tasks_count + 1, lane->device_fd,
-				   lane->config.spin_ns, &d);
+	r = cpu_device_new(workers, lane->tasks_count + 1 + (lane->gpu ? LANE_GPU_TASKS : 0),
+			   lane->device_fd, lane->config.spin_ns, &d);
 	if (r < 0) {
 		snprintf(err, err_bytes, "compute device with %u workers: %s", workers,
 			 strerror(-r));
@@ -406,6 +408,7 @@ static int start_tasks(struct lane *lane)
 	if (!lane->task)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < lane->tasks_count; i++) {
+		lane->task[i].raw_slot = POOL_NONE;
 		lane->task[i].staging = map_lazily(lane->staging_bytes);
 		if (!lane->task[i].staging)
 			return -ENOMEM;
@@ -447,6 +450,10 @@ static int start_rings(struct lane *lane, char *err, unsigned err_bytes)
 
 	if (r == 0)
 		r = mailbox_init(&lane->outbox);
+	if (r == 0) {
+		lane->device_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		r = lane->device_fd < 0 ? -errno : 0;
+	}
 	if (r < 0) {
 		snprintf(err, err_bytes, "eventfd: %s", strerror(-r));
 		return r;
@@ -465,6 +472,7 @@ static struct lane *lane_free(struct lane *lane)
 
 	if (lane->device)
 		lane->device->ops->free(lane->device);
+	gpu_stop(lane);
 	tier_stop(lane);
 	for (uint32_t i = 0; lane->ns && i < c->namespaces_max; i++)
 		if (lane->ns[i])
@@ -507,7 +515,11 @@ static int start_all(struct lane *lane, char *err, unsigned err_bytes)
 		return r;
 	}
 	stats_set(&lane->stats, STAT_INDEX_BLOCKS_MAX, lane->config.blocks_max);
-	r = tier_start(lane, err, err_bytes);
+	r = gpu_start(lane, err, err_bytes); /* it says where the pool should lie */
+	if (r == 0)
+		r = tier_start(lane, err, err_bytes);
+	if (r == 0)
+		r = gpu_start_memory(lane, err, err_bytes);
 	if (r == 0)
 		r = start_device(lane, err, err_bytes);
 	if (r < 0)

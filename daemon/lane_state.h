@@ -10,6 +10,8 @@
  *	store.c		begin -> gather and encode -> place -> publish -> complete
  *	load.c		wait for the record -> decode into the engine's pages -> complete
  *	tier.c		room in the pool, LRU, spill, fetch
+ *	tier_gpu.c	the GPU pool: room in it, what moves from it to the host pool, its loss
+ *	lane_gpu.c	the GPU: made at start, its tasks, events, staging in host memory, its death
  *	profiler.c	samples of new namespaces -> fit -> profile
  *	quota.c		compressed bytes charged to tenants
  *
@@ -38,6 +40,9 @@
 #define LANE_ARGS_BYTES (256ull << 20) /* private copies of argument lists; used as needed */
 #define LANE_INTAKE_BATCH 32u	       /* entries taken of one session per turn */
 #define LANE_NVME_OPS 256u
+#define LANE_GPU_TASKS 1024u
+#define LANE_REGISTERED_MAX 264u	/* a pool of 16 TiB in pieces, and what is small */
+#define LANE_EVENTS_WAITING_MAX 8u	/* jobs of one session whose tasks wait for an event */
 #define LANE_SLEEP_MAX_NS 1000000000ull /* the heartbeat's slowest beat */
 
 /* ---- jobs ---- */
@@ -48,6 +53,16 @@
  *	ENDING -> (freed)	DONE was published
  */
 enum job_state { JOB_FREE, JOB_QUEUED, JOB_RUNNING, JOB_ENDING };
+
+/*
+ * A job with a ready event lets one task wait for it; the others start when that one is through, so that an
+ * event that never comes costs one task.
+ *
+ *	DUE -> WAITING		the task that waits was started
+ *	WAITING -> PASSED	it was run
+ *	WAITING -> DUE		it failed without having been run
+ */
+enum job_event { JOB_EVENT_NONE, JOB_EVENT_DUE, JOB_EVENT_WAITING, JOB_EVENT_PASSED };
 
 struct job_item {
 	uint32_t block; /* id in the index; BLOCK_NONE: nothing to do for this one */
@@ -60,11 +75,15 @@ struct job {
 	uint8_t flags;
 	uint8_t aborted;
 	uint8_t source_free_sent;
+	uint8_t event; /* enum job_event */
+	uint16_t abort_reason;
 	uint16_t reason; /* first cause that was not plain success */
 	int32_t res;	 /* its errno */
 	struct session *session;
 	struct namespace *ns;
-	struct region *region; /* users is held */
+	struct region *region;	 /* users is held, as of the two below */
+	struct region *ready;	 /* event: pages may be touched after it; NULL: now */
+	struct region *finished; /* load: event to record when nothing touches the pages any more */
 	uint64_t user_data;
 	uint64_t intake_ns;
 	uint32_t count;
@@ -73,6 +92,7 @@ struct job {
 	uint32_t encoding;    /* of these, tasks that still read the engine's pages */
 	uint32_t done;	      /* items that succeeded */
 	uint32_t skip_tokens; /* load: of item 0 */
+	uint32_t progress;    /* load: scratch of load_progress() */
 	uint64_t raw_bytes, stored_bytes;
 	uint32_t result_rel, result_bytes;
 	uint32_t args_slot; /* in lane->args: items, then bitmap, then tokens */
@@ -88,17 +108,44 @@ struct job_queue {
 
 /* ---- device tasks ---- */
 
-enum task_kind { TASK_SAMPLE, TASK_ENCODE, TASK_DECODE, TASK_FIT };
+enum task_kind {
+	TASK_COPY_OUT, /* GPU pages -> lane->stage */
+	TASK_SAMPLE,
+	TASK_ENCODE,
+	TASK_PLACE, /* staged payload -> slot */
+	TASK_DECODE,
+	TASK_DECODE_STAGE, /* record -> lane->stage */
+	TASK_COPY_IN,	   /* lane->stage -> GPU pages */
+	TASK_DEMOTE,	   /* GPU slot -> host slot */
+	TASK_FIT
+};
 
+/*
+ * Tasks of host regions have room for a whole record.  Those of GPU regions have it for header and token
+ * ids, and take what more they need from lane->stage.
+ */
 struct task {
 	struct device_task dev; /* first: poll() hands back this address */
 	enum task_kind kind;
+	uint8_t of_gpu;	     /* one of lane->gpu_task */
+	uint8_t waits;	     /* it carries the ready event of its job */
+	uint8_t reads_pages; /* store: counted in job->encoding */
 	struct job *job;
 	uint32_t item;
-	struct namespace *ns; /* TASK_FIT */
-	uint8_t *staging;     /* owned mapping of lane->staging_bytes: record under construction */
-	uint64_t room_deadline_ns; /* waiting for room until then */
-	struct task *next;	   /* free list or waiting list */
+	uint32_t block;	       /* TASK_DEMOTE */
+	struct namespace *ns;  /* TASK_FIT */
+	struct device *device; /* where it runs, or ran last */
+	uint8_t *staging;      /* record under construction; borrowed from lane->gpu_headers, or an
+			       * owned mapping of lane->staging_bytes */
+	uint32_t raw_slot;     /* in lane->stage: a canonical raw block; POOL_NONE: none */
+	struct device_region packed; /* that block as a region; owns nothing */
+	uint8_t *sample;	     /* reserved of the profiler; NULL: none */
+	/* store, once encoded: */
+	void *staged; /* the payload on the GPU, to be given back; NULL: it lies in staging */
+	struct codec_info info;
+	const struct codec_profile *profile; /* that coded it */
+	uint64_t room_deadline_ns;	     /* waiting for room until then */
+	struct task *next;		     /* free list or waiting list */
 };
 
 struct task_queue {
@@ -130,6 +177,11 @@ struct lane_nvme_op {
 	struct lane_nvme_op *next;
 };
 
+struct lane_registered {
+	void *base;
+	uint64_t bytes;
+};
+
 struct lane {
 	struct config config; /* private copy */
 	pthread_t thread;
@@ -148,6 +200,7 @@ struct lane {
 	struct uring *uring;
 	struct device *device; /* the CPU device: host regions, fits, what the GPU cannot code */
 	struct device *gpu;    /* NULL: none; GPU regions, moves */
+	int gpu_dead;	       /* its sticky errno; nothing is asked of it any more */
 	int device_fd;	       /* both wake the lane through it */
 	struct uring_op inbox_watch, device_watch;
 	unsigned watches;
@@ -162,11 +215,16 @@ struct lane {
 	struct nvme_log *log; /* NULL: no tier */
 	uint64_t epoch;
 	uint32_t granule_bytes;
-	int pool_registered; /* with io_uring, as fixed buffers */
+	struct pool *gpu_pool; /* over GPU memory; NULL: none */
+	int pool_registered;   /* with io_uring, as fixed buffers */
 	/* RESIDENT and held by nobody, coldest first: with and without a copy on NVMe */
 	struct block_list clean, dirty;
 	uint64_t clean_bytes, dirty_bytes;
-	struct block_list fetch; /* NVME and WANTED */
+	struct block_list fetch;    /* NVME and WANTED */
+	struct block_list gpu_cold; /* RESIDENT in the GPU pool and held by nobody */
+	unsigned demotes_inflight;
+	uint64_t demote_after_ns; /* one failed, or found no room: not before */
+	uint32_t lost_next;	  /* ids below were looked at since the GPU died */
 	struct lane_nvme_op nvme_op[LANE_NVME_OPS];
 	struct lane_nvme_op *nvme_free;
 	unsigned spills_inflight, fetches_inflight;
@@ -184,7 +242,20 @@ struct lane {
 	uint32_t tasks_count;
 	struct task_queue tasks_free;
 	struct task_queue room; /* encoded, waiting for a slot in the pool */
-	struct task fit_task;	/* one fit at a time, on the device's background thread */
+	struct task *gpu_task;	/* [LANE_GPU_TASKS], or NULL */
+	struct task_queue gpu_tasks_free;
+	struct task_queue cpu_wait; /* copied out of GPU pages, waiting for a task with staging */
+	uint8_t *gpu_headers;	    /* records' first bytes, of each gpu_task */
+	uint64_t gpu_header_bytes;
+	struct pool *stage; /* host memory that the GPU reads and writes: raw blocks on their way */
+	uint64_t stage_waiting_bytes; /* of it, behind events that have not come */
+	unsigned events_waiting;      /* tasks that carry an event */
+	uint64_t events_next_ns;      /* next look at the deadlines of events */
+	unsigned progress_jobs;	      /* loads that want layer progress */
+	struct lane_registered registered[LANE_REGISTERED_MAX]; /* with the GPU's driver */
+	unsigned registered_count;
+	uint64_t gpu_make_ns;
+	struct task fit_task; /* one fit at a time, on the device's background thread */
 	uint8_t fit_busy;
 	uint64_t staging_bytes;
 
@@ -200,14 +271,22 @@ void session_drain(struct lane *lane, struct session *s, uint16_t reason);
 void session_closed(struct session *s);
 
 /* request.c */
+/* What a load or store works on, looked up in its session. */
+struct job_regions {
+	struct region *pages;
+	struct region *ready;	 /* event, or NULL */
+	struct region *finished; /* event, or NULL */
+};
+
 struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_sqe *sqe,
-		    struct namespace *ns, struct region *region, uint32_t tokens_count);
+		    struct namespace *ns, const struct job_regions *regions, uint32_t tokens_count);
 void job_queue_push(struct job_queue *q, struct job *job);
 void job_note(struct job *job, int32_t res, uint16_t reason); /* remember the first cause */
 void job_item_done(struct lane *lane, struct job *job, uint32_t item, uint64_t raw_bytes,
 		   uint64_t stored_bytes);
 void job_settle(struct lane *lane,
 		struct job *job); /* completes it when nothing is left; may free it */
+void job_cancel(struct lane *lane, struct job *job, uint16_t reason); /* may free it */
 int job_abort(struct lane *lane, struct session *s, uint64_t user_data, uint16_t reason);
 void job_abort_all(struct lane *lane, struct session *s, uint16_t reason);
 void job_source_free(struct lane *lane, struct job *job);
@@ -215,7 +294,27 @@ void request_cqe(struct lane *lane, struct session *s, const struct skvc_abi_cqe
 unsigned request_run(struct lane *lane);  /* start what can be started */
 unsigned request_poll(struct lane *lane); /* take what the device finished */
 struct task *task_get(struct lane *lane);
-void task_put(struct lane *lane, struct task *task);
+void task_put(struct lane *lane, struct task *task); /* nothing of it is in use any more */
+int task_start(struct lane *lane, struct task *task, struct device *device); /* as device's start */
+void task_queue_push(struct task_queue *q, struct task *task);
+struct task *task_queue_pop(struct task_queue *q); /* NULL: empty */
+
+/* lane_gpu.c */
+int gpu_start(struct lane *lane, char *err,
+	      unsigned err_bytes); /* device and tasks; 0: also without */
+int gpu_start_memory(struct lane *lane, char *err, unsigned err_bytes); /* needs the host pool */
+void gpu_stop(struct lane *lane);
+struct task *gpu_task_get(struct lane *lane);
+int gpu_raw_get(struct lane *lane, struct task *task); /* 0: raw_slot and packed are set; -EAGAIN */
+void gpu_raw_put(struct lane *lane, struct task *task);
+uint8_t *gpu_raw_ptr(const struct lane *lane, const struct task *task);
+int gpu_event_allows(const struct lane *lane, const struct job *job); /* may an item start? */
+void gpu_event_begin(struct lane *lane, struct task *task); /* before a task that touches pages */
+void gpu_event_end(struct lane *lane, struct task *task);   /* it is back, or did not start */
+void gpu_cancel_job(struct lane *lane, const struct job *job); /* what has not touched pages yet */
+void gpu_unstage(struct lane *lane, struct task *task);
+unsigned gpu_run(struct lane *lane); /* health, deadlines of events */
+int gpu_refuses(const struct lane *lane, const struct region *region); /* the GPU is dead */
 
 /* lookup.c: each answers through *cqe (res, reason, ...) */
 void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
@@ -240,17 +339,18 @@ void lease_release_all(struct lane *lane, struct session *s);
 unsigned lease_run(struct lane *lane); /* words that changed, deadlines that passed */
 
 /* store.c */
-void store_begin(struct lane *lane, struct session *s, struct namespace *ns, struct region *region,
-		 const struct skvc_abi_sqe *sqe, const struct skvc_abi_key *parent,
-		 const struct skvc_abi_key *keys, const uint32_t *pages, const uint32_t *tokens,
-		 struct skvc_abi_cqe *cqe, int *ret_async);
+void store_begin(struct lane *lane, struct session *s, struct namespace *ns,
+		 const struct job_regions *regions, const struct skvc_abi_sqe *sqe,
+		 const struct skvc_abi_key *parent, const struct skvc_abi_key *keys,
+		 const uint32_t *pages, const uint32_t *tokens, struct skvc_abi_cqe *cqe,
+		 int *ret_async);
 int store_start_item(struct lane *lane, struct job *job); /* 1 started, 0 nothing now */
 void store_task_done(struct lane *lane, struct task *task);
-unsigned store_room_run(struct lane *lane); /* retry those that wait for room */
+unsigned store_room_run(struct lane *lane); /* retry those that wait for room, or for a task */
 void store_cancel_item(struct lane *lane, struct job *job, uint32_t item);
 
 /* load.c */
-void load_begin(struct lane *lane, struct session *s, struct region *region,
+void load_begin(struct lane *lane, struct session *s, const struct job_regions *regions,
 		const struct skvc_abi_sqe *sqe, const uint32_t *pages, struct skvc_abi_cqe *cqe,
 		int *ret_async);
 int load_start_item(struct lane *lane, struct job *job);
@@ -273,7 +373,23 @@ void tier_forget(struct lane *lane, uint32_t block);  /* out of the index and al
 void tier_quarantine(struct lane *lane, uint32_t block);
 unsigned tier_run(struct lane *lane); /* fetches, spills, watermarks */
 int tier_has_nvme(const struct lane *lane);
+void tier_unplace(struct lane *lane,
+		  uint32_t block); /* STORING: its slot is not needed after all */
+uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
+		      const struct tenant *tenant); /* that may go; BLOCK_NONE */
+void tier_release_host(struct lane *lane, struct block *b);
 unsigned tier_busy(const struct lane *lane); /* operations that must end before a stop */
+
+/* tier_gpu.c */
+int tier_gpu_start(struct lane *lane, char *err, unsigned err_bytes);
+int tier_gpu_alloc(struct lane *lane, uint64_t bytes, uint32_t block); /* sets gpu_slot; -ENOSPC */
+void tier_gpu_release(struct lane *lane, struct block *b);
+int tier_gpu_lost(const struct lane *lane,
+		  const struct block *b); /* its only copy went with the GPU */
+int tier_gpu_want_host(struct lane *lane,
+		       uint32_t block); /* 1 in a host slot, 0 later, -errno never */
+void tier_gpu_moved(struct lane *lane, struct task *task);
+unsigned tier_gpu_run(struct lane *lane);
 
 /* profiler.c */
 int profiler_wants(struct lane *lane, struct namespace *ns); /* sample the next block? */

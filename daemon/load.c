@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * load.c - a restore, from top to bottom: lease check -> wait until the record is in a host slot -> decode
- * into the engine's pages and compare the raw checksum, on the device -> complete.
+ * load.c - a restore, from top to bottom: lease check -> wait until the record is in a slot that the device
+ * can read -> decode into the engine's pages and compare the raw checksum, on the device -> complete.
+ *
+ * Into GPU memory the GPU decodes, from host slots and from its own pool.  What it cannot decode the CPU
+ * decodes into host memory, and the GPU copies that in.
  *
  * A block that cannot be restored exactly is reported as not done, and when its bytes were wrong it
  * leaves the index at once.  Nothing wrong is ever reported as done.
@@ -12,19 +15,19 @@
 #include "daemon/lane_state.h"
 #include "daemon/record.h"
 
-void load_begin(struct lane *lane, struct session *s, struct region *region,
+void load_begin(struct lane *lane, struct session *s, const struct job_regions *regions,
 		const struct skvc_abi_sqe *sqe, const uint32_t *pages, struct skvc_abi_cqe *cqe,
 		int *ret_async)
 {
 	struct lease *l = lease_find(lane, s, sqe->lease);
+	int same_ns = l && l->ns == regions->pages->ns;
 	struct job *job;
 
-	if (!l || l->ns != region->ns || sqe->first >= l->count ||
-	    sqe->count > l->count - sqe->first) {
-		cqe->res = l && l->ns == region->ns ? -EINVAL : -ESTALE;
-		cqe->reason = l && l->ns == region->ns ? SKVC_ABI_REASON_BAD_COUNT
-			      : l		       ? SKVC_ABI_REASON_BAD_REGION
-						       : SKVC_ABI_REASON_LEASE_GONE;
+	if (!same_ns || sqe->first >= l->count || sqe->count > l->count - sqe->first) {
+		cqe->res = same_ns ? -EINVAL : -ESTALE;
+		cqe->reason = same_ns ? SKVC_ABI_REASON_BAD_COUNT
+			      : l     ? SKVC_ABI_REASON_BAD_REGION
+				      : SKVC_ABI_REASON_LEASE_GONE;
 		return;
 	}
 	if (sqe->skip_tokens >= l->ns->geom.block_tokens) {
@@ -32,7 +35,7 @@ void load_begin(struct lane *lane, struct session *s, struct region *region,
 		cqe->reason = SKVC_ABI_REASON_BAD_COUNT;
 		return;
 	}
-	job = job_new(lane, s, sqe, l->ns, region, 0);
+	job = job_new(lane, s, sqe, l->ns, regions, 0);
 	if (!job) {
 		cqe->res = -EAGAIN;
 		cqe->reason = SKVC_ABI_REASON_JOBS_FULL;
@@ -61,30 +64,93 @@ static void fail_item(struct lane *lane, struct job *job, uint32_t i, int32_t re
 	item_over(lane, job, i);
 }
 
-static int start_decode(struct lane *lane, struct job *job, uint32_t i)
+/* ---- start ---- */
+
+/* The payload of the block's record, wherever that lies: the index knows all that its header says. */
+static void read_payload(struct lane *lane, struct task *t)
 {
-	const struct block *b = index_block(lane->index, job->items[i].block);
-	const uint8_t *record = pool_ptr(lane->pool, b->slot);
-	const struct record_header *h = (const struct record_header *)record;
-	struct task *t = task_get(lane);
+	struct job *job = t->job;
+	const struct block *b = index_block(lane->index, job->items[t->item].block);
+	int on_gpu = t->of_gpu && b->gpu_slot != POOL_NONE;
+	uint32_t tokens = b->flags & BLOCK_HAS_TOKENS ? job->ns->geom.block_tokens : 0;
+	uint64_t off = record_payload_off(tokens);
+
+	t->dev.in = (uint8_t *)(on_gpu ? pool_ptr(lane->gpu_pool, b->gpu_slot)
+				       : pool_ptr(lane->pool, b->slot)) +
+		    off;
+	t->dev.in_place = on_gpu ? DEVICE_PLACE_DEVICE : DEVICE_PLACE_HOST;
+	t->dev.in_bytes = b->record_bytes - b->padding_bytes - off;
+	t->dev.profile = b->profile ? job->ns->profile[b->profile - 1] : NULL;
+	t->dev.expect_xxh3 = b->raw_xxh3;
+}
+
+static int start_decode(struct lane *lane, struct task *t)
+{
+	struct job *job = t->job;
 	int r;
 
-	if (!t)
-		return 0;
 	t->kind = TASK_DECODE;
-	t->job = job;
-	t->item = i;
 	t->dev = (struct device_task){
 		.op = DEVICE_DECODE,
 		.region = &job->region->dev,
-		.block_index = job->items[i].page,
-		.profile = b->profile ? job->ns->profile[b->profile - 1] : NULL,
-		.in = record + record_payload_off(h->tokens_count),
-		.in_bytes = h->payload_bytes,
-		.expect_xxh3 = b->raw_xxh3,
-		.skip_tokens = i == 0 ? job->skip_tokens : 0,
+		.block_index = job->items[t->item].page,
+		.skip_tokens = t->item == 0 ? job->skip_tokens : 0,
 	};
-	r = lane->device->ops->start(lane->device, &t->dev);
+	read_payload(lane, t);
+	if (!t->of_gpu)
+		return task_start(lane, t, lane->device);
+	gpu_event_begin(lane, t);
+	r = task_start(lane, t, lane->gpu);
+	if (r < 0) {
+		t->dev.res = r;
+		gpu_event_end(lane, t);
+	}
+	return r;
+}
+
+/* On the CPU, all of the block, so that it is checked before the GPU copies from it. */
+static int start_decode_stage(struct lane *lane, struct task *t)
+{
+	int r = gpu_raw_get(lane, t);
+
+	if (r < 0)
+		return r;
+	t->kind = TASK_DECODE_STAGE;
+	t->dev = (struct device_task){ .op = DEVICE_DECODE, .region = &t->packed };
+	read_payload(lane, t);
+	r = task_start(lane, t, lane->device);
+	if (r < 0)
+		gpu_raw_put(lane, t);
+	return r;
+}
+
+static int start_gpu(struct lane *lane, struct task *t)
+{
+	const struct codec_geometry *g = &t->job->ns->geom;
+
+	t->dev = (struct device_task){ .op = DEVICE_DECODE };
+	read_payload(lane, t);
+	/* What lies in the GPU's pool was coded by it, and nobody else can look into that. */
+	if (t->dev.in_place == DEVICE_PLACE_DEVICE ||
+	    lane->gpu->ops->can_decode(lane->gpu, g, t->dev.profile, t->dev.in, t->dev.in_bytes))
+		return start_decode(lane, t);
+	return start_decode_stage(lane, t);
+}
+
+/* The record is whole in a slot that the region's device can read. */
+static int start_item(struct lane *lane, struct job *job, uint32_t i)
+{
+	int gpu = job->region->device != NULL, r;
+	struct task *t;
+
+	if (gpu && !gpu_event_allows(lane, job))
+		return 0;
+	t = gpu ? gpu_task_get(lane) : task_get(lane);
+	if (!t)
+		return 0;
+	t->job = job;
+	t->item = i;
+	r = gpu ? start_gpu(lane, t) : start_decode(lane, t);
 	if (r < 0) {
 		task_put(lane, t);
 		if (r == -EAGAIN)
@@ -93,13 +159,41 @@ static int start_decode(struct lane *lane, struct job *job, uint32_t i)
 		fail_item(lane, job, i, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
 		return 1;
 	}
-	stats_add(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
 	job->next++;
 	job->inflight++;
 	return 1;
 }
 
-/* 1: progress was made on the job's next item; 0: it has to wait (for NVMe, or for a free task). */
+/* In the GPU's pool, and wanted in host memory: it has to be moved first. */
+static int start_moved(struct lane *lane, struct job *job, uint32_t i)
+{
+	int r = tier_gpu_want_host(lane, job->items[i].block);
+
+	if (r > 0)
+		return start_item(lane, job, i);
+	if (r == 0)
+		return 0;
+	job->next++;
+	if (r == -ENOSPC)
+		fail_item(lane, job, i, -EAGAIN, SKVC_ABI_REASON_POOL_FULL);
+	else
+		fail_item(lane, job, i, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
+	return 1;
+}
+
+static int start_whole(struct lane *lane, struct job *job, uint32_t i)
+{
+	const struct block *b = index_block(lane->index, job->items[i].block);
+
+	if (tier_gpu_lost(lane, b) || (job->region->device && lane->gpu_dead)) {
+		job->next++;
+		fail_item(lane, job, i, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
+		return 1;
+	}
+	return job->region->device ? start_item(lane, job, i) : start_moved(lane, job, i);
+}
+
+/* 1: progress was made on the job's next item; 0: it has to wait (for NVMe, a move, or a free task). */
 int load_start_item(struct lane *lane, struct job *job)
 {
 	uint32_t i = job->next;
@@ -107,7 +201,7 @@ int load_start_item(struct lane *lane, struct job *job)
 
 	switch (b->state) {
 	case BLOCK_RESIDENT:
-		return start_decode(lane, job, i);
+		return start_whole(lane, job, i);
 	case BLOCK_FETCHING:
 		return 0;
 	case BLOCK_NVME:
@@ -118,7 +212,7 @@ int load_start_item(struct lane *lane, struct job *job)
 		return 1;
 	case BLOCK_DEAD:
 		if (b->flags & BLOCK_READABLE) /* dropped since; a lease is still a lease */
-			return start_decode(lane, job, i);
+			return start_whole(lane, job, i);
 		job->next++;
 		fail_item(lane, job, i, -ENODATA,
 			  b->flags & BLOCK_CORRUPT ? SKVC_ABI_REASON_CORRUPT
@@ -130,29 +224,79 @@ int load_start_item(struct lane *lane, struct job *job)
 	}
 }
 
-void load_task_done(struct lane *lane, struct task *t)
+/* ---- completion ---- */
+
+/* Decoded and checked in host memory: into the engine's pages with it. */
+static int start_copy_in(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
-	uint32_t id = job->items[t->item].block;
+	int r;
 
-	stats_add(&lane->stats, STAT_DECODE_NS, t->dev.busy_ns);
-	if (t->dev.res == 0) {
-		const struct block *b = index_block(lane->index, id);
+	t->kind = TASK_COPY_IN;
+	t->dev = (struct device_task){
+		.op = DEVICE_COPY_IN,
+		.region = &job->region->dev,
+		.block_index = job->items[t->item].page,
+		.in = gpu_raw_ptr(lane, t),
+		.in_bytes = job->ns->geom.raw_bytes,
+		.skip_tokens = t->item == 0 ? job->skip_tokens : 0,
+	};
+	gpu_event_begin(lane, t);
+	r = task_start(lane, t, lane->gpu);
+	if (r < 0) {
+		t->dev.res = r;
+		gpu_event_end(lane, t);
+	}
+	return r;
+}
 
-		job_item_done(lane, job, t->item, job->ns->geom.raw_bytes,
-			      b->record_bytes - b->padding_bytes);
-		stats_add(&lane->stats, STAT_LOAD_BLOCKS, 1);
-		stats_add(&lane->stats, STAT_LOAD_RAW_BYTES, job->ns->geom.raw_bytes);
-		atomic_fetch_add_explicit(&job->session->load_blocks, 1, memory_order_relaxed);
-		item_over(lane, job, t->item);
-	} else if (t->dev.res == -EBADMSG || t->dev.res == -ESTALE) {
-		tier_quarantine(lane, id);
+static void loaded(struct lane *lane, struct task *t)
+{
+	struct job *job = t->job;
+	const struct block *b = index_block(lane->index, job->items[t->item].block);
+
+	job_item_done(lane, job, t->item, job->ns->geom.raw_bytes,
+		      b->record_bytes - b->padding_bytes);
+	stats_add(&lane->stats, STAT_LOAD_BLOCKS, 1);
+	stats_add(&lane->stats, STAT_LOAD_RAW_BYTES, job->ns->geom.raw_bytes);
+	atomic_fetch_add_explicit(&job->session->load_blocks, 1, memory_order_relaxed);
+	item_over(lane, job, t->item);
+}
+
+static void not_loaded(struct lane *lane, struct task *t, int32_t res)
+{
+	struct job *job = t->job;
+
+	if (res == -EBADMSG || res == -ESTALE) {
+		tier_quarantine(lane, job->items[t->item].block);
 		fail_item(lane, job, t->item, -ENODATA,
-			  t->dev.res == -ESTALE ? SKVC_ABI_REASON_PROFILE_GONE
-						: SKVC_ABI_REASON_CORRUPT);
+			  res == -ESTALE ? SKVC_ABI_REASON_PROFILE_GONE : SKVC_ABI_REASON_CORRUPT);
+	} else if (res == -ECANCELED) {
+		fail_item(lane, job, t->item, res, job->abort_reason);
 	} else {
 		fail_item(lane, job, t->item, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
 	}
+}
+
+void load_task_done(struct lane *lane, struct task *t)
+{
+	struct job *job = t->job;
+	int32_t res = t->dev.res;
+
+	gpu_event_end(lane, t);
+	stats_add(&lane->stats,
+		  t->of_gpu && t->kind != TASK_DECODE_STAGE ? STAT_GPU_DECODE_NS : STAT_DECODE_NS,
+		  t->dev.busy_ns);
+	if (res == 0 && t->kind == TASK_DECODE_STAGE) {
+		res = job->aborted ? -ECANCELED : start_copy_in(lane, t);
+		if (res == 0)
+			return;
+	}
+	if (res == 0)
+		loaded(lane, t);
+	else
+		not_loaded(lane, t, res);
+	gpu_raw_put(lane, t);
 	job->inflight--;
 	task_put(lane, t);
 	job_settle(lane, job);
@@ -168,26 +312,46 @@ static uint64_t *progress_word(const struct job *job)
 			    job->result_rel + map_bytes);
 }
 
+/* Segments written so far by a task that is under way; of a copy, that is not known. */
+static void slowest(struct task *tasks, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		struct task *t = &tasks[i];
+		uint32_t n = 0;
+
+		if (!t->job || !t->device)
+			continue;
+		if (t->kind == TASK_DECODE)
+			n = atomic_load_explicit(&t->dev.segments_done, memory_order_relaxed);
+		if (n < t->job->progress)
+			t->job->progress = n;
+	}
+}
+
+static void publish_slowest(struct task *tasks, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		struct job *job = tasks[i].job;
+
+		if (!job || job->progress == UINT32_MAX)
+			continue;
+		if (job->op == SKVC_ABI_OP_LOAD && job->next == job->count &&
+		    job->flags & SKVC_ABI_SQE_LAYER_PROGRESS)
+			__atomic_store_n(progress_word(job), job->progress, __ATOMIC_RELEASE);
+		job->progress = UINT32_MAX; /* for the next time */
+	}
+}
+
 /* Segments that are written for every block of the job: what the slowest running task has done, once all
  * were started. */
 void load_progress(struct lane *lane)
 {
-	for (uint32_t i = 0; i < lane->tasks_count; i++) {
-		struct job *job = lane->task[i].job;
-		uint32_t least = UINT32_MAX;
+	uint32_t gpu_tasks = lane->gpu_task ? LANE_GPU_TASKS : 0;
 
-		if (!job || lane->task[i].kind != TASK_DECODE || job->next < job->count ||
-		    !(job->flags & SKVC_ABI_SQE_LAYER_PROGRESS))
-			continue;
-		for (uint32_t k = 0; k < lane->tasks_count; k++) {
-			uint32_t n;
-
-			if (lane->task[k].job != job)
-				continue;
-			n = atomic_load_explicit(&lane->task[k].dev.segments_done,
-						 memory_order_relaxed);
-			least = n < least ? n : least;
-		}
-		__atomic_store_n(progress_word(job), least, __ATOMIC_RELEASE);
-	}
+	if (!lane->progress_jobs)
+		return;
+	slowest(lane->task, lane->tasks_count);
+	slowest(lane->gpu_task, gpu_tasks);
+	publish_slowest(lane->task, lane->tasks_count);
+	publish_slowest(lane->gpu_task, gpu_tasks);
 }

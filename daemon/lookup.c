@@ -34,7 +34,7 @@ static uint16_t matches(struct lane *lane, const struct namespace *ns, uint32_t 
 	const struct block *b = index_block(lane->index, id);
 	uint32_t its = index_parent(lane->index, id);
 
-	if (!lookup_visible(b))
+	if (!lookup_visible(b) || tier_gpu_lost(lane, b))
 		return SKVC_ABI_REASON_MISS;
 	if (tokens && b->flags & BLOCK_HAS_TOKENS && b->token_hash != lookup_token_hash(ns, tokens))
 		return SKVC_ABI_REASON_TOKENS_DIFFER;
@@ -44,11 +44,12 @@ static uint16_t matches(struct lane *lane, const struct namespace *ns, uint32_t 
 }
 
 static void count_hits(struct lane *lane, struct namespace *ns, uint32_t asked, uint32_t hits,
-		       uint32_t hits_nvme)
+		       uint32_t hits_nvme, uint32_t hits_gpu)
 {
 	stats_add(&lane->stats, STAT_LOOKUPS, 1);
 	stats_add(&lane->stats, STAT_LOOKUP_BLOCKS, asked);
-	stats_add(&lane->stats, STAT_HIT_BLOCKS_HOST, hits - hits_nvme);
+	stats_add(&lane->stats, STAT_HIT_BLOCKS_HOST, hits - hits_nvme - hits_gpu);
+	stats_add(&lane->stats, STAT_HIT_BLOCKS_GPU, hits_gpu);
 	stats_add(&lane->stats, STAT_HIT_BLOCKS_NVME, hits_nvme);
 	atomic_fetch_add_explicit(&ns->hits, hits, memory_order_relaxed);
 	atomic_fetch_add_explicit(&ns->misses, asked - hits, memory_order_relaxed);
@@ -60,7 +61,7 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 {
 	uint64_t ttl_ns = sqe->arg ? sqe->arg : lane->config.lease_ttl_ns;
 	uint32_t parent = parent_key ? index_find(lane->index, ns->id, parent_key) : BLOCK_NONE;
-	uint32_t nvme = 0;
+	uint32_t nvme = 0, gpu = 0;
 	struct lease *l;
 
 	if (ttl_ns > lane->config.lease_ttl_max_ns)
@@ -85,10 +86,12 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 		if (index_block(lane->index, id)->state != BLOCK_RESIDENT) {
 			nvme++;
 			tier_want(lane, id);
+		} else if (index_block(lane->index, id)->slot == POOL_NONE) {
+			gpu++;
 		}
 		parent = id;
 	}
-	count_hits(lane, ns, sqe->count, l->count, nvme);
+	count_hits(lane, ns, sqe->count, l->count, nvme, gpu);
 	cqe->count = l->count;
 	if (!l->count) {
 		lease_release(lane, l);

@@ -11,6 +11,7 @@ DAEMON_SRCS := \
 	daemon/index.c \
 	daemon/intake.c \
 	daemon/lane.c \
+	daemon/lane_gpu.c \
 	daemon/lease.c \
 	daemon/listener.c \
 	daemon/load.c \
@@ -32,5 +33,6 @@ DAEMON_SRCS := \
 	daemon/stats.c \
 	daemon/store.c \
 	daemon/tier.c \
+	daemon/tier_gpu.c \
 	daemon/uring.c \
 	daemon/uring_fault.c

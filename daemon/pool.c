@@ -78,14 +78,14 @@ struct slot_meta {
 };
 
 struct pool {
-	struct pool_arena arena;      /* owned */
+	struct pool_arena arena;      /* owned; empty when the memory is foreign */
 	struct pool_arena meta_arena; /* owned: spans, slots' metadata, orders; touched as used */
 	struct size_class *classes;   /* owned; by ascending slot_bytes */
 	uint64_t *slab_live_bytes;    /* owned; of the slots taken in each slab */
-	uint8_t *base;
-	struct span *spans;	/* [units] */
-	struct slot_meta *meta; /* [granules] */
-	uint8_t *unit_order;	/* [units]: of the span it lies in, + 1; 0: in none */
+	uint8_t *base;		      /* the arena's, or foreign: then an address, never followed */
+	struct span *spans;	      /* [units] */
+	struct slot_meta *meta;	      /* [granules] */
+	uint8_t *unit_order;	      /* [units]: of the span it lies in, + 1; 0: in none */
 	uint32_t classes_count;
 	uint32_t slabs_count;
 	uint32_t slabs_fresh; /* slabs from here on were never used */
@@ -229,6 +229,11 @@ int pool_new(const struct pool_options *options, struct pool **ret_pool)
 	r = make_tables(pool);
 	if (r < 0)
 		goto fail;
+	if (options->foreign) {
+		pool->base = options->foreign;
+		*ret_pool = pool;
+		return 0;
+	}
 	arena.bytes = pool->usage.bytes;
 	arena.align_bytes = options->granule_bytes;
 	arena.numa_node = options->numa_node;

@@ -26,6 +26,8 @@ struct pool_options {
 	int lock;		/* mlock; failure is an error */
 	int populate;		/* make every page present now (locking does too) */
 	const char *name;	/* of the memfd; NULL: anonymous private memory */
+	void *foreign; /* borrowed memory instead of the pool's own, aligned to the granule; the pool
+			* never looks into it (GPU memory).  NULL: none */
 };
 
 /* 0, -EINVAL (also: no such NUMA node), -ENOMEM, -EPERM/-EAGAIN (mlock: RLIMIT_MEMLOCK), -errno */

@@ -120,9 +120,8 @@ static void start_fit(struct lane *lane, struct namespace *ns)
 		.fit = ns->fit,
 		.fit_finish = sampled_tokens(ns) >= due_tokens(lane, ns),
 	};
-	if (lane->device->ops->start(lane->device, &t->dev) < 0)
+	if (task_start(lane, t, lane->device) < 0)
 		return; /* tried again in the next turn */
-	stats_add(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
 	lane->fit_busy = 1;
 }
 

@@ -43,24 +43,60 @@ void request_cqe(struct lane *lane, struct session *s, const struct skvc_abi_cqe
 
 /* ---- tasks ---- */
 
-struct task *task_get(struct lane *lane)
+void task_queue_push(struct task_queue *q, struct task *t)
 {
-	struct task *t = lane->tasks_free.head;
+	t->next = NULL;
+	if (q->tail)
+		q->tail->next = t;
+	else
+		q->head = t;
+	q->tail = t;
+	q->count++;
+}
+
+struct task *task_queue_pop(struct task_queue *q)
+{
+	struct task *t = q->head;
 
 	if (!t)
 		return NULL;
-	lane->tasks_free.head = t->next;
-	lane->tasks_free.count--;
+	q->head = t->next;
+	if (!q->head)
+		q->tail = NULL;
+	q->count--;
 	t->next = NULL;
 	return t;
 }
 
+struct task *task_get(struct lane *lane)
+{
+	return task_queue_pop(&lane->tasks_free);
+}
+
 void task_put(struct lane *lane, struct task *t)
 {
+	struct task_queue *q = t->of_gpu ? &lane->gpu_tasks_free : &lane->tasks_free;
+
+	assert(!t->device && !t->staged && !t->sample && !t->waits && !t->reads_pages &&
+	       t->raw_slot == POOL_NONE);
 	t->job = NULL;
-	t->next = lane->tasks_free.head;
-	lane->tasks_free.head = t;
-	lane->tasks_free.count++;
+	t->room_deadline_ns = 0;
+	t->next = q->head; /* the last used first: its memory is warm */
+	q->head = t;
+	if (!q->tail)
+		q->tail = t;
+	q->count++;
+}
+
+int task_start(struct lane *lane, struct task *t, struct device *device)
+{
+	int r = device->ops->start(device, &t->dev);
+
+	if (r < 0)
+		return r;
+	t->device = device;
+	stats_add(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
+	return 0;
 }
 
 /* ---- run queues ---- */
@@ -101,8 +137,22 @@ static size_t bitmap_words(uint32_t count)
 	return (count + 63) / 64;
 }
 
+static int wants_progress(const struct job *job)
+{
+	return !!(job->flags & SKVC_ABI_SQE_LAYER_PROGRESS);
+}
+
+static void hold_regions(struct job *job, int n)
+{
+	struct region *all[] = { job->region, job->ready, job->finished };
+
+	for (unsigned i = 0; i < 3; i++)
+		if (all[i])
+			all[i]->users += (uint32_t)n;
+}
+
 struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_sqe *sqe,
-		    struct namespace *ns, struct region *region, uint32_t tokens_count)
+		    struct namespace *ns, const struct job_regions *regions, uint32_t tokens_count)
 {
 	size_t items_bytes = (size_t)sqe->count * sizeof(struct job_item);
 	size_t map_bytes = bitmap_words(sqe->count) * 8;
@@ -121,11 +171,15 @@ struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_
 		.flags = sqe->flags,
 		.session = s,
 		.ns = ns,
-		.region = region,
+		.region = regions->pages,
+		.ready = regions->ready,
+		.finished = regions->finished,
+		.event = regions->ready ? JOB_EVENT_DUE : JOB_EVENT_NONE,
 		.user_data = sqe->user_data,
 		.intake_ns = lane->now_ns,
 		.count = sqe->count,
 		.skip_tokens = sqe->skip_tokens,
+		.progress = UINT32_MAX,
 		.result_rel = sqe->result_rel,
 		.result_bytes = sqe->result_bytes,
 		.args_slot = slot,
@@ -134,7 +188,8 @@ struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_
 		.tokens = tokens_count ? (uint32_t *)(p + items_bytes + map_bytes) : NULL,
 	};
 	memset(job->bitmap, 0, map_bytes);
-	region->users++;
+	hold_regions(job, 1);
+	lane->progress_jobs += wants_progress(job);
 	s->jobs_live++;
 	atomic_store_explicit(&s->jobs, s->jobs_live, memory_order_relaxed);
 	lane->jobs_count++;
@@ -150,7 +205,8 @@ static void job_free(struct lane *lane, struct job *job)
 	assert(job->inflight == 0 && job->region->users > 0 && s->jobs_live > 0);
 	if (job->state == JOB_QUEUED || job->state == JOB_RUNNING)
 		job_queue_remove(queue_of(lane, job), job);
-	job->region->users--;
+	hold_regions(job, -1);
+	lane->progress_jobs -= (unsigned)wants_progress(job);
 	pool_release(lane->args, job->args_slot);
 	s->jobs_live--;
 	atomic_store_explicit(&s->jobs, s->jobs_live, memory_order_relaxed);
@@ -222,12 +278,25 @@ static void write_results(const struct job *job)
 				 __ATOMIC_RELEASE);
 }
 
+/* The engine's streams may wait for this instead of for the completion: also when the load failed. */
+static void record_finished(struct lane *lane, struct job *job)
+{
+	int r;
+
+	if (!job->finished)
+		return;
+	r = lane->gpu->import->event_record(lane->gpu, job->finished->event);
+	if (r < 0)
+		job_note(job, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
+}
+
 static void job_complete(struct lane *lane, struct job *job)
 {
 	struct skvc_abi_cqe cqe = job_cqe(lane, job);
 	enum stats_hist_id hist = job->op == SKVC_ABI_OP_LOAD ? STATS_HIST_LOAD : STATS_HIST_STORE;
 
 	job_source_free(lane, job);
+	record_finished(lane, job);
 	write_results(job);
 	if (job->op == SKVC_ABI_OP_LOAD)
 		job->session->cq_reserved--; /* the second completion that only a store needs */
@@ -247,8 +316,9 @@ void job_settle(struct lane *lane, struct job *job)
 	job_complete(lane, job);
 }
 
-/* Give up what was not started; what is on the device runs to its end, then the job settles. */
-static void job_cancel(struct lane *lane, struct job *job, uint16_t reason)
+/* Give up what was not started, and what a device has not begun; what runs there runs to its end, then
+ * the job settles. */
+void job_cancel(struct lane *lane, struct job *job, uint16_t reason)
 {
 	if (job->aborted)
 		return;
@@ -261,6 +331,9 @@ static void job_cancel(struct lane *lane, struct job *job, uint16_t reason)
 			tier_unhold(lane, job->items[i].block);
 	}
 	job->aborted = 1;
+	job->abort_reason = reason;
+	if (job->region->device)
+		gpu_cancel_job(lane, job);
 	if (job->state != JOB_ENDING) {
 		job_queue_remove(queue_of(lane, job), job);
 		job->state = JOB_ENDING;
@@ -331,21 +404,46 @@ unsigned request_run(struct lane *lane)
 	return total;
 }
 
-unsigned request_poll(struct lane *lane)
+static void task_done(struct lane *lane, struct task *t)
+{
+	stats_sub(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
+	if (t->device == lane->gpu && t->dev.res == -EIO)
+		stats_add(&lane->stats, STAT_GPU_FAILED, 1);
+	t->device = NULL;
+	switch (t->kind) {
+	case TASK_COPY_OUT:
+	case TASK_SAMPLE:
+	case TASK_ENCODE:
+	case TASK_PLACE:
+		store_task_done(lane, t);
+		break;
+	case TASK_DECODE:
+	case TASK_DECODE_STAGE:
+	case TASK_COPY_IN:
+		load_task_done(lane, t);
+		break;
+	case TASK_DEMOTE:
+		tier_gpu_moved(lane, t);
+		break;
+	case TASK_FIT:
+		profiler_fit_done(lane, t);
+		break;
+	}
+}
+
+static unsigned poll_device(struct lane *lane, struct device *device)
 {
 	struct device_task *done[REQUEST_POLL_BATCH];
-	unsigned n = lane->device->ops->poll(lane->device, done, REQUEST_POLL_BATCH);
+	unsigned n = device->ops->poll(device, done, REQUEST_POLL_BATCH);
 
-	for (unsigned i = 0; i < n; i++) {
-		struct task *t = (struct task *)done[i];
-
-		stats_sub(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
-		if (t->kind == TASK_DECODE)
-			load_task_done(lane, t);
-		else if (t->kind == TASK_FIT)
-			profiler_fit_done(lane, t);
-		else
-			store_task_done(lane, t);
-	}
+	for (unsigned i = 0; i < n; i++)
+		task_done(lane, (struct task *)done[i]);
 	return n;
+}
+
+unsigned request_poll(struct lane *lane)
+{
+	unsigned n = poll_device(lane, lane->device);
+
+	return lane->gpu ? n + poll_device(lane, lane->gpu) : n;
 }

@@ -106,9 +106,10 @@ struct session {
 	uint32_t cq_reserved; /* completions owed to live jobs */
 	uint32_t jobs_live;
 	uint32_t leases_live;
-	uint32_t regions_closing;			/* REGION_END came, not answered yet */
-	uint8_t cq_blocked;				/* not served: no room for completions */
-	struct namespace *ns[SESSION_NS_MAX + 1];	/* by handle; [0] unused */
+	uint32_t regions_closing;		  /* REGION_END came, not answered yet */
+	uint32_t events_waiting;		  /* jobs of which a task waits for an event */
+	uint8_t cq_blocked;			  /* not served: no room for completions */
+	struct namespace *ns[SESSION_NS_MAX + 1]; /* by handle; [0] unused */
 	struct region *region[SESSION_REGIONS_MAX + 1]; /* by handle; [0] unused */
 	struct uring_op sq_watch;
 	uint8_t sq_watched;

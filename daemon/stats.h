@@ -19,6 +19,7 @@
 	X(C, LOOKUPS, "lookups", "operations", "lookups answered")                                 \
 	X(C, LOOKUP_BLOCKS, "lookup_blocks", "blocks", "keys asked for")                           \
 	X(C, HIT_BLOCKS_HOST, "hit_blocks_host", "blocks", "keys found in host memory")            \
+	X(C, HIT_BLOCKS_GPU, "hit_blocks_gpu", "blocks", "keys found in the GPU pool")             \
 	X(C, HIT_BLOCKS_NVME, "hit_blocks_nvme", "blocks", "keys found on NVMe only")              \
 	X(C, STORE_BLOCKS, "store_blocks", "blocks", "blocks committed")                           \
 	X(C, STORE_DUPLICATE_BLOCKS, "store_duplicate_blocks", "blocks",                           \
@@ -37,6 +38,14 @@
 	X(C, ESCAPES, "escapes", "scalars", "scalars outside their token window")                  \
 	X(C, ENCODE_NS, "encode_ns", "ns", "device time spent encoding")                           \
 	X(C, DECODE_NS, "decode_ns", "ns", "device time spent decoding")                           \
+	X(C, GPU_ENCODE_NS, "gpu_encode_ns", "ns", "GPU time spent encoding")                      \
+	X(C, GPU_DECODE_NS, "gpu_decode_ns", "ns", "GPU time spent decoding")                      \
+	X(C, GPU_DEMOTED_BLOCKS, "gpu_demoted_blocks", "blocks",                                   \
+	  "blocks moved from the GPU pool to the host pool")                                       \
+	X(C, GPU_DEMOTED_BYTES, "gpu_demoted_bytes", "bytes", "their compressed bytes")            \
+	X(C, GPU_LOST_BLOCKS, "gpu_lost_blocks", "blocks",                                         \
+	  "blocks of the GPU pool that went with the GPU")                                         \
+	X(C, GPU_FAILED, "gpu_failed", "tasks", "tasks on the GPU that failed")                    \
 	X(C, EVICTED_BLOCKS, "evicted_blocks", "blocks", "blocks dropped for room")                \
 	X(C, PROFILES_FITTED, "profiles_fitted", "profiles", "profiles frozen")                    \
 	X(C, SPILL_BLOCKS, "spill_blocks", "blocks", "blocks written to NVMe")                     \
@@ -67,11 +76,15 @@
 	X(G, POOL_SLOT_BYTES, "pool_slot_bytes", "bytes",                                          \
 	  "bytes of the slots these records lie in")                                               \
 	X(G, POOL_SLAB_BYTES, "pool_slab_bytes", "bytes", "bytes of the slabs these slots lie in") \
+	X(G, GPU_BLOCKS, "gpu_blocks", "blocks", "blocks in the GPU pool")                         \
+	X(G, GPU_POOL_BYTES, "gpu_pool_bytes", "bytes", "size of the GPU pool")                    \
+	X(G, GPU_USED_BYTES, "gpu_used_bytes", "bytes", "bytes of the GPU pool that records fill") \
+	X(G, GPU_HEALTH, "gpu_health", "state", "0 no GPU, 1 in service, 2 failed")                \
 	X(G, NVME_BYTES, "nvme_bytes", "bytes", "size of the NVMe log")                            \
 	X(G, NVME_LIVE_BYTES, "nvme_live_bytes", "bytes", "bytes of live records in it")           \
 	X(G, NVME_HEALTH, "nvme_health", "state", "0 no tier, 1 in service, 2 out of service")     \
 	X(G, NVME_INFLIGHT, "nvme_inflight", "operations", "reads and writes in flight")           \
-	X(G, DEVICE_INFLIGHT, "device_inflight", "tasks", "tasks on the compute device")
+	X(G, DEVICE_INFLIGHT, "device_inflight", "tasks", "tasks on the compute devices")
 
 enum stats_id {
 #define STATS_ENUM(kind, id, name, unit, text) STAT_##id,

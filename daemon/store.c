@@ -4,6 +4,14 @@
  * and verify on the device -> SOURCE_FREE -> place (quota, a slot of the compressed size) -> publish in
  * the index, the only point where the block becomes visible -> COMMITTED.
  *
+ * Out of GPU memory there are two ways.  What the GPU can code it codes, and keeps the payload staged until
+ * it is placed; one more task moves it into the slot.  What it cannot, and samples for the profiler, it
+ * copies raw into host memory, where the CPU goes on:
+ *
+ *	ENCODE on the GPU ------------------> place -> PLACE (a move) -> publish
+ *	COPY_OUT -> SAMPLE (CPU) -> ENCODE on the GPU, as above
+ *	COPY_OUT -> [SAMPLE] -> ENCODE (CPU) -> place -> publish, as from host memory
+ *
  * Best effort: every refusal has a reason, frees the key again and is counted.
  */
 #include <assert.h>
@@ -28,6 +36,10 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 	uint32_t id = index_find(lane->index, job->ns->id, key);
 	struct block *b;
 
+	if (id != BLOCK_NONE && tier_gpu_lost(lane, index_block(lane->index, id))) {
+		tier_forget(lane, id);
+		id = BLOCK_NONE;
+	}
 	if (id != BLOCK_NONE) {
 		b = index_block(lane->index, id);
 		if (tokens && b->flags & BLOCK_HAS_TOKENS && b->token_hash != hash) {
@@ -57,10 +69,11 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 	job->items[i].block = id;
 }
 
-void store_begin(struct lane *lane, struct session *s, struct namespace *ns, struct region *region,
-		 const struct skvc_abi_sqe *sqe, const struct skvc_abi_key *parent_key,
-		 const struct skvc_abi_key *keys, const uint32_t *pages, const uint32_t *tokens,
-		 struct skvc_abi_cqe *cqe, int *ret_async)
+void store_begin(struct lane *lane, struct session *s, struct namespace *ns,
+		 const struct job_regions *regions, const struct skvc_abi_sqe *sqe,
+		 const struct skvc_abi_key *parent_key, const struct skvc_abi_key *keys,
+		 const uint32_t *pages, const uint32_t *tokens, struct skvc_abi_cqe *cqe,
+		 int *ret_async)
 {
 	size_t tokens_count = tokens ? (size_t)sqe->count * ns->geom.block_tokens : 0;
 	uint32_t parent = parent_key ? index_find(lane->index, ns->id, parent_key) : BLOCK_NONE;
@@ -72,7 +85,7 @@ void store_begin(struct lane *lane, struct session *s, struct namespace *ns, str
 		stats_add(&lane->stats, STAT_STORE_REFUSED_BLOCKS, sqe->count);
 		return;
 	}
-	job = job_new(lane, s, sqe, ns, region, (uint32_t)tokens_count);
+	job = job_new(lane, s, sqe, ns, regions, (uint32_t)tokens_count);
 	if (!job) {
 		cqe->res = -EAGAIN;
 		cqe->reason = SKVC_ABI_REASON_JOBS_FULL;
@@ -91,7 +104,7 @@ void store_begin(struct lane *lane, struct session *s, struct namespace *ns, str
 	}
 }
 
-/* ---- encode ---- */
+/* ---- the end of an item ---- */
 
 static void fail_item(struct lane *lane, struct job *job, uint32_t i, int32_t res, uint16_t reason)
 {
@@ -108,19 +121,116 @@ void store_cancel_item(struct lane *lane, struct job *job, uint32_t i)
 	job->items[i].block = BLOCK_NONE;
 }
 
+/* Nothing reads the engine's pages for this task any more. */
+static void pages_free(struct task *t)
+{
+	if (!t->reads_pages)
+		return;
+	assert(t->job->encoding > 0);
+	t->reads_pages = 0;
+	t->job->encoding--;
+}
+
+static void sample_over(struct lane *lane, struct task *t, int ok)
+{
+	if (!t->sample)
+		return;
+	profiler_sampled(lane, t->job->ns, ok);
+	t->sample = NULL;
+}
+
+/* The task gives back all it has. */
+static void task_over(struct lane *lane, struct task *t)
+{
+	struct job *job = t->job;
+
+	pages_free(t);
+	sample_over(lane, t, 0);
+	gpu_unstage(lane, t);
+	gpu_raw_put(lane, t);
+	job->inflight--;
+	task_put(lane, t);
+	job_settle(lane, job);
+}
+
+/* The device did not do what it should. */
+static void task_failed(struct lane *lane, struct task *t, int32_t res)
+{
+	if (res == -ECANCELED)
+		fail_item(lane, t->job, t->item, res, t->job->abort_reason);
+	else
+		fail_item(lane, t->job, t->item, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
+	task_over(lane, t);
+}
+
+/* ---- encode ---- */
+
 static uint32_t record_tokens(const struct job *job)
 {
 	return job->tokens ? job->ns->geom.block_tokens : 0;
 }
 
+static const struct codec_profile *newest_profile(const struct namespace *ns)
+{
+	return ns->profiles_count ? ns->profile[ns->profiles_count - 1] : NULL;
+}
+
+/* The block lies in the engine's pages, or is a raw copy of the task's own. */
+static void read_block(struct task *t)
+{
+	int copied = t->raw_slot != POOL_NONE;
+
+	t->dev.region = copied ? &t->packed : &t->job->region->dev;
+	t->dev.block_index = copied ? 0 : t->job->items[t->item].page;
+}
+
 static int start_encode(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
-	struct namespace *ns = job->ns;
 	uint64_t off = record_payload_off(record_tokens(job));
-	const struct codec_profile *profile = ns->profiles_count
-						      ? ns->profile[ns->profiles_count - 1]
-						      : NULL;
+
+	t->kind = TASK_ENCODE;
+	t->dev = (struct device_task){
+		.op = DEVICE_ENCODE,
+		.speculator = (uint8_t)lane->config.speculator,
+		.profile = newest_profile(job->ns),
+		.verify = (uint8_t)lane->config.verify,
+		.out = t->staging + off,
+		.out_cap_bytes = lane->staging_bytes - off,
+	};
+	read_block(t);
+	return task_start(lane, t, lane->device);
+}
+
+static int start_sample(struct lane *lane, struct task *t)
+{
+	t->kind = TASK_SAMPLE;
+	t->dev = (struct device_task){
+		.op = DEVICE_COPY_OUT,
+		.out = t->sample,
+		.out_cap_bytes = t->job->ns->geom.raw_bytes,
+	};
+	read_block(t);
+	return task_start(lane, t, lane->device);
+}
+
+/* An operation of the GPU on the engine's pages: it waits for the job's event first. */
+static int start_on_pages(struct lane *lane, struct task *t)
+{
+	int r;
+
+	gpu_event_begin(lane, t);
+	r = task_start(lane, t, lane->gpu);
+	if (r < 0) {
+		t->dev.res = r;
+		gpu_event_end(lane, t);
+	}
+	return r;
+}
+
+static int start_gpu_encode(struct lane *lane, struct task *t)
+{
+	struct job *job = t->job;
 
 	t->kind = TASK_ENCODE;
 	t->dev = (struct device_task){
@@ -128,52 +238,92 @@ static int start_encode(struct lane *lane, struct task *t)
 		.region = &job->region->dev,
 		.block_index = job->items[t->item].page,
 		.speculator = (uint8_t)lane->config.speculator,
-		.profile = profile,
+		.profile = newest_profile(job->ns),
 		.verify = (uint8_t)lane->config.verify,
-		.out = t->staging + off,
-		.out_cap_bytes = lane->staging_bytes - off,
 	};
-	return lane->device->ops->start(lane->device, &t->dev);
+	return start_on_pages(lane, t);
 }
 
-static int start_sample(struct lane *lane, struct task *t)
+static int start_copy_out(struct lane *lane, struct task *t, int background)
 {
 	struct job *job = t->job;
+	int r = gpu_raw_get(lane, t);
 
-	t->kind = TASK_SAMPLE;
+	if (r < 0)
+		return r;
+	t->kind = TASK_COPY_OUT;
 	t->dev = (struct device_task){
 		.op = DEVICE_COPY_OUT,
 		.region = &job->region->dev,
 		.block_index = job->items[t->item].page,
-		.out = profiler_reserve(job->ns),
+		.background = (uint8_t)background,
+		.out = gpu_raw_ptr(lane, t),
 		.out_cap_bytes = job->ns->geom.raw_bytes,
 	};
-	return lane->device->ops->start(lane->device, &t->dev);
+	r = start_on_pages(lane, t);
+	if (r < 0)
+		gpu_raw_put(lane, t);
+	return r;
 }
 
+static int start_host(struct lane *lane, struct task *t)
+{
+	int r;
+
+	if (!profiler_wants(lane, t->job->ns))
+		return start_encode(lane, t);
+	t->sample = profiler_reserve(t->job->ns);
+	r = start_sample(lane, t);
+	if (r < 0)
+		sample_over(lane, t, 0);
+	return r;
+}
+
+/* A sample is taken when there is memory for it at once; the block is coded in any case. */
+static int start_gpu(struct lane *lane, struct task *t)
+{
+	struct namespace *ns = t->job->ns;
+	int direct = lane->gpu->ops->can_encode(lane->gpu, &ns->geom, newest_profile(ns),
+						(uint8_t)lane->config.speculator);
+	int r = -EAGAIN;
+
+	if (profiler_wants(lane, ns)) {
+		t->sample = profiler_reserve(ns);
+		r = start_copy_out(lane, t, direct);
+		if (r == 0)
+			return 0;
+		sample_over(lane, t, 0);
+	}
+	if (direct)
+		return start_gpu_encode(lane, t);
+	return r == -EAGAIN ? start_copy_out(lane, t, 0) : r;
+}
+
+/* 1: progress was made on the job's next item; 0: it has to wait. */
 int store_start_item(struct lane *lane, struct job *job)
 {
+	int gpu = job->region->device != NULL, r;
 	uint32_t i = job->next;
-	int sample, r;
 	struct task *t;
 
 	if (job->items[i].block == BLOCK_NONE) {
 		job->next++;
 		return 1;
 	}
-	if (profiler_parks(lane, job->ns))
+	if (gpu && lane->gpu_dead) {
+		job->next++;
+		fail_item(lane, job, i, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
+		return 1;
+	}
+	if (profiler_parks(lane, job->ns) || (gpu && !gpu_event_allows(lane, job)))
 		return 0;
-	t = task_get(lane);
+	t = gpu ? gpu_task_get(lane) : task_get(lane);
 	if (!t)
 		return 0;
 	t->job = job;
 	t->item = i;
-	t->room_deadline_ns = 0;
-	sample = profiler_wants(lane, job->ns);
-	r = sample ? start_sample(lane, t) : start_encode(lane, t);
+	r = gpu ? start_gpu(lane, t) : start_host(lane, t);
 	if (r < 0) {
-		if (sample)
-			profiler_sampled(lane, job->ns, 0);
 		task_put(lane, t);
 		if (r == -EAGAIN)
 			return 0;
@@ -181,11 +331,83 @@ int store_start_item(struct lane *lane, struct job *job)
 		fail_item(lane, job, i, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
 		return 1;
 	}
-	stats_add(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
+	t->reads_pages = 1;
 	job->next++;
 	job->inflight++;
 	job->encoding++;
 	return 1;
+}
+
+/* ---- copied out of GPU memory ---- */
+
+/* A task that has room for a whole record goes on with the block. */
+static void encode_copied(struct lane *lane, struct task *from, struct task *t)
+{
+	t->job = from->job;
+	t->item = from->item;
+	t->raw_slot = from->raw_slot;
+	t->packed = from->packed;
+	from->raw_slot = POOL_NONE;
+	task_put(lane, from);
+	if (start_encode(lane, t) < 0)
+		task_failed(lane, t, -EIO);
+}
+
+static unsigned run_cpu_wait(struct lane *lane)
+{
+	unsigned n = 0;
+
+	for (; lane->cpu_wait.count; n++) {
+		struct task *from = lane->cpu_wait.head, *t;
+
+		if (from->job->aborted) {
+			task_failed(lane, task_queue_pop(&lane->cpu_wait), -ECANCELED);
+			continue;
+		}
+		t = task_get(lane);
+		if (!t)
+			break;
+		encode_copied(lane, task_queue_pop(&lane->cpu_wait), t);
+	}
+	return n;
+}
+
+/* The raw block lies in host memory, and what the profiler wanted of it was done. */
+static void go_on_copied(struct lane *lane, struct task *t)
+{
+	if (t->reads_pages) { /* it was copied for the profiler only */
+		gpu_raw_put(lane, t);
+		if (start_gpu_encode(lane, t) < 0)
+			task_failed(lane, t, -EIO);
+		return;
+	}
+	task_queue_push(&lane->cpu_wait, t);
+	(void)run_cpu_wait(lane);
+}
+
+static void copied_out(struct lane *lane, struct task *t)
+{
+	if (t->dev.res < 0) {
+		task_failed(lane, t, t->dev.res);
+		return;
+	}
+	if (!t->dev.background) { /* the GPU is not going to code it: the copy is all we need */
+		pages_free(t);
+		job_source_free(lane, t->job);
+	}
+	if (t->sample && start_sample(lane, t) == 0)
+		return;
+	sample_over(lane, t, 0);
+	go_on_copied(lane, t);
+}
+
+static void sampled(struct lane *lane, struct task *t)
+{
+	sample_over(lane, t, t->dev.res == 0);
+	if (t->of_gpu)
+		go_on_copied(lane, t);
+	else if (start_encode(lane, t) < 0)
+		task_failed(lane, t, -EIO);
 }
 
 /* ---- place and publish ---- */
@@ -200,26 +422,26 @@ static void fill_header(const struct lane *lane, const struct task *t, struct re
 		.magic = RECORD_MAGIC,
 		.version = RECORD_VERSION,
 		.header_bytes = sizeof(*h),
-		.raw_xxh3 = t->dev.info.raw_xxh3,
+		.raw_xxh3 = t->info.raw_xxh3,
 		.epoch = lane->epoch,
 		.generation = b->generation,
 		.block = job->items[t->item].block,
 		.group = b->group,
 		.key_len = b->key_len,
-		.speculator = t->dev.info.speculator,
+		.speculator = t->info.speculator,
 		.tokens_count = record_tokens(job),
-		.payload_bytes = (uint32_t)t->dev.info.encoded_bytes,
+		.payload_bytes = (uint32_t)t->info.encoded_bytes,
 		.raw_bytes = ns->geom.raw_bytes,
 	};
 	memcpy(h->ns_digest, ns->digest, sizeof(h->ns_digest));
 	memcpy(h->key, b->key, sizeof(h->key));
-	if (t->dev.profile)
-		memcpy(h->profile_digest, codec_profile_digest(t->dev.profile),
+	if (t->profile)
+		memcpy(h->profile_digest, codec_profile_digest(t->profile),
 		       sizeof(h->profile_digest));
 }
 
-/* Finish the record in the staging buffer; returns its bytes without padding. */
-static uint64_t build_record(const struct lane *lane, struct task *t)
+/* Write what stands before the payload into the staging buffer. */
+static void build_record(const struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
 	uint32_t tokens_count = record_tokens(job);
@@ -231,7 +453,6 @@ static uint64_t build_record(const struct lane *lane, struct task *t)
 	if (tokens_count)
 		memcpy(h + 1, job->tokens + (size_t)t->item * tokens_count,
 		       (size_t)tokens_count * 4);
-	return record_bytes(h);
 }
 
 /* 1 + the profile's index; the task may have been encoded with an older one than today's. */
@@ -243,24 +464,22 @@ static uint8_t profile_number(const struct namespace *ns, const struct codec_pro
 	return 0;
 }
 
-static void publish(struct lane *lane, struct task *t, uint64_t bytes, uint64_t padded_bytes)
+static void publish(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
 	struct namespace *ns = job->ns;
 	uint32_t id = job->items[t->item].block;
 	struct block *b = index_block(lane->index, id);
-	uint8_t *slot = pool_ptr(lane->pool, b->slot);
+	uint64_t bytes = b->record_bytes - b->padding_bytes;
 
-	memcpy(slot, t->staging, bytes);
-	memset(slot + bytes, 0, padded_bytes - bytes);
-	b->raw_xxh3 = t->dev.info.raw_xxh3;
-	b->profile = profile_number(ns, t->dev.profile);
+	b->raw_xxh3 = t->info.raw_xxh3;
+	b->profile = profile_number(ns, t->profile);
 	tier_publish(lane, id);
 	stats_add(&lane->stats, STAT_STORE_BLOCKS, 1);
 	stats_add(&lane->stats, STAT_STORE_RAW_BYTES, ns->geom.raw_bytes);
 	stats_add(&lane->stats, STAT_STORE_CODED_BYTES, bytes);
-	stats_add(&lane->stats, STAT_CHUNKS_RAW, t->dev.info.chunks_raw);
-	stats_add(&lane->stats, STAT_ESCAPES, t->dev.info.escapes);
+	stats_add(&lane->stats, STAT_CHUNKS_RAW, t->info.chunks_raw);
+	stats_add(&lane->stats, STAT_ESCAPES, t->info.escapes);
 	atomic_fetch_add_explicit(&job->session->store_blocks, 1, memory_order_relaxed);
 	job_item_done(lane, job, t->item, ns->geom.raw_bytes, bytes);
 	job->items[t->item].block = BLOCK_NONE;
@@ -278,7 +497,60 @@ static int charge(struct lane *lane, struct tenant *tenant, uint64_t bytes)
 	return r;
 }
 
-/* 0: published; -EAGAIN: no room now; else: refused for good. */
+/* The slot and what was paid for it. */
+static void unplace(struct lane *lane, struct task *t)
+{
+	uint32_t id = t->job->items[t->item].block;
+	uint64_t bytes = index_block(lane->index, id)->record_bytes;
+
+	tier_unplace(lane, id);
+	quota_uncharge(t->job->ns->tenant, bytes);
+}
+
+static int take_slot(struct lane *lane, struct task *t, uint64_t padded_bytes)
+{
+	uint32_t id = t->job->items[t->item].block;
+
+	if (t->staged && tier_gpu_alloc(lane, padded_bytes, id) == 0)
+		return 0;
+	return tier_alloc(lane, padded_bytes, id);
+}
+
+/* From the GPU's staging into the slot: all of it into one on the GPU, the payload into one here. */
+static int start_place(struct lane *lane, struct task *t)
+{
+	const struct block *b = index_block(lane->index, t->job->items[t->item].block);
+	const struct record_header *h = (const struct record_header *)t->staging;
+	uint64_t off = record_payload_off(h->tokens_count), bytes = record_bytes(h);
+	int here = b->gpu_slot == POOL_NONE;
+	uint8_t *slot = here ? pool_ptr(lane->pool, b->slot)
+			     : pool_ptr(lane->gpu_pool, b->gpu_slot);
+	struct device_copy payload = {
+		.in = t->staged,
+		.in_place = DEVICE_PLACE_DEVICE,
+		.out = slot + off,
+		.out_place = here ? DEVICE_PLACE_HOST : DEVICE_PLACE_DEVICE,
+		.bytes = h->payload_bytes,
+	};
+
+	t->kind = TASK_PLACE;
+	t->dev = (struct device_task){ .op = DEVICE_MOVE, .copy[0] = payload, .copies_count = 1 };
+	if (here) {
+		memcpy(slot, t->staging, off);
+		memset(slot + bytes, 0, b->padding_bytes);
+	} else {
+		t->dev.copy[t->dev.copies_count++] = (struct device_copy){
+			.in = t->staging,
+			.in_place = DEVICE_PLACE_HOST,
+			.out = slot,
+			.out_place = DEVICE_PLACE_DEVICE,
+			.bytes = off,
+		};
+	}
+	return task_start(lane, t, lane->gpu);
+}
+
+/* 1: published; 0: the payload is on its way; -EAGAIN: no room now; else: refused for good. */
 static int place(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
@@ -293,54 +565,46 @@ static int place(struct lane *lane, struct task *t)
 		return r;
 	b->record_bytes = (uint32_t)padded_bytes;
 	b->padding_bytes = (uint32_t)(padded_bytes - bytes);
-	r = tier_alloc(lane, padded_bytes, job->items[t->item].block);
+	r = take_slot(lane, t, padded_bytes);
 	if (r < 0) {
 		b->record_bytes = b->padding_bytes = 0;
 		quota_uncharge(tenant, padded_bytes);
 		return r;
 	}
-	publish(lane, t, bytes, padded_bytes);
-	return 0;
+	if (t->staged) {
+		r = start_place(lane, t);
+		if (r < 0)
+			unplace(lane, t);
+		return r;
+	}
+	memcpy(pool_ptr(lane->pool, b->slot), t->staging, bytes);
+	memset((uint8_t *)pool_ptr(lane->pool, b->slot) + bytes, 0, b->padding_bytes);
+	publish(lane, t);
+	return 1;
 }
 
-static void task_over(struct lane *lane, struct task *t)
-{
-	struct job *job = t->job;
-
-	job->inflight--;
-	task_put(lane, t);
-	job_settle(lane, job);
-}
-
-/* Returns 1 when the task is over, 0 when it must wait for room. */
+/* Returns 1 when the task is over or goes on, 0 when it must wait for room. */
 static int try_place(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
 	int r = job->aborted ? -ECANCELED : place(lane, t);
 
+	if (r == 0)
+		return 1;
 	if (r == -EAGAIN && (!t->room_deadline_ns || lane->now_ns < t->room_deadline_ns))
 		return 0;
 	if (r == -ECANCELED)
-		fail_item(lane, job, t->item, -ECANCELED, SKVC_ABI_REASON_ABORTED);
+		fail_item(lane, job, t->item, -ECANCELED, job->abort_reason);
 	else if (r == -EDQUOT)
 		fail_item(lane, job, t->item, -EDQUOT, SKVC_ABI_REASON_QUOTA);
 	else if (r == -EFBIG)
 		fail_item(lane, job, t->item, -EAGAIN, SKVC_ABI_REASON_TOO_LARGE);
-	else if (r < 0)
+	else if (r == -EAGAIN)
 		fail_item(lane, job, t->item, -EAGAIN, SKVC_ABI_REASON_POOL_FULL);
+	else if (r < 0)
+		fail_item(lane, job, t->item, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
 	task_over(lane, t);
 	return 1;
-}
-
-static void room_push(struct lane *lane, struct task *t)
-{
-	t->next = NULL;
-	if (lane->room.tail)
-		lane->room.tail->next = t;
-	else
-		lane->room.head = t;
-	lane->room.tail = t;
-	lane->room.count++;
 }
 
 /* Those that wait for room, oldest first; the first that still has to wait ends the round, except that
@@ -348,15 +612,15 @@ static void room_push(struct lane *lane, struct task *t)
 unsigned store_room_run(struct lane *lane)
 {
 	struct task *t = lane->room.head, *next;
+	unsigned n = run_cpu_wait(lane);
 	int blocked = 0;
-	unsigned n = 0;
 
 	lane->room = (struct task_queue){ 0 };
 	for (; t; t = next) {
 		next = t->next;
 		if ((blocked && !t->job->aborted) || !try_place(lane, t)) {
 			blocked = 1;
-			room_push(lane, t);
+			task_queue_push(&lane->room, t);
 		} else {
 			n++;
 		}
@@ -368,36 +632,57 @@ static void encoded(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
 
-	job->encoding--;
-	stats_add(&lane->stats, STAT_ENCODE_NS, t->dev.busy_ns);
+	stats_add(&lane->stats, t->of_gpu ? STAT_GPU_ENCODE_NS : STAT_ENCODE_NS, t->dev.busy_ns);
 	if (t->dev.res < 0) {
-		fail_item(lane, job, t->item, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
-		task_over(lane, t);
+		task_failed(lane, t, t->dev.res);
 		return;
 	}
+	if (t->of_gpu)
+		t->staged = t->dev.staged;
+	t->info = t->dev.info;
+	t->profile = t->dev.profile;
+	pages_free(t);
+	gpu_raw_put(lane, t);
 	build_record(lane, t);
+	if (t->of_gpu)
+		job_source_free(lane, job); /* before it is placed, which takes a while */
 	if (lane->room.count || !try_place(lane, t)) { /* behind those that wait already */
 		t->room_deadline_ns = lane->now_ns + lane->config.store_wait_ns;
-		room_push(lane, t);
+		task_queue_push(&lane->room, t);
 		job_source_free(lane, job);
 	}
 }
 
+static void placed(struct lane *lane, struct task *t)
+{
+	const struct block *b = index_block(lane->index, t->job->items[t->item].block);
+
+	if (t->dev.res < 0 || (lane->gpu_dead && b->gpu_slot != POOL_NONE)) {
+		unplace(lane, t);
+		task_failed(lane, t, -EIO);
+		return;
+	}
+	publish(lane, t);
+	task_over(lane, t);
+}
+
 void store_task_done(struct lane *lane, struct task *t)
 {
-	struct job *job = t->job;
-
-	if (t->kind == TASK_ENCODE) {
+	gpu_event_end(lane, t);
+	switch (t->kind) {
+	case TASK_COPY_OUT:
+		copied_out(lane, t);
+		break;
+	case TASK_SAMPLE:
+		sampled(lane, t);
+		break;
+	case TASK_ENCODE:
 		encoded(lane, t);
-		return;
+		break;
+	case TASK_PLACE:
+		placed(lane, t);
+		break;
+	default:
+		assert(!"not a task of a store");
 	}
-	assert(t->kind == TASK_SAMPLE);
-	profiler_sampled(lane, job->ns, t->dev.res == 0);
-	if (start_encode(lane, t) < 0) {
-		job->encoding--;
-		fail_item(lane, job, t->item, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
-		task_over(lane, t);
-		return;
-	}
-	stats_add(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
 }

@@ -6,6 +6,8 @@
  * on NVMe: the slot can be given up at once) or `dirty`.  Without an NVMe tier, or while it is out of
  * service, dirty blocks are evicted for good, children before parents.  With one they are written ahead of
  * pressure, in order, and the slot is given up only after the write is durable.
+ *
+ * Blocks in the GPU pool have a list of their own, and tier_gpu.c to move them here.
  */
 #include "daemon/lane_state.h"
 
@@ -31,7 +33,9 @@ static void list_push(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
-	if (b->flags & BLOCK_CLEAN) {
+	if (b->gpu_slot != POOL_NONE) {
+		block_list_push(lane->index, &lane->gpu_cold, id);
+	} else if (b->flags & BLOCK_CLEAN) {
 		block_list_push(lane->index, &lane->clean, id);
 		lane->clean_bytes += b->record_bytes;
 	} else {
@@ -47,6 +51,8 @@ static void list_remove(struct lane *lane, uint32_t id)
 	if (b->flags & BLOCK_WANTED) {
 		block_list_remove(lane->index, &lane->fetch, id);
 		b->flags &= (uint8_t)~BLOCK_WANTED;
+	} else if (b->gpu_slot != POOL_NONE) {
+		block_list_remove(lane->index, &lane->gpu_cold, id);
 	} else if (b->flags & BLOCK_CLEAN) {
 		block_list_remove(lane->index, &lane->clean, id);
 		lane->clean_bytes -= b->record_bytes;
@@ -67,7 +73,7 @@ static void set_clean(struct lane *lane, struct block *b, int clean)
 		stats_sub(&lane->stats, STAT_BLOCKS_NVME, 1);
 }
 
-static void release_slot(struct lane *lane, struct block *b)
+void tier_release_host(struct lane *lane, struct block *b)
 {
 	if (b->slot == POOL_NONE)
 		return;
@@ -75,6 +81,21 @@ static void release_slot(struct lane *lane, struct block *b)
 	b->slot = POOL_NONE;
 	stats_sub(&lane->stats, STAT_BLOCKS_HOST, 1);
 	stats_sub(&lane->stats, STAT_POOL_USED_BYTES, b->record_bytes - b->padding_bytes);
+}
+
+static void release_slots(struct lane *lane, struct block *b)
+{
+	tier_release_host(lane, b);
+	tier_gpu_release(lane, b);
+}
+
+void tier_unplace(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+
+	assert(b->state == BLOCK_STORING);
+	release_slots(lane, b);
+	b->record_bytes = b->padding_bytes = 0;
 }
 
 int tier_has_nvme(const struct lane *lane)
@@ -102,9 +123,12 @@ void tier_unhold(struct lane *lane, uint32_t id)
 	if (b->flags & BLOCK_LISTED) /* queued for a fetch that nobody waits for any more */
 		list_remove(lane, id);
 	if (b->state == BLOCK_DEAD) {
-		release_slot(lane, b);
+		release_slots(lane, b);
 		index_release(lane->index, id);
 	} else if (b->state == BLOCK_RESIDENT) {
+		if (b->slot !=
+		    POOL_NONE) /* it was moved, and the last that read it there is gone */
+			tier_gpu_release(lane, b);
 		list_push(lane, id);
 	}
 }
@@ -133,12 +157,12 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	index_unlink(lane->index, id);
 	lane->words_behind = 1;
 	if (b->refs) {
-		if (b->state == BLOCK_RESIDENT)
+		if (b->state == BLOCK_RESIDENT && !tier_gpu_lost(lane, b))
 			b->flags |= BLOCK_READABLE;
 		index_set_state(lane->index, id, BLOCK_DEAD);
 		return;
 	}
-	release_slot(lane, b);
+	release_slots(lane, b);
 	index_release(lane->index, id);
 }
 
@@ -166,7 +190,7 @@ void tier_publish(struct lane *lane, uint32_t id)
 	struct namespace *ns = lane->ns[b->ns];
 	uint32_t bytes = b->record_bytes - b->padding_bytes;
 
-	assert(b->slot != POOL_NONE && b->refs == 0);
+	assert((b->slot == POOL_NONE) != (b->gpu_slot == POOL_NONE) && b->refs == 0);
 	index_set_state(lane->index, id, BLOCK_RESIDENT);
 	list_push(lane, id);
 	stats_add(&lane->stats, STAT_BLOCKS, 1);
@@ -191,7 +215,7 @@ static void evict(struct lane *lane, uint32_t id)
 
 	if (b->flags & BLOCK_CLEAN) {
 		list_remove(lane, id);
-		release_slot(lane, b);
+		tier_release_host(lane, b);
 		index_set_state(lane->index, id, BLOCK_NVME);
 		return;
 	}
@@ -200,8 +224,8 @@ static void evict(struct lane *lane, uint32_t id)
 }
 
 /* The coldest block of a list that may go; children before parents when the block would be lost. */
-static uint32_t coldest(const struct lane *lane, const struct block_list *l,
-			const struct tenant *tenant)
+uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
+		      const struct tenant *tenant)
 {
 	uint32_t id = l->head, second = BLOCK_NONE;
 
@@ -222,10 +246,10 @@ static uint32_t coldest(const struct lane *lane, const struct block_list *l,
 /* One slot freed: 1; nothing may go now: 0. */
 static int free_a_slot(struct lane *lane)
 {
-	uint32_t id = coldest(lane, &lane->clean, NULL);
+	uint32_t id = tier_coldest(lane, &lane->clean, NULL);
 
 	if (id == BLOCK_NONE && !tier_has_nvme(lane))
-		id = coldest(lane, &lane->dirty, NULL);
+		id = tier_coldest(lane, &lane->dirty, NULL);
 	if (id == BLOCK_NONE)
 		return 0;
 	evict(lane, id);
@@ -250,13 +274,14 @@ static int free_a_slab(struct lane *lane, uint64_t bytes)
 	return freed > 0;
 }
 
-/* A block leaves for good, so that its index entry can be used: 1 when one did. */
-int tier_evict_one(struct lane *lane)
+/* The coldest of the first list that has one leaves for good: 1. */
+static int evict_first(struct lane *lane, const struct block_list *const lists[],
+		       const struct tenant *tenant)
 {
-	uint32_t id = coldest(lane, &lane->dirty, NULL);
+	uint32_t id = BLOCK_NONE;
 
-	if (id == BLOCK_NONE)
-		id = coldest(lane, &lane->clean, NULL);
+	for (unsigned i = 0; i < 3 && id == BLOCK_NONE; i++)
+		id = tier_coldest(lane, lists[i], tenant);
 	if (id == BLOCK_NONE)
 		return 0;
 	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
@@ -264,17 +289,19 @@ int tier_evict_one(struct lane *lane)
 	return 1;
 }
 
+/* A block leaves for good, so that its index entry can be used: 1 when one did. */
+int tier_evict_one(struct lane *lane)
+{
+	const struct block_list *const lists[3] = { &lane->dirty, &lane->clean, &lane->gpu_cold };
+
+	return evict_first(lane, lists, NULL);
+}
+
 int tier_evict_for_tenant(struct lane *lane, const struct tenant *tenant)
 {
-	uint32_t id = coldest(lane, &lane->clean, tenant);
+	const struct block_list *const lists[3] = { &lane->clean, &lane->dirty, &lane->gpu_cold };
 
-	if (id == BLOCK_NONE)
-		id = coldest(lane, &lane->dirty, tenant);
-	if (id == BLOCK_NONE)
-		return 0;
-	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
-	forget(lane, id, 0);
-	return 1;
+	return evict_first(lane, lists, tenant);
 }
 
 /* Share of the pool that no eviction can give back at once. */
@@ -479,7 +506,7 @@ static void fetch_done(struct nvme_op *nop, int res)
 	lane->fetches_inflight--;
 	lane->words_behind = 1;
 	if (b->state == BLOCK_FETCHING && res < 0) {
-		release_slot(lane, b);
+		tier_release_host(lane, b);
 		index_set_state(lane->index, id, BLOCK_NVME);
 		fetch_failed(lane, id);
 		stats_reason(&lane->stats, res == -ETIMEDOUT ? SKVC_ABI_REASON_IO_TIMEOUT
@@ -513,7 +540,7 @@ static int fetch(struct lane *lane, uint32_t id)
 		r = nvme_log_read(lane->log, &op->op, id, buffer_index(lane, b->slot),
 				  pool_ptr(lane->pool, b->slot));
 		if (r < 0)
-			release_slot(lane, b);
+			tier_release_host(lane, b);
 	} else if (lane->now_ns - b->wanted_ns > lane->config.store_wait_ns) {
 		r = -ENOSPC;
 	}
@@ -583,7 +610,7 @@ unsigned tier_run(struct lane *lane)
 
 unsigned tier_busy(const struct lane *lane)
 {
-	return lane->spills_inflight + lane->fetches_inflight +
+	return lane->spills_inflight + lane->fetches_inflight + lane->demotes_inflight +
 	       (lane->log ? nvme_log_inflight(lane->log) : 0);
 }
 
@@ -667,6 +694,7 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 	block_list_init(&lane->clean);
 	block_list_init(&lane->dirty);
 	block_list_init(&lane->fetch);
+	block_list_init(&lane->gpu_cold);
 	lane->accepting = 1;
 	lane->granule_bytes = 512;
 	r = start_log(lane, err, err_bytes);
@@ -686,12 +714,13 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 
 void tier_stop(struct lane *lane)
 {
-	const struct block_list *lists[] = { &lane->clean, &lane->dirty };
+	const struct block_list *lists[] = { &lane->clean, &lane->dirty, &lane->gpu_cold };
 
 	if (lane->pool && lane->index)
-		for (unsigned i = 0; i < 2; i++)
+		for (unsigned i = 0; i < 3; i++)
 			while (lists[i]->head != BLOCK_NONE)
 				forget(lane, lists[i]->head, 0);
 	lane->log = nvme_log_close(lane->log);
+	lane->gpu_pool = pool_free(lane->gpu_pool);
 	lane->pool = pool_free(lane->pool);
 }

@@ -4,20 +4,32 @@
  * them.  For tests and for `skvcd --fault`; costs nothing when it is not there.
  *
  * Spec: rules separated by commas, each op:fault[:every=N]
- *   op     encode, decode, copy, fit
+ *   op     encode, decode, copy, copy_in, move, fit
  *   fault  eio, enomem      the task completes with that error
- *          corrupt          encode, copy: one bit of the output is flipped; decode: of the input
+ *          corrupt          one bit is flipped.  copy: of the output; decode, copy_in: of the input;
+ *                           encode: of the output, or, on a device that stages, of what the next move
+ *                           delivers of it; move: of what it delivers
  *          delay_ms=N       the task completes N ms late
  *          stall_ms=N       from its completion on, nothing completes for N ms
+ *          launch           start() fails with -EIO; the task is not started
+ *          dead             the device dies: this task and all under way complete with -EIO, from then on
+ *                           start() fails with -EIO, and dead() says so.  What is staged can still be
+ *                           given back
  *   every  each N-th task of that op, from the N-th; 1 when it is missing
  *
- * Runs on the lane.  While something is held back arm() says "do not sleep", since no one else would
- * wake the lane when its time has come.
+ * A cancelled task completes with -ECANCELED whatever the rules say.
+ *
+ * Input in memory of the device is not ours to write: it is first fetched by a MOVE of our own (`fetch`),
+ * spoilt in host memory and then read from there.
+ *
+ * Runs on the lane, but for the import calls, which go through.  While something is held back arm() says
+ * "do not sleep", since no one else would wake the lane when its time has come.
  */
 #include "gpu/device.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +39,15 @@
 #define DELAY_MS_MAX 600000u
 #define EVERY_MAX 1000000000u
 
-enum fault_kind { FAULT_EIO, FAULT_ENOMEM, FAULT_CORRUPT, FAULT_DELAY, FAULT_STALL, FAULT_COUNT };
+enum fault_kind {
+	FAULT_EIO,
+	FAULT_ENOMEM,
+	FAULT_CORRUPT,
+	FAULT_DELAY,
+	FAULT_STALL,
+	FAULT_LAUNCH,
+	FAULT_DEAD
+};
 
 struct rule {
 	enum device_op op;
@@ -37,23 +57,41 @@ struct rule {
 	uint32_t seen;
 };
 
+struct spoilt {		/* an input that is read from a copy of ours */
+	void *copy;	/* owned; NULL: none */
+	const void *in; /* the task's own, put back */
+	uint8_t place;
+};
+
 struct slot {			  /* a task under way */
 	struct device_task *task; /* NULL: free */
 	uint32_t faults;	  /* bits of enum fault_kind */
 	uint32_t delay_ms;
 	uint32_t stall_ms;
-	bool done; /* the inner device is finished with it */
+	uint32_t flip_outs; /* MOVE: bit i: of what copy[i] delivers */
+	bool cancelled;	    /* by the lane, in time */
+	bool fetching;	    /* the inner device has `fetch`, not the task */
+	bool done;	    /* the inner device is finished with it */
 	uint64_t release_ns;
-	void *copy;	/* owned; the spoilt input */
-	const void *in; /* the task's own input, put back */
+	struct spoilt spoilt[DEVICE_COPIES_MAX]; /* of DECODE and COPY_IN: the first */
+	struct device_task fetch;
+};
+
+struct bad_staged { /* a payload that is to be spoilt when it is moved */
+	struct bad_staged *next;
+	const uint8_t *staged;
+	uint64_t bytes;
 };
 
 struct fault_device {
 	struct device base;
-	struct device *inner; /* owned */
+	struct device_ops ops; /* those that the inner device has */
+	struct device *inner;  /* owned */
 	unsigned rules_count;
 	struct rule rules[RULES_MAX];
 	uint64_t stall_until_ns;
+	_Atomic(int) dead;	     /* 0 or -EIO; written by the lane */
+	struct bad_staged *bad;	     /* owned list */
 	struct device_task **polled; /* owned; tasks_max */
 	struct slot *slots;	     /* owned; tasks_max */
 };
@@ -74,11 +112,15 @@ static struct fault_device *fault_device_of(struct device *d)
 	return (struct fault_device *)d;
 }
 
+/* The slot of a task that the inner device gave back; of NULL: a free one. */
 static struct slot *slot_of(struct fault_device *f, const struct device_task *task)
 {
-	for (unsigned i = 0; i < f->base.tasks_max; i++)
-		if (f->slots[i].task == task)
-			return &f->slots[i];
+	for (unsigned i = 0; i < f->base.tasks_max; i++) {
+		struct slot *s = &f->slots[i];
+
+		if (s->task == task || (s->task && s->fetching && &s->fetch == task))
+			return s;
+	}
 	return NULL;
 }
 
@@ -88,7 +130,53 @@ static void flip_bit(void *buf, uint64_t bytes)
 		((uint8_t *)buf)[bytes / 2u] ^= 0x10;
 }
 
-/* What is to go wrong with this task; counts it. */
+static bool stages(const struct fault_device *f)
+{
+	return f->inner->ops->unstage != NULL;
+}
+
+/* ---- payloads to be spoilt when they are moved ---- */
+
+static int bad_add(struct fault_device *f, const struct device_task *t)
+{
+	struct bad_staged *b = malloc(sizeof(*b));
+
+	if (!b)
+		return -ENOMEM;
+	*b = (struct bad_staged){ .next = f->bad,
+				  .staged = t->staged,
+				  .bytes = t->info.encoded_bytes };
+	f->bad = b;
+	return 0;
+}
+
+static struct bad_staged **bad_find(struct fault_device *f, const void *address)
+{
+	struct bad_staged **at = &f->bad;
+
+	while (*at && (uintptr_t)address - (uintptr_t)(*at)->staged >= (*at)->bytes)
+		at = &(*at)->next;
+	return at;
+}
+
+static void bad_drop(struct fault_device *f, const void *address)
+{
+	struct bad_staged **at = bad_find(f, address), *b = *at;
+
+	if (!b)
+		return;
+	*at = b->next;
+	free(b);
+}
+
+/* ---- what is to go wrong with a task ---- */
+
+static bool slot_has(const struct slot *s, enum fault_kind kind)
+{
+	return (s->faults & 1u << kind) != 0;
+}
+
+/* Counts the task as well. */
 static void slot_plan(struct fault_device *f, struct slot *s)
 {
 	for (unsigned i = 0; i < f->rules_count; i++) {
@@ -104,72 +192,245 @@ static void slot_plan(struct fault_device *f, struct slot *s)
 	}
 }
 
-static int slot_spoil_input(struct slot *s)
+/* Bit i: copy[i] of a MOVE delivers spoilt bytes. */
+static uint32_t move_spoils(struct fault_device *f, const struct slot *s)
 {
-	struct device_task *t = s->task;
+	const struct device_task *t = s->task;
+	uint32_t mask = 0;
 
-	if (t->op != DEVICE_DECODE || !(s->faults & 1u << FAULT_CORRUPT) || t->in_bytes == 0)
+	if (t->op != DEVICE_MOVE || t->copies_count == 0)
 		return 0;
-	s->copy = malloc(t->in_bytes);
-	if (!s->copy)
-		return -ENOMEM;
-	memcpy(s->copy, t->in, t->in_bytes);
-	flip_bit(s->copy, t->in_bytes);
-	s->in = t->in;
-	t->in = s->copy;
-	return 0;
+	if (slot_has(s, FAULT_CORRUPT))
+		mask |= 1u;
+	for (uint32_t i = 0; i < t->copies_count; i++)
+		if (t->copy[i].in_place == DEVICE_PLACE_DEVICE && *bad_find(f, t->copy[i].in))
+			mask |= 1u << i;
+	return mask;
+}
+
+static const void **task_input(struct device_task *t, unsigned i, uint8_t **ret_place,
+			       uint64_t *ret_bytes)
+{
+	bool move = t->op == DEVICE_MOVE;
+
+	*ret_place = move ? &t->copy[i].in_place : &t->in_place;
+	*ret_bytes = move ? t->copy[i].bytes : t->in_bytes;
+	return move ? &t->copy[i].in : &t->in;
 }
 
 static void slot_restore_input(struct slot *s)
 {
-	if (s->copy) {
-		s->task->in = s->in;
-		free(s->copy);
-		s->copy = NULL;
+	for (unsigned i = 0; i < DEVICE_COPIES_MAX; i++) {
+		struct spoilt *p = &s->spoilt[i];
+		uint64_t bytes;
+		uint8_t *place;
+
+		if (!p->copy)
+			continue;
+		*task_input(s->task, i, &place, &bytes) = p->in;
+		*place = p->place;
+		free(p->copy);
+		p->copy = NULL;
 	}
 }
 
-static int fault_device_start(struct device *dev, struct device_task *task)
+/* Let the task read a copy, which is filled now or by the fetch. */
+static int slot_replace_input(struct slot *s, unsigned i)
 {
-	struct fault_device *f = fault_device_of(dev);
-	struct slot *s = slot_of(f, NULL);
-	int r;
+	struct spoilt *p = &s->spoilt[i];
+	struct device_copy *fetch;
+	uint64_t bytes;
+	uint8_t *place;
+	const void **in = task_input(s->task, i, &place, &bytes);
 
-	if (!s)
-		return -EAGAIN;
-	*s = (struct slot){ .task = task };
-	slot_plan(f, s);
-	r = slot_spoil_input(s);
-	if (r == 0)
-		r = f->inner->ops->start(f->inner, task);
-	if (r < 0) {
-		slot_restore_input(s);
-		s->task = NULL;
+	if (bytes == 0)
+		return 0;
+	p->copy = malloc(bytes);
+	if (!p->copy)
+		return -ENOMEM;
+	p->in = *in;
+	p->place = *place;
+	if (*place == DEVICE_PLACE_DEVICE) {
+		fetch = &s->fetch.copy[s->fetch.copies_count++];
+		*fetch = (struct device_copy){ .in = *in,
+					       .out = p->copy,
+					       .bytes = bytes,
+					       .in_place = DEVICE_PLACE_DEVICE,
+					       .out_place = DEVICE_PLACE_HOST };
+	} else {
+		memcpy(p->copy, *in, bytes);
+		flip_bit(p->copy, bytes);
+	}
+	*in = p->copy;
+	*place = DEVICE_PLACE_HOST;
+	return 0;
+}
+
+static int slot_spoil_input(struct slot *s, uint32_t moves)
+{
+	struct device_task *t = s->task;
+	int r = 0;
+
+	s->fetch = (struct device_task){ .op = DEVICE_MOVE, .background = t->background };
+	if ((t->op == DEVICE_DECODE || t->op == DEVICE_COPY_IN) && slot_has(s, FAULT_CORRUPT))
+		r = slot_replace_input(s, 0);
+	for (uint32_t i = 0; i < DEVICE_COPIES_MAX && moves >> i != 0 && r == 0; i++) {
+		if (!(moves >> i & 1u))
+			continue;
+		if (t->copy[i].out_place == DEVICE_PLACE_HOST)
+			s->flip_outs |= 1u << i;
+		else
+			r = slot_replace_input(s, i);
 	}
 	return r;
+}
+
+/* ---- how a task ends ---- */
+
+/* The task failed after all: nobody will ask for what it made. */
+static void slot_fail(struct fault_device *f, struct slot *s, int res)
+{
+	struct device_task *t = s->task;
+
+	if (t->op == DEVICE_ENCODE && t->res == 0 && t->staged && stages(f)) {
+		bad_drop(f, t->staged);
+		f->inner->ops->unstage(f->inner, t->staged);
+		t->staged = NULL;
+	}
+	if (t->op == DEVICE_FIT)
+		t->ret_profile = codec_profile_free(t->ret_profile);
+	t->res = res;
+}
+
+static void slot_spoil_output(struct fault_device *f, struct slot *s)
+{
+	struct device_task *t = s->task;
+
+	for (uint32_t i = 0; i < DEVICE_COPIES_MAX; i++)
+		if (s->flip_outs >> i & 1u)
+			flip_bit(t->copy[i].out, t->copy[i].bytes);
+	if (!slot_has(s, FAULT_CORRUPT))
+		return;
+	if (t->op == DEVICE_COPY_OUT)
+		flip_bit(t->out, t->region->geom->raw_bytes);
+	if (t->op == DEVICE_ENCODE && !stages(f))
+		flip_bit(t->out, t->info.encoded_bytes);
+	if (t->op == DEVICE_ENCODE && stages(f) && bad_add(f, t) < 0)
+		slot_fail(f, s, -ENOMEM);
 }
 
 /* The inner device has finished: spoil the result, set the time it may be seen. */
 static void slot_finish(struct fault_device *f, struct slot *s)
 {
-	struct device_task *t = s->task;
 	uint64_t now = now_ns();
+	int dead = atomic_load_explicit(&f->dead, memory_order_relaxed);
 
 	slot_restore_input(s);
-	if (s->faults & 1u << FAULT_CORRUPT && t->res == 0) {
-		if (t->op == DEVICE_ENCODE)
-			flip_bit(t->out, t->info.encoded_bytes);
-		if (t->op == DEVICE_COPY_OUT)
-			flip_bit(t->out, t->region->geom->raw_bytes);
-	}
-	if (s->faults & (1u << FAULT_EIO | 1u << FAULT_ENOMEM)) {
-		t->ret_profile = codec_profile_free(t->ret_profile);
-		t->res = s->faults & 1u << FAULT_EIO ? -EIO : -ENOMEM;
-	}
+	s->fetching = false;
 	s->done = true;
+	s->release_ns = now;
+	if (s->cancelled)
+		return;
+	if (dead < 0) {
+		slot_fail(f, s, dead);
+		return;
+	}
+	if (s->task->res == 0)
+		slot_spoil_output(f, s);
+	if (slot_has(s, FAULT_EIO) || slot_has(s, FAULT_ENOMEM))
+		slot_fail(f, s, slot_has(s, FAULT_EIO) ? -EIO : -ENOMEM);
 	s->release_ns = now + s->delay_ms * 1000000ull;
 	if (s->stall_ms > 0 && f->stall_until_ns < now + s->stall_ms * 1000000ull)
 		f->stall_until_ns = now + s->stall_ms * 1000000ull;
+}
+
+/* The input has been fetched: spoil it and let the task have it. */
+static void slot_fetched(struct fault_device *f, struct slot *s)
+{
+	int r = s->fetch.res;
+
+	s->fetching = false;
+	for (unsigned i = 0; i < s->fetch.copies_count; i++)
+		flip_bit(s->fetch.copy[i].out, s->fetch.copy[i].bytes);
+	if (r == 0)
+		r = atomic_load_explicit(&f->dead, memory_order_relaxed);
+	if (r == 0)
+		r = f->inner->ops->start(f->inner, s->task);
+	if (r < 0) {
+		s->task->res = r;
+		slot_finish(f, s);
+	}
+}
+
+static void device_die(struct fault_device *f)
+{
+	atomic_store_explicit(&f->dead, -EIO, memory_order_relaxed);
+	f->stall_until_ns = 0;
+	for (unsigned i = 0; i < f->base.tasks_max; i++) {
+		struct slot *s = &f->slots[i];
+
+		if (!s->task)
+			continue;
+		s->release_ns = 0;
+		if (s->done && !s->cancelled)
+			slot_fail(f, s, -EIO);
+		/* What waits for an event would never come back. */
+		if (!s->done && f->inner->ops->cancel)
+			(void)f->inner->ops->cancel(f->inner, s->fetching ? &s->fetch : s->task);
+	}
+}
+
+/* ---- the device ---- */
+
+static int slot_start(struct fault_device *f, struct slot *s)
+{
+	struct device_task *t = s->task;
+	uint32_t moves = move_spoils(f, s);
+	int r = slot_spoil_input(s, moves);
+
+	s->fetching = s->fetch.copies_count > 0;
+	if (r == 0)
+		r = f->inner->ops->start(f->inner, s->fetching ? &s->fetch : t);
+	if (r < 0) {
+		slot_restore_input(s);
+		return r;
+	}
+	for (uint32_t i = 0; i < DEVICE_COPIES_MAX; i++) {
+		const void *in = s->spoilt[i].copy ? s->spoilt[i].in : t->copy[i].in;
+
+		if (moves >> i & 1u)
+			bad_drop(f, in);
+	}
+	return 0;
+}
+
+static int fault_device_start(struct device *dev, struct device_task *task)
+{
+	struct fault_device *f = fault_device_of(dev);
+	int r = atomic_load_explicit(&f->dead, memory_order_relaxed);
+	struct slot *s = slot_of(f, NULL);
+
+	if (r < 0)
+		return r;
+	if (!s)
+		return -EAGAIN;
+	*s = (struct slot){ .task = task };
+	slot_plan(f, s);
+	if (slot_has(s, FAULT_DEAD)) {
+		task->res = 0;
+		if (task->op == DEVICE_ENCODE)
+			task->staged = NULL;
+		task->ret_profile = NULL;
+		task->busy_ns = 0;
+		atomic_store_explicit(&task->segments_done, 0, memory_order_relaxed);
+		s->done = true;
+		device_die(f);
+		return 0;
+	}
+	r = slot_has(s, FAULT_LAUNCH) ? -EIO : slot_start(f, s);
+	if (r < 0)
+		s->task = NULL;
+	return r;
 }
 
 static unsigned fault_device_poll(struct device *dev, struct device_task **ret_done, unsigned max)
@@ -182,7 +443,10 @@ static unsigned fault_device_poll(struct device *dev, struct device_task **ret_d
 		struct slot *s = slot_of(f, f->polled[i]);
 
 		assert(s && !s->done);
-		slot_finish(f, s);
+		if (s->fetching)
+			slot_fetched(f, s);
+		else
+			slot_finish(f, s);
 	}
 	now = now_ns();
 	if (now < f->stall_until_ns)
@@ -224,10 +488,80 @@ static struct device *fault_device_free(struct device *dev)
 	for (unsigned i = 0; f->slots && i < dev->tasks_max; i++)
 		if (f->slots[i].task)
 			slot_restore_input(&f->slots[i]);
+	while (f->bad)
+		bad_drop(f, f->bad->staged);
 	free(f->polled);
 	free(f->slots);
 	free(f);
 	return NULL;
+}
+
+static int fault_device_cancel(struct device *dev, struct device_task *task)
+{
+	struct fault_device *f = fault_device_of(dev);
+	struct slot *s = slot_of(f, task);
+
+	assert(s);
+	if (s->done || s->cancelled)
+		return 0;
+	s->cancelled = f->inner->ops->cancel(f->inner, s->fetching ? &s->fetch : task) == 1;
+	return s->cancelled;
+}
+
+static void fault_device_unstage(struct device *dev, void *staged)
+{
+	struct fault_device *f = fault_device_of(dev);
+
+	bad_drop(f, staged);
+	f->inner->ops->unstage(f->inner, staged);
+}
+
+static int fault_device_can_encode(struct device *dev, const struct codec_geometry *g,
+				   const struct codec_profile *profile, uint8_t speculator)
+{
+	struct fault_device *f = fault_device_of(dev);
+
+	return f->inner->ops->can_encode(f->inner, g, profile, speculator);
+}
+
+static int fault_device_can_decode(struct device *dev, const struct codec_geometry *g,
+				   const struct codec_profile *profile, const void *payload,
+				   uint64_t payload_bytes)
+{
+	struct fault_device *f = fault_device_of(dev);
+
+	return f->inner->ops->can_decode(f->inner, g, profile, payload, payload_bytes);
+}
+
+static int fault_device_host_register(struct device *dev, void *base, uint64_t bytes)
+{
+	struct fault_device *f = fault_device_of(dev);
+
+	return f->inner->ops->host_register(f->inner, base, bytes);
+}
+
+static void fault_device_host_unregister(struct device *dev, void *base, uint64_t bytes)
+{
+	struct fault_device *f = fault_device_of(dev);
+
+	f->inner->ops->host_unregister(f->inner, base, bytes);
+}
+
+static int fault_device_pool_memory(struct device *dev, uint64_t bytes, void **ret_base)
+{
+	struct fault_device *f = fault_device_of(dev);
+
+	return f->inner->ops->pool_memory(f->inner, bytes, ret_base);
+}
+
+static int fault_device_dead(struct device *dev)
+{
+	struct fault_device *f = fault_device_of(dev);
+	int dead = atomic_load_explicit(&f->dead, memory_order_relaxed);
+
+	if (dead == 0 && f->inner->ops->dead)
+		dead = f->inner->ops->dead(f->inner);
+	return dead;
 }
 
 static const struct device_ops fault_device_ops = {
@@ -237,7 +571,97 @@ static const struct device_ops fault_device_ops = {
 	.disarm = fault_device_disarm,
 	.free = fault_device_free,
 	.name = "fault",
+	.cancel = fault_device_cancel,
+	.unstage = fault_device_unstage,
+	.can_encode = fault_device_can_encode,
+	.can_decode = fault_device_can_decode,
+	.host_register = fault_device_host_register,
+	.host_unregister = fault_device_host_unregister,
+	.pool_memory = fault_device_pool_memory,
+	.dead = fault_device_dead,
 };
+
+/* Callers see by a NULL what the inner device has not. */
+static struct device_ops fault_ops_like(const struct device_ops *inner)
+{
+	struct device_ops ops = fault_device_ops;
+
+	if (!inner->cancel)
+		ops.cancel = NULL;
+	if (!inner->unstage)
+		ops.unstage = NULL;
+	if (!inner->can_encode)
+		ops.can_encode = NULL;
+	if (!inner->can_decode)
+		ops.can_decode = NULL;
+	if (!inner->host_register)
+		ops.host_register = NULL;
+	if (!inner->host_unregister)
+		ops.host_unregister = NULL;
+	if (!inner->pool_memory)
+		ops.pool_memory = NULL;
+	return ops; /* dead stays: the rules can kill any device */
+}
+
+/* ---- imports: the control thread's calls; nothing of ours is touched ---- */
+
+static struct device *inner_of(struct device *dev)
+{
+	return fault_device_of(dev)->inner;
+}
+
+static int fault_memory_open(struct device *dev, const struct device_import *im,
+			     struct device_memory **ret_memory, void **ret_base, char *err)
+{
+	struct device *d = inner_of(dev);
+
+	return d->import->memory_open(d, im, ret_memory, ret_base, err);
+}
+
+static void fault_memory_close(struct device *dev, struct device_memory *memory)
+{
+	inner_of(dev)->import->memory_close(inner_of(dev), memory);
+}
+
+static int fault_region_open(struct device *dev, struct device_region *region)
+{
+	return inner_of(dev)->import->region_open(inner_of(dev), region);
+}
+
+static void fault_region_close(struct device *dev, struct device_region *region)
+{
+	inner_of(dev)->import->region_close(inner_of(dev), region);
+}
+
+static int fault_event_open(struct device *dev, const uint8_t handle[DEVICE_HANDLE_BYTES],
+			    struct device_event **ret_event, char *err)
+{
+	return inner_of(dev)->import->event_open(inner_of(dev), handle, ret_event, err);
+}
+
+static void fault_event_close(struct device *dev, struct device_event *event)
+{
+	inner_of(dev)->import->event_close(inner_of(dev), event);
+}
+
+static int fault_event_record(struct device *dev, struct device_event *event)
+{
+	int r = fault_device_dead(dev);
+
+	return r < 0 ? r : inner_of(dev)->import->event_record(inner_of(dev), event);
+}
+
+static const struct device_import_ops fault_import_ops = {
+	.memory_open = fault_memory_open,
+	.memory_close = fault_memory_close,
+	.region_open = fault_region_open,
+	.region_close = fault_region_close,
+	.event_open = fault_event_open,
+	.event_close = fault_event_close,
+	.event_record = fault_event_record,
+};
+
+/* ---- the spec ---- */
 
 static int number_parse(const char *text, uint32_t max, uint32_t *ret_number)
 {
@@ -262,6 +686,10 @@ static int fault_parse(const char *text, struct rule *r)
 		r->kind = FAULT_ENOMEM;
 	else if (strcmp(text, "corrupt") == 0)
 		r->kind = FAULT_CORRUPT;
+	else if (strcmp(text, "launch") == 0)
+		r->kind = FAULT_LAUNCH;
+	else if (strcmp(text, "dead") == 0)
+		r->kind = FAULT_DEAD;
 	else if (strncmp(text, "delay_ms=", 9) == 0)
 		r->kind = FAULT_DELAY;
 	else if (strncmp(text, "stall_ms=", 9) == 0)
@@ -319,7 +747,11 @@ int fault_device_new(struct device *inner, const char *spec, struct device **ret
 
 	if (!f)
 		return -ENOMEM;
-	f->base = (struct device){ .ops = &fault_device_ops, .tasks_max = inner->tasks_max };
+	f->ops = fault_ops_like(inner->ops);
+	f->base = (struct device){ .ops = &f->ops,
+				   .import = inner->import ? &fault_import_ops : NULL,
+				   .facts = inner->facts,
+				   .tasks_max = inner->tasks_max };
 	f->polled = calloc(inner->tasks_max, sizeof(struct device_task *));
 	f->slots = calloc(inner->tasks_max, sizeof(*f->slots));
 	r = f->polled && f->slots ? rules_parse(f, spec) : -ENOMEM;

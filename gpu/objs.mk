@@ -10,6 +10,7 @@ GPU_SRCS := \
 	gpu/codec/geometry.c \
 	gpu/codec/profile.c \
 	gpu/cpu_device.c \
+	gpu/cuda_load.c \
 	gpu/device_region.c \
 	gpu/fault_device.c \
 	gpu/sim_device.c \

@@ -28,6 +28,7 @@ void lane_rig_config(struct config *ret)
 	ret->lock_memory = 0;
 	ret->cpu_workers = 1;
 	ret->nvme_path[0] = 0;
+	(void)snprintf(ret->gpu_device, sizeof(ret->gpu_device), "none");
 	ret->blocks_max = 4096;
 	ret->sessions_max = 4;
 	ret->namespaces_max = 4;
@@ -89,6 +90,12 @@ static void send_mail(struct rig *rig, const struct mail *m)
 	assert_int_equal(mailbox_send(lane_inbox(rig->lane), m), 0);
 }
 
+void lane_rig_ask(struct rig *rig, const struct mail *m, int32_t res)
+{
+	send_mail(rig, m);
+	assert_int_equal(lane_rig_mail(rig, m->type).res, res);
+}
+
 static void make_segment(struct lane_rig_session *rs)
 {
 	struct session *s = &rs->s;
@@ -119,6 +126,7 @@ void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs)
 
 	memset(rs, 0, sizeof(*rs));
 	rs->rig = rig;
+	rs->handle = 1;
 	s->slot = rig->sessions++;
 	s->id = s->slot + 1;
 	s->tenant = &rig->tenant;
@@ -137,16 +145,16 @@ void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs)
 					    RIG_PAGES, stride, block_stride),
 			 0);
 	rs->region.ns = &rig->ns;
-	send_mail(rig, &(struct mail){ .type = LANE_SESSION_ADD, .subject = s });
-	assert_int_equal(lane_rig_mail(rig, LANE_SESSION_ADD).res, 0);
-	send_mail(rig, &(struct mail){
-			       .type = LANE_NS_ADD, .subject = s, .object = &rig->ns, .value = 1 });
-	assert_int_equal(lane_rig_mail(rig, LANE_NS_ADD).res, 0);
-	send_mail(rig, &(struct mail){ .type = LANE_REGION_ADD,
-				       .subject = s,
-				       .object = &rs->region,
-				       .value = 1 });
-	assert_int_equal(lane_rig_mail(rig, LANE_REGION_ADD).res, 0);
+	lane_rig_ask(rig, &(struct mail){ .type = LANE_SESSION_ADD, .subject = s }, 0);
+	lane_rig_ask(
+		rig,
+		&(struct mail){ .type = LANE_NS_ADD, .subject = s, .object = &rig->ns, .value = 1 },
+		0);
+	lane_rig_ask(
+		rig,
+		&(struct mail){
+			.type = LANE_REGION_ADD, .subject = s, .object = &rs->region, .value = 1 },
+		0);
 }
 
 void lane_rig_session_close(struct lane_rig_session *rs)
@@ -190,7 +198,7 @@ static uint16_t value(uint64_t *state, unsigned channel)
 	return (uint16_t)(bits >> 16);
 }
 
-static void make_page(const struct rig *rig, uint32_t seed, uint16_t *ret)
+void lane_rig_make_page(const struct rig *rig, uint32_t seed, uint16_t *ret)
 {
 	uint64_t state = 0x9e3779b97f4a7c15ull * (seed + 1);
 
@@ -200,7 +208,7 @@ static void make_page(const struct rig *rig, uint32_t seed, uint16_t *ret)
 
 void lane_rig_fill(struct lane_rig_session *rs, uint32_t page, uint32_t seed)
 {
-	make_page(rs->rig, seed, (uint16_t *)lane_rig_page(rs, page));
+	lane_rig_make_page(rs->rig, seed, (uint16_t *)lane_rig_page(rs, page));
 }
 
 int lane_rig_page_is(struct lane_rig_session *rs, uint32_t page, uint32_t seed)
@@ -208,7 +216,7 @@ int lane_rig_page_is(struct lane_rig_session *rs, uint32_t page, uint32_t seed)
 	static uint16_t want[RIG_LAYERS * 2 * RIG_TOKENS * RIG_HEADS * RIG_DIM];
 
 	assert_int_equal(sizeof(want), rs->rig->ns.geom.raw_bytes);
-	make_page(rs->rig, seed, want);
+	lane_rig_make_page(rs->rig, seed, want);
 	return !memcmp(want, lane_rig_page(rs, page), sizeof(want));
 }
 
@@ -301,7 +309,8 @@ void lane_rig_store(struct lane_rig_session *rs, uint32_t first, uint32_t count,
 	}
 	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_STORE,
 						    .ns = 1,
-						    .region = 1,
+						    .region = rs->handle,
+						    .arg = rs->arg,
 						    .user_data = user_data,
 						    .count = count,
 						    .args_rel = rel,
@@ -334,7 +343,8 @@ void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_p
 		memcpy(args_at(rs, rel + i * 4), &page, 4);
 	}
 	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_LOAD,
-						    .region = 1,
+						    .region = rs->handle,
+						    .arg = rs->arg,
 						    .lease = lease,
 						    .user_data = user_data,
 						    .count = count,

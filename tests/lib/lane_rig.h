@@ -33,6 +33,8 @@ struct lane_rig_session {
 	uint8_t *memory;    /* the "engine's pages", packed */
 	struct ring sq, cq; /* the client's side */
 	uint32_t args_next; /* bump allocator over the argument area */
+	uint32_t handle;    /* region that stores and loads name; 1, the session's own, at first */
+	uint64_t arg;	    /* of stores and loads: their events */
 };
 
 void lane_rig_config(struct config *ret); /* small pool, no NVMe, fits early */
@@ -48,7 +50,10 @@ uint8_t *lane_rig_page(struct lane_rig_session *rs, uint32_t page);
 void lane_rig_fill(struct lane_rig_session *rs, uint32_t page,
 		   uint32_t seed); /* gaussian bf16, exact per seed */
 int lane_rig_page_is(struct lane_rig_session *rs, uint32_t page, uint32_t seed);
+void lane_rig_make_page(const struct rig *rig, uint32_t seed, uint16_t *ret); /* packed */
 struct skvc_abi_key lane_rig_key(uint32_t n);
+/* To the lane, which must answer with res. */
+void lane_rig_ask(struct rig *rig, const struct mail *m, int32_t res);
 
 void lane_rig_submit(struct lane_rig_session *rs, const struct skvc_abi_sqe *sqe);
 struct skvc_abi_cqe lane_rig_complete(struct lane_rig_session *rs); /* the next completion, waits */
