@@ -222,7 +222,11 @@ static uint64_t mix(uint64_t x)
 	return x ^ (x >> 31);
 }
 
-/* Segment i of the block, from the layer's namesake in the dump, in runs of that one's channels. */
+/*
+ * Segment i of the block, from its layer's namesake in the dump, in runs of that one's channels.  The uses
+ * of one segment of the dump take different blocks of it as long as there are enough: a block does not
+ * repeat itself, or what looks for repeats (zstd) would look better than it is.
+ */
 static void tile_segment(const struct kv_tile *t, uint32_t i, uint64_t index, uint32_t first,
 			 uint32_t count, uint8_t *out)
 {
@@ -233,10 +237,12 @@ static void tile_segment(const struct kv_tile *t, uint32_t i, uint64_t index, ui
 	const size_t element = codec_dtype_bytes(to->dtype);
 	const size_t to_row = (size_t)to->heads * to->head_dim * element;
 	const size_t from_row = (size_t)from->heads * from->head_dim * element;
+	const uint64_t runs = (to_row + from_row - 1u) / from_row;
+	uint64_t use = mix(index * CODEC_SEGMENTS_MAX + from_segment) % count +
+		       i / 2u / d->layers * runs;
 
-	for (size_t off = 0; off < to_row; off += from_row) {
-		const uint64_t chance = mix(mix(index) ^ ((uint64_t)i << 32 | off));
-		const uint8_t *in = d->blocks + (first + chance % count) * d->g.raw_bytes +
+	for (size_t off = 0; off < to_row; off += from_row, use++) {
+		const uint8_t *in = d->blocks + (first + use % count) * d->g.raw_bytes +
 				    d->g.segment_off[from_segment];
 		const size_t bytes = to_row - off < from_row ? to_row - off : from_row;
 
@@ -245,12 +251,12 @@ static void tile_segment(const struct kv_tile *t, uint32_t i, uint64_t index, ui
 	}
 }
 
-void kv_tile_block(const struct kv_tile *t, bool for_fit, uint64_t index, uint8_t *out)
+void kv_tile_block(const struct kv_tile *t, enum kv_part part, uint64_t index, uint8_t *out)
 {
 	const struct kv_dump *d = t->source;
 	const uint32_t half = d->blocks_count / 2u;
-	const uint32_t first = for_fit ? 0 : half;
-	const uint32_t count = for_fit ? half : d->blocks_count - half;
+	const uint32_t first = part == KV_SECOND_HALF ? half : 0;
+	const uint32_t count = part == KV_FIRST_HALF ? half : d->blocks_count - first;
 
 	assert(count > 0);
 	if (t->shape == KV_SHAPE_FILE) {
@@ -261,7 +267,7 @@ void kv_tile_block(const struct kv_tile *t, bool for_fit, uint64_t index, uint8_
 		tile_segment(t, i, index, first, count, out + t->g.segment_off[i]);
 }
 
-int kv_dump_reshape(struct kv_dump *d, enum kv_shape shape, uint32_t blocks_count)
+int kv_dump_reshape(struct kv_dump *d, enum kv_shape shape, uint32_t blocks_count, bool halves)
 {
 	struct kv_dump to = { .blocks_count = blocks_count, .layers = LLAMA_LAYERS };
 	struct kv_tile t;
@@ -278,7 +284,11 @@ int kv_dump_reshape(struct kv_dump *d, enum kv_shape shape, uint32_t blocks_coun
 		return -ENOMEM;
 	}
 	for (uint32_t i = 0; i < blocks_count; i++)
-		kv_tile_block(&t, i < blocks_count / 2u, i, to.blocks + i * t.g.raw_bytes);
+		kv_tile_block(&t,
+			      !halves		      ? KV_ALL
+			      : i < blocks_count / 2u ? KV_FIRST_HALF
+						      : KV_SECOND_HALF,
+			      i, to.blocks + i * t.g.raw_bytes);
 	to.tokens = (uint64_t)blocks_count * t.g.block_tokens;
 	to.dtype = d->dtype;
 	to.g = t.g; /* handed over */

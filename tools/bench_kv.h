@@ -38,8 +38,7 @@ int kv_shape_parse(const char *name, enum kv_shape *ret_shape);
 /*
  * Blocks without end out of a dump.  Each channel of the shape is always fed by the same channel of the
  * dump, so that a channel's statistics stay real; which of the dump's blocks feeds which part of a
- * block changes from block to block.  Those for fitting come from the dump's first half, those for
- * measuring from its second.
+ * block changes from block to block.
  */
 struct kv_tile {
 	const struct kv_dump *source; /* borrowed */
@@ -49,11 +48,14 @@ struct kv_tile {
 
 int kv_tile_init(struct kv_tile *t, const struct kv_dump *source, enum kv_shape shape);
 void kv_tile_deinit(struct kv_tile *t);
-/* g.raw_bytes at out, canonical packing. */
-void kv_tile_block(const struct kv_tile *t, bool for_fit, uint64_t index, uint8_t *out);
+/* What is measured is not what was fitted on: where there is one dump only, each has a half of it. */
+enum kv_part { KV_ALL, KV_FIRST_HALF, KV_SECOND_HALF };
 
-/* A dump of this shape: blocks_count blocks, its first half from the first half of d, and so on.
- * Replaces d; nothing to do for KV_SHAPE_FILE.  On failure d is as it was. */
-int kv_dump_reshape(struct kv_dump *d, enum kv_shape shape, uint32_t blocks_count);
+/* g.raw_bytes at out, canonical packing, from that part of the dump. */
+void kv_tile_block(const struct kv_tile *t, enum kv_part part, uint64_t index, uint8_t *out);
+
+/* Make a dump one of this shape, of blocks_count blocks; nothing to do for KV_SHAPE_FILE.  halves: its
+ * first half comes from the first half of d, and so on.  On failure d is as it was. */
+int kv_dump_reshape(struct kv_dump *d, enum kv_shape shape, uint32_t blocks_count, bool halves);
 
 #endif

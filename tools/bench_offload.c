@@ -48,41 +48,44 @@ int offload_option(struct offload_options *o, int c, const char *value, const ch
 	char *end;
 
 	switch (c) {
-	case OFFLOAD_OPTION:
+	case OFFLOAD_KV:
 		o->kv = value;
 		return 0;
-	case OFFLOAD_OPTION + 1:
+	case OFFLOAD_DEVICE:
 		return bench_gpu_kind_parse(value, &o->kind) < 0
 			       ? option_error(tool, "no such device: ", value)
 			       : 0;
-	case OFFLOAD_OPTION + 2:
+	case OFFLOAD_GPU:
 		o->which = value;
 		return 0;
-	case OFFLOAD_OPTION + 3:
+	case OFFLOAD_GEOMETRY:
 		return kv_shape_parse(value, &o->shape) < 0
 			       ? option_error(tool, "no such geometry: ", value)
 			       : 0;
-	case OFFLOAD_OPTION + 4:
+	case OFFLOAD_BLOCK_TOKENS:
 		n = strtoul(value, &end, 10);
 		o->block_tokens = (uint32_t)n;
 		return *end || end == value || n == 0 || n > CODEC_BLOCK_TOKENS_MAX
 			       ? option_error(tool, "not 1 to 1024 tokens: ", value)
 			       : 0;
-	case OFFLOAD_OPTION + 5:
+	case OFFLOAD_SOCKET:
 		o->socket = value;
 		return 0;
-	case OFFLOAD_OPTION + 6:
+	case OFFLOAD_LIBRARY:
 		o->library = value;
 		return 0;
-	case OFFLOAD_OPTION + 7:
+	case OFFLOAD_POOL:
 		return bench_size_parse(value, &o->pool_bytes) < 0
 			       ? option_error(tool, "not a size: ", value)
 			       : 0;
-	case OFFLOAD_OPTION + 8:
+	case OFFLOAD_UNLOCKED:
 		o->unlocked = true;
 		return 0;
-	case OFFLOAD_OPTION + 9:
+	case OFFLOAD_EVENTS:
 		o->events = true;
+		return 0;
+	case OFFLOAD_CALIBRATE:
+		o->calibrate = value;
 		return 0;
 	case 'o':
 		if (o->settings_count == sizeof(o->settings) / sizeof(o->settings[0]))
@@ -181,6 +184,26 @@ static int memory_make(struct offload *f)
 	return r < 0 ? bench_session_fail(&f->r, r, "skvc_register_gpu_event", f->session) : 0;
 }
 
+static int dumps_read(struct offload *f)
+{
+	int r = kv_dump_read(f->o->kv, f->o->block_tokens, &f->kv);
+
+	if (r == 0 && f->o->calibrate)
+		r = kv_dump_read(f->o->calibrate, f->o->block_tokens, &f->calibration);
+	if (r < 0)
+		return report_fail(&f->r, r, "there is no KV cache to store");
+	r = kv_tile_init(&f->tile, &f->kv, f->o->shape);
+	if (r == 0)
+		r = kv_tile_init(&f->fit_tile, f->o->calibrate ? &f->calibration : &f->kv,
+				 f->o->shape);
+	if (r < 0)
+		return report_fail(&f->r, r, "the codec refuses this shape: %s", strerror(-r));
+	if (memcmp(f->tile.g.digest, f->fit_tile.g.digest, CODEC_DIGEST_BYTES) != 0)
+		return report_fail(&f->r, -EINVAL, "%s has not the shape and type of %s",
+				   f->o->calibrate, f->o->kv);
+	return 0;
+}
+
 int offload_start(struct offload *f, const struct offload_options *o)
 {
 	int r;
@@ -188,12 +211,9 @@ int offload_start(struct offload *f, const struct offload_options *o)
 	*f = (struct offload){ .o = o, .memory = { .fd = -1 }, .ipc_event = { .fd = -1 } };
 	f->r = (struct report){ "skvc-bench", f->err, sizeof(f->err) };
 	assert(o->blocks > 0 && o->blocks <= SKVC_BLOCKS_MAX);
-	r = kv_dump_read(o->kv, o->block_tokens, &f->kv);
+	r = dumps_read(f);
 	if (r < 0)
-		return report_fail(&f->r, r, "%s cannot be used", o->kv);
-	r = kv_tile_init(&f->tile, &f->kv, o->shape);
-	if (r < 0)
-		return report_fail(&f->r, r, "the codec refuses this shape: %s", strerror(-r));
+		return r;
 	f->raw_bytes = f->tile.g.raw_bytes;
 	f->indices = calloc(2u * o->blocks, sizeof(*f->indices));
 	if (!f->indices)
@@ -221,7 +241,9 @@ void offload_stop(struct offload *f)
 	bench_gpu_close(&f->gpu);
 	demo_daemon_stop(&f->daemon);
 	kv_tile_deinit(&f->tile);
+	kv_tile_deinit(&f->fit_tile);
 	kv_dump_deinit(&f->kv);
+	kv_dump_deinit(&f->calibration);
 	free(f->indices);
 	f->indices = NULL;
 	f->host = NULL;
@@ -475,10 +497,14 @@ int offload_verify(struct offload *f, uint32_t source, uint32_t destination, uin
 
 static int sources_fill(struct offload *f, bool for_fit)
 {
+	const enum kv_part part = f->o->calibrate ? KV_ALL
+				  : for_fit	  ? KV_FIRST_HALF
+						  : KV_SECOND_HALF;
 	int r;
 
 	for (uint32_t i = 0; i < f->o->blocks; i++)
-		kv_tile_block(&f->tile, for_fit, i, f->host + i * f->raw_bytes);
+		kv_tile_block(for_fit ? &f->fit_tile : &f->tile, part, i,
+			      f->host + i * f->raw_bytes);
 	r = f->gpu.ops->copy(&f->gpu, true, f->memory.address, f->host,
 			     f->o->blocks * f->raw_bytes);
 	return r == 0 ? f->gpu.ops->sync(&f->gpu, true) : r;

@@ -19,10 +19,11 @@
 
 struct offload_options {
 	enum bench_gpu_kind kind;
-	const char *which;   /* GPU's ordinal, or NULL */
-	const char *kv;	     /* dump */
-	const char *socket;  /* of a running daemon, or NULL: one is started */
-	const char *library; /* with the CUDA device, for that daemon; NULL: its own idea */
+	const char *which;     /* GPU's ordinal, or NULL */
+	const char *kv;	       /* dump */
+	const char *calibrate; /* another, that the profile is fitted on; NULL: halves of kv */
+	const char *socket;    /* of a running daemon, or NULL: one is started */
+	const char *library;   /* with the CUDA device, for that daemon; NULL: its own idea */
 	const char *settings[DEMO_OVERRIDES_MAX / 2u]; /* more of "section.key=value" for it */
 	unsigned settings_count;
 	enum kv_shape shape;
@@ -42,8 +43,8 @@ struct offload {
 	struct skvc_session *session;
 	uint32_t ns, region, event; /* event: 0: none */
 	struct bench_event ipc_event;
-	struct kv_dump kv;
-	struct kv_tile tile;
+	struct kv_dump kv, calibration; /* the latter only when there is one */
+	struct kv_tile tile, fit_tile;
 	uint64_t raw_bytes;	    /* of a block */
 	struct bench_memory memory; /* 2 * blocks of them */
 	uint8_t *host;		    /* the same in pinned memory: sources, then what came back */
@@ -53,34 +54,50 @@ struct offload {
 	uint64_t fitted_blocks;
 };
 
-/* A tool's options that begin one of these; what getopt_long() returns for them is their place here
- * plus OFFLOAD_OPTION.  See offload_option(). */
-#define OFFLOAD_OPTION 1000
-#define OFFLOAD_OPTIONS_TEXT                                                                  \
-	"  --kv FILE            real KV cache to store (safetensors: k.<layer>, v.<layer>)\n" \
-	"  --device NAME        gpu (default), sim: a GPU played by the CPU, or host: none\n" \
-	"  --gpu N              ordinal of the GPU; 0\n"                                      \
-	"  --geometry NAME      llama (default): 32 layers of 8 x 128; or file: as in --kv\n" \
-	"  --block-tokens N     tokens of a block, 1 to 1024 (16)\n"                          \
-	"  --socket PATH        use the skvcd behind this socket instead of starting one\n"   \
-	"  --library PATH       the CUDA device, for the skvcd that is started\n"             \
-	"  --pool SIZE          its host pool (4G)\n"                                         \
-	"  --unlocked           without locking its memory\n"                                 \
-	"  -o KEY=VALUE         another setting of it, section.key=value; may be repeated\n"  \
+/* What getopt_long() returns for the options that these benchmarks share; see offload_option(). */
+enum offload_letter {
+	OFFLOAD_KV = 1000,
+	OFFLOAD_CALIBRATE,
+	OFFLOAD_DEVICE,
+	OFFLOAD_GPU,
+	OFFLOAD_GEOMETRY,
+	OFFLOAD_BLOCK_TOKENS,
+	OFFLOAD_SOCKET,
+	OFFLOAD_LIBRARY,
+	OFFLOAD_POOL,
+	OFFLOAD_UNLOCKED,
+	OFFLOAD_EVENTS
+};
+#define OFFLOAD_OPTIONS_TEXT                                                                                 \
+	"  --kv FILE            real KV cache to store (safetensors: k.<layer>, v.<layer>)\n"                \
+	"  --calibrate FILE     other KV cache, for the daemon's statistics; without it the first half of\n" \
+	"                       --kv is for them and the second half is measured\n"                          \
+	"  --device NAME        gpu (default), sim: a GPU played by the CPU, or host: none\n"                \
+	"  --gpu N              ordinal of the GPU; 0\n"                                                     \
+	"  --geometry NAME      llama (default): 32 layers of 8 x 128; or file: as in --kv\n"                \
+	"  --block-tokens N     tokens of a block, 1 to 1024 (16)\n"                                         \
+	"  --socket PATH        use the skvcd behind this socket instead of starting one\n"                  \
+	"  --library PATH       the CUDA device, for the skvcd that is started\n"                            \
+	"  --pool SIZE          its host pool (4G)\n"                                                        \
+	"  --unlocked           without locking its memory\n"                                                \
+	"  -o KEY=VALUE         another setting of it, section.key=value; may be repeated\n"                 \
 	"  --events             stores and loads wait for an interprocess event\n"
-#define OFFLOAD_LONG_OPTIONS                                                     \
-	{ "kv", required_argument, NULL, OFFLOAD_OPTION },                       \
-		{ "device", required_argument, NULL, OFFLOAD_OPTION + 1 },       \
-		{ "gpu", required_argument, NULL, OFFLOAD_OPTION + 2 },          \
-		{ "geometry", required_argument, NULL, OFFLOAD_OPTION + 3 },     \
-		{ "block-tokens", required_argument, NULL, OFFLOAD_OPTION + 4 }, \
-		{ "socket", required_argument, NULL, OFFLOAD_OPTION + 5 },       \
-		{ "library", required_argument, NULL, OFFLOAD_OPTION + 6 },      \
-		{ "pool", required_argument, NULL, OFFLOAD_OPTION + 7 },         \
-		{ "unlocked", no_argument, NULL, OFFLOAD_OPTION + 8 },           \
-	{                                                                        \
-		"events", no_argument, NULL, OFFLOAD_OPTION + 9                  \
+#define OFFLOAD_LONG(name, has, letter)            \
+	{                                          \
+		name, has##_argument, NULL, letter \
 	}
+#define OFFLOAD_LONG_OPTIONS                                                  \
+	OFFLOAD_LONG("kv", required, OFFLOAD_KV),                             \
+		OFFLOAD_LONG("calibrate", required, OFFLOAD_CALIBRATE),       \
+		OFFLOAD_LONG("device", required, OFFLOAD_DEVICE),             \
+		OFFLOAD_LONG("gpu", required, OFFLOAD_GPU),                   \
+		OFFLOAD_LONG("geometry", required, OFFLOAD_GEOMETRY),         \
+		OFFLOAD_LONG("block-tokens", required, OFFLOAD_BLOCK_TOKENS), \
+		OFFLOAD_LONG("socket", required, OFFLOAD_SOCKET),             \
+		OFFLOAD_LONG("library", required, OFFLOAD_LIBRARY),           \
+		OFFLOAD_LONG("pool", required, OFFLOAD_POOL),                 \
+		OFFLOAD_LONG("unlocked", no, OFFLOAD_UNLOCKED),               \
+		OFFLOAD_LONG("events", no, OFFLOAD_EVENTS)
 struct offload_options offload_defaults(void);
 /* c: what getopt_long() returned ('o' too).  0, or -EINVAL after a line on stderr: a bad value;
  * -ENOENT: not one of these. */
@@ -89,8 +106,8 @@ int offload_option(struct offload_options *o, int c, const char *value, const ch
 /* Each returns 0, or -errno with a line in f->err.  offload_stop() after all of them, also after a
  * failure of offload_start(). */
 int offload_start(struct offload *f, const struct offload_options *o);
-/* Stores blocks of the dump's first half until the daemon has a profile and they shrink; then fills
- * the sources with blocks of its second half. */
+/* Stores blocks to calibrate on until the daemon has a profile and they shrink; then fills the sources
+ * with those to measure on. */
 int offload_fit(struct offload *f);
 void offload_stop(struct offload *f);
 

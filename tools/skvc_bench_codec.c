@@ -29,7 +29,8 @@
 
 #define PASSES_MIN 5u
 #define PASSES_MAX 1000u
-#define RESHAPED_BLOCKS 64u /* of 2 MiB, say */
+#define RESHAPED_BLOCKS 64u	/* of 2 MiB, say */
+#define CALIBRATION_BLOCKS 256u /* 4096 tokens */
 
 struct options {
 	const char *kv;
@@ -327,9 +328,9 @@ static int bench_prepare(struct codec_bench *b)
 	if (r == 0 && b->o.calibrate)
 		r = kv_dump_read(b->o.calibrate, b->o.block_tokens, &b->calibration);
 	if (r == 0)
-		r = kv_dump_reshape(&b->kv, b->o.shape, RESHAPED_BLOCKS);
+		r = kv_dump_reshape(&b->kv, b->o.shape, RESHAPED_BLOCKS, !b->o.calibrate);
 	if (r == 0 && b->o.calibrate)
-		r = kv_dump_reshape(&b->calibration, b->o.shape, RESHAPED_BLOCKS);
+		r = kv_dump_reshape(&b->calibration, b->o.shape, CALIBRATION_BLOCKS, false);
 	if (r < 0)
 		return r;
 	if (b->calibration.blocks &&
