@@ -197,7 +197,7 @@ static int gpu_step(struct engine_loops *l, enum engine_loop loop, const struct 
 /* The time of the step before event `i`, once it has been reached. */
 static int gpu_harvest(struct engine_loops *l, uint64_t i, const struct report *r)
 {
-	const cuda_event to = l->events[i % EVENTS], from = l->events[(i - 1u) % EVENTS];
+	cuda_event to = l->events[i % EVENTS], from = l->events[(i - 1u) % EVENTS];
 	float ms = 0;
 	int rc = cuda_check(&l->c, l->c.event_sync(to), "cuEventSynchronize", r);
 

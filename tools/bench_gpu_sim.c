@@ -38,8 +38,8 @@ static int memfd_make(const struct bench_gpu *g, uint64_t bytes, int *ret_fd, vo
 static int sim_memory_new(struct bench_gpu *g, struct skvc_session *s, uint64_t bytes,
 			  struct bench_memory *ret)
 {
-	void *base;
-	int fd, r = memfd_make(g, bytes, &fd, &base);
+	void *base = NULL;
+	int fd = -1, r = memfd_make(g, bytes, &fd, &base);
 
 	(void)s;
 	if (r == 0)
@@ -78,8 +78,8 @@ static int sim_event_new(struct bench_gpu *g, struct bench_event *ret)
 {
 	struct sim_handle handle = { .magic = SIM_EVENT_MAGIC, .pid = (int32_t)getpid() };
 	struct sim_event_words *words;
-	void *base;
-	int fd, r = memfd_make(g, SIM_EVENT_BYTES, &fd, &base);
+	void *base = NULL;
+	int fd = -1, r = memfd_make(g, SIM_EVENT_BYTES, &fd, &base);
 
 	if (r < 0)
 		return r;

@@ -161,6 +161,7 @@ int kv_dump_read(const char *path, uint32_t block_tokens, struct kv_dump *d)
 	tensors = calloc(CODEC_SEGMENTS_MAX, sizeof(struct safetensors_tensor *));
 	r = tensors ? dump_segments(path, st, block_tokens, tensors, d) : -ENOMEM;
 	if (r == 0) {
+		assert(tensors[0]);
 		d->dtype = tensors[0]->dtype;
 		r = dump_blocks(st, tensors, d);
 	}

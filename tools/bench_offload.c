@@ -336,6 +336,8 @@ static int job_wait(struct offload *f, const char *what, uint64_t begin_ns,
 	struct skvc_completion c[4];
 	bool freed = false;
 
+	*ret = (struct skvc_completion){ 0 };
+	*ret_times = (struct offload_times){ 0 };
 	for (;;) {
 		int n = skvc_poll(f->session, c, 4);
 		uint64_t now_ns = progress_now_ns();
@@ -374,8 +376,8 @@ int offload_load(struct offload *f, uint64_t lease, uint32_t first, uint32_t cou
 		 uint64_t *ret_done_ns)
 {
 	uint64_t begin_ns = progress_now_ns(), job;
-	struct skvc_completion c;
-	struct offload_times times;
+	struct skvc_completion c = { 0 };
+	struct offload_times times = { 0 };
 	int r = offload_load_begin(f, lease, first, count, &job);
 
 	if (r == 0)
@@ -397,8 +399,8 @@ int offload_lookup(struct offload *f, const struct skvc_key *keys, uint32_t coun
 		.lease_ttl_ns = LEASE_NS,
 	};
 	uint64_t begin_ns = progress_now_ns(), job;
-	struct skvc_completion c;
-	struct offload_times times;
+	struct skvc_completion c = { 0 };
+	struct offload_times times = { 0 };
 	int r = skvc_lookup(f->session, &args, &job);
 
 	if (r < 0)
@@ -415,8 +417,8 @@ int offload_lookup(struct offload *f, const struct skvc_key *keys, uint32_t coun
 
 int offload_release(struct offload *f, uint64_t lease)
 {
-	struct offload_times times;
-	struct skvc_completion c;
+	struct offload_times times = { 0 };
+	struct skvc_completion c = { 0 };
 	uint64_t job;
 	int r = skvc_release(f->session, lease, &job);
 
@@ -428,8 +430,8 @@ int offload_release(struct offload *f, uint64_t lease)
 
 int offload_drop(struct offload *f, const struct skvc_key *keys, uint32_t count)
 {
-	struct offload_times times;
-	struct skvc_completion c;
+	struct offload_times times = { 0 };
+	struct skvc_completion c = { 0 };
 	uint64_t job;
 	int r = offload_drop_begin(f, keys, count, &job);
 
@@ -514,8 +516,8 @@ static int sources_fill(struct offload *f, bool for_fit)
 static int fit_batch(struct offload *f, struct skvc_key *keys, uint32_t first, uint32_t count,
 		     double *ret_ratio)
 {
-	struct offload_times times;
-	struct skvc_completion c;
+	struct offload_times times = { 0 };
+	struct skvc_completion c = { 0 };
 	int r;
 
 	offload_keys(f, keys, count);
@@ -535,8 +537,11 @@ int offload_fit(struct offload *f)
 	struct skvc_key *keys = calloc(count, sizeof(*keys));
 	unsigned same = 0;
 	double ratio = 0;
-	int r = keys ? sources_fill(f, true) : report_fail(&f->r, -ENOMEM, "out of memory");
+	int r;
 
+	if (!keys)
+		return report_fail(&f->r, -ENOMEM, "out of memory");
+	r = sources_fill(f, true);
 	for (uint32_t i = 0; r == 0 && same < FIT_SAME; i++) {
 		uint32_t first = i % (f->o->blocks / count) * count;
 

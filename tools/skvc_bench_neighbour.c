@@ -224,8 +224,8 @@ static int measure(struct neighbour_bench *b, enum mode mode, enum engine_loop l
 /* The blocks that are loaded are stored once and stay under a lease. */
 static int calls_prepare(struct neighbour_bench *b)
 {
-	struct offload_times times;
-	struct skvc_completion c;
+	struct offload_times times = { 0 };
+	struct skvc_completion c = { 0 };
 	struct skvc_key *keys;
 	uint64_t ns;
 	int r;

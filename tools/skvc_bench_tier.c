@@ -86,8 +86,8 @@ static int round_raw(struct tier_bench *b, struct tier_size *z, uint32_t first, 
 
 static int round_store(struct tier_bench *b, struct tier_size *z, uint32_t first, bool sampled)
 {
-	struct offload_times times;
-	struct skvc_completion c;
+	struct offload_times times = { 0 };
+	struct skvc_completion c = { 0 };
 	int r;
 
 	offload_keys(&b->f, b->keys, z->count);
