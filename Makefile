@@ -364,7 +364,7 @@ list = $(if $(1),printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)
 # about times and installing.
 SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_config test_ctl_msg \
 	test_sqe_check test_index test_record test_limits test_nvme_faults test_steady test_demo \
-	test_tools test_install test_staging test_cuda_device $(notdir $(FUZZ_BINS))
+	test_tools test_bench test_install test_staging test_cuda_device $(notdir $(FUZZ_BINS))
 SKIP_asan := test_steady test_install
 run_here = $(foreach t,$(1),$(if $(filter $(SKIP_$(SAN)),$(notdir $(t))),,$(t)))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))

@@ -189,9 +189,23 @@ static int wait_for_socket(struct demo_daemon *d, const struct report *r)
 
 int demo_daemon_start(struct demo_daemon *d, const struct report *r)
 {
-	const char *argv[] = { "skvcd", "--config", d->conf, NULL };
+	const char *none = NULL;
+
+	return demo_daemon_start_with(d, &none, r);
+}
+
+int demo_daemon_start_with(struct demo_daemon *d, const char *const *overrides,
+			   const struct report *r)
+{
+	const char *argv[4 + 2 * DEMO_OVERRIDES_MAX] = { "skvcd", "--config", d->conf };
+	unsigned n = 3;
 	int rc;
 
+	for (; *overrides; overrides++) {
+		assert(n + 2 < sizeof(argv) / sizeof(argv[0]));
+		argv[n++] = "-o";
+		argv[n++] = *overrides;
+	}
 	*d = (struct demo_daemon){ .pid = 0 };
 	rc = make_folder(d, r);
 	if (rc == 0)

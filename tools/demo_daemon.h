@@ -31,6 +31,11 @@ struct demo_daemon {
  */
 int demo_daemon_start(struct demo_daemon *d, const struct report *r);
 
+#define DEMO_OVERRIDES_MAX 16u
+/* The same with other settings: "section.key=value" each, NULL-terminated, DEMO_OVERRIDES_MAX at most. */
+int demo_daemon_start_with(struct demo_daemon *d, const char *const *overrides,
+			   const struct report *r);
+
 /* Asks the daemon to end, waits for it, removes the folder.  May be called twice. */
 void demo_daemon_stop(struct demo_daemon *d);
 

@@ -1,12 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 SKVC_BENCH_SRCS := \
+	tools/bench_codec_gpu.c \
+	tools/bench_cuda.c \
+	tools/bench_engine.c \
+	tools/bench_engine_loops.c \
+	tools/bench_gpu.c \
+	tools/bench_gpu_cuda.c \
+	tools/bench_gpu_host.c \
+	tools/bench_gpu_sim.c \
+	tools/bench_kv.c \
+	tools/bench_offload.c \
+	tools/bench_samples.c \
 	tools/demo_daemon.c \
 	tools/file.c \
 	tools/progress.c \
 	tools/safetensors.c \
 	tools/skvc_bench.c \
 	tools/skvc_bench_codec.c \
-	tools/skvc_bench_ipc.c
+	tools/skvc_bench_ipc.c \
+	tools/skvc_bench_neighbour.c \
+	tools/skvc_bench_tier.c
 SKVC_DEMO_SRCS := \
 	tools/demo_cache.c \
 	tools/demo_daemon.c \

@@ -4,15 +4,19 @@
  */
 #include "tools/skvc_bench.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char usage_text[] =
 	"Usage: skvc-bench BENCHMARK [OPTION]...\n"
 	"\n"
 	"Benchmarks:\n"
-	"  codec   ratio, bits per scalar and speed of the codec on a file of KV cache\n"
-	"  ipc     round trip through the shared-memory rings, against a Unix socket\n"
+	"  codec      ratio, bits per scalar and speed of the codec on a file of KV cache\n"
+	"  ipc        round trip through the shared-memory rings, against a Unix socket\n"
+	"  neighbour  what offloading costs an engine on the same GPU\n"
+	"  tier       storing from and loading into GPU memory, against raw copies\n"
 	"\n"
 	"skvc-bench BENCHMARK --help tells the options of one.  -V, --version: the version.\n"
 	"Exit status: 0 done, 1 failure, 2 wrong usage.\n";
@@ -23,7 +27,33 @@ static const struct benchmark {
 } benchmarks[] = {
 	{ "codec", bench_codec_main },
 	{ "ipc", bench_ipc_main },
+	{ "neighbour", bench_neighbour_main },
+	{ "neighbour-engine", bench_engine_main }, /* not for people: the other process */
+	{ "tier", bench_tier_main },
 };
+
+int bench_size_parse(const char *text, uint64_t *ret_bytes)
+{
+	static const char units[] = "KMGT";
+	unsigned long long n;
+	const char *unit;
+	unsigned shift = 0;
+	char *end;
+
+	errno = 0;
+	n = strtoull(text, &end, 10);
+	if (errno || end == text || text[0] == '-')
+		return -EINVAL;
+	unit = *end ? strchr(units, *end) : NULL;
+	if (unit) {
+		shift = 10u * (unsigned)(unit - units + 1);
+		end++;
+	}
+	if (*end || n == 0 || n > UINT64_MAX >> shift)
+		return -EINVAL;
+	*ret_bytes = (uint64_t)n << shift;
+	return 0;
+}
 
 int main(int argc, char **argv)
 {

@@ -6,7 +6,15 @@
 #ifndef SKVCD_TOOLS_SKVC_BENCH_H
 #define SKVCD_TOOLS_SKVC_BENCH_H
 
-int bench_codec_main(int argc, char **argv); /* skvc_bench_codec.c */
-int bench_ipc_main(int argc, char **argv);   /* skvc_bench_ipc.c */
+#include <stdint.h>
+
+int bench_codec_main(int argc, char **argv);	 /* skvc_bench_codec.c */
+int bench_engine_main(int argc, char **argv);	 /* bench_engine.c: started by `neighbour` */
+int bench_ipc_main(int argc, char **argv);	 /* skvc_bench_ipc.c */
+int bench_neighbour_main(int argc, char **argv); /* skvc_bench_neighbour.c */
+int bench_tier_main(int argc, char **argv);	 /* skvc_bench_tier.c */
+
+/* "64M", "4G", "2097152": K, M, G and T are powers of 1024.  -EINVAL; 0 bytes is no size. */
+int bench_size_parse(const char *text, uint64_t *ret_bytes);
 
 #endif

@@ -22,11 +22,15 @@
 #include <zstd.h>
 
 #include "gpu/codec/codec.h"
-#include "tools/safetensors.h"
+#include "tools/bench_codec.h"
+#include "tools/bench_kv.h"
+#include "tools/bench_samples.h"
+#include "tools/report.h"
 
-#define LAYERS_MAX (CODEC_SEGMENTS_MAX / 2u)
 #define PASSES_MIN 5u
 #define PASSES_MAX 1000u
+#define RESHAPED_BLOCKS 64u	/* of 2 MiB, say */
+#define CALIBRATION_BLOCKS 256u /* 4096 tokens */
 
 struct options {
 	const char *kv;
@@ -35,23 +39,16 @@ struct options {
 	uint8_t speculator;
 	uint32_t block_tokens;
 	double seconds; /* for each thing measured */
+	enum kv_shape shape;
+	bool gpu; /* after the CPU, as `device` says */
+	struct codec_gpu_options device;
 	bool json;
-};
-
-/* A dump, cut into blocks in canonical packing. */
-struct dump {
-	struct codec_geometry g;
-	uint8_t *blocks; /* owned, blocks_count * g.raw_bytes */
-	uint32_t blocks_count;
-	uint32_t layers;
-	uint64_t tokens;   /* of whole blocks */
-	const char *dtype; /* static string */
 };
 
 struct codec_bench {
 	struct options o;
-	struct dump kv, calibration; /* calibration.blocks NULL: none was read */
-	uint32_t first;		     /* of the evaluated blocks of kv */
+	struct kv_dump kv, calibration; /* calibration.blocks NULL: none was read */
+	uint32_t first;			/* of the evaluated blocks of kv */
 	uint32_t count;
 	struct codec_workspace *ws;
 	struct codec_profile *profile;
@@ -66,6 +63,8 @@ struct codec_bench {
 	double encode_s, encode_verify_s, decode_s, memcpy_s;
 	double zstd_encode_s, zstd_decode_s;
 	uint64_t zstd_total;
+	struct codec_gpu_results gpu;
+	cpu_set_t cpus; /* before this thread was pinned */
 };
 
 static double cpu_s(void)
@@ -76,175 +75,7 @@ static double cpu_s(void)
 	return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
 }
 
-static uint8_t dtype_of(const char *name)
-{
-	if (!strcmp(name, "BF16"))
-		return CODEC_DTYPE_BF16;
-	if (!strcmp(name, "F16"))
-		return CODEC_DTYPE_FP16;
-	if (!strcmp(name, "F8_E4M3"))
-		return CODEC_DTYPE_E4M3;
-	if (!strcmp(name, "F8_E5M2"))
-		return CODEC_DTYPE_E5M2;
-	return CODEC_DTYPE_COUNT;
-}
-
-/* ---- reading dumps ---- */
-
-static int tensor_segment(const char *path, const struct safetensors_tensor *t, uint64_t tokens,
-			  uint32_t layer, uint8_t kind, struct codec_segment *ret_segment)
-{
-	uint8_t dtype = dtype_of(t->dtype);
-
-	if (dtype == CODEC_DTYPE_COUNT) {
-		(void)fprintf(stderr,
-			      "skvc-bench: %s: %s has type %s, not BF16, F16, F8_E4M3 or F8_E5M2\n",
-			      path, t->name, t->dtype);
-		return -EINVAL;
-	}
-	if (t->dims_count != 3 || t->dims[0] != tokens || t->dims[1] == 0 ||
-	    t->dims[1] > UINT16_MAX || t->dims[2] == 0 || t->dims[2] > UINT16_MAX) {
-		(void)fprintf(stderr, "skvc-bench: %s: %s is not [tokens, heads, dim] like k.0\n",
-			      path, t->name);
-		return -EINVAL;
-	}
-	*ret_segment = (struct codec_segment){
-		.kind = kind,
-		.dtype = dtype,
-		.layer = (uint16_t)layer,
-		.heads = (uint16_t)t->dims[1],
-		.head_dim = (uint16_t)t->dims[2],
-	};
-	return 0;
-}
-
-/* Finds k.0, v.0, k.1, ... and makes the geometry of them.  tensors: 2 * LAYERS_MAX entries. */
-static int dump_segments(const char *path, const struct safetensors *st, uint32_t block_tokens,
-			 const struct safetensors_tensor **tensors, struct dump *d)
-{
-	struct codec_segment *segments = calloc(CODEC_SEGMENTS_MAX, sizeof(*segments));
-	int r = segments ? 0 : -ENOMEM;
-
-	for (; r == 0 && d->layers < LAYERS_MAX; d->layers++) {
-		uint32_t i = 2u * d->layers;
-		char name[16];
-
-		(void)snprintf(name, sizeof(name), "k.%u", d->layers);
-		tensors[i] = safetensors_find(st, name);
-		name[0] = 'v';
-		tensors[i + 1u] = safetensors_find(st, name);
-		if (!tensors[i] || !tensors[i + 1u])
-			break;
-		for (uint32_t j = 0; j < 2 && r == 0; j++)
-			r = tensor_segment(path, tensors[i + j], tensors[0]->dims[0], d->layers,
-					   j ? CODEC_KIND_V : CODEC_KIND_K, &segments[i + j]);
-	}
-	if (r == 0 && d->layers == 0) {
-		(void)fprintf(stderr, "skvc-bench: %s: no tensors k.0 and v.0\n", path);
-		r = -EINVAL;
-	}
-	if (r == 0) {
-		r = codec_geometry_init(&d->g, block_tokens, segments, 2u * d->layers);
-		if (r < 0)
-			(void)fprintf(stderr, "skvc-bench: %s: the codec refuses this shape: %s\n",
-				      path, strerror(-r));
-	}
-	free(segments);
-	return r;
-}
-
-/* Starts of whole blocks that lie inside one sequence. */
-static uint32_t *block_starts(const struct safetensors *st, uint64_t tokens, uint32_t block_tokens,
-			      uint32_t *ret_count)
-{
-	const struct safetensors_tensor *s = safetensors_find(st, "seq_start");
-	uint64_t sequences = s && !strcmp(s->dtype, "I32") && s->bytes >= 8 ? s->bytes / 4u - 1u
-									    : 1u;
-	uint32_t *starts = calloc(tokens / block_tokens + 1u, sizeof(*starts)), n = 0;
-	int64_t done = 0;
-
-	for (uint64_t i = 0; starts && i < sequences; i++) {
-		int32_t range[2] = { 0, (int32_t)tokens };
-
-		if (s && sequences == s->bytes / 4u - 1u)
-			memcpy(range, (const uint8_t *)s->data + 4u * i, sizeof(range));
-		if (range[0] < done || (uint64_t)range[1] > tokens)
-			continue; /* nonsense: as if the sequence were not there */
-		for (int64_t t = range[0]; t + block_tokens <= range[1]; t += block_tokens)
-			starts[n++] = (uint32_t)t;
-		done = range[1] > done ? range[1] : done;
-	}
-	*ret_count = n;
-	return starts;
-}
-
-static int dump_blocks(const struct safetensors *st, const struct safetensors_tensor **tensors,
-		       struct dump *d)
-{
-	uint32_t *starts = block_starts(st, tensors[0]->dims[0], d->g.block_tokens,
-					&d->blocks_count);
-
-	if (!starts)
-		return -ENOMEM;
-	d->blocks = malloc(d->blocks_count * d->g.raw_bytes + 1u);
-	for (uint32_t b = 0; d->blocks && b < d->blocks_count; b++)
-		for (uint32_t i = 0; i < d->g.segments_count; i++) {
-			const struct codec_segment *s = &d->g.segments[i];
-			size_t row = (size_t)s->heads * s->head_dim * codec_dtype_bytes(s->dtype);
-
-			memcpy(d->blocks + b * d->g.raw_bytes + d->g.segment_off[i],
-			       (const uint8_t *)tensors[i]->data + starts[b] * row,
-			       row * d->g.block_tokens);
-		}
-	d->tokens = (uint64_t)d->blocks_count * d->g.block_tokens;
-	free(starts);
-	return d->blocks ? 0 : -ENOMEM;
-}
-
-static void dump_deinit(struct dump *d)
-{
-	codec_geometry_deinit(&d->g);
-	free(d->blocks);
-	d->blocks = NULL;
-}
-
-static int dump_read(const char *path, uint32_t block_tokens, struct dump *d)
-{
-	const struct safetensors_tensor **tensors;
-	char err[SAFETENSORS_ERR_BYTES] = "";
-	struct safetensors *st;
-	int r = safetensors_open(path, &st, err, sizeof(err));
-
-	if (r < 0) {
-		(void)fprintf(stderr, "skvc-bench: %s\n", err);
-		return r;
-	}
-	tensors = calloc(CODEC_SEGMENTS_MAX, sizeof(struct safetensors_tensor *));
-	r = tensors ? dump_segments(path, st, block_tokens, tensors, d) : -ENOMEM;
-	if (r == 0) {
-		d->dtype = tensors[0]->dtype;
-		r = dump_blocks(st, tensors, d);
-	}
-	if (r == 0 && d->blocks_count < 2) {
-		(void)fprintf(stderr, "skvc-bench: %s: fewer than two blocks of %u tokens\n", path,
-			      block_tokens);
-		r = -EINVAL;
-	}
-	if (r == -ENOMEM)
-		(void)fprintf(stderr, "skvc-bench: %s: out of memory\n", path);
-	free(tensors);
-	safetensors_close(st);
-	return r;
-}
-
 /* ---- measuring ---- */
-
-static int compare_double(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
-}
 
 /* Median processor time of one pass over all evaluated blocks. */
 static int measure(struct codec_bench *b, int (*pass)(struct codec_bench *), double *ret_s)
@@ -260,10 +91,8 @@ static int measure(struct codec_bench *b, int (*pass)(struct codec_bench *), dou
 		s[n] = cpu_s() - begin;
 		spent += s[n++];
 	}
-	if (r == 0) {
-		qsort(s, n, sizeof(*s), compare_double);
-		*ret_s = s[n / 2u];
-	}
+	if (r == 0)
+		*ret_s = median(s, n);
 	free(s);
 	return r;
 }
@@ -473,7 +302,7 @@ static int zstd_measure(struct codec_bench *b)
 
 static int profile_fit(struct codec_bench *b)
 {
-	struct dump *d = b->calibration.blocks ? &b->calibration : &b->kv;
+	struct kv_dump *d = b->calibration.blocks ? &b->calibration : &b->kv;
 	uint32_t n = b->calibration.blocks ? d->blocks_count : b->first;
 	struct codec_fit *fit;
 	int r = codec_fit_new(&b->kv.g, &fit);
@@ -494,10 +323,14 @@ static int profile_fit(struct codec_bench *b)
 static int bench_prepare(struct codec_bench *b)
 {
 	size_t raw;
-	int r = dump_read(b->o.kv, b->o.block_tokens, &b->kv);
+	int r = kv_dump_read(b->o.kv, b->o.block_tokens, &b->kv);
 
 	if (r == 0 && b->o.calibrate)
-		r = dump_read(b->o.calibrate, b->o.block_tokens, &b->calibration);
+		r = kv_dump_read(b->o.calibrate, b->o.block_tokens, &b->calibration);
+	if (r == 0)
+		r = kv_dump_reshape(&b->kv, b->o.shape, RESHAPED_BLOCKS, !b->o.calibrate);
+	if (r == 0 && b->o.calibrate)
+		r = kv_dump_reshape(&b->calibration, b->o.shape, CALIBRATION_BLOCKS, false);
 	if (r < 0)
 		return r;
 	if (b->calibration.blocks &&
@@ -542,6 +375,36 @@ static int bench_measure(struct codec_bench *b)
 	return r;
 }
 
+/* The same blocks again, as often as it takes to fill a GPU. */
+static int gpu_measure(struct codec_bench *b)
+{
+	const struct codec_gpu_input in = {
+		.g = &b->kv.g,
+		.profile = b->profile,
+		.speculator = b->o.speculator,
+		.blocks = b->kv.blocks + b->first * b->kv.g.raw_bytes,
+		.count = b->count,
+		.coded = b->coded,
+		.coded_bytes = b->coded_bytes,
+		.cap = b->cap,
+	};
+	char err[REPORT_BYTES] = "";
+	const struct report report = { "skvc-bench codec", err, sizeof(err) };
+	int r;
+
+	(void)sched_setaffinity(0, sizeof(b->cpus), &b->cpus); /* the device's threads inherit it */
+	r = bench_codec_gpu(&b->o.device, &in, &b->gpu, &report);
+	if (r < 0)
+		(void)fprintf(stderr, "%s\n", err[0] ? err : strerror(-r));
+	return r;
+}
+
+/* GB/s of raw bytes on the GPU. */
+static double gpu_rate(const struct codec_bench *b, double s)
+{
+	return s > 0 ? (double)b->gpu.raw_bytes * 1e-9 / s : 0;
+}
+
 struct results {
 	double raw_gb, ratio, bits, expected_bits, escapes, zstd_ratio;
 	double encode, encode_verify, decode, copy, zstd_encode,
@@ -568,6 +431,29 @@ static struct results results_of(const struct codec_bench *b)
 	r.zstd_encode = r.raw_gb / b->zstd_encode_s;
 	r.zstd_decode = r.raw_gb / b->zstd_decode_s;
 	return r;
+}
+
+static void print_gpu_row(const char *name, double ratio, double encode, double verify,
+			  double decode)
+{
+	(void)printf("%-22s %8.3f %14.2f %16.2f %12.2f\n", name, ratio, encode, verify, decode);
+}
+
+static void print_gpu(const struct codec_bench *b)
+{
+	const struct codec_gpu_results *g = &b->gpu;
+	double ratio = (double)g->raw_bytes / (double)g->encoded_bytes;
+
+	print_gpu_row("GPU, its own time", ratio, gpu_rate(b, g->encode.busy_s),
+		      gpu_rate(b, g->encode_verify.busy_s), gpu_rate(b, g->decode.busy_s));
+	print_gpu_row("GPU, seen from outside", ratio, gpu_rate(b, g->encode.wall_s),
+		      gpu_rate(b, g->encode_verify.wall_s), gpu_rate(b, g->decode.wall_s));
+	(void)printf("\nGPU         %s (%s), %u blocks, %.3f GB; %u restored byte-exact; "
+		     "%u of %u payloads are the CPU's\n",
+		     g->model, g->name, g->blocks, (double)g->raw_bytes * 1e-9, g->verified,
+		     g->identical, g->compared);
+	(void)printf("            staging %.0f MiB, footprint %.0f MiB beside the pool\n",
+		     (double)g->staging_bytes / 1048576.0, (double)g->footprint_bytes / 1048576.0);
 }
 
 static void print_text(const struct codec_bench *b)
@@ -599,11 +485,48 @@ static void print_text(const struct codec_bench *b)
 	(void)printf("%-22s %8.3f %14.2f %16s %12.2f\n", "memcpy", 1.0, r.copy, "", r.copy);
 	(void)printf("%-22s %8.3f %14.2f %16s %12.2f\n", "against zstd", r.ratio / r.zstd_ratio,
 		     r.encode / r.zstd_encode, "", r.decode / r.zstd_decode);
+	if (b->o.gpu)
+		print_gpu(b);
 	(void)printf("\nbits per scalar %.3f", r.bits);
 	if (b->profile)
 		(void)printf(", expected from the calibration %.3f", r.expected_bits);
 	(void)printf("; escapes %.5f per scalar; raw chunks %.0f\n", r.escapes,
 		     (double)b->chunks_raw);
+}
+
+static void add_gpu_time(const struct codec_bench *b, cJSON *j, const char *name,
+			 const struct codec_gpu_time *t)
+{
+	cJSON *o = cJSON_AddObjectToObject(j, name);
+
+	cJSON_AddNumberToObject(o, "gbps", gpu_rate(b, t->busy_s));
+	cJSON_AddNumberToObject(o, "wall_gbps", gpu_rate(b, t->wall_s));
+	cJSON_AddNumberToObject(o, "busy_s", t->busy_s);
+	cJSON_AddNumberToObject(o, "wall_s", t->wall_s);
+	cJSON_AddNumberToObject(o, "passes", t->passes);
+}
+
+static void add_gpu(const struct codec_bench *b, cJSON *j)
+{
+	const struct codec_gpu_results *g = &b->gpu;
+	cJSON *o = cJSON_AddObjectToObject(j, "gpu");
+
+	cJSON_AddStringToObject(o, "device", g->name);
+	cJSON_AddStringToObject(o, "model", g->model);
+	cJSON_AddNumberToObject(o, "blocks", g->blocks);
+	cJSON_AddNumberToObject(o, "verified_blocks", g->verified);
+	cJSON_AddNumberToObject(o, "compared_payloads", g->compared);
+	cJSON_AddNumberToObject(o, "identical_payloads", g->identical);
+	cJSON_AddNumberToObject(o, "raw_bytes", (double)g->raw_bytes);
+	cJSON_AddNumberToObject(o, "encoded_bytes", (double)g->encoded_bytes);
+	cJSON_AddNumberToObject(o, "ratio", (double)g->raw_bytes / (double)g->encoded_bytes);
+	cJSON_AddNumberToObject(o, "escapes", (double)g->escapes);
+	cJSON_AddNumberToObject(o, "raw_chunks", (double)g->chunks_raw);
+	cJSON_AddNumberToObject(o, "staging_bytes", (double)g->staging_bytes);
+	cJSON_AddNumberToObject(o, "footprint_bytes", (double)g->footprint_bytes);
+	add_gpu_time(b, o, "encode", &g->encode);
+	add_gpu_time(b, o, "encode_verify", &g->encode_verify);
+	add_gpu_time(b, o, "decode", &g->decode);
 }
 
 static int print_json(const struct codec_bench *b)
@@ -619,7 +542,7 @@ static int print_json(const struct codec_bench *b)
 						 : "first half of the same file");
 	cJSON_AddNumberToObject(j, "calibrated_tokens", (double)b->fitted_tokens);
 	cJSON_AddStringToObject(j, "speculator", codec_speculator_name(b->o.speculator));
-	cJSON_AddStringToObject(j, "device", "cpu");
+	cJSON_AddStringToObject(j, "device", !b->o.gpu ? "cpu" : b->o.device.sim ? "sim" : "gpu");
 	cJSON_AddStringToObject(j, "isa", codec_isa_name());
 	cJSON_AddStringToObject(j, "dtype", b->kv.dtype);
 	cJSON_AddNumberToObject(j, "block_tokens", b->kv.g.block_tokens);
@@ -642,6 +565,8 @@ static int print_json(const struct codec_bench *b)
 	cJSON_AddNumberToObject(j, "ratio_against_zstd1", r.ratio / r.zstd_ratio);
 	cJSON_AddNumberToObject(j, "encode_against_zstd1", r.encode / r.zstd_encode);
 	cJSON_AddNumberToObject(j, "decode_against_zstd1", r.decode / r.zstd_decode);
+	if (b->o.gpu)
+		add_gpu(b, j);
 	text = cJSON_Print(j);
 	if (text)
 		(void)printf("%s\n", text);
@@ -657,7 +582,14 @@ static const char usage_text[] =
 	"  --calibrate FILE     KV cache of other tokens to fit the statistics on; without it the\n"
 	"                       first half of --kv is fitted and the second half measured\n"
 	"  --speculator NAME    channel (default), generic or raw\n"
-	"  --device NAME        cpu\n"
+	"  --device NAME        cpu (default), gpu or sim, a GPU played by the CPU; the GPU's numbers\n"
+	"                       stand beside the CPU's\n"
+	"  --gpu WHICH          ordinal or UUID of the GPU; the first one\n"
+	"  --library PATH       the CUDA device; ../lib/skvcd/libskvcd-cuda.so beside this program\n"
+	"  --bytes SIZE         raw bytes on the GPU, at least (1G)\n"
+	"  --copies N           or so many copies of the measured blocks\n"
+	"  --staging SIZE       GPU memory for work in flight, at most (4G)\n"
+	"  --geometry NAME      file (default), or llama: 32 layers of 8 x 128 made of the file's\n"
 	"  --block-tokens N     tokens of a block, 1 to 1024 (16)\n"
 	"  --isa NAME           scalar, avx2, avx512 or avx512-loads instead of the best\n"
 	"  --seconds S          time for each thing measured, 0 to 60 (1)\n"
@@ -688,6 +620,12 @@ static int options_parse(int argc, char **argv, struct options *o)
 		{ "calibrate", required_argument, NULL, 'c' },
 		{ "speculator", required_argument, NULL, 's' },
 		{ "device", required_argument, NULL, 'd' },
+		{ "gpu", required_argument, NULL, 'u' },
+		{ "library", required_argument, NULL, 'l' },
+		{ "bytes", required_argument, NULL, 'B' },
+		{ "copies", required_argument, NULL, 'n' },
+		{ "staging", required_argument, NULL, 'S' },
+		{ "geometry", required_argument, NULL, 'g' },
 		{ "block-tokens", required_argument, NULL, 'b' },
 		{ "isa", required_argument, NULL, 'i' },
 		{ "seconds", required_argument, NULL, 't' },
@@ -699,6 +637,7 @@ static int options_parse(int argc, char **argv, struct options *o)
 	char *end;
 	int c;
 
+	/* flat switch */
 	optind = 0; /* the caller's argv is not ours to go on with */
 	while ((c = getopt_long(argc, argv, "h", longs, NULL)) != -1) {
 		switch (c) {
@@ -713,8 +652,33 @@ static int options_parse(int argc, char **argv, struct options *o)
 				return usage_error("no such speculator: ", optarg);
 			break;
 		case 'd':
-			if (strcmp(optarg, "cpu") != 0)
+			o->gpu = strcmp(optarg, "cpu") != 0;
+			o->device.sim = !strcmp(optarg, "sim");
+			if (o->gpu && !o->device.sim && strcmp(optarg, "gpu") != 0)
 				return usage_error("no such device: ", optarg);
+			break;
+		case 'u':
+			o->device.which = optarg;
+			break;
+		case 'l':
+			o->device.library = optarg;
+			break;
+		case 'B':
+			if (bench_size_parse(optarg, &o->device.bytes) < 0)
+				return usage_error("not a size: ", optarg);
+			break;
+		case 'n':
+			o->device.copies = strtoul(optarg, &end, 10);
+			if (*end || end == optarg || o->device.copies == 0)
+				return usage_error("not a number of copies: ", optarg);
+			break;
+		case 'S':
+			if (bench_size_parse(optarg, &o->device.staging_bytes) < 0)
+				return usage_error("not a size: ", optarg);
+			break;
+		case 'g':
+			if (kv_shape_parse(optarg, &o->shape) < 0)
+				return usage_error("no such geometry: ", optarg);
 			break;
 		case 'b':
 			tokens = strtoul(optarg, &end, 10);
@@ -745,11 +709,12 @@ static int options_parse(int argc, char **argv, struct options *o)
 	return o->kv ? 0 : usage_error("--kv FILE is missing", "");
 }
 
-static void pin_thread(void)
+static void pin_thread(struct codec_bench *b)
 {
 	cpu_set_t set;
 	int cpu = sched_getcpu();
 
+	(void)sched_getaffinity(0, sizeof(b->cpus), &b->cpus);
 	if (cpu < 0)
 		return;
 	CPU_ZERO(&set);
@@ -760,7 +725,10 @@ static void pin_thread(void)
 int bench_codec_main(int argc, char **argv)
 {
 	struct codec_bench b = {
-		.o = { .speculator = CODEC_SPEC_CHANNEL, .block_tokens = 16, .seconds = 1 },
+		.o = { .speculator = CODEC_SPEC_CHANNEL,
+		       .block_tokens = 16,
+		       .seconds = 1,
+		       .device = { .bytes = 1ull << 30, .staging_bytes = 4ull << 30 } },
 	};
 	int r = options_parse(argc, argv, &b.o);
 
@@ -768,7 +736,8 @@ int bench_codec_main(int argc, char **argv)
 		return r < 0 ? 0 : r;
 	if (codec_isa_set(b.o.isa) < 0)
 		return usage_error("this processor cannot do ", b.o.isa);
-	pin_thread();
+	pin_thread(&b);
+	b.o.device.seconds = b.o.seconds;
 	r = bench_prepare(&b);
 	if (r == 0) {
 		r = bench_measure(&b);
@@ -776,6 +745,8 @@ int bench_codec_main(int argc, char **argv)
 			(void)fprintf(stderr, "skvc-bench: %s: %u of %u blocks restored: %s\n",
 				      b.o.kv, b.verified, b.count, strerror(-r));
 	}
+	if (r == 0 && b.o.gpu)
+		r = gpu_measure(&b);
 	if (r == 0) {
 		if (b.o.json)
 			r = print_json(&b);
@@ -784,10 +755,14 @@ int bench_codec_main(int argc, char **argv)
 	}
 	codec_profile_free(b.profile);
 	codec_workspace_free(b.ws);
-	dump_deinit(&b.kv);
-	dump_deinit(&b.calibration);
+	kv_dump_deinit(&b.kv);
+	kv_dump_deinit(&b.calibration);
 	free(b.coded);
 	free(b.coded_bytes);
 	free(b.back);
+	if (r == 0 && b.gpu.identical != b.gpu.compared) {
+		(void)fprintf(stderr, "skvc-bench codec: the GPU's payloads are not the CPU's\n");
+		return 1;
+	}
 	return r == 0 ? 0 : 1;
 }

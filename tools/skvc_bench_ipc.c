@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "client-lib/skvc.h"
+#include "tools/bench_samples.h"
 #include "tools/demo_daemon.h"
 #include "tools/report.h"
 
@@ -42,11 +43,6 @@
 #define PIPELINE_SECONDS 1u /* in all */
 #define MESSAGE_BYTES 64u   /* as large as a ring entry */
 #define RATIO_GOAL 8.0
-
-struct samples {
-	uint64_t *ns; /* owned */
-	uint32_t count, max;
-};
 
 struct ipc_bench {
 	const char *socket; /* of a running skvcd, or NULL */
@@ -128,41 +124,6 @@ static void pin(struct ipc_bench *b)
 	if (b->daemon.pid > 0)
 		pin_threads_of(b->daemon.pid, &b->others);
 	b->pinned = sched_setaffinity(0, sizeof(b->mine), &b->mine) == 0;
-}
-
-/* ---- samples ---- */
-
-static int samples_init(struct samples *s, uint32_t max)
-{
-	s->max = max;
-	s->ns = calloc(max, sizeof(*s->ns));
-	return s->ns ? 0 : -ENOMEM;
-}
-
-static void samples_add(struct samples *s, uint64_t ns)
-{
-	if (s->count < s->max)
-		s->ns[s->count++] = ns;
-}
-
-static int compare_ns(const void *a, const void *b)
-{
-	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-static void samples_sort(struct samples *s)
-{
-	qsort(s->ns, s->count, sizeof(*s->ns), compare_ns);
-}
-
-/* Of sorted samples, nearest rank. */
-static uint64_t percentile(const struct samples *s, unsigned percent)
-{
-	uint64_t rank = ((uint64_t)s->count * percent + 99) / 100;
-
-	return s->count ? s->ns[rank ? rank - 1 : 0] : 0;
 }
 
 /* ---- the contenders ---- */
@@ -360,10 +321,10 @@ static void stop(struct ipc_bench *b)
 		(void)close(b->ping);
 	if (b->pong > 0)
 		(void)waitpid(b->pong, NULL, 0);
-	free(b->polled_ns.ns);
-	free(b->apart_ns.ns);
-	free(b->together_ns.ns);
-	free(b->woken_ns.ns);
+	samples_deinit(&b->polled_ns);
+	samples_deinit(&b->apart_ns);
+	samples_deinit(&b->together_ns);
+	samples_deinit(&b->woken_ns);
 }
 
 /* ---- result ---- */
@@ -371,11 +332,11 @@ static void stop(struct ipc_bench *b)
 /* Against the socket where it was faster. */
 static double ratio(const struct ipc_bench *b, unsigned percent)
 {
-	uint64_t polled = percentile(&b->polled_ns, percent);
-	uint64_t socket = percentile(&b->apart_ns, percent);
+	uint64_t polled = samples_percentile(&b->polled_ns, percent);
+	uint64_t socket = samples_percentile(&b->apart_ns, percent);
 
-	if (b->together_ns.count && percentile(&b->together_ns, percent) < socket)
-		socket = percentile(&b->together_ns, percent);
+	if (b->together_ns.count && samples_percentile(&b->together_ns, percent) < socket)
+		socket = samples_percentile(&b->together_ns, percent);
 	return polled ? (double)socket / (double)polled : 0;
 }
 
@@ -388,8 +349,8 @@ static void add_percentiles(cJSON *root, const char *name, const struct samples 
 {
 	cJSON *o = cJSON_AddObjectToObject(root, name);
 
-	(void)cJSON_AddNumberToObject(o, "p50_ns", (double)percentile(s, 50));
-	(void)cJSON_AddNumberToObject(o, "p99_ns", (double)percentile(s, 99));
+	(void)cJSON_AddNumberToObject(o, "p50_ns", (double)samples_percentile(s, 50));
+	(void)cJSON_AddNumberToObject(o, "p99_ns", (double)samples_percentile(s, 99));
 	(void)cJSON_AddNumberToObject(o, "rounds", s->count);
 }
 
@@ -424,7 +385,8 @@ static int print_json(const struct ipc_bench *b)
 static void print_row(const char *name, const struct samples *s)
 {
 	(void)printf("%-34s %10.2f us %10.2f us   (%u rounds)\n", name,
-		     (double)percentile(s, 50) / 1e3, (double)percentile(s, 99) / 1e3, s->count);
+		     (double)samples_percentile(s, 50) / 1e3,
+		     (double)samples_percentile(s, 99) / 1e3, s->count);
 }
 
 static void print_table(const struct ipc_bench *b)
