@@ -252,8 +252,8 @@ class Arena:
 
 
 class _Turns:
-    """A lock that its holder may take again, and that goes to who waits for it before it goes to its
-    last holder."""
+    """A lock that its holder may take again, and that goes to who waits for it before it goes to
+    its last holder."""
 
     def __init__(self) -> None:
         self._next = threading.Lock()  # of those who wait, one holds this
