@@ -368,6 +368,8 @@ SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_
 SKIP_asan := test_steady test_install
 run_here = $(foreach t,$(1),$(if $(filter $(SKIP_$(SAN)),$(notdir $(t))),,$(t)))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
+# These skip where there is no GPU.
+GPU_SCRIPTS := $(sort $(filter-out %.c %.h %.py %.cu,$(wildcard tests/gpu/test_*)))
 LINTS := $(sort $(wildcard tests/lint/*))
 
 .PHONY: $(B)/tests.list $(BUILD)/lint.list check check-fast lint format fuzz torture
@@ -377,7 +379,7 @@ $(B)/tests.list: all tests
 	$(foreach t,$(call run_here,$(FUZZ_BINS)),$(call list,$(t),120,any, tests/fuzz/corpus/$(patsubst fuzz_%,%,$(notdir $(t)))); )\
 	$(if $(SAN),,printf '%s\t60\tany\t%s\n' '$(FLAVOUR)/abi' 'env CC=$(CC) tests/abi/check $(B)/lib/libskvc.so';) \
 	$(call list,$(call run_here,$(E2E_BINS)),120,alone); \
-	$(foreach t,$(call run_here,$(E2E_SCRIPTS)),printf '%s\t240\talone\t%s\n' '$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)'; )\
+	$(foreach t,$(call run_here,$(E2E_SCRIPTS) $(GPU_SCRIPTS)),printf '%s\t240\talone\t%s\n' '$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)'; )\
 	$(call list,$(MODEL_BINS),120,alone); \
 	} >$@
 

@@ -1,0 +1,631 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session with skvcd: the calls of skvc.h, with objects for its handles.
+
+Submitting calls (lookup, load, store, release, touch, drop, pin, nop) return a Job at once.  Its
+end comes as a Completion, from poll() or from wait(); whichever takes it, job.completion has it
+from then on.  A job's failure is in its completion and is not raised; a failure of the call is.
+
+Threads may share a session: calls take turns.  wait() lets others in every 10 ms.
+"""
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+import threading
+import time
+import weakref
+from array import array
+from ctypes import byref
+from dataclasses import dataclass, field
+from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Sequence, Union)
+
+from . import _abi, cuda
+from .errors import SkvcError
+from .layout import Geometry, Layout, Stride, check_range
+
+if TYPE_CHECKING:
+    import numpy
+
+DONE = 0  # final; a store is COMMITTED: it can be found
+SOURCE_FREE = 1  # store: the source pages may be reused; DONE follows
+
+_SLICE_NS = 10_000_000
+_U32_MAX = (1 << 32) - 1
+_U64_MAX = (1 << 64) - 1
+_KEY = struct.Struct(f"={_abi.KEY_BYTES}sIB3x")
+assert _KEY.size == ctypes.sizeof(_abi.Key)
+
+
+def _ns(seconds: Optional[float]) -> int:
+    """None and infinity: for ever."""
+    if seconds is None or seconds == float("inf"):
+        return _abi.WAIT_FOREVER
+    if seconds < 0:
+        raise ValueError(f"{seconds} seconds")
+    return min(int(seconds * 1e9), _abi.WAIT_FOREVER - 1)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A block's name: the engine's chained block hash, 16..32 bytes, and its group."""
+    bytes: bytes
+    group: int = 0
+
+
+AnyKey = Union[Key, bytes]
+
+
+def _keys(keys: Iterable[AnyKey]) -> "ctypes.Array[_abi.Key]":
+    packed = []
+    for key in keys:
+        name, group = (key.bytes, key.group) if isinstance(key, Key) else (key, 0)
+        check_range("a key's length", len(name), _abi.KEY_BYTES_MIN, _abi.KEY_BYTES)
+        packed.append(_KEY.pack(name, check_range("a key's group", group, 0, _U32_MAX), len(name)))
+    return (_abi.Key * len(packed)).from_buffer_copy(b"".join(packed))
+
+
+def _u32_array(values: Any) -> "ctypes.Array[ctypes.c_uint32]":
+    """Of a list, or of anything with tolist(): arrays of numpy, tensors of torch."""
+    numbers = array("I", values.tolist() if hasattr(values, "tolist") else values)
+    return (ctypes.c_uint32 * len(numbers)).from_buffer_copy(numbers)
+
+
+@dataclass(frozen=True)
+class LeaseStatus:
+    blocks_hit: int  # length of the leased prefix
+    blocks_ready: int  # leading blocks that a load need not wait for (lost ones too)
+    blocks_lost: int  # of these, will be reported as misses by a load
+    deadline: float  # time.monotonic()
+
+
+@dataclass(frozen=True, eq=False)
+class Lease:
+    """A prefix that a lookup found, kept for a while.  `with lease:` releases it at the end."""
+    session: "Session" = field(repr=False)
+    handle: int
+    count: int  # blocks
+    pending: int  # of these, on their way from NVMe when the lookup was answered
+
+    def poll(self) -> LeaseStatus:
+        """Its progress; reads memory, asks nobody.  -ESTALE: the lease is over."""
+        return self.session.lease_poll(self)
+
+    def release(self, timeout: float = 1.0) -> None:
+        """Give it back, and wait for that.  Never fails: a lease also ends by itself."""
+        try:
+            self.session.release(self).wait(timeout)
+        except SkvcError:
+            pass
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.release()
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """struct skvc_completion."""
+    job: "Job" = field(repr=False)
+    event: int  # DONE, or SOURCE_FREE of a store
+    res: int  # 0 or a negative errno of the closed list in skvc.h
+    reason_code: int
+    count: int  # lookup: length of the prefix; others: blocks done
+    pending: int
+    lease: Optional[Lease]  # lookup that found something
+    raw_bytes: int
+    stored_bytes: int
+    elapsed: float  # seconds inside the daemon
+    bitmap: Optional[List[bool]]  # load: block i is exact; store: was taken, or was there already
+
+    @property
+    def ok(self) -> bool:
+        return self.res == 0
+
+    @property
+    def reason(self) -> str:
+        name: bytes = _abi.library().skvc_reason_name(self.reason_code)
+        return name.decode()
+
+    def check(self) -> "Completion":
+        """Itself, or SkvcError when the job failed."""
+        if self.res:
+            text = _abi.library().skvc_reason_text(self.reason_code).decode()
+            raise SkvcError(-self.res, text, self.reason)
+        return self
+
+
+class Job:
+    """A submitted operation.  Holds the memory that the library writes results to."""
+
+    def __init__(self, session: "Session", blocks_count: int = 0, progress: bool = False):
+        self.session = session
+        self.handle = 0
+        self.source_free = False  # store: SOURCE_FREE was taken
+        self.completion: Optional[Completion] = None  # DONE, once it was taken
+        self.tag: Any = None  # the user's
+        self._count = blocks_count
+        self._bitmap = (ctypes.c_uint64 * ((blocks_count + 63) // 64))()
+        self._segments_ready = ctypes.c_uint32() if progress else None
+
+    @property
+    def segments_ready(self) -> int:
+        """Leading segments written for all blocks; a hint, as of the last poll() or wait()."""
+        return self._segments_ready.value if self._segments_ready is not None else 0
+
+    def wait(self, timeout: Optional[float] = None) -> Completion:
+        """Its completion.  SkvcError ETIME: not done within so many seconds, and still going on."""
+        return self.session.wait([self], timeout)[0]
+
+    def abort(self) -> Completion:
+        return self.session.abort(self)
+
+    def _bits(self) -> Optional[List[bool]]:
+        if not self._count:
+            return None
+        bits = int.from_bytes(bytes(self._bitmap), "little")
+        return [bool(bits >> i & 1) for i in range(self._count)]
+
+
+@dataclass(frozen=True, eq=False)
+class Namespace:
+    session: "Session" = field(repr=False)
+    handle: int
+    geometry: Geometry
+
+    @property
+    def block_bytes(self) -> int:
+        return self.geometry.block_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Registered memory.  `keep` is what must live as long: an arena, or tensors."""
+    session: "Session" = field(repr=False)
+    handle: int
+    ns: Namespace
+    blocks_count: int
+    keep: Any = field(repr=False, default=None)
+
+    def unregister(self) -> None:
+        """Waits until no job uses it."""
+        self.session._call("skvc_unregister", self.handle)
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """A registered interprocess event of CUDA."""
+    session: "Session" = field(repr=False)
+    handle: int
+    keep: Any = field(repr=False, default=None)
+
+    def unregister(self) -> None:
+        self.session._call("skvc_unregister", self.handle)
+
+
+class Arena:
+    """Host memory shared with the daemon.  .view is a memoryview of it; numpy.frombuffer() and
+    torch.frombuffer() take that, and keep it alive."""
+
+    def __init__(self, session: "Session", pointer: int, handle: "_Handle"):
+        lib = _abi.library()
+        self.session = session
+        self.address: int = lib.skvc_arena_ptr(pointer)
+        self.bytes: int = lib.skvc_arena_bytes(pointer)
+        self._pointer: Optional[int] = pointer
+        self._handle = weakref.ref(handle)
+        # A class of its own: unlike a plain array its objects have attributes.
+        self._type: Any = type("ArenaBytes", (ctypes.c_uint8 * self.bytes,), {})
+        self._array: Callable[[], Any] = lambda: None
+
+    @property
+    def view(self) -> memoryview:
+        """All of it, writable.  Memory stays mapped as long as a view lives, also after close()."""
+        owner = self._handle()
+        if self._pointer is None or owner is None:
+            raise SkvcError(errno.EBADF, "the arena is gone")
+        memory = self._array()
+        if memory is None:
+            memory = self._type.from_address(self.address)
+            memory.owner = owner
+            self._array = weakref.ref(memory)
+        return memoryview(memory).cast("B")
+
+    def __buffer__(self, _flags: int) -> memoryview:  # Python 3.12
+        return self.view
+
+    def numpy(self, dtype: Any = "uint8") -> "numpy.ndarray":
+        import numpy as np
+        return np.frombuffer(self.view, dtype=dtype)
+
+    def free(self) -> None:
+        """Unregisters its regions and unmaps it; else that comes with the session's end."""
+        if self._array() is not None:
+            raise BufferError("views of the arena are still in use")
+        with self.session._lock:
+            if self._pointer is not None and self._handle() is not None:
+                _abi.library().skvc_arena_free(self._pointer)
+            self._pointer = None
+
+
+class _Turns:
+    """A lock that its holder may take again, and that goes to who waits for it before it goes to
+    its last holder."""
+
+    def __init__(self) -> None:
+        self._next = threading.Lock()  # of those who wait, one holds this
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        if self._owner != me:
+            with self._next:
+                self._lock.acquire()
+            self._owner = me
+        self._depth += 1
+
+    def __exit__(self, *_: Any) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = 0
+            self._lock.release()
+
+
+class _Handle:
+    """Owns the C session: it ends when nobody holds this any more.  Holders are the Session, and
+    what may still touch the session's memory: views of arenas."""
+
+    def __init__(self) -> None:
+        self.lib = _abi.library()
+        self.pointer = ctypes.c_void_p()
+        self.log: Any = None  # the C callback
+        # Whose DONE was not taken.  Until skvc_close() is over the library writes to their buffers.
+        self.jobs: Dict[int, Job] = {}
+
+    def __del__(self) -> None:
+        if getattr(self, "pointer", None):
+            self.lib.skvc_close(self.pointer)
+
+
+def _strides(struct_type: Any, strides: Optional[Sequence[Stride]], ns: Namespace) -> Any:
+    """As a C array, one per segment: the library reads that many.  None: the packed form."""
+    if strides is None:
+        return None
+    if len(strides) != len(ns.geometry.segments):
+        raise ValueError(f"{len(strides)} strides for {len(ns.geometry.segments)} segments")
+    gpu = struct_type is _abi.GpuStride
+    return (struct_type * len(strides))(*(
+        ((s.memory, 0) if gpu else ()) + (s.off, s.block, s.token, s.head) for s in strides))
+
+
+class Session:
+    """A connection to skvcd.
+
+    path             its socket; None: $SKVC_SOCKET, or /run/skvcd/skvcd.sock
+    scheduler        the role that looks up and leases but has no memory
+    name             shown by `skvcctl stats`
+    spin             seconds that a wait polls before it sleeps; None: the library's default
+    log              called with each line of diagnostics; must not call the session
+    """
+
+    def __init__(self, path: Union[str, "os.PathLike[str]", None] = None, *,
+                 scheduler: bool = False, name: str = "skvc-python", sq_entries: int = 0,
+                 args_bytes: int = 0, connect_timeout: float = 0, spin: Optional[float] = None,
+                 log: Optional[Callable[[str], None]] = None):
+        handle = _Handle()
+        lines: List[str] = []  # what skvc_open() says: there is no session yet that could be asked
+
+        def on_line(_user: Any, line: bytes) -> None:
+            text = line.decode(errors="replace")
+            if not handle_is_open:
+                lines.append(text)
+            if log:
+                log(text)
+
+        handle_is_open = False
+        handle.log = _abi.LogFunction(on_line)
+        options = _abi.Options(
+            role=int(scheduler), sq_entries=check_range("sq_entries", sq_entries, 0, _U32_MAX),
+            args_bytes=check_range("args_bytes", args_bytes, 0, _U64_MAX),
+            connect_timeout_ns=_ns(connect_timeout), spin_ns=0 if spin is None else _ns(spin),
+            name=name.encode(), log=handle.log)
+        r = handle.lib.skvc_open(None if path is None else os.fsencode(path), byref(options),
+                                 byref(handle.pointer))
+        if r < 0:
+            raise SkvcError(-r, lines[-1] if lines else "")
+        handle_is_open = True
+        self._lib = handle.lib
+        self._lock = _Turns()
+        self._handle: Optional[_Handle] = handle
+
+    # ---- its life
+
+    def close(self) -> None:
+        """Ends it.  Jobs are over when this returns, unless views of arenas are still in use: then
+        the session ends with the last of them."""
+        with self._lock:
+            self._handle = None
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def reconnect(self) -> None:
+        """After EPIPE: namespaces, arenas and regions work again, leases are gone."""
+        self._call("skvc_reconnect")
+
+    @property
+    def pending(self) -> int:
+        """Jobs whose DONE has not been taken."""
+        with self._lock:
+            return int(self._lib.skvc_pending(self._open().pointer))
+
+    def _open(self) -> _Handle:
+        if self._handle is None:
+            raise SkvcError(errno.EBADF, "the session is closed")
+        return self._handle
+
+    def _call(self, function: str, *arguments: Any) -> int:
+        with self._lock:
+            pointer = self._open().pointer
+            r = getattr(self._lib, function)(pointer, *arguments)
+            return r if r >= 0 else self._fail(r)
+
+    def _fail(self, r: int) -> int:
+        text = self._lib.skvc_last_error(self._open().pointer).decode(errors="replace")
+        raise SkvcError(-r, text)
+
+    # ---- namespaces and memory
+
+    def namespace(self, geometry: Geometry) -> Namespace:
+        segments = (_abi.Segment * len(geometry.segments))(*[
+            _abi.Segment(s.kind, s.dtype, s.layer, s.heads, s.head_dim)
+            for s in geometry.segments])
+        c_geometry = _abi.Geometry(
+            model=geometry.model.encode(), salt=geometry.salt, salt_bytes=len(geometry.salt),
+            block_tokens=geometry.block_tokens, segments_count=len(segments), segments=segments)
+        handle = ctypes.c_uint32()
+        self._call("skvc_namespace_open", byref(c_geometry), byref(handle))
+        return Namespace(self, handle.value, geometry)
+
+    def arena(self, size: int) -> Arena:
+        """Host memory of at least so many bytes (whole pages), made by the daemon."""
+        pointer = ctypes.c_void_p()
+        with self._lock:
+            self._call("skvc_arena_new", check_range("size", size, 1, _U64_MAX), byref(pointer))
+            assert pointer.value
+            return Arena(self, pointer.value, self._open())
+
+    def register_host(self, ns: Namespace, arena: Arena, blocks_count: int,
+                      strides: Optional[Sequence[Stride]] = None, offset: int = 0) -> Region:
+        """Blocks of ns in an arena.  strides: Layout.strides(arena.address); None: packed."""
+        if arena._pointer is None:
+            raise SkvcError(errno.EBADF, "the arena is gone")
+        handle = ctypes.c_uint32()
+        self._call("skvc_register_host", ns.handle, arena._pointer,
+                   check_range("offset", offset, 0, _U64_MAX),
+                   check_range("blocks_count", blocks_count, 0, _U32_MAX),
+                   _strides(_abi.Stride, strides, ns), byref(handle))
+        return Region(self, handle.value, ns, blocks_count, arena)
+
+    def register_gpu(self, ns: Namespace, memories: Sequence[cuda.GpuMemory], blocks_count: int,
+                     strides: Optional[Sequence[Stride]] = None, keep: Any = None) -> Region:
+        """Blocks of ns in exported GPU memory; Stride.memory is an index into memories.  `keep`
+        must hold the memory: while it is registered the daemon may touch it."""
+        exports = (_abi.GpuExport * len(memories))()
+        for export, memory in zip(exports, memories):
+            export.type = memory.type
+            export.fd = memory.fd
+            export.ipc_handle[:len(memory.ipc_handle)] = memory.ipc_handle
+            export.device_uuid[:] = memory.device_uuid
+            export.allocation_bytes = memory.allocation_bytes
+            export.offset = memory.offset
+        handle = ctypes.c_uint32()
+        self._call("skvc_register_gpu", ns.handle, exports, len(memories),
+                   check_range("blocks_count", blocks_count, 0, _U32_MAX),
+                   _strides(_abi.GpuStride, strides, ns), byref(handle))
+        return Region(self, handle.value, ns, blocks_count, keep)
+
+    def register_torch(self, ns: Namespace, layout: Layout) -> Region:
+        """Blocks of ns in CUDA tensors, which the region keeps alive.  See skvc.layout."""
+        if layout.segments != ns.geometry.segments or (
+                layout.block_tokens != ns.geometry.block_tokens):
+            raise ValueError("the layout's segments or tokens are not the namespace's")
+        memories, strides = cuda.export_views(layout.views)
+        return self.register_gpu(ns, memories, layout.blocks_count, strides, layout)
+
+    def register_event(self, event: Any) -> Event:
+        """A torch.cuda.Event(interprocess=True), or the 64 bytes of a cudaIpcEventHandle_t."""
+        handle = ctypes.c_uint32()
+        self._call("skvc_register_gpu_event", cuda.export_event(event), byref(handle))
+        return Event(self, handle.value, event)
+
+    # ---- jobs
+
+    def _submit(self, function: str, job: Job, *arguments: Any) -> Job:
+        handle = ctypes.c_uint64()
+        with self._lock:
+            self._call(function, *arguments, byref(handle))
+            job.handle = handle.value
+            self._open().jobs[job.handle] = job
+        return job
+
+    @staticmethod
+    def _tokens(tokens: Any, count: int, ns: Namespace) -> Any:
+        if tokens is None:
+            return None
+        numbers = _u32_array(tokens)
+        if len(numbers) != count * ns.geometry.block_tokens:
+            raise ValueError(f"{len(numbers)} tokens for {count} blocks of "
+                             f"{ns.geometry.block_tokens}")
+        return numbers
+
+    def lookup(self, ns: Namespace, keys: Sequence[AnyKey], *, tokens: Any = None,
+               parent: Optional[AnyKey] = None, ttl: float = 0) -> Job:
+        """How long a prefix of keys is there; its completion has the lease.  ttl 0: the default."""
+        c_keys = _keys(keys)
+        args = _abi.Lookup(ns=ns.handle, count=len(c_keys), keys=c_keys,
+                           parent=_keys([parent]) if parent is not None else None,
+                           tokens=self._tokens(tokens, len(c_keys), ns), lease_ttl_ns=_ns(ttl))
+        return self._submit("skvc_lookup", Job(self), byref(args))
+
+    def load(self, lease: Union[Lease, int], region: Region, blocks: Any, *, first: int = 0,
+             skip_tokens: int = 0, ready_event: Optional[Event] = None,
+             done_event: Optional[Event] = None, progress: bool = False) -> Job:
+        """Blocks first.. of the leased prefix into these blocks of the region."""
+        c_blocks = _u32_array(blocks)
+        job = Job(self, len(c_blocks), progress)
+        args = _abi.Load(
+            lease=lease.handle if isinstance(lease, Lease) else lease, region=region.handle,
+            first=check_range("first", first, 0, _U32_MAX), count=len(c_blocks), blocks=c_blocks,
+            skip_tokens=check_range("skip_tokens", skip_tokens, 0, _U32_MAX),
+            ready_event=ready_event.handle if ready_event else 0,
+            done_event=done_event.handle if done_event else 0, ret_bitmap=job._bitmap)
+        if job._segments_ready is not None:
+            args.ret_segments_ready = ctypes.pointer(job._segments_ready)
+        return self._submit("skvc_load", job, byref(args))
+
+    def store(self, region: Region, keys: Sequence[AnyKey], blocks: Any, *, tokens: Any = None,
+              parent: Optional[AnyKey] = None, ready_event: Optional[Event] = None) -> Job:
+        """These blocks of the region under these keys.  Completes twice: SOURCE_FREE, then DONE."""
+        c_keys, c_blocks = _keys(keys), _u32_array(blocks)
+        if len(c_keys) != len(c_blocks):
+            raise ValueError(f"{len(c_keys)} keys for {len(c_blocks)} blocks")
+        job = Job(self, len(c_blocks))
+        args = _abi.Store(
+            ns=region.ns.handle, region=region.handle, count=len(c_keys), keys=c_keys,
+            parent=_keys([parent]) if parent is not None else None,
+            tokens=self._tokens(tokens, len(c_keys), region.ns), blocks=c_blocks,
+            ready_event=ready_event.handle if ready_event else 0, ret_bitmap=job._bitmap)
+        return self._submit("skvc_store", job, byref(args))
+
+    def release(self, lease: Union[Lease, int]) -> Job:
+        handle = lease.handle if isinstance(lease, Lease) else lease
+        return self._submit("skvc_release", Job(self), handle)
+
+    def touch(self, ns: Namespace, keys: Sequence[AnyKey]) -> Job:
+        return self._submit("skvc_touch", Job(self), ns.handle, _keys(keys), len(keys))
+
+    def drop(self, ns: Namespace, keys: Sequence[AnyKey]) -> Job:
+        return self._submit("skvc_drop", Job(self), ns.handle, _keys(keys), len(keys))
+
+    def pin(self, ns: Namespace, keys: Sequence[AnyKey], ttl: float) -> Job:
+        """Keep blocks from eviction for so many seconds; 0: no longer."""
+        return self._submit("skvc_pin", Job(self), ns.handle, _keys(keys), len(keys), _ns(ttl))
+
+    def nop(self) -> Job:
+        """A round trip."""
+        return self._submit("skvc_nop", Job(self))
+
+    # ---- completions
+
+    def _take(self, c: _abi.Completion) -> Completion:
+        jobs = self._open().jobs
+        job = jobs.pop(c.job) if c.event == DONE else jobs[c.job]
+        completion = Completion(
+            job, c.event, c.res, c.reason, c.count, c.pending,
+            Lease(self, c.lease, c.count, c.pending) if c.lease else None, c.raw_bytes,
+            c.stored_bytes, c.elapsed_ns * 1e-9, job._bits() if c.event == DONE else None)
+        if c.event == DONE:
+            job.completion = completion
+        else:
+            job.source_free = True
+        return completion
+
+    def _take_result(self, job: Job) -> Completion:
+        """Of a job that is done."""
+        if job.completion is None:
+            c = _abi.Completion()
+            self._call("skvc_result", job.handle, byref(c))
+            self._take(c)
+        assert job.completion is not None
+        return job.completion
+
+    def poll(self, count: int = 64) -> List[Completion]:
+        """Up to so many completions, without waiting.  SkvcError EPIPE: the daemon is gone, and all
+        jobs' completions have been taken."""
+        taken = (_abi.Completion * check_range("count", count, 1, 1 << 20))()
+        with self._lock:
+            n = self._call("skvc_poll", taken, count)
+            return [self._take(c) for c in taken[:n]]
+
+    def wait(self, jobs: Iterable[Job], timeout: Optional[float] = None) -> List[Completion]:
+        """Wait until all of them are done and take their completions, failed ones too.  SkvcError
+        ETIME: some are not done after so many seconds; they go on, and nothing was taken."""
+        jobs = list(jobs)
+        until_ns = _ns(timeout)
+        if until_ns != _abi.WAIT_FOREVER:
+            until_ns += time.monotonic_ns()
+        while True:
+            # In slices: for KeyboardInterrupt, and for other threads.
+            slice_ns = max(0, min(until_ns - time.monotonic_ns(), _SLICE_NS))
+            with self._lock:
+                live = [job.handle for job in jobs if job.completion is None]
+                if not live:
+                    return [self._take_result(job) for job in jobs]
+                r = self._lib.skvc_wait(self._open().pointer, (ctypes.c_uint64 * len(live))(*live),
+                                        len(live), slice_ns)
+                if r in (0, -errno.EPIPE):  # EPIPE: all are done now, some with that result
+                    return [self._take_result(job) for job in jobs]
+                if r != -errno.ETIME or time.monotonic_ns() >= until_ns:
+                    self._fail(r)
+
+    def abort(self, job: Job) -> Completion:
+        """Cancel a job and wait until it is over; then nothing of the daemon touches its pages.
+        Cannot be interrupted, and keeps other threads out of the session meanwhile."""
+        with self._lock:
+            if job.completion is None:
+                r = self._lib.skvc_abort(self._open().pointer, job.handle)
+                if r not in (0, -errno.EPIPE):
+                    self._fail(r)
+            return self._take_result(job)
+
+    def lease_poll(self, lease: Lease) -> LeaseStatus:
+        c = _abi.LeaseStatus()
+        with self._lock:
+            r = self._lib.skvc_lease_poll(self._open().pointer, lease.handle, byref(c))
+        if r < 0:
+            raise SkvcError(-r)
+        return LeaseStatus(c.blocks_hit, c.blocks_ready, c.blocks_lost, c.deadline_ns * 1e-9)
+
+    def fileno(self) -> int:
+        """For select and its like: readable when completions have come, or the daemon is gone.
+        Call arm() before sleeping on it; never read it."""
+        return self._call("skvc_event_fd")
+
+    def arm(self) -> bool:
+        """True: sleep on fileno() now.  False: poll() first."""
+        return bool(self._call("skvc_arm"))
+
+    # ---- one block, any memory, synchronous
+
+    def put(self, ns: Namespace, key: AnyKey, data: Any) -> bool:
+        """Store one block in the packed form.  False: it was there already."""
+        view = memoryview(data).cast("B")
+        copy = (ctypes.c_char * len(view)).from_buffer_copy(view)
+        try:
+            self._call("skvc_put", ns.handle, _keys([key]), copy, len(copy))
+        except SkvcError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            return False
+        return True
+
+    def get(self, ns: Namespace, key: AnyKey) -> Optional[bytearray]:
+        """One block in the packed form, byte-exact.  None: a miss."""
+        data = bytearray(ns.block_bytes)
+        try:
+            self._call("skvc_get", ns.handle, _keys([key]),
+                       (ctypes.c_char * len(data)).from_buffer(data), len(data))
+        except SkvcError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+        return data
