@@ -373,8 +373,6 @@ static void cuda_device_unstage(struct device *dev, void *staged)
 /* ---- what can be done here ---- */
 
 /* To be declared by codec.h: 1 when the payload has chunks that only a CPU decodes, or is malformed. */
-int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
-			    uint64_t payload_bytes);
 
 /* cuda_codec_profile_ok, and a place in the table. */
 static bool profile_can(const struct cuda_device *d, const struct codec_geometry *g,

@@ -539,7 +539,8 @@ static void chunk_fill(struct gpu_chunk *c, const struct codec_geometry *g, uint
 	c->low_bytes = low_bytes_of(bits);
 	c->escapes_max = c->scalars / 8u < ESCAPES_MAX ? c->scalars / 8u : ESCAPES_MAX;
 	c->scratch_off = *scratch_off;
-	c->words_end = (uint32_t)up(STATES_BYTES + c->low_bytes + c->raw_bytes + WORDS_SLACK_BYTES, 16);
+	/* Words that would make it longer than raw are not kept. */
+	c->words_end = (uint32_t)up(c->raw_bytes + WORDS_SLACK_BYTES, 16);
 	c->escapes_end = (uint32_t)up(c->words_end + c->escapes_max * c->element_bytes, 16);
 	*scratch_off += c->tiles ? up(c->escapes_end, 128) : 0;
 }
