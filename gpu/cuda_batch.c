@@ -64,37 +64,6 @@ static bool alike(const struct device_task *a, const struct device_task *b)
 		(a->speculator == b->speculator && !a->verify == !b->verify));
 }
 
-static bool scratch_fits(const struct cuda_device *d, const struct codec_geometry *g,
-			 enum cuda_class class, uint32_t tasks)
-{
-	return class == CUDA_CLASS_STORE
-		       ? cuda_codec_encode_scratch(g, tasks) <= d->stores_scratch_bytes
-		       : cuda_codec_decode_scratch(g, tasks) <= d->loads_scratch_bytes;
-}
-
-bool cuda_coding_fits(const struct cuda_device *d, const struct codec_geometry *g,
-		      enum cuda_class class)
-{
-	return scratch_fits(d, g, class, 1);
-}
-
-static uint32_t batch_tasks_max(const struct cuda_device *d, const struct codec_geometry *g,
-				enum cuda_class class)
-{
-	uint32_t fits = 0, over = CUDA_BATCH_TASKS_MAX + 1u;
-
-	/* Scratch grows with the number of tasks. */
-	while (over - fits > 1) {
-		uint32_t n = fits + (over - fits) / 2u;
-
-		if (scratch_fits(d, g, class, n))
-			fits = n;
-		else
-			over = n;
-	}
-	return fits;
-}
-
 /* Tables go up once, on a stream without other work; both kernel streams wait for them. */
 static int profile_get(struct cuda_device *d, const struct codec_geometry *g,
 		       const struct codec_profile *key, const struct cuda_profile **ret_profile)
@@ -150,7 +119,7 @@ static void batch_choose(struct cuda_device *d, struct cuda_queue *todo, enum cu
 	/* What is behind it may not go either, or large blocks would wait for ever. */
 	if (cuda_task_bytes(first) > room)
 		return;
-	tasks_max = batch_tasks_max(d, first->region->geom, class);
+	tasks_max = cuda_shape_of(d, first->region->geom)->tasks_max[class];
 	if (tasks_max == 0 || first->op == DEVICE_COPY_OUT || first->op == DEVICE_COPY_IN)
 		tasks_max = CUDA_BATCH_TASKS_MAX; /* no scratch; coding was checked by start() */
 	for (unsigned i = 0; i < BATCH_LOOK_MAX && todo->head && c->tasks.count < tasks_max; i++) {

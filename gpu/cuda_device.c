@@ -24,6 +24,7 @@
 #define STAGING_BYTES_MIN (4u << 20)
 /* A lane that sleeps on its timer wakes every 10 ms: the account holds that much, and a bit. */
 #define BUDGET_BURST_NS 12000000
+#define STACK_BYTES 256u /* for calls that the compiler cannot follow: there are none */
 #define DRAIN_NS 5000000000ull
 #define DRAIN_NAP_NS 50000
 
@@ -171,7 +172,7 @@ static int move_check(const struct device_task *t)
 	return 0;
 }
 
-static int start_check(const struct cuda_device *d, const struct device_task *t)
+static int start_check(struct cuda_device *d, const struct device_task *t)
 {
 	enum cuda_class class = class_of(t->op);
 	const struct codec_geometry *g;
@@ -193,7 +194,8 @@ static int start_check(const struct cuda_device *d, const struct device_task *t)
 		return -EOPNOTSUPP;
 	if (cuda_task_bytes(t) > (class == CUDA_CLASS_LOAD ? d->loads.bytes : d->stores.bytes))
 		return -ENOSPC;
-	if ((t->op == DEVICE_ENCODE || t->op == DEVICE_DECODE) && !cuda_coding_fits(d, g, class))
+	if ((t->op == DEVICE_ENCODE || t->op == DEVICE_DECODE) && 
+	    cuda_shape_of(d, g)->tasks_max[class] == 0)
 		return -ENOSPC;
 	return 0;
 }
@@ -372,8 +374,6 @@ static void cuda_device_unstage(struct device *dev, void *staged)
 
 /* ---- what can be done here ---- */
 
-/* To be declared by codec.h: 1 when the payload has chunks that only a CPU decodes, or is malformed. */
-
 /* cuda_codec_profile_ok, and a place in the table. */
 static bool profile_can(const struct cuda_device *d, const struct codec_geometry *g,
 			const struct codec_profile *profile)
@@ -387,12 +387,12 @@ static bool profile_can(const struct cuda_device *d, const struct codec_geometry
 static int cuda_device_can_encode(struct device *dev, const struct codec_geometry *g,
 				  const struct codec_profile *profile, uint8_t speculator)
 {
-	const struct cuda_device *d = cuda_device_of(dev);
+	struct cuda_device *d = cuda_device_of(dev);
+	const struct cuda_shape *s = cuda_shape_of(d, g);
 
 	if (speculator != CODEC_SPEC_RAW && speculator != CODEC_SPEC_CHANNEL)
 		return 0;
-	if (!cuda_codec_geometry_ok(g) || codec_bound(g) > d->stores.bytes ||
-	    !cuda_coding_fits(d, g, CUDA_CLASS_STORE))
+	if (!s->regular || s->bound_bytes > d->stores.bytes || !s->tasks_max[CUDA_CLASS_STORE])
 		return 0;
 	return speculator == CODEC_SPEC_RAW || (profile && profile_can(d, g, profile));
 }
@@ -401,11 +401,12 @@ static int cuda_device_can_decode(struct device *dev, const struct codec_geometr
 				  const struct codec_profile *profile, const void *payload,
 				  uint64_t payload_bytes)
 {
-	const struct cuda_device *d = cuda_device_of(dev);
+	struct cuda_device *d = cuda_device_of(dev);
+	const struct cuda_shape *s = cuda_shape_of(d, g);
 
-	if (payload_bytes == 0 || payload_bytes > codec_bound(g) || !cuda_codec_geometry_ok(g))
+	if (payload_bytes == 0 || payload_bytes > s->bound_bytes || !s->regular)
 		return 0;
-	if (payload_bytes > d->loads.bytes || !cuda_coding_fits(d, g, CUDA_CLASS_LOAD))
+	if (payload_bytes > d->loads.bytes || !s->tasks_max[CUDA_CLASS_LOAD])
 		return 0;
 	/* No payload to look at: it lies in the GPU's pool, where only what it encoded is. */
 	if (payload && codec_payload_needs_cpu(g, payload, payload_bytes))
@@ -539,7 +540,10 @@ static int device_init(struct cuda_device *d, uint64_t staging_bytes, char *err)
 	if (e != 0)
 		return gpu_say(err, gpu_error_absent(e) ? -ENOENT : gpu_errno(e),
 			       "GPU %d cannot be used: %s", d->ordinal, gpu_error_name(e));
-	e = cuda_codec_init(&sms);
+	/* Kernels say themselves what stack they need; the default for all threads takes 270 MiB of a GPU. */
+	e = (int)cudaDeviceSetLimit(cudaLimitStackSize, STACK_BYTES);
+	if (e == 0)
+		e = cuda_codec_init(&sms);
 	if (e != 0)
 		return gpu_say(err, gpu_errno(e), "no codec for this GPU: %s", gpu_error_name(e));
 	r = staging_new(d, staging_bytes, err);

@@ -24,6 +24,7 @@
 
 struct CUevent_st; /* cudaEvent_t */
 
+#define CUDA_SHAPES_MAX 64u
 #define CUDA_PROFILES_MAX 256u
 #define CUDA_POOLS_MAX 16u
 #define CUDA_HOSTS_MAX 16u
@@ -98,6 +99,14 @@ struct cuda_profile_entry {
 
 struct cuda_driver; /* cuda_memory.c */
 
+struct cuda_shape {			  /* cuda_shape.c */
+	const struct codec_geometry *geom; /* borrowed, with its digest: the key */
+	uint8_t digest[CODEC_DIGEST_BYTES];
+	bool regular;	      /* cuda_codec_geometry_ok */
+	uint64_t bound_bytes; /* codec_bound */
+	uint32_t tasks_max[CUDA_CLASS_COUNT]; /* of a coding batch, by its scratch; 0: not even one */
+};
+
 struct cuda_host { /* registered host memory */
 	uintptr_t base;
 	uint64_t bytes;
@@ -128,6 +137,8 @@ struct cuda_device {
 	struct cuda_budget budget;
 	struct cuda_profile_entry profile[CUDA_PROFILES_MAX];
 	uint32_t profiles_count;
+	struct cuda_shape shape[CUDA_SHAPES_MAX];
+	uint32_t shapes_count, shapes_next;
 	struct CUevent_st *uploaded; /* a new profile's tables are there */
 	void *pool[CUDA_POOLS_MAX];  /* owned */
 	uint32_t pools_count;
@@ -165,9 +176,6 @@ void cuda_device_die(struct cuda_device *d);
 /* cuda_batch.c: the codec's batches */
 /* The bytes of staging that a task takes, 0 for none. */
 uint64_t cuda_task_bytes(const struct device_task *t);
-/* Is there scratch for one block at least? */
-bool cuda_coding_fits(const struct cuda_device *d, const struct codec_geometry *g,
-		      enum cuda_class class);
 /* Launch one batch.  Returns true when it did, and there may be more to do. */
 bool cuda_batch_launch(struct cuda_device *d, enum cuda_class class, bool background);
 
@@ -183,6 +191,9 @@ bool cuda_moves_launch(struct cuda_device *d, bool background);
 uint64_t cuda_bus_ns(uint64_t bytes); /* what a copy of so much takes */
 bool cuda_budget_open(struct cuda_budget *b);
 void cuda_budget_spend(struct cuda_budget *b, uint64_t ns);
+
+/* cuda_shape.c: valid until the next call */
+const struct cuda_shape *cuda_shape_of(struct cuda_device *d, const struct codec_geometry *g);
 
 /* cuda_memory.c */
 extern const struct device_import_ops cuda_import_ops;

@@ -31,6 +31,7 @@ CUDA_SRCS := \
 	gpu/cuda_error.c \
 	gpu/cuda_facts.c \
 	gpu/cuda_flight.c \
-	gpu/cuda_memory.c
+	gpu/cuda_memory.c \
+	gpu/cuda_shape.c
 CUDA_KERNEL_SRCS := \
 	gpu/codec/cuda_codec.cu

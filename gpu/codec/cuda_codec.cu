@@ -517,7 +517,8 @@ static uint32_t low_bytes_of(uint64_t bits)
 	return (uint32_t)(stored / 32u * 128u + (rest == 0 ? 0 : rest <= 16 ? 64u : 128u));
 }
 
-static void chunk_fill(struct gpu_chunk *c, const struct codec_geometry *g, uint32_t index, uint64_t *scratch_off)
+static void chunk_fill(struct gpu_chunk *c, const struct codec_geometry *g, uint32_t index, int regular,
+		       uint64_t *scratch_off)
 {
 	uint32_t first = g->chunk_first_segment[index], end = g->chunk_first_segment[index + 1];
 	uint64_t bits = 0;
@@ -528,7 +529,7 @@ static void chunk_fill(struct gpu_chunk *c, const struct codec_geometry *g, uint
 	c->raw_bytes = (uint32_t)codec_chunk_bytes(g, index);
 	c->element_bytes = (uint8_t)codec_dtype_bytes(g->segments[first].dtype);
 	c->shift = (uint8_t)codec_dtype_shift(g->segments[first].dtype);
-	c->coded = codec_segment_coded(&g->segments[first]) && cuda_codec_geometry_ok(g);
+	c->coded = codec_segment_coded(&g->segments[first]) && regular;
 	for (uint32_t i = first; i < end && c->coded; i++) {
 		uint32_t columns = codec_segment_columns(&g->segments[i]);
 
@@ -548,6 +549,7 @@ static void chunk_fill(struct gpu_chunk *c, const struct codec_geometry *g, uint
 static void geometry_fill(struct gpu_geometry *out, struct gpu_segment *seg, struct gpu_chunk *chunk,
 			  const struct codec_geometry *g)
 {
+	const int regular = cuda_codec_geometry_ok(g);
 	uint64_t scratch = 0;
 	uint32_t column = 0;
 
@@ -577,7 +579,7 @@ static void geometry_fill(struct gpu_geometry *out, struct gpu_segment *seg, str
 			column += seg[i].rows_per_token * CODEC_LANES;
 	}
 	for (uint32_t i = 0; i < g->chunks_count; i++)
-		chunk_fill(&chunk[i], g, i, &scratch);
+		chunk_fill(&chunk[i], g, i, regular, &scratch);
 	out->sizes_off = up(scratch, 256);
 	out->offsets_off = up(out->sizes_off + g->chunks_count * sizeof(struct gpu_sizes), 256);
 	out->leaves_off = up(out->offsets_off + g->chunks_count * sizeof(uint32_t), 256);
@@ -766,12 +768,13 @@ extern "C" size_t cuda_codec_decode_scratch(const struct codec_geometry *g, uint
 
 extern "C" size_t cuda_codec_encode_scratch(const struct codec_geometry *g, uint32_t tasks_count)
 {
+	const int regular = cuda_codec_geometry_ok(g);
 	uint64_t scratch = 0;
 
 	for (uint32_t i = 0; i < g->chunks_count; i++) {
 		struct gpu_chunk c;
 
-		chunk_fill(&c, g, i, &scratch);
+		chunk_fill(&c, g, i, regular, &scratch);
 	}
 	scratch = up(scratch, 256) + up(g->chunks_count * sizeof(struct gpu_sizes), 256) +
 		  up(g->chunks_count * sizeof(uint32_t), 256) + leaves_bytes(g);
