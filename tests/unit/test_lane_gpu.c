@@ -247,6 +247,20 @@ static void handles_name_what_they_should(void **state)
 	lane_rig_stop(&f.rig);
 }
 
+/* Returns how the job ended; its completion and the abort's come in either order. */
+static struct skvc_abi_cqe aborted(struct lane_rig_session *rs, uint64_t user_data)
+{
+	struct skvc_abi_cqe first, second;
+
+	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_ABORT,
+						    .arg = user_data,
+						    .user_data = 200 });
+	first = lane_rig_complete(rs);
+	second = lane_rig_complete(rs);
+	assert_true((first.user_data == 200) != (second.user_data == 200));
+	return first.user_data == 200 ? second : first;
+}
+
 /* Jobs whose event never comes: others go on, an abort ends them, and so does time. */
 static void stuck_jobs(struct gpu_lane *f, struct gpu_rig_event *never, uint32_t first)
 {
@@ -323,14 +337,7 @@ static void a_load_behind_an_event_can_be_aborted(void **state)
 		f.rs.arg = skvc_abi_events(never.handle, done.handle);
 		lane_rig_load(&f.rs, lease, 0, 20, 8);
 		nothing_completes(&f.rs, 20);
-		lane_rig_submit(&f.rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_ABORT,
-							       .arg = 8,
-							       .user_data = 200 });
-		cqe = lane_rig_complete(&f.rs);
-		if (cqe.user_data == 200)
-			cqe = lane_rig_complete(&f.rs);
-		else
-			(void)lane_rig_complete(&f.rs);
+		cqe = aborted(&f.rs, 8);
 		assert_int_equal(cqe.res, -ECANCELED);
 		assert_int_equal(cqe.count, 0);
 		assert_int_equal(atomic_load(&done.words->records), records + 1);
@@ -400,6 +407,46 @@ static void the_owner_goes_first(void **state)
 	nothing_completes(&f.rs, 5);
 	lane_rig_session_close(&f.rs); /* waits for GONE, checks users */
 	gpu_rig_event_close(&never);
+	gpu_rig_close(&f.g);
+	lane_rig_stop(&f.rig);
+}
+
+static void a_region_ends_when_nothing_waits_for_it(void **state)
+{
+	struct gpu_rig_event ready;
+	struct mail end, m;
+	struct gpu_lane f;
+
+	(void)state;
+	gpu_rig_config(&f.config);
+	gpu_lane_start(&f, GPU_RIG_NHD);
+	gpu_rig_event_open(&f.rs, 3, &ready);
+	gpu_rig_event_set(&ready, SIM_EVENT_PENDING);
+	for (uint32_t i = 0; i < 20; i++)
+		gpu_rig_fill(&f.g, i, i);
+	f.rs.arg = skvc_abi_events(ready.handle, 0);
+	lane_rig_store(&f.rs, 0, 20, 7);
+	nothing_completes(&f.rs, 5);
+	end = (struct mail){
+		.type = LANE_REGION_END, .subject = &f.rs.s, .object = &f.g.region, .value = 2
+	};
+	assert_int_equal(mailbox_send(lane_inbox(f.rig.lane), &end), 0);
+	end.object = &ready.region;
+	end.value = 3;
+	assert_int_equal(mailbox_send(lane_inbox(f.rig.lane), &end), 0);
+	nothing_completes(&f.rs, 20);
+	assert_false(mailbox_recv(lane_outbox(f.rig.lane), &m));
+	expect_refusal(&f, 2, 0, -ESTALE, SKVC_ABI_REASON_BAD_REGION); /* on its way out */
+	gpu_rig_event_set(&ready, SIM_EVENT_COMPLETE);
+	assert_int_equal(lane_rig_done(&f.rs).count, 20);
+	(void)lane_rig_mail(&f.rig, LANE_REGION_END);
+	(void)lane_rig_mail(&f.rig, LANE_REGION_END);
+	gpu_rig_event_close(&ready);
+	gpu_rig_close(&f.g);
+	gpu_rig_open(&f.rs, 2, GPU_RIG_HND, &f.g); /* the handles are free again */
+	gpu_lane_load_all(&f, 0, 20);
+	gpu_rig_end(&f.g);
+	lane_rig_session_close(&f.rs);
 	gpu_rig_close(&f.g);
 	lane_rig_stop(&f.rig);
 }
@@ -489,16 +536,15 @@ static void waiting_stores_end_both_ways(void **state)
 	assert_int_equal(cqe.user_data, 9);
 	assert_int_equal(cqe.res, 0);
 	gpu_lane_load_all(&f, 5000, 50);
-	lease_table[0] = gpu_lane_lease_of(&f, 5000, 50);
-	lane_rig_store(&f.rs, 7000, 250, 10);
+	(void)lease_everything(&f, &leases);
+	lane_rig_store(&f.rs, 7000, 50, 10);
 	assert_int_equal(lane_rig_complete(&f.rs).kind, SKVC_ABI_CQE_SOURCE_FREE);
-	lane_rig_submit(&f.rs, &(struct skvc_abi_sqe){
-				       .opcode = SKVC_ABI_OP_ABORT, .arg = 10, .user_data = 200 });
-	cqe = lane_rig_complete(&f.rs);
-	if (cqe.user_data == 200)
-		cqe = lane_rig_complete(&f.rs);
+	cqe = aborted(&f.rs, 10);
 	assert_int_equal(cqe.user_data, 10);
+	assert_int_equal(cqe.res, -ECANCELED);
 	assert_true(cqe.elapsed_ns < f.config.store_wait_ns);
+	lane_rig_store(&f.rs, 7000, 250, 11); /* and one whose owner goes */
+	assert_int_equal(lane_rig_complete(&f.rs).kind, SKVC_ABI_CQE_SOURCE_FREE);
 	lane_rig_session_close(&f.rs);
 	gpu_rig_close(&f.g);
 	lane_rig_stop(&f.rig);
@@ -611,6 +657,7 @@ int main(void)
 		cmocka_unit_test(a_load_behind_an_event_can_be_aborted),
 		cmocka_unit_test(it_holds_up_nobody_else_and_not_for_ever),
 		cmocka_unit_test(the_owner_goes_first),
+		cmocka_unit_test(a_region_ends_when_nothing_waits_for_it),
 		cmocka_unit_test(staged_payloads_wait_for_room),
 		cmocka_unit_test(waiting_stores_end_both_ways),
 		cmocka_unit_test(blocks_sink_through_the_tiers),
