@@ -139,11 +139,9 @@ void client_close(struct client *c)
 	c->drop_socket = false;
 }
 
-/* Everything that the session held.  The lane does not know it (any more); safe on a half-built one. */
-static void release(struct client *c)
+/* The lane does not know them (any more). */
+static void release_regions(struct client *c)
 {
-	struct client_host *host = c->host;
-
 	client_request_drop(c);
 	for (unsigned i = 1; i <= SESSION_REGIONS_MAX; i++)
 		if (c->regions[i]) {
@@ -151,6 +149,14 @@ static void release(struct client *c)
 			c->regions[i] = NULL;
 		}
 	assert(!c->memories_count && !c->strides_count);
+}
+
+/* Everything that the session held; safe on a half-built one. */
+static void release(struct client *c)
+{
+	struct client_host *host = c->host;
+
+	release_regions(c);
 	for (unsigned i = 1; i <= SESSION_ARENAS_MAX; i++) {
 		host->arenas_bytes -= c->arena[i].bytes;
 		arena_deinit(&c->arena[i]);
@@ -546,6 +552,7 @@ static void gone(struct client *c)
 	struct ctl_ok m = { 0 };
 
 	assert(c->end_sent && !c->mails_out);
+	release_regions(c); /* before the client hears of it, and frees what it had exported */
 	if (c->state == CLIENT_LEAVING) {
 		ctl_msg_init(&m.h, CTL_OK, sizeof(m), c->seq);
 		(void)fdpass_send(c->sock, &m, sizeof(m), NULL, 0);

@@ -386,9 +386,10 @@ void client_gpu_close(struct client *c, struct region *region)
 {
 	struct device *gpu = region->device;
 
-	if (region->ns && gpu)
+	assert(gpu || !region->event);
+	if (gpu && region->ns)
 		gpu->import->region_close(gpu, &region->dev);
-	if (region->event)
+	if (gpu && region->event)
 		gpu->import->event_close(gpu, region->event);
 	while (region->memories_count)
 		memory_drop(c, region->memories[--region->memories_count]);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * client_request.c - what a client may ask for once it is connected: namespaces, arenas, regions (those on
- * the GPU are in client_gpu.c).  Control thread.  The packet's shape was checked (ctl_msg.h); here is what it means, and every refusal says
- * what to do about it.  Requests that the lane must know of are answered when its mail comes back.
+ * client_request.c - what a client may ask for once it is connected: namespaces, arenas, regions; those on
+ * the GPU are in client_gpu.c.  Control thread.  The packet's shape was checked (ctl_msg.h); here is what
+ * it means, and every refusal says what to do about it.  Requests that the lane must know of are
+ * answered when its mail comes back.
  */
 #include <assert.h>
 #include <errno.h>

@@ -40,7 +40,7 @@ enum ctl_type {
 	CTL_WELCOME =
 		64, /* fds: segment memfd, sq eventfd (client writes), cq eventfd (client polls) */
 	CTL_NS = 65,
-	CTL_ARENA = 66, /* fds: arena memfd */
+	CTL_ARENA = 66,	 /* fds: arena memfd */
 	CTL_REGION = 67, /* a region, an allocation or an event */
 	CTL_OK = 68,
 	CTL_ERROR = 69,

@@ -5,7 +5,6 @@
  */
 #include <assert.h>
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -26,10 +25,7 @@ static void memory_drop(struct fake_daemon *d, uint32_t idx)
 	assert(m->holds);
 	if (--m->holds)
 		return;
-	if (m->mapped)
-		(void)munmap(m->base, m->bytes);
-	else
-		free(m->base);
+	(void)munmap(m->base, m->bytes);
 	m->base = NULL;
 	atomic_fetch_sub(&d->memories_count, 1);
 }
@@ -63,14 +59,14 @@ static void on_memory(struct fake_daemon *d, const struct ctl_memory_gpu *m, int
 		refuse(d, &m->h, -ERANGE, SKVC_ABI_REASON_BAD_MEMORY);
 		return;
 	}
-	base = fd >= 0 ? mmap(NULL, m->allocation_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-		       : calloc(1, m->allocation_bytes);
-	if (!base || base == MAP_FAILED) {
+	base = mmap(NULL, m->allocation_bytes, PROT_READ | PROT_WRITE,
+		    fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, fd, 0);
+	if (base == MAP_FAILED) {
 		refuse(d, &m->h, -EINVAL, SKVC_ABI_REASON_BAD_MEMORY);
 		return;
 	}
 	memory = &d->memory[idx];
-	*memory = (struct fake_memory){ base, m->allocation_bytes, 1, fd >= 0 };
+	*memory = (struct fake_memory){ base, m->allocation_bytes, 1 };
 	atomic_fetch_add(&d->memories_count, 1);
 	region.memories = 1u << idx;
 	region.memory = idx;

@@ -48,7 +48,6 @@ struct fake_memory {   /* "GPU memory": the exported memfd, or made up for an IP
 	uint8_t *base; /* NULL: free entry */
 	uint64_t bytes;
 	uint32_t holds; /* its handle, and regions in it */
-	bool mapped;
 };
 
 struct fake_region {

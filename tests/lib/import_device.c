@@ -100,6 +100,8 @@ static void memory_close(struct device *device, struct device_memory *memory)
 	if (!memory)
 		return;
 	assert(memory->base);
+	if (d->on_close)
+		d->on_close();
 	for (unsigned i = 0; i < IMPORT_OPEN_MAX; i++)
 		twins += d->memories[i].base == memory->base;
 	/* A region's memory must outlive it, under whichever handle. */

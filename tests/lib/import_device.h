@@ -36,6 +36,7 @@ struct import_device {
 	int fail_memory, fail_region, fail_event; /* errno that the next calls return */
 	int die;				  /* the next failure is fatal: dead() says -EIO */
 	_Atomic int dead;
+	void (*on_close)(void); /* called before an allocation is closed; or NULL */
 	struct device_memory memories[IMPORT_OPEN_MAX];
 	struct device_event events[IMPORT_OPEN_MAX];
 	const struct device_region *regions[IMPORT_OPEN_MAX];

@@ -564,35 +564,6 @@ static void test_descriptors(void **state)
 	assert_serves();
 }
 
-/* Too few, too many, or of a memory that has none. */
-static void test_descriptors_of_gpu_memory(void **state)
-{
-	static const struct {
-		uint32_t memory_type;
-		unsigned fds;
-	} wrong[] = { { 2, 0 }, { 2, 2 }, { 2, 4 }, { 1, 1 }, { 1, 2 } };
-	struct raw_client c;
-
-	(void)state;
-	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
-		struct ctl_memory_gpu m = { .memory_type = wrong[i].memory_type,
-					    .allocation_bytes = 4096 };
-
-		open_client(&c);
-		ctl_msg_init(&m.h, CTL_MEMORY_GPU, sizeof(m), 1);
-		if (wrong[i].fds)
-			send_with_fds(&c, &m, sizeof(m), wrong[i].fds);
-		else
-			assert_int_equal(raw_client_send(&c, &m, sizeof(m), NULL, 0), 0);
-		assert_true(raw_client_recv(&c, WAIT_MS) > 0);
-		assert_error(&c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE);
-		assert_ended(&c);
-		raw_client_close(&c);
-		assert_released();
-	}
-	assert_serves();
-}
-
 /* Requests without end, answers never read: the daemon's memory is not the client's to fill. */
 static void test_flood_without_reading(void **state)
 {
@@ -803,7 +774,6 @@ int main(void)
 		TEST(test_half_messages),
 		TEST(test_garbage),
 		TEST(test_descriptors),
-		TEST(test_descriptors_of_gpu_memory),
 		TEST(test_flood_without_reading),
 		TEST(test_flood_is_paced),
 		TEST(test_silence),

@@ -104,10 +104,7 @@ static int ask_fd(void *packet, uint16_t type, size_t bytes, int fd)
 	return take_answer();
 }
 
-static int ask(void *packet, uint16_t type, size_t bytes)
-{
-	return ask_fd(packet, type, bytes, -1);
-}
+#define ask(packet, type, bytes) ask_fd(packet, type, bytes, -1)
 
 static void assert_refused(int type, int res, uint16_t reason)
 {
@@ -148,7 +145,7 @@ static void open_ns(uint32_t segments_count, uint32_t block_tokens)
 	assert_non_null(m);
 	m->block_tokens = block_tokens;
 	m->segments_count = segments_count;
-	memcpy(m->model, "model", 5);
+	(void)snprintf((char *)m->model, sizeof(m->model), "model");
 	for (uint32_t i = 0; i < segments_count; i++)
 		m->segments[i] = (struct skvc_abi_segment){ 1, 1, (uint16_t)i, 2, 64 };
 	assert_int_equal(ask(m, CTL_NS_OPEN, bytes), CTL_NS);
@@ -409,22 +406,38 @@ static void descriptors(void **state)
 	REFUSED(ask_fd(&m, CTL_MEMORY_GPU, sizeof(m), memfd), -EOPNOTSUPP, NONE);
 	host.gpu = &gpu.device;
 	assert_int_equal(control_rig_open_fds(), before);
-	/* Where none belongs, the session ends; so it does where one is missing. */
-	m = memory_message(0, EXPORT_BYTES);
-	send_packet(&m, CTL_MEMORY_GPU, sizeof(m), memfd);
-	assert_int_equal(take_answer(), CTL_ERROR);
-	assert_int_equal(answer.error.reason, REASON(BAD_MESSAGE));
-	wait_over();
-	assert_open(0, 0, 0);
-	hang_up();
-	connect_as(0);
-	m.memory_type = CTL_MEMORY_POSIX_FD;
-	m.ipc_handle[0] = 0;
-	assert_int_equal(ask(&m, CTL_MEMORY_GPU, sizeof(m)), CTL_ERROR);
-	assert_int_equal(answer.error.reason, REASON(BAD_MESSAGE));
 	(void)close(memfd);
 	(void)close(pipe_fds[0]);
 	(void)close(pipe_fds[1]);
+}
+
+/* Too few, too many, or of a memory that has none: the session ends, and nothing stays open. */
+static void wrong_numbers_of_descriptors(void **state)
+{
+	static const struct {
+		uint32_t memory_type;
+		unsigned fds;
+	} wrong[] = { { 2, 0 }, { 2, 2 }, { 2, 4 }, { 1, 1 }, { 1, 2 } };
+	const int fds[] = { 0, 0, 0, 0 };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		struct ctl_memory_gpu m = memory_message(0, EXPORT_BYTES);
+		unsigned before = control_rig_open_fds();
+
+		m.memory_type = wrong[i].memory_type;
+		ctl_msg_init(&m.h, CTL_MEMORY_GPU, sizeof(m), ++seq);
+		assert_int_equal(fdpass_send(sock, &m, sizeof(m), fds, wrong[i].fds), 0);
+		client_input(client);
+		assert_int_equal(take_answer(), CTL_ERROR);
+		assert_int_equal(answer.error.res, -EPROTO);
+		assert_int_equal(answer.error.reason, REASON(BAD_MESSAGE));
+		assert_true(control_rig_open_fds() <= before);
+		hang_up();
+		assert_open(0, 0, 0);
+		connect_as(0);
+		open_ns(2, 16);
+	}
 }
 
 static void memory_is_open_while_it_is_held(void **state)
@@ -457,11 +470,6 @@ static void memory_is_open_while_it_is_held(void **state)
 
 /* ---- regions ---- */
 
-static const struct region *region_of(uint32_t handle)
-{
-	return client->regions[handle];
-}
-
 /* Where the first byte of a segment's block is, as the device will find it. */
 static const uint8_t *address(const struct region *r, uint32_t segment, uint32_t block)
 {
@@ -475,7 +483,7 @@ static void packed_regions(void **state)
 
 	(void)state;
 	assert_int_equal(ask_packed(memory, EXPORT_BYTES / BLOCK_BYTES - 1, 4096), CTL_REGION);
-	r = region_of(answer.region.handle);
+	r = client->regions[answer.region.handle];
 	assert_ptr_equal(r->device, &gpu.device);
 	assert_ptr_equal(r->ns, client->ns[1]);
 	assert_null(r->event);
@@ -502,7 +510,7 @@ static void regions_over_several_allocations(void **state)
 	(void)state;
 	l = layout_message(a, 512, b, EXPORT_BYTES - 4 * SEGMENT_BYTES);
 	assert_int_equal(ask_layout(l), CTL_REGION);
-	r = region_of(answer.region.handle);
+	r = client->regions[answer.region.handle];
 	assert_ptr_equal(address(r, 0, 0), gpu.exported[0].base + 512);
 	assert_ptr_equal(address(r, 1, 0), gpu.exported[1].base + EXPORT_BYTES - 4 * SEGMENT_BYTES);
 	assert_ptr_equal(address(r, 1, 3), gpu.exported[1].base + EXPORT_BYTES - SEGMENT_BYTES);
@@ -515,7 +523,7 @@ static void regions_over_several_allocations(void **state)
 	a = new_memory(0);
 	b = new_memory(1);
 	assert_int_equal(ask_layout(layout_message(b, 512, a, 1024)), CTL_REGION);
-	r = region_of(answer.region.handle);
+	r = client->regions[answer.region.handle];
 	assert_ptr_equal(address(r, 0, 1), gpu.exported[1].base + 512 + SEGMENT_BYTES);
 	assert_ptr_equal(address(r, 1, 1), gpu.exported[0].base + 1024 + SEGMENT_BYTES);
 }
@@ -608,7 +616,7 @@ static void events(void **state)
 	(void)state;
 	assert_int_equal(ask_event(), CTL_REGION);
 	event = answer.region.handle;
-	r = region_of(event);
+	r = client->regions[event];
 	assert_string_equal(gpu.event_handle, "event");
 	assert_non_null(r->event);
 	assert_null(r->ns);
@@ -655,6 +663,31 @@ static void nothing_is_closed_before_the_lane_says_so(void **state)
 	assert_int_equal(client->state, CLIENT_ENDING);
 	assert_open(1, 1, 1);
 	wait_over();
+	assert_open(0, 0, 0);
+}
+
+static void nobody_was_told(void)
+{
+	assert_false(is_readable());
+}
+
+/* Who is told that it may free what it exported finds it closed. */
+static void closed_before_the_client_hears_of_it(void **state)
+{
+	struct ctl_header bye;
+	uint32_t memory = new_memory(0);
+
+	(void)state;
+	assert_int_equal(ask_packed(memory, 4, 0), CTL_REGION);
+	assert_int_equal(ask_free(memory), CTL_OK);
+	gpu.on_close = nobody_was_told;
+	assert_int_equal(ask_free(memory + 1), CTL_OK);
+	assert_open(0, 0, 0);
+	gpu.on_close = NULL;
+	memory = new_memory(0);
+	assert_int_equal(ask_packed(memory, 4, 0), CTL_REGION);
+	gpu.on_close = nobody_was_told;
+	assert_int_equal(ask(&bye, CTL_BYE, sizeof(bye)), CTL_OK);
 	assert_open(0, 0, 0);
 }
 
@@ -745,6 +778,7 @@ int main(void)
 		TEST(memory_of_another_gpu),
 		TEST(memory_that_does_not_open),
 		TEST(descriptors),
+		TEST(wrong_numbers_of_descriptors),
 		TEST(memory_is_open_while_it_is_held),
 		TEST(packed_regions),
 		TEST(regions_over_several_allocations),
@@ -753,6 +787,7 @@ int main(void)
 		TEST(a_layout_that_the_device_refuses),
 		TEST(events),
 		TEST(nothing_is_closed_before_the_lane_says_so),
+		TEST(closed_before_the_client_hears_of_it),
 		TEST(death_in_the_middle),
 		TEST(as_many_handles_as_a_session_has),
 		TEST(allocations_without_handles_count),
