@@ -16,6 +16,7 @@
 
 #include "daemon/lane_state.h"
 #include "daemon/log.h"
+#include "daemon/placement.h"
 #include "daemon/record.h"
 
 #define GPU_LIBRARY "libskvcd-cuda.so"
@@ -130,7 +131,7 @@ int gpu_start(struct lane *lane, char *err, unsigned err_bytes)
 	if (r < 0)
 		return r;
 	/* The pool lies where the GPU's bus ends, unless somebody knows better. */
-	if (lane->config.numa_node < 0)
+	if (lane->config.numa_node < 0 && placement_has_node(lane->gpu->facts->numa_node))
 		lane->config.numa_node = lane->gpu->facts->numa_node;
 	r = make_tasks(lane);
 	if (r < 0)

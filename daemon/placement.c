@@ -30,6 +30,13 @@ struct populate {
 	_Atomic int error;     /* the last failure; any worker writes, read after they are joined */
 };
 
+int placement_has_node(int node)
+{
+	return node >= 0 && numa_available() >= 0 && node <= numa_max_node() &&
+	       (unsigned)node < PLACEMENT_NODES_MAX &&
+	       numa_bitmask_isbitset(numa_all_nodes_ptr, (unsigned)node);
+}
+
 int placement_prefer(void *base, uint64_t bytes, int node)
 {
 	unsigned long mask[PLACEMENT_NODES_MAX / (CHAR_BIT * sizeof(long))] = { 0 };
@@ -37,8 +44,7 @@ int placement_prefer(void *base, uint64_t bytes, int node)
 
 	if (node < 0 || numa_available() < 0)
 		return 0; /* no wish, or a kernel without NUMA: nothing to choose from */
-	if (node > numa_max_node() || (unsigned)node >= PLACEMENT_NODES_MAX ||
-	    !numa_bitmask_isbitset(numa_all_nodes_ptr, (unsigned)node))
+	if (!placement_has_node(node))
 		return -EINVAL;
 	mask[(unsigned)node / bits] |= 1ul << ((unsigned)node % bits);
 	if (mbind(base, bytes, MPOL_PREFERRED, mask, PLACEMENT_NODES_MAX, 0) < 0)

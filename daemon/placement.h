@@ -11,6 +11,9 @@
  * not get anybody killed.  node < 0: no wish.  0, -EINVAL (no such node), -errno.  Any thread. */
 int placement_prefer(void *base, uint64_t bytes, int node);
 
+/* Is there such a node that memory can be preferred on? */
+int placement_has_node(int node);
+
 /*
  * Make every page of a fresh mapping present, on all cores: one thread takes 3 s a GiB on a virtual
  * machine, and pinning without this does it one page after the other.  0, -ENOMEM, -errno.

@@ -137,7 +137,9 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 {
 	struct block *b = index_block(lane->index, id);
 	struct namespace *ns = lane->ns[b->ns];
+	int lost = tier_gpu_lost(lane, b);
 
+	stats_add(&lane->stats, STAT_GPU_LOST_BLOCKS, (uint64_t)lost);
 	if (b->state != BLOCK_STORING) {
 		uint32_t bytes = b->record_bytes - b->padding_bytes;
 
@@ -157,7 +159,7 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	index_unlink(lane->index, id);
 	lane->words_behind = 1;
 	if (b->refs) {
-		if (b->state == BLOCK_RESIDENT && !tier_gpu_lost(lane, b))
+		if (b->state == BLOCK_RESIDENT && !lost)
 			b->flags |= BLOCK_READABLE;
 		index_set_state(lane->index, id, BLOCK_DEAD);
 		return;

@@ -224,10 +224,8 @@ static unsigned run_sweep(struct lane *lane)
 		uint32_t id = lane->lost_next++;
 		const struct block *b = index_block(lane->index, id);
 
-		if (b->state != BLOCK_RESIDENT || !tier_gpu_lost(lane, b))
-			continue;
-		stats_add(&lane->stats, STAT_GPU_LOST_BLOCKS, 1);
-		tier_forget(lane, id);
+		if (b->state == BLOCK_RESIDENT && tier_gpu_lost(lane, b))
+			tier_forget(lane, id);
 	}
 	return n;
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 GPU_SRCS := \
 	gpu/codec/channel.c \
+	gpu/codec/checksum.c \
 	gpu/codec/container.c \
 	gpu/codec/cpu_scalar.c \
 	gpu/codec/dispatch.c \
@@ -17,7 +18,5 @@ GPU_SRCS := \
 	gpu/sim_import.c \
 	gpu/sim_memory.c \
 	gpu/sim_task.c
-GPU_AVX2_SRCS := \
-	gpu/codec/cpu_avx2.c
-GPU_AVX512_SRCS := \
-	gpu/codec/cpu_avx512.c
+GPU_AVX2_SRCS :=
+GPU_AVX512_SRCS :=

@@ -394,7 +394,7 @@ static int sim_device_can_decode(struct device *dev, const struct codec_geometry
 {
 	(void)dev;
 	(void)profile;
-	return !sim_payload_needs_cpu(g, payload, payload_bytes);
+	return !codec_payload_needs_cpu(g, payload, payload_bytes);
 }
 
 /* Addresses are our own doing: a wrong one is a bug of the lane. */

@@ -27,7 +27,7 @@
 #define SIM_EVENT_PENDING 0u
 #define SIM_EVENT_COMPLETE 1u
 
-/* In memory a memfd, sealed against shrinking (F_SEAL_SHRINK) and writable. */
+/* Names a memfd of ordinary pages, sealed against shrinking (F_SEAL_SHRINK) and writable. */
 struct sim_handle {
 	uint32_t magic;
 	int32_t pid;

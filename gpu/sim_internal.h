@@ -48,8 +48,5 @@ extern const struct device_import_ops sim_import_ops;
 
 /* sim_task.c, any thread.  ENCODE: device_user is the struct sim_staged to encode into. */
 int sim_task_run(struct codec_workspace *ws, struct device_task *t);
-/* Has the payload a chunk that only a CPU decodes?  A malformed one has not: DECODE says what it is. */
-int sim_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
-			  uint64_t payload_bytes);
 
 #endif

@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "gpu/codec/format.h"
 #include "gpu/codec/internal.h"
 #include "gpu/sim_handles.h"
 #include "gpu/sim_internal.h"
@@ -22,24 +21,6 @@ static struct codec_view task_view(const struct device_task *t)
 	};
 }
 
-int sim_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
-			  uint64_t payload_bytes)
-{
-	const uint8_t *at = (const uint8_t *)payload + sizeof(struct format_block_header);
-
-	if (payload_bytes < sizeof(struct format_block_header) +
-				    g->chunks_count * sizeof(struct format_chunk_entry))
-		return 0;
-	for (uint32_t i = 0; i < g->chunks_count; i++) {
-		struct format_chunk_entry e;
-
-		memcpy(&e, at + i * sizeof(e), sizeof(e));
-		if (e.method == FORMAT_METHOD_GENERIC)
-			return 1;
-	}
-	return 0;
-}
-
 static int task_encode(struct codec_workspace *ws, struct device_task *t)
 {
 	const struct codec_geometry *g = t->region->geom;
@@ -49,7 +30,7 @@ static int task_encode(struct codec_workspace *ws, struct device_task *t)
 	int r = codec_encode(ws, g, t->profile, t->speculator, flags, &v, s->memory, s->bytes,
 			     &t->info);
 
-	if (r == 0 && sim_payload_needs_cpu(g, s->memory, t->info.encoded_bytes))
+	if (r == 0 && codec_payload_needs_cpu(g, s->memory, t->info.encoded_bytes))
 		r = codec_encode(ws, g, NULL, CODEC_SPEC_RAW, flags, &v, s->memory, s->bytes,
 				 &t->info);
 	return r;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * channel.c - one chunk by static statistics per channel: tokens and bit planes, then rANS over the
+ * channel.c - one chunk by static statistics per channel: tokens and low bits, then rANS over the
  * tokens.  Lays the kernels' outputs out as format.h says, and reads them back from hostile bytes.
  *
  * Runs on the caller's thread with the caller's workspace.
@@ -18,8 +18,8 @@ struct chunk_shape {
 	uint32_t runs_count;
 	size_t scalars;
 	size_t rows;
-	size_t planes; /* bit-plane words, the carried ones included */
-	size_t carried;
+	size_t low_bits; /* of a lane, the carried ones included */
+	size_t stored_bits;
 };
 
 static struct chunk_shape chunk_shape(const struct codec_geometry *g, const struct codec_profile *p,
@@ -34,11 +34,33 @@ static struct chunk_shape chunk_shape(const struct codec_geometry *g, const stru
 
 		assert(run->columns > 0);
 		c.rows += rows;
-		c.planes += rows * run->shift;
+		c.low_bits += rows * run->shift;
 		c.scalars += (size_t)run->tokens_count * run->columns;
 	}
-	c.carried = c.planes < CODEC_CARRIED_WORDS ? c.planes : CODEC_CARRIED_WORDS;
+	if (c.low_bits > CODEC_CARRIED_BITS)
+		c.stored_bits = c.low_bits - CODEC_CARRIED_BITS;
 	return c;
+}
+
+/* Rows of 32-bit words that hold so many bits of every lane, and what they take in memory. */
+static size_t low_rows(size_t bits)
+{
+	return (bits + 31u) / 32u;
+}
+
+static size_t low_row_bytes(size_t rows)
+{
+	return rows * CODEC_LANES * sizeof(uint32_t);
+}
+
+/* A payload's low bits: whole rows of words, then a row that may be of half words. */
+static size_t stored_bytes(size_t bits)
+{
+	size_t whole = low_row_bytes(bits / 32u), rest = bits % 32u;
+
+	if (rest == 0)
+		return whole;
+	return whole + CODEC_LANES * (rest <= 16u ? sizeof(uint16_t) : sizeof(uint32_t));
 }
 
 static int slot_reserve(struct codec_slot *slot, const struct chunk_shape *c)
@@ -47,15 +69,15 @@ static int slot_reserve(struct codec_slot *slot, const struct chunk_shape *c)
 				     c->rows * CODEC_LANES);
 
 	if (r == 0)
-		r = codec_workspace_grow((void **)&slot->planes, &slot->planes_cap,
-					 (c->planes + CODEC_CARRIED_WORDS) * 4u);
+		r = codec_workspace_grow((void **)&slot->low, &slot->low_cap,
+					 low_row_bytes(low_rows(c->low_bits)));
 	return r;
 }
 
 static int output_reserve(struct codec_workspace *ws, const struct chunk_shape *c)
 {
 	size_t words = c->scalars + CODEC_WORDS_SLACK;
-	size_t coded = STATES_BYTES + c->planes * 4u + c->scalars * 4u;
+	size_t coded = STATES_BYTES + stored_bytes(c->stored_bits) + c->scalars * 4u;
 	int r = codec_workspace_grow((void **)&ws->words, &ws->words_cap, words * 2u);
 
 	if (r == 0)
@@ -63,24 +85,101 @@ static int output_reserve(struct codec_workspace *ws, const struct chunk_shape *
 	return r;
 }
 
-/* Patterns of the escaped tokens, in row order.  Rare, so a plain scan. */
+/* The stored bits of the streams into a payload; what shares a word with them stays behind. */
+static uint8_t *low_store(const uint32_t *low, size_t bits, uint8_t *out)
+{
+	size_t whole = low_row_bytes(bits / 32u), rest = bits % 32u;
+
+	if (whole > 0)
+		memcpy(out, low, whole);
+	out += whole;
+	low += bits / 32u * CODEC_LANES;
+	for (uint32_t l = 0; rest > 0 && l < CODEC_LANES; l++) {
+		uint32_t word = low[l] & ((1u << rest) - 1u);
+		size_t bytes = rest <= 16u ? sizeof(uint16_t) : sizeof(uint32_t);
+
+		memcpy(out, &word, bytes); /* little endian: its low half */
+		out += bytes;
+	}
+	return out;
+}
+
+/* The inverse; -EBADMSG when there are bits beyond the stored ones. */
+static int low_load(uint32_t *low, size_t bits, const uint8_t *in)
+{
+	size_t whole = low_row_bytes(bits / 32u), rest = bits % 32u;
+	uint32_t beyond = 0;
+
+	if (whole > 0)
+		memcpy(low, in, whole);
+	in += whole;
+	low += bits / 32u * CODEC_LANES;
+	for (uint32_t l = 0; rest > 0 && l < CODEC_LANES; l++) {
+		size_t bytes = rest <= 16u ? sizeof(uint16_t) : sizeof(uint32_t);
+
+		low[l] = 0;
+		memcpy(&low[l], in, bytes);
+		in += bytes;
+		beyond |= low[l] >> rest;
+	}
+	return beyond == 0 ? 0 : -EBADMSG;
+}
+
+/* What the coder's states carry, and its way back.  Both may cross from one word to the next. */
+static void low_carry(const uint32_t *low, const struct chunk_shape *c, uint32_t *states)
+{
+	size_t carried = c->low_bits - c->stored_bits;
+	unsigned at = c->stored_bits % 32u;
+
+	low += c->stored_bits / 32u * CODEC_LANES;
+	for (uint32_t l = 0; l < CODEC_LANES; l++) {
+		uint32_t bits = 0;
+
+		if (carried > 0)
+			bits = low[l] >> at;
+		if (at + carried > 32u)
+			bits |= low[CODEC_LANES + l] << (32u - at);
+		states[l] = CODEC_STATE_LOW | (bits & ((1u << carried) - 1u));
+	}
+}
+
+/* The coder must have ended in states that a coder starts from. */
+static int low_carry_back(uint32_t *low, const struct chunk_shape *c, const uint32_t *states)
+{
+	size_t carried = c->low_bits - c->stored_bits;
+	unsigned at = c->stored_bits % 32u;
+
+	low += c->stored_bits / 32u * CODEC_LANES;
+	for (uint32_t l = 0; l < CODEC_LANES; l++) {
+		uint32_t bits = states[l] & 0xffffu;
+
+		if (states[l] >> 16 != 1u || bits >> carried != 0)
+			return -EBADMSG;
+		if (carried > 0)
+			low[l] = (at ? low[l] : 0) | bits << at;
+		if (at + carried > 32u)
+			low[CODEC_LANES + l] = bits >> (32u - at);
+	}
+	return 0;
+}
+
+/* Patterns of the escaped tokens, in coded order.  Rare, so a plain scan. */
 static uint8_t *escapes_collect(const struct codec_run *run, const uint8_t *raw,
 				const uint8_t *tokens, uint8_t *out)
 {
 	size_t bytes = run->bits / 8u;
+	const uint8_t *at = tokens;
+	const uint8_t *end = tokens + (size_t)run->tokens_count * run->rows_per_token * CODEC_LANES;
 
-	for (uint32_t t = 0; t < run->tokens_count; t++) {
-		const uint8_t *at = tokens, *end = tokens + run->columns;
+	/* Lanes without a column have token 0. */
+	while (at < end && (at = memchr(at, CODEC_TOKEN_ESC, (size_t)(end - at)))) {
+		size_t row = (size_t)(at - tokens) / CODEC_LANES;
+		size_t lane = (size_t)(at - tokens) % CODEC_LANES;
+		size_t column = row / run->tokens_count * CODEC_LANES + lane;
 
-		while (at < end && (at = memchr(at, CODEC_TOKEN_ESC, (size_t)(end - at)))) {
-			size_t column = (size_t)(at - tokens);
-
-			memcpy(out, raw + column * bytes, bytes);
-			out += bytes;
-			at++;
-		}
-		tokens += (size_t)run->rows_per_token * CODEC_LANES;
-		raw += run->columns * bytes;
+		memcpy(out, raw + (row % run->tokens_count * run->columns + column) * bytes, bytes);
+		out += bytes;
+		at++;
 	}
 	return out;
 }
@@ -90,17 +189,17 @@ static uint32_t chunk_tokenize(struct codec_slot *slot, const struct codec_kerne
 {
 	const uint8_t *raw = slot->raw;
 	uint8_t *tokens = slot->tokens;
-	uint32_t *planes = slot->planes;
 	uint32_t escapes = 0;
+	size_t low_bit = 0;
 
 	for (uint32_t i = 0; i < c->runs_count; i++) {
 		const struct codec_run *run = &c->runs[i];
 		size_t rows = (size_t)run->tokens_count * run->rows_per_token;
 
-		escapes += k->tokenize(run, raw, tokens, planes);
+		escapes += k->tokenize(run, raw, tokens, slot->low, low_bit);
 		raw += (size_t)run->tokens_count * run->columns * (run->bits / 8u);
 		tokens += rows * CODEC_LANES;
-		planes += rows * run->shift;
+		low_bit += rows * run->shift;
 	}
 	return escapes;
 }
@@ -129,10 +228,8 @@ int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
 	const struct codec_kernels *k = codec_kernels_get();
 	struct chunk_shape c = chunk_shape(g, p, chunk);
 	uint32_t states[CODEC_LANES], escapes;
-	uint16_t carried[CODEC_LANES] = { 0 };
 	uint16_t *end, *words;
 	uint8_t *out;
-	size_t stored = c.planes - c.carried;
 	int r = slot_reserve(slot, &c);
 
 	if (r == 0)
@@ -142,18 +239,14 @@ int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
 	escapes = chunk_tokenize(slot, k, &c);
 	if (escapes > UINT16_MAX / 2u || escapes > c.scalars / 8u)
 		return -E2BIG;
-	memcpy(carried, slot->planes + stored, c.carried * 4u);
-	for (uint32_t l = 0; l < CODEC_LANES; l++)
-		states[l] = CODEC_STATE_LOW | carried[l];
+	low_carry(slot->low, &c, states);
 	end = ws->words + c.scalars + CODEC_WORDS_SLACK;
 	words = k->encode(p, c.runs, c.runs_count, slot->tokens, states, end);
 	assert(words >= ws->words + CODEC_WORDS_SLACK);
 
 	out = ws->coded;
 	memcpy(out, states, STATES_BYTES);
-	out += STATES_BYTES;
-	memcpy(out, slot->planes, stored * 4u);
-	out += stored * 4u;
+	out = low_store(slot->low, c.stored_bits, out + STATES_BYTES);
 	memcpy(out, words, (size_t)(end - words) * 2u);
 	out += (size_t)(end - words) * 2u;
 	*ret_escape_bytes = 0;
@@ -169,42 +262,26 @@ int codec_channel_encode(struct codec_workspace *ws, struct codec_slot *slot,
 	return 0;
 }
 
-/* The coder must have ended in states a coder starts from; their low halves are the last planes. */
-static int chunk_end_states(struct codec_slot *slot, const struct chunk_shape *c,
-			    const uint32_t *states)
-{
-	uint16_t carried[CODEC_LANES];
-
-	for (uint32_t l = 0; l < CODEC_LANES; l++) {
-		if (states[l] >> 16 != 1u)
-			return -EBADMSG;
-		carried[l] = (uint16_t)states[l];
-		if (l >= 2u * c->carried && carried[l] != 0)
-			return -EBADMSG;
-	}
-	memcpy(slot->planes + (c->planes - c->carried), carried, c->carried * 4u);
-	return 0;
-}
-
 static int chunk_rebuild(const struct codec_slot *slot, const struct codec_kernels *k,
 			 const struct chunk_shape *c, const uint8_t *escapes, size_t escape_bytes,
 			 uint8_t *out)
 {
 	const uint8_t *tokens = slot->tokens;
-	const uint32_t *planes = slot->planes;
+	size_t low_bit = 0;
 
 	for (uint32_t i = 0; i < c->runs_count; i++) {
 		const struct codec_run *run = &c->runs[i];
 		size_t rows = (size_t)run->tokens_count * run->rows_per_token;
 		size_t bytes = run->bits / 8u, there = escape_bytes / bytes;
-		uint32_t used = k->rebuild(run, tokens, planes, escapes, (uint32_t)there, out);
+		uint32_t used = k->rebuild(run, tokens, slot->low, low_bit, escapes,
+					   (uint32_t)there, out);
 
 		if (used > there)
 			return -EBADMSG;
 		escapes += used * bytes;
 		escape_bytes -= used * bytes;
 		tokens += rows * CODEC_LANES;
-		planes += rows * run->shift;
+		low_bit += rows * run->shift;
 		out += (size_t)run->tokens_count * run->columns * bytes;
 	}
 	return escape_bytes == 0 ? 0 : -EBADMSG;
@@ -215,7 +292,7 @@ int codec_channel_open(struct codec_slot *slot, const struct codec_geometry *g,
 		       size_t in_bytes, uint32_t escape_bytes, struct codec_stream *ret_stream)
 {
 	struct chunk_shape c = chunk_shape(g, p, chunk);
-	size_t stored = (c.planes - c.carried) * 4u;
+	size_t stored = stored_bytes(c.stored_bits);
 	size_t fixed = STATES_BYTES + stored + escape_bytes, words;
 	int r;
 
@@ -238,8 +315,7 @@ int codec_channel_open(struct codec_slot *slot, const struct codec_geometry *g,
 	for (uint32_t l = 0; l < CODEC_LANES; l++)
 		if (ret_stream->states[l] < CODEC_STATE_LOW)
 			return -EBADMSG;
-	memcpy(slot->planes, in + STATES_BYTES, stored);
-	return 0;
+	return low_load(slot->low, c.stored_bits, in + STATES_BYTES);
 }
 
 int codec_channel_close(struct codec_slot *slot, const struct codec_geometry *g,
@@ -250,7 +326,7 @@ int codec_channel_close(struct codec_slot *slot, const struct codec_geometry *g,
 	int r = stream->res;
 
 	if (r == 0)
-		r = chunk_end_states(slot, &c, stream->states);
+		r = low_carry_back(slot->low, &c, stream->states);
 	if (r < 0)
 		return r;
 	return chunk_rebuild(slot, codec_kernels_get(), &c,

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * checksum.h - XXH3-64 over a block, piece by piece.  xxHash is compiled into each kernel file, since
- * the packaged library is built for the oldest processors: 10 GB/s where AVX2 does 35.  The value is
- * the same, and so is the state, which kernels of different files may share.
+ * checksum.h - the checksum of a block, a tree of XXH3-64 that format.h defines: leaves segment by
+ * segment, then the root.  The leaves gather in the workspace, in the order of the segments.
+ *
+ * One thread's workspace; knows nothing of chunks or methods.
  */
 #ifndef SKVCD_GPU_CODEC_CHECKSUM_H
 #define SKVCD_GPU_CODEC_CHECKSUM_H
@@ -10,26 +11,25 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+struct codec_geometry;
+struct codec_workspace;
 
-struct checksum {
-	XXH3_state_t state; /* aligned to 64 by its type */
-};
+#define CHECKSUM_ROOT_ALIGN_BYTES 1024u
 
-static inline void checksum_start(struct checksum *c)
-{
-	(void)XXH3_64bits_reset(&c->state);
-}
+size_t checksum_segment_leaves(const struct codec_geometry *g, uint32_t segment);
+size_t checksum_block_leaves(const struct codec_geometry *g);
 
-static inline void checksum_update(struct checksum *c, const void *buf, size_t bytes)
-{
-	(void)XXH3_64bits_update(&c->state, buf, bytes);
-}
+/* Bytes of the root's input: the leaves of a block and the zeros behind them. */
+size_t checksum_root_bytes(const struct codec_geometry *g);
 
-static inline uint64_t checksum_end(const struct checksum *c)
-{
-	return XXH3_64bits_digest(&c->state);
-}
+/* No leaves yet, room for a block's.  0 or -ENOMEM. */
+int checksum_start(struct codec_workspace *ws, const struct codec_geometry *g);
+/* The next segment, from its canonical bytes.  Segments come in order, each once. */
+void checksum_segment(struct codec_workspace *ws, const struct codec_geometry *g, uint32_t segment,
+		      const uint8_t *raw);
+uint64_t checksum_end(struct codec_workspace *ws, const struct codec_geometry *g);
+
+/* The same from leaves made elsewhere: root_bytes of them, with the zeros. */
+uint64_t checksum_root(const uint64_t *leaves, size_t root_bytes);
 
 #endif

@@ -21,6 +21,7 @@
 #define CODEC_ROW_SCALARS_MAX 65536u	/* heads * head_dim of one segment */
 #define CODEC_RAW_BYTES_MAX (64u << 20) /* one block, all segments */
 #define CODEC_DIGEST_BYTES 32u
+#define CODEC_LEAF_BYTES 1024u /* of raw bytes under one leaf of the checksum */
 
 enum codec_dtype {		       /* wire values: never renumber */
 		   CODEC_DTYPE_U8 = 0, /* bytes of unknown meaning */
@@ -87,7 +88,7 @@ struct codec_view {
 
 struct codec_info {
 	uint64_t encoded_bytes;
-	uint64_t raw_xxh3;   /* XXH3-64 of the canonical raw bytes */
+	uint64_t raw_xxh3;   /* checksum of the raw bytes (format.h), made of XXH3-64 */
 	uint32_t chunks_raw; /* chunks that did not shrink or failed to verify */
 	uint32_t escapes;    /* scalars outside their token window */
 	uint8_t speculator;  /* what was really used */
@@ -101,6 +102,12 @@ struct codec_workspace; /* scratch of one thread */
 int codec_geometry_init(struct codec_geometry *g, uint32_t block_tokens,
 			const struct codec_segment *segments, uint32_t segments_count);
 void codec_geometry_deinit(struct codec_geometry *g);
+/*
+ * 1 when every coded segment is made of whole rows and whole checksum leaves, and of a length that
+ * suits kernels which code many rows at a time: columns a multiple of 32, block_tokens of 16, at most
+ * 2048 column groups, and for 1-byte elements groups * block_tokens a multiple of 32.  Else 0.
+ */
+int codec_geometry_regular(const struct codec_geometry *g);
 uint32_t codec_dtype_bytes(uint8_t dtype); /* 1 or 2; 0 when unknown */
 const char *codec_speculator_name(uint8_t speculator);
 const char *codec_isa_name(void); /* "avx512", "avx2" or "scalar": what dispatch chose */
@@ -145,6 +152,19 @@ int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g
 		      const struct codec_profile *profile, const void *in, size_t in_bytes,
 		      const uint64_t *expect_xxh3, const struct codec_view *dst,
 		      uint32_t skip_tokens, _Atomic(uint32_t) *segments_done);
+
+/*
+ * 0 when every chunk of an encoded block is raw or `channel`, so that a device without zstd can decode
+ * it; 1 when one is `generic`, or when the header or the index is not one that this geometry can have
+ * (codec_decode says what is wrong).  Looks at the header and the index only, never beyond
+ * payload_bytes.
+ */
+int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
+			    uint64_t payload_bytes);
+
+/* The checksum that encoding the block would give.  0 or -ENOMEM. */
+int codec_checksum(struct codec_workspace *ws, const struct codec_geometry *g,
+		   const struct codec_view *src, uint64_t *ret_sum);
 
 /* One block of a view, as it is, in canonical packing: g->raw_bytes at out. */
 void codec_copy_out(const struct codec_geometry *g, const struct codec_view *src, void *out);

@@ -23,11 +23,6 @@ int codec_workspace_new(struct codec_workspace **ret_ws)
 
 	if (!ws)
 		return -ENOMEM;
-	ws->sum = aligned_alloc(64, (sizeof(*ws->sum) + 63u) & ~(size_t)63u);
-	if (!ws->sum) {
-		free(ws);
-		return -ENOMEM;
-	}
 	*ret_ws = ws;
 	return 0;
 }
@@ -39,15 +34,15 @@ struct codec_workspace *codec_workspace_free(struct codec_workspace *ws)
 	for (unsigned i = 0; i < CODEC_STREAMS_MAX; i++) {
 		free(ws->slot[i].raw);
 		free(ws->slot[i].tokens);
-		free(ws->slot[i].planes);
+		free(ws->slot[i].low);
 	}
 	free(ws->words);
 	free(ws->coded);
 	free(ws->split);
 	free(ws->check);
+	free(ws->leaves);
 	ZSTD_freeCCtx(ws->zstd_c);
 	ZSTD_freeDCtx(ws->zstd_d);
-	free(ws->sum);
 	free(ws);
 	return NULL;
 }
@@ -96,7 +91,7 @@ struct job {
 	struct format_chunk_entry e;
 	const uint8_t *payload;	 /* borrowed: e.payload_bytes, in bounds */
 	uint8_t *out;		 /* borrowed: the chunk's canonical bytes */
-	struct codec_slot *slot; /* borrowed: tokens and planes are free for use */
+	struct codec_slot *slot; /* borrowed: tokens and low are free for use */
 	uint32_t escapes;	 /* encoding with `channel`: scalars */
 	int res;
 };
@@ -225,10 +220,10 @@ static int chunk_copy(struct codec_workspace *ws, struct codec_slot *slot,
 		return r;
 	for (uint32_t i = first; i < end; i++) {
 		codec_gather(g, src, i, slot->raw + off);
+		checksum_segment(ws, g, i, slot->raw + off);
 		off += codec_segment_bytes(g, i);
 	}
 	assert(off == bytes);
-	codec_kernels_get()->checksum(ws->sum, slot->raw, bytes);
 	return 0;
 }
 
@@ -374,13 +369,14 @@ int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 			     (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
 	if (cap < info.encoded_bytes)
 		return -ENOSPC;
-	checksum_start(ws->sum);
-	r = blocks_encode(ws, g, profile, speculator, flags, src, out, cap, &info);
+	r = checksum_start(ws, g);
+	if (r == 0)
+		r = blocks_encode(ws, g, profile, speculator, flags, src, out, cap, &info);
 	if (r < 0)
 		return r;
 	header_fill(&h, g, profile, speculator);
 	h.encoded_bytes = (uint32_t)info.encoded_bytes;
-	h.raw_xxh3 = checksum_end(ws->sum);
+	h.raw_xxh3 = checksum_end(ws, g);
 	memcpy(out, &h, sizeof(h));
 	info.raw_xxh3 = h.raw_xxh3;
 	info.speculator = speculator;
@@ -388,11 +384,10 @@ int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 	return 0;
 }
 
-static int header_check(const struct codec_geometry *g, const struct codec_profile *profile,
-			const struct format_block_header *h, size_t in_bytes)
+/* What can be said without a profile. */
+static int header_check_geometry(const struct codec_geometry *g,
+				 const struct format_block_header *h, size_t in_bytes)
 {
-	static const uint8_t zero[FORMAT_DIGEST_PREFIX_BYTES];
-
 	if (h->magic != FORMAT_BLOCK_MAGIC || h->version != FORMAT_BLOCK_VERSION ||
 	    h->reserved != 0)
 		return -EBADMSG;
@@ -402,6 +397,17 @@ static int header_check(const struct codec_geometry *g, const struct codec_profi
 		return -ESTALE;
 	if (h->chunks_count != g->chunks_count || h->raw_bytes != g->raw_bytes)
 		return -EBADMSG;
+	return 0;
+}
+
+static int header_check(const struct codec_geometry *g, const struct codec_profile *profile,
+			const struct format_block_header *h, size_t in_bytes)
+{
+	static const uint8_t zero[FORMAT_DIGEST_PREFIX_BYTES];
+	int r = header_check_geometry(g, h, in_bytes);
+
+	if (r < 0)
+		return r;
 	if (h->speculator != CODEC_SPEC_CHANNEL)
 		return memcmp(h->profile_digest, zero, sizeof(zero)) == 0 ? 0 : -EBADMSG;
 	if (!profile ||
@@ -409,6 +415,37 @@ static int header_check(const struct codec_geometry *g, const struct codec_profi
 	    memcmp(profile->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0)
 		return -ESTALE;
 	return 0;
+}
+
+int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
+			    uint64_t payload_bytes)
+{
+	const uint8_t *in = payload;
+	struct format_block_header h;
+	uint64_t end = sizeof(h) + (uint64_t)g->chunks_count * sizeof(struct format_chunk_entry);
+
+	if (payload_bytes < end)
+		return 1;
+	memcpy(&h, in, sizeof(h));
+	if (header_check_geometry(g, &h, payload_bytes) < 0)
+		return 1;
+	for (uint32_t c = 0; c < g->chunks_count; c++) {
+		struct format_chunk_entry e;
+
+		memcpy(&e, in + sizeof(h) + (size_t)c * sizeof(e), sizeof(e));
+		if (e.method != FORMAT_METHOD_RAW && e.method != FORMAT_METHOD_CHANNEL)
+			return 1;
+		if (e.reserved != 0 ||
+		    (e.method == FORMAT_METHOD_RAW &&
+		     (e.escape_bytes != 0 || e.payload_bytes != codec_chunk_bytes(g, c))))
+			return 1;
+		if (e.method == FORMAT_METHOD_CHANNEL &&
+		    (h.speculator != CODEC_SPEC_CHANNEL ||
+		     !codec_segment_coded(&g->segments[g->chunk_first_segment[c]])))
+			return 1;
+		end += padded(e.payload_bytes); /* 2^32 each at most: no overflow */
+	}
+	return end != payload_bytes;
 }
 
 /* Take the next payload off the input.  Returns 0 or -EBADMSG. */
@@ -427,14 +464,15 @@ static int payload_take(const uint8_t *in, size_t in_bytes, size_t *off,
 	return 0;
 }
 
-/* Checked bytes into the block's pages. */
-static void chunk_scatter(const struct codec_geometry *g, const struct job *j,
-			  const struct codec_view *dst, uint32_t skip_tokens)
+/* Decoded bytes into the checksum and the block's pages. */
+static void chunk_scatter(struct codec_workspace *ws, const struct codec_geometry *g,
+			  const struct job *j, const struct codec_view *dst, uint32_t skip_tokens)
 {
 	const uint8_t *from = j->out;
 	uint32_t end = g->chunk_first_segment[j->chunk + 1];
 
 	for (uint32_t i = g->chunk_first_segment[j->chunk]; i < end; i++) {
+		checksum_segment(ws, g, i, from);
 		codec_scatter(g, dst, i, skip_tokens, from);
 		from += codec_segment_bytes(g, i);
 	}
@@ -485,9 +523,7 @@ static int blocks_decode(struct codec_workspace *ws, const struct codec_geometry
 		if (r < 0)
 			return r;
 		for (unsigned i = 0; i < n; i++) {
-			codec_kernels_get()->checksum(ws->sum, jobs[i].out,
-						      codec_chunk_bytes(g, jobs[i].chunk));
-			chunk_scatter(g, &jobs[i], dst, skip_tokens);
+			chunk_scatter(ws, g, &jobs[i], dst, skip_tokens);
 			if (segments_done)
 				atomic_store_explicit(segments_done,
 						      g->chunk_first_segment[jobs[i].chunk + 1],
@@ -518,11 +554,12 @@ int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g
 		return -EBADMSG;
 	if (h.speculator != CODEC_SPEC_CHANNEL)
 		profile = NULL; /* its digest was not compared */
-	checksum_start(ws->sum);
-	r = blocks_decode(ws, g, profile, in, in_bytes, dst, skip_tokens, segments_done);
+	r = checksum_start(ws, g);
+	if (r == 0)
+		r = blocks_decode(ws, g, profile, in, in_bytes, dst, skip_tokens, segments_done);
 	if (r < 0)
 		return r;
-	sum = checksum_end(ws->sum);
+	sum = checksum_end(ws, g);
 	return sum == h.raw_xxh3 ? 0 : -EBADMSG;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * cpu_scalar.c - the reference kernels, straight from core.h.  What they produce is the format; the
- * vector kernels must produce the same bytes, and use the row steps here for what does not fill a
+ * vector kernels must produce the same bytes, and use parts of it for what does not fill a
  * vector.
  *
  * Pure functions over their arguments; any thread.  The decoder trusts nothing but array sizes.
@@ -11,7 +11,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "gpu/codec/checksum.h"
+#include "gpu/codec/cpu_leaves.h"
 
 static uint32_t load_u16(const uint8_t *p)
 {
@@ -21,49 +21,73 @@ static uint32_t load_u16(const uint8_t *p)
 	return v;
 }
 
-uint32_t codec_scalar_tokenize_row(const struct codec_run *run, uint32_t column, uint32_t lanes,
-				   const uint8_t *raw, uint8_t *tokens, uint32_t *planes)
+/* A row's low bits into the lanes' streams.  A word is written whole when its first bit is. */
+static void low_push(uint32_t *low, size_t bit, unsigned shift, const uint32_t *bits)
 {
-	uint32_t escapes = 0;
+	uint32_t *row = low + bit / 32u * CODEC_LANES;
+	unsigned at = bit % 32u;
 
-	for (unsigned k = 0; k < run->shift; k++)
-		planes[k] = 0;
-	for (uint32_t l = 0; l < lanes; l++) {
-		uint32_t pattern = run->bits == 16 ? load_u16(raw + 2u * l) : raw[l];
-		uint32_t c = column + l;
-		uint32_t token = codec_token_of(pattern, run->bits, run->shift, run->top[c],
-						run->width[c], run->flip[c]);
+	for (uint32_t l = 0; shift > 0 && l < CODEC_LANES; l++) {
+		row[l] = (at ? row[l] : 0) | bits[l] << at;
+		if (at + shift > 32u)
+			row[CODEC_LANES + l] = bits[l] >> (32u - at);
+	}
+}
 
-		tokens[l] = (uint8_t)token;
-		escapes += token == CODEC_TOKEN_ESC;
-		for (unsigned k = 0; k < run->shift; k++)
-			planes[k] |= (pattern >> k & 1u) << l;
+static uint32_t low_pull(const uint32_t *low, size_t bit, unsigned shift, uint32_t lane)
+{
+	const uint32_t *word = low + bit / 32u * CODEC_LANES + lane;
+	unsigned at = bit % 32u;
+	uint32_t bits;
+
+	if (shift == 0)
+		return 0;
+	bits = *word >> at;
+	if (at + shift > 32u)
+		bits |= word[CODEC_LANES] << (32u - at);
+	return bits & ((1u << shift) - 1u);
+}
+
+uint32_t codec_scalar_tokenize_group(const struct codec_run *run, uint32_t group,
+				     const uint8_t *raw, uint8_t *tokens, uint32_t *low,
+				     size_t low_bit)
+{
+	uint32_t escapes = 0, bytes = run->bits / 8u, first = group * CODEC_LANES;
+	uint32_t lanes = codec_group_lanes(run, group);
+
+	raw += (size_t)first * bytes;
+	for (uint32_t t = 0; t < run->tokens_count; t++) {
+		uint32_t bits[CODEC_LANES] = { 0 };
+
+		memset(tokens, 0, CODEC_LANES);
+		for (uint32_t l = 0; l < lanes; l++) {
+			uint32_t pattern = bytes == 2 ? load_u16(raw + 2u * l) : raw[l];
+			uint32_t c = first + l;
+			uint32_t token = codec_token_of(pattern, run->bits, run->shift, run->top[c],
+							run->width[c], run->flip[c]);
+
+			tokens[l] = (uint8_t)token;
+			escapes += token == CODEC_TOKEN_ESC;
+			bits[l] = pattern & ((1u << run->shift) - 1u);
+		}
+		low_push(low, low_bit, run->shift, bits);
+		low_bit += run->shift;
+		tokens += CODEC_LANES;
+		raw += (size_t)run->columns * bytes;
 	}
 	return escapes;
 }
 
-static uint32_t row_lanes(const struct codec_run *run, uint32_t row)
-{
-	uint32_t left = run->columns - row * CODEC_LANES;
-
-	return left < CODEC_LANES ? left : CODEC_LANES;
-}
-
 static uint32_t scalar_tokenize(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens,
-				uint32_t *planes)
+				uint32_t *low, size_t low_bit)
 {
-	uint32_t escapes = 0, bytes = run->bits / 8u;
+	uint32_t escapes = 0;
 
-	for (uint32_t t = 0; t < run->tokens_count; t++)
-		for (uint32_t r = 0; r < run->rows_per_token; r++) {
-			uint32_t lanes = row_lanes(run, r);
-
-			escapes += codec_scalar_tokenize_row(run, r * CODEC_LANES, lanes, raw,
-							     tokens, planes);
-			raw += (size_t)lanes * bytes;
-			tokens += CODEC_LANES;
-			planes += run->shift;
-		}
+	for (uint32_t r = 0; r < run->rows_per_token; r++) {
+		escapes += codec_scalar_tokenize_group(run, r, raw, tokens, low, low_bit);
+		tokens += (size_t)run->tokens_count * CODEC_LANES;
+		low_bit += (size_t)run->tokens_count * run->shift;
+	}
 	return escapes;
 }
 
@@ -93,19 +117,14 @@ static uint16_t *scalar_encode(const struct codec_profile *p, const struct codec
 		tokens += (size_t)runs[i].tokens_count * runs[i].rows_per_token * CODEC_LANES;
 	for (uint32_t i = runs_count; i-- > 0;) {
 		const struct codec_run *run = &runs[i];
-		size_t pitch = (size_t)run->rows_per_token * CODEC_LANES;
 
-		for (uint32_t t = run->tokens_count; t-- > 0;)
-			for (uint32_t r = run->rows_per_token; r-- > 0;) {
-				const uint8_t *previous = run->context && t > 0 ? tokens - pitch
-										: NULL;
-
+		for (uint32_t r = run->rows_per_token; r-- > 0;)
+			for (uint32_t t = run->tokens_count; t-- > 0;) {
 				tokens -= CODEC_LANES;
-				if (previous)
-					previous -= CODEC_LANES;
-				end = codec_scalar_encode_row(p, run->table + r * CODEC_LANES,
-							      previous, tokens, row_lanes(run, r),
-							      states, end);
+				end = codec_scalar_encode_row(
+					p, run->table + r * CODEC_LANES,
+					run->context && t > 0 ? tokens - CODEC_LANES : NULL, tokens,
+					codec_group_lanes(run, r), states, end);
 			}
 	}
 	return end;
@@ -122,7 +141,7 @@ int64_t codec_scalar_decode_row(const struct codec_profile *p, const uint16_t *t
 		uint32_t slot = states[l] & (CODEC_PROB_SUM - 1u);
 		uint32_t e = p->dec[t * CODEC_PROB_SUM + slot];
 
-		tokens[l] = (uint8_t)(e >> CODEC_DEC_TOKEN_SHIFT);
+		tokens[l] = (uint8_t)(e >> CODEC_DEC_TOKEN_SHIFT & CODEC_DEC_TOKEN_MASK);
 		states[l] = codec_rans_decode_step(states[l], e);
 		if (states[l] < CODEC_STATE_LOW) {
 			if (used == words_left)
@@ -141,15 +160,13 @@ static int stream_decode(const struct codec_profile *p, struct codec_stream *s)
 
 	for (uint32_t i = 0; i < s->runs_count; i++) {
 		const struct codec_run *run = &s->runs[i];
-		size_t pitch = (size_t)run->rows_per_token * CODEC_LANES;
 
-		for (uint32_t t = 0; t < run->tokens_count; t++)
-			for (uint32_t r = 0; r < run->rows_per_token; r++) {
-				const uint8_t *previous = run->context && t > 0 ? tokens - pitch
-										: NULL;
+		for (uint32_t r = 0; r < run->rows_per_token; r++)
+			for (uint32_t t = 0; t < run->tokens_count; t++) {
 				int64_t n = codec_scalar_decode_row(
-					p, run->table + r * CODEC_LANES, previous,
-					row_lanes(run, r), s->words + 2u * (size_t)used,
+					p, run->table + r * CODEC_LANES,
+					run->context && t > 0 ? tokens - CODEC_LANES : NULL,
+					codec_group_lanes(run, r), s->words + 2u * (size_t)used,
 					s->words_count - used, s->states, tokens);
 
 				if (n < 0)
@@ -168,61 +185,63 @@ static void scalar_decode(const struct codec_profile *p, struct codec_stream *st
 		streams[i].res = stream_decode(p, &streams[i]);
 }
 
-uint32_t codec_scalar_rebuild_row(const struct codec_run *run, uint32_t column, uint32_t lanes,
-				  const uint8_t *tokens, const uint32_t *planes,
-				  const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw)
+uint32_t codec_scalar_rebuild_group(const struct codec_run *run, uint32_t group,
+				    const uint8_t *tokens, const uint32_t *low, size_t low_bit,
+				    const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw)
 {
-	uint32_t used = 0;
+	uint32_t used = 0, bytes = run->bits / 8u, first = group * CODEC_LANES;
+	uint32_t lanes = codec_group_lanes(run, group);
 
-	for (uint32_t l = 0; l < lanes; l++) {
-		uint32_t c = column + l, low = 0, pattern;
+	raw += (size_t)first * bytes;
+	for (uint32_t t = 0; t < run->tokens_count; t++) {
+		for (uint32_t l = 0; l < lanes; l++) {
+			uint32_t c = first + l, bits = low_pull(low, low_bit, run->shift, l);
+			uint32_t pattern = codec_pattern_of(tokens[l], bits, run->bits, run->shift,
+							    run->top[c], run->flip[c]);
 
-		for (unsigned k = 0; k < run->shift; k++)
-			low |= (planes[k] >> l & 1u) << k;
-		pattern = codec_pattern_of(tokens[l], low, run->bits, run->shift, run->top[c],
-					   run->flip[c]);
-		if (tokens[l] == CODEC_TOKEN_ESC) {
-			if (used < escapes_count)
-				pattern = run->bits == 16 ? load_u16(escapes + 2u * used)
-							  : escapes[used];
-			used++;
+			if (tokens[l] == CODEC_TOKEN_ESC) {
+				if (used < escapes_count)
+					pattern = bytes == 2 ? load_u16(escapes + 2u * used)
+							     : escapes[used];
+				used++;
+			}
+			if (bytes == 2) {
+				uint16_t v = (uint16_t)pattern;
+
+				memcpy(raw + 2u * l, &v, sizeof(v));
+			} else {
+				raw[l] = (uint8_t)pattern;
+			}
 		}
-		if (run->bits == 16) {
-			uint16_t v = (uint16_t)pattern;
-
-			memcpy(raw + 2u * l, &v, sizeof(v));
-		} else {
-			raw[l] = (uint8_t)pattern;
-		}
+		low_bit += run->shift;
+		tokens += CODEC_LANES;
+		raw += (size_t)run->columns * bytes;
 	}
 	return used;
 }
 
 static uint32_t scalar_rebuild(const struct codec_run *run, const uint8_t *tokens,
-			       const uint32_t *planes, const uint8_t *escapes,
+			       const uint32_t *low, size_t low_bit, const uint8_t *escapes,
 			       uint32_t escapes_count, uint8_t *raw)
 {
 	uint32_t used = 0, bytes = run->bits / 8u;
 
-	for (uint32_t t = 0; t < run->tokens_count; t++)
-		for (uint32_t r = 0; r < run->rows_per_token; r++) {
-			uint32_t lanes = row_lanes(run, r);
-
-			if (used > escapes_count)
-				return used;
-			used += codec_scalar_rebuild_row(run, r * CODEC_LANES, lanes, tokens,
-							 planes, escapes + (size_t)bytes * used,
-							 escapes_count - used, raw);
-			raw += (size_t)lanes * bytes;
-			tokens += CODEC_LANES;
-			planes += run->shift;
-		}
+	for (uint32_t r = 0; r < run->rows_per_token; r++) {
+		if (used > escapes_count)
+			return used;
+		used += codec_scalar_rebuild_group(run, r, tokens, low, low_bit,
+						   escapes + (size_t)bytes * used,
+						   escapes_count - used, raw);
+		tokens += (size_t)run->tokens_count * CODEC_LANES;
+		low_bit += (size_t)run->tokens_count * run->shift;
+	}
 	return used;
 }
 
-static void scalar_checksum(struct checksum *c, const void *buf, size_t bytes)
+static void scalar_leaves(const struct codec_leaf_shape *shape, const uint8_t *raw,
+			  uint64_t *leaves)
 {
-	checksum_update(c, buf, bytes);
+	leaves_compute(shape, raw, leaves);
 }
 
 static bool scalar_supported(void)
@@ -237,5 +256,5 @@ const struct codec_kernels codec_kernels_scalar = {
 	.encode = scalar_encode,
 	.decode = scalar_decode,
 	.rebuild = scalar_rebuild,
-	.checksum = scalar_checksum,
+	.leaves = scalar_leaves,
 };

@@ -12,10 +12,6 @@
 #include "gpu/codec/internal.h"
 
 static const struct codec_kernels *const kernels_all[] = {
-#if defined(__x86_64__)
-	&codec_kernels_avx512,
-	&codec_kernels_avx2,
-#endif
 	&codec_kernels_scalar,
 };
 #define KERNELS_COUNT (sizeof(kernels_all) / sizeof(kernels_all[0]))

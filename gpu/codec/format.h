@@ -6,13 +6,13 @@
  * Encoded block
  *   offset  size  what
  *        0     4  magic "SKVB"
- *        4     2  version (1)
+ *        4     2  version (2)
  *        6     1  speculator (enum codec_speculator)
  *        7     1  reserved
  *        8     4  encoded bytes, all of it
  *       12     4  chunks
  *       16     8  raw bytes
- *       24     8  XXH3-64 (seed 0) of the raw bytes in canonical order
+ *       24     8  checksum of the raw bytes, see below
  *       32    16  first half of the profile's digest; zero when no chunk needs a profile
  *       48    16  first half of the geometry's digest
  *       64   8*n  chunk index: u32 payload bytes, u16 escape bytes, u8 method, u8 reserved
@@ -22,11 +22,25 @@
  *   raw      the canonical bytes
  *   generic  u32 bytes of the first zstd frame; a frame of all low bytes (and of one-byte elements),
  *            then a frame of all high bytes (empty when there are none)
- *   channel  32 x u32 final coder states; u32 bit-plane words, all but the last 16 of the chunk;
- *            u16 rANS words; escaped patterns in row order, each of its element's size.  The last
- *            16 bit-plane words are the low halves of the coder's initial states (lane l: half l),
- *            which the decoder ends with; the high halves must be 1.  A row has `shift` bit-plane
- *            words, bit l of word k is bit k of lane l.
+ *   channel  32 x u32 final coder states; the stored low bits; u16 rANS words; escaped patterns in
+ *            coded order of rows, in a row by lane, each of its element's size.  core.h says what
+ *            the coded order and the low bits are.
+ *            Stored low bits, the first S bits of every lane's stream: floor(S / 32) rows of 32 x
+ *            u32, word l of row j has bits [32 j, 32 j + 32) of lane l; then the S mod 32 bits that
+ *            are left, if any, in one row of 32 x u16 when they are 16 or fewer, else of 32 x u32.
+ *            Unused high bits of that row are zero.  The carried bits of lane l are the low half of
+ *            the state that its decoder ends with, unused high bits zero; the high half must be 1.
+ *            How many words there are follows from the payload's length.
+ *
+ * Checksum: a tree, so that pieces can be hashed in any order, by any device.  It depends on the raw
+ * bytes and the geometry only, not on how they are coded.
+ *   leaves   each segment's bytes, in pieces of 1024, the last one padded with zeros to 1024: each
+ *            piece's XXH3-64 (seed 0).  A segment of n bytes has ceil(n / 1024) leaves.  The bytes
+ *            of a segment that `channel` could code (kind not opaque, type not U8) are taken in
+ *            coded order: row (r, t) gives the patterns of its columns, 32 or those that exist.  The
+ *            bytes of the others are taken in canonical order.
+ *   root     the leaves of all segments in order, u64 each, padded with zeros to a multiple of 1024
+ *            bytes: XXH3-64 (seed 0) of these bytes is the checksum.
  *
  * Profile
  *        0     4  magic "SKVP"
@@ -58,7 +72,7 @@
 #endif
 
 #define FORMAT_BLOCK_MAGIC 0x42564b53u /* "SKVB" */
-#define FORMAT_BLOCK_VERSION 1u
+#define FORMAT_BLOCK_VERSION 2u
 #define FORMAT_PROFILE_MAGIC 0x50564b53u /* "SKVP" */
 #define FORMAT_PROFILE_VERSION 1u
 #define FORMAT_DIGEST_PREFIX_BYTES 16u

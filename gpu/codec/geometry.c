@@ -157,6 +157,22 @@ void codec_geometry_deinit(struct codec_geometry *g)
 	*g = (struct codec_geometry){ 0 };
 }
 
+int codec_geometry_regular(const struct codec_geometry *g)
+{
+	for (uint32_t i = 0; i < g->segments_count; i++) {
+		const struct codec_segment *s = &g->segments[i];
+		uint32_t columns = codec_segment_columns(s), groups = columns / CODEC_LANES;
+
+		if (!codec_segment_coded(s))
+			continue;
+		if (columns % CODEC_LANES != 0 || g->block_tokens % 16u != 0 || groups > 2048u)
+			return 0;
+		if (codec_dtype_bytes(s->dtype) == 1 && groups * g->block_tokens % 32u != 0)
+			return 0;
+	}
+	return 1;
+}
+
 /* Where a segment lies in a view, and how it steps. */
 struct span {
 	uint8_t *base;

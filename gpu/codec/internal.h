@@ -59,16 +59,23 @@ struct codec_stream { /* one chunk's coded tokens, to be decoded */
 	int res; /* out: 0, or -EBADMSG: not exactly words_count */
 };
 
-struct checksum; /* checksum.h */
+/* A segment's bytes as the checksum takes them. */
+struct codec_leaf_shape {
+	uint32_t tokens_count;
+	uint32_t columns;
+	uint32_t element_bytes;
+	bool coded; /* in coded order, else as they lie */
+};
 
 /* Kernels.  Every implementation gives the same bytes as cpu_scalar.c. */
 struct codec_kernels {
 	const char *name;
 	bool (*supported)(void);
-	/* Canonical bytes of one run -> tokens (rows * 32) and bit planes (rows * shift).  Returns the
-	 * number of escapes. */
+	/* Canonical bytes of one run -> tokens in coded order (rows * 32; 0 where there is no column) and
+	 * low bits.  Bit b of lane l's stream is bit b % 32 of low[b / 32 * 32 + l]; the run's bits
+	 * begin at low_bit, bits before that are kept.  Returns the number of escapes. */
 	uint32_t (*tokenize)(const struct codec_run *run, const uint8_t *raw, uint8_t *tokens,
-			     uint32_t *planes);
+			     uint32_t *low, size_t low_bit);
 	/* Code the tokens of consecutive runs, last first; words grow down from end.  At least
 	 * CODEC_WORDS_SLACK more words than scalars lie below it.  Returns the first word. */
 	uint16_t *(*encode)(const struct codec_profile *p, const struct codec_run *runs,
@@ -79,10 +86,11 @@ struct codec_kernels {
 		       uint32_t streams_count);
 	/* The inverse of tokenize.  Takes patterns, of the run's element size, from *escapes on, at
 	 * most escapes_count, and returns how many there were (more than escapes_count: malformed). */
-	uint32_t (*rebuild)(const struct codec_run *run, const uint8_t *tokens,
-			    const uint32_t *planes, const uint8_t *escapes, uint32_t escapes_count,
+	uint32_t (*rebuild)(const struct codec_run *run, const uint8_t *tokens, const uint32_t *low,
+			    size_t low_bit, const uint8_t *escapes, uint32_t escapes_count,
 			    uint8_t *raw);
-	void (*checksum)(struct checksum *c, const void *buf, size_t bytes);
+	/* Canonical bytes of one segment -> its leaves of the checksum. */
+	void (*leaves)(const struct codec_leaf_shape *shape, const uint8_t *raw, uint64_t *leaves);
 };
 
 extern const struct codec_kernels codec_kernels_scalar;
@@ -90,36 +98,46 @@ extern const struct codec_kernels codec_kernels_avx2;
 extern const struct codec_kernels codec_kernels_avx512;
 const struct codec_kernels *codec_kernels_get(void);
 
-/* Row steps of the scalar kernels, which the others use for partial rows and at the end of the words. */
+/* Parts of the scalar kernels that the others use: rows for partial groups and at the end of the words,
+ * whole partial groups of columns (raw and tokens are those of the run's start and of the group's). */
 uint16_t *codec_scalar_encode_row(const struct codec_profile *p, const uint16_t *table,
 				  const uint8_t *previous, const uint8_t *tokens, uint32_t lanes,
 				  uint32_t *states, uint16_t *end);
 int64_t codec_scalar_decode_row(const struct codec_profile *p, const uint16_t *table,
 				const uint8_t *previous, uint32_t lanes, const uint8_t *words,
 				uint32_t words_left, uint32_t *states, uint8_t *tokens);
-uint32_t codec_scalar_tokenize_row(const struct codec_run *run, uint32_t column, uint32_t lanes,
-				   const uint8_t *raw, uint8_t *tokens, uint32_t *planes);
-uint32_t codec_scalar_rebuild_row(const struct codec_run *run, uint32_t column, uint32_t lanes,
-				  const uint8_t *tokens, const uint32_t *planes,
-				  const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw);
+uint32_t codec_scalar_tokenize_group(const struct codec_run *run, uint32_t group,
+				     const uint8_t *raw, uint8_t *tokens, uint32_t *low,
+				     size_t low_bit);
+uint32_t codec_scalar_rebuild_group(const struct codec_run *run, uint32_t group,
+				    const uint8_t *tokens, const uint32_t *low, size_t low_bit,
+				    const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw);
+
+static inline uint32_t codec_group_lanes(const struct codec_run *run, uint32_t group)
+{
+	uint32_t left = run->columns - group * CODEC_LANES;
+
+	return left < CODEC_LANES ? left : CODEC_LANES;
+}
 
 struct codec_slot {   /* scratch of one chunk */
 	uint8_t *raw; /* private copy, or what was decoded */
 	uint8_t *tokens;
-	uint32_t *planes;
-	size_t raw_cap, tokens_cap, planes_cap;
+	uint32_t *low; /* low bits, rows of 32 words */
+	size_t raw_cap, tokens_cap, low_cap;
 };
 
 struct codec_workspace { /* grown on demand, one thread's */
 	struct codec_slot slot[CODEC_STREAMS_MAX];
 	uint16_t *words;
-	uint8_t *coded; /* a chunk's payload */
-	uint8_t *split; /* byte planes of `generic` */
-	uint8_t *check; /* a chunk decoded again */
-	size_t words_cap, coded_cap, split_cap, check_cap;
+	uint8_t *coded;	  /* a chunk's payload */
+	uint8_t *split;	  /* byte planes of `generic` */
+	uint8_t *check;	  /* a chunk decoded again */
+	uint64_t *leaves; /* of the block's checksum, as far as it was looked at */
+	size_t words_cap, coded_cap, split_cap, check_cap, leaves_cap;
+	size_t leaves_count;
 	void *zstd_c;
 	void *zstd_d;
-	struct checksum *sum; /* owned */
 };
 
 /* Grow *buf to at least bytes; the contents are lost.  0 or -ENOMEM. */

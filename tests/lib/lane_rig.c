@@ -297,15 +297,16 @@ static uint32_t put_keys(struct lane_rig_session *rs, uint32_t first, uint32_t c
 	return rel;
 }
 
-void lane_rig_store(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint64_t user_data)
+static void store(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint32_t page,
+		  uint64_t user_data)
 {
 	uint32_t keys_bytes = count * (uint32_t)sizeof(struct skvc_abi_key);
 	uint32_t rel = put_keys(rs, first, count, count * 4);
 
 	for (uint32_t i = 0; i < count; i++) {
-		uint32_t page = (first + i) % RIG_PAGES;
+		uint32_t at = (page + i) % RIG_PAGES;
 
-		memcpy(args_at(rs, rel + keys_bytes + i * 4), &page, 4);
+		memcpy(args_at(rs, rel + keys_bytes + i * 4), &at, 4);
 	}
 	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_STORE,
 						    .ns = 1,
@@ -317,24 +318,52 @@ void lane_rig_store(struct lane_rig_session *rs, uint32_t first, uint32_t count,
 						    .args_bytes = keys_bytes + count * 4 });
 }
 
-struct skvc_abi_cqe lane_rig_lookup(struct lane_rig_session *rs, uint32_t first, uint32_t count)
+void lane_rig_store(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint64_t user_data)
+{
+	store(rs, first, count, first, user_data);
+}
+
+void lane_rig_store_at(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint32_t page,
+		       uint64_t user_data)
+{
+	store(rs, first, count, page, user_data);
+}
+
+static void on_keys(struct lane_rig_session *rs, uint8_t opcode, uint32_t first, uint32_t count,
+		    uint64_t user_data)
 {
 	uint32_t rel = put_keys(rs, first, count, 0);
 
 	lane_rig_submit(rs, &(struct skvc_abi_sqe){
-				    .opcode = SKVC_ABI_OP_LOOKUP,
+				    .opcode = opcode,
 				    .ns = 1,
-				    .user_data = 1000,
+				    .user_data = user_data,
 				    .count = count,
 				    .args_rel = rel,
 				    .args_bytes = count * (uint32_t)sizeof(struct skvc_abi_key) });
+}
+
+void lane_rig_lookup_begin(struct lane_rig_session *rs, uint32_t first, uint32_t count,
+			   uint64_t user_data)
+{
+	on_keys(rs, SKVC_ABI_OP_LOOKUP, first, count, user_data);
+}
+
+void lane_rig_drop(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint64_t user_data)
+{
+	on_keys(rs, SKVC_ABI_OP_DROP, first, count, user_data);
+}
+
+struct skvc_abi_cqe lane_rig_lookup(struct lane_rig_session *rs, uint32_t first, uint32_t count)
+{
+	on_keys(rs, SKVC_ABI_OP_LOOKUP, first, count, 1000);
 	return lane_rig_complete(rs);
 }
 
 void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count,
 		   uint64_t user_data)
 {
-	uint32_t words = (count + 63) / 64;
+	uint32_t words = (count + 63) / 64 + (rs->flags & SKVC_ABI_SQE_LAYER_PROGRESS ? 1 : 0);
 	uint32_t rel = args_take(rs, count * 4), result = args_take(rs, words * 8);
 
 	for (uint32_t i = 0; i < count; i++) {
@@ -342,10 +371,13 @@ void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_p
 
 		memcpy(args_at(rs, rel + i * 4), &page, 4);
 	}
+	rs->result_rel = result;
 	lane_rig_submit(rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_LOAD,
 						    .region = rs->handle,
 						    .arg = rs->arg,
 						    .lease = lease,
+						    .flags = rs->flags,
+						    .skip_tokens = rs->skip_tokens,
 						    .user_data = user_data,
 						    .count = count,
 						    .args_rel = rel,

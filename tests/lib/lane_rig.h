@@ -35,6 +35,9 @@ struct lane_rig_session {
 	uint32_t args_next; /* bump allocator over the argument area */
 	uint32_t handle;    /* region that stores and loads name; 1, the session's own, at first */
 	uint64_t arg;	    /* of stores and loads: their events */
+	uint8_t flags;	    /* of loads */
+	uint32_t skip_tokens; /* of loads */
+	uint32_t result_rel;  /* where the last load's results are */
 };
 
 void lane_rig_config(struct config *ret); /* small pool, no NVMe, fits early */
@@ -64,6 +67,12 @@ struct skvc_abi_cqe lane_rig_done(struct lane_rig_session *rs); /* skips SOURCE_
 /* Keys and pages first..first+count-1; user_data is the caller's. */
 void lane_rig_store(struct lane_rig_session *rs, uint32_t first, uint32_t count,
 		    uint64_t user_data);
+/* The same with other pages: page..page+count-1. */
+void lane_rig_store_at(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint32_t page,
+		       uint64_t user_data);
+void lane_rig_drop(struct lane_rig_session *rs, uint32_t first, uint32_t count, uint64_t user_data);
+void lane_rig_lookup_begin(struct lane_rig_session *rs, uint32_t first, uint32_t count,
+			   uint64_t user_data); /* its completion comes like others */
 struct skvc_abi_cqe lane_rig_lookup(struct lane_rig_session *rs, uint32_t first, uint32_t count);
 void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count,
 		   uint64_t user_data);

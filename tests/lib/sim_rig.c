@@ -256,7 +256,7 @@ void sim_rig_collect(struct sim_rig *f, unsigned n)
 
 	while (n > 0) {
 		struct device_task *done[7];
-		unsigned got = f->dev->ops->poll(f->dev, done, 7);
+		unsigned got = f->dev->ops->poll(f->dev, done, n < 7 ? n : 7);
 
 		for (unsigned i = 0; i < got; i++)
 			(*(unsigned *)done[i]->user)++;

@@ -60,8 +60,8 @@ static int compile(const char *name, const char *text, const char *flags)
 		return 0;
 	(void)snprintf(source, sizeof(source), "%s.c", name);
 	file_write(source, text);
-	(void)snprintf(command, sizeof(command), "cd %s && cc -shared -fPIC %s -o %s.so %s.c", folder,
-		       flags, name, name);
+	(void)snprintf(command, sizeof(command), "cd %s && cc -shared -fPIC -o %s.so %s.c %s",
+		       folder, name, name, flags);
 	assert_int_equal(system(command), 0);
 	return 1;
 }
