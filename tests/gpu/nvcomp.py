@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""nvcomp.py --kv FILE [--bytes N] [--rounds N] - nvCOMP's ANS on the KV cache that `skvc-bench codec` measures,
-as a yardstick: ratio, and GB/s of raw bytes both ways by CUDA events.  One JSON object.
+"""nvcomp.py --kv FILE [--bytes N] [--rounds N] - nvCOMP's ANS, a yardstick for skvc-bench codec.
 
-nvCOMP is asked in several ways (types, chunk sizes, and bytes split into planes beforehand, which costs
-it nothing here); `best` has the best ratio and the best speeds of all of them, each for itself.
+On the same KV cache: ratio, and GB/s of raw bytes both ways by CUDA events.  One JSON object.
+
+nvCOMP is asked in several ways (types, chunk sizes, and bytes split into planes beforehand, which
+costs it nothing here); `best` has the best ratio and the best speeds of all, each for itself.
 
 Exit status: 0; 1: something came back other than it was; 77: no nvCOMP, no torch or no GPU here.
 The wheels: nvidia-nvcomp-cu13, nvidia-libnvcomp-cu13.
@@ -24,8 +25,8 @@ def skip(why):
 
 
 def blocks_of(path, block_tokens, whole):
-    """The blocks that skvc-bench measures: [block][k.0 v.0 k.1 ...][token][head * dim], as bytes; and what
-    type they are.  Without `whole` the second half, as without --calibrate there."""
+    """The blocks that skvc-bench measures: [block][k.0 v.0 k.1 ...][token][head * dim], as bytes;
+    and what type they are.  Without `whole` the second half, as without --calibrate there."""
     with open(path, "rb") as f:
         data = f.read()
     (header_bytes,) = struct.unpack("<Q", data[:8])
@@ -179,7 +180,8 @@ def main():
                 results[name] = {"error": repr(e)[:300]}
             torch.cuda.empty_cache()
     good = [r for r in results.values() if "ratio" in r]
-    best = {k: max(r[k] for r in good) for k in ("ratio", "encode_gbps", "decode_gbps")} if good else None
+    keys = ("ratio", "encode_gbps", "decode_gbps")
+    best = {k: max(r[k] for r in good) for k in keys} if good else None
     print(json.dumps({
         "benchmark": "nvcomp",
         "version": str(getattr(nvcomp, "__version__", "?")),

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""reach.py FOLDER - what tests/gpu/run measured, in one table beside what was aimed at.  Reads the JSON files
-that it left in the folder; what is not there is not shown.  Says nothing about correctness."""
+"""reach.py FOLDER - what tests/gpu/run measured, in one table beside what was aimed at.
+
+Reads the JSON files that it left in the folder; what is not there is not shown.  Says nothing about
+correctness."""
 import glob
 import json
 import os
@@ -40,7 +42,8 @@ def codec(folder):
               f"{g['verified_blocks']} of {g['blocks']} blocks restored")
         bf16 = j["dtype"] == "BF16"
         line("ratio (the CPU's)", f"{g['ratio']:.3f}", f"{j['ratio']:.3f}")
-        for what, key, aim in (("encode", "encode", 400), ("encode + verify", "encode_verify", None),
+        for what, key, aim in (("encode", "encode", 400),
+                               ("encode + verify", "encode_verify", None),
                                ("decode", "decode", 600)):
             if bf16 and aim:
                 at_least(f"{what}, GB/s", g[key]["gbps"], aim)
@@ -48,11 +51,13 @@ def codec(folder):
                 line(f"{what}, GB/s", f"{g[key]['gbps']:.2f}")
             line(f"{what}, GB/s seen from outside", f"{g[key]['wall_gbps']:.2f}")
         line("times faster than one CPU thread: encode, decode",
-             f"{g['encode']['gbps'] / j['encode_gbps']:.0f}, {g['decode']['gbps'] / j['decode_gbps']:.0f}")
+             f"{g['encode']['gbps'] / j['encode_gbps']:.0f}, "
+             f"{g['decode']['gbps'] / j['decode_gbps']:.0f}")
         n = read(folder, "nvcomp-" + name.split("-")[1])
         if n and n.get("best"):
             b = n["best"]
-            at_least(f"ratio against nvCOMP ANS, its best {b['ratio']:.3f}", g["ratio"] / b["ratio"], 1)
+            at_least(f"ratio against nvCOMP ANS, its best {b['ratio']:.3f}",
+                     g["ratio"] / b["ratio"], 1)
             at_least(f"encode against its best, {b['encode_gbps']:.0f} GB/s",
                      g["encode"]["gbps"] / b["encode_gbps"], 1)
             at_least(f"decode against its best, {b['decode_gbps']:.0f} GB/s",
@@ -98,7 +103,8 @@ def neighbour(folder):
             if r["beside"] == "alone":
                 line(f"{r['loop']} alone, us a step", f"{r['mean_us']:.1f}")
                 continue
-            text = f"{r['loop']} beside {r['beside']} ({r['out_gbps']:.1f} out, {r['in_gbps']:.1f} in GB/s)"
+            text = (f"{r['loop']} beside {r['beside']} "
+                    f"({r['out_gbps']:.1f} out, {r['in_gbps']:.1f} in GB/s)")
             ours = r["beside"] in ("store", "load", "store_and_load") and name == "neighbour"
             if ours:
                 at_most(text + ": slower %", r["slowdown_percent"], 5)
