@@ -19,8 +19,9 @@
 #include "daemon/log.h"
 
 #define LANE_REAP_BATCH 64u
-#define LANE_POLL_NS 10000000ull /* for what nobody wakes us for: a full CQ, waiting for room */
-#define LANE_URING_ENTRIES 2048u /* nvme_queue_depth at most, watches and cancels */
+#define LANE_EVENT_POLL_NS 100000ull /* for an engine's event on the GPU, which nobody announces */
+#define LANE_POLL_NS 10000000ull     /* for what nobody wakes us for: a full CQ, waiting for room */
+#define LANE_URING_ENTRIES 2048u     /* nvme_queue_depth at most, watches and cancels */
 #define LANE_REST_NS 20000u
 #define LANE_STAGING_SLACK_BYTES (1ull << 20)
 
@@ -195,9 +196,10 @@ static uint64_t sleep_ns(const struct lane *lane)
 	if (lane->leases_next_ns < lane->now_ns + ns)
 		ns = lane->leases_next_ns > lane->now_ns ? lane->leases_next_ns - lane->now_ns : 1;
 	if (lane->cq_blocked || lane->room.count || lane->fetch.count || tier_busy(lane) ||
-	    lane->loads.head || lane->events_waiting || lane->stopping ||
-	    (lane->log && !nvme_log_in_service(lane->log)))
+	    lane->loads.head || lane->stopping || (lane->log && !nvme_log_in_service(lane->log)))
 		ns = ns < LANE_POLL_NS ? ns : LANE_POLL_NS;
+	if (lane->events_waiting)
+		ns = ns < LANE_EVENT_POLL_NS ? ns : LANE_EVENT_POLL_NS;
 	return ns;
 }
 
@@ -236,12 +238,20 @@ static void disarm(struct lane *lane)
 
 static void lane_sleep(struct lane *lane)
 {
+	uint64_t until_ns = UINT64_MAX;
+
 	if (arm(lane)) {
-		(void)uring_sleep(lane->uring, sleep_ns(lane));
+		uint64_t ns = sleep_ns(lane);
+
+		until_ns = clock_now_ns() + ns;
+		(void)uring_sleep(lane->uring, ns);
 		stats_add(&lane->stats, STAT_WAKEUPS, 1);
 	}
 	disarm(lane);
 	lane->work_ns = clock_now_ns(); /* whoever woke us gets a full spin */
+	/* ... but a clock gets one look, or waiting for events would be spinning half of the time. */
+	if (lane->work_ns >= until_ns && lane->work_ns >= lane->config.spin_ns)
+		lane->work_ns -= lane->config.spin_ns;
 }
 
 /* ---- the loop ---- */

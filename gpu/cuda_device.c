@@ -194,7 +194,7 @@ static int start_check(struct cuda_device *d, const struct device_task *t)
 		return -EOPNOTSUPP;
 	if (cuda_task_bytes(t) > (class == CUDA_CLASS_LOAD ? d->loads.bytes : d->stores.bytes))
 		return -ENOSPC;
-	if ((t->op == DEVICE_ENCODE || t->op == DEVICE_DECODE) && 
+	if ((t->op == DEVICE_ENCODE || t->op == DEVICE_DECODE) &&
 	    cuda_shape_of(d, g)->tasks_max[class] == 0)
 		return -ENOSPC;
 	return 0;

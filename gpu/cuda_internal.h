@@ -99,12 +99,13 @@ struct cuda_profile_entry {
 
 struct cuda_driver; /* cuda_memory.c */
 
-struct cuda_shape {			  /* cuda_shape.c */
+struct cuda_shape {			   /* cuda_shape.c */
 	const struct codec_geometry *geom; /* borrowed, with its digest: the key */
 	uint8_t digest[CODEC_DIGEST_BYTES];
 	bool regular;	      /* cuda_codec_geometry_ok */
 	uint64_t bound_bytes; /* codec_bound */
-	uint32_t tasks_max[CUDA_CLASS_COUNT]; /* of a coding batch, by its scratch; 0: not even one */
+	uint32_t tasks_max
+		[CUDA_CLASS_COUNT]; /* of a coding batch, by its scratch; 0: not even one */
 };
 
 struct cuda_host { /* registered host memory */

@@ -26,12 +26,12 @@ static void shape_fill(const struct cuda_device *d, const struct codec_geometry 
 	memcpy(s->digest, g->digest, sizeof(s->digest));
 	s->regular = cuda_codec_geometry_ok(g);
 	s->bound_bytes = codec_bound(g);
-	s->tasks_max[CUDA_CLASS_STORE] =
-		tasks_max(cuda_codec_encode_scratch(g, 1), cuda_codec_encode_scratch(g, 2),
-			  d->stores_scratch_bytes);
-	s->tasks_max[CUDA_CLASS_LOAD] =
-		tasks_max(cuda_codec_decode_scratch(g, 1), cuda_codec_decode_scratch(g, 2),
-			  d->loads_scratch_bytes);
+	s->tasks_max[CUDA_CLASS_STORE] = tasks_max(cuda_codec_encode_scratch(g, 1),
+						   cuda_codec_encode_scratch(g, 2),
+						   d->stores_scratch_bytes);
+	s->tasks_max[CUDA_CLASS_LOAD] = tasks_max(cuda_codec_decode_scratch(g, 1),
+						  cuda_codec_decode_scratch(g, 2),
+						  d->loads_scratch_bytes);
 }
 
 const struct cuda_shape *cuda_shape_of(struct cuda_device *d, const struct codec_geometry *g)
