@@ -19,7 +19,8 @@ SKVC_BENCH_SRCS := \
 	tools/skvc_bench_codec.c \
 	tools/skvc_bench_ipc.c \
 	tools/skvc_bench_neighbour.c \
-	tools/skvc_bench_tier.c
+	tools/skvc_bench_tier.c \
+	tools/skvcctl_bus.c
 SKVC_DEMO_SRCS := \
 	tools/demo_cache.c \
 	tools/demo_daemon.c \
