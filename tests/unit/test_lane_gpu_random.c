@@ -145,11 +145,13 @@ static void loaded(struct chaos *c, uint32_t i, const struct skvc_abi_cqe *cqe)
 static void completed(struct chaos *c, const struct skvc_abi_cqe *cqe)
 {
 	uint32_t i = (uint32_t)cqe->user_data;
-	struct slot *s = &c->slot[i];
+	struct slot *s;
 
-	if (i >= ABORTS)
+	if (cqe->user_data >= ABORTS)
 		return;
-	assert_true(i < SLOTS && s->what != IDLE);
+	assert_true(i < SLOTS);
+	s = &c->slot[i];
+	assert_int_not_equal(s->what, IDLE);
 	if (cqe->kind == SKVC_ABI_CQE_SOURCE_FREE) {
 		assert_true(s->what == STORE && !s->source_free);
 		s->source_free = 1;
