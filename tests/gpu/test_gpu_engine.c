@@ -282,13 +282,14 @@ static void grown_little(const struct footprint *before)
 
 static void test_kill(void **state)
 {
+	static const char *const more[] = { "host.pool=64M", NULL };
 	struct footprint before;
 	pid_t survivor;
 	struct rng r;
 
 	(void)state;
 	rng_init(&r, rng_seed_env(1));
-	start_with(NULL, 0);
+	start_with(more, 0);
 	survivor = spawn("survivor", "vmm", "layer");
 	(void)hear();
 	kill_wave(&r, 0);
@@ -298,7 +299,7 @@ static void test_kill(void **state)
 	grown_little(&before);
 	assert_int_equal(kill(survivor, SIGTERM), 0);
 	assert_int_equal(ended(survivor, "survivor"), 0);
-	print_message("the survivor did %llu rounds meanwhile\n", (unsigned long long)hear());
+	assert_true(hear() > 0);
 	assert_int_equal(daemon_stats_now(&daemon_, "gpu_health"), 1);
 	assert_int_equal(daemon_stats_get("checksum_failures"), 0);
 	stop_clean();
