@@ -108,7 +108,11 @@ static int start_decode(struct lane *lane, struct task *t)
 	return r;
 }
 
-/* On the CPU, all of the block, so that it is checked before the GPU copies from it. */
+/*
+ * On the CPU, all of the block, so that it is checked before the GPU copies from it.  That copy is what waits
+ * for the job's event, but the task counts as waiting from here on, with the memory that it takes: else one
+ * session's jobs, many of them decoded before any waits, could take all there is.
+ */
 static int start_decode_stage(struct lane *lane, struct task *t)
 {
 	int r = gpu_raw_get(lane, t);
@@ -116,11 +120,15 @@ static int start_decode_stage(struct lane *lane, struct task *t)
 	if (r < 0)
 		return r;
 	t->kind = TASK_DECODE_STAGE;
+	gpu_event_begin(lane, t);
 	t->dev = (struct device_task){ .op = DEVICE_DECODE, .region = &t->packed };
 	read_payload(lane, t);
 	r = task_start(lane, t, lane->device);
-	if (r < 0)
+	if (r < 0) {
+		t->dev.res = r;
+		gpu_event_end(lane, t);
 		gpu_raw_put(lane, t);
+	}
 	return r;
 }
 
@@ -230,7 +238,6 @@ int load_start_item(struct lane *lane, struct job *job)
 static int start_copy_in(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
-	int r;
 
 	t->kind = TASK_COPY_IN;
 	t->dev = (struct device_task){
@@ -240,14 +247,9 @@ static int start_copy_in(struct lane *lane, struct task *t)
 		.in = gpu_raw_ptr(lane, t),
 		.in_bytes = job->ns->geom.raw_bytes,
 		.skip_tokens = t->item == 0 ? job->skip_tokens : 0,
+		.ready = t->waits ? job->ready->event : NULL,
 	};
-	gpu_event_begin(lane, t);
-	r = task_start(lane, t, lane->gpu);
-	if (r < 0) {
-		t->dev.res = r;
-		gpu_event_end(lane, t);
-	}
-	return r;
+	return task_start(lane, t, lane->gpu);
 }
 
 static void loaded(struct lane *lane, struct task *t)
@@ -283,7 +285,6 @@ void load_task_done(struct lane *lane, struct task *t)
 	struct job *job = t->job;
 	int32_t res = t->dev.res;
 
-	gpu_event_end(lane, t);
 	stats_add(&lane->stats,
 		  t->of_gpu && t->kind != TASK_DECODE_STAGE ? STAT_GPU_DECODE_NS : STAT_DECODE_NS,
 		  t->dev.busy_ns);
@@ -291,7 +292,9 @@ void load_task_done(struct lane *lane, struct task *t)
 		res = job->aborted ? -ECANCELED : start_copy_in(lane, t);
 		if (res == 0)
 			return;
+		t->dev.res = res;
 	}
+	gpu_event_end(lane, t);
 	if (res == 0)
 		loaded(lane, t);
 	else

@@ -105,7 +105,8 @@ void codec_geometry_deinit(struct codec_geometry *g);
 /*
  * 1 when every coded segment is made of whole rows and whole checksum leaves, and of a length that
  * suits kernels which code many rows at a time: columns a multiple of 32, block_tokens of 16, at most
- * 2048 column groups, and for 1-byte elements groups * block_tokens a multiple of 32.  Else 0.
+ * 2048 column groups, and for 1-byte elements groups * block_tokens a multiple of 32; and every
+ * segment, coded or not, begins at a multiple of 16 bytes.  Else 0.
  */
 int codec_geometry_regular(const struct codec_geometry *g);
 uint32_t codec_dtype_bytes(uint8_t dtype); /* 1 or 2; 0 when unknown */

@@ -163,6 +163,9 @@ int codec_geometry_regular(const struct codec_geometry *g)
 		const struct codec_segment *s = &g->segments[i];
 		uint32_t columns = codec_segment_columns(s), groups = columns / CODEC_LANES;
 
+		/* A GPU faults on a wide access that is not aligned, and is lost for everybody. */
+		if (g->segment_off[i] % 16u != 0)
+			return 0;
 		if (!codec_segment_coded(s))
 			continue;
 		if (columns % CODEC_LANES != 0 || g->block_tokens % 16u != 0 || groups > 2048u)

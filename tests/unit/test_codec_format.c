@@ -645,8 +645,26 @@ static void test_geometry_regular(void **state)
 	assert_int_equal(regular((struct codec_segment)KV(K, E4M3, 1, 32), 32), 1);
 	assert_int_equal(regular((struct codec_segment)KV(K, E4M3, 1, 96), 16), 0);
 	assert_int_equal(regular((struct codec_segment)KV(K, FP16, 512, 128), 16), 1);
-	assert_int_equal(regular((struct codec_segment)KV(OPAQUE, U8, 1, 5), 3), 1);
-	assert_int_equal(regular((struct codec_segment)KV(K, U8, 1, 5), 3), 1);
+	assert_int_equal(regular((struct codec_segment)KV(OPAQUE, U8, 1, 5), 16), 1);
+	assert_int_equal(regular((struct codec_segment)KV(K, U8, 1, 5), 16), 1);
+	/* The second one begins at byte 21. */
+	assert_int_equal(regular((struct codec_segment)KV(OPAQUE, U8, 1, 64), 3), 0);
+	assert_int_equal(regular((struct codec_segment)KV(K, U8, 1, 64), 3), 0);
+}
+
+/* Wide rows in a chunk that begins at an odd byte, in a block whose every segment has a 16-byte aligned page. */
+static void test_geometry_odd_chunk(void **state)
+{
+	const struct codec_segment s[3] = { KV(OPAQUE, U8, 1, 40003), KV(OPAQUE, U8, 1, 13),
+					    KV(OPAQUE, U8, 1, 64) };
+	struct codec_geometry g;
+
+	(void)state;
+	assert_int_equal(codec_geometry_init(&g, 1, s, 3), 0);
+	assert_int_equal(g.segment_off[g.chunk_first_segment[1]] % 4, 3);
+	assert_int_equal(g.segment_off[2] % 16, 0);
+	assert_int_equal(codec_geometry_regular(&g), 0);
+	codec_geometry_deinit(&g);
 }
 
 static int seed_get(void **state)
@@ -663,6 +681,7 @@ int main(void)
 		cmocka_unit_test(test_one_segment),	  cmocka_unit_test(test_many_segments),
 		cmocka_unit_test(test_decoder_entry),	  cmocka_unit_test(test_checksum_value),
 		cmocka_unit_test(test_payload_needs_cpu), cmocka_unit_test(test_geometry_regular),
+		cmocka_unit_test(test_geometry_odd_chunk),
 	};
 
 	return cmocka_run_group_tests(tests, seed_get, NULL);

@@ -390,6 +390,50 @@ static void it_holds_up_nobody_else_and_not_for_ever(void **state)
 	gpu_lane_stop(&f);
 }
 
+/* Nor do loads that the CPU decodes first: what they take of host memory and tasks counts from then on. */
+static void nor_do_loads_through_the_cpu(void **state)
+{
+	struct lane_rig_session stuck;
+	struct gpu_rig_region theirs;
+	struct gpu_rig_event never;
+	struct skvc_abi_cqe cqe;
+	struct gpu_lane f;
+	uint64_t lease;
+
+	(void)state;
+	gpu_rig_config(&f.config);
+	f.config.pool_bytes = 8u << 20; /* 64 raw blocks fit the quarter that they are staged in */
+	f.config.speculator = CODEC_SPEC_GENERIC;
+	f.config.event_wait_ns = 3000000000;
+	(void)snprintf(f.config.fault_device, sizeof(f.config.fault_device), "decode:delay_ms=100");
+	gpu_lane_start(&f, GPU_RIG_NHD);
+	gpu_lane_store_all(&f, 0, 32);
+	lane_rig_session_open(&f.rig, &stuck);
+	gpu_rig_open(&stuck, 2, GPU_RIG_HND, &theirs);
+	gpu_rig_event_open(&stuck, 3, &never);
+	gpu_rig_event_set(&never, SIM_EVENT_PENDING);
+	cqe = lane_rig_lookup(&stuck, 0, 32);
+	assert_int_equal(cqe.count, 32);
+	lease = cqe.lease;
+	stuck.arg = skvc_abi_events(never.handle, 0);
+	for (uint32_t i = 0; i < 100; i++) {
+		lane_rig_load(&stuck, lease, i, 1, 100 + i);
+		if (i % 50 == 49) /* as many as its ring takes */
+			nothing_completes(&stuck, 10);
+	}
+	cqe = gpu_lane_store(&f, 100, 64);
+	assert_int_equal(cqe.count, 64);
+	assert_true(cqe.elapsed_ns < f.config.event_wait_ns / 2);
+	gpu_lane_load_all(&f, 100, 64);
+	gpu_rig_event_set(&never, SIM_EVENT_COMPLETE);
+	for (unsigned i = 0; i < 100; i++)
+		assert_int_equal(lane_rig_complete(&stuck).res, 0);
+	lane_rig_session_close(&stuck);
+	gpu_rig_event_close(&never);
+	gpu_rig_close(&theirs);
+	gpu_lane_stop(&f);
+}
+
 /* A client dies, or takes its memory back, while its jobs wait. */
 static void the_owner_goes_first(void **state)
 {
@@ -656,6 +700,7 @@ int main(void)
 		cmocka_unit_test(an_event_that_never_comes_can_be_aborted),
 		cmocka_unit_test(a_load_behind_an_event_can_be_aborted),
 		cmocka_unit_test(it_holds_up_nobody_else_and_not_for_ever),
+		cmocka_unit_test(nor_do_loads_through_the_cpu),
 		cmocka_unit_test(the_owner_goes_first),
 		cmocka_unit_test(a_region_ends_when_nothing_waits_for_it),
 		cmocka_unit_test(staged_payloads_wait_for_room),
