@@ -34,4 +34,5 @@ CUDA_SRCS := \
 	gpu/cuda_memory.c \
 	gpu/cuda_shape.c
 CUDA_KERNEL_SRCS := \
-	gpu/codec/cuda_codec.cu
+	gpu/codec/cuda_codec.cu \
+	gpu/codec/cuda_describe.cu

@@ -24,35 +24,9 @@ extern "C" {
 #include "gpu/codec/cuda_decode.cuh"
 #include "gpu/codec/cuda_encode.cuh"
 #include "gpu/codec/cuda_pack.cuh"
+#include "gpu/codec/cuda_objects.cuh"
 
-
-/*
- * Warps of a thread block, one block to a multiprocessor.  Many fill its issue slots; few have twice the registers,
- * so that one chunk is done sooner: for batches that do not fill the GPU.
- */
-#define WARPS_MANY 32u
-#define WARPS_FEW 16u
-#define SMALL_WARPS 8u /* of kernels without tables */
-#define SHARED_MAX (227u << 10)
-#define DECODE_WARP_BYTES (LEAF_BYTES + RING_BYTES)
-#define ROOT_THREADS 256u
-#define ENCODE_WARP_BYTES LEAF_BYTES
-#define TABLES_MAX ((SHARED_MAX - XXH3_TABLE_BYTES - WARPS_MANY * DECODE_WARP_BYTES) / (CODEC_PROB_SUM * 4u))
-#define ESCAPES_MAX (UINT16_MAX / 2u)
-/* A tile needs room for 17 rows before it is begun. */
-#define WORDS_SLACK_BYTES (17u * 32u * 2u)
-
-struct cuda_profile {
-	struct gpu_profile dev;
-	uint8_t *memory; /* device */
-	uint8_t *host;	 /* what was copied */
-};
-
-struct cuda_region {
-	const struct gpu_region *dev;
-	uint8_t *host; /* what was copied: begins with struct gpu_region */
-	struct gpu_geometry g;
-};
+static_assert(XXH3_TABLE_BYTES == CHECKSUM_BYTES, "the first part of shared memory");
 
 /* ---- kernels ---- */
 
@@ -84,7 +58,8 @@ struct encode_view { /* of one chunk of one task */
 	uint64_t *leaves; /* the task's */
 };
 
-__device__ static struct encode_view encode_view_of(const struct gpu_batch *b, uint32_t t, uint32_t c)
+__device__ static struct encode_view encode_view_of(const struct gpu_batch *b, uint32_t t,
+						    uint32_t c)
 {
 	const struct gpu_geometry *g = &b->task[t].region->g;
 	uint8_t *scratch = b->scratch + t * g->scratch_bytes;
@@ -100,16 +75,20 @@ __device__ static struct encode_view encode_view_of(const struct gpu_batch *b, u
 }
 
 template <uint32_t WARPS>
-__global__ __launch_bounds__(WARPS *WARP_LANES, 1) void encode_kernel(const __grid_constant__ struct gpu_batch b)
+__global__ __launch_bounds__(WARPS *WARP_LANES,
+			     1) void encode_kernel(const __grid_constant__ struct gpu_batch b)
 {
-	const uint32_t lane = threadIdx.x % WARP_LANES, warp = warp_uniform(threadIdx.x / WARP_LANES);
-	const uint32_t tables = b.profile.enc ? b.profile.tables_count * CODEC_TOKENS_PITCH * 8u : 0;
+	const uint32_t lane = threadIdx.x % WARP_LANES,
+		       warp = warp_uniform(threadIdx.x / WARP_LANES);
+	const uint32_t tables = b.profile.enc ? b.profile.tables_count * CODEC_TOKENS_PITCH * 8u
+					      : 0;
 	uint8_t *const loaded = shared_load(b.profile.enc, tables);
 	const struct xxh3_lane xx = xxh3_of(lane);
 
 	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < b.chunks_count * b.tasks_count;
 	     i += gridDim.x * WARPS) {
-		const struct encode_view v = encode_view_of(&b, i % b.tasks_count, i / b.tasks_count);
+		const struct encode_view v = encode_view_of(&b, i % b.tasks_count,
+							    i / b.tasks_count);
 		const struct gpu_chunk *c = v.chunk;
 		uint16_t *words_end = (uint16_t *)(v.scratch + c->words_end);
 		struct encode_job j = {
@@ -126,7 +105,8 @@ __global__ __launch_bounds__(WARPS *WARP_LANES, 1) void encode_kernel(const __gr
 			.x = CODEC_STATE_LOW,
 			.words = words_end,
 			.words_at = 0,
-			.words_limit = -(int32_t)((c->words_end - STATES_BYTES - c->low_bytes) / 2u),
+			.words_limit =
+				-(int32_t)((c->words_end - STATES_BYTES - c->low_bytes) / 2u),
 			.escapes_count = 0,
 			.low_high = 0,
 			.coding = tables > 0,
@@ -151,16 +131,19 @@ __global__ __launch_bounds__(WARPS *WARP_LANES, 1) void encode_kernel(const __gr
 
 /* Decode what was encoded, from where it lies, and compare the leaves. */
 template <uint32_t WARPS>
-__global__ __launch_bounds__(WARPS *WARP_LANES, 1) void verify_kernel(const __grid_constant__ struct gpu_batch b)
+__global__ __launch_bounds__(WARPS *WARP_LANES,
+			     1) void verify_kernel(const __grid_constant__ struct gpu_batch b)
 {
-	const uint32_t lane = threadIdx.x % WARP_LANES, warp = warp_uniform(threadIdx.x / WARP_LANES);
+	const uint32_t lane = threadIdx.x % WARP_LANES,
+		       warp = warp_uniform(threadIdx.x / WARP_LANES);
 	const uint32_t tables = b.profile.tables_count * CODEC_PROB_SUM * 4u;
 	uint8_t *const loaded = shared_load(b.profile.dec, tables);
 	const struct xxh3_lane xx = xxh3_of(lane);
 
 	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < b.chunks_count * b.tasks_count;
 	     i += gridDim.x * WARPS) {
-		const struct encode_view v = encode_view_of(&b, i % b.tasks_count, i / b.tasks_count);
+		const struct encode_view v = encode_view_of(&b, i % b.tasks_count,
+							    i / b.tasks_count);
 		const struct gpu_chunk *c = v.chunk;
 		struct decode_job j = {
 			.region = v.task->region,
@@ -209,8 +192,9 @@ __global__ void pack_kernel(const __grid_constant__ struct gpu_batch b)
 	if (i >= b.chunks_count * b.tasks_count)
 		return;
 	const struct encode_view v = encode_view_of(&b, i / b.chunks_count, i % b.chunks_count);
-	const uint32_t *offsets =
-		(const uint32_t *)(b.scratch + i / b.chunks_count * v.g->scratch_bytes + v.g->offsets_off);
+	const uint32_t *offsets = (const uint32_t *)(b.scratch +
+						     i / b.chunks_count * v.g->scratch_bytes +
+						     v.g->offsets_off);
 	uint8_t *to = v.task->payload + offsets[i % b.chunks_count];
 
 	if (v.sizes->raw)
@@ -220,14 +204,17 @@ __global__ void pack_kernel(const __grid_constant__ struct gpu_batch b)
 }
 
 /* Is this the container that the task is about?  Lane i < 16 looks at word i of the header. */
-__device__ static uint32_t header_check(const struct gpu_batch *b, const struct gpu_task *t, uint32_t lane)
+__device__ static uint32_t header_check(const struct gpu_batch *b, const struct gpu_task *t,
+					uint32_t lane)
 {
 	const struct gpu_geometry *g = &t->region->g;
 	const uint32_t word = lane < 16 ? ((const uint32_t *)t->payload)[lane] : 0;
-	const uint32_t kind = __shfl_sync(FULL_MASK, word, 1), channel = kind >> 16 == CODEC_SPEC_CHANNEL;
+	const uint32_t kind = __shfl_sync(FULL_MASK, word, 1),
+		       channel = kind >> 16 == CODEC_SPEC_CHANNEL;
 	const uint32_t profile = channel ? ((const uint32_t *)b->profile.digest)[lane % 4u] : 0;
 	const uint64_t wide = lane < 6 ? g->raw_bytes : t->expect_xxh3;
-	uint32_t expect = lane % 2u ? (uint32_t)(wide >> 32) : (uint32_t)wide, bad; /* words 4 to 7 */
+	uint32_t expect = lane % 2u ? (uint32_t)(wide >> 32) : (uint32_t)wide,
+		 bad; /* words 4 to 7 */
 
 	/* Selections, not branches: the warp stays together. */
 	expect = lane == 0 ? FORMAT_BLOCK_MAGIC : expect;
@@ -240,23 +227,27 @@ __device__ static uint32_t header_check(const struct gpu_batch *b, const struct 
 	bad = __ballot_sync(FULL_MASK, word != expect);
 	if (channel && !b->profile.dec)
 		bad |= 0x0100u;
-	return (bad & 0x00ffu ? CUDA_STATUS_MALFORMED : 0) | (bad & 0xff00u ? CUDA_STATUS_STALE : 0);
+	return (bad & 0x00ffu ? CUDA_STATUS_MALFORMED : 0) |
+	       (bad & 0xff00u ? CUDA_STATUS_STALE : 0);
 }
 
 __device__ static inline uint64_t up_to_align(uint32_t bytes)
 {
-	return ((uint64_t)bytes + FORMAT_PAYLOAD_ALIGN - 1u) & ~(uint64_t)(FORMAT_PAYLOAD_ALIGN - 1u);
+	return ((uint64_t)bytes + FORMAT_PAYLOAD_ALIGN - 1u) &
+	       ~(uint64_t)(FORMAT_PAYLOAD_ALIGN - 1u);
 }
 
 /* Find a chunk's payload; every length is checked against payload_bytes before it is believed. */
 __device__ static uint32_t chunk_open(const struct gpu_task *t, uint32_t index,
-				      struct format_chunk_entry *ret_entry, const uint8_t **ret_payload,
-				      uint32_t lane)
+				      struct format_chunk_entry *ret_entry,
+				      const uint8_t **ret_payload, uint32_t lane)
 {
 	const struct gpu_geometry *g = &t->region->g;
 	const struct format_chunk_entry *entry =
-		(const struct format_chunk_entry *)(t->payload + sizeof(struct format_block_header));
-	const uint64_t begin = sizeof(struct format_block_header) + (uint64_t)g->chunks_count * sizeof(*entry);
+		(const struct format_chunk_entry *)(t->payload +
+						    sizeof(struct format_block_header));
+	const uint64_t begin = sizeof(struct format_block_header) +
+			       (uint64_t)g->chunks_count * sizeof(*entry);
 	uint64_t before = 0;
 
 	for (uint32_t i = lane; i < index; i += WARP_LANES)
@@ -274,8 +265,9 @@ __device__ static uint32_t chunk_open(const struct gpu_task *t, uint32_t index,
 	return 0;
 }
 
-__device__ static uint32_t stream_open(const struct gpu_chunk *c, const struct format_chunk_entry *e,
-				       const uint8_t *payload, struct gpu_stream *ret)
+__device__ static uint32_t stream_open(const struct gpu_chunk *c,
+				       const struct format_chunk_entry *e, const uint8_t *payload,
+				       struct gpu_stream *ret)
 {
 	const uint32_t fixed = STATES_BYTES + c->low_bytes;
 
@@ -295,8 +287,9 @@ __device__ static uint32_t stream_open(const struct gpu_chunk *c, const struct f
 	return 0;
 }
 
-__device__ static uint32_t decode_one(const struct gpu_batch *b, const struct gpu_task *t, uint32_t index,
-				      struct decode_job *j, const struct xxh3_lane *xx, uint32_t lane)
+__device__ static uint32_t decode_one(const struct gpu_batch *b, const struct gpu_task *t,
+				      uint32_t index, struct decode_job *j,
+				      const struct xxh3_lane *xx, uint32_t lane)
 {
 	struct format_chunk_entry e;
 	struct gpu_stream s;
@@ -314,9 +307,12 @@ __device__ static uint32_t decode_one(const struct gpu_batch *b, const struct gp
 		if (!b->profile.dec || kind != CODEC_SPEC_CHANNEL)
 			return CUDA_STATUS_MALFORMED;
 		status = warp_uniform(stream_open(j->chunk, &e, payload, &s));
-		return status ? status : decode_any<true>(j, &s, xx, lane) ? CUDA_STATUS_MALFORMED : 0;
+		return status				   ? status
+		       : decode_any<true>(j, &s, xx, lane) ? CUDA_STATUS_MALFORMED
+							   : 0;
 	}
-	if (warp_uniform(method != FORMAT_METHOD_RAW || e.payload_bytes != j->chunk->raw_bytes || e.escape_bytes))
+	if (warp_uniform(method != FORMAT_METHOD_RAW || e.payload_bytes != j->chunk->raw_bytes ||
+			 e.escape_bytes))
 		return CUDA_STATUS_MALFORMED;
 	if (!warp_uniform(j->chunk->tiles))
 		raw_chunk_bytes(j, payload, xx, lane);
@@ -338,9 +334,11 @@ __device__ static void chunk_finished(const struct gpu_batch *b, uint32_t index)
 }
 
 template <uint32_t WARPS>
-__global__ __launch_bounds__(WARPS *WARP_LANES, 1) void decode_kernel(const __grid_constant__ struct gpu_batch b)
+__global__ __launch_bounds__(WARPS *WARP_LANES,
+			     1) void decode_kernel(const __grid_constant__ struct gpu_batch b)
 {
-	const uint32_t lane = threadIdx.x % WARP_LANES, warp = warp_uniform(threadIdx.x / WARP_LANES);
+	const uint32_t lane = threadIdx.x % WARP_LANES,
+		       warp = warp_uniform(threadIdx.x / WARP_LANES);
 	const uint32_t tables = b.profile.dec ? b.profile.tables_count * CODEC_PROB_SUM * 4u : 0;
 	uint8_t *const loaded = shared_load(b.profile.dec, tables);
 	const struct xxh3_lane xx = xxh3_of(lane);
@@ -384,7 +382,8 @@ __global__ void decode_root_kernel(const __grid_constant__ struct gpu_batch b)
 	if (!status) {
 		root = leaves_root(&b.task[t].region->g,
 				   (const uint64_t *)(b.scratch + b.leaves_off + t * b.task_stride),
-				   (uint64_t *)(b.scratch + b.digests_off + t * b.task_stride), &xx);
+				   (uint64_t *)(b.scratch + b.digests_off + t * b.task_stride),
+				   &xx);
 		status = root == b.task[t].expect_xxh3 ? 0 : CUDA_STATUS_CHECKSUM;
 	}
 	if (threadIdx.x == 0) {
@@ -428,35 +427,7 @@ __global__ void copy_kernel(const __grid_constant__ struct gpu_batch b, bool to_
 	}
 }
 
-/* ---- host: what can be done ---- */
-
-static int chunk_uniform(const struct codec_geometry *g, uint32_t chunk)
-{
-	uint32_t first = g->chunk_first_segment[chunk];
-
-	for (uint32_t i = first; i < g->chunk_first_segment[chunk + 1]; i++)
-		if (codec_segment_coded(&g->segments[i]) && g->segments[i].dtype != g->segments[first].dtype)
-			return 0;
-	return 1;
-}
-
-extern "C" int cuda_codec_geometry_ok(const struct codec_geometry *g)
-{
-	for (uint32_t i = 0; i < g->chunks_count; i++)
-		if (!chunk_uniform(g, i))
-			return 0;
-	return codec_geometry_regular(g);
-}
-
-extern "C" int cuda_codec_profile_ok(const struct codec_geometry *g, const struct codec_profile *p)
-{
-	if (p->tables_count > TABLES_MAX || p->segments_count != g->segments_count)
-		return 0;
-	for (uint32_t i = 0; i < g->segments_count; i++)
-		if (p->runs[i].columns && p->runs[i].shift != codec_dtype_shift(g->segments[i].dtype))
-			return 0;
-	return 1;
-}
+/* ---- launches ---- */
 
 extern "C" int cuda_codec_init(unsigned *ret_sms)
 {
@@ -478,285 +449,6 @@ extern "C" int cuda_codec_init(unsigned *ret_sms)
 	if (e == cudaSuccess)
 		*ret_sms = (unsigned)sms;
 	return e;
-}
-
-/* ---- host: regions ---- */
-
-static uint64_t up(uint64_t v, uint64_t to)
-{
-	return (v + to - 1u) / to * to;
-}
-
-/* Per lane all coded rows have `bits` low bits; the last 16 are carried by the coder's first state. */
-static uint32_t low_bytes_of(uint64_t bits)
-{
-	uint64_t stored = bits - (bits < CODEC_CARRIED_BITS ? bits : CODEC_CARRIED_BITS), rest = stored % 32u;
-
-	return (uint32_t)(stored / 32u * 128u + (rest == 0 ? 0 : rest <= 16 ? 64u : 128u));
-}
-
-static void chunk_fill(struct gpu_chunk *c, const struct codec_geometry *g, uint32_t index, int regular,
-		       uint64_t *scratch_off)
-{
-	uint32_t first = g->chunk_first_segment[index], end = g->chunk_first_segment[index + 1];
-	uint64_t bits = 0;
-
-	memset(c, 0, sizeof(*c));
-	c->first_segment = first;
-	c->end_segment = end;
-	c->raw_bytes = (uint32_t)codec_chunk_bytes(g, index);
-	c->element_bytes = (uint8_t)codec_dtype_bytes(g->segments[first].dtype);
-	c->shift = (uint8_t)codec_dtype_shift(g->segments[first].dtype);
-	c->coded = codec_segment_coded(&g->segments[first]) && regular;
-	for (uint32_t i = first; i < end && c->coded; i++) {
-		uint32_t columns = codec_segment_columns(&g->segments[i]);
-
-		c->scalars += columns * g->block_tokens;
-		c->tiles += columns / CODEC_LANES * (g->block_tokens / TILE_ROWS);
-	}
-	bits = (uint64_t)c->tiles * TILE_ROWS * c->shift;
-	c->low_bytes = low_bytes_of(bits);
-	c->escapes_max = c->scalars / 8u < ESCAPES_MAX ? c->scalars / 8u : ESCAPES_MAX;
-	c->scratch_off = *scratch_off;
-	/* Words that would make it longer than raw are not kept. */
-	c->words_end = (uint32_t)up(c->raw_bytes + WORDS_SLACK_BYTES, 16);
-	c->escapes_end = (uint32_t)up(c->words_end + c->escapes_max * c->element_bytes, 16);
-	*scratch_off += c->tiles ? up(c->escapes_end, 128) : 0;
-}
-
-static void geometry_fill(struct gpu_geometry *out, struct gpu_segment *seg, struct gpu_chunk *chunk,
-			  const struct codec_geometry *g)
-{
-	const int regular = cuda_codec_geometry_ok(g);
-	uint64_t scratch = 0;
-	uint32_t column = 0;
-
-	memset(out, 0, sizeof(*out));
-	out->tokens = g->block_tokens;
-	out->segments_count = g->segments_count;
-	out->chunks_count = g->chunks_count;
-	out->raw_bytes = g->raw_bytes;
-	memcpy(out->digest, g->digest, sizeof(out->digest));
-	for (uint32_t i = 0; i < g->segments_count; i++) {
-		const struct codec_segment *s = &g->segments[i];
-
-		memset(&seg[i], 0, sizeof(seg[i]));
-		seg[i].canonical_off = g->segment_off[i];
-		seg[i].bytes = codec_segment_bytes(g, i);
-		seg[i].columns = codec_segment_columns(s);
-		seg[i].rows_per_token = (seg[i].columns + CODEC_LANES - 1u) / CODEC_LANES;
-		seg[i].heads = s->heads;
-		seg[i].head_dim = s->head_dim;
-		seg[i].head_magic = s->head_dim > 1 ? UINT32_MAX / s->head_dim + 1u : 0;
-		seg[i].element_bytes = (uint8_t)codec_dtype_bytes(s->dtype);
-		seg[i].coded = codec_segment_coded(s);
-		seg[i].first_leaf = out->leaves_count;
-		seg[i].first_column = column;
-		out->leaves_count += (uint32_t)((seg[i].bytes + LEAF_BYTES - 1u) / LEAF_BYTES);
-		if (seg[i].coded)
-			column += seg[i].rows_per_token * CODEC_LANES;
-	}
-	for (uint32_t i = 0; i < g->chunks_count; i++)
-		chunk_fill(&chunk[i], g, i, regular, &scratch);
-	out->sizes_off = up(scratch, 256);
-	out->offsets_off = up(out->sizes_off + g->chunks_count * sizeof(struct gpu_sizes), 256);
-	out->leaves_off = up(out->offsets_off + g->chunks_count * sizeof(uint32_t), 256);
-	out->digests_off = up(out->leaves_off + (uint64_t)out->leaves_count * LEAF_ACCS * 8u, 256);
-	out->scratch_bytes = up(out->digests_off + up(out->leaves_count, 128) * 8u, 256);
-}
-
-static int segment_vector(const struct gpu_segment *s, uint64_t base)
-{
-	return s->head_dim * s->element_bytes % 16u == 0 && s->canonical_off % 16u == 0 &&
-	       (base + s->off) % 16u == 0 && s->block_stride % 16u == 0 && s->token_stride % 16u == 0 &&
-	       (s->heads == 1 || s->head_stride % 16u == 0) &&
-	       s->token_stride < UINT32_MAX;
-}
-
-extern "C" int cuda_codec_region_new(const struct codec_geometry *g, uint64_t base,
-				     const struct codec_stride *stride, const uint64_t *block_stride,
-				     struct CUstream_st *stream, struct cuda_region **ret_region)
-{
-	const size_t segments_off = up(sizeof(struct gpu_region), 64);
-	const size_t chunks_off = up(segments_off + g->segments_count * sizeof(struct gpu_segment), 64);
-	const size_t bytes = chunks_off + g->chunks_count * sizeof(struct gpu_chunk);
-	struct cuda_region *r = (struct cuda_region *)calloc(1, sizeof(*r));
-	struct gpu_segment *seg;
-	struct gpu_region *h;
-	uint8_t *dev = NULL;
-	cudaError_t e;
-
-	if (!r || !(r->host = (uint8_t *)calloc(1, bytes))) {
-		free(r);
-		return cudaErrorMemoryAllocation;
-	}
-	h = (struct gpu_region *)r->host;
-	seg = (struct gpu_segment *)(r->host + segments_off);
-	geometry_fill(&h->g, seg, (struct gpu_chunk *)(r->host + chunks_off), g);
-	h->base = base;
-	for (uint32_t i = 0; i < g->segments_count; i++) {
-		seg[i].off = stride[i].off;
-		seg[i].token_stride = stride[i].token_stride;
-		seg[i].head_stride = stride[i].head_stride;
-		seg[i].block_stride = block_stride[i];
-		seg[i].vector = (uint8_t)segment_vector(&seg[i], base);
-	}
-	e = cudaMalloc((void **)&dev, bytes);
-	if (e == cudaSuccess) {
-		h->g.segment = (const struct gpu_segment *)(dev + segments_off);
-		h->g.chunk = (const struct gpu_chunk *)(dev + chunks_off);
-		r->g = h->g;
-		r->dev = (const struct gpu_region *)dev;
-		e = cudaMemcpyAsync(dev, r->host, bytes, cudaMemcpyHostToDevice, stream);
-		if (e == cudaSuccess)
-			e = cudaStreamSynchronize(stream);
-	}
-	if (e != cudaSuccess) {
-		cuda_codec_region_free(r);
-		return e;
-	}
-	*ret_region = r;
-	return 0;
-}
-
-extern "C" struct cuda_region *cuda_codec_region_free(struct cuda_region *r)
-{
-	if (!r)
-		return NULL;
-	(void)cudaFree((void *)r->dev);
-	free(r->host);
-	free(r);
-	return NULL;
-}
-
-/* ---- host: profiles ---- */
-
-static void columns_fill(uint32_t *out, const struct codec_geometry *g, const struct codec_profile *p)
-{
-	for (uint32_t i = 0; i < g->segments_count; i++) {
-		const struct codec_run *run = &p->runs[i];
-
-		for (uint32_t c = 0; c < run->rows_per_token * CODEC_LANES; c++, out++)
-			if (c < run->columns)
-				*out = run->top[c] | (uint32_t)run->width[c] << COLUMN_WIDTH_SHIFT |
-				       (uint32_t)run->flip[c] << COLUMN_FLIP_SHIFT |
-				       (uint32_t)run->table[c] << COLUMN_TABLE_SHIFT;
-	}
-}
-
-static void slots_fill(uint32_t *out, const struct codec_profile *p)
-{
-	for (size_t i = 0; i < (size_t)p->tables_count * CODEC_PROB_SUM; i++) {
-		uint32_t e = p->dec[i], freq = e & CODEC_DEC_FIELD_MASK;
-		uint32_t bias = e >> CODEC_DEC_BIAS_SHIFT & CODEC_DEC_FIELD_MASK;
-		uint32_t token = e >> CODEC_DEC_TOKEN_SHIFT & CODEC_DEC_TOKEN_MASK;
-
-		out[i] = bias | codec_context_of(token) << SLOT_CONTEXT_SHIFT | token << SLOT_SIGN_SHIFT |
-			 freq << SLOT_FREQ_SHIFT;
-	}
-}
-
-static void entries_fill(uint64_t *out, const struct codec_profile *p)
-{
-	for (size_t i = 0; i < (size_t)p->tables_count * CODEC_TOKENS_PITCH; i++) {
-		uint64_t e = p->enc[i], freq = e & 0xffffu, start = e >> 16 & 0xffffu;
-
-		out[i] = start | freq << ENTRY_FREQ_SHIFT | e >> 32 << 32;
-	}
-}
-
-extern "C" int cuda_codec_profile_new(const struct codec_geometry *g, const struct codec_profile *p,
-				      struct CUstream_st *stream, struct cuda_profile **ret_profile)
-{
-	const size_t dec_bytes = (size_t)p->tables_count * CODEC_PROB_SUM * 4u;
-	const size_t enc_bytes = (size_t)p->tables_count * CODEC_TOKENS_PITCH * 8u;
-	struct cuda_profile *t = (struct cuda_profile *)calloc(1, sizeof(*t));
-	size_t columns = 0, enc_off = up(dec_bytes, 256), column_off = up(enc_off + enc_bytes, 256);
-	size_t context_off, bytes;
-	cudaError_t e;
-
-	for (uint32_t i = 0; i < g->segments_count; i++)
-		columns += p->runs[i].rows_per_token * CODEC_LANES;
-	/* The decoder looks one row of columns ahead. */
-	context_off = up(column_off + (columns + CODEC_LANES) * 4u, 256);
-	bytes = context_off + g->segments_count;
-	if (!t || !(t->host = (uint8_t *)calloc(1, bytes))) {
-		free(t);
-		return cudaErrorMemoryAllocation;
-	}
-	slots_fill((uint32_t *)t->host, p);
-	entries_fill((uint64_t *)(t->host + enc_off), p);
-	columns_fill((uint32_t *)(t->host + column_off), g, p);
-	for (uint32_t i = 0; i < g->segments_count; i++)
-		t->host[context_off + i] = p->runs[i].context;
-	e = cudaMalloc((void **)&t->memory, bytes);
-	if (e == cudaSuccess)
-		e = cudaMemcpyAsync(t->memory, t->host, bytes, cudaMemcpyHostToDevice, stream);
-	if (e != cudaSuccess) {
-		cuda_codec_profile_free(t);
-		return e;
-	}
-	t->dev.tables_count = p->tables_count;
-	t->dev.dec = (const uint32_t *)t->memory;
-	t->dev.enc = (const uint64_t *)(t->memory + enc_off);
-	t->dev.column = (const uint32_t *)(t->memory + column_off);
-	t->dev.context = t->memory + context_off;
-	memcpy(t->dev.digest, p->digest, sizeof(t->dev.digest));
-	*ret_profile = t;
-	return 0;
-}
-
-extern "C" struct cuda_profile *cuda_codec_profile_free(struct cuda_profile *p)
-{
-	if (!p)
-		return NULL;
-	(void)cudaFree(p->memory);
-	free(p->host);
-	free(p);
-	return NULL;
-}
-
-/* ---- host: launches ---- */
-
-static uint64_t leaves_count(const struct codec_geometry *g)
-{
-	uint64_t leaves = 0;
-
-	for (uint32_t i = 0; i < g->segments_count; i++)
-		leaves += (codec_segment_bytes(g, i) + LEAF_BYTES - 1u) / LEAF_BYTES;
-	return leaves;
-}
-
-/* Accumulators and digests of a task's leaves. */
-static size_t leaves_bytes(const struct codec_geometry *g)
-{
-	return up(leaves_count(g) * LEAF_ACCS * 8u, 256) + up(up(leaves_count(g), 128) * 8u, 256);
-}
-
-/* Scratch of a decode: status words, counters of chunks, leaves of every task. */
-static size_t decode_leaves_off(uint32_t chunks_count)
-{
-	return up(CUDA_BATCH_TASKS_MAX * 4u + chunks_count * 4u, 256);
-}
-
-extern "C" size_t cuda_codec_decode_scratch(const struct codec_geometry *g, uint32_t tasks_count)
-{
-	return decode_leaves_off(g->chunks_count) + tasks_count * leaves_bytes(g);
-}
-
-extern "C" size_t cuda_codec_encode_scratch(const struct codec_geometry *g, uint32_t tasks_count)
-{
-	const int regular = cuda_codec_geometry_ok(g);
-	uint64_t scratch = 0;
-
-	for (uint32_t i = 0; i < g->chunks_count; i++) {
-		struct gpu_chunk c;
-
-		chunk_fill(&c, g, i, regular, &scratch);
-	}
-	scratch = up(scratch, 256) + up(g->chunks_count * sizeof(struct gpu_sizes), 256) +
-		  up(g->chunks_count * sizeof(uint32_t), 256) + leaves_bytes(g);
-	return up(CUDA_BATCH_TASKS_MAX * 4u, 256) + tasks_count * up(scratch, 256);
 }
 
 static void batch_fill(struct gpu_batch *out, const struct cuda_codec_batch *b)
@@ -800,30 +492,35 @@ static uint32_t grid_of(const struct gpu_batch *b)
 	return items < sms ? items : sms;
 }
 
-template <uint32_t WARPS> static void launch_encode(const struct gpu_batch *k, int verify, cudaStream_t stream)
+template <uint32_t WARPS>
+static void launch_encode(const struct gpu_batch *k, int verify, cudaStream_t stream)
 {
 	const uint32_t tables = k->profile.enc ? k->profile.tables_count : 0;
 
-	encode_kernel<WARPS><<<grid_of(k), WARPS * WARP_LANES,
-			       XXH3_TABLE_BYTES + tables * CODEC_TOKENS_PITCH * 8u + WARPS * ENCODE_WARP_BYTES,
-			       stream>>>(*k);
+	encode_kernel<WARPS>
+		<<<grid_of(k), WARPS * WARP_LANES,
+		   XXH3_TABLE_BYTES + tables * CODEC_TOKENS_PITCH * 8u + WARPS * ENCODE_WARP_BYTES,
+		   stream>>>(*k);
 	if (verify && tables)
-		verify_kernel<WARPS><<<grid_of(k), WARPS * WARP_LANES,
-				       XXH3_TABLE_BYTES + tables * TABLE_BYTES + WARPS * DECODE_WARP_BYTES,
-				       stream>>>(*k);
+		verify_kernel<WARPS>
+			<<<grid_of(k), WARPS * WARP_LANES,
+			   XXH3_TABLE_BYTES + tables * TABLE_BYTES + WARPS * DECODE_WARP_BYTES,
+			   stream>>>(*k);
 }
 
 template <uint32_t WARPS> static void launch_decode(const struct gpu_batch *k, cudaStream_t stream)
 {
 	const uint32_t tables = k->profile.dec ? k->profile.tables_count : 0;
 
-	decode_kernel<WARPS><<<grid_of(k), WARPS * WARP_LANES,
-			       XXH3_TABLE_BYTES + tables * TABLE_BYTES + WARPS * DECODE_WARP_BYTES, stream>>>(*k);
+	decode_kernel<WARPS>
+		<<<grid_of(k), WARPS * WARP_LANES,
+		   XXH3_TABLE_BYTES + tables * TABLE_BYTES + WARPS * DECODE_WARP_BYTES, stream>>>(
+			*k);
 }
 
 extern "C" int cuda_codec_encode(const struct cuda_codec_batch *b, struct CUstream_st *stream)
 {
-	const size_t status_bytes = up(CUDA_BATCH_TASKS_MAX * 4u, 256);
+	const size_t status_bytes = (STATUS_BYTES + 255u) / 256u * 256u;
 	struct gpu_batch k;
 	uint32_t items;
 	cudaError_t e;
@@ -840,26 +537,29 @@ extern "C" int cuda_codec_encode(const struct cuda_codec_batch *b, struct CUstre
 	else
 		launch_encode<WARPS_MANY>(&k, b->verify, stream);
 	pack_index_kernel<<<k.tasks_count, ROOT_THREADS, XXH3_TABLE_BYTES, stream>>>(k);
-	pack_kernel<<<(items + SMALL_WARPS - 1u) / SMALL_WARPS, SMALL_WARPS * WARP_LANES, 0, stream>>>(k);
+	pack_kernel<<<(items + SMALL_WARPS - 1u) / SMALL_WARPS, SMALL_WARPS * WARP_LANES, 0,
+		      stream>>>(k);
 	return cudaGetLastError();
 }
 
 extern "C" int cuda_codec_decode(const struct cuda_codec_batch *b, struct CUstream_st *stream)
 {
+	const struct decode_scratch scratch = cuda_decode_scratch_of(b->geom);
 	struct gpu_batch k;
 	cudaError_t e;
 
 	for (uint32_t i = 0; i < b->tasks_count; i++)
-		if (b->task[i].payload_bytes < sizeof(struct format_block_header) +
-						       b->geom->chunks_count * sizeof(struct format_chunk_entry))
+		if (b->task[i].payload_bytes <
+		    sizeof(struct format_block_header) +
+			    b->geom->chunks_count * sizeof(struct format_chunk_entry))
 			return cudaErrorInvalidValue;
 	batch_fill(&k, b);
 	k.status = (uint32_t *)b->dev_scratch;
 	k.chunk_tasks = k.status + CUDA_BATCH_TASKS_MAX;
 	k.scratch = (uint8_t *)b->dev_scratch;
-	k.leaves_off = decode_leaves_off(k.chunks_count);
-	k.digests_off = k.leaves_off + up(leaves_count(b->geom) * LEAF_ACCS * 8u, 256);
-	k.task_stride = leaves_bytes(b->geom);
+	k.leaves_off = scratch.leaves_off;
+	k.digests_off = scratch.digests_off;
+	k.task_stride = scratch.task_stride;
 	k.chunk_done = (uint8_t *)b->dev_chunk_done;
 	e = cudaMemsetAsync(k.status, 0, k.leaves_off, stream);
 	if (e != cudaSuccess)
@@ -877,7 +577,8 @@ static int copy(const struct cuda_codec_batch *b, bool to_pages, struct CUstream
 	struct gpu_batch k;
 
 	batch_fill(&k, b);
-	copy_kernel<<<dim3((b->geom->segments_count + SMALL_WARPS - 1u) / SMALL_WARPS, k.tasks_count),
+	copy_kernel<<<dim3((b->geom->segments_count + SMALL_WARPS - 1u) / SMALL_WARPS,
+			   k.tasks_count),
 		      SMALL_WARPS * WARP_LANES, 0, stream>>>(k, to_pages);
 	return cudaGetLastError();
 }

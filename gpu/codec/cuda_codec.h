@@ -45,7 +45,7 @@ int cuda_codec_region_new(const struct codec_geometry *g, uint64_t base,
 			  struct CUstream_st *stream, struct cuda_region **ret_region);
 struct cuda_region *cuda_codec_region_free(struct cuda_region *r);
 
-enum cuda_status { /* bits of cuda_result.status; 0: good */
+enum cuda_status {			      /* bits of cuda_result.status; 0: good */
 		   CUDA_STATUS_MALFORMED = 1, /* -EBADMSG */
 		   CUDA_STATUS_STALE = 2,     /* -ESTALE: another profile, geometry or version */
 		   CUDA_STATUS_CHECKSUM = 4   /* -EBADMSG */
@@ -64,8 +64,8 @@ struct cuda_result {
 struct cuda_codec_task {
 	const struct cuda_region *region; /* all of one batch have the same geometry */
 	uint32_t block_index;
-	uint32_t skip_tokens;  /* decode, scatter */
-	uint64_t dev_payload;  /* encode: where the packed payload goes, codec_bound() bytes of room;
+	uint32_t skip_tokens; /* decode, scatter */
+	uint64_t dev_payload; /* encode: where the packed payload goes, codec_bound() bytes of room;
 				* decode: payload; gather, scatter: canonical raw bytes.  64-byte aligned */
 	uint64_t payload_bytes; /* decode */
 	uint64_t expect_xxh3;	/* decode */
@@ -73,11 +73,13 @@ struct cuda_codec_task {
 
 struct cuda_codec_batch {
 	const struct codec_geometry *geom;
-	const struct cuda_profile *profile; /* NULL: encode raw; decode payloads of raw chunks only */
-	uint32_t tasks_count;		    /* 1..CUDA_BATCH_TASKS_MAX */
-	int verify;			    /* encode */
-	uint64_t dev_scratch;		    /* 256-byte aligned, of cuda_codec_*_scratch bytes */
-	uint64_t dev_results; /* device address of struct cuda_result[tasks_count] (mapped pinned memory) */
+	const struct cuda_profile
+		*profile;     /* NULL: encode raw; decode payloads of raw chunks only */
+	uint32_t tasks_count; /* 1..CUDA_BATCH_TASKS_MAX */
+	int verify;	      /* encode */
+	uint64_t dev_scratch; /* 256-byte aligned, of cuda_codec_*_scratch bytes */
+	uint64_t
+		dev_results; /* device address of struct cuda_result[tasks_count] (mapped pinned memory) */
 	/* decode: 0, or device address of one byte per chunk in mapped pinned memory, zeroed by the caller; set
 	 * to 1 when that chunk is written for every task of the batch. */
 	uint64_t dev_chunk_done;

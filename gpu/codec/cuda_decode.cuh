@@ -15,7 +15,7 @@
 
 struct gpu_stream { /* a coded chunk */
 	const uint32_t *states;
-	const uint8_t *low; /* stored low-bit rows */
+	const uint8_t *low;    /* stored low-bit rows */
 	const uint16_t *words; /* 2-byte aligned */
 	const uint8_t *escapes;
 	uint32_t words_count, escapes_count;
@@ -31,11 +31,13 @@ __device__ static inline uint32_t table_word(uint32_t table, uint32_t slot)
 {
 	uint32_t v;
 
-	asm("{ .reg .u32 at; mad.lo.u32 at, %1, 4, %2; ld.shared.u32 %0, [at]; }" : "=r"(v) : "r"(slot), "r"(table));
+	asm("{ .reg .u32 at; mad.lo.u32 at, %1, 4, %2; ld.shared.u32 %0, [at]; }"
+	    : "=r"(v)
+	    : "r"(slot), "r"(table));
 	return v;
 }
 
-struct warp_words { /* where a warp stands in its words */
+struct warp_words {	       /* where a warp stands in its words */
 	uint32_t ring;	       /* shared address, aligned to RING_BYTES */
 	const uint64_t *words; /* aligned down: what lies before the first word is skipped by pos */
 	uint32_t end;	       /* bytes from there */
@@ -53,15 +55,16 @@ __device__ static inline uint64_t words_fetch(const struct warp_words *w, uint32
 __device__ static inline void words_fill(struct warp_words *w, uint32_t lane)
 {
 	__syncwarp();
-	asm volatile("st.shared.u64 [%0], %1;" ::"r"(w->ring + w->filled % RING_BYTES + 8u * lane), "l"(w->ahead)
+	asm volatile("st.shared.u64 [%0], %1;" ::"r"(w->ring + w->filled % RING_BYTES + 8u * lane),
+		     "l"(w->ahead)
 		     : "memory");
 	w->filled += FILL_BYTES;
 	w->ahead = words_fetch(w, lane);
 	__syncwarp();
 }
 
-__device__ static inline void words_init(struct warp_words *w, const struct gpu_stream *s, uint16_t *ring,
-					 uint32_t lane)
+__device__ static inline void words_init(struct warp_words *w, const struct gpu_stream *s,
+					 uint16_t *ring, uint32_t lane)
 {
 	w->ring = shared_at(ring);
 	w->words = (const uint64_t *)((uintptr_t)s->words & ~(uintptr_t)7u);
@@ -87,7 +90,9 @@ __device__ static inline uint32_t words_take(struct warp_words *w, bool need, ui
 	const uint32_t at = w->pos + 2u * __popc(mask & below);
 	uint16_t word;
 
-	asm volatile("ld.shared.u16 %0, [%1];" : "=h"(word) : "r"((at & (RING_BYTES - 2u)) | w->ring));
+	asm volatile("ld.shared.u16 %0, [%1];"
+		     : "=h"(word)
+		     : "r"((at & (RING_BYTES - 2u)) | w->ring));
 	w->pos += 2u * __popc(mask);
 	return word;
 }
@@ -101,7 +106,8 @@ template <int SHIFT> struct low_bits {
 	 * Of tile `tile` from the stored rows.  The last tile's end lies beyond them: those bits are zero here, and
 	 * come from the coder's last state.
 	 */
-	__device__ void load(const uint8_t *low, uint32_t low_bytes, uint32_t tile, uint32_t tiles, uint32_t lane)
+	__device__ void load(const uint8_t *low, uint32_t low_bytes, uint32_t tile, uint32_t tiles,
+			     uint32_t lane)
 	{
 		const uint32_t bit = tile * (SHIFT * 16u), odd = bit % 32u;
 		const uint8_t *at = low + bit / 32u * 128u + 4u * lane;
@@ -125,7 +131,8 @@ template <int SHIFT> struct low_bits {
 			w[WORDS - 1] &= 0xffffu;
 	}
 
-	__device__ static uint32_t word(const uint8_t *low, uint32_t low_bytes, uint32_t j, uint32_t lane)
+	__device__ static uint32_t word(const uint8_t *low, uint32_t low_bytes, uint32_t j,
+					uint32_t lane)
 	{
 		uint32_t at = j * 128u;
 
@@ -154,7 +161,11 @@ template <int BYTES, int SHIFT>
 __device__ static inline void tile_carry(uint8_t *tile, uint32_t carried, uint32_t lane)
 {
 	const int bit = SHIFT == 0 ? 0 : SHIFT * 16 - 16;
-	struct low_bits<SHIFT> low = { { 0 } };
+	struct low_bits<SHIFT> low = {
+		{
+			0
+		}
+	};
 
 	if (SHIFT == 0)
 		return;
@@ -173,10 +184,12 @@ __device__ static inline void tile_carry(uint8_t *tile, uint32_t carried, uint32
  * other token has, so its cell tells it.  Rare.  Returns how many there were.
  */
 template <int BYTES, int SHIFT>
-__device__ static __noinline__ uint32_t tile_escapes(const uint8_t *escapes, uint32_t escapes_count, uint32_t used,
-						     uint8_t *tile, uint32_t top, uint32_t lane)
+__device__ static __noinline__ uint32_t tile_escapes(const uint8_t *escapes, uint32_t escapes_count,
+						     uint32_t used, uint8_t *tile, uint32_t top,
+						     uint32_t lane)
 {
-	const uint32_t mask = ((1u << (BYTES * 8 - 1)) - 1u) >> SHIFT << SHIFT, below = (1u << lane) - 1u;
+	const uint32_t mask = ((1u << (BYTES * 8 - 1)) - 1u) >> SHIFT << SHIFT,
+		       below = (1u << lane) - 1u;
 	const uint32_t escape = (top - (63u << SHIFT)) & mask;
 
 	for (uint32_t k = 0; k < TILE_ROWS; k++) {
@@ -208,8 +221,8 @@ struct decode_job {
 
 /* Keep a leaf's accumulators, or compare them with what is there: 1 when they differ. */
 template <bool WRITE>
-__device__ static inline uint32_t leaf_done(const struct decode_job *j, const struct xxh3_lane *xx, uint32_t leaf,
-					    uint32_t lane)
+__device__ static inline uint32_t leaf_done(const struct decode_job *j, const struct xxh3_lane *xx,
+					    uint32_t leaf, uint32_t lane)
 {
 	const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
 	uint64_t *at = &j->leaves[leaf * LEAF_ACCS + lane % LEAF_ACCS];
@@ -221,80 +234,126 @@ __device__ static inline uint32_t leaf_done(const struct decode_job *j, const st
 	return 0;
 }
 
+struct coder {		   /* one lane's, and what its column says */
+	uint32_t x;	   /* state */
+	uint32_t table;	   /* shared address of the column's first table */
+	uint32_t contexts; /* mask of a context's byte offset; 0: the column has one table */
+	uint32_t dec;	   /* shared address of the next row's table */
+	uint32_t top;	   /* cell and sign that distances count from, as a pattern */
+	uint32_t escapes_used;
+};
+
+template <int BYTES, int SHIFT>
+__device__ static inline void coder_column(struct coder *c, uint32_t column, uint32_t tables)
+{
+	c->top = ((column & 1023u) << SHIFT) ^ (column >> COLUMN_FLIP_SHIFT & 1u)
+						       << (BYTES * 8 - 1);
+	c->table = tables + (column >> COLUMN_TABLE_SHIFT) * TABLE_BYTES;
+	c->dec = c->table; /* of the first token: context 0 */
+}
+
+/* 16 rows into a tile.  Returns the farthest distance seen, shifted: 63 is an escape's. */
+template <int BYTES, int SHIFT>
+__device__ static inline uint32_t decode_rows(struct coder *c, struct warp_words *w,
+					      const struct low_bits<SHIFT> *low, uint8_t *tile,
+					      uint32_t lane)
+{
+	const uint32_t lower = (1u << lane) - 1u;
+	uint32_t farthest = 0;
+
+#pragma unroll
+	for (int k = 0; k < (int)TILE_ROWS; k++) {
+		if (k % 4 == 0)
+			words_need(w, lane);
+		const uint32_t e = table_word(c->dec, c->x & (CODEC_PROB_SUM - 1u));
+
+		/* codec_rans_decode_step() */
+		c->x = (e >> SLOT_FREQ_SHIFT) * (c->x >> CODEC_PROB_BITS) + (e & SLOT_BIAS_MASK);
+		c->dec = c->table + (e << 2 & c->contexts);
+		const bool need = c->x < CODEC_STATE_LOW;
+		const uint32_t word = words_take(w, need, lower);
+
+		c->x = need ? c->x << 16 | word : c->x;
+		/* codec_pattern_of(), for tokens that the profile allows. */
+		const uint32_t distance = (e >> (SLOT_DISTANCE_SHIFT - SHIFT)) & (63u << SHIFT);
+		const uint32_t sign = BYTES == 2 ? e << 2 & 0x8000u : e >> 6 & 0x80u;
+		const uint32_t pattern = ((c->top - distance) ^ sign) | low->row(k);
+
+		farthest = max(farthest, distance);
+		if (BYTES == 2)
+			((uint16_t *)tile)[k * 32 + lane] = (uint16_t)pattern;
+		else
+			tile[k * 32 + lane] = (uint8_t)pattern;
+	}
+	return farthest;
+}
+
+/* The rest of a tile: carried bits, escapes.  Returns 1 when the coder did not end as it began. */
+template <int BYTES, int SHIFT>
+__device__ static inline uint32_t decode_finish(struct coder *c, const struct gpu_stream *s,
+						uint8_t *tile, uint32_t farthest, bool last,
+						uint32_t lane)
+{
+	uint32_t bad = 0;
+
+	if (last) {
+		bad = c->x >> 16 != 1u || (SHIFT == 0 && (c->x & 0xffffu) != 0);
+		tile_carry<BYTES, SHIFT>(tile, c->x & 0xffffu, lane);
+	}
+	if (__any_sync(FULL_MASK, farthest == 63u << SHIFT))
+		c->escapes_used = tile_escapes<BYTES, SHIFT>(s->escapes, s->escapes_count,
+							     c->escapes_used, tile, c->top, lane);
+	__syncwarp();
+	return bad;
+}
+
 /* WRITE: into the pages, leaves are stored.  Else compare leaves only.  Returns 0 or 1: not what it was. */
 template <int BYTES, int SHIFT, bool WRITE>
 __device__ static uint32_t decode_chunk(const struct decode_job *j, const struct gpu_stream *s,
 					const struct xxh3_lane *xx, uint32_t lane)
 {
-	const struct gpu_chunk *c = j->chunk;
-	const uint32_t tokens = warp_uniform(j->region->g.tokens), below = (1u << lane) - 1u, tables = shared_at(j->dec);
-	const uint32_t tiles = warp_uniform(c->tiles), low_bytes = warp_uniform(c->low_bytes);
-	const uint32_t end_segment = warp_uniform(c->end_segment);
-	const uint32_t *column = j->profile->column + j->region->g.segment[c->first_segment].first_column + lane;
-	uint32_t x = s->states[lane], tile_index = 0, escapes_used = 0;
-	uint32_t bad = x < CODEC_STATE_LOW, col = *column;
-	struct warp_words w;
+	const struct gpu_chunk *chunk = j->chunk;
+	const uint32_t tokens = warp_uniform(j->region->g.tokens), tables = shared_at(j->dec);
+	const uint32_t tiles = warp_uniform(chunk->tiles);
+	const uint32_t low_bytes = warp_uniform(chunk->low_bytes);
+	const uint32_t end_segment = warp_uniform(chunk->end_segment);
+	const uint32_t *column = j->profile->column + lane +
+				 j->region->g.segment[chunk->first_segment].first_column;
+	struct coder c = { .x = s->states[lane] };
+	uint32_t tile_index = 0, bad = c.x < CODEC_STATE_LOW, col = *column;
 	struct low_bits<SHIFT> low, ahead;
+	struct warp_words w;
 
 	words_init(&w, s, j->ring, lane);
 	ahead.load(s->low, low_bytes, 0, tiles, lane);
-	for (uint32_t i = warp_uniform(c->first_segment); i < end_segment; i++) {
+	for (uint32_t i = warp_uniform(chunk->first_segment); i < end_segment; i++) {
 		const struct gpu_segment *seg = &j->region->g.segment[i];
 		const uint32_t rows_per_token = warp_uniform(seg->rows_per_token);
 		const uint32_t vector = warp_uniform(seg->vector);
-		const uint32_t contexts = j->profile->context[i] ? 7u * TABLE_BYTES : 0;
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
 		uint32_t leaf = seg->first_leaf;
 
+		c.contexts = j->profile->context[i] ? 7u * TABLE_BYTES : 0;
 		for (uint32_t r = 0; r < rows_per_token; r++) {
-			const uint32_t top = ((col & 1023u) << SHIFT) ^ (col >> COLUMN_FLIP_SHIFT & 1u)
-									      << (BYTES * 8 - 1);
-			const uint32_t table = tables + (col >> COLUMN_TABLE_SHIFT) * TABLE_BYTES;
-			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, vector, lane);
-			uint32_t dec = table; /* of the first token: context 0 */
+			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, vector,
+								       lane);
 
-			column += CODEC_LANES; /* a chunk's columns follow each other, with a row to spare */
+			coder_column<BYTES, SHIFT>(&c, col, tables);
+			column +=
+				CODEC_LANES; /* a chunk's columns follow each other, with a row to spare */
 			col = *column;
 			for (uint32_t t = 0; t < tokens; t += TILE_ROWS) {
 				/* Two tiles of 1-byte elements make a leaf. */
 				const uint32_t half = BYTES == 1 ? tile_index & 1u : 0;
 				uint8_t *tile = j->leaf + half * (LEAF_BYTES / 2u);
-				uint32_t farthest = 0;
+				uint32_t farthest;
 
 				low = ahead;
 				tile_index++;
 				ahead.load(s->low, low_bytes, tile_index, tiles, lane);
-#pragma unroll
-				for (int k = 0; k < (int)TILE_ROWS; k++) {
-					if (k % 4 == 0)
-						words_need(&w, lane);
-					const uint32_t e = table_word(dec, x & (CODEC_PROB_SUM - 1u));
-
-					x = (e >> SLOT_FREQ_SHIFT) * (x >> CODEC_PROB_BITS) + (e & SLOT_BIAS_MASK);
-					dec = table + (e << 2 & contexts);
-					const bool need = x < CODEC_STATE_LOW;
-					const uint32_t word = words_take(&w, need, below);
-
-					x = need ? x << 16 | word : x;
-					/* codec_pattern_of(), for tokens that the profile allows. */
-					const uint32_t below_top = (e >> (SLOT_DISTANCE_SHIFT - SHIFT)) & (63u << SHIFT);
-					farthest = max(farthest, below_top);
-					const uint32_t sign = BYTES == 2 ? e << 2 & 0x8000u : e >> 6 & 0x80u;
-					const uint32_t pattern = ((top - below_top) ^ sign) | low.row(k);
-
-					if (BYTES == 2)
-						((uint16_t *)tile)[k * 32 + lane] = (uint16_t)pattern;
-					else
-						tile[k * 32 + lane] = (uint8_t)pattern;
-				}
-				if (tile_index == tiles) {
-					bad |= x >> 16 != 1u || (SHIFT == 0 && (x & 0xffffu) != 0);
-					tile_carry<BYTES, SHIFT>(tile, x & 0xffffu, lane);
-				}
-				if (__any_sync(FULL_MASK, farthest == 63u << SHIFT))
-					escapes_used = tile_escapes<BYTES, SHIFT>(s->escapes, s->escapes_count,
-										  escapes_used, tile, top, lane);
-				__syncwarp();
+				farthest = decode_rows<BYTES, SHIFT>(&c, &w, &low, tile, lane);
+				bad |= decode_finish<BYTES, SHIFT>(&c, s, tile, farthest,
+								   tile_index == tiles, lane);
 				if (WRITE)
 					tile_store<BYTES>(&way, t, j->skip_tokens, tile, lane);
 				if (BYTES == 2 || half)
@@ -303,7 +362,7 @@ __device__ static uint32_t decode_chunk(const struct decode_job *j, const struct
 			}
 		}
 	}
-	bad |= w.pos != w.end || escapes_used != s->escapes_count;
+	bad |= w.pos != w.end || c.escapes_used != s->escapes_count;
 	return __any_sync(FULL_MASK, bad);
 }
 
@@ -312,10 +371,11 @@ __device__ static inline uint32_t decode_any(const struct decode_job *j, const s
 					     const struct xxh3_lane *xx, uint32_t lane)
 {
 	if (warp_uniform(j->chunk->element_bytes) == 2)
-		return warp_uniform(j->chunk->shift) == 5 ? decode_chunk<2, 5, WRITE>(j, s, xx, lane)
-					    : decode_chunk<2, 8, WRITE>(j, s, xx, lane);
+		return warp_uniform(j->chunk->shift) == 5
+			       ? decode_chunk<2, 5, WRITE>(j, s, xx, lane)
+			       : decode_chunk<2, 8, WRITE>(j, s, xx, lane);
 	return warp_uniform(j->chunk->shift) == 1 ? decode_chunk<1, 1, WRITE>(j, s, xx, lane)
-				    : decode_chunk<1, 0, WRITE>(j, s, xx, lane);
+						  : decode_chunk<1, 0, WRITE>(j, s, xx, lane);
 }
 
 /* A raw chunk of coded segments: canonical bytes to the pages, through the same tiles. */
@@ -331,12 +391,14 @@ __device__ static void raw_chunk_tiles(const struct decode_job *j, const uint8_t
 		const struct gpu_segment *seg = &j->region->g.segment[i];
 		const uint8_t *from = payload + (seg->canonical_off - first->canonical_off);
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
-		const uint32_t rows_per_token = warp_uniform(seg->rows_per_token), vector = warp_uniform(seg->vector);
+		const uint32_t rows_per_token = warp_uniform(seg->rows_per_token),
+			       vector = warp_uniform(seg->vector);
 		const uint32_t tokens = warp_uniform(j->region->g.tokens);
 		uint32_t tile_index = 0;
 
 		for (uint32_t r = 0; r < rows_per_token; r++) {
-			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, vector, lane);
+			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, vector,
+								       lane);
 
 			for (uint32_t t = 0; t < tokens; t += TILE_ROWS, tile_index++) {
 				const uint32_t half = BYTES == 1 ? tile_index & 1u : 0;
@@ -346,7 +408,9 @@ __device__ static void raw_chunk_tiles(const struct decode_job *j, const uint8_t
 				__syncwarp();
 				tile_store<BYTES>(&way, t, j->skip_tokens, tile, lane);
 				if (BYTES == 2 || half)
-					(void)leaf_done<true>(j, xx, seg->first_leaf + tile_index / (2u / BYTES), lane);
+					(void)leaf_done<true>(
+						j, xx, seg->first_leaf + tile_index / (2u / BYTES),
+						lane);
 				__syncwarp();
 			}
 		}
@@ -367,7 +431,8 @@ __device__ static void raw_chunk_bytes(const struct decode_job *j, const uint8_t
 		const uint64_t row = (uint64_t)seg->columns * seg->element_bytes;
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
 
-		const uint32_t leaves = warp_uniform((uint32_t)((seg->bytes + LEAF_BYTES - 1u) / LEAF_BYTES));
+		const uint32_t leaves =
+			warp_uniform((uint32_t)((seg->bytes + LEAF_BYTES - 1u) / LEAF_BYTES));
 
 		for (uint32_t n = 0; n < leaves; n++) {
 			const uint64_t off = (uint64_t)n * LEAF_BYTES;

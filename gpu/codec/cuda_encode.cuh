@@ -25,6 +25,16 @@ struct encode_job {
 	uint32_t block_index;
 };
 
+/* The accumulators of the leaf that lies in shared memory. */
+__device__ static inline void leaf_keep(const struct encode_job *j, const struct xxh3_lane *xx,
+					uint32_t leaf, uint32_t lane)
+{
+	const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
+
+	if (lane < LEAF_ACCS)
+		j->leaves[(uint64_t)leaf * LEAF_ACCS + lane] = acc;
+}
+
 struct encode_state {
 	uint32_t x;
 	uint16_t *words;     /* of the scratch's end; indices are negative */
@@ -32,7 +42,7 @@ struct encode_state {
 	int32_t words_limit; /* not below */
 	uint32_t escapes_count;
 	uint32_t low_high; /* of a low-bit word whose low half comes next */
-	bool coding;	    /* false: it would not shrink, only the digests are still wanted */
+	bool coding;	   /* false: it would not shrink, only the digests are still wanted */
 };
 
 /*
@@ -41,16 +51,18 @@ struct encode_state {
  */
 #define ROW_TOKEN_MASK (ENTRY_TABLE_BYTES - 1u)
 #define ROW_CONTEXTS (7u * ENTRY_TABLE_BYTES)
-#define ROW_OF(token) ((token) * 8u + codec_context_of(token) * ENTRY_TABLE_BYTES)
+#define ROW_OF(token) ((token)*8u + codec_context_of(token) * ENTRY_TABLE_BYTES)
 
 /* ROW_OF(codec_token_of(pattern)), and whether it escapes. */
 template <int BYTES, int SHIFT>
-__device__ static inline uint32_t row_of(uint32_t pattern, uint32_t top, uint32_t width, uint32_t flip, bool *escapes)
+__device__ static inline uint32_t row_of(uint32_t pattern, uint32_t top, uint32_t width,
+					 uint32_t flip, bool *escapes)
 {
 	const uint32_t sign = pattern >> (BYTES * 8 - 1) ^ flip;
 	const uint32_t cell = (pattern & ((1u << (BYTES * 8 - 1)) - 1u)) >> SHIFT;
 	const uint32_t distance = top - cell;
-	const uint32_t near = 2u * distance < CODEC_CONTEXT_NEAR_TOKENS ? 3u * ENTRY_TABLE_BYTES : ENTRY_TABLE_BYTES;
+	const uint32_t near = 2u * distance < CODEC_CONTEXT_NEAR_TOKENS ? 3u * ENTRY_TABLE_BYTES
+									: ENTRY_TABLE_BYTES;
 	const uint32_t row = distance * 16u + near + sign * (8u + ENTRY_TABLE_BYTES);
 	const bool outside = distance >= width;
 
@@ -92,7 +104,8 @@ __device__ static inline void encode_step(struct encode_state *st, uint32_t at, 
  * beyond `room` nothing is written.
  */
 template <int BYTES, int SHIFT>
-__device__ static __noinline__ uint32_t tile_collect(uint8_t *end, uint32_t room, const uint8_t *tile, uint32_t top,
+__device__ static __noinline__ uint32_t tile_collect(uint8_t *end, uint32_t room,
+						     const uint8_t *tile, uint32_t top,
 						     uint32_t width, uint32_t lane)
 {
 	const uint32_t above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
@@ -101,8 +114,10 @@ __device__ static __noinline__ uint32_t tile_collect(uint8_t *end, uint32_t room
 	for (int k = (int)TILE_ROWS - 1; k >= 0; k--) {
 		const uint8_t *from = tile + (k * 32u + lane) * BYTES;
 		const uint32_t pattern = BYTES == 2 ? *(const uint16_t *)from : *from;
-		const bool is = codec_token_of(pattern, BYTES * 8, SHIFT, top, width, 0) == CODEC_TOKEN_ESC;
-		const uint32_t mask = __ballot_sync(FULL_MASK, is), at = n + 1u + __popc(mask & above);
+		const bool is = codec_token_of(pattern, BYTES * 8, SHIFT, top, width, 0) ==
+				CODEC_TOKEN_ESC;
+		const uint32_t mask = __ballot_sync(FULL_MASK, is),
+			       at = n + 1u + __popc(mask & above);
 
 		if (is && at <= room) {
 			end[-(int)(at * BYTES)] = (uint8_t)pattern;
@@ -120,8 +135,9 @@ __device__ static __noinline__ uint32_t tile_collect(uint8_t *end, uint32_t room
  * it goes into the coder's first state.
  */
 template <int SHIFT>
-__device__ static inline uint32_t low_store(struct encode_state *st, const uint32_t *w, uint8_t *low,
-					    uint32_t tile, uint32_t tiles, uint32_t lane)
+__device__ static inline uint32_t low_store(struct encode_state *st, const uint32_t *w,
+					    uint8_t *low, uint32_t tile, uint32_t tiles,
+					    uint32_t lane)
 {
 	const uint32_t last = tiles * SHIFT - 1u;
 	uint32_t carried = 0;
@@ -143,94 +159,136 @@ __device__ static inline uint32_t low_store(struct encode_state *st, const uint3
 	return carried;
 }
 
+struct column { /* one lane's */
+	uint32_t top, width, flip;
+	uint32_t table;	   /* shared address of its first table */
+	uint32_t contexts; /* mask of a context's byte offset; 0: it has one table */
+};
+
+__device__ static inline struct column column_of(uint32_t packed, uint32_t tables,
+						 uint32_t contexts)
+{
+	return (struct column){
+		.top = packed & 1023u,
+		.width = packed >> COLUMN_WIDTH_SHIFT & 63u,
+		.flip = packed >> COLUMN_FLIP_SHIFT & 1u,
+		.table = tables + (packed >> COLUMN_TABLE_SHIFT) * ENTRY_TABLE_BYTES,
+		.contexts = contexts,
+	};
+}
+
+/* A tile's rows and low bits.  Returns whether this lane has an escape among them. */
+template <int BYTES, int SHIFT>
+__device__ static inline bool rows_take(const struct column *c, const uint8_t *tile, uint32_t *row,
+					uint32_t *low, uint32_t lane)
+{
+	bool escapes = false;
+
+#pragma unroll
+	for (int k = 0; k < (int)TILE_ROWS; k++) {
+		const uint32_t p = BYTES == 2 ? ((const uint16_t *)tile)[k * 32 + lane]
+					      : tile[k * 32 + lane];
+		const uint32_t v = p & ((1u << SHIFT) - 1u);
+		const int bit = k * SHIFT;
+
+		row[k] = row_of<BYTES, SHIFT>(p, c->top, c->width, c->flip, &escapes);
+		if (SHIFT == 0)
+			continue;
+		low[bit / 32] |= v << (bit % 32);
+		if (bit % 32 + SHIFT > 32)
+			low[bit / 32 + 1] |= v >> (32 - bit % 32);
+	}
+	return escapes;
+}
+
+/*
+ * Code 16 rows, the last first.  `pending` is row 0 of the tile before, which needed this one's last; this
+ * one's row 0 waits in its turn, unless there is no token above it.
+ */
+__device__ static inline void rows_code(struct encode_state *st, const struct column *c,
+					const uint32_t *row, uint32_t *pending, bool upper,
+					bool top, uint32_t lane)
+{
+	const uint32_t above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
+
+	if (upper)
+		encode_step(st, c->table + *pending + (row[TILE_ROWS - 1] & c->contexts), above);
+#pragma unroll
+	for (int k = (int)TILE_ROWS - 1; k > 0; k--)
+		encode_step(st, c->table + (row[k] & ROW_TOKEN_MASK) + (row[k - 1] & c->contexts),
+			    above);
+	*pending = row[0] & ROW_TOKEN_MASK;
+	if (top)
+		encode_step(st, c->table + *pending, above);
+}
+
+/* Rows, low bits and escapes of a tile; false when the chunk would not shrink. */
+template <int BYTES, int SHIFT>
+__device__ static inline bool tile_prepare(const struct encode_job *j, struct encode_state *st,
+					   const struct column *c, const uint8_t *tile,
+					   uint32_t tile_index, uint32_t tiles, uint32_t *row,
+					   uint32_t lane)
+{
+	const struct gpu_chunk *chunk = j->chunk;
+	uint32_t low[SHIFT == 0 ? 1 : (SHIFT * 16 + 31) / 32] = { 0 };
+	const bool escapes = rows_take<BYTES, SHIFT>(c, tile, row, low, lane);
+	const uint32_t carried = low_store<SHIFT>(st, low, j->scratch + STATES_BYTES, tile_index,
+						  tiles, lane);
+
+	if (tile_index + 1u == tiles) /* the first to be coded */
+		st->x = CODEC_STATE_LOW | carried;
+	if (__any_sync(FULL_MASK, escapes))
+		st->escapes_count += tile_collect<BYTES, SHIFT>(
+			j->scratch + chunk->escapes_end - st->escapes_count * BYTES,
+			chunk->escapes_max - st->escapes_count, tile, c->top, c->width, lane);
+	/* 17 rows at most, a word a lane. */
+	return __all_sync(FULL_MASK, st->escapes_count <= chunk->escapes_max &&
+					     st->words_at - st->words_limit >= 17 * 32);
+}
+
 template <int BYTES, int SHIFT>
 __device__ static void encode_chunk(const struct encode_job *j, struct encode_state *st,
 				    const struct xxh3_lane *xx, uint32_t lane)
 {
-	const struct gpu_chunk *c = j->chunk;
-	const uint32_t tokens = warp_uniform(j->region->g.tokens), tiles = warp_uniform(c->tiles);
-	const uint32_t first_segment = warp_uniform(c->first_segment);
-	const uint32_t above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
+	const uint32_t tokens = warp_uniform(j->region->g.tokens);
+	const uint32_t tiles = warp_uniform(j->chunk->tiles);
+	const uint32_t first_segment = warp_uniform(j->chunk->first_segment);
 	const uint32_t tables = (uint32_t)__cvta_generic_to_shared(j->enc);
-	uint8_t *low = j->scratch + STATES_BYTES, *escapes_end = j->scratch + c->escapes_end;
 	uint32_t tile_index = tiles;
 
-	for (uint32_t i = warp_uniform(c->end_segment); i-- > first_segment;) {
+	for (uint32_t i = warp_uniform(j->chunk->end_segment); i-- > first_segment;) {
 		const struct gpu_segment *seg = &j->region->g.segment[i];
 		const uint32_t rows_per_token = warp_uniform(seg->rows_per_token);
 		const uint32_t vector = warp_uniform(seg->vector);
 		const uint32_t contexts = st->coding && j->profile->context[i] ? ROW_CONTEXTS : 0;
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
-		uint32_t leaf = seg->first_leaf + rows_per_token * (tokens / TILE_ROWS) / (2u / BYTES);
+		uint32_t leaf = seg->first_leaf +
+				rows_per_token * (tokens / TILE_ROWS) / (2u / BYTES);
 
 		for (uint32_t r = rows_per_token; r-- > 0;) {
-			const uint32_t col =
-				st->coding ? j->profile->column[seg->first_column + r * 32u + lane] : 0;
-			const uint32_t top = col & 1023u, width = col >> COLUMN_WIDTH_SHIFT & 63u;
-			const uint32_t flip = col >> COLUMN_FLIP_SHIFT & 1u;
-			const uint32_t table = tables + (col >> COLUMN_TABLE_SHIFT) * ENTRY_TABLE_BYTES;
-			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, vector, lane);
-			uint32_t pending = 0;
+			const uint32_t *packed = j->profile->column + seg->first_column + r * 32u +
+						 lane;
+			const struct column c = column_of(st->coding ? *packed : 0, tables,
+							  contexts);
+			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, vector,
+								       lane);
+			uint32_t pending = 0, row[TILE_ROWS];
 
-			for (uint32_t t = tokens; t > 0;) {
-				const bool last = tile_index == tiles, upper = t < tokens;
-				uint32_t row[TILE_ROWS], w[SHIFT == 0 ? 1 : (SHIFT * 16 + 31) / 32] = { 0 };
-				bool escapes = false;
-
-				t -= TILE_ROWS;
-				tile_index--;
-				const uint32_t half = BYTES == 1 ? tile_index & 1u : 0;
+			for (uint32_t t = tokens; t > 0; t -= TILE_ROWS) {
+				const uint32_t half = BYTES == 1 ? (tile_index - 1u) & 1u : 0;
 				uint8_t *tile = j->leaf + half * (LEAF_BYTES / 2u);
 
-				tile_load<BYTES>(&way, t, tile, lane);
+				tile_index--;
+				tile_load<BYTES>(&way, t - TILE_ROWS, tile, lane);
 				__syncwarp();
-				if (BYTES == 2 || !half) {
-					uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
-
-					leaf--;
-					if (lane < LEAF_ACCS)
-						j->leaves[leaf * LEAF_ACCS + lane] = acc;
-				}
-				if (st->coding) {
-#pragma unroll
-					for (int k = 0; k < (int)TILE_ROWS; k++) {
-						const uint32_t p = BYTES == 2 ? ((const uint16_t *)tile)[k * 32 + lane]
-									      : tile[k * 32 + lane];
-						const int bit = k * SHIFT;
-
-						row[k] = row_of<BYTES, SHIFT>(p, top, width, flip, &escapes);
-						if (SHIFT > 0) {
-							const uint32_t v = p & ((1u << SHIFT) - 1u);
-
-							w[bit / 32] |= v << (bit % 32);
-							if (bit % 32 + SHIFT > 32)
-								w[bit / 32 + 1] |= v >> (32 - bit % 32);
-						}
-					}
-					const uint32_t carried = low_store<SHIFT>(st, w, low, tile_index, tiles,
-									  lane);
-
-					if (last)
-						st->x = CODEC_STATE_LOW | carried;
-					if (__any_sync(FULL_MASK, escapes))
-						st->escapes_count += tile_collect<BYTES, SHIFT>(
-							escapes_end - st->escapes_count * BYTES,
-							c->escapes_max - st->escapes_count, tile, top, width, lane);
-					/* 17 rows at most, a word a lane. */
-					st->coding = st->escapes_count <= c->escapes_max &&
-						     st->words_at - st->words_limit >= 17 * 32;
-				}
-				if (st->coding) {
-					if (upper)
-						encode_step(st, table + pending + (row[TILE_ROWS - 1] & contexts), above);
-#pragma unroll
-					for (int k = (int)TILE_ROWS - 1; k > 0; k--)
-						encode_step(st, table + (row[k] & ROW_TOKEN_MASK) + (row[k - 1] & contexts),
-							    above);
-					pending = row[0] & ROW_TOKEN_MASK;
-					if (t == 0)
-						encode_step(st, table + pending, above);
-				}
+				if (BYTES == 2 || !half)
+					leaf_keep(j, xx, --leaf, lane);
+				if (st->coding)
+					st->coding = tile_prepare<BYTES, SHIFT>(
+						j, st, &c, tile, tile_index, tiles, row, lane);
+				if (st->coding)
+					rows_code(st, &c, row, &pending, t < tokens, t == TILE_ROWS,
+						  lane);
 				__syncwarp();
 			}
 		}
@@ -238,20 +296,21 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 }
 
 /* Digests of a chunk that is kept raw whatever it holds. */
-__device__ static void digest_chunk_bytes(const struct encode_job *j, const struct xxh3_lane *xx, uint32_t lane)
+__device__ static void digest_chunk_bytes(const struct encode_job *j, const struct xxh3_lane *xx,
+					  uint32_t lane)
 {
 	for (uint32_t i = j->chunk->first_segment; i < j->chunk->end_segment; i++) {
 		const struct gpu_segment *seg = &j->region->g.segment[i];
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
 
-		for (uint64_t off = 0, leaf = seg->first_leaf; off < seg->bytes; off += LEAF_BYTES, leaf++) {
+		for (uint64_t off = 0, leaf = seg->first_leaf; off < seg->bytes;
+		     off += LEAF_BYTES, leaf++) {
 			for (uint32_t b = lane; b < LEAF_BYTES; b += WARP_LANES)
-				j->leaf[b] = off + b < seg->bytes ? *canonical_at(seg, base, off + b) : 0;
+				j->leaf[b] = off + b < seg->bytes
+						     ? *canonical_at(seg, base, off + b)
+						     : 0;
 			__syncwarp();
-			uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
-
-			if (lane < LEAF_ACCS)
-				j->leaves[leaf * LEAF_ACCS + lane] = acc;
+			leaf_keep(j, xx, (uint32_t)leaf, lane);
 			__syncwarp();
 		}
 	}

@@ -18,7 +18,7 @@
 #define FULL_MASK 0xffffffffu
 #define TILE_ROWS 16u
 #define LEAF_BYTES 1024u
-#define LEAF_ACCS 8u /* accumulators of a leaf, 8 bytes each, in scratch */
+#define LEAF_ACCS 8u	/* accumulators of a leaf, 8 bytes each, in scratch */
 #define RING_BYTES 512u /* rANS words of one warp, in shared memory; aligned to its size */
 #define STATES_BYTES (CODEC_LANES * 4u)
 
@@ -30,7 +30,8 @@ struct gpu_segment {
 	uint32_t heads, head_dim;
 	uint32_t first_leaf;
 	uint32_t first_column; /* in the profile's padded columns */
-	uint32_t head_magic;   /* 2^32 / head_dim, rounded up: column / head_dim is its high product */
+	uint32_t
+		head_magic; /* 2^32 / head_dim, rounded up: column / head_dim is its high product */
 	uint8_t element_bytes;
 	uint8_t coded;
 	uint8_t vector; /* every 16 bytes of a head's row can be accessed at once; strides of tokens are short */
@@ -41,11 +42,11 @@ struct gpu_chunk {
 	uint32_t first_segment, end_segment;
 	uint32_t scalars;
 	uint32_t raw_bytes;
-	uint32_t low_bytes;    /* stored low-bit rows */
-	uint32_t tiles;	       /* 0: not coded */
-	uint64_t scratch_off;  /* in a task's scratch */
-	uint32_t words_end;    /* byte offset in the chunk's scratch: rANS words grow down from here */
-	uint32_t escapes_end;  /* likewise, escaped patterns */
+	uint32_t low_bytes;   /* stored low-bit rows */
+	uint32_t tiles;	      /* 0: not coded */
+	uint64_t scratch_off; /* in a task's scratch */
+	uint32_t words_end; /* byte offset in the chunk's scratch: rANS words grow down from here */
+	uint32_t escapes_end; /* likewise, escaped patterns */
 	uint32_t escapes_max;
 	uint8_t element_bytes, shift, coded;
 	uint8_t reserved;
@@ -97,9 +98,9 @@ struct gpu_region { /* in device memory */
 
 struct gpu_profile {
 	uint32_t tables_count;
-	const uint32_t *dec;	  /* tables_count * CODEC_PROB_SUM slots */
-	const uint64_t *enc;	  /* tables_count * CODEC_TOKENS_PITCH */
-	const uint32_t *column;	  /* padded, all coded segments */
+	const uint32_t *dec;	/* tables_count * CODEC_PROB_SUM slots */
+	const uint64_t *enc;	/* tables_count * CODEC_TOKENS_PITCH */
+	const uint32_t *column; /* padded, all coded segments */
 	const uint8_t *context; /* per segment */
 	uint8_t digest[16];
 };
@@ -119,7 +120,7 @@ struct gpu_batch { /* kernel argument */
 	uint8_t *scratch;
 	struct cuda_result *results;
 	uint8_t *chunk_done;
-	uint32_t *status;     /* per task; in scratch */
+	uint32_t *status;      /* per task; in scratch */
 	uint32_t *chunk_tasks; /* decode: tasks that have finished a chunk; in scratch */
 	uint64_t leaves_off, digests_off, task_stride; /* decode: of a task in scratch */
 	struct gpu_profile profile;
@@ -133,8 +134,8 @@ __device__ static inline uint32_t warp_uniform(uint32_t v)
 }
 
 /* Where a block's segment begins in the engine's pages. */
-__device__ static inline uint8_t *segment_base(const struct gpu_region *r, const struct gpu_segment *s,
-					       uint32_t block)
+__device__ static inline uint8_t *segment_base(const struct gpu_region *r,
+					       const struct gpu_segment *s, uint32_t block)
 {
 	return (uint8_t *)(r->base + s->off + (uint64_t)block * s->block_stride);
 }
@@ -148,7 +149,8 @@ __device__ static inline uint64_t column_off(const struct gpu_segment *s, uint32
 }
 
 /* Byte `at` of a segment in canonical packing. */
-__device__ static inline uint8_t *canonical_at(const struct gpu_segment *s, uint8_t *base, uint64_t at)
+__device__ static inline uint8_t *canonical_at(const struct gpu_segment *s, uint8_t *base,
+					       uint64_t at)
 {
 	uint32_t row = s->columns * s->element_bytes;
 	uint32_t token = (uint32_t)(at / row), rest = (uint32_t)(at - (uint64_t)token * row);
@@ -168,14 +170,16 @@ struct tile_way {
 };
 
 template <int BYTES>
-__device__ static inline struct tile_way tile_way_of(const struct gpu_segment *s, uint8_t *base, uint32_t column,
-						     uint32_t vector, uint32_t lane)
+__device__ static inline struct tile_way tile_way_of(const struct gpu_segment *s, uint8_t *base,
+						     uint32_t column, uint32_t vector,
+						     uint32_t lane)
 {
 	const uint32_t parts = 32u * BYTES / 16u; /* 16-byte parts of a row */
 	struct tile_way w = { .at = base, .stride = s->token_stride, .vector = vector };
 
 	if (w.vector) {
-		uint32_t c = column + lane % parts * (16u / BYTES), head = __umulhi(c, s->head_magic);
+		uint32_t c = column + lane % parts * (16u / BYTES),
+			 head = __umulhi(c, s->head_magic);
 
 		w.at += head * s->head_stride + (uint64_t)(c - head * s->head_dim) * BYTES;
 	} else {
@@ -197,7 +201,8 @@ __device__ static inline void tile_store(const struct tile_way *w, uint32_t toke
 			uint32_t t = token + v / parts;
 
 			if (t >= skip)
-				*(uint4 *)(w->at + (uint64_t)t * (uint32_t)w->stride) = ((const uint4 *)tile)[v];
+				*(uint4 *)(w->at + (uint64_t)t * (uint32_t)w->stride) =
+					((const uint4 *)tile)[v];
 		}
 		return;
 	}
@@ -215,7 +220,8 @@ __device__ static inline void tile_store(const struct tile_way *w, uint32_t toke
 }
 
 template <int BYTES>
-__device__ static inline void tile_load(const struct tile_way *w, uint32_t token, uint8_t *tile, uint32_t lane)
+__device__ static inline void tile_load(const struct tile_way *w, uint32_t token, uint8_t *tile,
+					uint32_t lane)
 {
 	const uint32_t parts = 32u * BYTES / 16u;
 
@@ -223,7 +229,8 @@ __device__ static inline void tile_load(const struct tile_way *w, uint32_t token
 #pragma unroll
 		for (uint32_t v = lane; v < TILE_ROWS * parts; v += WARP_LANES)
 			((uint4 *)tile)[v] =
-				*(const uint4 *)(w->at + (uint64_t)(token + v / parts) * (uint32_t)w->stride);
+				*(const uint4 *)(w->at + (uint64_t)(token + v / parts) *
+								 (uint32_t)w->stride);
 		return;
 	}
 #pragma unroll 1
@@ -246,7 +253,8 @@ __device__ static inline void tile_load_canonical(const struct gpu_segment *s, c
 	const uint32_t words = 32u * BYTES / 4u;
 
 	for (uint32_t v = lane; v < TILE_ROWS * words; v += WARP_LANES) {
-		uint64_t at = ((uint64_t)(token + v / words) * s->columns + column) * BYTES + v % words * 4u;
+		uint64_t at = ((uint64_t)(token + v / words) * s->columns + column) * BYTES +
+			      v % words * 4u;
 
 		((uint32_t *)tile)[v] = *(const uint32_t *)(from + at);
 	}

@@ -49,9 +49,9 @@ __device__ static inline uint64_t leaves_root(const struct gpu_geometry *g, cons
 	const uint32_t blocks = (g->leaves_count + 127u) / 128u;
 
 	for (uint32_t i = threadIdx.x; i < blocks * 128u; i += blockDim.x)
-		digests[i] = i < g->leaves_count
-				     ? xxh3_digest((const uint64_t *)shared, leaves + (uint64_t)i * LEAF_ACCS)
-				     : 0;
+		digests[i] = i < g->leaves_count ? xxh3_digest((const uint64_t *)shared,
+							       leaves + (uint64_t)i * LEAF_ACCS)
+						 : 0;
 	__syncthreads();
 	return threadIdx.x < WARP_LANES ? xxh3_long(xx, digests, blocks, threadIdx.x) : 0;
 }
@@ -87,7 +87,8 @@ __device__ static void pack_index(const struct gpu_batch *b, uint32_t t, const s
 	uint32_t *offsets = (uint32_t *)(scratch + g->offsets_off);
 	struct format_chunk_entry *entry =
 		(struct format_chunk_entry *)(task->payload + sizeof(struct format_block_header));
-	uint32_t at = (uint32_t)(sizeof(struct format_block_header) + g->chunks_count * sizeof(*entry));
+	uint32_t at =
+		(uint32_t)(sizeof(struct format_block_header) + g->chunks_count * sizeof(*entry));
 	uint32_t raws = 0, escapes = 0;
 	const uint64_t root = leaves_root(g, (const uint64_t *)(scratch + g->leaves_off),
 					  (uint64_t *)(scratch + g->digests_off), xx);
@@ -104,13 +105,16 @@ __device__ static void pack_index(const struct gpu_batch *b, uint32_t t, const s
 					 s->escapes * c->element_bytes;
 
 			if (s->raw || coded >= c->raw_bytes)
-				*s = (struct gpu_sizes){ .words = 0, .escapes = 0, .raw = 1, .payload = c->raw_bytes };
+				*s = (struct gpu_sizes){
+					.words = 0, .escapes = 0, .raw = 1, .payload = c->raw_bytes
+				};
 			else
 				s->payload = coded;
 			entry[i] = (struct format_chunk_entry){
 				.payload_bytes = s->payload,
 				.escape_bytes = (uint16_t)(s->escapes * c->element_bytes),
-				.method = (uint8_t)(s->raw ? FORMAT_METHOD_RAW : FORMAT_METHOD_CHANNEL),
+				.method = (uint8_t)(s->raw ? FORMAT_METHOD_RAW
+							   : FORMAT_METHOD_CHANNEL),
 				.reserved = 0,
 			};
 			raws += s->raw;
@@ -135,8 +139,9 @@ __device__ static void pack_index(const struct gpu_batch *b, uint32_t t, const s
 }
 
 /* Word `i` of the payload behind its fixed part: rANS words, then escaped patterns, then zeros. */
-__device__ static inline uint32_t tail_word(const uint16_t *words, uint32_t words_bytes, const uint8_t *escapes,
-					    uint32_t escape_bytes, uint32_t i)
+__device__ static inline uint32_t tail_word(const uint16_t *words, uint32_t words_bytes,
+					    const uint8_t *escapes, uint32_t escape_bytes,
+					    uint32_t i)
 {
 	uint32_t at = 4u * i, v = 0;
 
@@ -154,7 +159,8 @@ __device__ static inline uint32_t tail_word(const uint16_t *words, uint32_t word
 #define COPY_DEPTH 8u /* loads in flight in each lane */
 
 /* Both 8-byte aligned, in units of that. */
-__device__ static inline void copy_aligned(uint64_t *to, const uint64_t *from, uint32_t count, uint32_t lane)
+__device__ static inline void copy_aligned(uint64_t *to, const uint64_t *from, uint32_t count,
+					   uint32_t lane)
 {
 	uint64_t v[COPY_DEPTH];
 
@@ -171,7 +177,8 @@ __device__ static inline void copy_aligned(uint64_t *to, const uint64_t *from, u
 }
 
 /* From 2-byte alignment to 4-byte alignment; reads up to 4 bytes before and behind. */
-__device__ static inline void copy_words(uint32_t *to, const uint16_t *from, uint32_t count, uint32_t lane)
+__device__ static inline void copy_words(uint32_t *to, const uint16_t *from, uint32_t count,
+					 uint32_t lane)
 {
 	const uint32_t *at = (const uint32_t *)((uintptr_t)from & ~(uintptr_t)3u);
 	const uint32_t shift = (uintptr_t)from & 2u ? 16 : 0;
@@ -191,14 +198,15 @@ __device__ static inline void copy_words(uint32_t *to, const uint16_t *from, uin
 	}
 }
 
-__device__ static void pack_channel(const struct gpu_chunk *c, const struct gpu_sizes *s, const uint8_t *scratch,
-				    uint32_t *to, uint32_t lane)
+__device__ static void pack_channel(const struct gpu_chunk *c, const struct gpu_sizes *s,
+				    const uint8_t *scratch, uint32_t *to, uint32_t lane)
 {
 	const uint32_t fixed = STATES_BYTES + c->low_bytes; /* a multiple of 64 */
 	const uint32_t escape_bytes = s->escapes * c->element_bytes, words_bytes = 2u * s->words;
 	const uint16_t *words = (const uint16_t *)(scratch + c->words_end) - s->words;
 	const uint8_t *escapes = scratch + c->escapes_end - escape_bytes;
-	const uint32_t whole = words_bytes / 4u, tail = payload_padded(words_bytes + escape_bytes) / 4u;
+	const uint32_t whole = words_bytes / 4u,
+		       tail = payload_padded(words_bytes + escape_bytes) / 4u;
 
 	copy_aligned((uint64_t *)to, (const uint64_t *)scratch, fixed / 8u, lane);
 	to += fixed / 4u;
@@ -207,14 +215,15 @@ __device__ static void pack_channel(const struct gpu_chunk *c, const struct gpu_
 		to[i] = tail_word(words, words_bytes, escapes, escape_bytes, i);
 }
 
-__device__ static void pack_raw(const struct gpu_region *r, const struct gpu_chunk *c, uint32_t block,
-				uint8_t *to, uint32_t lane)
+__device__ static void pack_raw(const struct gpu_region *r, const struct gpu_chunk *c,
+				uint32_t block, uint8_t *to, uint32_t lane)
 {
 	const uint64_t first = r->g.segment[c->first_segment].canonical_off;
 
 	for (uint32_t i = c->first_segment; i < c->end_segment; i++) {
 		const struct gpu_segment *seg = &r->g.segment[i];
-		uint8_t *base = segment_base(r, seg, block), *at = to + (seg->canonical_off - first);
+		uint8_t *base = segment_base(r, seg, block),
+			*at = to + (seg->canonical_off - first);
 
 		if (seg->vector) {
 			for (uint64_t o = 16u * lane; o < seg->bytes; o += 16u * WARP_LANES) {

@@ -79,8 +79,9 @@ __device__ static inline void xxh3_table_fill(uint64_t *table, uint32_t lane)
 
 	for (uint32_t j = 0; j < 4; j++)
 		table[(XXH3_STRIPE + j) * 32u + lane] = xxh3_secret64(8u * (g + 4u * j) + 8u * i);
-	table[XXH3_LAST * 32u + lane] = g == 3 ? xxh3_secret64(XXH3_SECRET_BYTES - 64u - 7u + 8u * i)
-					       : xxh3_secret64(8u * (g + 12u) + 8u * i);
+	table[XXH3_LAST * 32u + lane] =
+		g == 3 ? xxh3_secret64(XXH3_SECRET_BYTES - 64u - 7u + 8u * i)
+		       : xxh3_secret64(8u * (g + 12u) + 8u * i);
 	table[XXH3_SCRAMBLE * 32u + lane] = xxh3_secret64(XXH3_SECRET_BYTES - 64u + 8u * i);
 	table[XXH3_MERGE * 32u + lane] = xxh3_secret64(11u + 8u * i);
 	table[XXH3_INIT * 32u + lane] = xxh3_init(i);
@@ -111,7 +112,8 @@ __device__ static inline uint64_t xxh3_block(const struct xxh3_lane *x, const ui
 	return product;
 }
 
-__device__ static inline uint64_t xxh3_merge(const struct xxh3_lane *x, uint64_t acc, uint64_t bytes)
+__device__ static inline uint64_t xxh3_merge(const struct xxh3_lane *x, uint64_t acc,
+					     uint64_t bytes)
 {
 	uint64_t v = acc ^ x->table[XXH3_MERGE * 32u], other = xxh3_shfl(v, 1), h;
 
@@ -128,7 +130,8 @@ __device__ static inline uint64_t xxh3_merge(const struct xxh3_lane *x, uint64_t
  * A leaf as its eight accumulators, number lane & 7 in every lane: 1024 bytes, 8-byte aligned, visible to the whole
  * warp.  The digest is made of them later, for many leaves at once (xxh3_digest).
  */
-__device__ static inline uint64_t xxh3_leaf(const struct xxh3_lane *x, const uint64_t *data, uint32_t lane)
+__device__ static inline uint64_t xxh3_leaf(const struct xxh3_lane *x, const uint64_t *data,
+					    uint32_t lane)
 {
 	return x->table[XXH3_INIT * 32u] + xxh3_block(x, data, lane, true);
 }
@@ -140,7 +143,8 @@ __device__ static inline uint64_t xxh3_digest(const uint64_t *table, const uint6
 
 #pragma unroll
 	for (uint32_t i = 0; i < 8; i += 2) {
-		uint64_t a = acc[i] ^ table[XXH3_MERGE * 32u + i], b = acc[i + 1] ^ table[XXH3_MERGE * 32u + i + 1];
+		uint64_t a = acc[i] ^ table[XXH3_MERGE * 32u + i],
+			 b = acc[i + 1] ^ table[XXH3_MERGE * 32u + i + 1];
 
 		h += (a * b) ^ __umul64hi(a, b);
 	}
