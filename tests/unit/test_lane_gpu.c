@@ -404,7 +404,7 @@ static void nor_do_loads_through_the_cpu(void **state)
 	gpu_rig_config(&f.config);
 	f.config.pool_bytes = 8u << 20; /* 64 raw blocks fit the quarter that they are staged in */
 	f.config.speculator = CODEC_SPEC_GENERIC;
-	f.config.event_wait_ns = 3000000000;
+	f.config.event_wait_ns = 20000000000;
 	(void)snprintf(f.config.fault_device, sizeof(f.config.fault_device), "decode:delay_ms=100");
 	gpu_lane_start(&f, GPU_RIG_NHD);
 	gpu_lane_store_all(&f, 0, 32);
