@@ -198,6 +198,9 @@ static uint64_t sleep_ns(const struct lane *lane)
 	if (lane->cq_blocked || lane->room.count || lane->fetch.count || tier_busy(lane) ||
 	    lane->loads.head || lane->stopping || (lane->log && !nvme_log_in_service(lane->log)))
 		ns = ns < LANE_POLL_NS ? ns : LANE_POLL_NS;
+	/* Nor does a GPU say when a store's sample may have its share of the time. */
+	if (lane->gpu && lane->jobs_count)
+		ns = ns < LANE_POLL_NS ? ns : LANE_POLL_NS;
 	if (lane->events_waiting)
 		ns = ns < LANE_EVENT_POLL_NS ? ns : LANE_EVENT_POLL_NS;
 	return ns;
