@@ -27,7 +27,7 @@ struct CUevent_st; /* cudaEvent_t */
 #define CUDA_SHAPES_MAX 64u
 #define CUDA_PROFILES_MAX 256u
 #define CUDA_POOLS_MAX 16u
-#define CUDA_HOSTS_MAX 16u
+#define CUDA_HOSTS_MAX 272u /* a pool of 16 TiB comes in pieces of 64 GiB */
 
 /* A list through device_task.device_next, oldest first. */
 struct cuda_queue {
