@@ -470,6 +470,7 @@ static void a_region_ends_when_nothing_waits_for_it(void **state)
 		gpu_rig_fill(&f.g, i, i);
 	f.rs.arg = skvc_abi_events(ready.handle, 0);
 	lane_rig_store(&f.rs, 0, 20, 7);
+	gpu_lane_eventually(&f, STAT_JOBS, 1); /* mail is read before rings */
 	nothing_completes(&f.rs, 5);
 	end = (struct mail){
 		.type = LANE_REGION_END, .subject = &f.rs.s, .object = &f.g.region, .value = 2
