@@ -169,12 +169,14 @@ E2E_SRCS := $(sort $(wildcard tests/e2e/test_*.c))
 MODEL_SRCS := $(sort $(wildcard tests/model/model_*.c))
 FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_SRCS := $(sort $(wildcard tests/bench/bench_*.c))
-TEST_SRCS := $(UNIT_SRCS) $(E2E_SRCS) $(MODEL_SRCS) $(FUZZ_SRCS) $(BENCH_SRCS)
+GPU_TEST_SRCS := $(sort $(wildcard tests/gpu/test_*.c))
+TEST_SRCS := $(UNIT_SRCS) $(E2E_SRCS) $(MODEL_SRCS) $(FUZZ_SRCS) $(BENCH_SRCS) $(GPU_TEST_SRCS)
 test_bin = $(patsubst tests/%.c,$(B)/tests/%,$(1))
 UNIT_BINS := $(call test_bin,$(UNIT_SRCS))
 E2E_BINS := $(call test_bin,$(E2E_SRCS))
 MODEL_BINS := $(call test_bin,$(MODEL_SRCS))
 BENCH_BINS := $(call test_bin,$(BENCH_SRCS))
+GPU_BINS := $(call test_bin,$(GPU_TEST_SRCS))
 # fuzz_x.c is a libFuzzer program in the fuzz flavour, and replays its corpus in all others.
 FUZZ_BINS := $(call test_bin,$(FUZZ_SRCS))
 
@@ -195,7 +197,8 @@ cuda-skipped:
 	@echo '  SKIP    libskvcd-cuda.so: $(CUDA_WHY_NOT)'
 libs: $(if $(CUDA_WHY_NOT),cuda-skipped) $(LIBS) $(if $(CLIENT_SRCS),$(B)/lib/pkgconfig/skvc.pc)
 mans: $(MANS)
-tests: deps-check $(UNIT_BINS) $(E2E_BINS) $(MODEL_BINS) $(FUZZ_BINS) $(BENCH_BINS)
+tests: deps-check $(UNIT_BINS) $(E2E_BINS) $(MODEL_BINS) $(FUZZ_BINS) $(BENCH_BINS) \
+	$(GPU_BINS)
 
 # build/bin and build/lib name the default flavour.
 ifeq ($(FLAVOUR),release)
@@ -327,7 +330,7 @@ $(foreach s,$(wildcard */man/*.scd),$(eval $(B)/man/$(notdir $(s:.scd=)): $(s)))
 
 # Unit tests reach into every room; an archive gives each what it names and nothing else.
 UNIT_LIBS := $(addprefix $(B)/lib/,testlib.a tools.a daemon.a client.a gpu.a ipc.a)
-$(UNIT_BINS) $(BENCH_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(UNIT_LIBS)
+$(UNIT_BINS) $(BENCH_BINS) $(GPU_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(UNIT_LIBS)
 	$(call say,LD,$@)
 	$(LINK) -Wl,--start-group $(UNIT_LIBS) -Wl,--end-group $(TEST_LIBS)
 
@@ -364,11 +367,12 @@ list = $(if $(1),printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)
 # about times and installing.
 SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_config test_ctl_msg \
 	test_sqe_check test_index test_record test_limits test_nvme_faults test_steady test_demo \
-	test_tools test_bench test_install test_staging test_cuda_device $(notdir $(FUZZ_BINS))
+	test_tools test_bench test_install test_staging test_cuda_device test_gpu_codec test_gpu_engine \
+	$(notdir $(FUZZ_BINS))
 SKIP_asan := test_steady test_install
 run_here = $(foreach t,$(1),$(if $(filter $(SKIP_$(SAN)),$(notdir $(t))),,$(t)))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
-# These skip where there is no GPU.
+# These skip where there is no GPU; what is a program runs over the simulated one as well.
 GPU_SCRIPTS := $(sort $(filter-out %.c %.h %.py %.cu,$(wildcard tests/gpu/test_*)))
 LINTS := $(sort $(wildcard tests/lint/*))
 
@@ -381,6 +385,8 @@ $(B)/tests.list: all tests
 	$(call list,$(call run_here,$(E2E_BINS)),120,alone); \
 	$(foreach t,$(call run_here,$(E2E_SCRIPTS) $(GPU_SCRIPTS)),printf '%s\t240\talone\t%s\n' '$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)'; )\
 	$(call list,$(MODEL_BINS),120,alone); \
+	$(if $(SAN),,$(call list,$(GPU_BINS),300,alone);) \
+	$(foreach t,$(call run_here,$(GPU_BINS)),printf '%s\t480\talone\t%s\n' '$(FLAVOUR)/$(t:$(B)/tests/%=%) over sim' '$(TEST_ENV) SKVC_TEST_DEVICE=sim $(t)'; )\
 	} >$@
 
 $(BUILD)/lint.list: | deps-check

@@ -55,6 +55,7 @@ struct config {
 	char gpu_library[PATH_MAX]; /* shared object of the CUDA device; empty: beside the daemon */
 	uint64_t gpu_pool_bytes;    /* GPU memory for compressed blocks; 0: none */
 	uint64_t gpu_staging_bytes; /* GPU memory for work in flight; 160 MiB */
+	uint32_t gpu_share_percent; /* share of the GPU's time for all coding; 100 */
 	uint32_t gpu_background_percent; /* share of the GPU's time for work that may wait; 10 */
 	/* [codec] */
 	uint32_t speculator; /* enum codec_speculator: raw, generic or channel */

@@ -91,7 +91,9 @@ static const struct config_key config_keys[] = {
 	{ "gpu", "pool", CONFIG_SIZE, FIELD(gpu_pool_bytes), 16 * MIB, 16 * TIB, CONFIG_OR_ZERO,
 	  NULL, "0", "GPU memory for compressed blocks; 0: none" },
 	{ "gpu", "staging", CONFIG_SIZE, FIELD(gpu_staging_bytes), 32 * MIB, 4 * GIB, 0, NULL,
-	  "160M", "GPU memory for work in flight" },
+	  "128M", "GPU memory for work in flight" },
+	{ "gpu", "gpu_share", CONFIG_COUNT, FIELD(gpu_share_percent), 1, 100, 0, NULL, "100",
+	  "percent of the GPU's time that coding blocks may cost engines; 100: no bound" },
 	{ "gpu", "background_gpu_share", CONFIG_COUNT, FIELD(gpu_background_percent), 1, 100, 0,
 	  NULL, "10", "percent of the GPU's time that work which may wait can take" },
 

@@ -19,9 +19,9 @@
 #include "daemon/log.h"
 
 #define LANE_REAP_BATCH 64u
-#define LANE_EVENT_POLL_NS 100000ull /* for an engine's event on the GPU, which nobody announces */
-#define LANE_POLL_NS 10000000ull     /* for what nobody wakes us for: a full CQ, waiting for room */
-#define LANE_URING_ENTRIES 2048u     /* nvme_queue_depth at most, watches and cancels */
+#define LANE_GPU_POLL_NS 100000ull /* for what a GPU does not announce: an engine's event, say */
+#define LANE_POLL_NS 10000000ull   /* for what nobody wakes us for: a full CQ, waiting for room */
+#define LANE_URING_ENTRIES 2048u   /* nvme_queue_depth at most, watches and cancels */
 #define LANE_REST_NS 20000u
 #define LANE_STAGING_SLACK_BYTES (1ull << 20)
 
@@ -198,11 +198,9 @@ static uint64_t sleep_ns(const struct lane *lane)
 	if (lane->cq_blocked || lane->room.count || lane->fetch.count || tier_busy(lane) ||
 	    lane->loads.head || lane->stopping || (lane->log && !nvme_log_in_service(lane->log)))
 		ns = ns < LANE_POLL_NS ? ns : LANE_POLL_NS;
-	/* Nor does a GPU say when a store's sample may have its share of the time. */
-	if (lane->gpu && lane->jobs_count)
-		ns = ns < LANE_POLL_NS ? ns : LANE_POLL_NS;
-	if (lane->events_waiting)
-		ns = ns < LANE_EVENT_POLL_NS ? ns : LANE_EVENT_POLL_NS;
+	/* With jobs on the GPU and nothing in the air: they wait for an event, their share or staging. */
+	if (lane->events_waiting || (lane->gpu && lane->jobs_count))
+		ns = ns < LANE_GPU_POLL_NS ? ns : LANE_GPU_POLL_NS;
 	return ns;
 }
 

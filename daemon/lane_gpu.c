@@ -61,6 +61,7 @@ static int make_device(struct lane *lane, char *err, unsigned err_bytes)
 		.tasks_max = LANE_GPU_TASKS,
 		.wake_fd = lane->device_fd,
 		.staging_bytes = c->gpu_staging_bytes,
+		.share_percent = c->gpu_share_percent,
 		.background_percent = c->gpu_background_percent,
 	};
 	char path[PATH_MAX], line[DEVICE_ERR_BYTES] = "";

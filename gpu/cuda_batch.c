@@ -307,6 +307,8 @@ bool cuda_batch_launch(struct cuda_device *d, enum cuda_class class, bool backgr
 		return false;
 	if (background && (d->background_count[class] > 0 || !cuda_budget_open(&d->budget)))
 		return false;
+	if (!cuda_budget_open(&d->share))
+		return false;
 	batch_choose(d, todo, class, background, &c);
 	/* Crumbs of a full area would make small batches for as long as it stays full. */
 	if (c.tasks.count == 0 || (c.cut && c.bytes < area->bytes / 4u && !staging_idle(area))) {

@@ -565,8 +565,9 @@ int skvcd_cuda_device_new_v1(const struct gpu_device_options *options, struct de
 
 	if (options->tasks_max == 0 || options->tasks_max > TASKS_MAX ||
 	    options->background_percent == 0 || options->background_percent > 100 ||
+	    options->share_percent == 0 || options->share_percent > 100 ||
 	    options->staging_bytes < STAGING_BYTES_MIN)
-		return gpu_say(err, -EINVAL, "tasks, background share or staging out of range");
+		return gpu_say(err, -EINVAL, "tasks, shares or staging out of range");
 	r = cuda_facts_choose(options->which, &ordinal, &facts, err);
 	if (r < 0)
 		return r;
@@ -582,6 +583,11 @@ int skvcd_cuda_device_new_v1(const struct gpu_device_options *options, struct de
 	};
 	d->facts = facts;
 	d->ordinal = ordinal;
+	d->share = (struct cuda_budget){
+		.ns_max = BUDGET_BURST_NS,
+		.filled_ns = cuda_now_ns(),
+		.percent = options->share_percent,
+	};
 	d->budget = (struct cuda_budget){
 		.ns_max = (int64_t)BUDGET_BURST_NS * options->background_percent / 100,
 		.filled_ns = cuda_now_ns(),

@@ -14,8 +14,12 @@
 
 /* A small group completes early; many in the air hide the gaps between them. */
 #define MOVES_GROUP_MAX 16u
-#define MOVES_POLL_MAX 32u	/* 2 to 3 us each: what one poll may cost */
-#define BUS_BYTES_PER_US 55000u /* measured, either way: issue "The GPU data plane" */
+#define MOVES_POLL_MAX 32u /* 2 to 3 us each: what one poll may cost */
+#define SWITCH_NS \
+	200000 /* measured beside a GEMM loop without MPS: what going to us and back costs it */
+#define PACE_BYTES 65536u
+#define PACE_BATCH_BYTES (8u << 20) /* smaller batches do not tell the pace */
+#define BUS_BYTES_PER_US 55000u	    /* measured, either way: issue "The GPU data plane" */
 
 static const uint32_t class_flights[CUDA_CLASS_COUNT] = {
 	[CUDA_CLASS_LOAD] = 16,
@@ -178,6 +182,24 @@ static int decode_landed(const struct cuda_flight *f, struct device_task *t, uin
 	return 0;
 }
 
+/*
+ * A batch's kernels cost engines what they take when nobody disturbs them, and the way there and back.  The
+ * time between its events may have an engine's turn in it, so the best pace seen counts.
+ */
+static void share_spend(struct cuda_device *d, const struct cuda_flight *f, uint64_t busy_ns)
+{
+	uint64_t raw_bytes = f->tasks.count * f->geom->raw_bytes;
+	uint64_t units = raw_bytes / PACE_BYTES + 1u, known_ns;
+
+	if (raw_bytes >= PACE_BATCH_BYTES &&
+	    (d->pace[f->class] == 0 || busy_ns / units < d->pace[f->class]))
+		d->pace[f->class] = busy_ns / units + 1u;
+	known_ns = d->pace[f->class] * units;
+	if (known_ns == 0 || known_ns > busy_ns)
+		known_ns = busy_ns;
+	cuda_budget_spend(&d->share, known_ns + SWITCH_NS);
+}
+
 static void flight_landed(struct cuda_device *d, struct cuda_flight *f, int res)
 {
 	uint32_t count = f->tasks.count;
@@ -191,6 +213,8 @@ static void flight_landed(struct cuda_device *d, struct cuda_flight *f, int res)
 		busy_ns = (uint64_t)((double)ms * 1e6);
 	if (f->background && f->kernel)
 		cuda_budget_spend(&d->budget, busy_ns);
+	if (f->kernel && d->share.percent < 100)
+		share_spend(d, f, busy_ns);
 	for (uint32_t i = 0; i < count; i++) {
 		struct device_task *t = cuda_queue_pop(&f->tasks);
 		int r = res < 0 ? res : t->res; /* a refused move's own */

@@ -77,7 +77,10 @@ struct cuda_flights {
 	struct cuda_flight *tail;
 };
 
-/* Work that may wait spends from an account that fills at background_percent of real time. */
+/*
+ * An account that fills at so many percent of real time: one for work that may wait, and one for all coding, by
+ * which an operator bounds what engines lose.
+ */
 struct cuda_budget {
 	int64_t ns;
 	int64_t ns_max;
@@ -135,7 +138,9 @@ struct cuda_device {
 	struct staging_area loads, stores;
 	uint64_t loads_scratch, loads_scratch_bytes;
 	uint64_t stores_scratch, stores_scratch_bytes;
-	struct cuda_budget budget;
+	struct cuda_budget budget;	 /* background */
+	struct cuda_budget share;	 /* kernels of all batches */
+	uint64_t pace[CUDA_CLASS_COUNT]; /* best seen: ns for 64 KiB of raw bytes; 0: none yet */
 	struct cuda_profile_entry profile[CUDA_PROFILES_MAX];
 	uint32_t profiles_count;
 	struct cuda_shape shape[CUDA_SHAPES_MAX];

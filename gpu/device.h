@@ -227,6 +227,7 @@ struct gpu_device_options {
 	unsigned tasks_max;
 	int wake_fd;		/* borrowed; written when armed */
 	uint64_t staging_bytes; /* device memory for work in flight */
+	unsigned share_percent; /* 1..100: of the GPU's time for all coding; 100: no bound */
 	unsigned
 		background_percent; /* 1..100: share of the GPU's time that background tasks may take */
 };

@@ -403,6 +403,7 @@ static int device_make(struct gpu_bench *b, uint64_t staging_bytes, char *err)
 		.tasks_max = TASKS_MAX,
 		.wake_fd = b->wake_fd,
 		.staging_bytes = staging_bytes,
+		.share_percent = 100,
 		.background_percent = 100,
 	};
 	char library[PATH_MAX + 64];

@@ -102,7 +102,7 @@ __device__ static struct encode_view encode_view_of(const struct gpu_batch *b, u
 template <uint32_t WARPS>
 __global__ __launch_bounds__(WARPS *WARP_LANES, 1) void encode_kernel(const __grid_constant__ struct gpu_batch b)
 {
-	const uint32_t lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
+	const uint32_t lane = threadIdx.x % WARP_LANES, warp = warp_uniform(threadIdx.x / WARP_LANES);
 	const uint32_t tables = b.profile.enc ? b.profile.tables_count * CODEC_TOKENS_PITCH * 8u : 0;
 	uint8_t *const loaded = shared_load(b.profile.enc, tables);
 	const struct xxh3_lane xx = xxh3_of(lane);
@@ -132,7 +132,7 @@ __global__ __launch_bounds__(WARPS *WARP_LANES, 1) void encode_kernel(const __gr
 			.coding = tables > 0,
 		};
 
-		if (c->tiles) {
+		if (warp_uniform(c->tiles)) {
 			encode_any(&j, &st, &xx, lane);
 			((uint32_t *)v.scratch)[lane] = st.x;
 		} else {
@@ -153,7 +153,7 @@ __global__ __launch_bounds__(WARPS *WARP_LANES, 1) void encode_kernel(const __gr
 template <uint32_t WARPS>
 __global__ __launch_bounds__(WARPS *WARP_LANES, 1) void verify_kernel(const __grid_constant__ struct gpu_batch b)
 {
-	const uint32_t lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
+	const uint32_t lane = threadIdx.x % WARP_LANES, warp = warp_uniform(threadIdx.x / WARP_LANES);
 	const uint32_t tables = b.profile.tables_count * CODEC_PROB_SUM * 4u;
 	uint8_t *const loaded = shared_load(b.profile.dec, tables);
 	const struct xxh3_lane xx = xxh3_of(lane);
@@ -182,7 +182,7 @@ __global__ __launch_bounds__(WARPS *WARP_LANES, 1) void verify_kernel(const __gr
 			.escapes_count = v.sizes->escapes,
 		};
 
-		if (v.sizes->raw || !decode_any<false>(&j, &s, &xx, lane))
+		if (warp_uniform(v.sizes->raw) || !decode_any<false>(&j, &s, &xx, lane))
 			continue;
 		if (lane == 0) {
 			v.sizes->raw = 1;
@@ -223,46 +223,20 @@ __global__ void pack_kernel(const __grid_constant__ struct gpu_batch b)
 __device__ static uint32_t header_check(const struct gpu_batch *b, const struct gpu_task *t, uint32_t lane)
 {
 	const struct gpu_geometry *g = &t->region->g;
-	uint32_t word = lane < 16 ? ((const uint32_t *)t->payload)[lane] : 0, expect = word, bad;
-	uint32_t kind = __shfl_sync(FULL_MASK, word, 1);
-	const uint32_t channel = kind >> 16 == CODEC_SPEC_CHANNEL;
+	const uint32_t word = lane < 16 ? ((const uint32_t *)t->payload)[lane] : 0;
+	const uint32_t kind = __shfl_sync(FULL_MASK, word, 1), channel = kind >> 16 == CODEC_SPEC_CHANNEL;
+	const uint32_t profile = channel ? ((const uint32_t *)b->profile.digest)[lane % 4u] : 0;
+	const uint64_t wide = lane < 6 ? g->raw_bytes : t->expect_xxh3;
+	uint32_t expect = lane % 2u ? (uint32_t)(wide >> 32) : (uint32_t)wide, bad; /* words 4 to 7 */
 
-	switch (lane) {
-	case 0:
-		expect = FORMAT_BLOCK_MAGIC;
-		break;
-	case 1:
-		expect = FORMAT_BLOCK_VERSION | (kind & 0x00ff0000u);
-		break;
-	case 2:
-		expect = (uint32_t)t->payload_bytes;
-		break;
-	case 3:
-		expect = g->chunks_count;
-		break;
-	case 4:
-	case 5:
-		expect = (uint32_t)(g->raw_bytes >> (lane == 5 ? 32 : 0));
-		break;
-	case 6:
-	case 7:
-		expect = (uint32_t)(t->expect_xxh3 >> (lane == 7 ? 32 : 0));
-		break;
-	case 8:
-	case 9:
-	case 10:
-	case 11:
-		expect = channel ? ((const uint32_t *)b->profile.digest)[lane - 8] : 0;
-		break;
-	case 12:
-	case 13:
-	case 14:
-	case 15:
-		expect = ((const uint32_t *)g->digest)[lane - 12];
-		break;
-	default:
-		break;
-	}
+	/* Selections, not branches: the warp stays together. */
+	expect = lane == 0 ? FORMAT_BLOCK_MAGIC : expect;
+	expect = lane == 1 ? FORMAT_BLOCK_VERSION | (kind & 0x00ff0000u) : expect;
+	expect = lane == 2 ? (uint32_t)t->payload_bytes : expect;
+	expect = lane == 3 ? g->chunks_count : expect;
+	expect = lane >= 8 ? profile : expect;
+	expect = lane >= 12 ? ((const uint32_t *)g->digest)[lane % 4u] : expect;
+	expect = lane >= 16 ? word : expect;
 	bad = __ballot_sync(FULL_MASK, word != expect);
 	if (channel && !b->profile.dec)
 		bad |= 0x0100u;
@@ -327,23 +301,26 @@ __device__ static uint32_t decode_one(const struct gpu_batch *b, const struct gp
 	struct format_chunk_entry e;
 	struct gpu_stream s;
 	const uint8_t *payload;
-	uint32_t status = header_check(b, t, lane);
+	uint32_t status = warp_uniform(header_check(b, t, lane)), method;
 
 	if (!status)
-		status = chunk_open(t, index, &e, &payload, lane);
+		status = warp_uniform(chunk_open(t, index, &e, &payload, lane));
 	if (status)
 		return status;
-	if (e.method == FORMAT_METHOD_CHANNEL) {
-		if (!b->profile.dec || ((const uint8_t *)t->payload)[6] != CODEC_SPEC_CHANNEL)
+	method = warp_uniform(e.method);
+	if (method == FORMAT_METHOD_CHANNEL) {
+		const uint32_t kind = warp_uniform(((const uint8_t *)t->payload)[6]);
+
+		if (!b->profile.dec || kind != CODEC_SPEC_CHANNEL)
 			return CUDA_STATUS_MALFORMED;
-		status = stream_open(j->chunk, &e, payload, &s);
+		status = warp_uniform(stream_open(j->chunk, &e, payload, &s));
 		return status ? status : decode_any<true>(j, &s, xx, lane) ? CUDA_STATUS_MALFORMED : 0;
 	}
-	if (e.method != FORMAT_METHOD_RAW || e.payload_bytes != j->chunk->raw_bytes || e.escape_bytes)
+	if (warp_uniform(method != FORMAT_METHOD_RAW || e.payload_bytes != j->chunk->raw_bytes || e.escape_bytes))
 		return CUDA_STATUS_MALFORMED;
-	if (!j->chunk->tiles)
+	if (!warp_uniform(j->chunk->tiles))
 		raw_chunk_bytes(j, payload, xx, lane);
-	else if (j->chunk->element_bytes == 2)
+	else if (warp_uniform(j->chunk->element_bytes) == 2)
 		raw_chunk_tiles<2>(j, payload, xx, lane);
 	else
 		raw_chunk_tiles<1>(j, payload, xx, lane);
@@ -357,13 +334,13 @@ __device__ static void chunk_finished(const struct gpu_batch *b, uint32_t index)
 		return;
 	__threadfence_system();
 	if (atomicAdd(&b->chunk_tasks[index], 1u) + 1u == b->tasks_count)
-		*(volatile uint8_t *)&b->chunk_done[index] = 1;
+		b->chunk_done[index] = 1;
 }
 
 template <uint32_t WARPS>
 __global__ __launch_bounds__(WARPS *WARP_LANES, 1) void decode_kernel(const __grid_constant__ struct gpu_batch b)
 {
-	const uint32_t lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
+	const uint32_t lane = threadIdx.x % WARP_LANES, warp = warp_uniform(threadIdx.x / WARP_LANES);
 	const uint32_t tables = b.profile.dec ? b.profile.tables_count * CODEC_PROB_SUM * 4u : 0;
 	uint8_t *const loaded = shared_load(b.profile.dec, tables);
 	const struct xxh3_lane xx = xxh3_of(lane);
@@ -391,6 +368,7 @@ __global__ __launch_bounds__(WARPS *WARP_LANES, 1) void decode_kernel(const __gr
 				atomicOr(&b.status[t], status);
 			chunk_finished(&b, c);
 		}
+		__syncwarp();
 	}
 }
 

@@ -75,7 +75,8 @@ __device__ static inline void words_init(struct warp_words *w, const struct gpu_
 /* Four rows' words are in the ring afterwards. */
 __device__ static inline void words_need(struct warp_words *w, uint32_t lane)
 {
-	if (w->filled - w->pos < FILL_BYTES)
+	/* Asked as a vote: the compiler sees then that no lane goes another way. */
+	if (__any_sync(FULL_MASK, w->filled - w->pos < FILL_BYTES))
 		words_fill(w, lane);
 }
 
@@ -226,8 +227,9 @@ __device__ static uint32_t decode_chunk(const struct decode_job *j, const struct
 					const struct xxh3_lane *xx, uint32_t lane)
 {
 	const struct gpu_chunk *c = j->chunk;
-	const uint32_t tokens = j->region->g.tokens, below = (1u << lane) - 1u, tables = shared_at(j->dec);
-	const uint32_t tiles = c->tiles, low_bytes = c->low_bytes;
+	const uint32_t tokens = warp_uniform(j->region->g.tokens), below = (1u << lane) - 1u, tables = shared_at(j->dec);
+	const uint32_t tiles = warp_uniform(c->tiles), low_bytes = warp_uniform(c->low_bytes);
+	const uint32_t end_segment = warp_uniform(c->end_segment);
 	const uint32_t *column = j->profile->column + j->region->g.segment[c->first_segment].first_column + lane;
 	uint32_t x = s->states[lane], tile_index = 0, escapes_used = 0;
 	uint32_t bad = x < CODEC_STATE_LOW, col = *column;
@@ -236,9 +238,10 @@ __device__ static uint32_t decode_chunk(const struct decode_job *j, const struct
 
 	words_init(&w, s, j->ring, lane);
 	ahead.load(s->low, low_bytes, 0, tiles, lane);
-	for (uint32_t i = c->first_segment; i < c->end_segment; i++) {
+	for (uint32_t i = warp_uniform(c->first_segment); i < end_segment; i++) {
 		const struct gpu_segment *seg = &j->region->g.segment[i];
-		const uint32_t rows_per_token = seg->rows_per_token;
+		const uint32_t rows_per_token = warp_uniform(seg->rows_per_token);
+		const uint32_t vector = warp_uniform(seg->vector);
 		const uint32_t contexts = j->profile->context[i] ? 7u * TABLE_BYTES : 0;
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
 		uint32_t leaf = seg->first_leaf;
@@ -247,7 +250,7 @@ __device__ static uint32_t decode_chunk(const struct decode_job *j, const struct
 			const uint32_t top = ((col & 1023u) << SHIFT) ^ (col >> COLUMN_FLIP_SHIFT & 1u)
 									      << (BYTES * 8 - 1);
 			const uint32_t table = tables + (col >> COLUMN_TABLE_SHIFT) * TABLE_BYTES;
-			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, lane);
+			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, vector, lane);
 			uint32_t dec = table; /* of the first token: context 0 */
 
 			column += CODEC_LANES; /* a chunk's columns follow each other, with a row to spare */
@@ -308,10 +311,10 @@ template <bool WRITE>
 __device__ static inline uint32_t decode_any(const struct decode_job *j, const struct gpu_stream *s,
 					     const struct xxh3_lane *xx, uint32_t lane)
 {
-	if (j->chunk->element_bytes == 2)
-		return j->chunk->shift == 5 ? decode_chunk<2, 5, WRITE>(j, s, xx, lane)
+	if (warp_uniform(j->chunk->element_bytes) == 2)
+		return warp_uniform(j->chunk->shift) == 5 ? decode_chunk<2, 5, WRITE>(j, s, xx, lane)
 					    : decode_chunk<2, 8, WRITE>(j, s, xx, lane);
-	return j->chunk->shift == 1 ? decode_chunk<1, 1, WRITE>(j, s, xx, lane)
+	return warp_uniform(j->chunk->shift) == 1 ? decode_chunk<1, 1, WRITE>(j, s, xx, lane)
 				    : decode_chunk<1, 0, WRITE>(j, s, xx, lane);
 }
 
@@ -322,17 +325,20 @@ __device__ static void raw_chunk_tiles(const struct decode_job *j, const uint8_t
 {
 	const struct gpu_chunk *c = j->chunk;
 	const struct gpu_segment *first = &j->region->g.segment[c->first_segment];
+	const uint32_t end = warp_uniform(c->end_segment);
 
-	for (uint32_t i = c->first_segment; i < c->end_segment; i++) {
+	for (uint32_t i = warp_uniform(c->first_segment); i < end; i++) {
 		const struct gpu_segment *seg = &j->region->g.segment[i];
 		const uint8_t *from = payload + (seg->canonical_off - first->canonical_off);
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
+		const uint32_t rows_per_token = warp_uniform(seg->rows_per_token), vector = warp_uniform(seg->vector);
+		const uint32_t tokens = warp_uniform(j->region->g.tokens);
 		uint32_t tile_index = 0;
 
-		for (uint32_t r = 0; r < seg->rows_per_token; r++) {
-			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, lane);
+		for (uint32_t r = 0; r < rows_per_token; r++) {
+			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, vector, lane);
 
-			for (uint32_t t = 0; t < j->region->g.tokens; t += TILE_ROWS, tile_index++) {
+			for (uint32_t t = 0; t < tokens; t += TILE_ROWS, tile_index++) {
 				const uint32_t half = BYTES == 1 ? tile_index & 1u : 0;
 				uint8_t *tile = j->leaf + half * (LEAF_BYTES / 2u);
 
@@ -353,14 +359,19 @@ __device__ static void raw_chunk_bytes(const struct decode_job *j, const uint8_t
 {
 	const struct gpu_chunk *c = j->chunk;
 	const struct gpu_segment *first = &j->region->g.segment[c->first_segment];
+	const uint32_t end = warp_uniform(c->end_segment);
 
-	for (uint32_t i = c->first_segment; i < c->end_segment; i++) {
+	for (uint32_t i = warp_uniform(c->first_segment); i < end; i++) {
 		const struct gpu_segment *seg = &j->region->g.segment[i];
 		const uint8_t *from = payload + (seg->canonical_off - first->canonical_off);
 		const uint64_t row = (uint64_t)seg->columns * seg->element_bytes;
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
 
-		for (uint64_t off = 0, leaf = seg->first_leaf; off < seg->bytes; off += LEAF_BYTES, leaf++) {
+		const uint32_t leaves = warp_uniform((uint32_t)((seg->bytes + LEAF_BYTES - 1u) / LEAF_BYTES));
+
+		for (uint32_t n = 0; n < leaves; n++) {
+			const uint64_t off = (uint64_t)n * LEAF_BYTES;
+
 			for (uint32_t b = lane; b < LEAF_BYTES; b += WARP_LANES) {
 				uint64_t at = off + b;
 				uint8_t v = 0;
@@ -373,7 +384,7 @@ __device__ static void raw_chunk_bytes(const struct decode_job *j, const uint8_t
 				j->leaf[b] = v;
 			}
 			__syncwarp();
-			(void)leaf_done<true>(j, xx, (uint32_t)leaf, lane);
+			(void)leaf_done<true>(j, xx, seg->first_leaf + n, lane);
 			__syncwarp();
 		}
 	}

@@ -148,25 +148,28 @@ __device__ static void encode_chunk(const struct encode_job *j, struct encode_st
 				    const struct xxh3_lane *xx, uint32_t lane)
 {
 	const struct gpu_chunk *c = j->chunk;
-	const uint32_t tokens = j->region->g.tokens, tiles = c->tiles;
+	const uint32_t tokens = warp_uniform(j->region->g.tokens), tiles = warp_uniform(c->tiles);
+	const uint32_t first_segment = warp_uniform(c->first_segment);
 	const uint32_t above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
 	const uint32_t tables = (uint32_t)__cvta_generic_to_shared(j->enc);
 	uint8_t *low = j->scratch + STATES_BYTES, *escapes_end = j->scratch + c->escapes_end;
 	uint32_t tile_index = tiles;
 
-	for (uint32_t i = c->end_segment; i-- > c->first_segment;) {
+	for (uint32_t i = warp_uniform(c->end_segment); i-- > first_segment;) {
 		const struct gpu_segment *seg = &j->region->g.segment[i];
+		const uint32_t rows_per_token = warp_uniform(seg->rows_per_token);
+		const uint32_t vector = warp_uniform(seg->vector);
 		const uint32_t contexts = st->coding && j->profile->context[i] ? ROW_CONTEXTS : 0;
 		uint8_t *base = segment_base(j->region, seg, j->block_index);
-		uint32_t leaf = seg->first_leaf + seg->rows_per_token * (tokens / TILE_ROWS) / (2u / BYTES);
+		uint32_t leaf = seg->first_leaf + rows_per_token * (tokens / TILE_ROWS) / (2u / BYTES);
 
-		for (uint32_t r = seg->rows_per_token; r-- > 0;) {
+		for (uint32_t r = rows_per_token; r-- > 0;) {
 			const uint32_t col =
 				st->coding ? j->profile->column[seg->first_column + r * 32u + lane] : 0;
 			const uint32_t top = col & 1023u, width = col >> COLUMN_WIDTH_SHIFT & 63u;
 			const uint32_t flip = col >> COLUMN_FLIP_SHIFT & 1u;
 			const uint32_t table = tables + (col >> COLUMN_TABLE_SHIFT) * ENTRY_TABLE_BYTES;
-			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, lane);
+			const struct tile_way way = tile_way_of<BYTES>(seg, base, r * 32u, vector, lane);
 			uint32_t pending = 0;
 
 			for (uint32_t t = tokens; t > 0;) {
@@ -258,12 +261,12 @@ __device__ static void digest_chunk_bytes(const struct encode_job *j, const stru
 __device__ static inline void encode_any(const struct encode_job *j, struct encode_state *st,
 					 const struct xxh3_lane *xx, uint32_t lane)
 {
-	if (j->chunk->element_bytes == 2) {
-		if (j->chunk->shift == 5)
+	if (warp_uniform(j->chunk->element_bytes) == 2) {
+		if (warp_uniform(j->chunk->shift) == 5)
 			encode_chunk<2, 5>(j, st, xx, lane);
 		else
 			encode_chunk<2, 8>(j, st, xx, lane);
-	} else if (j->chunk->shift == 1) {
+	} else if (warp_uniform(j->chunk->shift) == 1) {
 		encode_chunk<1, 1>(j, st, xx, lane);
 	} else {
 		encode_chunk<1, 0>(j, st, xx, lane);

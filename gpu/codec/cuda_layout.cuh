@@ -126,6 +126,12 @@ struct gpu_batch { /* kernel argument */
 	struct gpu_task task[CUDA_BATCH_TASKS_MAX];
 };
 
+/* The same in every lane: told to the compiler, which then needs no provision for lanes that go other ways. */
+__device__ static inline uint32_t warp_uniform(uint32_t v)
+{
+	return __shfl_sync(FULL_MASK, v, 0);
+}
+
 /* Where a block's segment begins in the engine's pages. */
 __device__ static inline uint8_t *segment_base(const struct gpu_region *r, const struct gpu_segment *s,
 					       uint32_t block)
@@ -163,10 +169,10 @@ struct tile_way {
 
 template <int BYTES>
 __device__ static inline struct tile_way tile_way_of(const struct gpu_segment *s, uint8_t *base, uint32_t column,
-						     uint32_t lane)
+						     uint32_t vector, uint32_t lane)
 {
 	const uint32_t parts = 32u * BYTES / 16u; /* 16-byte parts of a row */
-	struct tile_way w = { .at = base, .stride = s->token_stride, .vector = s->vector };
+	struct tile_way w = { .at = base, .stride = s->token_stride, .vector = vector };
 
 	if (w.vector) {
 		uint32_t c = column + lane % parts * (16u / BYTES), head = __umulhi(c, s->head_magic);

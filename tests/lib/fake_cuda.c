@@ -94,6 +94,12 @@ cudaError_t cudaInitDevice(int device, unsigned device_flags, unsigned flags)
 	return cudaSuccess;
 }
 
+cudaError_t cudaDeviceSetLimit(enum cudaLimit limit, size_t value)
+{
+	assert(limit == cudaLimitStackSize && value > 0);
+	return cudaSuccess;
+}
+
 cudaError_t cudaSetDevice(int device)
 {
 	assert(device >= 0 && device < 2);

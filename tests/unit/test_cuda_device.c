@@ -48,6 +48,7 @@ static int device_new(const char *which, struct device **ret_device, char *err)
 		.tasks_max = 2u * BLOCKS,
 		.wake_fd = -1,
 		.staging_bytes = STAGING,
+		.share_percent = 100,
 		.background_percent = 50,
 	};
 
