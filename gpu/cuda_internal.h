@@ -178,6 +178,8 @@ void cuda_queue_append(struct cuda_queue *q, struct cuda_queue *from); /* from i
 void cuda_finish(struct cuda_device *d, struct device_task *t, int res);
 /* Everything under way completes with an error, and nothing is begun any more. */
 void cuda_device_die(struct cuda_device *d);
+/* The same, when the context may not be lost: waits for what is under way. */
+void cuda_device_abandon(struct cuda_device *d, int cuda_error);
 
 /* cuda_batch.c: the codec's batches */
 /* The bytes of staging that a task takes, 0 for none. */
