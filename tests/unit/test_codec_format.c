@@ -677,10 +677,14 @@ static int seed_get(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_by_hand),		  cmocka_unit_test(test_taken),
-		cmocka_unit_test(test_one_segment),	  cmocka_unit_test(test_many_segments),
-		cmocka_unit_test(test_decoder_entry),	  cmocka_unit_test(test_checksum_value),
-		cmocka_unit_test(test_payload_needs_cpu), cmocka_unit_test(test_geometry_regular),
+		cmocka_unit_test(test_by_hand),
+		cmocka_unit_test(test_taken),
+		cmocka_unit_test(test_one_segment),
+		cmocka_unit_test(test_many_segments),
+		cmocka_unit_test(test_decoder_entry),
+		cmocka_unit_test(test_checksum_value),
+		cmocka_unit_test(test_payload_needs_cpu),
+		cmocka_unit_test(test_geometry_regular),
 		cmocka_unit_test(test_geometry_odd_chunk),
 	};
 
