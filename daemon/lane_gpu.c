@@ -395,7 +395,7 @@ static unsigned run_deadlines(struct lane *lane)
 
 int gpu_refuses(const struct lane *lane, const struct region *region)
 {
-	return region->device && lane->gpu_dead;
+	return region->device && (!lane->gpu || lane->gpu_dead);
 }
 
 static void watch_health(struct lane *lane)
