@@ -116,6 +116,8 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 		break;
 	case LANE_REGION_ADD:
 		assert(m->value >= 1 && m->value <= SESSION_REGIONS_MAX && !s->region[m->value]);
+		/* A lane without a GPU keeps regions in GPU memory and serves none (gpu_refuses). */
+		assert(!r->device || !lane->gpu || r->device == lane->gpu);
 		s->region[m->value] = r;
 		answer(lane, m, 0);
 		break;

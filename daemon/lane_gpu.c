@@ -359,7 +359,8 @@ static int touches_pages(const struct task *t)
 
 void gpu_cancel_job(struct lane *lane, const struct job *job)
 {
-	if (!lane->gpu || lane->gpu_dead)
+	/* A session that ends may have thousands of jobs, of which few have tasks. */
+	if (!lane->gpu || lane->gpu_dead || !job->inflight)
 		return;
 	for (uint32_t i = 0; i < LANE_GPU_TASKS; i++) {
 		struct task *t = &lane->gpu_task[i];
@@ -394,7 +395,7 @@ static unsigned run_deadlines(struct lane *lane)
 
 int gpu_refuses(const struct lane *lane, const struct region *region)
 {
-	return region->device && lane->gpu_dead;
+	return region->device && (!lane->gpu || lane->gpu_dead);
 }
 
 static void watch_health(struct lane *lane)

@@ -160,7 +160,6 @@ struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_
 	uint32_t slot;
 	uint8_t *p;
 
-	assert(!regions->pages->device || regions->pages->device == lane->gpu);
 	if (!job ||
 	    pool_alloc(lane->args, items_bytes + map_bytes + (size_t)tokens_count * 4, 0, &slot))
 		return NULL;

@@ -247,10 +247,9 @@ static int start_gpu_encode(struct lane *lane, struct task *t)
 static int start_copy_out(struct lane *lane, struct task *t, int background)
 {
 	struct job *job = t->job;
-	int r = gpu_raw_get(lane, t);
+	int r;
 
-	if (r < 0)
-		return r;
+	assert(t->raw_slot != POOL_NONE);
 	t->kind = TASK_COPY_OUT;
 	t->dev = (struct device_task){
 		.op = DEVICE_COPY_OUT,
@@ -279,24 +278,28 @@ static int start_host(struct lane *lane, struct task *t)
 	return r;
 }
 
-/* A sample is taken when there is memory for it at once; the block is coded in any case. */
+/*
+ * A sample is taken when there is memory for it at once; the block is coded in any case.  Memory first: a place
+ * that was reserved and not filled spoils the whole sample, and while memory is short there would be none.
+ */
 static int start_gpu(struct lane *lane, struct task *t)
 {
 	struct namespace *ns = t->job->ns;
 	int direct = lane->gpu->ops->can_encode(lane->gpu, &ns->geom, newest_profile(ns),
 						(uint8_t)lane->config.speculator);
-	int r = -EAGAIN;
+	int wants = profiler_wants(lane, ns), r = -EAGAIN;
 
-	if (profiler_wants(lane, ns)) {
+	if (wants || !direct)
+		r = gpu_raw_get(lane, t);
+	if (r < 0)
+		return direct ? start_gpu_encode(lane, t) : r;
+	if (wants)
 		t->sample = profiler_reserve(ns);
-		r = start_copy_out(lane, t, direct);
-		if (r == 0)
-			return 0;
-		sample_over(lane, t, 0);
-	}
-	if (direct)
-		return start_gpu_encode(lane, t);
-	return r == -EAGAIN ? start_copy_out(lane, t, 0) : r;
+	r = start_copy_out(lane, t, direct);
+	if (r == 0)
+		return 0;
+	sample_over(lane, t, 0);
+	return direct ? start_gpu_encode(lane, t) : r;
 }
 
 /* 1: progress was made on the job's next item; 0: it has to wait. */

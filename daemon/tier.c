@@ -126,6 +126,7 @@ void tier_unhold(struct lane *lane, uint32_t id)
 		release_slots(lane, b);
 		index_release(lane->index, id);
 	} else if (b->state == BLOCK_RESIDENT) {
+		b->move = 0; /* no load waits for one any more, nor for how one ended */
 		if (b->slot !=
 		    POOL_NONE) /* it was moved, and the last that read it there is gone */
 			tier_gpu_release(lane, b);

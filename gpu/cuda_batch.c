@@ -90,8 +90,13 @@ static int profile_get(struct cuda_device *d, const struct codec_geometry *g,
 		e = (int)cudaStreamWaitEvent(d->stream[CUDA_STREAM_LOAD], d->uploaded, 0);
 	if (e == 0)
 		e = (int)cudaStreamWaitEvent(d->stream[CUDA_STREAM_STORE], d->uploaded, 0);
+	if (e != 0) { /* the next batch would not wait for them either */
+		d->profiles_count--;
+		cuda_codec_profile_free(p); /* waits for the upload */
+		return e;
+	}
 	*ret_profile = p;
-	return e;
+	return 0;
 }
 
 /* ---- choosing ---- */
@@ -213,7 +218,7 @@ static int batch_copy_in(struct cuda_device *d, const struct cuda_flight *f)
 			r = (int)cudaStreamWaitEvent(d->stream[CUDA_STREAM_LOAD], f->copied[turn],
 						     0);
 		if (r != 0) { /* nobody could say when these copies end */
-			cuda_device_die(d);
+			cuda_device_abandon(d, r);
 			return r;
 		}
 	}
@@ -251,7 +256,7 @@ static int batch_kernels(struct cuda_device *d, struct cuda_flight *f)
 static int batch_copy_out(struct cuda_device *d, const struct cuda_flight *f)
 {
 	uint32_t i = 0;
-	int e = (int)cudaStreamWaitEvent(d->stream[f->stream], f->kernel_end, 0);
+	int e = 0;
 
 	for (const struct device_task *t = f->tasks.head; t && e == 0; t = t->device_next, i++)
 		e = cuda_copy(d, t->out, (const void *)(uintptr_t)d->batch.task[i].dev_payload,
@@ -281,17 +286,19 @@ static void batch_queue(struct cuda_device *d, struct cuda_flight *f,
 	last = (int)cudaEventRecord(f->kernel_end,
 				    d->stream[load ? CUDA_STREAM_LOAD : CUDA_STREAM_STORE]);
 	if (last == 0 && f->op == DEVICE_COPY_OUT) {
-		if (e == 0)
+		/* Behind the gather that may have been queued, whatever has failed since. */
+		last = (int)cudaStreamWaitEvent(d->stream[f->stream], f->kernel_end, 0);
+		if (last == 0 && e == 0)
 			e = batch_copy_out(d, f);
-		else /* behind the gather that may have been queued */
-			last = (int)cudaStreamWaitEvent(d->stream[f->stream], f->kernel_end, 0);
 		if (last == 0)
 			last = (int)cudaEventRecord(f->copied[0], d->stream[f->stream]);
 	}
 	f->res = gpu_errno(e);
 	cuda_flight_launched(d, f);
 	(void)cudaGetLastError(); /* a refusal must not look like the next launch's */
-	if (last != 0 || gpu_error_sticky(e))
+	if (last != 0)
+		cuda_device_abandon(d, last);
+	else if (gpu_error_sticky(e))
 		cuda_device_die(d);
 }
 

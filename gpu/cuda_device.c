@@ -141,6 +141,18 @@ void cuda_device_die(struct cuda_device *d)
 	d->eager = false;
 }
 
+/*
+ * CUDA refused what says when work that is queued already ends.  The context may be alive and that work may
+ * still touch the tasks' memory, so this waits for it: it blocks, once in a device's life.
+ */
+void cuda_device_abandon(struct cuda_device *d, int cuda_error)
+{
+	for (unsigned s = 0; s < CUDA_STREAM_COUNT && !gpu_error_sticky(cuda_error); s++)
+		if (gpu_error_sticky((int)cudaStreamSynchronize(d->stream[s])))
+			break;
+	cuda_device_die(d);
+}
+
 static int cuda_device_dead(struct device *dev)
 {
 	return atomic_load(&cuda_device_of(dev)->dead);

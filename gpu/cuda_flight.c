@@ -318,10 +318,13 @@ static int move_queue(struct cuda_device *d, const struct device_task *t, enum c
 
 static void moves_close(struct cuda_device *d, struct cuda_flight *f)
 {
+	int e;
+
 	cuda_flight_launched(d, f);
 	/* Else what was queued can not be waited for any more. */
-	if (cudaEventRecord(f->copied[0], d->stream[f->stream]) != cudaSuccess)
-		cuda_device_die(d);
+	e = (int)cudaEventRecord(f->copied[0], d->stream[f->stream]);
+	if (e != 0)
+		cuda_device_abandon(d, e);
 }
 
 uint64_t cuda_bus_ns(uint64_t bytes)

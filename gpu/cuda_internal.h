@@ -27,7 +27,7 @@ struct CUevent_st; /* cudaEvent_t */
 #define CUDA_SHAPES_MAX 64u
 #define CUDA_PROFILES_MAX 256u
 #define CUDA_POOLS_MAX 16u
-#define CUDA_HOSTS_MAX 16u
+#define CUDA_HOSTS_MAX 272u /* a pool of 16 TiB comes in pieces of 64 GiB */
 
 /* A list through device_task.device_next, oldest first. */
 struct cuda_queue {
@@ -178,6 +178,8 @@ void cuda_queue_append(struct cuda_queue *q, struct cuda_queue *from); /* from i
 void cuda_finish(struct cuda_device *d, struct device_task *t, int res);
 /* Everything under way completes with an error, and nothing is begun any more. */
 void cuda_device_die(struct cuda_device *d);
+/* The same, when the context may not be lost: waits for what is under way. */
+void cuda_device_abandon(struct cuda_device *d, int cuda_error);
 
 /* cuda_batch.c: the codec's batches */
 /* The bytes of staging that a task takes, 0 for none. */

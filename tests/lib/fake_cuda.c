@@ -129,13 +129,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
 	assert(s);
+	fake_cuda.synchronized++;
 	return cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
 {
 	assert(s && e->recorded && flags == 0);
-	return cudaSuccess;
+	return answer((cudaError_t)fake_cuda.wait_error);
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *ret, unsigned flags)
@@ -152,6 +153,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
 	assert(s);
+	if (fake_cuda.record_error)
+		return answer((cudaError_t)fake_cuda.record_error);
 	e->recorded = true;
 	e->left = fake_cuda.delay;
 	return cudaSuccess;

@@ -13,6 +13,9 @@ struct fake_cuda {
 	int delay;			/* questions until an event is reached */
 	int query_error;		/* what every question answers, when not 0 */
 	int launch_error;		/* what every launch of the codec answers */
+	int record_error;		/* what every cudaEventRecord answers */
+	int wait_error;			/* and every cudaStreamWaitEvent */
+	unsigned synchronized;		/* streams that were waited for: counted */
 	int no_device;			/* the error of cudaGetDeviceCount */
 	unsigned batches, copies, live; /* counted; live: allocations and objects not given back */
 	unsigned batch_tasks_most;

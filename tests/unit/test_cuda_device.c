@@ -465,6 +465,53 @@ static void test_lost(void **state)
 	f->dev->import->event_close(f->dev, ev);
 }
 
+/* Work of which nobody can say when it ends is waited for before its memory is given back. */
+static void abandoned(struct fixture *f, const struct device_task *t, int record_error,
+		      int wait_error)
+{
+	char err[DEVICE_ERR_BYTES];
+	struct device *first = f->dev;
+
+	assert_int_equal(device_new("auto", &f->dev, err), 0);
+	f->task[0] = *t;
+	start(f, &f->task[0]);
+	fake_cuda.delay = 1000;
+	fake_cuda.record_error = record_error;
+	fake_cuda.wait_error = wait_error;
+	fake_cuda.synchronized = 0;
+	assert_int_equal(poll_times(f, 1), 1);
+	assert_true(f->task[0].res < 0);
+	assert_null(f->task[0].staged);
+	assert_true(fake_cuda.synchronized > 0);
+	fake_cuda.record_error = fake_cuda.wait_error = 0;
+	assert_int_equal(f->dev->ops->dead(f->dev), -EIO);
+	assert_null(f->dev->ops->free(f->dev));
+	f->dev = first;
+}
+
+static void test_abandoned(void **state)
+{
+	struct fixture *f = *state;
+	const struct device_task encode = encode_of(f, 0);
+	const struct device_task out = { .op = DEVICE_COPY_OUT,
+					 .region = &f->region,
+					 .out = f->host,
+					 .out_cap_bytes = f->g.raw_bytes };
+	const struct device_task in = { .op = DEVICE_COPY_IN, .region = &f->region, .in = f->host };
+	const struct device_task move = {
+		.op = DEVICE_MOVE,
+		.copies_count = 1,
+		.copy[0] = { .in = f->pages, .out = f->host, .bytes = 64, .in_place = 1 },
+	};
+
+	abandoned(f, &encode, 1, 0); /* cudaErrorInvalidValue */
+	abandoned(f, &out, 1, 0);
+	abandoned(f, &out, 0, 1);
+	abandoned(f, &in, 1, 0);
+	abandoned(f, &in, 0, 1);
+	abandoned(f, &move, 1, 0);
+}
+
 /* free() with work in the air: it waits for it. */
 static void test_free_drains(void **state)
 {
@@ -567,6 +614,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_ready_and_cancel, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_staging_full, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_lost, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_abandoned, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_free_drains, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_import, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_choice, setup, teardown),

@@ -404,7 +404,7 @@ static void nor_do_loads_through_the_cpu(void **state)
 	gpu_rig_config(&f.config);
 	f.config.pool_bytes = 8u << 20; /* 64 raw blocks fit the quarter that they are staged in */
 	f.config.speculator = CODEC_SPEC_GENERIC;
-	f.config.event_wait_ns = 3000000000;
+	f.config.event_wait_ns = 20000000000;
 	(void)snprintf(f.config.fault_device, sizeof(f.config.fault_device), "decode:delay_ms=100");
 	gpu_lane_start(&f, GPU_RIG_NHD);
 	gpu_lane_store_all(&f, 0, 32);
@@ -470,6 +470,7 @@ static void a_region_ends_when_nothing_waits_for_it(void **state)
 		gpu_rig_fill(&f.g, i, i);
 	f.rs.arg = skvc_abi_events(ready.handle, 0);
 	lane_rig_store(&f.rs, 0, 20, 7);
+	gpu_lane_eventually(&f, STAT_JOBS, 1); /* mail is read before rings */
 	nothing_completes(&f.rs, 5);
 	end = (struct mail){
 		.type = LANE_REGION_END, .subject = &f.rs.s, .object = &f.g.region, .value = 2
