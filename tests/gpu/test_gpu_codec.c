@@ -23,6 +23,7 @@
 #include "gpu/sim_handles.h"
 #include "tests/lib/gpu_codec_rig.h"
 #include "tests/lib/gpu_kv.h"
+#include "tests/lib/gpu_place.h"
 #include "tools/bench_cuda.h"
 
 #define STAGING_BYTES (96ull << 20)
@@ -33,59 +34,6 @@
 
 static struct gpu_codec_rig rig;
 static struct gpu_job jobs[JOBS_MAX];
-
-/* A region of the device's memory, and what should be in it. */
-struct place {
-	struct device_region region;
-	uint8_t *base;	       /* of the device */
-	uint8_t *image, *seen; /* host */
-	uint64_t bytes;
-};
-
-static void place_make(struct place *p, const struct gpu_kv *kv, enum gpu_kv_layout layout,
-		       uint32_t blocks)
-{
-	struct codec_stride stride[GPU_KV_SEGMENTS_MAX];
-	uint64_t block_stride[GPU_KV_SEGMENTS_MAX];
-
-	p->bytes = gpu_kv_place(&kv->g, layout, blocks, stride, block_stride);
-	p->base = gpu_codec_rig_memory(&rig, p->bytes);
-	p->image = gpu_codec_rig_host(&rig, p->bytes);
-	p->seen = gpu_codec_rig_host(&rig, p->bytes);
-	assert_int_equal(device_region_init(&p->region, &kv->g, p->base, p->bytes, blocks, stride,
-					    block_stride),
-			 0);
-	assert_int_equal(rig.d->import->region_open(rig.d, &p->region), 0);
-	memset(p->image, GPU_KV_POISON, p->bytes);
-}
-
-static void place_drop(struct place *p)
-{
-	rig.d->import->region_close(rig.d, &p->region);
-	device_region_deinit(&p->region);
-}
-
-static void place_put(struct place *p)
-{
-	gpu_codec_rig_put(&rig, p->base, p->image, p->bytes);
-}
-
-/* All of it is as it should be, what lies between and behind the blocks too. */
-static void place_check(struct place *p, const char *what)
-{
-	gpu_codec_rig_get(&rig, p->seen, p->base, p->bytes);
-	for (uint64_t i = 0; i < p->bytes; i++)
-		if (p->seen[i] != p->image[i])
-			fail_msg("%s: byte %llu of %llu is %02x, not %02x", what,
-				 (unsigned long long)i, (unsigned long long)p->bytes, p->seen[i],
-				 p->image[i]);
-}
-
-static void place_poison(struct place *p)
-{
-	memset(p->image, GPU_KV_POISON, p->bytes);
-	place_put(p);
-}
 
 static void is_alive(void)
 {
@@ -114,7 +62,7 @@ static int teardown(void **state)
 /* ---- tasks ---- */
 
 static struct device_task *job_encode(unsigned i, const struct gpu_kv *kv, unsigned profile,
-				      const struct place *from, uint32_t block, void *keep)
+				      const struct gpu_place *from, uint32_t block, void *keep)
 {
 	jobs[i] = (struct gpu_job){
 		.keep = keep,
@@ -130,7 +78,7 @@ static struct device_task *job_encode(unsigned i, const struct gpu_kv *kv, unsig
 }
 
 static struct device_task *job_decode(unsigned i, const struct gpu_kv *kv, unsigned profile,
-				      enum gpu_kv_content content, const struct place *to,
+				      enum gpu_kv_content content, const struct gpu_place *to,
 				      uint32_t block, const void *payload)
 {
 	jobs[i] = (struct gpu_job){
@@ -146,7 +94,7 @@ static struct device_task *job_decode(unsigned i, const struct gpu_kv *kv, unsig
 }
 
 static struct device_task *job_copy(unsigned i, const struct gpu_kv *kv, enum device_op op,
-				    const struct place *at, uint32_t block, uint8_t *raw)
+				    const struct gpu_place *at, uint32_t block, uint8_t *raw)
 {
 	jobs[i] = (struct gpu_job){
 		.task = { .op = op, .region = &at->region, .block_index = block },
@@ -203,13 +151,13 @@ static void payload_check(struct gpu_kv *kv, unsigned profile, enum gpu_kv_conte
 }
 
 /* Payloads that the device takes, into blocks with some tokens left alone. */
-static void decode_all(struct gpu_kv *kv, unsigned profile, struct place *to, bool skip,
+static void decode_all(struct gpu_kv *kv, unsigned profile, struct gpu_place *to, bool skip,
 		       const char *what)
 {
 	uint32_t tokens = kv->g.block_tokens;
 	unsigned n = 0;
 
-	place_poison(to);
+	gpu_place_poison(to);
 	for (uint32_t c = 0; c < CONTENTS; c++) {
 		const uint8_t *coded = kv->coded[profile][c];
 		uint64_t bytes = kv->info[profile][c].encoded_bytes;
@@ -230,10 +178,11 @@ static void decode_all(struct gpu_kv *kv, unsigned profile, struct place *to, bo
 	run_ok(n, what);
 	for (unsigned i = 0; i < n; i++)
 		assert_int_equal(jobs[i].task.segments_done, kv->g.segments_count);
-	place_check(to, what);
+	gpu_place_check(to, what);
 }
 
-static void encode_all(struct gpu_kv *kv, unsigned profile, struct place *from, const char *what)
+static void encode_all(struct gpu_kv *kv, unsigned profile, struct gpu_place *from,
+		       const char *what)
 {
 	char line[160];
 
@@ -245,10 +194,11 @@ static void encode_all(struct gpu_kv *kv, unsigned profile, struct place *from, 
 			       gpu_kv_content_name((enum gpu_kv_content)c), profile);
 		payload_check(kv, profile, (enum gpu_kv_content)c, &jobs[c], line);
 	}
-	place_check(from, what); /* a source is only read */
+	gpu_place_check(from, what); /* a source is only read */
 }
 
-static void copy_all(struct gpu_kv *kv, struct place *from, struct place *to, const char *what)
+static void copy_all(struct gpu_kv *kv, struct gpu_place *from, struct gpu_place *to,
+		     const char *what)
 {
 	uint8_t *raw[CONTENTS];
 
@@ -260,27 +210,27 @@ static void copy_all(struct gpu_kv *kv, struct place *from, struct place *to, co
 	for (uint32_t c = 0; c < CONTENTS; c++)
 		if (memcmp(raw[c], kv->raw[c], kv->g.raw_bytes) != 0)
 			fail_msg("%s: COPY_OUT of block %u", what, c);
-	place_poison(to);
+	gpu_place_poison(to);
 	for (uint32_t c = 0; c < CONTENTS; c++) {
 		job_copy(c, kv, DEVICE_COPY_IN, to, c, raw[c])->skip_tokens = c;
 		gpu_kv_scatter(&to->region, c, c, kv->raw[c], to->image);
 	}
 	run_ok(CONTENTS, what);
-	place_check(to, what);
+	gpu_place_check(to, what);
 }
 
 static void try_layout(struct gpu_kv *kv, enum gpu_kv_layout layout, const char *name)
 {
-	struct place from, to;
+	struct gpu_place from, to;
 	char what[96];
 
 	gpu_codec_rig_forget(&rig);
 	(void)snprintf(what, sizeof(what), "%s, %s", name, gpu_kv_layout_name(layout));
-	place_make(&from, kv, layout, CONTENTS);
-	place_make(&to, kv, layout, CONTENTS);
+	gpu_place_make(&rig, &from, kv, layout, CONTENTS);
+	gpu_place_make(&rig, &to, kv, layout, CONTENTS);
 	for (uint32_t c = 0; c < CONTENTS; c++)
 		gpu_kv_scatter(&from.region, c, 0, kv->raw[c], from.image);
-	place_put(&from);
+	gpu_place_put(&from);
 	copy_all(kv, &from, &to, what);
 	for (unsigned p = 0; p < 2; p++) {
 		int can = rig.d->ops->can_encode(rig.d, &kv->g, kv->profile[p], CODEC_SPEC_CHANNEL);
@@ -294,8 +244,8 @@ static void try_layout(struct gpu_kv *kv, enum gpu_kv_layout layout, const char 
 		decode_all(kv, p, &to, false, what);
 		decode_all(kv, p, &to, true, what);
 	}
-	place_drop(&from);
-	place_drop(&to);
+	gpu_place_drop(&from);
+	gpu_place_drop(&to);
 	is_alive();
 }
 
@@ -392,16 +342,16 @@ static void test_answers(void **state)
 static void test_raw(void **state)
 {
 	struct gpu_kv *kv = kv_new(GPU_KV_2X4X64, CODEC_DTYPE_BF16);
-	struct place from, to;
+	struct gpu_place from, to;
 	struct device_task *t;
 	void *payload;
 
 	(void)state;
 	gpu_codec_rig_forget(&rig);
-	place_make(&from, kv, GPU_KV_NHD, 1);
-	place_make(&to, kv, GPU_KV_HND, 1);
+	gpu_place_make(&rig, &from, kv, GPU_KV_NHD, 1);
+	gpu_place_make(&rig, &to, kv, GPU_KV_HND, 1);
 	gpu_kv_scatter(&from.region, 0, 0, kv->raw[GPU_KV_REAL], from.image);
-	place_put(&from);
+	gpu_place_put(&from);
 	payload = gpu_codec_rig_host(&rig, kv->cap);
 	t = job_encode(0, kv, 0, &from, 0, payload);
 	t->profile = NULL;
@@ -411,19 +361,19 @@ static void test_raw(void **state)
 	assert_int_equal(t->info.chunks_raw, kv->g.chunks_count);
 	assert_true(gpu_kv_decodes(kv, 0, payload, t->info.encoded_bytes, GPU_KV_REAL));
 	kv->info[0][GPU_KV_REAL].encoded_bytes = t->info.encoded_bytes;
-	place_poison(&to);
+	gpu_place_poison(&to);
 	job_decode(0, kv, 0, GPU_KV_REAL, &to, 0, payload)->profile = NULL;
 	gpu_kv_scatter(&to.region, 0, 0, kv->raw[GPU_KV_REAL], to.image);
 	run_ok(1, "raw");
-	place_check(&to, "raw");
-	place_drop(&from);
-	place_drop(&to);
+	gpu_place_check(&to, "raw");
+	gpu_place_drop(&from);
+	gpu_place_drop(&to);
 }
 
 /* ---- payloads that are not what they were ---- */
 
 /* The block is whole, or the task failed and wrote nowhere but in the block. */
-static void damaged_check(struct gpu_kv *kv, struct place *to, unsigned count)
+static void damaged_check(struct gpu_kv *kv, struct gpu_place *to, unsigned count)
 {
 	unsigned refused = 0;
 
@@ -439,7 +389,7 @@ static void damaged_check(struct gpu_kv *kv, struct place *to, unsigned count)
 	for (unsigned i = 0; i < count; i++) {
 		uint8_t *raw = kv->back;
 
-		if (!jobs[i].task.res) {
+		if (!jobs[i].start_res && !jobs[i].task.res) {
 			gpu_kv_scatter(&to->region, i, 0, kv->raw[GPU_KV_REAL], to->image);
 			continue;
 		}
@@ -452,7 +402,7 @@ static void damaged_check(struct gpu_kv *kv, struct place *to, unsigned count)
 			       raw);
 		gpu_kv_scatter(&to->region, i, 0, raw, to->image);
 	}
-	place_check(to, "a damaged payload");
+	gpu_place_check(to, "a damaged payload");
 	is_alive();
 }
 
@@ -460,13 +410,13 @@ static void flip_bits(enum gpu_kv_shape shape, uint8_t dtype, unsigned flips)
 {
 	struct gpu_kv *kv = kv_new(shape, dtype);
 	uint64_t bytes = kv->info[0][GPU_KV_REAL].encoded_bytes;
-	struct place to;
+	struct gpu_place to;
 	struct rng r;
 
 	gpu_codec_rig_forget(&rig);
 	rng_init(&r, 77u + dtype);
-	place_make(&to, kv, GPU_KV_GAPS, flips);
-	place_poison(&to);
+	gpu_place_make(&rig, &to, kv, GPU_KV_GAPS, flips);
+	gpu_place_poison(&to);
 	for (unsigned i = 0; i < flips; i++) {
 		uint8_t *coded = host_copy(kv->coded[0][GPU_KV_REAL], bytes);
 		/* A third of them in the headers, where more can go wrong. */
@@ -477,7 +427,7 @@ static void flip_bits(enum gpu_kv_shape shape, uint8_t dtype, unsigned flips)
 	}
 	gpu_codec_rig_run(&rig, jobs, flips);
 	damaged_check(kv, &to, flips);
-	place_drop(&to);
+	gpu_place_drop(&to);
 }
 
 static void test_bit_flips(void **state)
@@ -496,12 +446,12 @@ static void test_truncated(void **state)
 	const uint64_t bytes[] = { 0,  1,	  7,	     63,	64,	   65,
 				   72, whole / 2, whole - 8, whole - 1, whole + 8, kv->cap + 64 };
 	const unsigned count = sizeof(bytes) / sizeof(bytes[0]);
-	struct place to;
+	struct gpu_place to;
 
 	(void)state;
 	gpu_codec_rig_forget(&rig);
-	place_make(&to, kv, GPU_KV_NHD, count);
-	place_poison(&to);
+	gpu_place_make(&rig, &to, kv, GPU_KV_NHD, count);
+	gpu_place_poison(&to);
 	for (unsigned i = 0; i < count; i++) {
 		uint8_t *coded = gpu_codec_rig_host(&rig, kv->cap + 64);
 
@@ -518,18 +468,18 @@ static void test_truncated(void **state)
 				 (unsigned long long)whole, (unsigned long long)bytes[i]);
 	}
 	is_alive();
-	place_drop(&to);
+	gpu_place_drop(&to);
 }
 
 /* The checksum that the index has is not that of the bytes. */
 static void test_another_checksum(void **state)
 {
 	struct gpu_kv *kv = kv_new(GPU_KV_2X4X64, CODEC_DTYPE_BF16);
-	struct place to;
+	struct gpu_place to;
 
 	(void)state;
 	gpu_codec_rig_forget(&rig);
-	place_make(&to, kv, GPU_KV_NHD, 2);
+	gpu_place_make(&rig, &to, kv, GPU_KV_NHD, 2);
 	for (unsigned i = 0; i < 2; i++)
 		job_decode(i, kv, 0, GPU_KV_REAL, &to, i,
 			   host_copy(kv->coded[0][GPU_KV_REAL],
@@ -543,12 +493,12 @@ static void test_another_checksum(void **state)
 	gpu_codec_rig_run(&rig, jobs, 1);
 	assert_int_equal(jobs[0].task.res, -ESTALE);
 	is_alive();
-	place_drop(&to);
+	gpu_place_drop(&to);
 }
 
 /* ---- batches ---- */
 
-static void job_mixed(unsigned i, struct gpu_kv *kv, struct place *from, struct place *to)
+static void job_mixed(unsigned i, struct gpu_kv *kv, struct gpu_place *from, struct gpu_place *to)
 {
 	uint32_t c = i % CONTENTS;
 	const uint8_t *coded = kv->coded[1][c];
@@ -579,17 +529,17 @@ static void job_mixed(unsigned i, struct gpu_kv *kv, struct place *from, struct 
 
 static void run_mixed(struct gpu_kv *kv, unsigned count)
 {
-	struct place from, to;
+	struct gpu_place from, to;
 	char what[32];
 
 	gpu_codec_rig_forget(&rig);
 	(void)snprintf(what, sizeof(what), "a batch of %u", count);
-	place_make(&from, kv, GPU_KV_NHD, CONTENTS);
-	place_make(&to, kv, GPU_KV_HND, count);
+	gpu_place_make(&rig, &from, kv, GPU_KV_NHD, CONTENTS);
+	gpu_place_make(&rig, &to, kv, GPU_KV_HND, count);
 	for (uint32_t c = 0; c < CONTENTS; c++)
 		gpu_kv_scatter(&from.region, c, 0, kv->raw[c], from.image);
-	place_put(&from);
-	place_poison(&to);
+	gpu_place_put(&from);
+	gpu_place_poison(&to);
 	for (unsigned i = 0; i < count; i++)
 		job_mixed(i, kv, &from, &to);
 	run_ok(count, what);
@@ -601,9 +551,9 @@ static void run_mixed(struct gpu_kv *kv, unsigned count)
 		if (jobs[i].task.op == DEVICE_COPY_OUT)
 			assert_memory_equal(jobs[i].task.out, kv->raw[c], kv->g.raw_bytes);
 	}
-	place_check(&to, what);
-	place_drop(&from);
-	place_drop(&to);
+	gpu_place_check(&to, what);
+	gpu_place_drop(&from);
+	gpu_place_drop(&to);
 }
 
 static void test_batches(void **state)
@@ -622,13 +572,13 @@ static void test_from_the_pool(void **state)
 {
 	struct gpu_kv *kv = kv_new(GPU_KV_3X8X128, CODEC_DTYPE_BF16);
 	uint64_t bytes = kv->info[0][GPU_KV_REAL].encoded_bytes;
-	struct place to;
+	struct gpu_place to;
 	uint8_t *at, *coded;
 
 	(void)state;
 	gpu_codec_rig_forget(&rig);
-	place_make(&to, kv, GPU_KV_NHD, 4);
-	place_poison(&to);
+	gpu_place_make(&rig, &to, kv, GPU_KV_NHD, 4);
+	gpu_place_poison(&to);
 	at = gpu_codec_rig_memory(&rig, 4 * (bytes + 256u));
 	coded = host_copy(kv->coded[0][GPU_KV_REAL], bytes);
 	for (unsigned i = 0; i < 4; i++) {
@@ -640,8 +590,8 @@ static void test_from_the_pool(void **state)
 		gpu_kv_scatter(&to.region, i, 0, kv->raw[GPU_KV_REAL], to.image);
 	}
 	run_ok(4, "from the pool");
-	place_check(&to, "from the pool");
-	place_drop(&to);
+	gpu_place_check(&to, "from the pool");
+	gpu_place_drop(&to);
 }
 
 /* ---- an engine that writes while it is read ---- */
@@ -649,7 +599,7 @@ static void test_from_the_pool(void **state)
 struct scribbler {
 	pthread_t thread;
 	struct cuda_driver cuda;
-	struct place *place;
+	struct gpu_place *place;
 	atomic_bool stop;
 	_Atomic(unsigned) writes;
 };
@@ -708,17 +658,17 @@ static void test_changing_source(void **state)
 	struct gpu_kv *kv = kv_new(GPU_KV_3X8X128, CODEC_DTYPE_BF16);
 	struct scribbler s = { .writes = 0 };
 	void *payload[CONTENTS];
-	struct place from;
+	struct gpu_place from;
 	unsigned whole = 0;
 
 	(void)state;
 	gpu_codec_rig_forget(&rig);
-	place_make(&from, kv, GPU_KV_NHD, CONTENTS);
+	gpu_place_make(&rig, &from, kv, GPU_KV_NHD, CONTENTS);
 	for (uint32_t c = 0; c < CONTENTS; c++) {
 		payload[c] = gpu_codec_rig_host(&rig, kv->cap);
 		gpu_kv_scatter(&from.region, c, 0, kv->raw[c], from.image);
 	}
-	place_put(&from);
+	gpu_place_put(&from);
 	s.place = &from;
 	assert_int_equal(pthread_create(&s.thread, NULL, scribble, &s), 0);
 	for (unsigned round = 0; round < 50; round++) {
@@ -734,22 +684,21 @@ static void test_changing_source(void **state)
 	assert_true(atomic_load(&s.writes) > 0);
 	is_alive();
 	/* And when it holds still again, all is as before. */
-	place_put(&from);
+	gpu_place_put(&from);
 	encode_all(kv, 0, &from, "after the writer has gone");
-	place_drop(&from);
+	gpu_place_drop(&from);
 }
 
 /* ---- staging ---- */
 
 /* Payloads that nobody takes stop encoding and nothing else; giving them back lets it go on. */
-static void staging_fill(struct gpu_kv *kv, struct place *from, struct place *to)
+static void staging_fill(struct gpu_kv *kv, struct gpu_place *from)
 {
 	uint64_t until = gpu_codec_rig_now_ms() + 60000u, quiet = 0;
 	unsigned ended = 0, given = 0, stalls = 0;
 	struct device_task *done[32];
 	void *held[JOBS_MAX];
 
-	(void)to;
 	for (unsigned i = 0; i < JOBS_MAX; i++) {
 		job_encode(i, kv, 0, from, i % CONTENTS, NULL)->user = &jobs[i];
 		assert_int_equal(rig.d->ops->start(rig.d, &jobs[i].task), 0);
@@ -768,8 +717,7 @@ static void staging_fill(struct gpu_kv *kv, struct place *from, struct place *to
 		if (n == 0 && quiet == 0)
 			quiet = gpu_codec_rig_now_ms() + 30;
 		if (quiet && gpu_codec_rig_now_ms() > quiet) {
-			assert_true(given < ended); /* it stopped because it is full */
-			stalls++;
+			stalls += given < ended; /* it stopped because it is full */
 			for (; given < ended; given++, rig.staged--)
 				rig.d->ops->unstage(rig.d, held[given]);
 			quiet = 0;
@@ -787,7 +735,7 @@ static void test_staging_is_full(void **state)
 	struct gpu_kv *kv = kv_new(GPU_KV_3X8X128, CODEC_DTYPE_BF16);
 	uint64_t staging = 4ull << 20;
 	char why[DEVICE_ERR_BYTES];
-	struct place from, to;
+	struct gpu_place from, to;
 
 	(void)state;
 	gpu_codec_rig_close(&rig);
@@ -800,17 +748,17 @@ static void test_staging_is_full(void **state)
 		assert_true(staging < 64ull << 20);
 	}
 	print_message("staging of %llu MiB\n", (unsigned long long)staging >> 20);
-	place_make(&from, kv, GPU_KV_NHD, CONTENTS);
-	place_make(&to, kv, GPU_KV_NHD, CONTENTS);
+	gpu_place_make(&rig, &from, kv, GPU_KV_NHD, CONTENTS);
+	gpu_place_make(&rig, &to, kv, GPU_KV_NHD, CONTENTS);
 	for (uint32_t c = 0; c < CONTENTS; c++)
 		gpu_kv_scatter(&from.region, c, 0, kv->raw[c], from.image);
-	place_put(&from);
+	gpu_place_put(&from);
 	for (unsigned round = 0; round < 3; round++)
-		staging_fill(kv, &from, &to);
+		staging_fill(kv, &from);
 	encode_all(kv, 0, &from, "with little staging");
 	decode_all(kv, 0, &to, false, "with little staging");
-	place_drop(&from);
-	place_drop(&to);
+	gpu_place_drop(&from);
+	gpu_place_drop(&to);
 }
 
 int main(void)

@@ -34,8 +34,8 @@ static int news[2]; /* roles write here */
 static void start_with(const char *const *more, uint64_t nvme_bytes)
 {
 	char device[32], library[600];
-	const char *overrides[16] = { device, library, "gpu.staging=64M" };
-	unsigned n = 3;
+	const char *overrides[16] = { device, library, "gpu.staging=64M", "host.pool=64M" };
+	unsigned n = 4;
 
 	(void)snprintf(device, sizeof(device), "gpu.device=%s",
 		       gpu_codec_rig_sim() ? "sim" : "auto");
@@ -166,7 +166,7 @@ static void test_pages_are_the_engines_again(void **state)
 static void test_all_tiers(void **state)
 {
 	/* As small as it may be: blocks move on after the first ten megabytes. */
-	static const char *const more[] = { "gpu.pool=16M", NULL };
+	static const char *const more[] = { "gpu.pool=16M", "host.pool=16M", NULL };
 
 	(void)state;
 	start_with(more, 256u << 20);
@@ -282,14 +282,13 @@ static void grown_little(const struct footprint *before)
 
 static void test_kill(void **state)
 {
-	static const char *const more[] = { "host.pool=64M", NULL };
 	struct footprint before;
 	pid_t survivor;
 	struct rng r;
 
 	(void)state;
 	rng_init(&r, rng_seed_env(1));
-	start_with(more, 0);
+	start_with(NULL, 0);
 	survivor = spawn("survivor", "vmm", "layer");
 	(void)hear();
 	kill_wave(&r, 0);
