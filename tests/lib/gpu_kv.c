@@ -16,7 +16,7 @@
 #include "tests/lib/codec_rig.h"
 
 #define TAIL_BYTES 256u /* behind a region: to see who writes there */
-#define FITTED_BLOCKS 12u
+#define FITTED_BLOCKS 16u
 
 static const struct shape {
 	const char *name;
@@ -43,8 +43,9 @@ const char *gpu_kv_shape_name(enum gpu_kv_shape shape)
 
 const char *gpu_kv_content_name(enum gpu_kv_content content)
 {
-	static const char *const names[] = { "real",  "constant", "random",
-					     "zeros", "specials", "outliers" };
+	static const char *const names[] = { "real",	      "constant",     "random",
+					     "zeros",	      "specials",     "outliers",
+					     "rare specials", "rare outliers" };
 
 	return names[content];
 }
@@ -129,8 +130,9 @@ static uint16_t special(struct element e, struct rng *r)
 	}
 }
 
-static void elements_spoil(const struct codec_geometry *g, uint32_t segment,
-			   enum gpu_kv_content content, struct rng *r, uint8_t *block)
+/* One in `every` element. */
+static void elements_spoil(const struct codec_geometry *g, uint32_t segment, bool specials,
+			   uint32_t every, struct rng *r, uint8_t *block)
 {
 	const struct codec_segment *s = &g->segments[segment];
 	uint32_t bytes = codec_dtype_bytes(s->dtype);
@@ -140,9 +142,9 @@ static void elements_spoil(const struct codec_geometry *g, uint32_t segment,
 	for (uint32_t i = 0; i < n; i++) {
 		uint16_t v;
 
-		if (content == GPU_KV_SPECIALS ? !rng_one_in(r, 4) : !rng_one_in(r, 50))
+		if (!rng_one_in(r, every))
 			continue;
-		v = content == GPU_KV_SPECIALS ? special(e, r) : (uint16_t)rng_next(r);
+		v = specials ? special(e, r) : (uint16_t)rng_next(r);
 		memcpy(block + g->segment_off[segment] + (size_t)i * bytes, &v, bytes);
 	}
 }
@@ -150,6 +152,13 @@ static void elements_spoil(const struct codec_geometry *g, uint32_t segment,
 static void content_fill(const struct codec_geometry *g, enum gpu_kv_content content, uint64_t seed,
 			 struct rng *r, uint8_t *block)
 {
+	static const uint32_t every[GPU_KV_CONTENT_COUNT] = {
+		[GPU_KV_SPECIALS] = 4,
+		[GPU_KV_OUTLIERS] = 50,
+		[GPU_KV_RARE_SPECIALS] = 100,
+		[GPU_KV_RARE_OUTLIERS] = 100,
+	};
+
 	switch (content) {
 	case GPU_KV_CONSTANT:
 		for (uint64_t i = 0; i < g->raw_bytes; i++)
@@ -164,9 +173,9 @@ static void content_fill(const struct codec_geometry *g, enum gpu_kv_content con
 	default:
 		codec_rig_fill(g, seed, r, block);
 	}
-	if (content != GPU_KV_REAL)
-		for (uint32_t i = 0; i < g->segments_count; i++)
-			elements_spoil(g, i, content, r, block);
+	for (uint32_t i = 0; every[content] && i < g->segments_count; i++)
+		elements_spoil(g, i, content == GPU_KV_SPECIALS || content == GPU_KV_RARE_SPECIALS,
+			       every[content], r, block);
 }
 
 /* ---- the CPU's word ---- */

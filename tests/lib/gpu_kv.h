@@ -35,6 +35,9 @@ enum gpu_kv_content {
 	GPU_KV_ZEROS,
 	GPU_KV_SPECIALS, /* NaNs with payloads, infinities, -0, subnormals among real ones */
 	GPU_KV_OUTLIERS, /* 2 % of them */
+	/* 1 %: few enough that the CPU is content with `channel`, too */
+	GPU_KV_RARE_SPECIALS,
+	GPU_KV_RARE_OUTLIERS,
 	GPU_KV_CONTENT_COUNT
 };
 
