@@ -182,6 +182,7 @@ static int fd_map(struct cuda_device *d, struct device_memory *m, CUmemGenericAl
 	CUdeviceptr at = 0;
 	size_t grain = 0;
 	int e = (int)v->properties(&prop, h);
+	bool past_end;
 
 	if (e == 0 &&
 	    (prop.location.type != CU_MEM_LOCATION_TYPE_DEVICE || prop.location.id != d->ordinal))
@@ -199,8 +200,10 @@ static int fd_map(struct cuda_device *d, struct device_memory *m, CUmemGenericAl
 		return refused(d, e, -ENOMEM, err, "no addresses for the imported memory");
 	e = (int)v->map(at, m->bytes, 0, h, 0);
 	if (e != 0) {
+		/* Drivers name a map past the allocation's end either way. */
+		past_end = e == cudaErrorInvalidValue || e == cudaErrorNotSupported;
 		(void)v->unreserve(at, m->bytes);
-		return refused(d, e, e == cudaErrorInvalidValue ? -ERANGE : gpu_errno(e), err,
+		return refused(d, e, past_end ? -ERANGE : gpu_errno(e), err,
 			       "the allocation is smaller than claimed, or cannot be mapped");
 	}
 	access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;

@@ -179,8 +179,8 @@ static void test_all_tiers(void **state)
 		      (unsigned long long)daemon_stats_get("hit_blocks_nvme"));
 	assert_true(daemon_stats_get("gpu_demoted_blocks") > 0);
 	assert_true(daemon_stats_get("hit_blocks_gpu") > 0);
-	assert_true(daemon_stats_get("hit_blocks_host") > 0);
-	assert_true(daemon_stats_get("hit_blocks_nvme") > 0);
+	/* Once the disk has a block, host memory may drop it: both are below the GPU. */
+	assert_true(daemon_stats_get("hit_blocks_host") + daemon_stats_get("hit_blocks_nvme") > 0);
 	assert_int_equal(daemon_stats_get("checksum_failures"), 0);
 	stop_clean();
 }

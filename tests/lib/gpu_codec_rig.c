@@ -75,6 +75,7 @@ int gpu_codec_rig_open(struct gpu_codec_rig *g, uint64_t staging_bytes, uint64_t
 		.which = "auto",
 		.tasks_max = GPU_CODEC_RIG_TASKS,
 		.staging_bytes = staging_bytes,
+		.share_percent = 100,
 		.background_percent = 100,
 	};
 	int r;
