@@ -310,13 +310,14 @@ void gpu_unstage(struct lane *lane, struct task *t)
 
 /* ---- events ---- */
 
+/* Of tasks, too, half are for who need not wait, however many sessions there are. */
 int gpu_event_allows(const struct lane *lane, const struct job *job)
 {
-	(void)lane;
 	if (job->event == JOB_EVENT_WAITING)
 		return 0;
 	return job->event != JOB_EVENT_DUE ||
-	       (!job->inflight && job->session->events_waiting < LANE_EVENTS_WAITING_MAX);
+	       (!job->inflight && job->session->events_waiting < LANE_EVENTS_WAITING_MAX &&
+		lane->events_waiting < LANE_GPU_TASKS / 2u);
 }
 
 void gpu_event_begin(struct lane *lane, struct task *t)

@@ -304,6 +304,7 @@ static void all_the_way_down_and_up(void **state)
 	f.config.nvme_bytes = 128u << 20;
 	f.config.nvme_segment_bytes = 4u << 20;
 	f.config.store_wait_ns = 10000000000;
+	f.config.full_percent = 100; /* stores wait for a slow disk rather than being refused */
 	gpu_lane_start(&f, GPU_RIG_NHD);
 	gpu_lane_with_profile(&f);
 	for (uint32_t first = 2000; first < 4500; first += 50)
