@@ -272,6 +272,22 @@ static int layout_given(struct client *c, const struct ctl_region_gpu *m)
 	return 0;
 }
 
+/* A block passes through the device's staging memory, whichever way it goes. */
+static int block_fits(struct client *c, const struct device *gpu, const struct codec_geometry *g)
+{
+	uint64_t most = gpu->facts->block_bytes_max, mib = 1u << 20;
+
+	if (g->raw_bytes <= most)
+		return 0;
+	client_refuse(
+		c, -EFBIG, REASON(TOO_LARGE),
+		"a block of %llu bytes, but the GPU's staging takes at most %llu: set [gpu] "
+		"staging to %lluM or more, or use fewer tokens per block",
+		(unsigned long long)g->raw_bytes, (unsigned long long)most,
+		(unsigned long long)((g->raw_bytes * gpu->facts->staging_bytes / most) / mib + 1u));
+	return -EFBIG;
+}
+
 /* Fills `layout`, or refuses. */
 static int layout_take(struct client *c, const struct ctl_region_gpu *m)
 {
@@ -332,7 +348,7 @@ void client_gpu_region(struct client *c, const struct ctl_region_gpu *m)
 	struct region *region;
 	uint32_t handle;
 
-	if (!gpu || layout_take(c, m) < 0)
+	if (!gpu || layout_take(c, m) < 0 || block_fits(c, gpu, &c->ns[m->ns]->geom) < 0)
 		return;
 	handle = client_region_room(c, c->ns[m->ns]->geom.segments_count);
 	if (!handle)

@@ -54,7 +54,7 @@ struct config {
 	char gpu_device[64];	    /* auto, none, sim, an ordinal or a UUID */
 	char gpu_library[PATH_MAX]; /* shared object of the CUDA device; empty: beside the daemon */
 	uint64_t gpu_pool_bytes;    /* GPU memory for compressed blocks; 0: none */
-	uint64_t gpu_staging_bytes; /* GPU memory for work in flight; 160 MiB */
+	uint64_t gpu_staging_bytes; /* GPU memory for work in flight; 128 MiB */
 	uint32_t gpu_share_percent; /* share of the GPU's time for all coding; 100 */
 	uint32_t gpu_background_percent; /* share of the GPU's time for work that may wait; 10 */
 	/* [codec] */
@@ -69,6 +69,7 @@ struct config {
 	uint64_t lease_ttl_max_ns; /* 300 s */
 	uint64_t store_wait_ns;	   /* a store waits this long for room, then is refused; 2 s */
 	uint64_t event_wait_ns; /* a job whose ready event is not seen by then is given up; 30 s */
+	uint64_t gpu_wait_ns;	/* a GPU that ends nothing for so long hangs; 60 s */
 	uint64_t quota_bytes;	/* of a tenant without a section; 0: none */
 	/* [tenant NAME] */
 	uint32_t tenants_count;

@@ -117,6 +117,8 @@ static const struct config_key config_keys[] = {
 	  "a store waits this long for room before it is refused" },
 	{ "limits", "event_wait", CONFIG_TIME, FIELD(event_wait_ns), 1 * MSEC, 3600 * SEC, 0, NULL,
 	  "30s", "a load or store whose ready event was not reached by then is given up" },
+	{ "limits", "gpu_wait", CONFIG_TIME, FIELD(gpu_wait_ns), 100 * MSEC, 3600 * SEC, 0, NULL,
+	  "60s", "the daemon ends when the GPU has not ended work by then: it hangs" },
 	{ "limits", "quota", CONFIG_SIZE, FIELD(quota_bytes), 0, 1024 * TIB, 0, NULL, "0",
 	  "compressed bytes of a tenant that has no section of its own; 0: no limit" },
 

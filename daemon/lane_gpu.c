@@ -411,10 +411,30 @@ static void watch_health(struct lane *lane)
 	(void)mailbox_send(&lane->outbox, &(struct mail){ .type = LANE_GPU_HEALTH, .res = r });
 }
 
+/*
+ * A GPU that neither ends what it was given nor fails may write to engines' pages whenever it comes to:
+ * only the end of this process takes them from it.
+ */
+static void watch_hang(const struct lane *lane)
+{
+	const struct device_ops *ops = lane->gpu->ops;
+	uint64_t since = ops->busy_since && !lane->gpu_dead ? ops->busy_since(lane->gpu) : 0;
+
+	if (since == 0 || lane->now_ns < since || lane->now_ns - since < lane->config.gpu_wait_ns)
+		return;
+	log_line(
+		LOG_LEVEL_ERR,
+		"the GPU hangs: for %" PRIu64 " s it has not ended what it was given "
+		"([limits] gpu_wait); the daemon ends, so that it cannot touch engines' pages later",
+		(lane->now_ns - since) / 1000000000u);
+	_exit(1);
+}
+
 unsigned gpu_run(struct lane *lane)
 {
 	if (!lane->gpu)
 		return 0;
 	watch_health(lane);
+	watch_hang(lane);
 	return run_deadlines(lane) + tier_gpu_run(lane);
 }

@@ -158,6 +158,11 @@ static int cuda_device_dead(struct device *dev)
 	return atomic_load(&cuda_device_of(dev)->dead);
 }
 
+static uint64_t cuda_device_busy_since(struct device *dev)
+{
+	return cuda_flights_since(cuda_device_of(dev));
+}
+
 /* ---- in ---- */
 
 static enum cuda_class class_of(enum device_op op)
@@ -499,6 +504,7 @@ static const struct device_ops cuda_device_ops = {
 	.host_unregister = cuda_host_unregister,
 	.pool_memory = cuda_pool_memory,
 	.dead = cuda_device_dead,
+	.busy_since = cuda_device_busy_since,
 };
 
 static int streams_new(struct cuda_device *d)
@@ -535,6 +541,7 @@ static int staging_new(struct cuda_device *d, uint64_t bytes, char *err)
 	d->stores_scratch = at;
 	d->stores_scratch_bytes = cut.stores_scratch_bytes;
 	d->facts.staging_bytes = bytes;
+	d->facts.block_bytes_max = staging_block_max(&cut);
 	return 0;
 }
 

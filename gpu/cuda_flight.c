@@ -128,6 +128,7 @@ void cuda_flight_launched(struct cuda_device *d, struct cuda_flight *f)
 {
 	struct cuda_flights *l = &d->flying[f->stream];
 
+	f->launched_ns = cuda_now_ns();
 	if (l->tail)
 		l->tail->next = f;
 	else
@@ -135,6 +136,19 @@ void cuda_flight_launched(struct cuda_device *d, struct cuda_flight *f)
 	l->tail = f;
 	d->flights_count[f->class]++;
 	d->background_count[f->class] += f->background;
+}
+
+uint64_t cuda_flights_since(const struct cuda_device *d)
+{
+	uint64_t since = UINT64_MAX;
+
+	for (unsigned s = 0; s < CUDA_STREAM_COUNT; s++) {
+		const struct cuda_flight *f = d->flying[s].head;
+
+		if (f && f->launched_ns < since)
+			since = f->launched_ns;
+	}
+	return since == UINT64_MAX ? 0 : since;
 }
 
 static void flight_put(struct cuda_device *d, struct cuda_flight *f)

@@ -60,9 +60,10 @@ struct cuda_flight {
 	int res;		 /* what went wrong while it was launched; every task gets it */
 	struct cuda_queue tasks; /* in the order of the batch */
 	const struct codec_geometry *geom;
-	uint64_t staged;	  /* extent in the class's area; 0: none */
-	uint64_t staged_each;	  /* stores: bytes from one task's payload to the next */
-	uint32_t progress;	  /* leading chunks seen done */
+	uint64_t staged;      /* extent in the class's area; 0: none */
+	uint64_t staged_each; /* stores: bytes from one task's payload to the next */
+	uint32_t progress;    /* leading chunks seen done */
+	uint64_t launched_ns;
 	struct cuda_flight *next; /* free list, or the stream's */
 	struct cuda_result
 		*result; /* mapped, CUDA_BATCH_TASKS_MAX; the device has the same address */
@@ -194,6 +195,8 @@ struct cuda_flight *cuda_flight_get(struct cuda_device *d, enum cuda_class class
 void cuda_flight_launched(struct cuda_device *d, struct cuda_flight *f);
 /* Completes what has landed. */
 void cuda_flights_harvest(struct cuda_device *d);
+/* When the oldest that has not landed was launched; 0: all have. */
+uint64_t cuda_flights_since(const struct cuda_device *d);
 void cuda_flights_fail(struct cuda_device *d);
 bool cuda_moves_launch(struct cuda_device *d, bool background);
 uint64_t cuda_bus_ns(uint64_t bytes); /* what a copy of so much takes */

@@ -129,6 +129,9 @@ struct device_ops {
 	int (*pool_memory)(struct device *d, uint64_t bytes, void **ret_base);
 	/* 0, or the sticky errno after which the device does nothing any more.  From any thread. */
 	int (*dead)(struct device *d);
+	/* When the oldest work that the GPU has and has not ended was given to it (CLOCK_MONOTONIC, ns);
+	 * 0: it has none.  What waits for an engine's event was not given to it yet. */
+	uint64_t (*busy_since)(struct device *d);
 };
 
 enum device_memory_type { /* as on the wire */
@@ -175,6 +178,7 @@ struct device_facts {
 	int numa_node;			 /* of the PCIe slot; -1: unknown */
 	uint64_t memory_bytes;		 /* of the card */
 	uint64_t staging_bytes;		 /* taken for work in flight */
+	uint64_t block_bytes_max;	 /* raw bytes of the largest block that fits there */
 	uint64_t
 		footprint_bytes; /* all that this process takes of the card beside the pool; 0: unknown */
 };

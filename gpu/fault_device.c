@@ -72,6 +72,7 @@ struct slot {			  /* a task under way */
 	bool cancelled;	    /* by the lane, in time */
 	bool fetching;	    /* the inner device has `fetch`, not the task */
 	bool done;	    /* the inner device is finished with it */
+	uint64_t done_ns;
 	uint64_t release_ns;
 	struct spoilt spoilt[DEVICE_COPIES_MAX]; /* of DECODE and COPY_IN: the first */
 	struct device_task fetch;
@@ -328,7 +329,7 @@ static void slot_finish(struct fault_device *f, struct slot *s)
 	slot_restore_input(s);
 	s->fetching = false;
 	s->done = true;
-	s->release_ns = now;
+	s->done_ns = s->release_ns = now;
 	if (s->cancelled)
 		return;
 	if (dead < 0) {
@@ -424,6 +425,7 @@ static int fault_device_start(struct device *dev, struct device_task *task)
 		task->busy_ns = 0;
 		atomic_store_explicit(&task->segments_done, 0, memory_order_relaxed);
 		s->done = true;
+		s->done_ns = now_ns();
 		device_die(f);
 		return 0;
 	}
@@ -564,6 +566,21 @@ static int fault_device_dead(struct device *dev)
 	return dead;
 }
 
+/* What is held back counts as work that does not end. */
+static uint64_t fault_device_busy_since(struct device *dev)
+{
+	struct fault_device *f = fault_device_of(dev);
+	uint64_t since = f->inner->ops->busy_since ? f->inner->ops->busy_since(f->inner) : 0;
+
+	for (unsigned i = 0; i < dev->tasks_max; i++) {
+		const struct slot *s = &f->slots[i];
+
+		if (s->task && s->done && (since == 0 || s->done_ns < since))
+			since = s->done_ns;
+	}
+	return since;
+}
+
 static const struct device_ops fault_device_ops = {
 	.start = fault_device_start,
 	.poll = fault_device_poll,
@@ -579,6 +596,7 @@ static const struct device_ops fault_device_ops = {
 	.host_unregister = fault_device_host_unregister,
 	.pool_memory = fault_device_pool_memory,
 	.dead = fault_device_dead,
+	.busy_since = fault_device_busy_since,
 };
 
 /* Callers see by a NULL what the inner device has not. */
@@ -600,7 +618,7 @@ static struct device_ops fault_ops_like(const struct device_ops *inner)
 		ops.host_unregister = NULL;
 	if (!inner->pool_memory)
 		ops.pool_memory = NULL;
-	return ops; /* dead stays: the rules can kill any device */
+	return ops; /* dead and busy_since stay: the rules can kill and hold up any device */
 }
 
 /* ---- imports: the control thread's calls; nothing of ours is touched ---- */

@@ -29,6 +29,7 @@
 
 #include "gpu/sim_handles.h"
 #include "gpu/sim_internal.h"
+#include "gpu/staging.h"
 
 #define WORKERS 2u
 #define STREAMS ((unsigned)DEVICE_FIT) /* one per op before it */
@@ -681,6 +682,7 @@ static int threads_new(struct sim_device *d)
 
 static void sim_device_init(struct sim_device *d, const struct gpu_device_options *o)
 {
+	struct staging_cut cut = staging_cut(o->staging_bytes);
 	pthread_condattr_t attr;
 
 	d->base = (struct device){ .ops = &sim_device_ops,
@@ -691,6 +693,7 @@ static void sim_device_init(struct sim_device *d, const struct gpu_device_option
 					  .numa_node = -1,
 					  .memory_bytes = SIM_MEMORY_BYTES,
 					  .staging_bytes = o->staging_bytes,
+					  .block_bytes_max = staging_block_max(&cut),
 					  .footprint_bytes = o->staging_bytes };
 	memcpy(d->facts.uuid, SIM_UUID, DEVICE_UUID_BYTES);
 	d->memory.staging_bytes = o->staging_bytes;

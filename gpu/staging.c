@@ -15,9 +15,9 @@
 #include <string.h>
 
 /*
- * In sixteenths; of the default 160 MiB: 50, 60, 40 and 10 MiB.  A store takes the bound of its block, so half
- * of 60 MiB is 14 blocks of 2 MiB; a load takes what the block was coded to, so half of 50 MiB is 18 blocks
- * at a ratio of 1.5 and 12 raw ones.  The encoder's scratch holds chunks before they are packed, about a
+ * In sixteenths; of the default 128 MiB: 40, 48, 32 and 8 MiB.  A store takes the bound of its block, so half
+ * of 48 MiB is 11 blocks of 2 MiB; a load takes what the block was coded to, so half of 40 MiB is 15 blocks
+ * at a ratio of 1.5 and 10 raw ones.  The encoder's scratch holds chunks before they are packed, about a
  * bound each; the decoder's is a fraction of that (cuda_codec_*_scratch say it exactly).
  */
 #define CUT_LOADS 5u
@@ -42,6 +42,11 @@ struct staging_cut staging_cut(uint64_t staging_bytes)
 		.loads_scratch_bytes = part * CUT_LOADS_SCRATCH,
 		.stores_scratch_bytes = part * CUT_STORES_SCRATCH,
 	};
+}
+
+uint64_t staging_block_max(const struct staging_cut *cut)
+{
+	return cut->loads_bytes < cut->stores_bytes ? cut->loads_bytes : cut->stores_bytes;
 }
 
 void staging_init(struct staging_area *a, uint64_t base, uint64_t bytes)

@@ -35,6 +35,8 @@ struct staging_cut {
 };
 
 struct staging_cut staging_cut(uint64_t staging_bytes);
+/* Raw bytes of the largest block that can be stored and loaded, coded or not. */
+uint64_t staging_block_max(const struct staging_cut *cut);
 
 void staging_init(struct staging_area *a, uint64_t base, uint64_t bytes);
 /* The largest piece that staging_take would give now. */

@@ -225,7 +225,8 @@ struct skvc_abi_cqe {
 	  "the daemon died or hung up; said by the library, never by it")                        \
 	X(DEVICE_GONE, "device-gone",                                                            \
 	  "the GPU has failed; GPU memory is not served until the daemon is restarted")          \
-	X(BAD_EVENT, "bad-event", "no such event handle in this session")                        \
+	X(BAD_EVENT, "bad-event",                                                                \
+	  "no such event handle in this session, or it was not reached in time")                 \
 	X(BAD_LAYOUT, "bad-layout", "the layout does not fit the allocation")                    \
 	X(BAD_MEMORY, "bad-memory", "the GPU memory or event could not be opened")
 

@@ -338,6 +338,25 @@ static void test_death(void **state)
 	run_faults("decode:dead:every=30", "dead");
 }
 
+/* Neither an end nor an error: the daemon goes, rather than give pages back that may be written yet. */
+static void test_hang(void **state)
+{
+	static const char *const more[] = { "fault.gpu=encode:delay_ms=60000", "limits.gpu_wait=1s",
+					    NULL };
+	uint64_t start_ns = private_daemon_now_ns();
+
+	(void)state;
+	start_with(more, 0);
+	assert_int_equal(ended(spawn("hung", "ipc", "layer"), "hung"), 0);
+	assert_true(private_daemon_now_ns() - start_ns >= 1000000000u);
+	while (!private_daemon_died(&daemon_)) {
+		assert_true(private_daemon_now_ns() - start_ns < ROLE_MS_MAX * 1000000ull);
+		private_daemon_sleep_ms(5);
+	}
+	assert_true(private_daemon_logged(&daemon_, "the GPU hangs"));
+	assert_ok(private_daemon_stop(&daemon_));
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -350,6 +369,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_kill),
 		cmocka_unit_test(test_faults),
 		cmocka_unit_test(test_death),
+		cmocka_unit_test(test_hang),
 	};
 	int status;
 

@@ -428,6 +428,19 @@ static int dead(void)
 	return 0;
 }
 
+/* The GPU ends nothing: sooner or later the daemon is gone, and says so to whoever waits. */
+static int hung(void)
+{
+	int r = 0;
+
+	for (uint64_t i = 0; i < 1000 && r != -EPIPE; i++) {
+		r = gpu_engine_store(&e, 5000 + i, BLOCKS);
+		private_daemon_sleep_ms(1);
+	}
+	printf("the daemon: %s\n", strerror(-r));
+	return r == -EPIPE ? 0 : 1;
+}
+
 /* ---- all of them ---- */
 
 static int probe(void)
@@ -452,6 +465,8 @@ static int play(const char *role, enum gpu_side_kind kind, const char *how)
 		return bad(kind);
 	if (!strcmp(role, "overwrite"))
 		return overwrite();
+	if (!strcmp(role, "hung"))
+		return hung();
 	if (!strcmp(role, "tiers"))
 		return tiers();
 	if (!strcmp(role, "freeing"))

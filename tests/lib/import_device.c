@@ -180,6 +180,8 @@ void import_device_init(struct import_device *d)
 	memset(d, 0, sizeof(*d));
 	d->device.ops = &ops;
 	d->device.import = &import;
+	d->facts.staging_bytes = 16u << 20;
+	d->facts.block_bytes_max = 5u << 20;
 	d->device.facts = &d->facts;
 	for (uint8_t i = 0; i < DEVICE_UUID_BYTES; i++)
 		d->facts.uuid[i] = (uint8_t)(0xa0 + i);
