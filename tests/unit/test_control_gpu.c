@@ -565,6 +565,8 @@ static void layouts_that_do_not_fit(void **state)
 	REFUSED(ask_layout(l), -EINVAL, BAD_NAMESPACE);
 	l.m.ns = UINT32_MAX;
 	REFUSED(ask_layout(l), -EINVAL, BAD_NAMESPACE);
+	gpu.facts.block_bytes_max = BLOCK_BYTES - 1;
+	REFUSED(ask_packed(a, 1, 0), -EFBIG, TOO_LARGE);
 	assert_open(3, 1, 0);
 }
 
@@ -604,22 +606,6 @@ static void a_layout_that_the_device_refuses(void **state)
 	/* Nothing of the three holds it. */
 	assert_int_equal(ask_free(memory), CTL_OK);
 	assert_open(0, 0, 0);
-}
-
-static void blocks_that_staging_cannot_take(void **state)
-{
-	uint32_t memory = new_memory(0);
-
-	(void)state;
-	gpu.facts.staging_bytes = 32768;
-	gpu.facts.block_bytes_max =
-		4095; /* two segments of 16 tokens of 64 scalars of 2 bytes: 4096 */
-	REFUSED(ask_packed(memory, 4, 0), -EFBIG, TOO_LARGE);
-	says("[gpu] staging to 1M");
-	assert_open(1, 0, 0);
-	gpu.facts.block_bytes_max = 8192;
-	assert_int_equal(ask_packed(memory, 4, 0), CTL_REGION);
-	assert_open(1, 1, 0);
 }
 
 /* ---- events ---- */
@@ -801,7 +787,6 @@ int main(void)
 		TEST(layouts_that_do_not_fit),
 		TEST(handles_of_another_kind),
 		TEST(a_layout_that_the_device_refuses),
-		TEST(blocks_that_staging_cannot_take),
 		TEST(events),
 		TEST(nothing_is_closed_before_the_lane_says_so),
 		TEST(closed_before_the_client_hears_of_it),
