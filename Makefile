@@ -128,7 +128,7 @@ CUDA_SO := $(B)/lib/skvcd/libskvcd-cuda.so
 CUDA_LIBS := $(if $(CUDA_WHY_NOT),,$(CUDA_SO))
 CUDA_STATIC = $(firstword $(wildcard $(addsuffix /libcudart_static.a,$(CUDA_HOME)/lib64 \
 	$(CUDA_HOME)/lib $(CUDA_HOME)/targets/x86_64-linux/lib $(CUDA_HOME)/targets/sbsa-linux/lib)))
-NVCC_FLAGS = -std=c++17 -O3 -lineinfo -ccbin g++ -I. -Xcompiler -fPIC,-g,-ffile-prefix-map=$(CURDIR)=. \
+NVCC_FLAGS = -std=c++17 -O3 -lineinfo -ccbin g++ -I. $(filter -I%,$(PKG_CFLAGS)) -Xcompiler -fPIC,-g,-ffile-prefix-map=$(CURDIR)=. \
 	$(if $(WERROR),-Werror all-warnings) \
 	$(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) $(NVCCFLAGS)
 comma := ,
@@ -430,7 +430,11 @@ torture: all tests
 demo: all
 	$(Q)if [ -x tools/demo.sh ]; then exec tools/demo.sh; else exec $(B)/bin/skvc-demo tour; fi
 
-.PHONY: deps deps-check asan tsan clean FORCE
+# For scripts: the folder that this build goes to.
+where:
+	@echo '$(B)'
+
+.PHONY: deps deps-check where asan tsan clean FORCE
 deps:
 	$(Q).ci/deps build
 deps-check:

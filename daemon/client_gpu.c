@@ -275,16 +275,15 @@ static int layout_given(struct client *c, const struct ctl_region_gpu *m)
 /* A block passes through the device's staging memory, whichever way it goes. */
 static int block_fits(struct client *c, const struct device *gpu, const struct codec_geometry *g)
 {
-	uint64_t most = gpu->facts->block_bytes_max, mib = 1u << 20;
+	uint64_t most = gpu->facts->block_bytes_max;
+	uint64_t enough = g->raw_bytes * gpu->facts->staging_bytes / most;
 
 	if (g->raw_bytes <= most)
 		return 0;
-	client_refuse(
-		c, -EFBIG, REASON(TOO_LARGE),
-		"a block of %llu bytes, but the GPU's staging takes at most %llu: set [gpu] "
-		"staging to %lluM or more, or use fewer tokens per block",
-		(unsigned long long)g->raw_bytes, (unsigned long long)most,
-		(unsigned long long)((g->raw_bytes * gpu->facts->staging_bytes / most) / mib + 1u));
+	client_refuse(c, -EFBIG, REASON(TOO_LARGE),
+		      "a block of %" PRIu64 " bytes, but the GPU's staging takes at most %" PRIu64
+		      ": set [gpu] staging to %" PRIu64 "M or more, or use fewer tokens per block",
+		      g->raw_bytes, most, enough / (1u << 20) + 1u);
 	return -EFBIG;
 }
 
