@@ -225,7 +225,9 @@ int skvc_register_gpu(struct skvc_session *session, uint32_t ns,
 		      uint32_t *ret_region);
 /*
  * An interprocess event (cudaIpcEventHandle_t) of the same GPU: the ready_event of a store or load, the
- * done_event of a load.  skvc_unregister() forgets it.  Errors as above.
+ * done_event of a load.  skvc_unregister() forgets it.  Errors as above; -EINVAL also when this process and
+ * the daemon run as different users, between whom CUDA shares memory but no events: then synchronize
+ * the stream before the call, and give no event.
  */
 int skvc_register_gpu_event(struct skvc_session *session, const uint8_t ipc_event[64],
 			    uint32_t *ret_event);

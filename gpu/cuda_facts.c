@@ -121,15 +121,17 @@ int cuda_facts_choose(const char *which, int *ret_ordinal, struct device_facts *
 
 /* ---- NVML, without its header: four functions of a stable interface ---- */
 
-struct nvml_memory { /* nvmlMemory_t */
-	unsigned long long total, free, used;
+struct nvml_memory { /* nvmlMemory_v2_t: what the driver keeps for itself does not count as used */
+	unsigned int version;
+	unsigned long long total, reserved, free, used;
 };
+#define NVML_MEMORY_V2 ((unsigned int)sizeof(struct nvml_memory) | 2u << 24)
 
 uint64_t cuda_facts_used(const struct device_facts *facts)
 {
 	int (*init)(void), (*shutdown)(void), (*by_uuid)(const char *, void **),
 		(*memory)(void *, struct nvml_memory *);
-	struct nvml_memory m = { 0 };
+	struct nvml_memory m = { .version = NVML_MEMORY_V2 };
 	char text[UUID_TEXT_BYTES];
 	void *handle, *library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
 
@@ -138,7 +140,7 @@ uint64_t cuda_facts_used(const struct device_facts *facts)
 	*(void **)&init = dlsym(library, "nvmlInit_v2");
 	*(void **)&shutdown = dlsym(library, "nvmlShutdown");
 	*(void **)&by_uuid = dlsym(library, "nvmlDeviceGetHandleByUUID");
-	*(void **)&memory = dlsym(library, "nvmlDeviceGetMemoryInfo");
+	*(void **)&memory = dlsym(library, "nvmlDeviceGetMemoryInfo_v2");
 	uuid_text(facts->uuid, text);
 	if (init && shutdown && by_uuid && memory && init() == 0) {
 		if (by_uuid(text, &handle) != 0 || memory(handle, &m) != 0)

@@ -368,7 +368,10 @@ static int cuda_event_open(struct device *dev, const uint8_t handle[DEVICE_HANDL
 	e = (int)cudaIpcOpenEventHandle(&ev->event, h);
 	if (e != 0) {
 		free(ev);
-		return refused(d, e, handle_errno(e), err, "not an event handle");
+		/* Seen on 580.159: memory goes from user to user, events do not, not even to root. */
+		return refused(d, e, handle_errno(e), err,
+			       "not an event handle, or another user's: CUDA shares events only "
+			       "between processes of one user");
 	}
 	*ret_event = ev;
 	return 0;
