@@ -6,6 +6,7 @@
 #include "tests/lib/e2e.h"
 
 #include <signal.h>
+#include <sys/wait.h>
 
 #define NOTICE_MS_MAX (100u * E2E_SLOW)
 
@@ -77,8 +78,11 @@ static void kill_restart_go_on(int stopped_first)
 	open_engine(&e);
 	assert_ok(engine_store(&e, 1, 0, 8, &c));
 	assert_ok(engine_lookup(&e, 1, 8, &c));
-	if (stopped_first)
+	if (stopped_first) {
 		assert_int_equal(kill(daemon_.pid, SIGSTOP), 0);
+		/* The signal is sent; all threads have stopped only when this returns. */
+		assert_int_equal(waitpid(daemon_.pid, NULL, WUNTRACED), daemon_.pid);
+	}
 	n = submit_all_kinds(&e, c.lease, jobs, bitmap);
 	if (!stopped_first)
 		n = 0; /* they may be done: then only what comes after counts */
