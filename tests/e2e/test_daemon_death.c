@@ -18,6 +18,13 @@ static int stop(void **state)
 	return private_daemon_stop(&daemon_);
 }
 
+/* kill() only sends the signal: all threads have stopped when waitpid() says so. */
+static void freeze(void)
+{
+	assert_int_equal(kill(daemon_.pid, SIGSTOP), 0);
+	assert_int_equal(waitpid(daemon_.pid, NULL, WUNTRACED), daemon_.pid);
+}
+
 /* Jobs that cannot end before the daemon does: it is stopped when they are submitted. */
 static unsigned submit_all_kinds(struct engine *e, uint64_t lease, uint64_t *jobs, uint64_t *bitmap)
 {
@@ -78,11 +85,8 @@ static void kill_restart_go_on(int stopped_first)
 	open_engine(&e);
 	assert_ok(engine_store(&e, 1, 0, 8, &c));
 	assert_ok(engine_lookup(&e, 1, 8, &c));
-	if (stopped_first) {
-		assert_int_equal(kill(daemon_.pid, SIGSTOP), 0);
-		/* The signal is sent; all threads have stopped only when this returns. */
-		assert_int_equal(waitpid(daemon_.pid, NULL, WUNTRACED), daemon_.pid);
-	}
+	if (stopped_first)
+		freeze();
 	n = submit_all_kinds(&e, c.lease, jobs, bitmap);
 	if (!stopped_first)
 		n = 0; /* they may be done: then only what comes after counts */
@@ -142,7 +146,7 @@ static void test_sleeping_client(void **state)
 	(void)state;
 	assert_ok(private_daemon_start(&daemon_, 0, NULL));
 	assert_ok(engine_open(&e, daemon_.socket, &o));
-	assert_int_equal(kill(daemon_.pid, SIGSTOP), 0);
+	freeze();
 	assert_ok(engine_submit_store(&e, 1, 0, 8, &job));
 	assert_res(skvc_wait(e.session, &job, 1, 20000000), -ETIME);
 	private_daemon_kill(&daemon_, SIGKILL);
