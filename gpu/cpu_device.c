@@ -24,8 +24,9 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "gpu/clock.h"
 
 #define CACHE_LINE 64
 #define WORKERS_MAX 64u
@@ -67,14 +68,6 @@ struct cpu_device {
 	_Atomic(uint32_t) stop;
 	struct worker workers[];
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts = { 0 };
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 static void relax(void)
 {
@@ -235,8 +228,8 @@ static struct device_task *worker_next(struct worker *w)
 			return ring_pop(&w->todo);
 		}
 		if (until == 0)
-			until = now_ns() + (w->low_priority ? 0 : w->device->spin_ns);
-		if (now_ns() >= until) {
+			until = gpu_now_ns() + (w->low_priority ? 0 : w->device->spin_ns);
+		if (gpu_now_ns() >= until) {
 			worker_sleep(w);
 			until = 0;
 		}
@@ -251,10 +244,10 @@ static void *worker_main(void *arg)
 	if (w->low_priority) /* of this thread only, on Linux */
 		(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
 	while ((t = worker_next(w))) {
-		uint64_t begin = now_ns();
+		uint64_t begin = gpu_now_ns();
 
 		t->res = task_run(w->ws, t);
-		t->busy_ns = now_ns() - begin;
+		t->busy_ns = gpu_now_ns() - begin;
 		worker_complete(w, t);
 	}
 	return NULL;

@@ -33,11 +33,11 @@ static bool decodes_in_place(const struct device_task *t)
 	       (uintptr_t)t->in % PAYLOAD_ALIGN == 0;
 }
 
-uint64_t cuda_task_bytes(const struct device_task *t)
+uint64_t cuda_task_bytes(struct cuda_device *d, const struct device_task *t)
 {
 	switch (t->op) {
 	case DEVICE_ENCODE:
-		return aligned(codec_bound(t->region->geom));
+		return aligned(cuda_shape_of(d, t->region->geom)->bound_bytes);
 	case DEVICE_DECODE:
 		return decodes_in_place(t) ? 0 : aligned(t->in_bytes);
 	case DEVICE_COPY_OUT:
@@ -122,14 +122,14 @@ static void batch_choose(struct cuda_device *d, struct cuda_queue *todo, enum cu
 	struct cuda_queue left = { 0 };
 
 	/* What is behind it may not go either, or large blocks would wait for ever. */
-	if (cuda_task_bytes(first) > room)
+	if (cuda_task_bytes(d, first) > room)
 		return;
 	tasks_max = cuda_shape_of(d, first->region->geom)->tasks_max[class];
 	if (tasks_max == 0 || first->op == DEVICE_COPY_OUT || first->op == DEVICE_COPY_IN)
 		tasks_max = CUDA_BATCH_TASKS_MAX; /* no scratch; coding was checked by start() */
 	for (unsigned i = 0; i < BATCH_LOOK_MAX && todo->head && c->tasks.count < tasks_max; i++) {
 		struct device_task *t = cuda_queue_pop(todo);
-		uint64_t bytes = cuda_task_bytes(t);
+		uint64_t bytes = cuda_task_bytes(d, t);
 
 		if (alike(t, first) && c->bytes + bytes <= room &&
 		    (c->bytes + bytes <= most || c->tasks.count == 0)) {
@@ -184,7 +184,7 @@ static void batch_fill(struct cuda_device *d, const struct cuda_flight *f, bool 
 			.payload_bytes = t->op == DEVICE_DECODE ? t->in_bytes : 0,
 			.expect_xxh3 = t->expect_xxh3,
 		};
-		at += cuda_task_bytes(t);
+		at += cuda_task_bytes(d, t);
 	}
 }
 
@@ -331,7 +331,7 @@ bool cuda_batch_launch(struct cuda_device *d, enum cuda_class class, bool backgr
 	f->op = first->op;
 	f->geom = first->region->geom;
 	f->background = background;
-	f->staged_each = cuda_task_bytes(first); /* stores: all alike */
+	f->staged_each = cuda_task_bytes(d, first); /* stores: all alike */
 	f->stream = class == CUDA_CLASS_LOAD ? CUDA_STREAM_LOAD : CUDA_STREAM_STORE;
 	if (f->op == DEVICE_COPY_OUT)
 		f->stream = d->turn_out++ % 2 ? CUDA_STREAM_OUT1 : CUDA_STREAM_OUT0;

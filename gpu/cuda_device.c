@@ -17,6 +17,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "gpu/clock.h"
 #include "gpu/codec/format.h"
 
 #define TASKS_MAX 65536u
@@ -84,14 +85,6 @@ static void queue_remove(struct cuda_queue *q, struct device_task *t)
 }
 
 /* ---- the context, and its end ---- */
-
-uint64_t cuda_now_ns(void)
-{
-	struct timespec ts = { 0 };
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 void cuda_device_enter(const struct cuda_device *d)
 {
@@ -193,6 +186,7 @@ static int start_check(struct cuda_device *d, const struct device_task *t)
 {
 	enum cuda_class class = class_of(t->op);
 	const struct codec_geometry *g;
+	const struct cuda_shape *shape;
 
 	if (t->op >= DEVICE_OP_COUNT || t->op == DEVICE_FIT)
 		return -EINVAL;
@@ -201,18 +195,18 @@ static int start_check(struct cuda_device *d, const struct device_task *t)
 	assert(t->region && t->region->device_private);
 	assert(t->block_index < t->region->blocks_count);
 	g = t->region->geom;
+	shape = cuda_shape_of(d, g);
 	assert(t->skip_tokens <= g->block_tokens);
 	if (t->op == DEVICE_COPY_OUT && t->out_cap_bytes < g->raw_bytes)
 		return -ENOSPC;
-	if (t->op == DEVICE_DECODE && (t->in_bytes == 0 || t->in_bytes > codec_bound(g)))
+	if (t->op == DEVICE_DECODE && (t->in_bytes == 0 || t->in_bytes > shape->bound_bytes))
 		return -EINVAL;
 	if (t->op == DEVICE_ENCODE && t->speculator != CODEC_SPEC_RAW &&
 	    (t->speculator != CODEC_SPEC_CHANNEL || !t->profile))
 		return -EOPNOTSUPP;
-	if (cuda_task_bytes(t) > (class == CUDA_CLASS_LOAD ? d->loads.bytes : d->stores.bytes))
+	if (cuda_task_bytes(d, t) > (class == CUDA_CLASS_LOAD ? d->loads.bytes : d->stores.bytes))
 		return -ENOSPC;
-	if ((t->op == DEVICE_ENCODE || t->op == DEVICE_DECODE) &&
-	    cuda_shape_of(d, g)->tasks_max[class] == 0)
+	if ((t->op == DEVICE_ENCODE || t->op == DEVICE_DECODE) && shape->tasks_max[class] == 0)
 		return -ENOSPC;
 	return 0;
 }
@@ -439,7 +433,7 @@ static int cuda_device_can_decode(struct device *dev, const struct codec_geometr
 
 static bool device_drained(struct cuda_device *d)
 {
-	uint64_t until = cuda_now_ns() + DRAIN_NS;
+	uint64_t until = gpu_now_ns() + DRAIN_NS;
 
 	waiting_fail(d, -ECANCELED);
 	for (;;) {
@@ -453,7 +447,7 @@ static bool device_drained(struct cuda_device *d)
 			flights += d->flights_count[c];
 		if (flights == 0)
 			return true;
-		if (cuda_now_ns() > until)
+		if (gpu_now_ns() > until)
 			return false;
 		(void)nanosleep(&(struct timespec){ .tv_nsec = DRAIN_NAP_NS }, NULL);
 	}
@@ -604,12 +598,12 @@ int skvcd_cuda_device_new_v1(const struct gpu_device_options *options, struct de
 	d->ordinal = ordinal;
 	d->share = (struct cuda_budget){
 		.ns_max = BUDGET_BURST_NS,
-		.filled_ns = cuda_now_ns(),
+		.filled_ns = gpu_now_ns(),
 		.percent = options->share_percent,
 	};
 	d->budget = (struct cuda_budget){
 		.ns_max = (int64_t)BUDGET_BURST_NS * options->background_percent / 100,
-		.filled_ns = cuda_now_ns(),
+		.filled_ns = gpu_now_ns(),
 		.percent = options->background_percent,
 	};
 	r = device_init(d, options->staging_bytes, err);

@@ -12,6 +12,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "gpu/clock.h"
+
 /* A small group completes early; many in the air hide the gaps between them. */
 #define MOVES_GROUP_MAX 16u
 #define MOVES_POLL_MAX 32u /* 2 to 3 us each: what one poll may cost */
@@ -128,7 +130,7 @@ void cuda_flight_launched(struct cuda_device *d, struct cuda_flight *f)
 {
 	struct cuda_flights *l = &d->flying[f->stream];
 
-	f->launched_ns = cuda_now_ns();
+	f->launched_ns = gpu_now_ns();
 	if (l->tail)
 		l->tail->next = f;
 	else
@@ -405,7 +407,7 @@ bool cuda_moves_launch(struct cuda_device *d, bool background)
 
 bool cuda_budget_open(struct cuda_budget *b)
 {
-	uint64_t now = cuda_now_ns(), gone = now - b->filled_ns;
+	uint64_t now = gpu_now_ns(), gone = now - b->filled_ns;
 
 	if (b->percent >= 100)
 		return true;

@@ -172,7 +172,6 @@ static inline struct cuda_device *cuda_device_of(struct device *d)
 	return (struct cuda_device *)d;
 }
 void cuda_device_enter(const struct cuda_device *d); /* its context is the calling thread's */
-uint64_t cuda_now_ns(void);
 void cuda_queue_push(struct cuda_queue *q, struct device_task *t);
 struct device_task *cuda_queue_pop(struct cuda_queue *q);
 void cuda_queue_append(struct cuda_queue *q, struct cuda_queue *from); /* from is empty then */
@@ -184,7 +183,7 @@ void cuda_device_abandon(struct cuda_device *d, int cuda_error);
 
 /* cuda_batch.c: the codec's batches */
 /* The bytes of staging that a task takes, 0 for none. */
-uint64_t cuda_task_bytes(const struct device_task *t);
+uint64_t cuda_task_bytes(struct cuda_device *d, const struct device_task *t);
 /* Launch one batch.  Returns true when it did, and there may be more to do. */
 bool cuda_batch_launch(struct cuda_device *d, enum cuda_class class, bool background);
 

@@ -33,7 +33,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "gpu/clock.h"
 
 #define RULES_MAX 16u
 #define DELAY_MS_MAX 600000u
@@ -99,14 +100,6 @@ struct fault_device {
 
 static const char *const op_names[DEVICE_OP_COUNT] = { "encode",  "decode", "copy",
 						       "copy_in", "move",   "fit" };
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts = { 0 };
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 static struct fault_device *fault_device_of(struct device *d)
 {
@@ -323,7 +316,7 @@ static void slot_spoil_output(struct fault_device *f, struct slot *s)
 /* The inner device has finished: spoil the result, set the time it may be seen. */
 static void slot_finish(struct fault_device *f, struct slot *s)
 {
-	uint64_t now = now_ns();
+	uint64_t now = gpu_now_ns();
 	int dead = atomic_load_explicit(&f->dead, memory_order_relaxed);
 
 	slot_restore_input(s);
@@ -425,7 +418,7 @@ static int fault_device_start(struct device *dev, struct device_task *task)
 		task->busy_ns = 0;
 		atomic_store_explicit(&task->segments_done, 0, memory_order_relaxed);
 		s->done = true;
-		s->done_ns = now_ns();
+		s->done_ns = gpu_now_ns();
 		device_die(f);
 		return 0;
 	}
@@ -450,7 +443,7 @@ static unsigned fault_device_poll(struct device *dev, struct device_task **ret_d
 		else
 			slot_finish(f, s);
 	}
-	now = now_ns();
+	now = gpu_now_ns();
 	if (now < f->stall_until_ns)
 		return 0;
 	for (unsigned i = 0; i < dev->tasks_max && done < max; i++) {

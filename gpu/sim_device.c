@@ -27,6 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "gpu/clock.h"
 #include "gpu/sim_handles.h"
 #include "gpu/sim_internal.h"
 #include "gpu/staging.h"
@@ -81,14 +82,6 @@ struct sim_device {
 	pthread_t threads[WORKERS + 1u]; /* the clock is the last */
 	struct codec_workspace *ws[WORKERS];
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts = { 0 };
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 static struct sim_device *sim_device_of(struct device *d)
 {
@@ -172,16 +165,16 @@ static void worker_loop(struct sim_device *d, struct codec_workspace *ws)
 			continue;
 		}
 		(void)pthread_mutex_unlock(&d->lock);
-		begin = now_ns();
+		begin = gpu_now_ns();
 		t->res = atomic_load_explicit(&d->dead, memory_order_relaxed);
 		if (t->res == 0)
 			t->res = sim_task_run(ws, t);
-		t->busy_ns = now_ns() - begin;
+		t->busy_ns = gpu_now_ns() - begin;
 		s = &d->streams[t->op];
 		(void)pthread_mutex_lock(&d->lock);
 		queue_push(&s->finished, t);
 		if (--s->running == 0) {
-			s->end_ns = now_ns();
+			s->end_ns = gpu_now_ns();
 			lane_wake(d);
 		}
 	}
@@ -199,7 +192,7 @@ static void clock_loop(struct sim_device *d)
 			(void)pthread_cond_wait(&d->alarm, &d->lock);
 		else
 			(void)pthread_cond_timedwait(&d->alarm, &d->lock, &ts);
-		if (d->tick_ns != 0 && now_ns() >= d->tick_ns)
+		if (d->tick_ns != 0 && gpu_now_ns() >= d->tick_ns)
 			lane_wake(d);
 	}
 	(void)pthread_mutex_unlock(&d->lock);
@@ -324,7 +317,7 @@ static bool stream_launch(struct sim_device *d, struct stream *s, bool backgroun
 		return false;
 	s->busy = true;
 	s->background = background;
-	s->begin_ns = now_ns();
+	s->begin_ns = gpu_now_ns();
 	(void)pthread_mutex_lock(&d->lock);
 	s->running = batch.count;
 	for (struct device_task *t = queue_pop(&batch); t; t = queue_pop(&batch))
@@ -339,7 +332,7 @@ static void device_launch(struct sim_device *d)
 	for (unsigned i = 0; i < STREAMS; i++)
 		if (!d->streams[i].busy)
 			(void)stream_launch(d, &d->streams[i], false);
-	if (d->background_running || now_ns() < d->background_from_ns)
+	if (d->background_running || gpu_now_ns() < d->background_from_ns)
 		return;
 	for (unsigned i = 0; i < STREAMS; i++) {
 		unsigned at = (d->background_next + i) % STREAMS;
@@ -525,7 +518,7 @@ static uint64_t queue_look_ns(const struct sim_device *d, const struct task_queu
 
 static uint64_t device_look_ns(struct sim_device *d)
 {
-	uint64_t now = now_ns(), look = UINT64_MAX;
+	uint64_t now = gpu_now_ns(), look = UINT64_MAX;
 
 	if (sim_device_dead(&d->base) < 0)
 		return 0;
