@@ -40,16 +40,12 @@ struct offload_options offload_defaults(void)
 
 static int option_error(const char *tool, const char *what, const char *value)
 {
-	(void)fprintf(stderr, "skvc-bench %s: %s%s\nTry 'skvc-bench %s --help'.\n", tool, what,
-		      value, tool);
+	(void)bench_usage_error(tool, what, value);
 	return -EINVAL;
 }
 
 int offload_option(struct offload_options *o, int c, const char *value, const char *tool)
 {
-	unsigned long n;
-	char *end;
-
 	switch (c) {
 	case OFFLOAD_KV:
 		o->kv = value;
@@ -66,9 +62,7 @@ int offload_option(struct offload_options *o, int c, const char *value, const ch
 			       ? option_error(tool, "no such geometry: ", value)
 			       : 0;
 	case OFFLOAD_BLOCK_TOKENS:
-		n = strtoul(value, &end, 10);
-		o->block_tokens = (uint32_t)n;
-		return *end || end == value || n == 0 || n > CODEC_BLOCK_TOKENS_MAX
+		return bench_count_parse(value, 1, CODEC_BLOCK_TOKENS_MAX, &o->block_tokens) < 0
 			       ? option_error(tool, "not 1 to 1024 tokens: ", value)
 			       : 0;
 	case OFFLOAD_SOCKET:

@@ -55,6 +55,24 @@ int bench_size_parse(const char *text, uint64_t *ret_bytes)
 	return 0;
 }
 
+int bench_count_parse(const char *text, uint32_t least, uint32_t most, uint32_t *ret_count)
+{
+	char *end;
+	unsigned long n = strtoul(text, &end, 10);
+
+	if (*end || end == text || n < least || n > most)
+		return -EINVAL;
+	*ret_count = (uint32_t)n;
+	return 0;
+}
+
+int bench_usage_error(const char *benchmark, const char *what, const char *value)
+{
+	(void)fprintf(stderr, "skvc-bench %s: %s%s\nTry 'skvc-bench %s --help'.\n", benchmark, what,
+		      value, benchmark);
+	return 2;
+}
+
 int main(int argc, char **argv)
 {
 	const char *name = argc > 1 ? argv[1] : "";

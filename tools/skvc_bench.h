@@ -16,5 +16,9 @@ int bench_tier_main(int argc, char **argv);	 /* skvc_bench_tier.c */
 
 /* "64M", "4G", "2097152": K, M, G and T are powers of 1024.  -EINVAL; 0 bytes is no size. */
 int bench_size_parse(const char *text, uint64_t *ret_bytes);
+/* A decimal number from least to most, 1 <= least; else -EINVAL. */
+int bench_count_parse(const char *text, uint32_t least, uint32_t most, uint32_t *ret_count);
+/* Says "skvc-bench BENCHMARK: whatvalue" and where the help is.  Returns 2, the exit status. */
+int bench_usage_error(const char *benchmark, const char *what, const char *value);
 
 #endif

@@ -595,13 +595,6 @@ static const char usage_text[] =
 	"  --seconds S          time for each thing measured, 0 to 60 (1)\n"
 	"  --json               one JSON object\n";
 
-static int usage_error(const char *what, const char *value)
-{
-	(void)fprintf(stderr, "skvc-bench codec: %s%s\nTry 'skvc-bench codec --help'.\n", what,
-		      value);
-	return 2;
-}
-
 static int speculator_parse(const char *name, uint8_t *ret_speculator)
 {
 	for (unsigned i = 0; i <= (unsigned)CODEC_SPEC_CHANNEL; i++)
@@ -633,7 +626,6 @@ static int options_parse(int argc, char **argv, struct options *o)
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	unsigned long tokens;
 	char *end;
 	int c;
 
@@ -649,13 +641,13 @@ static int options_parse(int argc, char **argv, struct options *o)
 			break;
 		case 's':
 			if (speculator_parse(optarg, &o->speculator) < 0)
-				return usage_error("no such speculator: ", optarg);
+				return bench_usage_error("codec", "no such speculator: ", optarg);
 			break;
 		case 'd':
 			o->gpu = strcmp(optarg, "cpu") != 0;
 			o->device.sim = !strcmp(optarg, "sim");
 			if (o->gpu && !o->device.sim && strcmp(optarg, "gpu") != 0)
-				return usage_error("no such device: ", optarg);
+				return bench_usage_error("codec", "no such device: ", optarg);
 			break;
 		case 'u':
 			o->device.which = optarg;
@@ -665,26 +657,26 @@ static int options_parse(int argc, char **argv, struct options *o)
 			break;
 		case 'B':
 			if (bench_size_parse(optarg, &o->device.bytes) < 0)
-				return usage_error("not a size: ", optarg);
+				return bench_usage_error("codec", "not a size: ", optarg);
 			break;
 		case 'n':
 			o->device.copies = strtoul(optarg, &end, 10);
 			if (*end || end == optarg || o->device.copies == 0)
-				return usage_error("not a number of copies: ", optarg);
+				return bench_usage_error("codec",
+							 "not a number of copies: ", optarg);
 			break;
 		case 'S':
 			if (bench_size_parse(optarg, &o->device.staging_bytes) < 0)
-				return usage_error("not a size: ", optarg);
+				return bench_usage_error("codec", "not a size: ", optarg);
 			break;
 		case 'g':
 			if (kv_shape_parse(optarg, &o->shape) < 0)
-				return usage_error("no such geometry: ", optarg);
+				return bench_usage_error("codec", "no such geometry: ", optarg);
 			break;
 		case 'b':
-			tokens = strtoul(optarg, &end, 10);
-			if (*end || end == optarg || tokens == 0 || tokens > CODEC_BLOCK_TOKENS_MAX)
-				return usage_error("not 1 to 1024 tokens: ", optarg);
-			o->block_tokens = (uint32_t)tokens;
+			if (bench_count_parse(optarg, 1, CODEC_BLOCK_TOKENS_MAX, &o->block_tokens) <
+			    0)
+				return bench_usage_error("codec", "not 1 to 1024 tokens: ", optarg);
 			break;
 		case 'i':
 			o->isa = optarg;
@@ -692,7 +684,7 @@ static int options_parse(int argc, char **argv, struct options *o)
 		case 't':
 			o->seconds = strtod(optarg, &end);
 			if (*end || end == optarg || !(o->seconds >= 0 && o->seconds <= 60))
-				return usage_error("not 0 to 60 seconds: ", optarg);
+				return bench_usage_error("codec", "not 0 to 60 seconds: ", optarg);
 			break;
 		case 'j':
 			o->json = true;
@@ -705,8 +697,8 @@ static int options_parse(int argc, char **argv, struct options *o)
 		}
 	}
 	if (optind < argc)
-		return usage_error("too many arguments: ", argv[optind]);
-	return o->kv ? 0 : usage_error("--kv FILE is missing", "");
+		return bench_usage_error("codec", "too many arguments: ", argv[optind]);
+	return o->kv ? 0 : bench_usage_error("codec", "--kv FILE is missing", "");
 }
 
 static void pin_thread(struct codec_bench *b)
@@ -735,7 +727,7 @@ int bench_codec_main(int argc, char **argv)
 	if (r != 0)
 		return r < 0 ? 0 : r;
 	if (codec_isa_set(b.o.isa) < 0)
-		return usage_error("this processor cannot do ", b.o.isa);
+		return bench_usage_error("codec", "this processor cannot do ", b.o.isa);
 	pin_thread(&b);
 	b.o.device.seconds = b.o.seconds;
 	r = bench_prepare(&b);

@@ -417,12 +417,6 @@ static const char usage_text[] =
 	"  --json          one JSON object\n"
 	"  -h, --help      this text\n";
 
-static int usage_error(const char *text, const char *what)
-{
-	(void)fprintf(stderr, "skvc-bench ipc: %s%s\nTry 'skvc-bench ipc --help'.\n", text, what);
-	return 2;
-}
-
 /* 0, 2 wrong usage, or -1: done, nothing more to do. */
 static int parse(struct ipc_bench *b, int argc, char **argv)
 {
@@ -433,8 +427,6 @@ static int parse(struct ipc_bench *b, int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	unsigned long rounds;
-	char *end;
 	int c;
 
 	optind = 0; /* the caller's argv is not ours to go on with */
@@ -444,12 +436,9 @@ static int parse(struct ipc_bench *b, int argc, char **argv)
 			b->socket = optarg;
 			break;
 		case 'n':
-			errno = 0;
-			rounds = strtoul(optarg, &end, 10);
-			if (errno || *end || end == optarg || rounds < ROUNDS_MIN ||
-			    rounds > ROUNDS_MAX)
-				return usage_error("--rounds takes 100..10000000, not ", optarg);
-			b->rounds = (uint32_t)rounds;
+			if (bench_count_parse(optarg, ROUNDS_MIN, ROUNDS_MAX, &b->rounds) < 0)
+				return bench_usage_error(
+					"ipc", "--rounds takes 100..10000000, not ", optarg);
 			break;
 		case 'j':
 			b->json = true;
@@ -463,7 +452,7 @@ static int parse(struct ipc_bench *b, int argc, char **argv)
 		}
 	}
 	if (optind < argc)
-		return usage_error("too many arguments: ", argv[optind]);
+		return bench_usage_error("ipc", "too many arguments: ", argv[optind]);
 	return 0;
 }
 

@@ -357,13 +357,6 @@ static const char usage_text[] =
 	"  --mps                under CUDA MPS: fails when CUDA_MPS_PIPE_DIRECTORY is not set\n"
 	"  --json               one JSON object\n";
 
-static int usage_error(const char *what, const char *value)
-{
-	(void)fprintf(stderr, "skvc-bench neighbour: %s%s\nTry 'skvc-bench neighbour --help'.\n",
-		      what, value);
-	return 2;
-}
-
 /* 0, or an exit status; -1: help was printed. */
 static int options_parse(struct neighbour_bench *b, int argc, char **argv)
 {
@@ -376,7 +369,6 @@ static int options_parse(struct neighbour_bench *b, int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	unsigned long n;
 	char *end;
 	int c;
 
@@ -384,15 +376,15 @@ static int options_parse(struct neighbour_bench *b, int argc, char **argv)
 	while ((c = getopt_long(argc, argv, "ho:", longs, NULL)) != -1) {
 		switch (c) {
 		case 'b':
-			n = strtoul(optarg, &end, 10);
-			if (*end || end == optarg || n < CALLS || n > SKVC_BLOCKS_MAX)
-				return usage_error("not 4 to 4096 blocks: ", optarg);
-			b->o.blocks = (uint32_t)n;
+			if (bench_count_parse(optarg, CALLS, SKVC_BLOCKS_MAX, &b->o.blocks) < 0)
+				return bench_usage_error("neighbour",
+							 "not 4 to 4096 blocks: ", optarg);
 			break;
 		case 't':
 			b->seconds = strtod(optarg, &end);
 			if (*end || end == optarg || !(b->seconds >= 0.01 && b->seconds <= 60))
-				return usage_error("not 0.01 to 60 seconds: ", optarg);
+				return bench_usage_error("neighbour",
+							 "not 0.01 to 60 seconds: ", optarg);
 			break;
 		case 'm':
 			b->mps = true;
@@ -409,11 +401,12 @@ static int options_parse(struct neighbour_bench *b, int argc, char **argv)
 		}
 	}
 	if (optind < argc)
-		return usage_error("too many arguments: ", argv[optind]);
+		return bench_usage_error("neighbour", "too many arguments: ", argv[optind]);
 	if (b->mps && !getenv("CUDA_MPS_PIPE_DIRECTORY"))
-		return usage_error("--mps: no CUDA MPS here: CUDA_MPS_PIPE_DIRECTORY is not set",
-				   "");
-	return b->o.kv ? 0 : usage_error("--kv FILE is missing", "");
+		return bench_usage_error(
+			"neighbour", "--mps: no CUDA MPS here: CUDA_MPS_PIPE_DIRECTORY is not set",
+			"");
+	return b->o.kv ? 0 : bench_usage_error("neighbour", "--kv FILE is missing", "");
 }
 
 int bench_neighbour_main(int argc, char **argv)

@@ -307,24 +307,6 @@ static const char usage_text[] =
 	"  --rounds N           of each size, instead of what takes a few seconds\n"
 	"  --json               one JSON object\n";
 
-static int usage_error(const char *what, const char *value)
-{
-	(void)fprintf(stderr, "skvc-bench tier: %s%s\nTry 'skvc-bench tier --help'.\n", what,
-		      value);
-	return 2;
-}
-
-static int number_parse(const char *text, uint32_t most, uint32_t *ret)
-{
-	char *end;
-	unsigned long n = strtoul(text, &end, 10);
-
-	if (*end || end == text || n == 0 || n > most)
-		return -EINVAL;
-	*ret = (uint32_t)n;
-	return 0;
-}
-
 /* 0, or an exit status; -1: help was printed. */
 static int options_parse(struct tier_bench *b, int argc, char **argv)
 {
@@ -342,12 +324,13 @@ static int options_parse(struct tier_bench *b, int argc, char **argv)
 	while ((c = getopt_long(argc, argv, "ho:", longs, NULL)) != -1) {
 		switch (c) {
 		case 'b':
-			if (number_parse(optarg, SKVC_BLOCKS_MAX, &b->o.blocks) < 0)
-				return usage_error("not 1 to 4096 blocks: ", optarg);
+			if (bench_count_parse(optarg, 1, SKVC_BLOCKS_MAX, &b->o.blocks) < 0)
+				return bench_usage_error("tier", "not 1 to 4096 blocks: ", optarg);
 			break;
 		case 'n':
-			if (number_parse(optarg, 1000000, &b->rounds) < 0)
-				return usage_error("not a number of rounds: ", optarg);
+			if (bench_count_parse(optarg, 1, 1000000, &b->rounds) < 0)
+				return bench_usage_error("tier",
+							 "not a number of rounds: ", optarg);
 			break;
 		case 'j':
 			b->json = true;
@@ -361,8 +344,8 @@ static int options_parse(struct tier_bench *b, int argc, char **argv)
 		}
 	}
 	if (optind < argc)
-		return usage_error("too many arguments: ", argv[optind]);
-	return b->o.kv ? 0 : usage_error("--kv FILE is missing", "");
+		return bench_usage_error("tier", "too many arguments: ", argv[optind]);
+	return b->o.kv ? 0 : bench_usage_error("tier", "--kv FILE is missing", "");
 }
 
 int bench_tier_main(int argc, char **argv)
