@@ -32,6 +32,8 @@ void kv_data_deinit(struct kv_data *d);
 struct skvc_geometry kv_data_geometry(const struct kv_data *d, const char *model);
 
 void kv_data_fill(const struct kv_data *d, uint64_t block, void *ret_bytes);
+/* Bytes of no block that compress: bf16 of magnitude about one; always the same. */
+void kv_data_fill_any(uint8_t *mem, size_t bytes);
 /* 0, or 1 when the bytes are not those of this block. */
 int kv_data_compare(const struct kv_data *d, uint64_t block, const void *bytes);
 

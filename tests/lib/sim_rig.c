@@ -15,32 +15,11 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "daemon/util/clock.h"
+#include "tests/lib/kv_data.h"
 #include "tests/lib/sim_rig.h"
-
-uint64_t sim_rig_now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000u + (uint64_t)ts.tv_nsec / 1000000u;
-}
-
-static void memory_fill(uint8_t *mem, size_t bytes)
-{
-	uint64_t x = 88172645463325252u;
-
-	/* bf16 of magnitude about one: the top byte of each element is narrow. */
-	for (size_t i = 0; i + 1 < bytes; i += 2) {
-		x ^= x << 13;
-		x ^= x >> 7;
-		x ^= x << 17;
-		mem[i] = (uint8_t)x;
-		mem[i + 1] = (uint8_t)(0x3f - (x >> 8 & 1) + (x >> 2 & 0x80));
-	}
-}
 
 int sim_rig_memfd(uint64_t bytes, unsigned seals)
 {
@@ -166,7 +145,7 @@ void sim_rig_setup(struct sim_rig *f, unsigned staged_blocks, unsigned backgroun
 	f->dst_fd = sim_rig_memfd(SIM_RIG_MEMORY_BYTES, F_SEAL_SHRINK);
 	f->src_mem = sim_rig_view(f->src_fd, SIM_RIG_MEMORY_BYTES);
 	f->dst_mem = sim_rig_view(f->dst_fd, SIM_RIG_MEMORY_BYTES);
-	memory_fill(f->src_mem, SIM_RIG_MEMORY_BYTES);
+	kv_data_fill_any(f->src_mem, SIM_RIG_MEMORY_BYTES);
 	im = sim_rig_import(f->src_fd);
 	sim_rig_region(f, &f->src, &im, &f->src_memory);
 	im = sim_rig_import(f->dst_fd);
@@ -252,7 +231,7 @@ void sim_rig_start(struct sim_rig *f, struct device_task *t)
 /* Poll, sleeping as a lane does, until n tasks came back. */
 void sim_rig_collect(struct sim_rig *f, unsigned n)
 {
-	uint64_t until = sim_rig_now_ms() + 20000;
+	uint64_t until = clock_now_ns() / CLOCK_NS_PER_MS + 20000;
 
 	while (n > 0) {
 		struct device_task *done[7];
@@ -262,7 +241,7 @@ void sim_rig_collect(struct sim_rig *f, unsigned n)
 			(*(unsigned *)done[i]->user)++;
 		assert_true(got <= n);
 		n -= got;
-		assert_true(sim_rig_now_ms() < until);
+		assert_true(clock_now_ns() / CLOCK_NS_PER_MS < until);
 		if (n > 0 && got == 0 && f->dev->ops->arm(f->dev)) {
 			struct pollfd p = { .fd = f->wake_fd, .events = POLLIN };
 			uint64_t v;
@@ -277,9 +256,9 @@ void sim_rig_collect(struct sim_rig *f, unsigned n)
 /* Nothing comes back for a while. */
 void sim_rig_collect_none(struct sim_rig *f, unsigned ms)
 {
-	uint64_t until = sim_rig_now_ms() + ms;
+	uint64_t until = clock_now_ns() / CLOCK_NS_PER_MS + ms;
 
-	while (sim_rig_now_ms() < until) {
+	while (clock_now_ns() / CLOCK_NS_PER_MS < until) {
 		struct device_task *done[1];
 
 		assert_int_equal(f->dev->ops->poll(f->dev, done, 1), 0);

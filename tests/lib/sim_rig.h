@@ -60,6 +60,5 @@ void sim_rig_collect_none(struct sim_rig *f, unsigned ms);
 /* Tasks first to first + n have come back once since they were asked last; _ok: and are well. */
 void sim_rig_all_once(struct sim_rig *f, unsigned first, unsigned n);
 void sim_rig_all_ok(struct sim_rig *f, unsigned first, unsigned n);
-uint64_t sim_rig_now_ms(void);
 
 #endif

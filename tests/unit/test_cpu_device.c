@@ -15,10 +15,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "daemon/util/clock.h"
 #include "gpu/device.h"
+#include "tests/lib/kv_data.h"
 
 #define BLOCKS 8u
 #define TASKS 64u
@@ -36,28 +37,6 @@ struct fixture {
 	uint8_t *out[TASKS];
 	unsigned completions[TASKS];
 };
-
-static uint64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000u + (uint64_t)ts.tv_nsec / 1000000u;
-}
-
-static void memory_fill(uint8_t *mem, size_t bytes)
-{
-	uint64_t x = 88172645463325252u;
-
-	/* bf16 of magnitude about one: the top byte of each element is narrow. */
-	for (size_t i = 0; i + 1 < bytes; i += 2) {
-		x ^= x << 13;
-		x ^= x >> 7;
-		x ^= x << 17;
-		mem[i] = (uint8_t)x;
-		mem[i + 1] = (uint8_t)(0x3f - (x >> 8 & 1) + (x >> 2 & 0x80));
-	}
-}
 
 static void device_setup(struct fixture *f, unsigned workers, uint64_t spin_ns)
 {
@@ -86,7 +65,7 @@ static void device_setup(struct fixture *f, unsigned workers, uint64_t spin_ns)
 	f->src_mem = malloc(f->mem_bytes);
 	f->dst_mem = calloc(1, f->mem_bytes);
 	assert_true(f->src_mem && f->dst_mem);
-	memory_fill(f->src_mem, f->mem_bytes);
+	kv_data_fill_any(f->src_mem, f->mem_bytes);
 	assert_int_equal(device_region_init(&f->src, &f->g, f->src_mem, f->mem_bytes, BLOCKS,
 					    f->stride, f->block_stride),
 			 0);
@@ -153,7 +132,7 @@ static struct device_task *decode_task(struct fixture *f, unsigned i)
 /* Poll, sleeping as a lane does, until n tasks came back. */
 static void collect(struct fixture *f, unsigned n)
 {
-	uint64_t until = now_ms() + 20000;
+	uint64_t until = clock_now_ns() / CLOCK_NS_PER_MS + 20000;
 
 	while (n > 0) {
 		struct device_task *done[7];
@@ -163,7 +142,7 @@ static void collect(struct fixture *f, unsigned n)
 			(*(unsigned *)done[i]->user)++;
 		assert_true(got <= n);
 		n -= got;
-		assert_true(now_ms() < until);
+		assert_true(clock_now_ns() / CLOCK_NS_PER_MS < until);
 		if (got == 0 && f->dev->ops->arm(f->dev)) {
 			struct pollfd p = { .fd = f->wake_fd, .events = POLLIN };
 			uint64_t v;
@@ -235,7 +214,7 @@ static void test_arm_sees_what_is_done(void **state)
 {
 	struct fixture f;
 	struct device_task *done[1];
-	uint64_t until = now_ms() + 20000;
+	uint64_t until = clock_now_ns() / CLOCK_NS_PER_MS + 20000;
 	int armed;
 
 	(void)state;
@@ -248,7 +227,7 @@ static void test_arm_sees_what_is_done(void **state)
 		armed = f.dev->ops->arm(f.dev);
 		if (armed)
 			f.dev->ops->disarm(f.dev);
-		assert_true(now_ms() < until);
+		assert_true(clock_now_ns() / CLOCK_NS_PER_MS < until);
 	} while (armed);
 	assert_int_equal(f.dev->ops->arm(f.dev), 0);
 	assert_int_equal(f.dev->ops->poll(f.dev, done, 1), 1);
@@ -531,17 +510,17 @@ static void test_fault_delay_and_stall(void **state)
 
 	(void)state;
 	fault_setup(&f, "encode:delay_ms=60,decode:stall_ms=60:every=2");
-	begin = now_ms();
+	begin = clock_now_ns() / CLOCK_NS_PER_MS;
 	assert_int_equal(f.dev->ops->start(f.dev, encode_task(&f, 0)), 0);
 	collect(&f, 1);
-	assert_true(now_ms() - begin >= 60);
+	assert_true(clock_now_ns() / CLOCK_NS_PER_MS - begin >= 60);
 	assert_int_equal(f.dev->ops->start(f.dev, decode_task(&f, 0)), 0);
 	collect(&f, 1);
-	begin = now_ms();
+	begin = clock_now_ns() / CLOCK_NS_PER_MS;
 	f.task[0].info.encoded_bytes = f.task[0].in_bytes;
 	assert_int_equal(f.dev->ops->start(f.dev, &f.task[0]), 0);
 	collect(&f, 1);
-	assert_true(now_ms() - begin >= 59);
+	assert_true(clock_now_ns() / CLOCK_NS_PER_MS - begin >= 59);
 	assert_int_equal(f.task[0].res, 0);
 	device_teardown(&f);
 }

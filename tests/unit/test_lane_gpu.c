@@ -518,6 +518,20 @@ static struct skvc_abi_cqe lease_everything(struct gpu_lane *f, uint32_t *ret_le
 	}
 }
 
+/* A lane whose small pool has no room and nothing to evict; what refused the last store. */
+static struct skvc_abi_cqe start_all_leased(struct gpu_lane *f, uint64_t store_wait_ns,
+					    uint32_t *ret_leases)
+{
+	gpu_rig_config(&f->config);
+	f->config.pool_bytes = 16u << 20;
+	f->config.leases_max = 1024;
+	f->config.full_percent = 100; /* for want of a slot, not of the watermark */
+	f->config.store_wait_ns = store_wait_ns;
+	gpu_lane_start(f, GPU_RIG_NHD);
+	gpu_lane_with_profile(f);
+	return lease_everything(f, ret_leases);
+}
+
 /* Everything leased: staged payloads wait for room, then are given back, and the store is refused. */
 static void staged_payloads_wait_for_room(void **state)
 {
@@ -526,14 +540,7 @@ static void staged_payloads_wait_for_room(void **state)
 	struct gpu_lane f;
 
 	(void)state;
-	gpu_rig_config(&f.config);
-	f.config.pool_bytes = 16u << 20;
-	f.config.leases_max = 1024;
-	f.config.full_percent = 100; /* for want of a slot, not of the watermark */
-	f.config.store_wait_ns = 30000000;
-	gpu_lane_start(&f, GPU_RIG_NHD);
-	gpu_lane_with_profile(&f);
-	cqe = lease_everything(&f, &leases);
+	cqe = start_all_leased(&f, 30000000, &leases);
 	assert_int_equal(cqe.res, -EAGAIN);
 	assert_int_equal(cqe.reason, SKVC_ABI_REASON_POOL_FULL);
 	cqe = gpu_lane_store(&f, 5000, 100); /* all of them wait */
@@ -555,14 +562,8 @@ static void waiting_stores_end_both_ways(void **state)
 	struct gpu_lane f;
 
 	(void)state;
-	gpu_rig_config(&f.config);
-	f.config.pool_bytes = 16u << 20;
-	f.config.leases_max = 1024;
-	f.config.full_percent = 100;
-	f.config.store_wait_ns = 2000000000; /* longer than a busy machine stands still */
-	gpu_lane_start(&f, GPU_RIG_NHD);
-	gpu_lane_with_profile(&f);
-	(void)lease_everything(&f, &leases);
+	(void)start_all_leased(&f, 2000000000,
+			       &leases); /* longer than a busy machine stands still */
 	for (uint32_t i = 0; i < 50; i++)
 		gpu_rig_fill(&f.g, (5000 + i) % RIG_PAGES, 5000 + i);
 	lane_rig_store(&f.rs, 5000, 50, 9);
