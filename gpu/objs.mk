@@ -10,6 +10,8 @@ GPU_SRCS := \
 	gpu/codec/generic.c \
 	gpu/codec/geometry.c \
 	gpu/codec/profile.c \
+	gpu/codec/residual_code.c \
+	gpu/codec/residual_fit.c \
 	gpu/cpu_device.c \
 	gpu/cuda_load.c \
 	gpu/device_region.c \
