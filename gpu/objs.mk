@@ -9,6 +9,11 @@ GPU_SRCS := \
 	gpu/codec/fit_tables.c \
 	gpu/codec/generic.c \
 	gpu/codec/geometry.c \
+	gpu/codec/layer.c \
+	gpu/codec/layer_fit.c \
+	gpu/codec/layer_profile.c \
+	gpu/codec/layer_rotary.c \
+	gpu/codec/predicted.c \
 	gpu/codec/profile.c \
 	gpu/codec/residual_code.c \
 	gpu/codec/residual_fit.c \

@@ -92,9 +92,9 @@ static int dump_segments(const char *path, const struct safetensors *st, uint32_
 	return r;
 }
 
-/* Starts of whole blocks that lie inside one sequence. */
+/* Starts of whole blocks that lie inside one sequence, and their positions in it. */
 static uint32_t *block_starts(const struct safetensors *st, uint64_t tokens, uint32_t block_tokens,
-			      uint32_t *ret_count)
+			      uint32_t *positions, uint32_t *ret_count)
 {
 	const struct safetensors_tensor *s = safetensors_find(st, "seq_start");
 	uint64_t sequences = s && !strcmp(s->dtype, "I32") && s->bytes >= 8 ? s->bytes / 4u - 1u
@@ -109,20 +109,46 @@ static uint32_t *block_starts(const struct safetensors *st, uint64_t tokens, uin
 			memcpy(range, (const uint8_t *)s->data + 4u * i, sizeof(range));
 		if (range[0] < done || (uint64_t)range[1] > tokens)
 			continue; /* nonsense: as if the sequence were not there */
-		for (int64_t t = range[0]; t + block_tokens <= range[1]; t += block_tokens)
+		for (int64_t t = range[0]; t + block_tokens <= range[1]; t += block_tokens) {
+			positions[n] = (uint32_t)(t - range[0]);
 			starts[n++] = (uint32_t)t;
+		}
 		done = range[1] > done ? range[1] : done;
 	}
 	*ret_count = n;
 	return starts;
 }
 
+/* What an fp8 dump says its values were divided by. */
+static int dump_scales(const struct safetensors *st, struct kv_dump *d)
+{
+	const struct safetensors_tensor *of[2] = { safetensors_find(st, "scale.k"),
+						   safetensors_find(st, "scale.v") };
+
+	d->scales = calloc(d->g.segments_count, sizeof(*d->scales));
+	if (!d->scales)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < d->g.segments_count; i++) {
+		const struct safetensors_tensor *t = of[i % 2u];
+		float scale = 1;
+
+		if (t && !strcmp(t->dtype, "F32") && i / 2u < t->bytes / 4u)
+			memcpy(&scale, (const uint8_t *)t->data + 4u * (i / 2u), 4);
+		d->scales[i] = scale > 0 ? (double)scale : 1;
+	}
+	return 0;
+}
+
 static int dump_blocks(const struct safetensors *st, const struct safetensors_tensor **tensors,
 		       struct kv_dump *d)
 {
-	uint32_t *starts = block_starts(st, tensors[0]->dims[0], d->g.block_tokens,
-					&d->blocks_count);
+	uint64_t tokens = tensors[0]->dims[0];
+	uint32_t *starts;
 
+	d->positions = calloc(tokens / d->g.block_tokens + 1u, sizeof(*d->positions));
+	if (!d->positions)
+		return -ENOMEM;
+	starts = block_starts(st, tokens, d->g.block_tokens, d->positions, &d->blocks_count);
 	if (!starts)
 		return -ENOMEM;
 	d->blocks = malloc(d->blocks_count * d->g.raw_bytes + 1u);
@@ -144,7 +170,11 @@ void kv_dump_deinit(struct kv_dump *d)
 {
 	codec_geometry_deinit(&d->g);
 	free(d->blocks);
+	free(d->positions);
+	free(d->scales);
 	d->blocks = NULL;
+	d->scales = NULL;
+	d->positions = NULL;
 }
 
 int kv_dump_read(const char *path, uint32_t block_tokens, struct kv_dump *d)
@@ -164,6 +194,8 @@ int kv_dump_read(const char *path, uint32_t block_tokens, struct kv_dump *d)
 		assert(tensors[0]);
 		d->dtype = tensors[0]->dtype;
 		r = dump_blocks(st, tensors, d);
+		if (r == 0)
+			r = dump_scales(st, d);
 	}
 	if (r == 0 && d->blocks_count < 2) {
 		(void)fprintf(stderr, "skvc-bench: %s: fewer than two blocks of %u tokens\n", path,
@@ -280,7 +312,10 @@ int kv_dump_reshape(struct kv_dump *d, enum kv_shape shape, uint32_t blocks_coun
 	if (r < 0)
 		return r;
 	to.blocks = malloc(blocks_count * t.g.raw_bytes);
-	if (!to.blocks) {
+	to.positions = calloc(blocks_count, sizeof(*to.positions));
+	if (!to.blocks || !to.positions) {
+		free(to.blocks);
+		free(to.positions);
 		kv_tile_deinit(&t);
 		return -ENOMEM;
 	}

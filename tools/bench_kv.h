@@ -16,7 +16,9 @@
 /* A dump, cut into blocks in canonical packing. */
 struct kv_dump {
 	struct codec_geometry g;
-	uint8_t *blocks; /* owned, blocks_count * g.raw_bytes */
+	uint8_t *blocks;     /* owned, blocks_count * g.raw_bytes */
+	uint32_t *positions; /* owned: of each block's first token in its sequence */
+	double *scales; /* owned, per segment: stored value * scale = value; 1 where the dump has none */
 	uint32_t blocks_count;
 	uint32_t layers;
 	uint64_t tokens;   /* of whole blocks */

@@ -37,6 +37,7 @@ struct options {
 	const char *calibrate; /* NULL: the first half of kv */
 	const char *isa;       /* NULL: the best */
 	uint8_t speculator;
+	uint32_t previous; /* layers that `layer` looks back */
 	uint32_t block_tokens;
 	double seconds; /* for each thing measured */
 	enum kv_shape shape;
@@ -99,7 +100,9 @@ static int measure(struct codec_bench *b, int (*pass)(struct codec_bench *), dou
 
 static struct codec_view block_view(const struct codec_bench *b, uint32_t i)
 {
-	return (struct codec_view){ .base = b->kv.blocks, .block_index = b->first + i };
+	return (struct codec_view){ .base = b->kv.blocks,
+				    .block_index = b->first + i,
+				    .position = b->kv.positions[b->first + i] };
 }
 
 static int encode_all(struct codec_bench *b, unsigned flags)
@@ -300,6 +303,26 @@ static int zstd_measure(struct codec_bench *b)
 
 /* ---- the benchmark ---- */
 
+/* The profile's maps, for the scales that the evaluated dump is stored with. */
+static int layer_fit(struct codec_bench *b, const struct kv_dump *d, uint32_t blocks)
+{
+	struct codec_profile *with = NULL, *scaled = NULL;
+	double ratio[CODEC_SEGMENTS_MAX];
+	int r = codec_profile_fit_layer(&b->kv.g, b->profile, d->blocks, d->positions, blocks,
+					b->o.previous, &with);
+
+	for (uint32_t i = 0; r == 0 && i < b->kv.g.segments_count; i++)
+		ratio[i] = b->kv.scales[i] / d->scales[i];
+	if (r == 0)
+		r = codec_profile_rescale(&b->kv.g, with, ratio, &scaled);
+	if (r == 0) {
+		codec_profile_free(b->profile);
+		b->profile = scaled;
+	}
+	codec_profile_free(with);
+	return r;
+}
+
 static int profile_fit(struct codec_bench *b)
 {
 	struct kv_dump *d = b->calibration.blocks ? &b->calibration : &b->kv;
@@ -317,6 +340,8 @@ static int profile_fit(struct codec_bench *b)
 	b->fitted_tokens = codec_fit_tokens(fit);
 	r = codec_fit_finish(fit, &b->profile);
 	codec_fit_free(fit);
+	if (r == 0 && b->o.speculator == CODEC_SPEC_LAYER)
+		r = layer_fit(b, d, n);
 	return r;
 }
 
@@ -340,7 +365,7 @@ static int bench_prepare(struct codec_bench *b)
 		return -EINVAL;
 	}
 	raw = b->kv.g.raw_bytes;
-	b->first = b->o.speculator == CODEC_SPEC_CHANNEL && !b->o.calibrate
+	b->first = b->o.speculator >= CODEC_SPEC_CHANNEL && !b->o.calibrate
 			   ? b->kv.blocks_count / 2u
 			   : 0;
 	b->count = b->kv.blocks_count - b->first;
@@ -351,7 +376,7 @@ static int bench_prepare(struct codec_bench *b)
 	if (!b->coded || !b->coded_bytes || !b->back)
 		return -ENOMEM;
 	r = codec_workspace_new(&b->ws);
-	if (r == 0 && b->o.speculator == CODEC_SPEC_CHANNEL)
+	if (r == 0 && b->o.speculator >= CODEC_SPEC_CHANNEL)
 		r = profile_fit(b);
 	return r;
 }
@@ -581,7 +606,8 @@ static const char usage_text[] =
 	"  --kv FILE            KV cache to measure on (safetensors: k.<layer>, v.<layer>)\n"
 	"  --calibrate FILE     KV cache of other tokens to fit the statistics on; without it the\n"
 	"                       first half of --kv is fitted and the second half measured\n"
-	"  --speculator NAME    channel (default), generic or raw\n"
+	"  --speculator NAME    channel (default), layer, generic or raw\n"
+	"  --previous N         layers that `layer` looks back, 1 to 6 (2)\n"
 	"  --device NAME        cpu (default), gpu or sim, a GPU played by the CPU; the GPU's numbers\n"
 	"                       stand beside the CPU's\n"
 	"  --gpu WHICH          ordinal or UUID of the GPU; the first one\n"
@@ -597,7 +623,7 @@ static const char usage_text[] =
 
 static int speculator_parse(const char *name, uint8_t *ret_speculator)
 {
-	for (unsigned i = 0; i <= (unsigned)CODEC_SPEC_CHANNEL; i++)
+	for (unsigned i = 0; i <= (unsigned)CODEC_SPEC_LAYER; i++)
 		if (!strcmp(name, codec_speculator_name((uint8_t)i))) {
 			*ret_speculator = (uint8_t)i;
 			return 0;
@@ -612,6 +638,7 @@ static int options_parse(int argc, char **argv, struct options *o)
 		{ "kv", required_argument, NULL, 'k' },
 		{ "calibrate", required_argument, NULL, 'c' },
 		{ "speculator", required_argument, NULL, 's' },
+		{ "previous", required_argument, NULL, 'p' },
 		{ "device", required_argument, NULL, 'd' },
 		{ "gpu", required_argument, NULL, 'u' },
 		{ "library", required_argument, NULL, 'l' },
@@ -642,6 +669,10 @@ static int options_parse(int argc, char **argv, struct options *o)
 		case 's':
 			if (speculator_parse(optarg, &o->speculator) < 0)
 				return bench_usage_error("codec", "no such speculator: ", optarg);
+			break;
+		case 'p':
+			if (bench_count_parse(optarg, 1, 6, &o->previous) < 0)
+				return bench_usage_error("codec", "not 1 to 6 layers: ", optarg);
 			break;
 		case 'd':
 			o->gpu = strcmp(optarg, "cpu") != 0;
@@ -718,6 +749,7 @@ int bench_codec_main(int argc, char **argv)
 {
 	struct codec_bench b = {
 		.o = { .speculator = CODEC_SPEC_CHANNEL,
+		       .previous = 2,
 		       .block_tokens = 16,
 		       .seconds = 1,
 		       .device = { .bytes = 1ull << 30, .staging_bytes = 4ull << 30 } },

@@ -21,6 +21,7 @@
 #define CODEC_ROW_SCALARS_MAX 65536u	/* heads * head_dim of one segment */
 #define CODEC_RAW_BYTES_MAX (64u << 20) /* one block, all segments */
 #define CODEC_DIGEST_BYTES 32u
+#define CODEC_POSITION_UNKNOWN UINT32_MAX
 #define CODEC_LEAF_BYTES 1024u /* of raw bytes under one leaf of the checksum */
 
 enum codec_dtype {		       /* wire values: never renumber */
@@ -44,7 +45,7 @@ enum codec_speculator { /* wire values: never renumber */
 			CODEC_SPEC_RAW = 0,
 			CODEC_SPEC_GENERIC = 1, /* byte planes + zstd */
 			CODEC_SPEC_CHANNEL = 2, /* static statistics per channel */
-			CODEC_SPEC_LAYER = 3,	/* reserved: issue of the speculators */
+			CODEC_SPEC_LAYER = 3,	/* from the exact values of earlier layers */
 			CODEC_SPEC_MODEL = 4,	/* reserved */
 			CODEC_SPEC_COUNT
 };
@@ -82,6 +83,9 @@ struct codec_view {
 	uint64_t block_index;		   /* multiplied by block_stride[] below */
 	const uint64_t *block_stride;	   /* borrowed; one per segment; NULL when stride is NULL */
 	uint32_t skip_tokens;		   /* decode: leave this many leading tokens untouched */
+	/* encode: of the block's first token in its sequence, or CODEC_POSITION_UNKNOWN.  A wrong one costs
+	 * size, never correctness. */
+	uint32_t position;
 	_Atomic(uint32_t) *
 		segments_done; /* decode: counts segments written (not yet verified); may be NULL */
 };
@@ -91,6 +95,7 @@ struct codec_info {
 	uint64_t raw_xxh3;   /* checksum of the raw bytes (format.h), made of XXH3-64 */
 	uint32_t chunks_raw; /* chunks that did not shrink or failed to verify */
 	uint32_t escapes;    /* scalars outside their token window */
+	double ideal_bits;   /* LAYER: what the payload takes by its tables */
 	uint8_t speculator;  /* what was really used */
 };
 
@@ -127,7 +132,8 @@ size_t codec_bound(const struct codec_geometry *g);
 /*
  * Encode one block.  A chunk that does not shrink, or does not verify, is kept raw, so encoding never
  * fails for what the data is.  CHANNEL without a profile, and segments of kind OPAQUE or dtype U8, fall
- * back to GENERIC.  Returns 0, -ENOSPC (cap < what is needed), -ENOMEM, -EINVAL (unknown speculator).
+ * back to GENERIC; LAYER falls back to CHANNEL where the profile has no layer part, the position is
+ * unknown, or that is smaller.  Returns 0, -ENOSPC (cap < what is needed), -ENOMEM, -EINVAL (unknown speculator).
  * The source may change under the call (hostile client): the checksum and the coded bytes both come
  * from one private copy, taken once.
  */
@@ -181,6 +187,28 @@ void codec_fit_add(struct codec_fit *fit, const struct codec_view *block);
 uint64_t codec_fit_tokens(const struct codec_fit *fit);
 /* Freeze what was gathered.  -ENODATA: no block was added.  The fit may go on gathering. */
 int codec_fit_finish(const struct codec_fit *fit, struct codec_profile **ret_profile);
+
+/*
+ * A profile that can do LAYER too: p's statistics, and maps fitted on blocks_count raw blocks (canonical
+ * packing) whose first tokens have these positions.  How keys were rotated is found from them.  previous:
+ * layers looked back, 1..6.  Takes minutes for large geometries.  -ENODATA: fewer than two blocks; -EINVAL;
+ * -E2BIG: layers too wide; -EDOM: the data is degenerate; -ENOMEM.
+ */
+int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_profile *p,
+			    const void *blocks, const uint32_t *positions, uint32_t blocks_count,
+			    uint32_t previous, struct codec_profile **ret_profile);
+/* The same profile for a cache whose stored values are those fitted on divided by ratio[segment]. */
+int codec_profile_rescale(const struct codec_geometry *g, const struct codec_profile *p,
+			  const double *ratio, struct codec_profile **ret_profile);
+/* What a profile's layer part is; all 0 when it has none. */
+struct codec_layer_info {
+	uint32_t previous;	/* layers looked back */
+	uint32_t rotary_pairs;	/* of a head; 0: keys are taken as they are */
+	double expected_bits;	/* per scalar, on the fitted sample */
+	uint64_t weights_bytes; /* of the maps */
+	uint64_t products;	/* int8 multiplications a token */
+};
+struct codec_layer_info codec_profile_layer(const struct codec_profile *p);
 
 /* Parse a serialised profile; -EBADMSG (malformed), -ESTALE (other geometry or version), -ENOMEM. */
 int codec_profile_parse(const struct codec_geometry *g, const void *buf, size_t buf_bytes,

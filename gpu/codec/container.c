@@ -16,6 +16,7 @@
 
 #include "gpu/codec/checksum.h"
 #include "gpu/codec/internal.h"
+#include "gpu/codec/layer_code.h"
 
 int codec_workspace_new(struct codec_workspace **ret_ws)
 {
@@ -41,6 +42,9 @@ struct codec_workspace *codec_workspace_free(struct codec_workspace *ws)
 	free(ws->split);
 	free(ws->check);
 	free(ws->leaves);
+	free(ws->block);
+	free(ws->predicted);
+	ws->layer = layer_workspace_free(ws->layer);
 	ZSTD_freeCCtx(ws->zstd_c);
 	ZSTD_freeDCtx(ws->zstd_d);
 	free(ws);
@@ -123,6 +127,13 @@ static int job_begin(struct codec_workspace *ws, const struct codec_geometry *g,
 				       e->escape_bytes, stream);
 		return r < 0 ? r : 1;
 	}
+	case FORMAT_METHOD_RESIDUAL:
+		if (!ws->predicted_ready || !coded || (e->payload_bytes && ws->predicted_stored))
+			return -EBADMSG;
+		ws->predicted_stored |= e->payload_bytes != 0;
+		memcpy(j->out, ws->block + g->segment_off[g->chunk_first_segment[j->chunk]],
+		       codec_chunk_bytes(g, j->chunk));
+		return 0;
 	default:
 		return -EBADMSG;
 	}
@@ -180,6 +191,12 @@ static int chunk_encode(struct codec_workspace *ws, const struct codec_geometry 
 	int r;
 
 	j->escapes = 0;
+	if (speculator == CODEC_SPEC_LAYER && coded) {
+		bytes = ws->predicted_stored ? 0 : ws->predicted_bytes;
+		ws->predicted_stored = true;
+		return entry_store(ws->predicted, &j->e, bytes, FORMAT_METHOD_RESIDUAL, 0, out,
+				   cap);
+	}
 	if (speculator == CODEC_SPEC_CHANNEL && coded) {
 		r = codec_channel_encode(ws, j->slot, g, profile, chunk, &bytes, &j->escapes,
 					 &escape_bytes);
@@ -237,7 +254,7 @@ static void header_fill(struct format_block_header *h, const struct codec_geomet
 		.chunks_count = g->chunks_count,
 		.raw_bytes = g->raw_bytes,
 	};
-	if (speculator == CODEC_SPEC_CHANNEL)
+	if (speculator >= CODEC_SPEC_CHANNEL)
 		memcpy(h->profile_digest, profile->digest, FORMAT_DIGEST_PREFIX_BYTES);
 	memcpy(h->geometry_digest, g->digest, FORMAT_DIGEST_PREFIX_BYTES);
 }
@@ -319,7 +336,9 @@ static int batch_encode(struct codec_workspace *ws, const struct codec_geometry 
 		j->payload = o->bytes + o->used;
 		o->used += padded(j->e.payload_bytes);
 	}
-	return flags & CODEC_ENCODE_VERIFY ? jobs_verify(ws, g, profile, jobs, jobs_count, o) : 0;
+	if (!(flags & CODEC_ENCODE_VERIFY) || speculator == CODEC_SPEC_LAYER)
+		return 0; /* predicted.c has verified its own; the rest is `generic`, with a checksum */
+	return jobs_verify(ws, g, profile, jobs, jobs_count, o);
 }
 
 static int blocks_encode(struct codec_workspace *ws, const struct codec_geometry *g,
@@ -352,24 +371,22 @@ static int blocks_encode(struct codec_workspace *ws, const struct codec_geometry
 	return 0;
 }
 
-int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
-		 const struct codec_profile *profile, uint8_t speculator, unsigned flags,
-		 const struct codec_view *src, void *out, size_t cap, struct codec_info *ret_info)
+/* All of a block from src, by one speculator, which the profile can do. */
+static int block_encode(struct codec_workspace *ws, const struct codec_geometry *g,
+			const struct codec_profile *profile, uint8_t speculator, unsigned flags,
+			const struct codec_view *src, void *out, size_t cap,
+			struct codec_info *ret_info)
 {
+	struct codec_info info = { .speculator = speculator };
 	struct format_block_header h;
-	struct codec_info info = { 0 };
-	int r;
+	int r = checksum_start(ws, g);
 
-	if (speculator > CODEC_SPEC_CHANNEL)
-		return -EINVAL;
-	if (speculator == CODEC_SPEC_CHANNEL &&
-	    (!profile || memcmp(profile->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0))
-		speculator = CODEC_SPEC_GENERIC;
 	info.encoded_bytes = sizeof(h) +
 			     (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
 	if (cap < info.encoded_bytes)
 		return -ENOSPC;
-	r = checksum_start(ws, g);
+	ws->predicted_ready = speculator == CODEC_SPEC_LAYER;
+	ws->predicted_stored = false;
 	if (r == 0)
 		r = blocks_encode(ws, g, profile, speculator, flags, src, out, cap, &info);
 	if (r < 0)
@@ -379,9 +396,59 @@ int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 	h.raw_xxh3 = checksum_end(ws, g);
 	memcpy(out, &h, sizeof(h));
 	info.raw_xxh3 = h.raw_xxh3;
-	info.speculator = speculator;
 	*ret_info = info;
 	return 0;
+}
+
+/* From one private copy: LAYER where it is good, CHANNEL where that is smaller. */
+static int layer_or_channel(struct codec_workspace *ws, const struct codec_geometry *g,
+			    const struct codec_profile *profile, unsigned flags,
+			    const struct codec_view *src, void *out, size_t cap,
+			    struct codec_info *ret_info)
+{
+	struct codec_view copy = { 0 };
+	struct codec_info by_layer = { 0 }, info;
+	int verdict, r = codec_workspace_grow((void **)&ws->block, &ws->block_cap, g->raw_bytes);
+
+	if (r < 0)
+		return r;
+	codec_copy_out(g, src, ws->block);
+	copy.base = ws->block;
+	verdict = codec_predicted_encode(ws, g, profile, flags, src->position, &by_layer);
+	if (verdict < 0)
+		return verdict;
+	if (verdict != CODEC_PREDICTED_GOOD) {
+		r = block_encode(ws, g, profile, CODEC_SPEC_CHANNEL, flags, &copy, out, cap, &info);
+		if (r < 0 || verdict == CODEC_PREDICTED_NONE ||
+		    info.encoded_bytes <= ws->predicted_bytes) {
+			*ret_info = info;
+			return r;
+		}
+	}
+	r = block_encode(ws, g, profile, CODEC_SPEC_LAYER, flags, &copy, out, cap, &info);
+	if (r < 0)
+		return r;
+	info.escapes += by_layer.escapes;
+	info.ideal_bits = by_layer.ideal_bits;
+	*ret_info = info;
+	return 0;
+}
+
+int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
+		 const struct codec_profile *profile, uint8_t speculator, unsigned flags,
+		 const struct codec_view *src, void *out, size_t cap, struct codec_info *ret_info)
+{
+	if (speculator > CODEC_SPEC_LAYER)
+		return -EINVAL;
+	if (speculator >= CODEC_SPEC_CHANNEL &&
+	    (!profile || memcmp(profile->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0))
+		speculator = CODEC_SPEC_GENERIC;
+	if (speculator == CODEC_SPEC_LAYER && profile->layer &&
+	    src->position != CODEC_POSITION_UNKNOWN)
+		return layer_or_channel(ws, g, profile, flags, src, out, cap, ret_info);
+	if (speculator == CODEC_SPEC_LAYER)
+		speculator = CODEC_SPEC_CHANNEL;
+	return block_encode(ws, g, profile, speculator, flags, src, out, cap, ret_info);
 }
 
 /* What can be said without a profile. */
@@ -391,7 +458,7 @@ static int header_check_geometry(const struct codec_geometry *g,
 	if (h->magic != FORMAT_BLOCK_MAGIC || h->version != FORMAT_BLOCK_VERSION ||
 	    h->reserved != 0)
 		return -EBADMSG;
-	if (h->speculator > CODEC_SPEC_CHANNEL || h->encoded_bytes != in_bytes)
+	if (h->speculator > CODEC_SPEC_LAYER || h->encoded_bytes != in_bytes)
 		return -EBADMSG;
 	if (memcmp(h->geometry_digest, g->digest, FORMAT_DIGEST_PREFIX_BYTES) != 0)
 		return -ESTALE;
@@ -408,13 +475,13 @@ static int header_check(const struct codec_geometry *g, const struct codec_profi
 
 	if (r < 0)
 		return r;
-	if (h->speculator != CODEC_SPEC_CHANNEL)
+	if (h->speculator < CODEC_SPEC_CHANNEL)
 		return memcmp(h->profile_digest, zero, sizeof(zero)) == 0 ? 0 : -EBADMSG;
 	if (!profile ||
 	    memcmp(h->profile_digest, profile->digest, FORMAT_DIGEST_PREFIX_BYTES) != 0 ||
 	    memcmp(profile->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0)
 		return -ESTALE;
-	return 0;
+	return h->speculator == CODEC_SPEC_LAYER && !profile->layer ? -EBADMSG : 0;
 }
 
 int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
@@ -552,9 +619,14 @@ int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g
 		return r;
 	if (expect_xxh3 && *expect_xxh3 != h.raw_xxh3)
 		return -EBADMSG;
-	if (h.speculator != CODEC_SPEC_CHANNEL)
+	if (h.speculator < CODEC_SPEC_CHANNEL)
 		profile = NULL; /* its digest was not compared */
-	r = checksum_start(ws, g);
+	ws->predicted_ready = h.speculator == CODEC_SPEC_LAYER;
+	ws->predicted_stored = false;
+	if (ws->predicted_ready)
+		r = codec_predicted_decode(ws, g, profile, in, in_bytes);
+	if (r == 0)
+		r = checksum_start(ws, g);
 	if (r == 0)
 		r = blocks_decode(ws, g, profile, in, in_bytes, dst, skip_tokens, segments_done);
 	if (r < 0)

@@ -20,6 +20,8 @@
  *
  * Payload by method
  *   raw      the canonical bytes
+ *   residual the first such chunk of a block carries what all of them share, the others are empty.
+ *            layer_code.h and residual_code.h say what it is.  Speculator `layer` only.
  *   generic  u32 bytes of the first zstd frame; a frame of all low bytes (and of one-byte elements),
  *            then a frame of all high bytes (empty when there are none)
  *   channel  32 x u32 final coder states; the stored low bits; u16 rANS words; escaped patterns in
@@ -44,7 +46,7 @@
  *
  * Profile
  *        0     4  magic "SKVP"
- *        4     2  version (1)
+ *        4     2  version (1; 2 when sections follow)
  *        6     1  probability bits (10)
  *        7     1  contexts (5)
  *        8    32  geometry digest
@@ -57,6 +59,7 @@
  *            4*c  per channel: u16 top, u8 width, u8 table (bits 0..6) | flip << 7
  *          254*t  per table: 127 x u16 frequency, sum 1024
  *             ..  zeros to a multiple of 8 bytes
+ *             ..  version 2: zeros to a multiple of 64 bytes, then the `layer` section (layer_code.h)
  */
 #ifndef SKVCD_GPU_CODEC_FORMAT_H
 #define SKVCD_GPU_CODEC_FORMAT_H
@@ -75,6 +78,8 @@
 #define FORMAT_BLOCK_VERSION 2u
 #define FORMAT_PROFILE_MAGIC 0x50564b53u /* "SKVP" */
 #define FORMAT_PROFILE_VERSION 1u
+#define FORMAT_PROFILE_VERSION_LAYER 2u
+#define FORMAT_SECTION_ALIGN 64u
 #define FORMAT_DIGEST_PREFIX_BYTES 16u
 #define FORMAT_PAYLOAD_ALIGN 8u
 #define FORMAT_TABLES_MAX 64u
@@ -83,6 +88,7 @@ enum format_method { /* of a chunk; wire values */
 		     FORMAT_METHOD_RAW = 0,
 		     FORMAT_METHOD_GENERIC = 1,
 		     FORMAT_METHOD_CHANNEL = 2,
+		     FORMAT_METHOD_RESIDUAL = 3,
 		     FORMAT_METHOD_COUNT
 };
 

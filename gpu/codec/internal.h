@@ -40,10 +40,12 @@ struct codec_profile {
 	uint32_t tables_count;
 	uint32_t segments_count;
 	double expected_bits;
-	struct codec_run *runs; /* owned, one per segment; columns 0: not coded */
-	uint16_t *columns;	/* owned, behind the runs' arrays */
-	uint32_t *dec;		/* owned, tables_count * CODEC_PROB_SUM */
-	uint64_t *enc;		/* owned, tables_count * CODEC_TOKENS_PITCH */
+	struct codec_run *runs;	     /* owned, one per segment; columns 0: not coded */
+	uint16_t *columns;	     /* owned, behind the runs' arrays */
+	uint32_t *dec;		     /* owned, tables_count * CODEC_PROB_SUM */
+	uint64_t *enc;		     /* owned, tables_count * CODEC_TOKENS_PITCH */
+	struct layer_profile *layer; /* owned, looks into serial; NULL: no such section */
+	uint64_t tokens_fitted;
 };
 
 /* Two streams at once hide the decoder's latency; more ran out of registers. */
@@ -137,6 +139,13 @@ struct codec_workspace { /* grown on demand, one thread's */
 	uint64_t *leaves; /* of the block's checksum, as far as it was looked at */
 	size_t words_cap, coded_cap, split_cap, check_cap, leaves_cap;
 	size_t leaves_count;
+	uint8_t *block;	    /* predicted: the private copy of a block, or what was decoded of it */
+	uint8_t *predicted; /* its payload */
+	size_t block_cap, predicted_cap;
+	size_t predicted_bytes;
+	bool predicted_ready;  /* chunks of coded segments are in block */
+	bool predicted_stored; /* one of them has taken the payload along */
+	struct layer_workspace *layer;
 	void *zstd_c;
 	void *zstd_d;
 };
@@ -175,9 +184,23 @@ int codec_generic_encode(struct codec_workspace *ws, const struct codec_slot *sl
 int codec_generic_decode(struct codec_workspace *ws, const struct codec_geometry *g, uint32_t chunk,
 			 const uint8_t *in, size_t in_bytes, uint8_t *out);
 
+/* predicted.c.  Encode: of ws->block into ws->predicted; the outcomes below, or -ENOMEM. */
+enum { CODEC_PREDICTED_NONE, CODEC_PREDICTED_POOR, CODEC_PREDICTED_GOOD };
+int codec_predicted_encode(struct codec_workspace *ws, const struct codec_geometry *g,
+			   const struct codec_profile *profile, unsigned flags, uint32_t position,
+			   struct codec_info *info);
+/* in: an encoded block whose header was checked.  Coded segments into ws->block. */
+int codec_predicted_decode(struct codec_workspace *ws, const struct codec_geometry *g,
+			   const struct codec_profile *profile, const uint8_t *in, size_t in_bytes);
+
 /* profile.c */
 size_t codec_profile_serial_bytes(const struct codec_geometry *g, uint32_t tables_count);
 int codec_profile_from_serial(const struct codec_geometry *g, uint8_t *serial, size_t serial_bytes,
 			      struct codec_profile **ret_profile); /* takes serial on success */
+uint8_t *codec_serial_alloc(size_t bytes);
+/* p with this section instead of the one it has, if any. */
+int codec_profile_with_layer(const struct codec_geometry *g, const struct codec_profile *p,
+			     const uint8_t *section, size_t section_bytes,
+			     struct codec_profile **ret_profile);
 
 #endif

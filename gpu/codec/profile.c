@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gpu/codec/internal.h"
+#include "gpu/codec/layer_code.h"
 
 struct layout { /* byte offsets inside a serialised profile */
 	size_t segments_off;
@@ -49,14 +49,21 @@ size_t codec_profile_serial_bytes(const struct codec_geometry *g, uint32_t table
 	return layout_of(g->segments_count, geometry_channels(g), tables_count).bytes;
 }
 
+/* Where sections begin. */
+static size_t sections_off(const struct layout *l)
+{
+	return (l->bytes + FORMAT_SECTION_ALIGN - 1u) & ~(size_t)(FORMAT_SECTION_ALIGN - 1u);
+}
+
 static int header_check(const struct codec_geometry *g, const struct format_profile_header *h,
 			const uint8_t *buf, size_t buf_bytes)
 {
 	struct layout l;
+	size_t end;
 
 	if (h->magic != FORMAT_PROFILE_MAGIC)
 		return -EBADMSG;
-	if (h->version != FORMAT_PROFILE_VERSION ||
+	if ((h->version != FORMAT_PROFILE_VERSION && h->version != FORMAT_PROFILE_VERSION_LAYER) ||
 	    memcmp(h->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0)
 		return -ESTALE;
 	if (h->prob_bits != CODEC_PROB_BITS || h->contexts != CODEC_CONTEXTS ||
@@ -65,9 +72,10 @@ static int header_check(const struct codec_geometry *g, const struct format_prof
 	if (h->tables_count > FORMAT_TABLES_MAX || (h->channels_count > 0 && h->tables_count == 0))
 		return -EBADMSG;
 	l = layout_of(h->segments_count, h->channels_count, h->tables_count);
-	if (l.bytes != buf_bytes)
+	end = h->version == FORMAT_PROFILE_VERSION ? l.bytes : sections_off(&l);
+	if (h->version == FORMAT_PROFILE_VERSION ? end != buf_bytes : end >= buf_bytes)
 		return -EBADMSG;
-	for (size_t i = l.end_off; i < l.bytes; i++)
+	for (size_t i = l.end_off; i < end; i++)
 		if (buf[i] != 0)
 			return -EBADMSG;
 	return 0;
@@ -187,6 +195,7 @@ static int profile_build(struct codec_profile *p, const struct codec_geometry *g
 	p->tables_count = h->tables_count;
 	p->segments_count = h->segments_count;
 	p->expected_bits = h->expected_bits_q16 / 65536.0;
+	p->tokens_fitted = h->tokens_count;
 	memcpy(p->geometry_digest, h->geometry_digest, CODEC_DIGEST_BYTES);
 	r = profile_alloc(p, g);
 	if (r < 0)
@@ -209,7 +218,10 @@ static int profile_build(struct codec_profile *p, const struct codec_geometry *g
 			return r;
 	}
 	assert(channel == p->serial + l.tables_off);
-	return 0;
+	if (h->version == FORMAT_PROFILE_VERSION)
+		return 0;
+	return layer_profile_parse(g, p->serial + sections_off(&l),
+				   p->serial_bytes - sections_off(&l), &p->layer);
 }
 
 int codec_profile_from_serial(const struct codec_geometry *g, uint8_t *serial, size_t serial_bytes,
@@ -241,17 +253,50 @@ int codec_profile_from_serial(const struct codec_geometry *g, uint8_t *serial, s
 	return 0;
 }
 
+/* Sections are read where they lie. */
+uint8_t *codec_serial_alloc(size_t bytes)
+{
+	return aligned_alloc(FORMAT_SECTION_ALIGN, (bytes + FORMAT_SECTION_ALIGN - 1u) &
+							   ~(size_t)(FORMAT_SECTION_ALIGN - 1u));
+}
+
+int codec_profile_with_layer(const struct codec_geometry *g, const struct codec_profile *p,
+			     const uint8_t *section, size_t section_bytes,
+			     struct codec_profile **ret_profile)
+{
+	struct format_profile_header h;
+	struct layout l;
+	uint8_t *serial;
+	int r;
+
+	memcpy(&h, p->serial, sizeof(h));
+	l = layout_of(h.segments_count, h.channels_count, h.tables_count);
+	serial = codec_serial_alloc(sections_off(&l) + section_bytes);
+	if (!serial)
+		return -ENOMEM;
+	h.version = FORMAT_PROFILE_VERSION_LAYER;
+	memset(serial, 0, sections_off(&l));
+	memcpy(serial, p->serial, l.bytes);
+	memcpy(serial, &h, sizeof(h));
+	memcpy(serial + sections_off(&l), section, section_bytes);
+	r = codec_profile_from_serial(g, serial, sections_off(&l) + section_bytes, ret_profile);
+	if (r < 0)
+		free(serial);
+	return r;
+}
+
 int codec_profile_parse(const struct codec_geometry *g, const void *buf, size_t buf_bytes,
 			struct codec_profile **ret_profile)
 {
 	/* The largest that this geometry can have; anything longer is not copied at all. */
-	size_t max = codec_profile_serial_bytes(g, FORMAT_TABLES_MAX);
+	size_t max = codec_profile_serial_bytes(g, FORMAT_TABLES_MAX) + FORMAT_SECTION_ALIGN +
+		     layer_section_bytes_max(g);
 	uint8_t *serial;
 	int r;
 
 	if (buf_bytes == 0 || buf_bytes > max)
 		return -EBADMSG;
-	serial = malloc(buf_bytes);
+	serial = codec_serial_alloc(buf_bytes);
 	if (!serial)
 		return -ENOMEM;
 	memcpy(serial, buf, buf_bytes);
@@ -265,6 +310,7 @@ struct codec_profile *codec_profile_free(struct codec_profile *p)
 {
 	if (!p)
 		return NULL;
+	p->layer = layer_profile_free(p->layer);
 	free(p->serial);
 	free(p->runs);
 	free(p->columns);

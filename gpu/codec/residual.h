@@ -34,9 +34,9 @@
 #define RESIDUAL_BUCKET_POS (2u * RESIDUAL_NEAR + 1u)
 #define RESIDUAL_BUCKET_NEG (RESIDUAL_BUCKET_POS + RESIDUAL_BUCKETS)
 #define RESIDUAL_CLASSES 72u
-#define RESIDUAL_TAU_COUNT 8u
-#define RESIDUAL_TAU_RAW 8u /* the token's row is raw patterns */
-#define RESIDUAL_TAU_SYMBOLS 9u
+#define RESIDUAL_TAU_COUNT 16u
+#define RESIDUAL_TAU_RAW 16u /* the token's row is raw patterns */
+#define RESIDUAL_TAU_SYMBOLS 17u
 #define RESIDUAL_ITEMS_MAX 6u /* raw items behind one token */
 #define RESIDUAL_SHIFT_MAX 14
 #define RESIDUAL_SCALE_MIN (-64)
@@ -77,7 +77,7 @@ CODEC_HD int32_t residual_log2(uint32_t x) /* x > 0 */
 #endif
 }
 
-/* Step of a token's scale in quarter octaves, tau 0..7. */
+/* Step of a token's scale in quarter octaves, tau 0..15. */
 CODEC_HD int32_t residual_tau(uint32_t tau)
 {
 	return 2 * (int32_t)tau - 6;

@@ -82,14 +82,12 @@ int residual_tables_build(const struct residual_freqs *f, struct residual_tables
 
 uint32_t residual_streams(uint64_t scalars, uint32_t columns_min)
 {
-	uint64_t n = scalars / RESIDUAL_STREAM_SCALARS;
-	uint32_t groups = (columns_min + CODEC_LANES - 1u) / CODEC_LANES;
+	uint32_t groups = (columns_min + CODEC_LANES - 1u) / CODEC_LANES, n = 1;
 
-	if (n > groups)
-		n = groups;
-	if (n > RESIDUAL_STREAMS_MAX)
-		n = RESIDUAL_STREAMS_MAX;
-	return n ? (uint32_t)n : 1u;
+	while (2u * n * RESIDUAL_STREAM_GROUPS <= groups && 2u * n <= RESIDUAL_STREAMS_MAX &&
+	       scalars / (2u * n) >= RESIDUAL_STREAM_SCALARS)
+		n *= 2u;
+	return n;
 }
 
 /* ---- one stream's share of a segment ---- */
@@ -136,8 +134,8 @@ static struct residual_grid grid_at(const struct residual_segment *s, uint32_t t
 
 /* ---- the token's scale ---- */
 
-#define TAU_UNIT_LOG2 6	    /* errors are summed in 64ths of sigma */
-#define TAU_ERROR_MAX 4096u /* 64 sigma: an outlier says no more than that */
+#define TAU_UNIT_LOG2 6	     /* errors are summed in 64ths of sigma */
+#define TAU_ERROR_MAX 16384u /* 256 sigma: an outlier says no more than that */
 
 /* |error| / sigma in 64ths, at most TAU_ERROR_MAX. */
 static uint32_t error_ratio(uint32_t d, int32_t scale)
@@ -158,7 +156,9 @@ uint32_t residual_pick_tau(const struct residual_segment *s, const uint8_t *patt
 			   uint32_t token, uint32_t column_begin, uint32_t column_end)
 {
 	/* Mean |error| where tau and tau + 1 part, in 64ths: 0.7979 * 64 * 2^((tau - 2.5) / 2). */
-	static const uint16_t part[RESIDUAL_TAU_COUNT - 1u] = { 21, 30, 43, 61, 86, 121, 172 };
+	static const uint16_t part[RESIDUAL_TAU_COUNT - 1u] = { 21,  30,  43,	61,   86,
+								121, 172, 243,	344,  486,
+								687, 972, 1374, 1943, 2748 };
 	uint64_t sum = 0;
 	uint32_t n = column_end - column_begin, tau = 0;
 

@@ -25,7 +25,8 @@
 #include "gpu/codec/residual.h"
 
 #define RESIDUAL_STREAMS_MAX 64u
-#define RESIDUAL_STREAM_SCALARS 32768u /* of one stream, at least: its states cost 1024 bits */
+#define RESIDUAL_STREAM_SCALARS 49152u /* of one stream, at least: its states cost 1024 bits */
+#define RESIDUAL_STREAM_GROUPS 4u      /* of one stream, at least: so many columns share a tau */
 
 /* The token statistics of one sort of segment (keys or values), frozen. */
 struct residual_tables {
@@ -59,7 +60,8 @@ struct residual_bits {
 	double token, raw, tau;
 };
 
-/* Streams of a block with so many predicted scalars, whose narrowest segment has so many columns. */
+/* Streams of a block with so many predicted scalars, whose narrowest segment has so many columns: a power
+ * of two. */
 uint32_t residual_streams(uint64_t scalars, uint32_t columns_min);
 
 struct residual_encoder;
@@ -98,9 +100,12 @@ uint32_t residual_pick_tau(const struct residual_segment *s, const uint8_t *patt
 struct residual_counts {
 	double token[RESIDUAL_CLASSES][RESIDUAL_TOKENS];
 	double tau[RESIDUAL_TAU_SYMBOLS];
+	double raw_bits;
 };
 void residual_count(struct residual_counts *c, const struct residual_segment *s,
 		    const uint8_t *patterns, uint32_t streams_count);
+/* Bits that what was counted takes under these tables. */
+double residual_freqs_bits(const struct residual_counts *c, const struct residual_freqs *f);
 void residual_freqs_fit(const struct residual_counts *c, struct residual_freqs *ret);
 
 #endif

@@ -37,6 +37,8 @@ void residual_count(struct residual_counts *c, const struct residual_segment *s,
 
 				residual_symbol(&sym, s->type, g, pattern);
 				c->token[g.class_][sym.token]++;
+				for (uint32_t j = 0; j < sym.items_count; j++)
+					c->raw_bits += sym.item_bits[j];
 			}
 		}
 	}
@@ -100,4 +102,21 @@ void residual_freqs_fit(const struct residual_counts *c, struct residual_freqs *
 			ret->tau[i]++;
 			ret->tau[largest]--;
 		}
+}
+
+static double symbol_bits(double count, uint16_t freq)
+{
+	return count > 0 && freq > 0 ? count * (CODEC_PROB_BITS - log2(freq)) : 0;
+}
+
+double residual_freqs_bits(const struct residual_counts *c, const struct residual_freqs *f)
+{
+	double bits = c->raw_bits;
+
+	for (uint32_t k = 0; k < RESIDUAL_CLASSES; k++)
+		for (uint32_t t = 0; t < RESIDUAL_TOKENS; t++)
+			bits += symbol_bits(c->token[k][t], f->token[k][t]);
+	for (uint32_t i = 0; i < RESIDUAL_TAU_SYMBOLS; i++)
+		bits += symbol_bits(c->tau[i], f->tau[i]);
+	return bits;
 }
