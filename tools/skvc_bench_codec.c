@@ -607,7 +607,7 @@ static const char usage_text[] =
 	"  --calibrate FILE     KV cache of other tokens to fit the statistics on; without it the\n"
 	"                       first half of --kv is fitted and the second half measured\n"
 	"  --speculator NAME    channel (default), layer, generic or raw\n"
-	"  --previous N         layers that `layer` looks back, 1 to 6 (2)\n"
+	"  --previous N         layers that `layer` looks back, 0 to 6 (2); 0: means\n"
 	"  --device NAME        cpu (default), gpu or sim, a GPU played by the CPU; the GPU's numbers\n"
 	"                       stand beside the CPU's\n"
 	"  --gpu WHICH          ordinal or UUID of the GPU; the first one\n"
@@ -671,8 +671,8 @@ static int options_parse(int argc, char **argv, struct options *o)
 				return bench_usage_error("codec", "no such speculator: ", optarg);
 			break;
 		case 'p':
-			if (bench_count_parse(optarg, 1, 6, &o->previous) < 0)
-				return bench_usage_error("codec", "not 1 to 6 layers: ", optarg);
+			if (bench_count_parse(optarg, 0, 6, &o->previous) < 0)
+				return bench_usage_error("codec", "not 0 to 6 layers: ", optarg);
 			break;
 		case 'd':
 			o->gpu = strcmp(optarg, "cpu") != 0;

@@ -66,14 +66,14 @@ static uint32_t order_make(const struct codec_geometry *g, struct layer_section_
 	return n;
 }
 
-/* How many segments before i belong to its own layer or the `previous` ones. */
+/* How many segments before i belong to its own layer or the `previous` ones; none when that is 0. */
 static void order_inputs(const struct codec_geometry *g, struct layer_section_segment *o,
 			 uint32_t n, uint32_t previous)
 {
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t layer = g->segments[o[i].segment].layer, k = 0;
 
-		while (k < i && k < LAYER_INPUTS_MAX &&
+		while (previous > 0 && k < i && k < LAYER_INPUTS_MAX &&
 		       layer - g->segments[o[i - k - 1u].segment].layer <= previous)
 			k++;
 		o[i].inputs = (uint16_t)k;
@@ -429,7 +429,7 @@ int layer_fit(const struct layer_sample *s, const struct layer_rotary *rotary, u
 
 	if (s->blocks_count < 2)
 		return -ENODATA;
-	if (previous < 1 || previous > LAYER_PREVIOUS_MAX)
+	if (previous > LAYER_PREVIOUS_MAX)
 		return -EINVAL;
 	r = section_start(&f, rotary, previous);
 	if (r == 0)
