@@ -9,6 +9,7 @@ GPU_SRCS := \
 	gpu/codec/fit_tables.c \
 	gpu/codec/generic.c \
 	gpu/codec/geometry.c \
+	gpu/codec/product.c \
 	gpu/codec/profile.c \
 	gpu/codec/residual_code.c \
 	gpu/codec/residual_fit.c \
@@ -22,10 +23,12 @@ GPU_SRCS := \
 	gpu/sim_task.c \
 	gpu/staging.c
 GPU_AVX2_SRCS := \
-	gpu/codec/cpu_avx2.c
+	gpu/codec/cpu_avx2.c \
+	gpu/codec/product_avx2.c
 GPU_AVX512_SRCS := \
 	gpu/codec/cpu_avx512.c \
-	gpu/codec/cpu_loads_avx512.c
+	gpu/codec/cpu_loads_avx512.c \
+	gpu/codec/product_avx512.c
 # The shared object with the CUDA device; not in gpu.a.
 CUDA_SRCS := \
 	gpu/cuda_batch.c \

@@ -427,6 +427,8 @@ const struct codec_kernels codec_kernels_avx2 = {
 	.decode = drive_decode,
 	.rebuild = drive_rebuild,
 	.leaves = drive_leaves,
+	.product_i8 = product_avx2_i8,
+	.product_i16 = product_avx2_i16,
 };
 
 #endif

@@ -259,4 +259,6 @@ const struct codec_kernels codec_kernels_scalar = {
 	.decode = scalar_decode,
 	.rebuild = scalar_rebuild,
 	.leaves = scalar_leaves,
+	.product_i8 = product_scalar_i8,
+	.product_i16 = product_scalar_i16,
 };

@@ -91,6 +91,11 @@ struct codec_kernels {
 			    uint8_t *raw);
 	/* Canonical bytes of one segment -> its leaves of the checksum. */
 	void (*leaves)(const struct codec_leaf_shape *shape, const uint8_t *raw, uint64_t *leaves);
+	/* product.h */
+	void (*product_i8)(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+			   uint32_t k, int32_t *out);
+	void (*product_i16)(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+			    uint32_t k, int64_t *out);
 };
 
 extern const struct codec_kernels codec_kernels_scalar;
@@ -113,6 +118,20 @@ uint32_t codec_scalar_tokenize_group(const struct codec_run *run, uint32_t group
 uint32_t codec_scalar_rebuild_group(const struct codec_run *run, uint32_t group,
 				    const uint8_t *tokens, const uint32_t *low, size_t low_bit,
 				    const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw);
+
+/* product*.c, for the kernels' tables */
+void product_scalar_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+		       uint32_t k, int32_t *out);
+void product_scalar_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+			uint32_t k, int64_t *out);
+void product_avx2_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs, uint32_t k,
+		     int32_t *out);
+void product_avx2_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+		      uint32_t k, int64_t *out);
+void product_avx512_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+		       uint32_t k, int32_t *out);
+void product_avx512_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+			uint32_t k, int64_t *out);
 
 static inline uint32_t codec_group_lanes(const struct codec_run *run, uint32_t group)
 {
