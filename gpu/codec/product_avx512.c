@@ -22,6 +22,17 @@
 /* A lane adds two products of at most 2^22 a step. */
 #define STEPS_I16 128u
 
+/* gcc 12 copies the sums twice a step around the intrinsics: 173 G terms/s instead of 190. */
+KERNEL void dot_i8(__m512i *acc, __m512i positive, __m512i x)
+{
+	__asm__("vpdpbusd %2, %1, %0" : "+v"(*acc) : "v"(positive), "v"(x));
+}
+
+KERNEL void dot_i16(__m512i *acc, __m512i y, __m512i x)
+{
+	__asm__("vpdpwssd %2, %1, %0" : "+v"(*acc) : "v"(y), "v"(x));
+}
+
 KERNEL int32_t row_offset_i8(const int8_t *a, uint32_t k)
 {
 	__m512i sum = _mm512_setzero_si512();
@@ -63,7 +74,7 @@ KERNEL void step_i8(const int8_t *a, const int8_t *const *w, size_t i, uint32_t 
 
 		UNROLLED
 		for (unsigned o = 0; o < TILE_OUTPUTS; o++)
-			acc[r][o] = _mm512_dpbusd_epi32(acc[r][o], y[o], x);
+			dot_i8(&acc[r][o], y[o], x);
 	}
 }
 
@@ -103,7 +114,7 @@ KERNEL void step_i16(const int16_t *a, const int8_t *const *w, size_t i, uint32_
 
 		UNROLLED
 		for (unsigned o = 0; o < TILE_OUTPUTS; o++)
-			acc[r][o] = _mm512_dpwssd_epi32(acc[r][o], y[o], x);
+			dot_i16(&acc[r][o], y[o], x);
 	}
 }
 
