@@ -13,6 +13,7 @@ GPU_SRCS := \
 	gpu/codec/profile.c \
 	gpu/codec/residual_code.c \
 	gpu/codec/residual_fit.c \
+	gpu/codec/residual_scalar.c \
 	gpu/cpu_device.c \
 	gpu/cuda_load.c \
 	gpu/device_region.c \

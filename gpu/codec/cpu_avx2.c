@@ -427,6 +427,10 @@ const struct codec_kernels codec_kernels_avx2 = {
 	.decode = drive_decode,
 	.rebuild = drive_rebuild,
 	.leaves = drive_leaves,
+	.residual_errors = residual_scalar_errors,
+	.residual_symbols = residual_scalar_symbols,
+	.residual_code = residual_scalar_code,
+	.residual_decode = residual_scalar_decode,
 	.product_i8 = product_avx2_i8,
 	.product_i16 = product_avx2_i16,
 };
