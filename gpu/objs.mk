@@ -29,7 +29,9 @@ GPU_AVX2_SRCS := \
 GPU_AVX512_SRCS := \
 	gpu/codec/cpu_avx512.c \
 	gpu/codec/cpu_loads_avx512.c \
-	gpu/codec/product_avx512.c
+	gpu/codec/product_avx512.c \
+	gpu/codec/residual_avx512.c \
+	gpu/codec/residual_loads_avx512.c
 # The shared object with the CUDA device; not in gpu.a.
 CUDA_SRCS := \
 	gpu/cuda_batch.c \
