@@ -25,7 +25,8 @@ GPU_SRCS := \
 	gpu/staging.c
 GPU_AVX2_SRCS := \
 	gpu/codec/cpu_avx2.c \
-	gpu/codec/product_avx2.c
+	gpu/codec/product_avx2.c \
+	gpu/codec/residual_avx2.c
 GPU_AVX512_SRCS := \
 	gpu/codec/cpu_avx512.c \
 	gpu/codec/cpu_loads_avx512.c \
