@@ -236,25 +236,25 @@ KERNEL vec v_lookup(const uint32_t *base, vec index)
 
 /* ---- what the coder needs ---- */
 
-KERNEL vec scaled_even(vec d, vec root, vec sh)
+KERNEL vec scaled_even(vec d, vec root, vec sh, int left)
 {
 	const vec low = _mm256_set1_epi64x(0xffffffff);
 	vec p = _mm256_mul_epu32(d, root), most = _mm256_set1_epi64x(RESIDUAL_ERROR_MAX);
-	vec right = _mm256_srlv_epi64(p, v_and(sh, low));
-	vec x = v_or(right, _mm256_sllv_epi64(p, v_and(v_sub(v_set(0), sh), low)));
-	vec less = _mm256_cmpeq_epi64(_mm256_srli_epi64(x, 12), v_set(0));
+	vec x = _mm256_srlv_epi64(p, v_and(sh, low));
 
-	return v_select(less, x, most);
+	if (left)
+		x = v_or(x, _mm256_sllv_epi64(p, v_and(v_sub(v_set(0), sh), low)));
+	return v_select(_mm256_cmpeq_epi64(_mm256_srli_epi64(x, 12), v_set(0)), x, most);
 }
 
 static_assert(RESIDUAL_ERROR_MAX == 1u << 12, "scaled_even");
 
 /* d * root / 2^sh, at most RESIDUAL_ERROR_MAX, by 64 bits. */
-KERNEL vec v_scaled(vec d, vec root, vec sh)
+KERNEL vec v_scaled(vec d, vec root, vec sh, int left)
 {
-	vec even = scaled_even(d, root, sh);
+	vec even = scaled_even(d, root, sh, left);
 	vec odd = scaled_even(_mm256_srli_epi64(d, 32), _mm256_srli_epi64(root, 32),
-			      _mm256_srli_epi64(sh, 32));
+			      _mm256_srli_epi64(sh, 32), left);
 
 	return v_or(even, _mm256_slli_epi64(odd, 32));
 }
