@@ -97,7 +97,7 @@ endif
 ifneq ($(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null || uname -m)),)
 ISA_avx2 := -mavx2 -mbmi -mbmi2 -mfma -mlzcnt -mpopcnt
 ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd -mavx512vbmi \
-	-mavx512vbmi2 -mavx512bitalg -mavx512vpopcntdq
+	-mavx512vbmi2 -mavx512bitalg -mavx512vpopcntdq -mavx512vnni
 endif
 
 # ---- CUDA: the device in a shared object of its own, when there is a compiler for it ---------------

@@ -14,9 +14,11 @@ GPU_SRCS := \
 	gpu/codec/layer_profile.c \
 	gpu/codec/layer_rotary.c \
 	gpu/codec/predicted.c \
+	gpu/codec/product.c \
 	gpu/codec/profile.c \
 	gpu/codec/residual_code.c \
 	gpu/codec/residual_fit.c \
+	gpu/codec/residual_scalar.c \
 	gpu/cpu_device.c \
 	gpu/cuda_load.c \
 	gpu/device_region.c \
@@ -27,10 +29,15 @@ GPU_SRCS := \
 	gpu/sim_task.c \
 	gpu/staging.c
 GPU_AVX2_SRCS := \
-	gpu/codec/cpu_avx2.c
+	gpu/codec/cpu_avx2.c \
+	gpu/codec/product_avx2.c \
+	gpu/codec/residual_avx2.c
 GPU_AVX512_SRCS := \
 	gpu/codec/cpu_avx512.c \
-	gpu/codec/cpu_loads_avx512.c
+	gpu/codec/cpu_loads_avx512.c \
+	gpu/codec/product_avx512.c \
+	gpu/codec/residual_avx512.c \
+	gpu/codec/residual_loads_avx512.c
 # The shared object with the CUDA device; not in gpu.a.
 CUDA_SRCS := \
 	gpu/cuda_batch.c \

@@ -427,6 +427,12 @@ const struct codec_kernels codec_kernels_avx2 = {
 	.decode = drive_decode,
 	.rebuild = drive_rebuild,
 	.leaves = drive_leaves,
+	.residual_errors = residual_avx2_errors,
+	.residual_symbols = residual_avx2_symbols,
+	.residual_code = residual_avx2_code,
+	.residual_decode = residual_avx2_decode,
+	.product_i8 = product_avx2_i8,
+	.product_i16 = product_avx2_i16,
 };
 
 #endif

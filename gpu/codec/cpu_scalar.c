@@ -259,4 +259,10 @@ const struct codec_kernels codec_kernels_scalar = {
 	.decode = scalar_decode,
 	.rebuild = scalar_rebuild,
 	.leaves = scalar_leaves,
+	.residual_errors = residual_scalar_errors,
+	.residual_symbols = residual_scalar_symbols,
+	.residual_code = residual_scalar_code,
+	.residual_decode = residual_scalar_decode,
+	.product_i8 = product_scalar_i8,
+	.product_i16 = product_scalar_i16,
 };

@@ -69,6 +69,11 @@ struct codec_leaf_shape {
 	bool coded; /* in coded order, else as they lie */
 };
 
+struct residual_segment;
+struct residual_list;
+struct residual_weight;
+struct residual_stream;
+
 /* Kernels.  Every implementation gives the same bytes as cpu_scalar.c. */
 struct codec_kernels {
 	const char *name;
@@ -93,6 +98,25 @@ struct codec_kernels {
 			    uint8_t *raw);
 	/* Canonical bytes of one segment -> its leaves of the checksum. */
 	void (*leaves)(const struct codec_leaf_shape *shape, const uint8_t *raw, uint64_t *leaves);
+	/* The residual coder, of one group of 32 columns: residual_rows.h.  Add each token's errors. */
+	void (*residual_errors)(const struct residual_segment *s, uint32_t group,
+				const uint8_t *patterns, uint64_t *sums);
+	/* Append a row for each token to the list, which has room, and add to its weight. */
+	void (*residual_symbols)(const struct residual_segment *s, uint32_t group,
+				 const uint8_t *patterns, const uint8_t *tau,
+				 struct residual_list *list, struct residual_weight *weight);
+	/* Code all rows, last first; words grow down from end, and CODEC_WORDS_SLACK more than can
+	 * come of the list lie below.  Returns the first word. */
+	uint16_t *(*residual_code)(const struct residual_list *list, uint32_t *state,
+				   uint16_t *end);
+	/* -EBADMSG: too few words. */
+	int (*residual_decode)(struct residual_stream *st, const struct residual_segment *s,
+			       uint32_t group, const uint8_t *tau, uint8_t *patterns);
+	/* product.h */
+	void (*product_i8)(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+			   uint32_t k, int32_t *out);
+	void (*product_i16)(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+			    uint32_t k, int64_t *out);
 };
 
 extern const struct codec_kernels codec_kernels_scalar;
@@ -115,6 +139,55 @@ uint32_t codec_scalar_tokenize_group(const struct codec_run *run, uint32_t group
 uint32_t codec_scalar_rebuild_group(const struct codec_run *run, uint32_t group,
 				    const uint8_t *tokens, const uint32_t *low, size_t low_bit,
 				    const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw);
+
+/* product*.c, for the kernels' tables */
+void product_scalar_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+		       uint32_t k, int32_t *out);
+void product_scalar_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+			uint32_t k, int64_t *out);
+void product_avx2_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs, uint32_t k,
+		     int32_t *out);
+void product_avx2_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+		      uint32_t k, int64_t *out);
+void product_avx512_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+		       uint32_t k, int32_t *out);
+void product_avx512_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
+			uint32_t k, int64_t *out);
+
+/* residual_*.c, likewise */
+void residual_scalar_errors(const struct residual_segment *s, uint32_t group,
+			    const uint8_t *patterns, uint64_t *sums);
+void residual_scalar_symbols(const struct residual_segment *s, uint32_t group,
+			     const uint8_t *patterns, const uint8_t *tau,
+			     struct residual_list *list, struct residual_weight *weight);
+uint16_t *residual_scalar_code(const struct residual_list *list, uint32_t *state, uint16_t *end);
+int residual_scalar_decode(struct residual_stream *st, const struct residual_segment *s,
+			   uint32_t group, const uint8_t *tau, uint8_t *patterns);
+void residual_avx2_errors(const struct residual_segment *s, uint32_t group, const uint8_t *patterns,
+			  uint64_t *sums);
+void residual_avx2_symbols(const struct residual_segment *s, uint32_t group,
+			   const uint8_t *patterns, const uint8_t *tau, struct residual_list *list,
+			   struct residual_weight *weight);
+uint16_t *residual_avx2_code(const struct residual_list *list, uint32_t *state, uint16_t *end);
+int residual_avx2_decode(struct residual_stream *st, const struct residual_segment *s,
+			 uint32_t group, const uint8_t *tau, uint8_t *patterns);
+void residual_avx512_errors(const struct residual_segment *s, uint32_t group,
+			    const uint8_t *patterns, uint64_t *sums);
+void residual_avx512_symbols(const struct residual_segment *s, uint32_t group,
+			     const uint8_t *patterns, const uint8_t *tau,
+			     struct residual_list *list, struct residual_weight *weight);
+uint16_t *residual_avx512_code(const struct residual_list *list, uint32_t *state, uint16_t *end);
+int residual_avx512_decode(struct residual_stream *st, const struct residual_segment *s,
+			   uint32_t group, const uint8_t *tau, uint8_t *patterns);
+void residual_avx512_loads_errors(const struct residual_segment *s, uint32_t group,
+				  const uint8_t *patterns, uint64_t *sums);
+void residual_avx512_loads_symbols(const struct residual_segment *s, uint32_t group,
+				   const uint8_t *patterns, const uint8_t *tau,
+				   struct residual_list *list, struct residual_weight *weight);
+uint16_t *residual_avx512_loads_code(const struct residual_list *list, uint32_t *state,
+				     uint16_t *end);
+int residual_avx512_loads_decode(struct residual_stream *st, const struct residual_segment *s,
+				 uint32_t group, const uint8_t *tau, uint8_t *patterns);
 
 static inline uint32_t codec_group_lanes(const struct codec_run *run, uint32_t group)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * test_residual.c - the residual coder gives back every bit pattern of every type for any guess and any
- * scale, in few bits where the guess is good; and makes nothing of damaged streams but -EBADMSG.
+ * scale, in few bits where the guess is good; makes nothing of damaged streams but -EBADMSG; and does all
+ * that alike with every instruction set.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -276,6 +277,161 @@ static void test_tables_are_checked(void **state)
 	rig_free(r);
 }
 
+/* ---- instruction sets ---- */
+
+static const char *const isas[] = { "avx2", "avx512", "avx512-loads" };
+#define ISAS_COUNT (sizeof(isas) / sizeof(isas[0]))
+
+/* A pattern of the segment's type near a value. */
+static uint32_t pattern_near(const struct rig *r, double x)
+{
+	int32_t mb = r->s.type.mant_bits, e = 0;
+	double m = frexp(fabs(x), &e);
+	uint32_t sign = x < 0 ? 1u << (r->s.type.bits - 1u) : 0, mag;
+
+	e += r->s.type.bias - 1;
+	if (r->s.type.mant_bits == 7)
+		return pattern_bf16((float)x);
+	if (e <= 0)
+		mag = (uint32_t)lround(ldexp(m, mb + e));
+	else
+		mag = ((uint32_t)e << mb) + (uint32_t)lround(ldexp(m, mb + 1)) - (1u << mb);
+	return sign | (mag < r->s.type.mag_max ? mag : r->s.type.mag_max);
+}
+
+/* Like a cache: columns of unlike scale, tokens of unlike error, guesses near zero, outliers. */
+static void fill_real(struct rig *r)
+{
+	double error = ldexp(1, -(int)rng_below(&r->rng, 11));
+	uint32_t columns = r->s.columns;
+
+	for (uint32_t c = 0; c < columns; c++) {
+		double size = ldexp(1, 2 - (int)rng_below(&r->rng, 7));
+
+		r->base[c] = (int16_t)lround(4 * log2(size * error * (1 << RESIDUAL_FRAC)));
+		for (uint32_t t = 0; t < r->s.tokens_count; t++) {
+			size_t i = (size_t)t * columns + c;
+			double m = size * gauss(&r->rng);
+			double d = size * error * gauss(&r->rng) * (t % 5 == 4 ? 6 : 1);
+
+			if (rng_below(&r->rng, 64) == 0)
+				d *= 40;
+			if (rng_below(&r->rng, 256) == 0)
+				m = d = 0;
+			r->mu[i] = (int32_t)lround(m * (1 << RESIDUAL_FRAC));
+			put(r, i, pattern_near(r, m + d));
+		}
+	}
+}
+
+/* What each instruction set makes of a segment that the scalar code has coded. */
+static void isas_agree(struct rig *r, uint32_t streams)
+{
+	size_t n = r->coded_bytes;
+	uint8_t *coded = malloc(n);
+	struct residual_bits bits = r->bits;
+	uint64_t escapes = r->escapes;
+
+	assert_non_null(coded);
+	memcpy(coded, r->coded, n);
+	for (size_t i = 0; i < ISAS_COUNT; i++) {
+		if (codec_isa_set(isas[i]) < 0)
+			continue;
+		memset(r->coded, 0xa5, sizeof(r->coded));
+		encode(r, streams, 2);
+		assert_int_equal(r->coded_bytes, n);
+		assert_memory_equal(r->coded, coded, n);
+		assert_int_equal(r->escapes, escapes);
+		assert_memory_equal(&r->bits, &bits, sizeof(bits));
+		assert_int_equal(decode(r, streams, 2), 0);
+	}
+	free(coded);
+}
+
+static void test_isas_agree(void **state)
+{
+	struct rig *r = rig_new(rng_seed_env(5));
+
+	(void)state;
+	for (uint8_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++)
+		for (uint32_t i = 0; i < 120; i++) {
+			uint32_t streams = 1u + rng_below(&r->rng, 4);
+
+			shape(r, dtype, 1u + rng_below(&r->rng, TOKENS_MAX),
+			      i % 3 == 0 ? 32u * (1u + rng_below(&r->rng, COLUMNS_MAX / 32u))
+					 : 1u + rng_below(&r->rng, COLUMNS_MAX));
+			if (i % 2 == 0)
+				fill_random(r);
+			else
+				fill_real(r);
+			if (i % 6 != 5) /* else tables of another segment */
+				fit(r, streams);
+			assert_int_equal(codec_isa_set("scalar"), 0);
+			encode(r, streams, 2);
+			assert_int_equal(decode(r, streams, 2), 0);
+			isas_agree(r, streams);
+		}
+	assert_int_equal(codec_isa_set(NULL), 0);
+	rig_free(r);
+}
+
+/* Decode without looking at what the values should be. */
+static int decode_any(struct rig *r, uint32_t streams)
+{
+	int res = residual_decoder_start(r->d, streams, r->coded, r->coded_bytes);
+
+	memset(r->back, 0xa5, sizeof(r->back));
+	if (res == 0)
+		res = residual_decode(r->d, &r->s, r->back);
+	return res ? res : residual_decoder_finish(r->d);
+}
+
+static void test_isas_refuse_alike(void **state)
+{
+	struct rig *r = rig_new(rng_seed_env(6));
+	uint8_t *back = malloc(sizeof(r->back));
+
+	(void)state;
+	assert_non_null(back);
+	for (uint32_t i = 0; i < 1500; i++) {
+		uint32_t cut, at;
+		int want;
+
+		if (i % 50 == 0) {
+			shape(r, (uint8_t)(1u + i / 50u % 4u), 1u + rng_below(&r->rng, TOKENS_MAX),
+			      1u + rng_below(&r->rng, COLUMNS_MAX));
+			fill_real(r);
+			fit(r, 1);
+		}
+		encode(r, 1, 1);
+		/* Words missing at the end, states that nobody left, or noise. */
+		cut = 2u * rng_below(&r->rng, i % 3 == 0 ? 40 : 2);
+		if (cut < r->coded_bytes - 136u) {
+			uint32_t n = (uint32_t)(r->coded_bytes - 136u - cut) / 2u;
+
+			memcpy(r->coded, &n, 4);
+			r->coded_bytes -= cut;
+		}
+		at = 8u + rng_below(&r->rng, (uint32_t)r->coded_bytes - 8u);
+		for (uint32_t k = 0; i % 5 && at + k < r->coded_bytes && k < i % 97; k++)
+			r->coded[at + k] = (uint8_t)rng_next(&r->rng);
+		assert_int_equal(codec_isa_set("scalar"), 0);
+		want = decode_any(r, 1);
+		assert_true(want == 0 || want == -EBADMSG);
+		memcpy(back, r->back, sizeof(r->back));
+		for (size_t k = 0; k < ISAS_COUNT; k++) {
+			if (codec_isa_set(isas[k]) < 0)
+				continue;
+			assert_int_equal(decode_any(r, 1), want);
+			if (want == 0) /* the noise was what was there */
+				assert_memory_equal(back, r->back, sizeof(r->back));
+		}
+	}
+	assert_int_equal(codec_isa_set(NULL), 0);
+	free(back);
+	rig_free(r);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -283,6 +439,8 @@ int main(void)
 		cmocka_unit_test(test_good_guesses_are_short),
 		cmocka_unit_test(test_damage_is_refused),
 		cmocka_unit_test(test_tables_are_checked),
+		cmocka_unit_test(test_isas_agree),
+		cmocka_unit_test(test_isas_refuse_alike),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
