@@ -144,7 +144,8 @@ int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 /*
  * Decode one block into dst.  Returns 0 only when every byte is right: the raw checksum in the
  * container (and *expect_xxh3 when given) equals that of the decoded bytes.  -EBADMSG: malformed or
- * corrupt; -ESTALE: made with another profile or geometry; -ENOMEM.  On error dst is unspecified.
+ * corrupt; -ESTALE: made with another profile or geometry, or by another version of the codec; -ENOMEM.  On error
+ * dst is unspecified.
  */
 int codec_decode(struct codec_workspace *ws, const struct codec_geometry *g,
 		 const struct codec_profile *profile, const void *in, size_t in_bytes,
@@ -191,8 +192,8 @@ int codec_fit_finish(const struct codec_fit *fit, struct codec_profile **ret_pro
 /*
  * A profile that can do LAYER too: p's statistics, and maps fitted on blocks_count raw blocks (canonical
  * packing) whose first tokens have these positions.  How keys were rotated is found from them.  previous:
- * layers looked back, 1..6; 0: channel means alone.  Takes minutes for large geometries.  -ENODATA: fewer than two blocks; -EINVAL;
- * -E2BIG: layers too wide; -EDOM: the data is degenerate; -ENOMEM.
+ * layers looked back, 1..6; 0: channel means alone.  Takes minutes for large geometries.  -ENODATA: fewer than
+ * two blocks; -EINVAL; -E2BIG: layers too wide; -EDOM: the data is degenerate; -ENOMEM.
  */
 int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_profile *p,
 			    const void *blocks, const uint32_t *positions, uint32_t blocks_count,
