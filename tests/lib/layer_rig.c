@@ -4,6 +4,7 @@
  */
 #include "tests/lib/layer_rig.h"
 
+#include <cblas.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -161,6 +162,7 @@ struct codec_profile *layer_rig_fit(const struct layer_sample *s, const struct l
 	uint8_t *section = NULL;
 	size_t bytes = 0;
 
+	openblas_set_num_threads(1); /* more cost more than they do, at these sizes */
 	must(codec_fit_new(s->g, &fit) == 0, "fit");
 	for (uint32_t i = 0; i < s->blocks_count; i++) {
 		uint8_t *block = malloc(s->g->raw_bytes);
