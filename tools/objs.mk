@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 SKVC_BENCH_SRCS := \
 	tools/bench_codec_gpu.c \
+	tools/bench_coder.c \
+	tools/bench_cost.c \
 	tools/bench_cuda.c \
 	tools/bench_engine.c \
 	tools/bench_engine_loops.c \
+	tools/bench_fit.c \
 	tools/bench_gpu.c \
 	tools/bench_gpu_cuda.c \
 	tools/bench_gpu_host.c \

@@ -198,7 +198,8 @@ int codec_fit_finish(const struct codec_fit *fit, struct codec_profile **ret_pro
 int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_profile *p,
 			    const void *blocks, const uint32_t *positions, uint32_t blocks_count,
 			    uint32_t previous, struct codec_profile **ret_profile);
-/* The same profile for a cache whose stored values are those fitted on divided by ratio[segment]. */
+/* The same profile for a cache whose stored values are those fitted on divided by ratio[segment] (> 0): an fp8
+ * cache under another scale.  -ENOMEM. */
 int codec_profile_rescale(const struct codec_geometry *g, const struct codec_profile *p,
 			  const double *ratio, struct codec_profile **ret_profile);
 /* What a profile's layer part is; all 0 when it has none. */
