@@ -431,6 +431,10 @@ const struct codec_kernels codec_kernels_avx2 = {
 	.residual_symbols = residual_avx2_symbols,
 	.residual_code = residual_avx2_code,
 	.residual_decode = residual_avx2_decode,
+	.layer_values = layer_avx2_values,
+	.layer_inputs = layer_avx2_inputs,
+	.layer_outputs = layer_avx2_outputs,
+	.layer_turn = layer_avx2_turn,
 	.product_i8 = product_avx2_i8,
 	.product_i16 = product_avx2_i16,
 };
