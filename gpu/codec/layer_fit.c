@@ -529,8 +529,8 @@ int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_p
 		.g = g, .blocks = blocks, .positions = positions, .blocks_count = blocks_count
 	};
 	struct layer_rotary rotary;
-	uint8_t *section;
-	size_t bytes;
+	uint8_t *section = NULL;
+	size_t bytes = 0;
 	int r = layer_rotary_find(&s, &rotary);
 
 	if (r == 0)

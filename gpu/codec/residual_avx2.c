@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "gpu/codec/cpu_luts.h"
-#include "gpu/codec/cpu_slots.h"
+#include "gpu/codec/cpu_slots.inc"
 #include "gpu/codec/cpu_vector.h"
 #include "gpu/codec/residual_rows.h"
 
