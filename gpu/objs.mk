@@ -13,6 +13,7 @@ GPU_SRCS := \
 	gpu/codec/layer_fit.c \
 	gpu/codec/layer_profile.c \
 	gpu/codec/layer_rotary.c \
+	gpu/codec/layer_rows.c \
 	gpu/codec/predicted.c \
 	gpu/codec/product.c \
 	gpu/codec/profile.c \
@@ -30,11 +31,13 @@ GPU_SRCS := \
 	gpu/staging.c
 GPU_AVX2_SRCS := \
 	gpu/codec/cpu_avx2.c \
+	gpu/codec/layer_rows_avx2.c \
 	gpu/codec/product_avx2.c \
 	gpu/codec/residual_avx2.c
 GPU_AVX512_SRCS := \
 	gpu/codec/cpu_avx512.c \
 	gpu/codec/cpu_loads_avx512.c \
+	gpu/codec/layer_rows_avx512.c \
 	gpu/codec/product_avx512.c \
 	gpu/codec/residual_avx512.c \
 	gpu/codec/residual_loads_avx512.c

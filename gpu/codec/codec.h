@@ -192,8 +192,8 @@ int codec_fit_finish(const struct codec_fit *fit, struct codec_profile **ret_pro
 /*
  * A profile that can do LAYER too: p's statistics, and maps fitted on blocks_count raw blocks (canonical
  * packing) whose first tokens have these positions.  How keys were rotated is found from them.  previous:
- * layers looked back, 1..6; 0: channel means alone.  Takes minutes for large geometries.  -ENODATA: fewer than
- * two blocks; -EINVAL; -E2BIG: layers too wide; -EDOM: the data is degenerate; -ENOMEM.
+ * layers looked back, 1..6; 0: channel means alone.  Takes minutes for large geometries.  -ENODATA: fewer
+ * than two blocks; -EINVAL; -E2BIG: layers too wide; -EDOM: the data is degenerate; -ENOMEM.
  */
 int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_profile *p,
 			    const void *blocks, const uint32_t *positions, uint32_t blocks_count,

@@ -14,6 +14,7 @@
 
 #include "gpu/codec/cpu_luts.h"
 #include "gpu/codec/cpu_vector.h"
+#include "gpu/codec/cpu_slots.inc"
 
 #define VECTORS 4u /* of 8 lanes in a row */
 
@@ -131,29 +132,6 @@ KERNEL void states_store(uint32_t *states, const struct vec_states *x)
 
 /* ---- entropy decoder ---- */
 
-/*
- * base[index] for 8 lanes, by plain loads: the gather instruction is microcode that keeps the two
- * streams from overlapping, and slower yet where the gather data sampling mitigation is in force.
- */
-KERNEL __m256i gather(const uint32_t *base, __m256i index)
-{
-	__m128i low = _mm256_castsi256_si128(index), high = _mm256_extracti128_si256(index, 1);
-	uint64_t i01 = (uint64_t)_mm_cvtsi128_si64(low), i23 = (uint64_t)_mm_extract_epi64(low, 1);
-	uint64_t i45 = (uint64_t)_mm_cvtsi128_si64(high),
-		 i67 = (uint64_t)_mm_extract_epi64(high, 1);
-	__m128i e01 = _mm_insert_epi32(_mm_cvtsi32_si128((int)base[(uint32_t)i01]),
-				       (int)base[i01 >> 32], 1);
-	__m128i e23 = _mm_insert_epi32(_mm_cvtsi32_si128((int)base[(uint32_t)i23]),
-				       (int)base[i23 >> 32], 1);
-	__m128i e45 = _mm_insert_epi32(_mm_cvtsi32_si128((int)base[(uint32_t)i45]),
-				       (int)base[i45 >> 32], 1);
-	__m128i e67 = _mm_insert_epi32(_mm_cvtsi32_si128((int)base[(uint32_t)i67]),
-				       (int)base[i67 >> 32], 1);
-
-	return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi64(e01, e23)),
-				       _mm_unpacklo_epi64(e45, e67), 1);
-}
-
 KERNEL void tables_load(struct vec_tables *t, const struct cursor *c)
 {
 	const uint8_t *previous = cursor_previous(c);
@@ -201,7 +179,7 @@ KERNEL void decode_row(const uint32_t *dec, struct cursor *c, struct vec_states 
 	UNROLLED
 	for (unsigned v = 0; v < VECTORS; v++) {
 		__m256i slot = _mm256_or_si256(t->now[v], _mm256_and_si256(x->v[v], field));
-		__m256i e = gather(dec, slot), bias;
+		__m256i e = slots8(dec, slot), bias;
 
 		bias = _mm256_and_si256(_mm256_srli_epi32(e, CODEC_DEC_BIAS_SHIFT), field);
 		x->v[v] = _mm256_mullo_epi32(_mm256_and_si256(e, field),
@@ -431,6 +409,10 @@ const struct codec_kernels codec_kernels_avx2 = {
 	.residual_symbols = residual_avx2_symbols,
 	.residual_code = residual_avx2_code,
 	.residual_decode = residual_avx2_decode,
+	.layer_values = layer_avx2_values,
+	.layer_inputs = layer_avx2_inputs,
+	.layer_outputs = layer_avx2_outputs,
+	.layer_turn = layer_avx2_turn,
 	.product_i8 = product_avx2_i8,
 	.product_i16 = product_avx2_i16,
 };

@@ -263,6 +263,10 @@ const struct codec_kernels codec_kernels_scalar = {
 	.residual_symbols = residual_scalar_symbols,
 	.residual_code = residual_scalar_code,
 	.residual_decode = residual_scalar_decode,
+	.layer_values = layer_scalar_values,
+	.layer_inputs = layer_scalar_inputs,
+	.layer_outputs = layer_scalar_outputs,
+	.layer_turn = layer_scalar_turn,
 	.product_i8 = product_scalar_i8,
 	.product_i16 = product_scalar_i16,
 };

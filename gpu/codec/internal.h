@@ -12,6 +12,7 @@
 #include "gpu/codec/codec.h"
 #include "gpu/codec/core.h"
 #include "gpu/codec/format.h"
+#include "gpu/codec/residual.h"
 
 /* A chunk is consecutive segments of one sort (coded or not) until it holds this many scalars: the
  * states cost about 100 bytes a chunk, 0.05 bits per scalar at this size. */
@@ -69,6 +70,7 @@ struct codec_leaf_shape {
 	bool coded; /* in coded order, else as they lie */
 };
 
+struct layer_turn;
 struct residual_segment;
 struct residual_list;
 struct residual_weight;
@@ -112,6 +114,15 @@ struct codec_kernels {
 	/* -EBADMSG: too few words. */
 	int (*residual_decode)(struct residual_stream *st, const struct residual_segment *s,
 			       uint32_t group, const uint8_t *tau, uint8_t *patterns);
+	/* layer_rows.inc: n or `pairs` elements of a token's row. */
+	void (*layer_values)(struct residual_type t, const uint8_t *patterns, uint32_t n,
+			     int32_t *ret);
+	void (*layer_inputs)(const int32_t *values, const uint32_t *in_mul, uint32_t n,
+			     int8_t *ret);
+	void (*layer_outputs)(const int32_t *bias, const int32_t *mul, const uint8_t *shift,
+			      uint32_t n, int32_t *row);
+	void (*layer_turn)(const struct layer_turn *turns, uint32_t pairs, int32_t sign,
+			   int32_t *__restrict a, int32_t *__restrict b);
 	/* product.h */
 	void (*product_i8)(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
 			   uint32_t k, int32_t *out);
@@ -153,6 +164,26 @@ void product_avx512_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t
 		       uint32_t k, int32_t *out);
 void product_avx512_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
 			uint32_t k, int64_t *out);
+
+/* layer_rows*.c, likewise */
+void layer_scalar_values(struct residual_type t, const uint8_t *patterns, uint32_t n, int32_t *ret);
+void layer_scalar_inputs(const int32_t *values, const uint32_t *in_mul, uint32_t n, int8_t *ret);
+void layer_scalar_outputs(const int32_t *bias, const int32_t *mul, const uint8_t *shift, uint32_t n,
+			  int32_t *row);
+void layer_scalar_turn(const struct layer_turn *turns, uint32_t pairs, int32_t sign,
+		       int32_t *__restrict a, int32_t *__restrict b);
+void layer_avx2_values(struct residual_type t, const uint8_t *patterns, uint32_t n, int32_t *ret);
+void layer_avx2_inputs(const int32_t *values, const uint32_t *in_mul, uint32_t n, int8_t *ret);
+void layer_avx2_outputs(const int32_t *bias, const int32_t *mul, const uint8_t *shift, uint32_t n,
+			int32_t *row);
+void layer_avx2_turn(const struct layer_turn *turns, uint32_t pairs, int32_t sign,
+		     int32_t *__restrict a, int32_t *__restrict b);
+void layer_avx512_values(struct residual_type t, const uint8_t *patterns, uint32_t n, int32_t *ret);
+void layer_avx512_inputs(const int32_t *values, const uint32_t *in_mul, uint32_t n, int8_t *ret);
+void layer_avx512_outputs(const int32_t *bias, const int32_t *mul, const uint8_t *shift, uint32_t n,
+			  int32_t *row);
+void layer_avx512_turn(const struct layer_turn *turns, uint32_t pairs, int32_t sign,
+		       int32_t *__restrict a, int32_t *__restrict b);
 
 /* residual_*.c, likewise */
 void residual_scalar_errors(const struct residual_segment *s, uint32_t group,

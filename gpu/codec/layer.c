@@ -10,13 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gpu/codec/product.h"
+
 struct layer_workspace {
 	struct residual_encoder *encoder;
 	struct residual_decoder *decoder;
 	struct layer_turn *turns; /* [tokens][pairs] */
 	int32_t *mu, *values;	  /* [tokens][columns_max] */
 	int8_t *inputs;		  /* [tokens][columns] */
-	size_t turns_cap, mu_cap, values_cap, inputs_cap;
+	int8_t *rows;		  /* of layer_guess */
+	size_t rows_cap, turns_cap, mu_cap, values_cap, inputs_cap;
 };
 
 struct layer_workspace *layer_workspace_free(struct layer_workspace *w)
@@ -29,6 +32,7 @@ struct layer_workspace *layer_workspace_free(struct layer_workspace *w)
 	free(w->mu);
 	free(w->values);
 	free(w->inputs);
+	free(w->rows);
 	free(w);
 	return NULL;
 }
@@ -59,6 +63,9 @@ static int workspace_reserve(struct layer_workspace **ret, const struct codec_ge
 		r = codec_workspace_grow((void **)&w->values, &w->values_cap, mu);
 	if (r == 0)
 		r = codec_workspace_grow((void **)&w->inputs, &w->inputs_cap, tokens * p->columns);
+	if (r == 0)
+		r = codec_workspace_grow((void **)&w->rows, &w->rows_cap,
+					 (size_t)LAYER_GUESS_ROWS * p->columns);
 	return r;
 }
 
@@ -70,59 +77,39 @@ void layer_turns(const struct layer_profile *p, uint32_t position, uint32_t toke
 			*ret++ = layer_turn_of(p->freq[i], position + t, p->turn_round_bf16);
 }
 
-/* Element of a head that pair i begins with, and how far its other one is. */
-static uint32_t pair_first(const struct layer_profile *p, uint32_t i)
-{
-	return p->interleaved ? 2u * i : i;
-}
-
-static uint32_t pair_step(const struct layer_profile *p)
-{
-	return p->interleaved ? 1u : p->pairs;
-}
-
-typedef void turn_fn(struct layer_turn t, int32_t *a, int32_t *b);
-
-/* Turn one token's row of a segment, each head by the same angles. */
+/* Turn one token's row of a segment, each head by the same angles; sign: 1 forward, -1 back. */
 static void row_turn(const struct layer_profile *p, const struct layer_segment *s,
-		     const struct layer_turn *turns, int32_t *row, turn_fn *turn)
+		     const struct layer_turn *turns, int32_t sign, int32_t *row)
 {
-	for (uint32_t head = 0; head < s->columns; head += s->head_dim)
-		for (uint32_t i = 0; i < p->pairs; i++) {
-			int32_t *a = row + head + pair_first(p, i);
+	for (uint32_t head = 0; head < s->columns; head += s->head_dim) {
+		int32_t *a = row + head;
 
-			turn(turns[i], a, a + pair_step(p));
+		if (!p->interleaved) {
+			codec_kernels_get()->layer_turn(turns, p->pairs, sign, a, a + p->pairs);
+			continue;
 		}
-}
+		for (uint32_t i = 0; i < p->pairs; i++) {
+			struct layer_turn t = turns[i];
 
-static void turn_forward(struct layer_turn t, int32_t *a, int32_t *b)
-{
-	layer_rotate(t, a, b);
-}
-
-static void turn_back(struct layer_turn t, int32_t *a, int32_t *b)
-{
-	layer_unrotate(t, a, b);
+			t.sin *= sign;
+			layer_rotate(t, &a[2u * i], &a[2u * i + 1u]);
+		}
+	}
 }
 
 void layer_values(const struct layer_profile *p, const struct layer_segment *s,
 		  const struct layer_turn *turns, uint32_t tokens, const uint8_t *patterns,
 		  int32_t *ret)
 {
+	const size_t element = s->type.bits / 8u;
+
 	for (uint32_t t = 0; t < tokens; t++) {
 		int32_t *row = ret + (size_t)t * s->columns;
 
-		for (uint32_t c = 0; c < s->columns; c++) {
-			size_t i = (size_t)t * s->columns + c;
-
-			row[c] = residual_fixed(
-				s->type,
-				s->type.bits == 16
-					? patterns[2u * i] | (uint32_t)patterns[2u * i + 1u] << 8
-					: patterns[i]);
-		}
+		codec_kernels_get()->layer_values(s->type, patterns + t * s->columns * element,
+						  s->columns, row);
 		if (s->turned)
-			row_turn(p, s, turns + (size_t)t * p->pairs, row, turn_back);
+			row_turn(p, s, turns + (size_t)t * p->pairs, -1, row);
 	}
 }
 
@@ -130,33 +117,36 @@ void layer_inputs(const struct layer_profile *p, const struct layer_segment *s, 
 		  const int32_t *values, int8_t *inputs)
 {
 	for (uint32_t t = 0; t < tokens; t++)
-		for (uint32_t c = 0; c < s->columns; c++)
-			inputs[(size_t)t * p->columns + s->column_first + c] =
-				layer_input(values[(size_t)t * s->columns + c], s->in_mul[c]);
+		codec_kernels_get()->layer_inputs(
+			values + (size_t)t * s->columns, s->in_mul, s->columns,
+			inputs + (size_t)t * p->columns + s->column_first);
 }
 
-static int32_t dot(const int8_t *a, const int8_t *b, uint32_t n)
+/* Sums of products, LAYER_GUESS_ROWS tokens at a time: their inputs lie apart, a product wants them close. */
+static void sums(const struct layer_profile *p, const struct layer_segment *s, uint32_t tokens,
+		 const int8_t *inputs, int8_t *rows, int32_t *ret)
 {
-	int32_t sum = 0;
-
-	for (uint32_t i = 0; i < n; i++)
-		sum += a[i] * b[i];
-	return sum;
+	for (uint32_t t = 0, n; t < tokens; t += n) {
+		n = tokens - t < LAYER_GUESS_ROWS ? tokens - t : LAYER_GUESS_ROWS;
+		for (uint32_t i = 0; i < n; i++)
+			memcpy(rows + (size_t)i * s->inputs,
+			       inputs + (size_t)(t + i) * p->columns + s->input_first, s->inputs);
+		product_i8(rows, s->weights, n, s->columns, s->inputs,
+			   ret + (size_t)t * s->columns);
+	}
 }
 
 void layer_guess(const struct layer_profile *p, const struct layer_segment *s,
-		 const struct layer_turn *turns, uint32_t tokens, const int8_t *inputs, int32_t *mu)
+		 const struct layer_turn *turns, uint32_t tokens, const int8_t *inputs,
+		 int8_t *rows, int32_t *mu)
 {
+	sums(p, s, tokens, inputs, rows, mu);
 	for (uint32_t t = 0; t < tokens; t++) {
-		const int8_t *in = inputs + (size_t)t * p->columns + s->input_first;
 		int32_t *row = mu + (size_t)t * s->columns;
 
-		for (uint32_t c = 0; c < s->columns; c++)
-			row[c] =
-				layer_output(dot(in, s->weights + (size_t)c * s->inputs, s->inputs),
-					     s->bias[c], s->mul[c], s->shift[c]);
+		codec_kernels_get()->layer_outputs(s->bias, s->mul, s->shift, s->columns, row);
 		if (s->turned)
-			row_turn(p, s, turns + (size_t)t * p->pairs, row, turn_forward);
+			row_turn(p, s, turns + (size_t)t * p->pairs, 1, row);
 	}
 }
 
@@ -195,7 +185,7 @@ int layer_encode(struct layer_workspace **ws, const struct codec_geometry *g,
 		const uint8_t *patterns = raw + g->segment_off[s->segment];
 		struct residual_segment c = coded_segment(p, s, tokens, w->mu);
 
-		layer_guess(p, s, w->turns, tokens, w->inputs, w->mu);
+		layer_guess(p, s, w->turns, tokens, w->inputs, w->rows, w->mu);
 		r = residual_encode(w->encoder, &c, patterns, escapes, bits);
 		if (r < 0)
 			return r;
@@ -234,7 +224,7 @@ int layer_decode(struct layer_workspace **ws, const struct codec_geometry *g,
 		uint8_t *patterns = raw + g->segment_off[s->segment];
 		struct residual_segment c = coded_segment(p, s, tokens, w->mu);
 
-		layer_guess(p, s, w->turns, tokens, w->inputs, w->mu);
+		layer_guess(p, s, w->turns, tokens, w->inputs, w->rows, w->mu);
 		r = residual_decode(w->decoder, &c, patterns);
 		if (r < 0)
 			return r;

@@ -27,6 +27,7 @@
 #define LAYER_TABLES 2u
 #define LAYER_INPUTS_MAX (2u * LAYER_PREVIOUS_MAX + 1u)
 #define LAYER_ALIGN 64u
+#define LAYER_GUESS_ROWS 32u
 
 struct layer_section {
 	uint32_t magic;
@@ -121,9 +122,9 @@ void layer_values(const struct layer_profile *p, const struct layer_segment *s,
 /* values -> inputs, into rows of p->columns. */
 void layer_inputs(const struct layer_profile *p, const struct layer_segment *s, uint32_t tokens,
 		  const int32_t *values, int8_t *inputs);
-/* The guess of a segment: [tokens][columns]. */
+/* The guess of a segment: [tokens][columns].  rows: scratch, LAYER_GUESS_ROWS * p->columns. */
 void layer_guess(const struct layer_profile *p, const struct layer_segment *s,
 		 const struct layer_turn *turns, uint32_t tokens, const int8_t *inputs,
-		 int32_t *mu);
+		 int8_t *rows, int32_t *mu);
 
 #endif

@@ -43,10 +43,9 @@ int layer_section_finish(uint8_t *section, const struct residual_counts *counts,
 void layer_section_rescale(uint8_t *section, const struct layer_profile *p, const double *ratio);
 
 /*
- * previous: layers looked back, 1 .. LAYER_PREVIOUS_MAX; 0: every channel is guessed by its mean alone.  The
- * section is 64-byte aligned, the caller's to
- * free().  -ENODATA: fewer blocks than two; -EINVAL: nothing to predict; -E2BIG: more inputs than a sum
- * can have; -ENOMEM.
+ * previous: layers looked back, 1 .. LAYER_PREVIOUS_MAX; 0: every channel is guessed by its mean alone.
+ * The section is 64-byte aligned, the caller's to free().  -ENODATA: fewer blocks than two; -EINVAL:
+ * nothing to predict; -E2BIG: more inputs than a sum can have; -ENOMEM.
  */
 int layer_fit(const struct layer_sample *s, const struct layer_rotary *rotary, uint32_t previous,
 	      uint8_t **ret_section, size_t *ret_bytes);

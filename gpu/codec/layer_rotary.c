@@ -78,7 +78,7 @@ static int keys_read(const struct layer_sample *s, struct keys *k)
 			heads = seg->heads;
 		segment[segments++] = i;
 	}
-	if (segments == 0)
+	if (segments == 0 || heads == 0 || k->head_dim == 0)
 		return 0;
 	blocks = blocks ? blocks : 1u;
 	if (blocks > s->blocks_count)
@@ -154,8 +154,8 @@ static double search(const struct keys *k, double from, double to, double step, 
 	double best = 0;
 
 	*ret_score = -1;
-	for (double l = from; l <= to; l += step) {
-		double s = score(k, exp(l), interleaved, turn);
+	for (uint32_t i = 0; from + i * step <= to; i++) {
+		double l = from + i * step, s = score(k, exp(l), interleaved, turn);
 
 		if (s > *ret_score) {
 			*ret_score = s;

@@ -11,8 +11,8 @@
 #include <string.h>
 
 #include "gpu/codec/cpu_luts.h"
-#include "gpu/codec/cpu_slots.h"
 #include "gpu/codec/cpu_vector.h"
+#include "gpu/codec/cpu_slots.inc"
 #include "gpu/codec/residual_rows.h"
 
 #define VECTORS 4u /* of a row */

@@ -34,6 +34,15 @@ struct residual_decoder {
 
 /* ---- tables ---- */
 
+/* -log2(frequency / CODEC_PROB_SUM) in quarters of a bit, roughly. */
+static uint32_t freq_cost(uint32_t freq)
+{
+	uint32_t l = (uint32_t)residual_log2(freq);
+	uint32_t next = l >= 2 ? freq >> (l - 2u) & 3u : freq << (2u - l) & 3u;
+
+	return RESIDUAL_COST_ONE * (CODEC_PROB_BITS - l) - next;
+}
+
 static int table_build(const uint16_t *freq, uint32_t count, uint32_t *dec, uint32_t *enc)
 {
 	uint32_t start = 0;
@@ -42,6 +51,8 @@ static int table_build(const uint16_t *freq, uint32_t count, uint32_t *dec, uint
 		if (freq[t] >= CODEC_PROB_SUM || freq[t] > CODEC_PROB_SUM - start)
 			return -EBADMSG;
 		enc[t] = freq[t] | start << 16;
+		if (freq[t])
+			enc[t] |= freq_cost(freq[t]) << RESIDUAL_ENC_COST_SHIFT;
 		for (uint32_t i = 0; i < freq[t]; i++)
 			dec[start + i] = codec_dec_entry(freq[t], i, t);
 		start += freq[t];
@@ -219,7 +230,7 @@ static double tokens_bits(const struct residual_row *row)
 
 	for (uint32_t l = 0; l < CODEC_LANES; l++)
 		if (row->lanes >> l & 1u) {
-			product *= row->enc[l] & 0xffffu; /* below 2^320 */
+			product *= row->enc[l] & RESIDUAL_ENC_FREQ_MASK; /* below 2^320 */
 			n++;
 		}
 	return n * CODEC_PROB_BITS - log2(product);

@@ -31,7 +31,7 @@
 /* The token statistics of one sort of segment (keys or values), frozen. */
 struct residual_tables {
 	uint32_t dec[RESIDUAL_CLASSES][CODEC_PROB_SUM];	 /* codec_dec_entry */
-	uint32_t enc[RESIDUAL_CLASSES][RESIDUAL_TOKENS]; /* frequency | start << 16 */
+	uint32_t enc[RESIDUAL_CLASSES][RESIDUAL_TOKENS]; /* residual_rows.h has the fields */
 	uint32_t tau_dec[CODEC_PROB_SUM];
 	uint32_t tau_enc[RESIDUAL_TAU_SYMBOLS];
 };

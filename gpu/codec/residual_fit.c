@@ -6,6 +6,7 @@
  */
 #include "gpu/codec/residual_code.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -51,6 +52,7 @@ static void freqs_quantise(const double *counts, uint32_t n, double floor_at, ui
 	double total = 0;
 	int32_t left = (int32_t)CODEC_PROB_SUM;
 
+	assert(n > 1 && must < n);
 	for (uint32_t i = 0; i < n; i++)
 		total += counts[i];
 	for (uint32_t i = 0; i < n; i++) {

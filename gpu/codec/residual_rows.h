@@ -11,6 +11,11 @@
 
 #include "gpu/codec/residual_code.h"
 
+/* An encoder entry: frequency (bits 0..9) | cost (10..15) | start << 16. */
+#define RESIDUAL_ENC_FREQ_MASK 1023
+#define RESIDUAL_ENC_COST_SHIFT 10u
+#define RESIDUAL_ENC_COST_MASK 63
+
 #define RESIDUAL_COST_ONE 4u	       /* a bit, in the costs that rows are weighed with */
 #define RESIDUAL_TOKENS_MAX 1024u      /* CODEC_BLOCK_TOKENS_MAX */
 #define RESIDUAL_ERROR_UNIT_LOG2 6     /* errors are summed in 64ths of sigma */
@@ -24,7 +29,7 @@ struct residual_round {
 };
 
 struct residual_row {
-	uint32_t enc[CODEC_LANES]; /* frequency | start << 16 */
+	uint32_t enc[CODEC_LANES]; /* frequency | cost | start << 16 */
 	uint32_t lanes;		   /* bit mask: which have a token */
 	uint32_t rounds_count;
 	size_t round_first;

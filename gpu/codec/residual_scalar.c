@@ -62,15 +62,6 @@ void residual_scalar_errors(const struct residual_segment *s, uint32_t group,
 
 /* ---- encoding ---- */
 
-/* -log2(frequency / CODEC_PROB_SUM) in quarters of a bit, roughly. */
-static uint32_t freq_cost(uint32_t freq)
-{
-	uint32_t l = (uint32_t)residual_log2(freq);
-	uint32_t next = l >= 2 ? freq >> (l - 2u) & 3u : freq << (2u - l) & 3u;
-
-	return RESIDUAL_COST_ONE * (CODEC_PROB_BITS - l) - next;
-}
-
 static void row_symbols(const struct residual_segment *s, uint32_t group, const uint8_t *patterns,
 			uint32_t token, uint32_t tau, struct residual_list *list,
 			struct residual_weight *weight)
@@ -88,12 +79,12 @@ static void row_symbols(const struct residual_segment *s, uint32_t group, const 
 
 		residual_symbol(&sym, s->type, g, pattern);
 		row->enc[l] = s->tables->enc[g.class_][sym.token];
-		if ((row->enc[l] & 0xffffu) == 0) {
+		if ((row->enc[l] & RESIDUAL_ENC_FREQ_MASK) == 0) {
 			residual_escape(&sym, s->type, pattern);
 			row->enc[l] = s->tables->enc[g.class_][RESIDUAL_ESC];
 		}
 		weight->escapes += sym.token == RESIDUAL_ESC;
-		weight->cost += freq_cost(row->enc[l] & 0xffffu);
+		weight->cost += row->enc[l] >> RESIDUAL_ENC_COST_SHIFT & RESIDUAL_ENC_COST_MASK;
 		for (uint32_t i = 0; i < sym.items_count; i++) {
 			struct residual_round *round = &list->round[row->round_first + i];
 
@@ -141,7 +132,7 @@ uint16_t *residual_scalar_code(const struct residual_list *list, uint32_t *state
 		for (uint32_t k = row->rounds_count; k-- > 0;)
 			end = code_raw(state, &list->round[row->round_first + k], end);
 		for (uint32_t l = CODEC_LANES; l-- > 0;) {
-			uint32_t freq = row->enc[l] & 0xffffu;
+			uint32_t freq = row->enc[l] & RESIDUAL_ENC_FREQ_MASK;
 
 			if (!(row->lanes >> l & 1u))
 				continue;

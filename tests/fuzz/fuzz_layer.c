@@ -129,35 +129,7 @@ static void layer_check(struct layer_rig *r, struct layer_workspace **w, const u
 	assert(res == 0 && memcmp(r->back, block, r->g.raw_bytes) == 0);
 }
 
-/* Guesses of tokens [from, from + tokens) of all segments, into mu, [tokens][p->columns]. */
-static void guesses(const struct layer_rig *r, uint32_t from, uint32_t tokens, uint32_t position,
-		    const uint8_t *block, int32_t *mu)
-{
-	const struct layer_profile *p = r->profile->layer;
-	struct layer_turn *turns = malloc((size_t)tokens * (p->pairs + 1u) * sizeof(*turns));
-	int32_t *one = malloc((size_t)tokens * p->columns_max * sizeof(*one));
-	int8_t *inputs = calloc((size_t)tokens * p->columns, 1);
-
-	assert(turns && one && inputs);
-	layer_turns(p, position + from, tokens, turns);
-	for (uint32_t i = 0; i < p->segments_count; i++) {
-		const struct layer_segment *s = &p->segments[i];
-		size_t row = codec_segment_bytes(&r->g, s->segment) / r->g.block_tokens;
-
-		layer_guess(p, s, turns, tokens, inputs, one);
-		for (uint32_t t = 0; t < tokens; t++)
-			memcpy(mu + (size_t)t * p->columns + s->column_first,
-			       one + (size_t)t * s->columns, s->columns * sizeof(*one));
-		layer_values(p, s, turns, tokens, block + r->g.segment_off[s->segment] + from * row,
-			     one);
-		layer_inputs(p, s, tokens, one, inputs);
-	}
-	free(turns);
-	free(one);
-	free(inputs);
-}
-
-static void cuts_check(struct plan *p, const struct layer_rig *r, const uint8_t *block)
+static void cuts_check(struct plan *p, struct layer_rig *r, const uint8_t *block)
 {
 	uint32_t tokens = r->g.block_tokens, columns = r->profile->layer->columns;
 	size_t ints = (size_t)tokens * columns;
@@ -165,12 +137,12 @@ static void cuts_check(struct plan *p, const struct layer_rig *r, const uint8_t 
 
 	assert(whole && cut);
 	(void)codec_isa_set("scalar");
-	guesses(r, 0, tokens, p->position, block, whole);
+	layer_rig_guesses(r, 0, tokens, p->position, block, whole);
 	for (uint32_t at = 0; at < tokens;) {
 		uint32_t n = 1u + rng_below(&p->rng, tokens - at);
 
 		(void)codec_isa_set(isas[rng_below(&p->rng, ISAS)]);
-		guesses(r, at, n, p->position, block, cut + (size_t)at * columns);
+		layer_rig_guesses(r, at, n, p->position + at, block, cut + (size_t)at * columns);
 		at += n;
 	}
 	assert(memcmp(whole, cut, ints * sizeof(*cut)) == 0);

@@ -52,6 +52,10 @@ struct codec_profile *layer_rig_fit(const struct layer_sample *s, const struct l
 uint8_t *layer_rig_block(const struct layer_rig *r, uint32_t i);
 /* Encode a block, by LAYER unless its profile cannot, as if it began at this position. */
 int layer_rig_encode(struct layer_rig *r, const uint8_t *block, uint32_t position, unsigned flags);
+/* Guesses of a block's tokens [from, from + tokens), of which the first has this position, from their exact
+ * values alone: into mu, [tokens][columns of all segments]. */
+void layer_rig_guesses(const struct layer_rig *r, uint32_t from, uint32_t tokens, uint32_t position,
+		       const uint8_t *block, int32_t *mu);
 /* Decode r->coded into r->back. */
 int layer_rig_decode(struct layer_rig *r);
 

@@ -282,35 +282,6 @@ static void test_every_isa_writes_the_same(void **state)
 	assert_int_equal(codec_isa_set(NULL), 0);
 }
 
-/* One block's guesses of all segments, from its exact values: into mu, [tokens][p->columns]. */
-static void guesses(const struct layer_profile *p, const struct codec_geometry *g, uint32_t from,
-		    uint32_t tokens, uint32_t position, const uint8_t *block, int32_t *mu)
-{
-	struct layer_turn *turns = malloc(tokens * (p->pairs + 1u) * sizeof(*turns));
-	int32_t *one = malloc((size_t)tokens * p->columns_max * sizeof(*one));
-	int8_t *inputs = calloc((size_t)tokens * p->columns, 1);
-
-	assert_non_null(turns);
-	assert_non_null(one);
-	assert_non_null(inputs);
-	layer_turns(p, position, tokens, turns);
-	for (uint32_t i = 0; i < p->segments_count; i++) {
-		const struct layer_segment *s = &p->segments[i];
-		size_t row = codec_segment_bytes(g, s->segment) / g->block_tokens;
-
-		layer_guess(p, s, turns, tokens, inputs, one);
-		for (uint32_t t = 0; t < tokens; t++)
-			memcpy(mu + (size_t)t * p->columns + s->column_first,
-			       one + (size_t)t * s->columns, s->columns * sizeof(*one));
-		layer_values(p, s, turns, tokens, block + g->segment_off[s->segment] + from * row,
-			     one);
-		layer_inputs(p, s, tokens, one, inputs);
-	}
-	free(turns);
-	free(one);
-	free(inputs);
-}
-
 static void test_cuts_do_not_matter(void **state)
 {
 	struct layer_rig_options o = layer_rig_defaults();
@@ -337,13 +308,13 @@ static void test_cuts_do_not_matter(void **state)
 		const uint8_t *block = layer_rig_block(&r, 20u + round % 4u);
 		uint32_t position = round < 4 ? r.positions[20u + round] : rng_below(&rng, 100000);
 
-		guesses(p, &r.g, 0, 48, position, block, whole);
+		layer_rig_guesses(&r, 0, 48, position, block, whole);
 		memset(cut, 0, ints * sizeof(*cut));
 		for (uint32_t at = 0; at < 48;) {
 			uint32_t n = round == 0 ? 16u : 1u + rng_below(&rng, 48u - at);
 
-			guesses(p, &r.g, at, n, position + at, block,
-				cut + (size_t)at * p->columns);
+			layer_rig_guesses(&r, at, n, position + at, block,
+					  cut + (size_t)at * p->columns);
 			at += n;
 		}
 		assert_memory_equal(whole, cut, ints * sizeof(*cut));

@@ -86,7 +86,7 @@ static void put(struct rig *r, size_t i, uint32_t pattern)
 	}
 }
 
-static void shape(struct rig *r, uint8_t dtype, uint32_t tokens, uint32_t columns)
+static void shape(struct rig *r, uint32_t dtype, uint32_t tokens, uint32_t columns)
 {
 	r->s = (struct residual_segment){ .tokens_count = tokens,
 					  .columns = columns,
@@ -168,7 +168,7 @@ static void test_any_pattern_any_guess(void **state)
 	struct rig *r = rig_new(rng_seed_env(1));
 
 	(void)state;
-	for (uint8_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++)
+	for (uint32_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++)
 		for (uint32_t i = 0; i < 60; i++) {
 			uint32_t streams = 1u + rng_below(&r->rng, 4);
 			uint32_t raw;
@@ -353,7 +353,7 @@ static void test_isas_agree(void **state)
 	struct rig *r = rig_new(rng_seed_env(5));
 
 	(void)state;
-	for (uint8_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++)
+	for (uint32_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++)
 		for (uint32_t i = 0; i < 120; i++) {
 			uint32_t streams = 1u + rng_below(&r->rng, 4);
 
@@ -398,7 +398,7 @@ static void test_isas_refuse_alike(void **state)
 		int want;
 
 		if (i % 50 == 0) {
-			shape(r, (uint8_t)(1u + i / 50u % 4u), 1u + rng_below(&r->rng, TOKENS_MAX),
+			shape(r, 1u + i / 50u % 4u, 1u + rng_below(&r->rng, TOKENS_MAX),
 			      1u + rng_below(&r->rng, COLUMNS_MAX));
 			fill_real(r);
 			fit(r, 1);
