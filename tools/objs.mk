@@ -7,6 +7,7 @@ SKVC_BENCH_SRCS := \
 	tools/bench_engine.c \
 	tools/bench_engine_loops.c \
 	tools/bench_fit.c \
+	tools/bench_frontier_svg.c \
 	tools/bench_gpu.c \
 	tools/bench_gpu_cuda.c \
 	tools/bench_gpu_host.c \
@@ -19,7 +20,9 @@ SKVC_BENCH_SRCS := \
 	tools/progress.c \
 	tools/safetensors.c \
 	tools/skvc_bench.c \
+	tools/skvc_bench_calibrate.c \
 	tools/skvc_bench_codec.c \
+	tools/skvc_bench_frontier.c \
 	tools/skvc_bench_ipc.c \
 	tools/skvc_bench_neighbour.c \
 	tools/skvc_bench_tier.c \
