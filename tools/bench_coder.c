@@ -55,6 +55,7 @@ static struct codec_view block_view(const struct coder_bench *b, uint32_t i)
 static int encode_all(struct coder_bench *b, unsigned flags)
 {
 	b->encoded_total = b->escapes = b->chunks_raw = 0;
+	b->fallbacks = 0;
 	for (uint32_t i = 0; i < b->count; i++) {
 		struct codec_view v = block_view(b, i);
 		struct codec_info info;
@@ -66,6 +67,7 @@ static int encode_all(struct coder_bench *b, unsigned flags)
 		b->coded_bytes[i] = info.encoded_bytes;
 		b->encoded_total += info.encoded_bytes;
 		b->escapes += info.escapes;
+		b->fallbacks += info.speculator != b->speculator;
 		b->chunks_raw += info.chunks_raw;
 	}
 	return 0;

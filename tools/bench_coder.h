@@ -26,6 +26,7 @@ struct coder_bench {
 	/* results; seconds are medians of passes over all blocks */
 	uint64_t encoded_total, escapes, chunks_raw, zstd_total;
 	uint32_t verified;
+	uint32_t fallbacks; /* blocks not coded by the speculator asked for */
 	double encode_s, encode_verify_s, decode_s, memcpy_s, zstd_encode_s, zstd_decode_s;
 };
 

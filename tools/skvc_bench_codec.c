@@ -214,7 +214,8 @@ static struct results results_of(const struct codec_bench *b)
 		r.ideal_bits += b->segment_bits[i] / scalars;
 	if (r.ideal_bits > 0) {
 		r.expected_bits = r.layer.expected_bits;
-		r.over_percent = 100 * (r.bits / r.ideal_bits - 1);
+		if (b->c.fallbacks == 0)
+			r.over_percent = 100 * (r.bits / r.ideal_bits - 1);
 		r.share = bench_cost_share(r.layer.products, b->target_macs);
 		r.k_bits = kind_bits(b, CODEC_KIND_K);
 		r.v_bits = kind_bits(b, CODEC_KIND_V);
@@ -255,9 +256,13 @@ static void print_gpu(const struct codec_bench *b)
 
 static void print_layer(const struct codec_bench *b, const struct results *r)
 {
-	(void)printf("ideal       %.3f bits per scalar (K %.3f, V %.3f); coded, headers and states "
-		     "included, %.3f: %+.2f %%\n",
-		     r->ideal_bits, r->k_bits, r->v_bits, r->bits, r->over_percent);
+	(void)printf("ideal       %.3f bits per scalar (K %.3f, V %.3f); ", r->ideal_bits,
+		     r->k_bits, r->v_bits);
+	if (b->c.fallbacks > 0)
+		(void)printf("%u blocks were smaller by channel\n", b->c.fallbacks);
+	else
+		(void)printf("coded, headers and states included, %.3f: %+.2f %%\n", r->bits,
+			     r->over_percent);
 	(void)printf("predictor   %u layers back, %u rotary pairs, %.2f MB of weights, %.0f int8 "
 		     "operations per token",
 		     r->layer.previous, r->layer.rotary_pairs,
@@ -355,7 +360,9 @@ static void add_layer(const struct codec_bench *b, const struct results *r, cJSO
 	cJSON *layers = cJSON_AddArrayToObject(j, "layers");
 
 	cJSON_AddNumberToObject(j, "ideal_bits_per_scalar", r->ideal_bits);
-	cJSON_AddNumberToObject(j, "over_ideal_percent", r->over_percent);
+	if (b->c.fallbacks == 0)
+		cJSON_AddNumberToObject(j, "over_ideal_percent", r->over_percent);
+	cJSON_AddNumberToObject(j, "fallback_blocks", b->c.fallbacks);
 	cJSON_AddNumberToObject(j, "k_bits_per_scalar", r->k_bits);
 	cJSON_AddNumberToObject(j, "v_bits_per_scalar", r->v_bits);
 	cJSON_AddNumberToObject(j, "previous_layers", r->layer.previous);
