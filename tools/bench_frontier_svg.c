@@ -85,11 +85,11 @@ static void axes(const struct panel *p, const char *title, const char *label, FI
 		(void)snprintf(number, sizeof(number), "%g", ratios[i]);
 		text(out, p->left - 8, place_y(p, ratios[i]) + 4, "end", "m", number);
 	}
-	for (double decade = pow(10, floor(log10(p->from))); decade <= p->to; decade *= 10)
+	for (int e = (int)floor(log10(p->from)); e <= (int)ceil(log10(p->to)); e++)
 		for (int k = 1; k < 10; k += k == 1 ? 1 : k == 2 ? 3 : 5) {
-			double v = decade * k;
+			double v = pow(10, e) * k; /* 1, 2 and 5 of each decade */
 
-			if (v < p->from * 0.999 || v > p->to * 1.001)
+			if (v < p->from || v > p->to)
 				continue;
 			line(out, place_x(p, v), PLOT_TOP, place_x(p, v), bottom, "g");
 			(void)snprintf(number, sizeof(number), "%g", v);

@@ -106,7 +106,7 @@ static void row_write(const struct layer_rig_options *o, uint32_t segment, const
 		      uint32_t position, uint8_t *out)
 {
 	uint32_t columns = o->heads * o->head_dim, bytes = codec_dtype_bytes(o->dtype);
-	float row[256];
+	float row[256] = { 0 };
 
 	for (uint32_t c = 0; c < columns; c++)
 		row[c] = 1.5f * place(o->seed + 1u, segment * 1024u + c) + o->spread * x[c];
@@ -124,7 +124,7 @@ static void token_write(struct layer_rig *r, const struct layer_rig_options *o, 
 {
 	uint32_t columns = o->heads * o->head_dim;
 	uint8_t *block = layer_rig_block(r, token / o->block_tokens);
-	float k[256], v[256], made[256];
+	float k[256] = { 0 }, v[256] = { 0 }, made[256];
 
 	must(columns <= 256, "a narrow shape");
 	for (uint32_t layer = 0; layer < o->layers; layer++) {

@@ -94,13 +94,13 @@ static void test_finds_that_keys_stand_still(void **state)
 static void test_every_type_comes_back(void **state)
 {
 	(void)state;
-	for (uint8_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++)
+	for (uint32_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++)
 		for (uint32_t previous = 0; previous <= 2; previous++) {
 			struct layer_rig_options o = layer_rig_defaults();
 			uint64_t layer = 0, channel = 0;
 			struct layer_rig r;
 
-			o.dtype = dtype;
+			o.dtype = (uint8_t)dtype;
 			o.previous = previous;
 			layer_rig_init(&r, &o);
 			for (uint32_t i = 0; i < o.blocks; i++) {
@@ -169,11 +169,11 @@ static void test_anything_comes_back_and_never_longer(void **state)
 
 	(void)state;
 	rng_init(&rng, rng_seed_env(21));
-	for (uint8_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++) {
+	for (uint32_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++) {
 		struct layer_rig_options o = layer_rig_defaults();
 		struct layer_rig r;
 
-		o.dtype = dtype;
+		o.dtype = (uint8_t)dtype;
 		o.block_tokens = 64;
 		o.head_dim = 64; /* so that headers are within the half percent */
 		o.fitted = 8;
@@ -206,13 +206,13 @@ static void test_layer_itself_takes_anything(void **state)
 
 	(void)state;
 	rng_init(&rng, rng_seed_env(22));
-	for (uint8_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++) {
+	for (uint32_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++) {
 		uint64_t escapes = 0;
 		struct layer_rig r;
 		uint8_t *block, *out;
 		size_t cap, bytes = 0;
 
-		o.dtype = dtype;
+		o.dtype = (uint8_t)dtype;
 		layer_rig_init(&r, &o);
 		cap = 4u * r.g.raw_bytes + 4096u;
 		block = malloc(r.g.raw_bytes);
@@ -251,10 +251,10 @@ static void test_every_isa_writes_the_same(void **state)
 
 	(void)state;
 	o.head_dim = 24; /* 48 columns: a group and a half */
-	for (uint8_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++) {
+	for (uint32_t dtype = CODEC_DTYPE_BF16; dtype < CODEC_DTYPE_COUNT; dtype++) {
 		struct layer_rig r;
 
-		o.dtype = dtype;
+		o.dtype = (uint8_t)dtype;
 		layer_rig_init(&r, &o);
 		for (uint32_t block = 64; block < 72; block++)
 			for (size_t i = 0; i < ISAS; i++) {
