@@ -65,12 +65,12 @@ say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)')
 
 # ---- flags --------------------------------------------------------------------------------------
 
-PKGS := liburing numa libzstd libsystemd libxxhash libsodium libcjson inih
+PKGS := liburing numa libzstd libsystemd libxxhash libsodium libcjson inih openblas lapacke
 # Expanded at first use, in a recipe: on a fresh machine `deps` has to run before pkg-config can answer.
 pkg = $(shell pkg-config $(1) 2>/dev/null)
 PKG_CFLAGS = $(eval PKG_CFLAGS := $$(call pkg,--cflags $(PKGS)))$(PKG_CFLAGS)
 DAEMON_LIBS = $(eval DAEMON_LIBS := $$(call pkg,--libs $(PKGS)) -lpthread -lm)$(DAEMON_LIBS)
-TOOLS_LIBS = $(eval TOOLS_LIBS := $$(call pkg,--libs libzstd libxxhash libsodium numa libsystemd libcjson ncursesw) -lpthread -lm)$(TOOLS_LIBS)
+TOOLS_LIBS = $(eval TOOLS_LIBS := $$(call pkg,--libs libzstd libxxhash libsodium numa libsystemd libcjson ncursesw openblas lapacke) -lpthread -lm)$(TOOLS_LIBS)
 TEST_LIBS = $(eval TEST_LIBS := $$(call pkg,--libs cmocka $(PKGS)) -lpthread -lm)$(TEST_LIBS)
 
 WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wvla -Wundef \

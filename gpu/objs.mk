@@ -16,6 +16,10 @@ GPU_SRCS := \
 	gpu/cuda_load.c \
 	gpu/device_region.c \
 	gpu/fault_device.c \
+	gpu/model/config.c \
+	gpu/model/file.c \
+	gpu/model/folder.c \
+	gpu/model/safetensors.c \
 	gpu/sim_device.c \
 	gpu/sim_import.c \
 	gpu/sim_memory.c \

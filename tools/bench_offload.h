@@ -15,7 +15,7 @@
 #include "tools/bench_gpu.h"
 #include "tools/bench_kv.h"
 #include "tools/demo_daemon.h"
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 struct offload_options {
 	enum bench_gpu_kind kind;

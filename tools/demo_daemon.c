@@ -22,7 +22,7 @@
 #include <unistd.h>
 
 #include "tools/progress.h"
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 #define START_NS_MAX 15000000000u
 #define STOP_NS_MAX 10000000000u

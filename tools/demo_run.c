@@ -23,11 +23,11 @@
 #include <sodium.h>
 
 #include "tools/demo_cache.h"
-#include "tools/file.h"
+#include "gpu/model/file.h"
 #include "tools/model.h"
 #include "tools/model_kernels.h"
 #include "tools/progress.h"
-#include "tools/report.h"
+#include "gpu/model/report.h"
 #include "tools/tokenizer.h"
 #include "tools/tokenizer_unicode.h"
 

@@ -25,9 +25,9 @@
 
 #include "tools/demo_daemon.h"
 #include "tools/demo_run.h"
-#include "tools/file.h"
+#include "gpu/model/file.h"
 #include "tools/model.h"
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 #define REPORT_FILE_BYTES_MAX (16u << 20)
 #define MIB 1048576.0

@@ -25,7 +25,7 @@
 #include "tools/bench_codec.h"
 #include "tools/bench_kv.h"
 #include "tools/bench_samples.h"
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 #define PASSES_MIN 5u
 #define PASSES_MAX 1000u

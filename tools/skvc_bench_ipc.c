@@ -30,7 +30,7 @@
 #include "client-lib/skvc.h"
 #include "tools/bench_samples.h"
 #include "tools/demo_daemon.h"
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 #define ROUNDS_DEFAULT 100000u
 #define ROUNDS_MIN 100u

@@ -12,7 +12,7 @@
 
 #include "tools/demo_run.h"
 #include "tools/demo_tour.h"
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 static const char help[] =
 	"usage: skvc-demo --model DIR (--prompt TEXT | --prompt-file FILE) [options]\n"

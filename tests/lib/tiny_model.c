@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "tests/lib/rng.h"
-#include "tools/safetensors.h"
+#include "gpu/model/safetensors.h"
 
 #define TENSORS_MAX 64u
 

@@ -16,7 +16,7 @@
 #include <cmocka.h>
 
 #include "tests/lib/rng.h"
-#include "tools/safetensors.h"
+#include "gpu/model/safetensors.h"
 
 /* Without the NUL. */
 static void put(uint8_t *at, const char *text)

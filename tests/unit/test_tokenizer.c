@@ -15,7 +15,7 @@
 #include <cmocka.h>
 
 #include "tests/lib/rng.h"
-#include "tools/report.h"
+#include "gpu/model/report.h"
 #include "tools/tokenizer.h"
 #include "tools/tokenizer_split.h"
 #include "tools/tokenizer_unicode.h"
