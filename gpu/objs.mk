@@ -9,6 +9,15 @@ GPU_SRCS := \
 	gpu/codec/fit_tables.c \
 	gpu/codec/generic.c \
 	gpu/codec/geometry.c \
+	gpu/codec/model.c \
+	gpu/codec/model_fit.c \
+	gpu/codec/model_kernels.c \
+	gpu/codec/model_math.c \
+	gpu/codec/model_matrix.c \
+	gpu/codec/model_params.c \
+	gpu/codec/model_pass.c \
+	gpu/codec/model_solve.c \
+	gpu/codec/model_weights.c \
 	gpu/codec/profile.c \
 	gpu/codec/residual_code.c \
 	gpu/codec/residual_fit.c \
@@ -29,7 +38,8 @@ GPU_AVX2_SRCS := \
 	gpu/codec/cpu_avx2.c
 GPU_AVX512_SRCS := \
 	gpu/codec/cpu_avx512.c \
-	gpu/codec/cpu_loads_avx512.c
+	gpu/codec/cpu_loads_avx512.c \
+	gpu/codec/model_avx512.c
 # The shared object with the CUDA device; not in gpu.a.
 CUDA_SRCS := \
 	gpu/cuda_batch.c \
