@@ -12,10 +12,12 @@ SKVC_BENCH_SRCS := \
 	tools/bench_offload.c \
 	tools/bench_samples.c \
 	tools/demo_daemon.c \
+	tools/model_threads.c \
 	tools/progress.c \
 	tools/skvc_bench.c \
 	tools/skvc_bench_codec.c \
 	tools/skvc_bench_ipc.c \
+	tools/skvc_bench_model.c \
 	tools/skvc_bench_neighbour.c \
 	tools/skvc_bench_tier.c \
 	tools/skvcctl_bus.c
