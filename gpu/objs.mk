@@ -16,6 +16,7 @@ GPU_SRCS := \
 	gpu/codec/model_matrix.c \
 	gpu/codec/model_params.c \
 	gpu/codec/model_pass.c \
+	gpu/codec/model_rescale.c \
 	gpu/codec/model_solve.c \
 	gpu/codec/model_weights.c \
 	gpu/codec/profile.c \

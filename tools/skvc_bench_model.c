@@ -377,6 +377,19 @@ static int code_dump(const struct dump *d, const struct mspec_model *m,
 	return r;
 }
 
+/* With parameters of the dump's own scales. */
+static int code_lengths(const struct options *o, const struct dump *d, const struct mspec_model *m,
+			const struct mspec_params *p, const struct mspec_runner *runner)
+{
+	struct mspec_params *own = NULL;
+	int r = mspec_params_rescale(p, d->scale_k, d->scale_v, &own);
+
+	for (uint32_t b = 0; r == 0 && b < o->blocks_count; b++)
+		r = code_dump(d, m, own, runner, o->blocks[b]);
+	mspec_params_free(own);
+	return r;
+}
+
 static int code_all(const struct options *o, const struct mspec_model *m,
 		    const struct mspec_params *p, const struct mspec_runner *runner)
 {
@@ -388,8 +401,8 @@ static int code_all(const struct options *o, const struct mspec_model *m,
 		r = dump_open(o->kv[i], mspec_model_config(m), &d);
 		if (r == 0 && d.dtype != mspec_params_dtype(p))
 			r = dump_bad(&d, "of another type than the calibration", "");
-		for (uint32_t b = 0; r == 0 && b < o->blocks_count; b++)
-			r = code_dump(&d, m, p, runner, o->blocks[b]);
+		if (r == 0)
+			r = code_lengths(o, &d, m, p, runner);
 		dump_close(&d);
 	}
 	return r;

@@ -84,6 +84,12 @@ struct mspec_params;
 /* -EBADMSG for anything wrong, -ESTALE when it is of another model.  m is borrowed by the params. */
 int mspec_params_parse(const struct mspec_model *m, const uint8_t *in, size_t bytes,
 		       struct mspec_params **ret);
+/*
+ * The same for a cache whose scales (of each layer; NULL: 1) are others than those of the sample: patterns stand
+ * for their value times the scale.  -EINVAL: a scale that is not one.
+ */
+int mspec_params_rescale(const struct mspec_params *p, const float *scale_k, const float *scale_v,
+			 struct mspec_params **ret);
 struct mspec_params *mspec_params_free(struct mspec_params *p);
 int mspec_params_serialise(const struct mspec_params *p, uint8_t **ret_bytes, size_t *ret_count);
 const uint8_t *mspec_params_digest(const struct mspec_params *p); /* of the serial form */

@@ -12,38 +12,75 @@
 #include <string.h>
 
 #define VNNI __attribute__((target("avx512vnni")))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
 #define ROWS 4u
 #define OUTS 4u
 /* Products of a weight and a value that one int32 holds: 8 * 32767 * 8191 < 2^31. */
 #define KEYS_EXACT 8u
 
-/* rows <= ROWS, outs <= OUTS; both constant where it is inlined */
+/* Of four vectors: the sums of their elements. */
+VNNI static inline __m128i sums_of(__m512i a, __m512i b, __m512i c, __m512i d)
+{
+	__m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+	__m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+	__m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd),
+				       _mm512_unpackhi_epi64(ab, cd));
+	__m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all),
+					_mm512_extracti64x4_epi64(all, 1));
+
+	return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+/* rows (constant where it is inlined, so that sums stay in registers) by OUTS */
 VNNI static inline __attribute__((always_inline)) void gemm_tile(
 	const int8_t *a, size_t a_pitch, uint32_t rows, const int8_t *w, size_t w_pitch,
-	const int32_t *w_sums, uint32_t outs, uint32_t depth, int32_t *acc, size_t acc_pitch)
+	const int32_t *w_sums, uint32_t depth, int32_t *acc, size_t acc_pitch)
 {
 	const __m512i flip = _mm512_set1_epi8((char)0x80);
+	const __m128i offset = _mm_slli_epi32(_mm_loadu_si128((const void *)w_sums), 7);
 	__m512i sum[ROWS][OUTS];
 
+	UNROLL
 	for (uint32_t r = 0; r < rows; r++)
-		for (uint32_t o = 0; o < outs; o++)
-			sum[r][o] = _mm512_setzero_si512();
+		UNROLL
+	for (uint32_t o = 0; o < OUTS; o++)
+		sum[r][o] = _mm512_setzero_si512();
 	for (uint32_t i = 0; i < depth; i += 64) {
 		__m512i y[OUTS];
 
-		for (uint32_t o = 0; o < outs; o++)
+		UNROLL
+		for (uint32_t o = 0; o < OUTS; o++)
 			y[o] = _mm512_loadu_si512(w + o * w_pitch + i);
+		UNROLL
 		for (uint32_t r = 0; r < rows; r++) {
 			__m512i x = _mm512_xor_si512(_mm512_loadu_si512(a + r * a_pitch + i), flip);
 
-			for (uint32_t o = 0; o < outs; o++)
+			UNROLL
+			for (uint32_t o = 0; o < OUTS; o++)
 				sum[r][o] = _mm512_dpbusd_epi32(sum[r][o], x, y[o]);
 		}
 	}
+	UNROLL
 	for (uint32_t r = 0; r < rows; r++)
-		for (uint32_t o = 0; o < outs; o++)
-			acc[r * acc_pitch + o] = _mm512_reduce_add_epi32(sum[r][o]) -
-						 128 * w_sums[o];
+		_mm_storeu_si128(
+			(void *)(acc + r * acc_pitch),
+			_mm_sub_epi32(sums_of(sum[r][0], sum[r][1], sum[r][2], sum[r][3]), offset));
+}
+
+VNNI static void gemm_one(const int8_t *a, const int8_t *w, int32_t w_sum, uint32_t depth,
+			  int32_t *acc)
+{
+	const __m512i flip = _mm512_set1_epi8((char)0x80);
+	__m512i sum = _mm512_setzero_si512();
+
+	for (uint32_t i = 0; i < depth; i += 64)
+		sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(_mm512_loadu_si512(a + i), flip),
+					  _mm512_loadu_si512(w + i));
+	*acc = _mm512_reduce_add_epi32(sum) - 128 * w_sum;
 }
 
 VNNI static void gemm(const int8_t *a, size_t a_pitch, uint32_t rows, const int8_t *w,
@@ -57,16 +94,16 @@ VNNI static void gemm(const int8_t *a, size_t a_pitch, uint32_t rows, const int8
 		uint32_t r = 0;
 
 		for (; r + ROWS <= rows; r += ROWS)
-			gemm_tile(a + r * a_pitch, a_pitch, ROWS, y, w_pitch, w_sums + o, OUTS,
-				  depth, acc + r * acc_pitch + o, acc_pitch);
+			gemm_tile(a + r * a_pitch, a_pitch, ROWS, y, w_pitch, w_sums + o, depth,
+				  acc + r * acc_pitch + o, acc_pitch);
 		for (; r < rows; r++)
-			gemm_tile(a + r * a_pitch, a_pitch, 1, y, w_pitch, w_sums + o, OUTS, depth,
+			gemm_tile(a + r * a_pitch, a_pitch, 1, y, w_pitch, w_sums + o, depth,
 				  acc + r * acc_pitch + o, acc_pitch);
 	}
 	for (; o < outs; o++)
 		for (uint32_t r = 0; r < rows; r++)
-			gemm_tile(a + r * a_pitch, a_pitch, 1, w + o * w_pitch, w_pitch, w_sums + o,
-				  1, depth, acc + r * acc_pitch + o, acc_pitch);
+			gemm_one(a + r * a_pitch, w + o * w_pitch, w_sums[o], depth,
+				 acc + r * acc_pitch + o);
 }
 
 VNNI static int32_t score_all(const struct mspec_attend *a)
@@ -127,16 +164,53 @@ VNNI static void mix_16(const struct mspec_attend *a, uint32_t column)
 	_mm256_storeu_si256((void *)(a->sums + column + 12), _mm512_extracti64x4_epi64(high, 1));
 }
 
+/* Scores become weights: model_exp() eight at a time.  Its shift must be one of 1..62. */
+VNNI static uint64_t weigh(const struct mspec_attend *a, int32_t max)
+{
+	const __m256i top = _mm256_set1_epi32(max);
+	const __m512i mant = _mm512_set1_epi64(a->step.mant), one = _mm512_set1_epi64(1);
+	const __m512i half = _mm512_set1_epi64((int64_t)1 << (-a->step.exp - 1));
+	const __m128i shift = _mm_cvtsi32_si128(-a->step.exp);
+	__m512i total = _mm512_setzero_si512();
+
+	for (uint32_t j = 0; j < a->keys; j += 8) {
+		const __mmask8 live = a->keys - j < 8 ? (__mmask8)((1u << (a->keys - j)) - 1u)
+						      : 0xff;
+		__m256i below = _mm256_sub_epi32(top, _mm256_loadu_si256((void *)(a->scores + j)));
+		__m512i x = _mm512_mul_epu32(_mm512_cvtepu32_epi64(below), mant);
+		__m512i n, p;
+
+		x = _mm512_srl_epi64(_mm512_add_epi64(x, half), shift);
+		n = _mm512_srli_epi64(x, MODEL_EXP_BITS);
+		x = _mm512_and_si512(x, _mm512_set1_epi64((1 << MODEL_EXP_BITS) - 1));
+		/* Four bytes of two-byte entries: one entry is behind the table, and is masked off. */
+		p = _mm512_cvtepu32_epi64(_mm512_i64gather_epi32(x, a->exp, 2));
+		p = _mm512_and_si512(p, _mm512_set1_epi64(0xffff));
+		p = _mm512_add_epi64(p, _mm512_srli_epi64(_mm512_sllv_epi64(one, n), 1));
+		p = _mm512_maskz_srlv_epi64(
+			_mm512_mask_cmple_epu64_mask(live, n, _mm512_set1_epi64(MODEL_P_BITS)), p,
+			n);
+		total = _mm512_add_epi64(total, p);
+		_mm256_storeu_si256((void *)(a->scores + j), _mm512_cvtepi64_epi32(p));
+	}
+	return (uint64_t)_mm512_reduce_add_epi64(total);
+}
+
 VNNI static uint64_t attend(const struct mspec_attend *a)
 {
 	const int32_t max = score_all(a);
 	uint64_t total = 0;
 
-	for (uint32_t j = 0; j < a->keys; j++) {
-		uint32_t p = model_exp(a->exp, (uint32_t)max - (uint32_t)a->scores[j], a->step);
+	if (a->step.exp <= -1 && a->step.exp >= -62) {
+		total = weigh(a, max);
+	} else {
+		for (uint32_t j = 0; j < a->keys; j++) {
+			uint32_t p = model_exp(a->exp, (uint32_t)max - (uint32_t)a->scores[j],
+					       a->step);
 
-		a->scores[j] = (int32_t)p;
-		total += p;
+			a->scores[j] = (int32_t)p;
+			total += p;
+		}
 	}
 	a->scores[a->keys] = 0;
 	for (uint32_t column = 0; column < a->dim; column += 16)

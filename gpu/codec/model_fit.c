@@ -69,8 +69,7 @@ int mspec_fit_new(const struct mspec_model *m, const struct mspec_fit_options *o
 	for (uint32_t l = 0; l < layers; l++) {
 		f->scales[l] = o->scale_k ? o->scale_k[l] : 1;
 		f->scales[layers + l] = o->scale_v ? o->scale_v[l] : 1;
-		if (!(f->scales[l] > 1e-20f && f->scales[l] < 1e20f) ||
-		    !(f->scales[layers + l] > 1e-20f && f->scales[layers + l] < 1e20f)) {
+		if (!mspec_scale_good(f->scales[l]) || !mspec_scale_good(f->scales[layers + l])) {
 			mspec_fit_free(f);
 			return -EINVAL;
 		}
@@ -351,10 +350,10 @@ static void bias_set(struct mspec_fit *f, uint32_t offset, double unit, int32_t 
 	}
 }
 
-static int map_set(struct mspec_matrix *m, const double *weights)
+static int map_set(struct mspec_matrix *m, const double *weights, size_t pitch)
 {
 	for (uint32_t o = 0; o < m->outs; o++)
-		if (mspec_matrix_row(m, o, weights + (size_t)o * m->depth) < 0)
+		if (mspec_matrix_row(m, o, weights + o * pitch) < 0)
 			return -EDOM;
 	return 0;
 }
@@ -372,7 +371,7 @@ static int value_map_set(struct mspec_fit *f, uint32_t layer)
 		r = model_solve_finish(s, f->o.ridge > 0 ? f->o.ridge : RIDGE, weights);
 	}
 	if (r == 0)
-		r = map_set(&f->p->layers[layer].value_map, weights);
+		r = map_set(&f->p->layers[layer].value_map, weights, kv);
 	model_solve_free(s);
 	free(weights);
 	return r;
@@ -397,7 +396,9 @@ static int gain_set(struct mspec_fit *f, uint32_t layer)
 	if (r == 0)
 		r = model_solve_finish(s, f->o.ridge > 0 ? f->o.ridge : RIDGE, weights);
 	if (r == 0)
-		r = map_set(&f->p->layers[layer].gain, weights);
+		r = map_set(&f->p->layers[layer].gain_k, weights, 2u * kv);
+	if (r == 0)
+		r = map_set(&f->p->layers[layer].gain_v, weights + kv, 2u * kv);
 	model_solve_free(s);
 	free(gap);
 	free(weights);
@@ -426,7 +427,9 @@ static double base_set(const struct mspec_fit *f, uint32_t offset, uint32_t pair
 		double b = rint(2 * log2(mean + 1e-9));
 
 		all += mean / kv;
-		base[i] = (int16_t)(b < -40 ? -40 : b > 112 ? 112 : b);
+		base[i] = (int16_t)(b < MSPEC_BASE_MIN	 ? MSPEC_BASE_MIN
+				    : b > MSPEC_BASE_MAX ? MSPEC_BASE_MAX
+							 : b);
 	}
 	free(squares);
 	return sqrt(all) * 0x1p-16;
@@ -537,6 +540,9 @@ int mspec_fit_finish(struct mspec_fit *f, struct mspec_params **ret)
 		r = scratch_init(f);
 	if (r == 0) {
 		f->p->ids = f->o.ids;
+		memcpy(f->p->scale_k, f->scales, f->m->config.layers * sizeof(float));
+		memcpy(f->p->scale_v, f->scales + f->m->config.layers,
+		       f->m->config.layers * sizeof(float));
 		f->p->coarse_rope = f->pass.coarse_rope = true;
 		r = start_set(f);
 	}

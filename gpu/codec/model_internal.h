@@ -62,6 +62,8 @@ void mspec_matrix_deinit(struct mspec_matrix *m);
 int mspec_matrix_row(struct mspec_matrix *m, uint32_t out, const double *row);
 /* After a row's planes, mant and exp were set. */
 void mspec_matrix_sum(struct mspec_matrix *m, uint32_t out);
+/* Times a positive factor, to 16 bits. */
+void mspec_matrix_times(struct mspec_matrix *m, double factor);
 /* The nearest mant * 2^exp, mant of 24 bits; x > 0. */
 struct model_scale mspec_scale_of(double x);
 
@@ -95,6 +97,10 @@ int mspec_kernels_force(const char *name);
 
 /* ---- parameters ---- */
 
+/* Of a column's scale, so that no step takes it out of the residual coder's range. */
+#define MSPEC_BASE_MIN (RESIDUAL_SCALE_MIN + 6)
+#define MSPEC_BASE_MAX (RESIDUAL_SCALE_MAX - 8)
+
 struct mspec_layer {
 	int32_t k_frac, v_frac; /* of the context's values */
 	struct model_scale unit_k,
@@ -104,8 +110,8 @@ struct mspec_layer {
 	uint64_t eps_input, eps_post;  /* in squares of the hidden state's unit */
 	int32_t *bias_k, *bias_v;      /* owned; MODEL_FRAC; k's before rope */
 	struct mspec_matrix value_map; /* K's error to V: kv by kv */
-	struct mspec_matrix gain;      /* [K's error, V's error] to the hidden state */
-	int16_t *base_k, *base_v;      /* owned */
+	struct mspec_matrix gain_k, gain_v; /* their errors to the hidden state */
+	int16_t *base_k, *base_v;	    /* owned */
 };
 
 struct mspec_params {
@@ -114,6 +120,7 @@ struct mspec_params {
 	bool ids;
 	bool coarse_rope;
 	struct mspec_precision precision;
+	float *scale_k, *scale_v;	/* owned; a value is its pattern's times it */
 	int32_t *start;			/* owned; the hidden state without ids */
 	struct mspec_layer *layers;	/* owned */
 	struct residual_freqs freqs[2]; /* K, V */
@@ -123,6 +130,7 @@ struct mspec_params {
 
 int mspec_params_new(const struct mspec_model *m, uint32_t dtype, struct mspec_precision precision,
 		     struct mspec_params **ret);
+bool mspec_scale_good(float x);		       /* of a cache */
 int mspec_params_seal(struct mspec_params *p); /* tables and digest, once all is set */
 
 /* ---- a pass over rows of one sequence ---- */

@@ -77,6 +77,7 @@ void model_tables_fill(struct model_tables *t)
 	for (uint32_t i = 0; i < MODEL_EXP_ENTRIES; i++)
 		t->exp[i] = (uint16_t)round_half_up(((1 << MODEL_P_BITS) - 1) *
 						    exp_of(-LN2 * i / MODEL_EXP_ENTRIES));
+	t->exp[MODEL_EXP_ENTRIES] = 0;
 	for (uint32_t i = 0; i < MODEL_SIG_ENTRIES; i++) {
 		double x = (double)i / (1 << MODEL_SIG_STEP);
 

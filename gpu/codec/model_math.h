@@ -19,7 +19,7 @@
 #define MODEL_SIG_ENTRIES (((uint32_t)MODEL_SIG_RANGE << MODEL_SIG_STEP) + 1u)
 
 struct model_tables {
-	uint16_t exp[MODEL_EXP_ENTRIES];
+	uint16_t exp[MODEL_EXP_ENTRIES + 1u]; /* the last is 0: vector code reads it */
 	int32_t sigmoid[MODEL_SIG_ENTRIES];
 };
 

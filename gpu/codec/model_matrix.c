@@ -99,6 +99,24 @@ int mspec_matrix_row(struct mspec_matrix *m, uint32_t out, const double *row)
 	return 0;
 }
 
+void mspec_matrix_times(struct mspec_matrix *m, double factor)
+{
+	for (uint32_t o = 0; o < m->outs; o++) {
+		int exp;
+		double mant = frexp(m->mants[o] * factor, &exp);
+		uint32_t bits = (uint32_t)rint(mant * 65536);
+
+		if (m->mants[o] == 0)
+			continue;
+		if (bits > 0xffff) {
+			bits = 0x8000;
+			exp++;
+		}
+		m->mants[o] = (uint16_t)bits;
+		m->exps[o] = (int16_t)(m->exps[o] + exp - 16);
+	}
+}
+
 struct model_scale mspec_scale_of(double x)
 {
 	struct model_scale s;

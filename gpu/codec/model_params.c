@@ -6,8 +6,9 @@
  *
  *   "skvM", version, dtype, flags (1: ids, 2: coarse rope), layers, kv, hidden; u8 precision[6], 2 of zeros;
  *   the model's digest; without ids: i32 start[hidden]
+ *   f32 scale_k, scale_v of each layer
  *   per layer: i32 k_frac, v_frac; unit_k, unit_v, score, real_v as u32, i32; u64 eps_input, eps_post;
- *     i32 bias_k[kv], bias_v[kv]; i16 base_k[kv], base_v[kv]; the value map, the gain
+ *     i32 bias_k[kv], bias_v[kv]; i16 base_k[kv], base_v[kv]; the value map, the gains
  *     (a matrix: u16 mants, i16 exps of its rows; the high plane; with wide weights the low one)
  *   K's frequencies, V's: u16 token[classes][tokens], tau
  *   BLAKE2b of all before, which is the parameters' digest
@@ -28,8 +29,6 @@
 #define FLAG_IDS 1u
 #define FLAG_COARSE 2u
 #define EXP_MAX 256 /* of a scale: beyond it nothing is left of any product */
-#define BASE_MIN (RESIDUAL_SCALE_MIN + 6)
-#define BASE_MAX (RESIDUAL_SCALE_MAX - 8)
 
 static bool wide_maps(const struct mspec_params *p)
 {
@@ -46,7 +45,8 @@ static int layer_new(const struct mspec_params *p, struct mspec_layer *l)
 	l->base_v = calloc(kv, sizeof(l->base_v[0]));
 	if (!l->bias_k || !l->bias_v || !l->base_k || !l->base_v ||
 	    mspec_matrix_init(&l->value_map, kv, kv, wide_maps(p)) < 0 ||
-	    mspec_matrix_init(&l->gain, p->model->config.hidden, 2u * kv, wide_maps(p)) < 0)
+	    mspec_matrix_init(&l->gain_k, p->model->config.hidden, kv, wide_maps(p)) < 0 ||
+	    mspec_matrix_init(&l->gain_v, p->model->config.hidden, kv, wide_maps(p)) < 0)
 		return -ENOMEM;
 	return 0;
 }
@@ -65,7 +65,9 @@ int mspec_params_new(const struct mspec_model *m, uint32_t dtype, struct mspec_p
 	p->start = calloc(m->config.hidden, sizeof(p->start[0]));
 	p->layers = calloc(m->config.layers, sizeof(p->layers[0]));
 	p->tables = calloc(2, sizeof(p->tables[0]));
-	r = p->start && p->layers && p->tables ? 0 : -ENOMEM;
+	p->scale_k = calloc(m->config.layers, sizeof(p->scale_k[0]));
+	p->scale_v = calloc(m->config.layers, sizeof(p->scale_v[0]));
+	r = p->start && p->layers && p->tables && p->scale_k && p->scale_v ? 0 : -ENOMEM;
 	for (uint32_t l = 0; r == 0 && l < m->config.layers; l++)
 		r = layer_new(p, &p->layers[l]);
 	if (r < 0) {
@@ -88,10 +90,13 @@ struct mspec_params *mspec_params_free(struct mspec_params *p)
 		free(l->base_k);
 		free(l->base_v);
 		mspec_matrix_deinit(&l->value_map);
-		mspec_matrix_deinit(&l->gain);
+		mspec_matrix_deinit(&l->gain_k);
+		mspec_matrix_deinit(&l->gain_v);
 	}
 	free(p->layers);
 	free(p->start);
+	free(p->scale_k);
+	free(p->scale_v);
 	free(p->tables);
 	free(p);
 	return NULL;
@@ -175,6 +180,17 @@ static void scale_field(struct stream *s, struct model_scale *x)
 	x->exp = (int32_t)signed_field(s, x->exp, 4, -EXP_MAX, EXP_MAX);
 }
 
+static void float_field(struct stream *s, float *x)
+{
+	uint32_t bits = 0;
+
+	memcpy(&bits, x, sizeof(bits));
+	unsigned_field(s, &bits, 0, UINT32_MAX);
+	memcpy(x, &bits, sizeof(bits));
+	if (s->in && !mspec_scale_good(*x))
+		s->bad = true;
+}
+
 static void eps_field(struct stream *s, uint64_t *eps)
 {
 	uint64_t x = *eps;
@@ -239,11 +255,14 @@ static void layer_fields(struct stream *s, struct mspec_layer *l, uint32_t kv)
 	for (uint32_t i = 0; i < kv; i++)
 		l->bias_v[i] = (int32_t)signed_field(s, l->bias_v[i], 4, -INT32_MAX, INT32_MAX);
 	for (uint32_t i = 0; i < kv; i++)
-		l->base_k[i] = (int16_t)signed_field(s, l->base_k[i], 2, BASE_MIN, BASE_MAX);
+		l->base_k[i] = (int16_t)signed_field(s, l->base_k[i], 2, MSPEC_BASE_MIN,
+						     MSPEC_BASE_MAX);
 	for (uint32_t i = 0; i < kv; i++)
-		l->base_v[i] = (int16_t)signed_field(s, l->base_v[i], 2, BASE_MIN, BASE_MAX);
+		l->base_v[i] = (int16_t)signed_field(s, l->base_v[i], 2, MSPEC_BASE_MIN,
+						     MSPEC_BASE_MAX);
 	matrix_field(s, &l->value_map);
-	matrix_field(s, &l->gain);
+	matrix_field(s, &l->gain_k);
+	matrix_field(s, &l->gain_v);
 }
 
 static void freqs_field(struct stream *s, struct residual_freqs *f)
@@ -282,6 +301,10 @@ static void body_fields(struct stream *s, struct mspec_params *p)
 
 	for (uint32_t i = 0; !p->ids && i < c->hidden; i++)
 		p->start[i] = (int32_t)signed_field(s, p->start[i], 4, -INT32_MAX, INT32_MAX);
+	for (uint32_t l = 0; l < c->layers; l++) {
+		float_field(s, &p->scale_k[l]);
+		float_field(s, &p->scale_v[l]);
+	}
 	for (uint32_t l = 0; l < c->layers && !s->bad; l++)
 		layer_fields(s, &p->layers[l], mspec_kv_width(c));
 	freqs_field(s, &p->freqs[0]);

@@ -219,13 +219,14 @@ void mspec_pass_error(struct mspec_pass *p, struct residual_type t, bool value,
 }
 
 static void quantise_error(const struct mspec_pass *p, struct mspec_thread *t, uint32_t row,
-			   size_t at, uint32_t count, size_t pitch)
+			   size_t at, bool value, size_t pitch)
 {
 	const uint32_t kv = mspec_kv_width(&p->m->config);
+	const int32_t *e = p->error + at * 2u * kv + (value ? kv : 0);
 
-	for (uint32_t i = 0; i < count; i++)
-		t->wide[i] = p->error[at * 2u * kv + i];
-	quantise(t, row, t->wide, count, pitch, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC,
+	for (uint32_t i = 0; i < kv; i++)
+		t->wide[i] = e[i];
+	quantise(t, row, t->wide, kv, pitch, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC,
 		 model_norm_none());
 }
 
@@ -238,7 +239,7 @@ static void guess_v_tile(void *context, uint32_t tile, uint32_t thread)
 	const size_t first = (size_t)tile * MSPEC_TILE;
 
 	for (uint32_t r = 0; r < rows; r++)
-		quantise_error(p, t, r, first + r, kv, map->pitch);
+		quantise_error(p, t, r, first + r, false, map->pitch);
 	multiply(p, t, map, rows, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC, true,
 		 p->mu_v + first * kv, kv);
 }
@@ -339,13 +340,17 @@ static void gain_tile(void *context, uint32_t tile, uint32_t thread)
 	struct mspec_pass *p = context;
 	struct mspec_thread *t = &p->scratch[thread];
 	const struct model_config *c = &p->m->config;
-	const uint32_t rows = tile_rows(p, tile), kv = mspec_kv_width(c);
+	const uint32_t rows = tile_rows(p, tile);
 	const size_t first = (size_t)tile * MSPEC_TILE;
 
-	for (uint32_t r = 0; r < rows; r++)
-		quantise_error(p, t, r, first + r, 2u * kv, p->layer->gain.pitch);
-	multiply(p, t, &p->layer->gain, rows, p->precision.wide[MSPEC_MAPS], MSPEC_HIDDEN_FRAC,
-		 true, p->hidden + first * c->hidden, c->hidden);
+	for (uint32_t value = 0; value < 2; value++) {
+		const struct mspec_matrix *gain = value ? &p->layer->gain_v : &p->layer->gain_k;
+
+		for (uint32_t r = 0; r < rows; r++)
+			quantise_error(p, t, r, first + r, value, gain->pitch);
+		multiply(p, t, gain, rows, p->precision.wide[MSPEC_MAPS], MSPEC_HIDDEN_FRAC, true,
+			 p->hidden + first * c->hidden, c->hidden);
+	}
 }
 
 static void finish_tile(void *context, uint32_t tile, uint32_t thread)
