@@ -20,7 +20,7 @@
 #ifndef SKVCD_GPU_CODEC_MODEL_CORE_H
 #define SKVCD_GPU_CODEC_MODEL_CORE_H
 
-#include "gpu/codec/core.h"
+#include "gpu/codec/residual.h"
 
 #define MODEL_FRAC 20	  /* of q, k, v before they become mu */
 #define MODEL_MLP_FRAC 16 /* of gate and up */
@@ -259,6 +259,37 @@ CODEC_HD uint32_t model_exp(const uint16_t *table, uint32_t below, struct model_
 	if (n == 0)
 		return top;
 	return n > MODEL_P_BITS ? 0 : (top + (1u << (n - 1))) >> n;
+}
+
+/* ---- errors ---- */
+
+/* log2 of half the gap between a finite pattern's neighbours, in RESIDUAL_FRAC fixed point; may be negative */
+CODEC_HD int32_t model_half_gap(struct residual_type t, uint32_t pattern)
+{
+	uint32_t e = (pattern & ((1u << (t.bits - 1u)) - 1u)) >> t.mant_bits;
+
+	return (int32_t)(e ? e : 1u) - t.bias - t.mant_bits + RESIDUAL_FRAC - 1;
+}
+
+#define MODEL_SHAPE_FIRST (-10)
+#define MODEL_SHAPE_COUNT 19
+
+/*
+ * What an error tells of the value before it was rounded to its pattern, which lies within half a gap: a
+ * guess inside that cell may well be right, one outside is wrong by what it lies outside.  inside: 256ths of
+ * the error that count in the cell, by 4 log2 of half a gap over sigma from MODEL_SHAPE_FIRST; sigma is given
+ * as 4 log2, in quarter octaves of RESIDUAL_FRAC fixed point.
+ */
+CODEC_HD int32_t model_shape(const uint16_t *inside, int32_t error, int32_t half_gap, int32_t sigma)
+{
+	int32_t i = 4 * half_gap - sigma - MODEL_SHAPE_FIRST;
+	int64_t h = half_gap < 0 ? 0 : half_gap > 30 ? (int64_t)1 << 30 : (int64_t)1 << half_gap;
+	int64_t a = model_abs(error), in = a < h ? a : h, y;
+
+	if (i < 0)
+		return error;
+	y = a - in + (i < MODEL_SHAPE_COUNT ? (in * inside[i] + 128) >> 8 : 0);
+	return (int32_t)(error < 0 ? -y : y);
 }
 
 /* ---- MLP ---- */

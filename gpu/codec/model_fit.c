@@ -21,6 +21,7 @@
 #define ROWS 256u /* of a pass */
 #define RIDGE 1e-3
 #define HEADROOM 1.5	 /* of the context's range beyond the sample's largest value */
+#define SIGMA_LEAST 0.02 /* of an error's square, that is not rounding */
 #define COUNT_TOKENS 16u /* of a block, for the tables' statistics */
 
 struct sequence {
@@ -312,6 +313,8 @@ static void scales_set(struct mspec_fit *f, uint32_t layer)
 		ldexp(M_LOG2E / sqrt(c->head_dim) * scale_k, MODEL_EXP_BITS - l->k_frac));
 	f->truth = *l;
 	f->truth.bias_k = f->truth.bias_v = NULL;
+	for (uint32_t i = 0; i < mspec_kv_width(c); i++) /* for now: errors as they are */
+		l->sigma_k[i] = l->sigma_v[i] = MSPEC_BASE_MAX;
 	f->truth.eps_input = f->truth.eps_post = (uint64_t)ldexp(c->norm_eps,
 								 2 * MSPEC_HIDDEN_FRAC);
 }
@@ -405,12 +408,45 @@ static int gain_set(struct mspec_fit *f, uint32_t layer)
 	return r;
 }
 
-/* Columns that rope turns into one another share a scale: `pair` of them apart, 0: none do. */
-static double base_set(const struct mspec_fit *f, uint32_t offset, uint32_t pair, int16_t *base)
+static int16_t quarter_octaves(double mean_square)
+{
+	double b = rint(2 * log2(mean_square + 1e-9));
+
+	return (int16_t)(b < MSPEC_BASE_MIN   ? MSPEC_BASE_MIN
+			 : b > MSPEC_BASE_MAX ? MSPEC_BASE_MAX
+					      : b);
+}
+
+/* Mean square of what rounding to the element type adds to a column's error. */
+static double rounding_of(const struct mspec_fit *f, uint32_t segment, uint32_t column)
+{
+	const uint32_t kv = mspec_kv_width(&f->m->config);
+	double sum = 0;
+
+	for (uint32_t i = 0; i < f->sequences_count; i++) {
+		const struct sequence *s = &f->sequences[i];
+
+		for (uint32_t t = 0; t < s->count; t++) {
+			uint32_t x = mspec_pattern(f->type, s->patterns[segment],
+						   (size_t)t * kv + column);
+
+			sum += ldexp(1, 2 * model_half_gap(f->type, x)) / 3;
+		}
+	}
+	return sum / (double)f->rows;
+}
+
+/*
+ * A part's scales from its plain errors.  Columns that rope turns into one another share them: `pair` of them
+ * apart, 0: none do.  Returns the root mean square of all.
+ */
+static double scales_fit(const struct mspec_fit *f, uint32_t segment, int16_t *base, int16_t *sigma)
 {
 	const struct model_config *c = &f->m->config;
-	const uint32_t kv = mspec_kv_width(c);
-	double *squares = calloc(kv, sizeof(double)), all = 0;
+	const uint32_t kv = mspec_kv_width(c), offset = segment % 2u ? kv : 0;
+	const uint32_t pair = segment % 2u ? 0 : c->head_dim / 2;
+	double *squares = calloc(2u * (size_t)kv, sizeof(double)), *rounding = squares + kv,
+	       all = 0;
 
 	if (!squares)
 		return -1;
@@ -418,18 +454,20 @@ static double base_set(const struct mspec_fit *f, uint32_t offset, uint32_t pair
 		for (uint32_t i = 0; i < kv; i++) {
 			double e = f->error[r * 2u * kv + offset + i];
 
-			squares[i] += e * e;
+			squares[i] += e * e / (double)f->rows;
 		}
+	for (uint32_t i = 0; i < kv; i++)
+		rounding[i] = rounding_of(f, segment, i);
 	for (uint32_t i = 0; i < kv; i++) {
 		const uint32_t d = i % c->head_dim;
 		const uint32_t j = pair == 0 ? i : d < pair ? i + pair : i - pair;
-		double mean = (squares[i] + squares[j]) / 2 / (double)f->rows;
-		double b = rint(2 * log2(mean + 1e-9));
+		double mean = (squares[i] + squares[j]) / 2;
+		double before = mean - (rounding[i] + rounding[j]) / 2;
 
 		all += mean / kv;
-		base[i] = (int16_t)(b < MSPEC_BASE_MIN	 ? MSPEC_BASE_MIN
-				    : b > MSPEC_BASE_MAX ? MSPEC_BASE_MAX
-							 : b);
+		base[i] = quarter_octaves(mean);
+		sigma[i] = quarter_octaves(before > mean * SIGMA_LEAST ? before
+								       : mean * SIGMA_LEAST);
 	}
 	free(squares);
 	return sqrt(all) * 0x1p-16;
@@ -455,15 +493,21 @@ static int fit_layer(struct mspec_fit *f, uint32_t layer)
 	bias_set(f, kv, f->scales[c->layers + layer], l->bias_v);
 	r = walk(f, layer, f->hidden, step_guess_k);
 	if (r == 0)
+		f->rms[MSPEC_RMS_K_ERR] = scales_fit(f, 2u * layer, l->base_k, l->sigma_k);
+	if (r == 0)
+		r = walk(f, layer, f->hidden, step_guess_k);
+	if (r == 0)
 		r = value_map_set(f, layer);
+	if (r == 0)
+		r = walk(f, layer, f->hidden, step_guess_v);
+	if (r == 0)
+		f->rms[MSPEC_RMS_V_ERR] = scales_fit(f, 2u * layer + 1u, l->base_v, l->sigma_v);
 	if (r == 0)
 		r = walk(f, layer, f->hidden, step_guess_v);
 	if (r == 0)
 		r = gain_set(f, layer);
 	if (r < 0)
 		return r;
-	f->rms[MSPEC_RMS_K_ERR] = base_set(f, 0, c->head_dim / 2, l->base_k);
-	f->rms[MSPEC_RMS_V_ERR] = base_set(f, kv, 0, l->base_v);
 	if (f->rms[MSPEC_RMS_K_ERR] < 0 || f->rms[MSPEC_RMS_V_ERR] < 0)
 		return -ENOMEM;
 	r = walk(f, layer, f->hidden, step_count);

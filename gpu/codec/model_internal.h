@@ -111,6 +111,7 @@ struct mspec_layer {
 	int32_t *bias_k, *bias_v;      /* owned; MODEL_FRAC; k's before rope */
 	struct mspec_matrix value_map; /* K's error to V: kv by kv */
 	struct mspec_matrix gain_k, gain_v; /* their errors to the hidden state */
+	int16_t *sigma_k, *sigma_v;	    /* owned; of the error before rounding, as a base */
 	int16_t *base_k, *base_v;	    /* owned */
 };
 

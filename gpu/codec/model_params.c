@@ -8,7 +8,7 @@
  *   the model's digest; without ids: i32 start[hidden]
  *   f32 scale_k, scale_v of each layer
  *   per layer: i32 k_frac, v_frac; unit_k, unit_v, score, real_v as u32, i32; u64 eps_input, eps_post;
- *     i32 bias_k[kv], bias_v[kv]; i16 base_k[kv], base_v[kv]; the value map, the gains
+ *     i32 bias_k[kv], bias_v[kv]; i16 sigma_k[kv], sigma_v[kv], base_k[kv], base_v[kv]; the value map, the gains
  *     (a matrix: u16 mants, i16 exps of its rows; the high plane; with wide weights the low one)
  *   K's frequencies, V's: u16 token[classes][tokens], tau
  *   BLAKE2b of all before, which is the parameters' digest
@@ -41,9 +41,11 @@ static int layer_new(const struct mspec_params *p, struct mspec_layer *l)
 
 	l->bias_k = calloc(kv, sizeof(l->bias_k[0]));
 	l->bias_v = calloc(kv, sizeof(l->bias_v[0]));
+	l->sigma_k = calloc(kv, sizeof(l->sigma_k[0]));
+	l->sigma_v = calloc(kv, sizeof(l->sigma_v[0]));
 	l->base_k = calloc(kv, sizeof(l->base_k[0]));
 	l->base_v = calloc(kv, sizeof(l->base_v[0]));
-	if (!l->bias_k || !l->bias_v || !l->base_k || !l->base_v ||
+	if (!l->bias_k || !l->bias_v || !l->sigma_k || !l->sigma_v || !l->base_k || !l->base_v ||
 	    mspec_matrix_init(&l->value_map, kv, kv, wide_maps(p)) < 0 ||
 	    mspec_matrix_init(&l->gain_k, p->model->config.hidden, kv, wide_maps(p)) < 0 ||
 	    mspec_matrix_init(&l->gain_v, p->model->config.hidden, kv, wide_maps(p)) < 0)
@@ -87,6 +89,8 @@ struct mspec_params *mspec_params_free(struct mspec_params *p)
 
 		free(l->bias_k);
 		free(l->bias_v);
+		free(l->sigma_k);
+		free(l->sigma_v);
 		free(l->base_k);
 		free(l->base_v);
 		mspec_matrix_deinit(&l->value_map);
@@ -254,6 +258,12 @@ static void layer_fields(struct stream *s, struct mspec_layer *l, uint32_t kv)
 		l->bias_k[i] = (int32_t)signed_field(s, l->bias_k[i], 4, -INT32_MAX, INT32_MAX);
 	for (uint32_t i = 0; i < kv; i++)
 		l->bias_v[i] = (int32_t)signed_field(s, l->bias_v[i], 4, -INT32_MAX, INT32_MAX);
+	for (uint32_t i = 0; i < kv; i++)
+		l->sigma_k[i] = (int16_t)signed_field(s, l->sigma_k[i], 2, MSPEC_BASE_MIN,
+						      MSPEC_BASE_MAX);
+	for (uint32_t i = 0; i < kv; i++)
+		l->sigma_v[i] = (int16_t)signed_field(s, l->sigma_v[i], 2, MSPEC_BASE_MIN,
+						      MSPEC_BASE_MAX);
 	for (uint32_t i = 0; i < kv; i++)
 		l->base_k[i] = (int16_t)signed_field(s, l->base_k[i], 2, MSPEC_BASE_MIN,
 						     MSPEC_BASE_MAX);

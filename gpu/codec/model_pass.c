@@ -194,12 +194,18 @@ void mspec_pass_guess_k(struct mspec_pass *p)
 	run_tiles(p, guess_k_tile);
 }
 
+/* 256 * u * density(u) / (distribution(u) - 1/2) of the normal distribution, u = 2^(i / 4) */
+static const uint16_t shape_inside[MODEL_SHAPE_COUNT] = { 253, 252, 251, 249, 246, 241, 235,
+							  227, 216, 201, 181, 156, 126, 92,
+							  58,  29,  11,	 2,   0 };
+
 void mspec_pass_error(struct mspec_pass *p, struct residual_type t, bool value,
 		      const uint8_t *patterns)
 {
 	const struct model_config *c = &p->m->config;
 	const uint32_t kv = mspec_kv_width(c), half = c->head_dim / 2;
 	const int32_t *mu = value ? p->mu_v : p->mu_k;
+	const int16_t *sigma = value ? p->layer->sigma_v : p->layer->sigma_k;
 
 	for (uint32_t r = 0; r < p->rows; r++) {
 		int32_t *e = p->error + (size_t)r * 2u * kv + (value ? kv : 0);
@@ -207,9 +213,10 @@ void mspec_pass_error(struct mspec_pass *p, struct residual_type t, bool value,
 
 		for (uint32_t i = 0; i < kv; i++) {
 			const size_t at = (size_t)r * kv + i;
-			int64_t x = residual_fixed(t, mspec_pattern(t, patterns, at));
+			const uint32_t pattern = mspec_pattern(t, patterns, at);
+			int32_t d = model_sat32((int64_t)residual_fixed(t, pattern) - mu[at]);
 
-			e[i] = model_sat32(x - mu[at]);
+			e[i] = model_shape(shape_inside, d, model_half_gap(t, pattern), sigma[i]);
 		}
 		for (uint32_t h = 0; !value && h < kv; h += c->head_dim)
 			for (uint32_t i = 0; i < half; i++)

@@ -69,6 +69,8 @@ static void layer_move(struct mspec_layer *l, uint32_t kv, double k, double v)
 	scale_times(&l->unit_v, v);
 	scale_times(&l->score, ldexp(1 / k, k_bits));
 	scale_times(&l->real_v, ldexp(1 / v, v_bits));
+	base_move(l->sigma_k, kv, quarter_octaves(k));
+	base_move(l->sigma_v, kv, quarter_octaves(v));
 	base_move(l->base_k, kv, quarter_octaves(k));
 	base_move(l->base_v, kv, quarter_octaves(v));
 	mspec_matrix_times(&l->value_map, v / k);
