@@ -61,7 +61,7 @@ static const char usage_text[] =
 	"  --tokens N         of each calibration file, at most (all)\n"
 	"  --no-ids           the coder does not know the token ids\n"
 	"  --wide LIST        products in two planes: rows r, weights w, both b, of kv, q, o, gate,\n"
-	"                     down, maps: \"kv=r,maps=r\" is the default\n"
+	"                     down, maps: \"kv=b,maps=r\" is the default\n"
 	"  --threads N        (as many as cores, at most 64)\n"
 	"  --save FILE        the fitted parameters\n"
 	"  --verbose          errors of each layer\n";

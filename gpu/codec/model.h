@@ -46,7 +46,7 @@ struct mspec_precision {
 	uint8_t wide[MSPEC_PRODUCTS];
 };
 
-/* The default: two planes for the rows of k_proj and v_proj and of the maps. */
+/* The default: two planes for k_proj and v_proj, rows and weights, and for the rows of the maps. */
 struct mspec_precision mspec_precision_default(void);
 
 /* Runs fn(context, item, thread) once for each item < items, thread < threads; returns when all are done. */
@@ -63,7 +63,8 @@ struct mspec_model;
 
 /**
  * mspec_model_load() - read a Hugging Face folder (Qwen3 or Llama) and quantise its weights.
- * @low_planes: keep the weights' second planes (what a fit and wide weights need): twice the memory.
+ * @low_planes: keep the second planes of all weights, not only of k_proj and v_proj: twice the memory.  A fit
+ *              needs them, and so do wide weights elsewhere.
  * @err: one line naming the tensor and what is wrong, on failure only.
  *
  * Return: 0; -EINVAL for content that is wrong or not implemented; -ENOMEM; the errno of the I/O.

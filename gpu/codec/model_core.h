@@ -133,6 +133,21 @@ CODEC_HD int32_t model_norm_apply(int32_t value, struct model_norm n, int32_t we
 
 /* ---- rows to few bits ---- */
 
+/*
+ * Rows with few large values lose less when they are mixed first: blocks of a Hadamard matrix, whose inverse is
+ * folded into the weights.  Values are cut to MODEL_MIX_BITS before, so that sums of a block fit an int32.
+ */
+#define MODEL_MIX_BITS 22
+#define MODEL_MIX_MAX 256u
+
+/* The block for a row of this length: the largest power of two that divides it. */
+CODEC_HD uint32_t model_mix_block(uint32_t count)
+{
+	uint32_t block = count & (0u - count);
+
+	return block < MODEL_MIX_MAX ? block : MODEL_MIX_MAX;
+}
+
 struct model_quant {
 	int32_t shift; /* of the row's values, down, before they are multiplied */
 	uint32_t max;  /* of their magnitudes then; < 2^31 */

@@ -17,6 +17,7 @@
 /* Weights [outs][pitch] in planes; a weight is (256 * high + low) * mant * 2^exp of its row. */
 struct mspec_matrix {
 	uint32_t outs, depth, pitch;
+	bool mixed;		       /* rows are to be mixed: model_mix_block() */
 	int8_t *high, *low;	       /* owned; low may be NULL: then it is 0 */
 	int32_t *high_sums, *low_sums; /* owned; of each row */
 	uint16_t *mants;	       /* owned; >= 2^15, or 0 for a row of zeros */
@@ -139,6 +140,7 @@ int mspec_params_seal(struct mspec_params *p); /* tables and digest, once all is
 struct mspec_thread {		       /* scratch of one thread */
 	int8_t *high, *low;	       /* [MSPEC_TILE][widest pitch] */
 	struct model_scale *row_scale; /* [MSPEC_TILE] */
+	int32_t *mix;		       /* [widest row] */
 	int64_t *wide;		       /* [widest row] */
 	int32_t *out;		       /* [MSPEC_TILE][widest output] */
 	int32_t *mixed;		       /* [MSPEC_TILE][q width] */

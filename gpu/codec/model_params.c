@@ -380,7 +380,8 @@ static bool head_fits(const struct mspec_model *m, const struct head *h)
 	for (uint32_t i = 0; i < MSPEC_PRODUCTS; i++) {
 		if (h->precision[i] > (MODEL_WIDE_ROW | MODEL_WIDE_WEIGHT))
 			return false;
-		if (h->precision[i] & MODEL_WIDE_WEIGHT && i != MSPEC_MAPS && !m->low_planes)
+		if (h->precision[i] & MODEL_WIDE_WEIGHT && i != MSPEC_MAPS && i != MSPEC_KV &&
+		    !m->low_planes)
 			return false;
 	}
 	return h->layers == m->config.layers && h->kv == mspec_kv_width(&m->config) &&

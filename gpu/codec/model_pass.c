@@ -18,13 +18,8 @@ static const struct mspec_runner *runner_of(const struct mspec_pass *p)
 	return p->runner && p->threads > 1 ? p->runner : NULL;
 }
 
-/* One row in, as planes of `wide`; `values` are integers of `frac` fraction bits. */
-static void quantise(struct mspec_thread *t, uint32_t row, const int64_t *values, uint32_t count,
-		     size_t pitch, uint32_t wide, int32_t frac, struct model_norm norm)
+static uint64_t max_of(const int64_t *values, uint32_t count)
 {
-	const uint32_t q_max = wide & MODEL_WIDE_ROW ? MODEL_Q16 : MODEL_Q8;
-	int8_t *high = t->high + row * pitch, *low = t->low + row * pitch;
-	struct model_quant q;
 	uint64_t max = 0;
 
 	for (uint32_t i = 0; i < count; i++) {
@@ -32,26 +27,64 @@ static void quantise(struct mspec_thread *t, uint32_t row, const int64_t *values
 
 		max = a > max ? a : max;
 	}
-	q = model_quant_of(max, q_max);
+	return max;
+}
+
+/* Blocks of a Hadamard matrix over a row, once it is cut to few bits; returns by how many. */
+static int32_t mix(int64_t *values, int32_t *x, uint32_t count)
+{
+	const uint32_t block = model_mix_block(count);
+	const int32_t over = model_bits(max_of(values, count)) - MODEL_MIX_BITS;
+	const int32_t shift = over > 0 ? over : 0;
+
+	for (uint32_t i = 0; i < count; i++)
+		x[i] = (int32_t)(values[i] >> shift);
+	for (uint32_t half = 1; half < block; half *= 2u)
+		for (uint32_t first = 0; first < count; first += 2u * half)
+			for (uint32_t i = first; i < first + half; i++) {
+				int32_t a = x[i], b = x[i + half];
+
+				x[i] = a + b;
+				x[i + half] = a - b;
+			}
+	for (uint32_t i = 0; i < count; i++)
+		values[i] = x[i];
+	return shift;
+}
+
+/*
+ * The row in t->wide in planes of `wide`: integers of `frac` fraction bits, mixed first for matrices that want
+ * it.
+ */
+static void quantise(struct mspec_thread *t, uint32_t row, const struct mspec_matrix *m,
+		     uint32_t wide, int32_t frac, struct model_norm norm)
+{
+	const uint32_t q_max = wide & MODEL_WIDE_ROW ? MODEL_Q16 : MODEL_Q8, count = m->depth;
+	int8_t *high = t->high + (size_t)row * m->pitch, *low = t->low + (size_t)row * m->pitch;
+	struct model_quant q;
+
+	if (m->mixed)
+		frac -= mix(t->wide, t->mix, count);
+	q = model_quant_of(max_of(t->wide, count), q_max);
 	t->row_scale[row] = model_row_scale(q, q_max, frac, norm);
 	if (wide & MODEL_WIDE_ROW)
 		for (uint32_t i = 0; i < count; i++) {
-			int32_t x = model_quantise(values[i], q), h = model_high(x);
+			int32_t x = model_quantise(t->wide[i], q), h = model_high(x);
 
 			high[i] = (int8_t)h;
 			low[i] = (int8_t)(x - 256 * h);
 		}
 	else
 		for (uint32_t i = 0; i < count; i++)
-			high[i] = (int8_t)model_quantise(values[i], q);
-	memset(high + count, 0, pitch - count);
-	memset(low + count, 0, pitch - count);
+			high[i] = (int8_t)model_quantise(t->wide[i], q);
+	memset(high + count, 0, m->pitch - count);
+	memset(low + count, 0, m->pitch - count);
 }
 
 /* The hidden state of a row through a norm. */
 static void quantise_hidden(const struct mspec_pass *p, struct mspec_thread *t, uint32_t row,
 			    const int32_t *h, const struct mspec_norm *norm, uint64_t eps,
-			    uint32_t wide, size_t pitch)
+			    uint32_t wide, const struct mspec_matrix *m)
 {
 	const uint32_t count = p->m->config.hidden;
 	uint64_t squares = 0;
@@ -67,8 +100,7 @@ static void quantise_hidden(const struct mspec_pass *p, struct mspec_thread *t, 
 		squares += (uint64_t)(x * x);
 		t->wide[i] = (int64_t)h[i] * norm->weights[i];
 	}
-	quantise(t, row, t->wide, count, pitch, wide, norm->frac,
-		 model_norm_of(squares, count, eps, shift));
+	quantise(t, row, m, wide, norm->frac, model_norm_of(squares, count, eps, shift));
 }
 
 /*
@@ -170,7 +202,7 @@ static void guess_k_tile(void *context, uint32_t tile, uint32_t thread)
 
 	for (uint32_t r = 0; r < rows; r++)
 		quantise_hidden(p, t, r, p->hidden + (first + r) * c->hidden, &p->w->input,
-				l->eps_input, p->precision.wide[MSPEC_KV], p->w->kv.pitch);
+				l->eps_input, p->precision.wide[MSPEC_KV], &p->w->kv);
 	multiply(p, t, &p->w->kv, rows, p->precision.wide[MSPEC_KV], MODEL_FRAC, false, t->out,
 		 2u * kv);
 	for (uint32_t r = 0; r < rows; r++) {
@@ -226,15 +258,14 @@ void mspec_pass_error(struct mspec_pass *p, struct residual_type t, bool value,
 }
 
 static void quantise_error(const struct mspec_pass *p, struct mspec_thread *t, uint32_t row,
-			   size_t at, bool value, size_t pitch)
+			   size_t at, bool value, const struct mspec_matrix *m)
 {
 	const uint32_t kv = mspec_kv_width(&p->m->config);
 	const int32_t *e = p->error + at * 2u * kv + (value ? kv : 0);
 
 	for (uint32_t i = 0; i < kv; i++)
 		t->wide[i] = e[i];
-	quantise(t, row, t->wide, kv, pitch, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC,
-		 model_norm_none());
+	quantise(t, row, m, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC, model_norm_none());
 }
 
 static void guess_v_tile(void *context, uint32_t tile, uint32_t thread)
@@ -246,7 +277,7 @@ static void guess_v_tile(void *context, uint32_t tile, uint32_t thread)
 	const size_t first = (size_t)tile * MSPEC_TILE;
 
 	for (uint32_t r = 0; r < rows; r++)
-		quantise_error(p, t, r, first + r, false, map->pitch);
+		quantise_error(p, t, r, first + r, false, map);
 	multiply(p, t, map, rows, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC, true,
 		 p->mu_v + first * kv, kv);
 }
@@ -300,7 +331,7 @@ static void attention_tile(struct mspec_pass *p, struct mspec_thread *t, size_t 
 
 	for (uint32_t r = 0; r < rows; r++)
 		quantise_hidden(p, t, r, h + (size_t)r * c->hidden, &p->w->input,
-				p->layer->eps_input, p->precision.wide[MSPEC_Q], p->w->q.pitch);
+				p->layer->eps_input, p->precision.wide[MSPEC_Q], &p->w->q);
 	multiply(p, t, &p->w->q, rows, p->precision.wide[MSPEC_Q], MODEL_FRAC, false, t->out,
 		 q_width);
 	for (uint32_t r = 0; r < rows; r++)
@@ -313,8 +344,7 @@ static void attention_tile(struct mspec_pass *p, struct mspec_thread *t, size_t 
 		for (uint32_t i = 0; i < q_width; i++)
 			t->wide[i] = model_times(t->mixed[(size_t)r * q_width + i],
 						 p->layer->real_v);
-		quantise(t, r, t->wide, q_width, p->w->o.pitch, p->precision.wide[MSPEC_O],
-			 MODEL_FRAC, model_norm_none());
+		quantise(t, r, &p->w->o, p->precision.wide[MSPEC_O], MODEL_FRAC, model_norm_none());
 	}
 	multiply(p, t, &p->w->o, rows, p->precision.wide[MSPEC_O], MSPEC_HIDDEN_FRAC, true, h,
 		 c->hidden);
@@ -327,7 +357,7 @@ static void mlp_tile(struct mspec_pass *p, struct mspec_thread *t, size_t first,
 
 	for (uint32_t r = 0; r < rows; r++)
 		quantise_hidden(p, t, r, h + (size_t)r * c->hidden, &p->w->post, p->layer->eps_post,
-				p->precision.wide[MSPEC_GATE], p->w->gate_up.pitch);
+				p->precision.wide[MSPEC_GATE], &p->w->gate_up);
 	multiply(p, t, &p->w->gate_up, rows, p->precision.wide[MSPEC_GATE], MODEL_MLP_FRAC, false,
 		 t->out, 2 * (size_t)c->mlp);
 	for (uint32_t r = 0; r < rows; r++) {
@@ -335,8 +365,8 @@ static void mlp_tile(struct mspec_pass *p, struct mspec_thread *t, size_t first,
 
 		for (uint32_t i = 0; i < c->mlp; i++)
 			t->wide[i] = (int64_t)model_silu(p->m->tables.sigmoid, gate[i]) * up[i];
-		quantise(t, r, t->wide, c->mlp, p->w->down.pitch, p->precision.wide[MSPEC_DOWN],
-			 2 * MODEL_MLP_FRAC, model_norm_none());
+		quantise(t, r, &p->w->down, p->precision.wide[MSPEC_DOWN], 2 * MODEL_MLP_FRAC,
+			 model_norm_none());
 	}
 	multiply(p, t, &p->w->down, rows, p->precision.wide[MSPEC_DOWN], MSPEC_HIDDEN_FRAC, true, h,
 		 c->hidden);
@@ -354,7 +384,7 @@ static void gain_tile(void *context, uint32_t tile, uint32_t thread)
 		const struct mspec_matrix *gain = value ? &p->layer->gain_v : &p->layer->gain_k;
 
 		for (uint32_t r = 0; r < rows; r++)
-			quantise_error(p, t, r, first + r, value, gain->pitch);
+			quantise_error(p, t, r, first + r, value, gain);
 		multiply(p, t, gain, rows, p->precision.wide[MSPEC_MAPS], MSPEC_HIDDEN_FRAC, true,
 			 p->hidden + first * c->hidden, c->hidden);
 	}
@@ -466,13 +496,14 @@ static int thread_init(struct mspec_thread *t, const struct model_config *c)
 	t->low = calloc(MSPEC_TILE, pitch);
 	t->row_scale = calloc(MSPEC_TILE, sizeof(t->row_scale[0]));
 	t->wide = calloc(row, sizeof(t->wide[0]));
+	t->mix = calloc(row, sizeof(t->mix[0]));
 	t->out = calloc((size_t)MSPEC_TILE * out, sizeof(t->out[0]));
 	t->mixed = calloc((size_t)MSPEC_TILE * q, sizeof(t->mixed[0]));
 	t->acc = calloc(3u * MSPEC_TILE * MSPEC_CHUNK, sizeof(t->acc[0]));
 	t->query = calloc(c->head_dim, sizeof(t->query[0]));
 	t->sums = calloc(c->head_dim, sizeof(t->sums[0]));
-	return t->high && t->low && t->row_scale && t->wide && t->out && t->mixed && t->acc &&
-			       t->query && t->sums
+	return t->high && t->low && t->row_scale && t->wide && t->mix && t->out && t->mixed &&
+			       t->acc && t->query && t->sums
 		       ? 0
 		       : -ENOMEM;
 }
@@ -513,6 +544,7 @@ void mspec_pass_deinit(struct mspec_pass *p)
 		free(t->low);
 		free(t->row_scale);
 		free(t->wide);
+		free(t->mix);
 		free(t->out);
 		free(t->mixed);
 		free(t->acc);

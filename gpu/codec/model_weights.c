@@ -83,6 +83,23 @@ static void read_row(const struct safetensors_tensor *t, uint64_t row, uint32_t 
 		ret[i] = at(p + (size_t)i * bytes);
 }
 
+/* A row times blocks of a Hadamard matrix over their size: its product with a mixed row is that with the row. */
+static void mix_row(double *x, uint32_t count)
+{
+	const uint32_t block = model_mix_block(count);
+
+	for (uint32_t half = 1; half < block; half *= 2u)
+		for (uint32_t first = 0; first < count; first += 2u * half)
+			for (uint32_t i = first; i < first + half; i++) {
+				double a = x[i], b = x[i + half];
+
+				x[i] = a + b;
+				x[i + half] = a - b;
+			}
+	for (uint32_t i = 0; i < count; i++)
+		x[i] /= block;
+}
+
 static int fill(struct loader *l, const char *name, struct mspec_matrix *m, uint32_t first,
 		uint32_t outs)
 {
@@ -91,6 +108,8 @@ static int fill(struct loader *l, const char *name, struct mspec_matrix *m, uint
 
 	for (uint32_t o = 0; rc == 0 && o < outs; o++) {
 		read_row(t, o, m->depth, l->row);
+		if (m->mixed)
+			mix_row(l->row, m->depth);
 		if (mspec_matrix_row(m, first + o, l->row) < 0)
 			rc = report_fail(l->r, -EINVAL, "tensor %s: row %u is not finite", name, o);
 	}
@@ -133,14 +152,15 @@ static int load_matrices(struct loader *l, uint32_t layer, struct mspec_weights 
 		const char *name;
 		struct mspec_matrix *m;
 		uint32_t depth, outs, first, all;
+		bool mixed;
 	} parts[] = {
-		{ "self_attn.q_proj", &w->q, c->hidden, q, 0, q },
-		{ "self_attn.k_proj", &w->kv, c->hidden, kv, 0, 2 * kv },
-		{ "self_attn.v_proj", &w->kv, c->hidden, kv, kv, 2 * kv },
-		{ "self_attn.o_proj", &w->o, q, c->hidden, 0, c->hidden },
-		{ "mlp.gate_proj", &w->gate_up, c->hidden, c->mlp, 0, 2 * c->mlp },
-		{ "mlp.up_proj", &w->gate_up, c->hidden, c->mlp, c->mlp, 2 * c->mlp },
-		{ "mlp.down_proj", &w->down, c->mlp, c->hidden, 0, c->hidden },
+		{ "self_attn.q_proj", &w->q, c->hidden, q, 0, q, true },
+		{ "self_attn.k_proj", &w->kv, c->hidden, kv, 0, 2 * kv, false },
+		{ "self_attn.v_proj", &w->kv, c->hidden, kv, kv, 2 * kv, false },
+		{ "self_attn.o_proj", &w->o, q, c->hidden, 0, c->hidden, true },
+		{ "mlp.gate_proj", &w->gate_up, c->hidden, c->mlp, 0, 2 * c->mlp, true },
+		{ "mlp.up_proj", &w->gate_up, c->hidden, c->mlp, c->mlp, 2 * c->mlp, true },
+		{ "mlp.down_proj", &w->down, c->mlp, c->hidden, 0, c->hidden, true },
 	};
 	char name[96];
 	int rc = 0;
@@ -149,8 +169,10 @@ static int load_matrices(struct loader *l, uint32_t layer, struct mspec_weights 
 		(void)snprintf(name, sizeof(name), "model.layers.%u.%s.weight", layer,
 			       parts[i].name);
 		if (parts[i].first == 0 &&
-		    mspec_matrix_init(parts[i].m, parts[i].all, parts[i].depth, low) < 0)
+		    mspec_matrix_init(parts[i].m, parts[i].all, parts[i].depth,
+				      low || parts[i].m == &w->kv) < 0)
 			return report_fail(l->r, -ENOMEM, "no memory for weights");
+		parts[i].m->mixed = parts[i].mixed;
 		rc = fill(l, name, parts[i].m, parts[i].first, parts[i].outs);
 	}
 	return rc;
@@ -303,9 +325,8 @@ const uint8_t *mspec_model_digest(const struct mspec_model *m)
 
 struct mspec_precision mspec_precision_default(void)
 {
-	return (struct mspec_precision){
-		.wide = { [MSPEC_KV] = MODEL_WIDE_ROW, [MSPEC_MAPS] = MODEL_WIDE_ROW }
-	};
+	return (struct mspec_precision){ .wide = { [MSPEC_KV] = MODEL_WIDE_ROW | MODEL_WIDE_WEIGHT,
+						   [MSPEC_MAPS] = MODEL_WIDE_ROW } };
 }
 
 uint64_t mspec_model_products(const struct mspec_model *m, struct mspec_precision p)
