@@ -144,13 +144,16 @@ struct mspec_coder *mspec_coder_free(struct mspec_coder *w)
 	return NULL;
 }
 
-/* A sum, so that any order of guesses gives it; each is stirred with its place. */
-static uint32_t digest_of(const int32_t *mu, size_t count, uint32_t segment)
+/*
+ * A sum, so that any order of guesses gives it, and blocks of a run add up to that of the run; each guess is
+ * stirred with its place in the sequence.
+ */
+static uint32_t digest_of(const int32_t *mu, size_t count, size_t place, uint32_t segment)
 {
 	uint32_t sum = 0;
 
 	for (size_t i = 0; i < count; i++) {
-		uint32_t x = (uint32_t)mu[i] + ((uint32_t)i + 1u) * 0x9e3779b9u +
+		uint32_t x = (uint32_t)mu[i] + (uint32_t)(place + i) * 0x9e3779b9u +
 			     segment * 0x85ebca6bu;
 
 		x = (x ^ x >> 16) * 0x7feb352du;
@@ -188,7 +191,8 @@ static int block_segment(struct block *b, uint32_t segment)
 	const uint8_t *patterns;
 	int r;
 
-	b->result->mu_digest += digest_of(s.mu, (size_t)s.tokens_count * s.columns, segment);
+	b->result->mu_digest += digest_of(s.mu, (size_t)s.tokens_count * s.columns,
+					  (size_t)b->c->count * s.columns, segment);
 	if (b->e) {
 		patterns = b->in[segment];
 		r = residual_encode(b->e, &s, patterns, &b->result->escapes,

@@ -158,7 +158,7 @@ struct mspec_coder *mspec_coder_free(struct mspec_coder *w);
 
 /* What one block's coding tells. */
 struct mspec_result {
-	uint32_t mu_digest; /* of every guess */
+	uint32_t mu_digest; /* of every guess; those of a run's blocks add up to the run's */
 	uint64_t escapes;
 	struct residual_bits bits[2]; /* K, V; the encoder only */
 };
