@@ -47,6 +47,8 @@ struct mspec_fit {
 	int32_t *hidden_true, *hidden, *error, *mu_v;
 	int16_t *k, *v;			/* one sequence's context of a layer */
 	struct residual_counts *counts; /* K, V */
+	bool own_attention; /* of the truth: the engine attended before values were rounded to fp8 */
+	double truth_error;
 	double rms[MSPEC_RMS_COUNT];
 };
 
@@ -263,6 +265,26 @@ static void step_finish(struct mspec_fit *f, uint32_t layer, const struct chunk 
 	mspec_pass_finish(&f->pass);
 }
 
+/* The truth with keys and values of its own: what the cache held before it was rounded to few bits. */
+static void step_finish_own(struct mspec_fit *f, uint32_t layer, const struct chunk *c)
+{
+	const struct model_config *m = &f->m->config;
+	const uint32_t kv = mspec_kv_width(m), dim = m->head_dim;
+	const struct mspec_layer *l = &f->p->layers[layer];
+
+	mspec_pass_guess_k(&f->pass);
+	for (uint32_t r = 0; r < c->count; r++)
+		for (uint32_t i = 0; i < kv; i++) {
+			const size_t from = (size_t)r * kv + i;
+			const size_t to = (i / dim * f->pass.capacity + c->begin + r) * dim +
+					  i % dim;
+
+			f->k[to] = (int16_t)model_kv(f->pass.mu_k[from], l->k_frac);
+			f->v[to] = (int16_t)model_kv(f->pass.mu_v[from], l->v_frac);
+		}
+	mspec_pass_finish(&f->pass);
+}
+
 /* V's guess with the map, and what is left of V's error. */
 static void step_guess_v(struct mspec_fit *f, uint32_t layer, const struct chunk *c)
 {
@@ -313,6 +335,7 @@ static void scales_set(struct mspec_fit *f, uint32_t layer)
 		ldexp(M_LOG2E / sqrt(c->head_dim) * scale_k, MODEL_EXP_BITS - l->k_frac));
 	f->truth = *l;
 	f->truth.bias_k = f->truth.bias_v = NULL;
+	f->truth.sigma_k = f->truth.sigma_v = NULL;
 	for (uint32_t i = 0; i < mspec_kv_width(c); i++) /* for now: errors as they are */
 		l->sigma_k[i] = l->sigma_v[i] = MSPEC_BASE_MAX;
 	f->truth.eps_input = f->truth.eps_post = (uint64_t)ldexp(c->norm_eps,
@@ -473,6 +496,96 @@ static double scales_fit(const struct mspec_fit *f, uint32_t segment, int16_t *b
 	return sqrt(all) * 0x1p-16;
 }
 
+/* ---- what the engine did, found out ---- */
+
+static void step_truth_error(struct mspec_fit *f, uint32_t layer, const struct chunk *c)
+{
+	const uint32_t kv = mspec_kv_width(&f->m->config);
+	const uint8_t *patterns = chunk_patterns(f, c, 2u * layer);
+
+	mspec_pass_guess_k(&f->pass);
+	for (size_t i = 0; i < (size_t)c->count * kv; i++) {
+		double e = (double)residual_fixed(f->type, mspec_pattern(f->type, patterns, i)) -
+			   f->pass.mu_k[i];
+
+		f->truth_error += e * e;
+	}
+}
+
+/* How far the truth is from the cache's keys: squares summed. */
+static int truth_error(struct mspec_fit *f, uint32_t layer, double *ret)
+{
+	int r;
+
+	scales_set(f, layer);
+	pass_as(f, layer, true);
+	f->truth_error = 0;
+	r = walk(f, layer, f->hidden_true, step_truth_error);
+	*ret = f->truth_error;
+	return r;
+}
+
+static void rope_as(struct mspec_fit *f, bool coarse)
+{
+	f->p->coarse_rope = f->pass.coarse_rope = coarse;
+	f->pass.rope_count = 0;
+}
+
+/* Cosines and sines in the model's type, or finer? */
+static int rope_choose(struct mspec_fit *f)
+{
+	double coarse = 0, fine = 0;
+	int r;
+
+	rope_as(f, true);
+	r = truth_error(f, 0, &coarse);
+	rope_as(f, false);
+	if (r == 0)
+		r = truth_error(f, 0, &fine);
+	rope_as(f, coarse <= fine);
+	return r;
+}
+
+/* Layer 0 of the truth, over the cache's values or its own: whichever gives the better keys in layer 1. */
+static int attention_choose(struct mspec_fit *f)
+{
+	const size_t count = f->rows * f->m->config.hidden;
+	int32_t *before = malloc(count * sizeof(before[0]));
+	double cache = 0, own = 0;
+	int r = before ? 0 : -ENOMEM;
+
+	if (r == 0) {
+		memcpy(before, f->hidden_true, count * sizeof(before[0]));
+		pass_as(f, 0, true);
+		r = walk(f, 0, f->hidden_true, step_finish);
+	}
+	if (r == 0)
+		r = truth_error(f, 1, &cache);
+	if (r == 0) {
+		memcpy(f->hidden_true, before, count * sizeof(before[0]));
+		scales_set(f, 0);
+		pass_as(f, 0, true);
+		r = walk(f, 0, f->hidden_true, step_finish_own);
+	}
+	if (r == 0)
+		r = truth_error(f, 1, &own);
+	if (r == 0)
+		memcpy(f->hidden_true, before, count * sizeof(before[0]));
+	f->own_attention = own < cache;
+	free(before);
+	return r;
+}
+
+static int choose(struct mspec_fit *f)
+{
+	int r = rope_choose(f);
+
+	f->own_attention = false;
+	if (r == 0 && f->type.bits == 8 && f->m->config.layers > 1)
+		r = attention_choose(f);
+	return r;
+}
+
 static int fit_layer(struct mspec_fit *f, uint32_t layer)
 {
 	struct mspec_layer *l = &f->p->layers[layer];
@@ -520,7 +633,8 @@ static int fit_layer(struct mspec_fit *f, uint32_t layer)
 		r = walk(f, layer, f->hidden, step_finish);
 		pass_as(f, layer, true);
 		if (r == 0)
-			r = walk(f, layer, f->hidden_true, step_finish);
+			r = walk(f, layer, f->hidden_true,
+				 f->own_attention ? step_finish_own : step_finish);
 	}
 	return r;
 }
@@ -587,8 +701,10 @@ int mspec_fit_finish(struct mspec_fit *f, struct mspec_params **ret)
 		memcpy(f->p->scale_k, f->scales, f->m->config.layers * sizeof(float));
 		memcpy(f->p->scale_v, f->scales + f->m->config.layers,
 		       f->m->config.layers * sizeof(float));
-		f->p->coarse_rope = f->pass.coarse_rope = true;
 		r = start_set(f);
+	}
+	if (r == 0) {
+		r = choose(f);
 	}
 	for (uint32_t l = 0; r == 0 && l < f->m->config.layers; l++)
 		r = fit_layer(f, l);
