@@ -8,8 +8,13 @@
 #include "gpu/codec/model_internal.h"
 
 #if defined(__x86_64__)
+#ifndef __clang__ /* which makes vectors at any level */
+#pragma GCC optimize("O3,vect-cost-model=dynamic")
+#endif
 #include <immintrin.h>
 #include <string.h>
+
+#include "gpu/codec/model_rows.inc"
 
 #define VNNI __attribute__((target("avx512vnni")))
 #ifdef __clang__
@@ -222,5 +227,6 @@ const struct mspec_kernels mspec_kernels_avx512 = {
 	.name = "avx512",
 	.gemm = gemm,
 	.attend = attend,
+	MSPEC_ROW_KERNELS,
 };
 #endif

@@ -80,6 +80,16 @@ struct mspec_attend {
 	int64_t *sums;		 /* [dim]: what comes out: sums of weight * value */
 };
 
+/* How sums of products become fixed point: those of one row, columns of a matrix. */
+struct mspec_rescale {
+	struct model_scale row;
+	const uint16_t *mants;
+	const int16_t *exps;
+	uint32_t wide;
+	int32_t exp, frac; /* more of the weights' exponent; fraction bits of what comes out */
+	bool add;	   /* to what is there */
+};
+
 struct mspec_kernels {
 	const char *name;
 	/* acc[row][out] = sum of a[row][i] * w[out][i], i < depth, a multiple of MSPEC_ALIGN. */
@@ -88,6 +98,19 @@ struct mspec_kernels {
 		     int32_t *acc, size_t acc_pitch);
 	/* Returns the sum of weights. */
 	uint64_t (*attend)(const struct mspec_attend *a);
+
+	/* Rows, element by element: model_rows.inc. */
+	uint64_t (*max)(const int64_t *values, uint32_t count);
+	void (*mix)(int64_t *values, int32_t *scratch, uint32_t count, int32_t shift);
+	void (*planes)(const int64_t *values, uint32_t count, struct model_quant q, int8_t *high,
+		       int8_t *low);
+	void (*rescale)(const struct mspec_rescale *s, const int32_t *hh, const int32_t *hl,
+			const int32_t *lh, uint32_t count, int32_t *out);
+	uint64_t (*squares)(const int32_t *x, uint32_t count, int32_t shift);
+	uint32_t (*max32)(const int32_t *x, uint32_t count);
+	void (*weigh)(const int32_t *x, const int16_t *weights, uint32_t count, int64_t *y);
+	void (*gate)(const int32_t *table, const int32_t *gate, const int32_t *up, uint32_t count,
+		     int64_t *y);
 };
 
 extern const struct mspec_kernels mspec_kernels_scalar;

@@ -8,6 +8,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "gpu/codec/model_rows.inc"
+
 static void gemm(const int8_t *a, size_t a_pitch, uint32_t rows, const int8_t *w, size_t w_pitch,
 		 const int32_t *w_sums, uint32_t outs, uint32_t depth, int32_t *acc,
 		 size_t acc_pitch)
@@ -55,6 +57,7 @@ const struct mspec_kernels mspec_kernels_scalar = {
 	.name = "scalar",
 	.gemm = gemm,
 	.attend = attend,
+	MSPEC_ROW_KERNELS,
 };
 
 static const struct mspec_kernels *forced;

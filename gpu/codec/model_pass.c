@@ -18,65 +18,27 @@ static const struct mspec_runner *runner_of(const struct mspec_pass *p)
 	return p->runner && p->threads > 1 ? p->runner : NULL;
 }
 
-static uint64_t max_of(const int64_t *values, uint32_t count)
-{
-	uint64_t max = 0;
-
-	for (uint32_t i = 0; i < count; i++) {
-		uint64_t a = (uint64_t)(values[i] < 0 ? -values[i] : values[i]);
-
-		max = a > max ? a : max;
-	}
-	return max;
-}
-
-/* Blocks of a Hadamard matrix over a row, once it is cut to few bits; returns by how many. */
-static int32_t mix(int64_t *values, int32_t *x, uint32_t count)
-{
-	const uint32_t block = model_mix_block(count);
-	const int32_t over = model_bits(max_of(values, count)) - MODEL_MIX_BITS;
-	const int32_t shift = over > 0 ? over : 0;
-
-	for (uint32_t i = 0; i < count; i++)
-		x[i] = (int32_t)(values[i] >> shift);
-	for (uint32_t half = 1; half < block; half *= 2u)
-		for (uint32_t first = 0; first < count; first += 2u * half)
-			for (uint32_t i = first; i < first + half; i++) {
-				int32_t a = x[i], b = x[i + half];
-
-				x[i] = a + b;
-				x[i + half] = a - b;
-			}
-	for (uint32_t i = 0; i < count; i++)
-		values[i] = x[i];
-	return shift;
-}
-
 /*
  * The row in t->wide in planes of `wide`: integers of `frac` fraction bits, mixed first for matrices that want
  * it.
  */
-static void quantise(struct mspec_thread *t, uint32_t row, const struct mspec_matrix *m,
-		     uint32_t wide, int32_t frac, struct model_norm norm)
+static void quantise(const struct mspec_pass *p, struct mspec_thread *t, uint32_t row,
+		     const struct mspec_matrix *m, uint32_t wide, int32_t frac,
+		     struct model_norm norm)
 {
 	const uint32_t q_max = wide & MODEL_WIDE_ROW ? MODEL_Q16 : MODEL_Q8, count = m->depth;
 	int8_t *high = t->high + (size_t)row * m->pitch, *low = t->low + (size_t)row * m->pitch;
 	struct model_quant q;
 
-	if (m->mixed)
-		frac -= mix(t->wide, t->mix, count);
-	q = model_quant_of(max_of(t->wide, count), q_max);
-	t->row_scale[row] = model_row_scale(q, q_max, frac, norm);
-	if (wide & MODEL_WIDE_ROW)
-		for (uint32_t i = 0; i < count; i++) {
-			int32_t x = model_quantise(t->wide[i], q), h = model_high(x);
+	if (m->mixed) {
+		const int32_t over = model_bits(p->kernels->max(t->wide, count)) - MODEL_MIX_BITS;
 
-			high[i] = (int8_t)h;
-			low[i] = (int8_t)(x - 256 * h);
-		}
-	else
-		for (uint32_t i = 0; i < count; i++)
-			high[i] = (int8_t)model_quantise(t->wide[i], q);
+		p->kernels->mix(t->wide, t->mix, count, over > 0 ? over : 0);
+		frac -= over > 0 ? over : 0;
+	}
+	q = model_quant_of(p->kernels->max(t->wide, count), q_max);
+	t->row_scale[row] = model_row_scale(q, q_max, frac, norm);
+	p->kernels->planes(t->wide, count, q, high, wide & MODEL_WIDE_ROW ? low : NULL);
 	memset(high + count, 0, m->pitch - count);
 	memset(low + count, 0, m->pitch - count);
 }
@@ -87,20 +49,11 @@ static void quantise_hidden(const struct mspec_pass *p, struct mspec_thread *t, 
 			    uint32_t wide, const struct mspec_matrix *m)
 {
 	const uint32_t count = p->m->config.hidden;
-	uint64_t squares = 0;
-	uint32_t max = 0;
-	int32_t shift;
+	const int32_t shift = model_norm_shift(p->kernels->max32(h, count));
+	const uint64_t squares = p->kernels->squares(h, count, shift);
 
-	for (uint32_t i = 0; i < count; i++)
-		max = model_abs(h[i]) > max ? model_abs(h[i]) : max;
-	shift = model_norm_shift(max);
-	for (uint32_t i = 0; i < count; i++) {
-		int64_t x = h[i] >> shift;
-
-		squares += (uint64_t)(x * x);
-		t->wide[i] = (int64_t)h[i] * norm->weights[i];
-	}
-	quantise(t, row, m, wide, norm->frac, model_norm_of(squares, count, eps, shift));
+	p->kernels->weigh(h, norm->weights, count, t->wide);
+	quantise(p, t, row, m, wide, norm->frac, model_norm_of(squares, count, eps, shift));
 }
 
 /*
@@ -112,7 +65,6 @@ static void multiply(const struct mspec_pass *p, struct mspec_thread *t,
 {
 	int32_t *hh = t->acc, *hl = hh + MSPEC_TILE * MSPEC_CHUNK,
 		*lh = hl + MSPEC_TILE * MSPEC_CHUNK;
-	const int32_t more = model_join_exp(wide);
 
 	for (uint32_t first = 0; first < m->outs; first += MSPEC_CHUNK) {
 		const uint32_t n = m->outs - first < MSPEC_CHUNK ? m->outs - first : MSPEC_CHUNK;
@@ -126,16 +78,18 @@ static void multiply(const struct mspec_pass *p, struct mspec_thread *t,
 		if (wide & MODEL_WIDE_ROW)
 			p->kernels->gemm(t->low, m->pitch, rows, m->high + at, m->pitch,
 					 m->high_sums + first, n, m->pitch, lh, MSPEC_CHUNK);
-		for (uint32_t r = 0; r < rows; r++)
-			for (uint32_t o = 0; o < n; o++) {
-				const size_t i = r * MSPEC_CHUNK + o;
-				int32_t *to = out + r * out_pitch + first + o;
-				int32_t x = model_rescale(model_join(wide, hh[i], hl[i], lh[i]),
-							  t->row_scale[r], m->mants[first + o],
-							  m->exps[first + o] + more, frac);
+		for (uint32_t r = 0; r < rows; r++) {
+			const struct mspec_rescale s = { .row = t->row_scale[r],
+							 .mants = m->mants + first,
+							 .exps = m->exps + first,
+							 .wide = wide,
+							 .exp = model_join_exp(wide),
+							 .frac = frac,
+							 .add = add };
 
-				*to = add ? model_sat32((int64_t)*to + x) : x;
-			}
+			p->kernels->rescale(&s, hh + r * MSPEC_CHUNK, hl + r * MSPEC_CHUNK,
+					    lh + r * MSPEC_CHUNK, n, out + r * out_pitch + first);
+		}
 	}
 }
 
@@ -265,7 +219,7 @@ static void quantise_error(const struct mspec_pass *p, struct mspec_thread *t, u
 
 	for (uint32_t i = 0; i < kv; i++)
 		t->wide[i] = e[i];
-	quantise(t, row, m, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC, model_norm_none());
+	quantise(p, t, row, m, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC, model_norm_none());
 }
 
 static void guess_v_tile(void *context, uint32_t tile, uint32_t thread)
@@ -344,7 +298,8 @@ static void attention_tile(struct mspec_pass *p, struct mspec_thread *t, size_t 
 		for (uint32_t i = 0; i < q_width; i++)
 			t->wide[i] = model_times(t->mixed[(size_t)r * q_width + i],
 						 p->layer->real_v);
-		quantise(t, r, &p->w->o, p->precision.wide[MSPEC_O], MODEL_FRAC, model_norm_none());
+		quantise(p, t, r, &p->w->o, p->precision.wide[MSPEC_O], MODEL_FRAC,
+			 model_norm_none());
 	}
 	multiply(p, t, &p->w->o, rows, p->precision.wide[MSPEC_O], MSPEC_HIDDEN_FRAC, true, h,
 		 c->hidden);
@@ -363,9 +318,8 @@ static void mlp_tile(struct mspec_pass *p, struct mspec_thread *t, size_t first,
 	for (uint32_t r = 0; r < rows; r++) {
 		const int32_t *gate = t->out + (size_t)r * 2u * c->mlp, *up = gate + c->mlp;
 
-		for (uint32_t i = 0; i < c->mlp; i++)
-			t->wide[i] = (int64_t)model_silu(p->m->tables.sigmoid, gate[i]) * up[i];
-		quantise(t, r, &p->w->down, p->precision.wide[MSPEC_DOWN], 2 * MODEL_MLP_FRAC,
+		p->kernels->gate(p->m->tables.sigmoid, gate, up, c->mlp, t->wide);
+		quantise(p, t, r, &p->w->down, p->precision.wide[MSPEC_DOWN], 2 * MODEL_MLP_FRAC,
 			 model_norm_none());
 	}
 	multiply(p, t, &p->w->down, rows, p->precision.wide[MSPEC_DOWN], MSPEC_HIDDEN_FRAC, true, h,
