@@ -363,6 +363,7 @@ static void bias_set(struct mspec_fit *f, uint32_t offset, double unit, int32_t 
 {
 	const uint32_t kv = mspec_kv_width(&f->m->config);
 
+	assert(f->rows > 0);
 	for (uint32_t i = 0; i < kv; i++) {
 		int64_t sum = 0, mean;
 
@@ -673,6 +674,7 @@ static int start_set(struct mspec_fit *f)
 
 	if (r < 0)
 		return r;
+	assert(f->rows > 0);
 	for (uint32_t i = 0; i < hidden; i++) {
 		int64_t sum = 0;
 
