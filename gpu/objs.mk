@@ -36,7 +36,8 @@ GPU_SRCS := \
 	gpu/sim_task.c \
 	gpu/staging.c
 GPU_AVX2_SRCS := \
-	gpu/codec/cpu_avx2.c
+	gpu/codec/cpu_avx2.c \
+	gpu/codec/model_avx2.c
 GPU_AVX512_SRCS := \
 	gpu/codec/cpu_avx512.c \
 	gpu/codec/cpu_loads_avx512.c \

@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-#include "gpu/codec/model_rows.inc"
+#include "gpu/codec/model_loops.inc"
 
 #define VNNI __attribute__((target("avx512vnni")))
 #ifdef __clang__

@@ -99,7 +99,7 @@ struct mspec_kernels {
 	/* Returns the sum of weights. */
 	uint64_t (*attend)(const struct mspec_attend *a);
 
-	/* Rows, element by element: model_rows.inc. */
+	/* Rows, element by element: model_loops.inc. */
 	uint64_t (*max)(const int64_t *values, uint32_t count);
 	void (*mix)(int64_t *values, int32_t *scratch, uint32_t count, int32_t shift);
 	void (*planes)(const int64_t *values, uint32_t count, struct model_quant q, int8_t *high,
@@ -114,7 +114,7 @@ struct mspec_kernels {
 };
 
 extern const struct mspec_kernels mspec_kernels_scalar;
-extern const struct mspec_kernels mspec_kernels_avx512; /* x86-64 only */
+extern const struct mspec_kernels mspec_kernels_avx2, mspec_kernels_avx512; /* x86-64 only */
 const struct mspec_kernels *mspec_kernels_pick(void);
 /* Tests: kernels by name, or NULL to pick again.  Not while anything runs.  -ENOENT; -ENOTSUP here. */
 int mspec_kernels_force(const char *name);
