@@ -15,8 +15,8 @@
 
 #include <cmocka.h>
 
-#include "tests/lib/rng.h"
 #include "gpu/model/safetensors.h"
+#include "tests/lib/rng.h"
 
 /* Without the NUL. */
 static void put(uint8_t *at, const char *text)
