@@ -15,6 +15,8 @@
 
 #include "gpu/codec/codec.h"
 #include "gpu/codec/model.h"
+#include "gpu/model/file.h"
+#include "gpu/model/report.h"
 #include "gpu/model/safetensors.h"
 #include "tools/model_threads.h"
 #include "tools/skvc_bench.h"
@@ -37,7 +39,7 @@ struct dump {
 };
 
 struct options {
-	const char *model, *calibrate[FILES_MAX], *kv[FILES_MAX], *save;
+	const char *model, *calibrate[FILES_MAX], *kv[FILES_MAX], *save, *load;
 	uint32_t calibrate_count, kv_count, blocks[BLOCKS_MAX], blocks_count, threads, tokens_max;
 	bool no_ids, verbose;
 	struct mspec_precision precision;
@@ -63,7 +65,8 @@ static const char usage_text[] =
 	"  --wide LIST        products in two planes: rows r, weights w, both b, of kv, q, o, gate,\n"
 	"                     down, maps: \"kv=b,maps=r\" is the default\n"
 	"  --threads N        (as many as cores, at most 64)\n"
-	"  --save FILE        the fitted parameters\n"
+	"  --save FILE        the fitted parameters go there\n"
+	"  --load FILE        parameters saved before, instead of --calibrate\n"
 	"  --verbose          errors of each layer\n";
 
 static double now(void)
@@ -422,6 +425,22 @@ static int save(const char *path, const uint8_t *bytes, size_t count)
 	return good ? 0 : -EIO;
 }
 
+static int load(const char *path, const struct mspec_model *m, struct mspec_params **ret)
+{
+	char err[REPORT_BYTES] = "";
+	const struct report report = { .subject = path, .err = err, .err_bytes = sizeof(err) };
+	char *bytes = NULL;
+	size_t count = 0;
+	int r = file_read(&report, path, 1u << 30, &bytes, &count);
+
+	if (r < 0)
+		(void)fprintf(stderr, "skvc-bench model: %s\n", err);
+	else
+		r = mspec_params_parse(m, (const uint8_t *)bytes, count, ret);
+	free(bytes);
+	return r;
+}
+
 /* What is coded with comes out of the serial form, as it would in a daemon. */
 static int through_form(const struct options *o, const struct mspec_model *m,
 			struct mspec_params **p)
@@ -444,7 +463,7 @@ static int through_form(const struct options *o, const struct mspec_model *m,
 	return r;
 }
 
-static void print_cost(const struct options *o, const struct mspec_model *m)
+static void print_cost(const struct mspec_model *m, struct mspec_precision p)
 {
 	static const struct mspec_precision narrow = { .wide = { 0 } };
 	const struct model_config *c = mspec_model_config(m);
@@ -453,7 +472,7 @@ static void print_cost(const struct options *o, const struct mspec_model *m)
 	const double prefill = (double)(mspec_model_products(m, narrow) - maps);
 
 	(void)printf("x %.3f of a bf16 prefill (int8 products count half, attention left out)\n",
-		     (double)mspec_model_products(m, o->precision) / 2 / prefill);
+		     (double)mspec_model_products(m, p) / 2 / prefill);
 }
 
 static int run(const struct options *o)
@@ -473,12 +492,12 @@ static int run(const struct options *o)
 		(void)fprintf(stderr, "skvc-bench model: %s\n", err);
 	if (r == 0) {
 		(void)printf("loaded in %.1f s\n", now() - begin);
-		print_cost(o, m);
 		begin = now();
-		r = fit(o, m, &runner, &p);
+		r = o->load ? load(o->load, m, &p) : fit(o, m, &runner, &p);
 	}
 	if (r == 0) {
-		(void)printf("fitted in %.1f s\n", now() - begin);
+		(void)printf("%s in %.1f s\n", o->load ? "read" : "fitted", now() - begin);
+		print_cost(m, mspec_params_precision(p));
 		r = through_form(o, m, &p);
 	}
 	if (r == 0)
@@ -529,12 +548,13 @@ static int take(const char **list, uint32_t *count)
 static int parse(int argc, char **argv, struct options *o)
 {
 	static const struct option longs[] = {
-		{ "model", 1, NULL, 'm' },  { "calibrate", 1, NULL, 'c' },
-		{ "kv", 1, NULL, 'k' },	    { "block", 1, NULL, 'b' },
-		{ "tokens", 1, NULL, 't' }, { "no-ids", 0, NULL, 'n' },
-		{ "wide", 1, NULL, 'w' },   { "threads", 1, NULL, 'j' },
-		{ "save", 1, NULL, 's' },   { "verbose", 0, NULL, 'v' },
-		{ "help", 0, NULL, 'h' },   { NULL, 0, NULL, 0 },
+		{ "model", 1, NULL, 'm' },   { "calibrate", 1, NULL, 'c' },
+		{ "kv", 1, NULL, 'k' },	     { "block", 1, NULL, 'b' },
+		{ "tokens", 1, NULL, 't' },  { "no-ids", 0, NULL, 'n' },
+		{ "wide", 1, NULL, 'w' },    { "threads", 1, NULL, 'j' },
+		{ "save", 1, NULL, 's' },    { "load", 1, NULL, 'l' },
+		{ "verbose", 0, NULL, 'v' }, { "help", 0, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
 	};
 	int opt, r = 0;
 
@@ -571,6 +591,9 @@ static int parse(int argc, char **argv, struct options *o)
 		case 's':
 			o->save = optarg;
 			break;
+		case 'l':
+			o->load = optarg;
+			break;
 		case 'v':
 			o->verbose = true;
 			break;
@@ -600,8 +623,9 @@ int bench_model_main(int argc, char **argv)
 		return 0;
 	if (r < 0 || optind < argc)
 		return bench_usage_error("model", "wrong options", "");
-	if (!o.model || o.calibrate_count == 0)
-		return bench_usage_error("model", "--model and --calibrate are needed", "");
+	if (!o.model || (o.calibrate_count == 0) == !o.load)
+		return bench_usage_error("model",
+					 "--model and one of --calibrate, --load are needed", "");
 	if (o.blocks_count == 0) {
 		o.blocks[o.blocks_count++] = 16;
 		o.blocks[o.blocks_count++] = 256;

@@ -551,9 +551,13 @@ static int rope_choose(struct mspec_fit *f)
 static int attention_choose(struct mspec_fit *f)
 {
 	const size_t count = f->rows * f->m->config.hidden;
-	int32_t *before = malloc(count * sizeof(before[0]));
+	int32_t *before;
 	double cache = 0, own = 0;
-	int r = before ? 0 : -ENOMEM;
+	int r;
+
+	assert(count > 0);
+	before = malloc(count * sizeof(before[0]));
+	r = before ? 0 : -ENOMEM;
 
 	if (r == 0) {
 		memcpy(before, f->hidden_true, count * sizeof(before[0]));
@@ -647,6 +651,7 @@ static int scratch_init(struct mspec_fit *f)
 	uint32_t longest = 0;
 	int r;
 
+	assert(f->rows > 0 && c->hidden > 0 && kv > 0);
 	for (uint32_t i = 0; i < f->sequences_count; i++)
 		longest = f->sequences[i].count > longest ? f->sequences[i].count : longest;
 	r = mspec_pass_init(&f->pass, f->m, f->o.runner, ROWS);
