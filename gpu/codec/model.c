@@ -107,7 +107,7 @@ int mspec_context_append(struct mspec_context *c, const uint8_t *const *patterns
 
 	if (r < 0)
 		return r;
-	for (uint32_t i = 0; i < 2u * c->p->model->config.layers; i++)
+	for (uint32_t i = 0; count && i < 2u * c->p->model->config.layers; i++)
 		context_store(c, i, patterns[i], count);
 	c->count += count;
 	return 0;

@@ -52,6 +52,7 @@ static void quantise_hidden(const struct mspec_pass *p, struct mspec_thread *t, 
 	const int32_t shift = model_norm_shift(p->kernels->max32(h, count));
 	const uint64_t squares = p->kernels->squares(h, count, shift);
 
+	assert(count > 0);
 	p->kernels->weigh(h, norm->weights, count, t->wide);
 	quantise(p, t, row, m, wide, norm->frac, model_norm_of(squares, count, eps, shift));
 }
@@ -106,6 +107,7 @@ static void finish_head(const struct mspec_pass *p, const struct mspec_norm *nor
 		struct model_norm n;
 		int32_t shift;
 
+		assert(dim > 0);
 		for (uint32_t i = 0; i < dim; i++)
 			max = model_abs(x[i]) > max ? model_abs(x[i]) : max;
 		shift = model_norm_shift(max);
