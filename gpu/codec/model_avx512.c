@@ -8,13 +8,17 @@
 #include "gpu/codec/model_internal.h"
 
 #if defined(__x86_64__)
-#ifndef __clang__ /* which makes vectors at any level */
-#pragma GCC optimize("O3,vect-cost-model=dynamic")
-#endif
 #include <immintrin.h>
 #include <string.h>
 
+#ifndef __clang__ /* which makes vectors at any level */
+#pragma GCC push_options
+#pragma GCC optimize("O3,vect-cost-model=dynamic")
+#endif
 #include "gpu/codec/model_loops.inc"
+#ifndef __clang__
+#pragma GCC pop_options
+#endif
 
 #define VNNI __attribute__((target("avx512vnni")))
 #ifdef __clang__

@@ -5,6 +5,7 @@
  */
 #include "gpu/codec/model_internal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -60,6 +61,7 @@ static int find(struct loader *l, const char *name, uint32_t rows, uint32_t colu
 
 	if (rc < 0)
 		return rc;
+	assert(t);
 	if (strcmp(t->dtype, "BF16") != 0 && strcmp(t->dtype, "F16") != 0 &&
 	    strcmp(t->dtype, "F32") != 0)
 		return report_fail(l->r, -EINVAL, "tensor %s: dtype %s, not BF16, F16 or F32", name,
@@ -133,6 +135,7 @@ static int fill_norm(struct loader *l, const char *name, uint32_t count, struct 
 	}
 	(void)frexp(max, &exp);
 	n->frac = exp < -15 ? 30 : 15 - exp; /* max * 2^frac <= 2^15 */
+	assert(count > 0);
 	n->weights = malloc(count * sizeof(n->weights[0]));
 	if (!n->weights)
 		return report_fail(l->r, -ENOMEM, "no memory for weights");
