@@ -112,6 +112,7 @@ static int load_vector(struct loader *l, const char *name, uint32_t count, float
 	rc = find_tensor(l, name, 0, count, &from);
 	if (rc < 0)
 		return rc;
+	assert(from);
 	to = malloc(count * sizeof(to[0]));
 	if (!to)
 		return report_fail(l->r, -ENOMEM, "no memory for weights");

@@ -290,7 +290,7 @@ static void coding_deinit(struct coding *k)
 static int decode_block(struct coding *k, uint32_t first, uint32_t count, uint32_t streams,
 			size_t bytes, uint32_t mu_digest)
 {
-	struct mspec_result result;
+	struct mspec_result result = { .escapes = 0 };
 	double begin = now();
 	int r;
 

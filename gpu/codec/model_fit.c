@@ -469,11 +469,11 @@ static double scales_fit(const struct mspec_fit *f, uint32_t segment, int16_t *b
 	const struct model_config *c = &f->m->config;
 	const uint32_t kv = mspec_kv_width(c), offset = segment % 2u ? kv : 0;
 	const uint32_t pair = segment % 2u ? 0 : c->head_dim / 2;
-	double *squares = calloc(2u * (size_t)kv, sizeof(double)), *rounding = squares + kv,
-	       all = 0;
+	double *squares = calloc(2u * (size_t)kv, sizeof(double)), *rounding, all = 0;
 
 	if (!squares)
 		return -1;
+	rounding = squares + kv;
 	for (size_t r = 0; r < f->rows; r++)
 		for (uint32_t i = 0; i < kv; i++) {
 			double e = f->error[r * 2u * kv + offset + i];

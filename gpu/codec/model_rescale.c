@@ -6,6 +6,7 @@
  */
 #include "gpu/codec/model_internal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -97,6 +98,7 @@ int mspec_params_rescale(const struct mspec_params *p, const float *scale_k, con
 	free(bytes);
 	if (r < 0)
 		return r;
+	assert(to);
 	for (uint32_t l = 0; l < c->layers; l++) {
 		const float k = scale_k ? scale_k[l] : 1, v = scale_v ? scale_v[l] : 1;
 
