@@ -654,6 +654,7 @@ static int scratch_init(struct mspec_fit *f)
 	assert(f->rows > 0 && c->hidden > 0 && kv > 0);
 	for (uint32_t i = 0; i < f->sequences_count; i++)
 		longest = f->sequences[i].count > longest ? f->sequences[i].count : longest;
+	assert(longest > 0);
 	r = mspec_pass_init(&f->pass, f->m, f->o.runner, ROWS);
 	if (r < 0)
 		return r;
