@@ -108,7 +108,9 @@ static int fill(struct loader *l, const char *name, struct mspec_matrix *m, uint
 	const struct safetensors_tensor *t = NULL;
 	int rc = find(l, name, outs, m->depth, &t);
 
-	assert(rc < 0 || t);
+	if (rc < 0)
+		return rc;
+	assert(t);
 	for (uint32_t o = 0; rc == 0 && o < outs; o++) {
 		read_row(t, o, m->depth, l->row);
 		if (m->mixed)
