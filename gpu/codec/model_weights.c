@@ -129,6 +129,7 @@ static int fill_norm(struct loader *l, const char *name, uint32_t count, struct 
 
 	if (rc < 0)
 		return rc;
+	assert(t);
 	read_row(t, 0, count, l->row);
 	for (uint32_t i = 0; i < count; i++) {
 		if (!(fabs(l->row[i]) < 1e6))
