@@ -22,10 +22,10 @@
 #include <zstd.h>
 
 #include "gpu/codec/codec.h"
+#include "gpu/model/report.h"
 #include "tools/bench_codec.h"
 #include "tools/bench_kv.h"
 #include "tools/bench_samples.h"
-#include "tools/report.h"
 
 #define PASSES_MIN 5u
 #define PASSES_MAX 1000u
