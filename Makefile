@@ -220,6 +220,8 @@ $(IPC_OBJS) $(CLIENT_OBJS): PIC := -fPIC
 $(IPC_OBJS): ROOM_CFLAGS := -Wconversion
 $(call obj,$(GPU_AVX2_SRCS)): ROOM_CFLAGS := $(ISA_avx2) $(ISA_tune)
 $(call obj,$(GPU_AVX512_SRCS)): ROOM_CFLAGS := $(ISA_avx512) $(ISA_tune)
+# Tables and weights that have to come out alike on every machine: no product runs into a sum.
+$(call obj,$(addprefix gpu/codec/model_,math.c matrix.c rescale.c)): ROOM_CFLAGS := -ffp-contract=off
 
 # Changes when a flag changes: then everything of the flavour is built again.
 $(B)/flags: FORCE | deps

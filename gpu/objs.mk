@@ -14,6 +14,16 @@ GPU_SRCS := \
 	gpu/codec/layer_profile.c \
 	gpu/codec/layer_rotary.c \
 	gpu/codec/layer_rows.c \
+	gpu/codec/model.c \
+	gpu/codec/model_fit.c \
+	gpu/codec/model_kernels.c \
+	gpu/codec/model_math.c \
+	gpu/codec/model_matrix.c \
+	gpu/codec/model_params.c \
+	gpu/codec/model_pass.c \
+	gpu/codec/model_rescale.c \
+	gpu/codec/model_solve.c \
+	gpu/codec/model_weights.c \
 	gpu/codec/predicted.c \
 	gpu/codec/product.c \
 	gpu/codec/profile.c \
@@ -24,6 +34,10 @@ GPU_SRCS := \
 	gpu/cuda_load.c \
 	gpu/device_region.c \
 	gpu/fault_device.c \
+	gpu/model/config.c \
+	gpu/model/file.c \
+	gpu/model/folder.c \
+	gpu/model/safetensors.c \
 	gpu/sim_device.c \
 	gpu/sim_import.c \
 	gpu/sim_memory.c \
@@ -32,12 +46,14 @@ GPU_SRCS := \
 GPU_AVX2_SRCS := \
 	gpu/codec/cpu_avx2.c \
 	gpu/codec/layer_rows_avx2.c \
+	gpu/codec/model_avx2.c \
 	gpu/codec/product_avx2.c \
 	gpu/codec/residual_avx2.c
 GPU_AVX512_SRCS := \
 	gpu/codec/cpu_avx512.c \
 	gpu/codec/cpu_loads_avx512.c \
 	gpu/codec/layer_rows_avx512.c \
+	gpu/codec/model_avx512.c \
 	gpu/codec/product_avx512.c \
 	gpu/codec/residual_avx512.c \
 	gpu/codec/residual_loads_avx512.c

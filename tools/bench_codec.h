@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #include "gpu/codec/codec.h"
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 struct codec_gpu_options {
 	bool sim;

@@ -9,8 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "tools/file.h"
-#include "tools/report.h"
+#include "gpu/model/file.h"
+#include "gpu/model/report.h"
 
 #define CONFIG_BYTES_MAX (1u << 20)
 

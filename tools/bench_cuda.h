@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 #define CUDA_STREAM_NON_BLOCKING 1u
 #define CUDA_EVENT_DEFAULT 0u

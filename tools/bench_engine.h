@@ -18,7 +18,7 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 #define ENGINE_LINE_BYTES 512u
 

@@ -11,8 +11,8 @@
 #include <unistd.h>
 
 #include "gpu/codec/layer_code.h"
-#include "tools/file.h"
-#include "tools/report.h"
+#include "gpu/model/file.h"
+#include "gpu/model/report.h"
 
 #define PROFILE_BYTES_MAX (4ull << 30)
 

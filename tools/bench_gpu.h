@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "client-lib/skvc.h"
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 #define BENCH_GPU_STREAMS 2u /* one to the device, one from it */
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bench_kv.c - reads a dump through tools/safetensors, copies its blocks into canonical packing, and
+ * bench_kv.c - reads a dump through gpu/model/safetensors, copies its blocks into canonical packing, and
  * composes blocks of another shape from them.  One thread; errors go to stderr, a line each.
  */
 #include "tools/bench_kv.h"
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tools/safetensors.h"
+#include "gpu/model/safetensors.h"
 
 #define LLAMA_LAYERS 32u
 #define LLAMA_HEADS 8u

@@ -12,10 +12,10 @@
 #include <stdint.h>
 
 #include "client-lib/skvc.h"
+#include "gpu/model/report.h"
 #include "tools/bench_gpu.h"
 #include "tools/bench_kv.h"
 #include "tools/demo_daemon.h"
-#include "tools/report.h"
 
 struct offload_options {
 	enum bench_gpu_kind kind;

@@ -21,8 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "gpu/model/report.h"
 #include "tools/progress.h"
-#include "tools/report.h"
 
 #define START_NS_MAX 15000000000u
 #define STOP_NS_MAX 10000000000u

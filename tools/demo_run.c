@@ -22,12 +22,12 @@
 #include <cjson/cJSON.h>
 #include <sodium.h>
 
+#include "gpu/model/file.h"
+#include "gpu/model/report.h"
 #include "tools/demo_cache.h"
-#include "tools/file.h"
 #include "tools/model.h"
 #include "tools/model_kernels.h"
 #include "tools/progress.h"
-#include "tools/report.h"
 #include "tools/tokenizer.h"
 #include "tools/tokenizer_unicode.h"
 

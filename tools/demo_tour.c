@@ -23,11 +23,11 @@
 
 #include <cjson/cJSON.h>
 
+#include "gpu/model/file.h"
+#include "gpu/model/report.h"
 #include "tools/demo_daemon.h"
 #include "tools/demo_run.h"
-#include "tools/file.h"
 #include "tools/model.h"
-#include "tools/report.h"
 
 #define REPORT_FILE_BYTES_MAX (16u << 20)
 #define MIB 1048576.0

@@ -17,10 +17,10 @@
 
 #include <sodium.h>
 
+#include "gpu/model/report.h"
 #include "tools/model_kernels.h"
 #include "tools/model_threads.h"
 #include "tools/model_weights.h"
-#include "tools/report.h"
 
 #define ARITHMETIC_VERSION "skvc-demo arithmetic 1" /* part of the identity; change with results */
 #define THREADS_DEFAULT_MAX 8u

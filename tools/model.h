@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "tools/model_config.h"
+#include "gpu/model/config.h"
 
 #define MODEL_BLOCK_TOKENS 16u /* tokens of a page */
 #define MODEL_BATCH_TOKENS 96u /* tokens of one model_forward() at most */

@@ -9,128 +9,33 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include <cjson/cJSON.h>
 #include <sodium.h>
 
-#include "tools/file.h"
+#include "gpu/model/folder.h"
 #include "tools/model_kernels.h"
 #include "tools/model_threads.h"
-#include "tools/safetensors.h"
-
-#define INDEX_BYTES_MAX (64u << 20)
-#define PATH_BYTES_MAX 4096u
 
 /* One load: where tensors come from and what goes over them. */
 struct loader {
 	const struct report *r;
-	const char *folder;
+	struct model_folder *files; /* owned */
 	struct model_threads *threads;
 	crypto_generichash_state digest;
-	struct safetensors *shards[MODEL_SHARDS_MAX]; /* owned */
-	char *names[MODEL_SHARDS_MAX];		      /* owned */
-	uint32_t shards_count;
 };
-
-static int path_of(const struct loader *l, const char *name, char *ret)
-{
-	int used = snprintf(ret, PATH_BYTES_MAX, "%s/%s", l->folder, name);
-
-	if (used < 0 || (size_t)used >= PATH_BYTES_MAX)
-		return report_fail(l->r, -ENAMETOOLONG, "path too long");
-	return 0;
-}
-
-/* @name is a plain file name of the folder; a shard that is open already is not opened again. */
-static int open_shard(struct loader *l, const char *name)
-{
-	char path[PATH_BYTES_MAX];
-	int rc;
-
-	for (uint32_t i = 0; i < l->shards_count; i++)
-		if (strcmp(l->names[i], name) == 0)
-			return 0;
-	if (l->shards_count == MODEL_SHARDS_MAX)
-		return report_fail(l->r, -EINVAL, "more than %u shards", MODEL_SHARDS_MAX);
-	rc = path_of(l, name, path);
-	if (rc < 0)
-		return rc;
-	rc = safetensors_open(path, &l->shards[l->shards_count], l->r->err, l->r->err_bytes);
-	if (rc < 0)
-		return rc;
-	l->names[l->shards_count] = strdup(name);
-	if (!l->names[l->shards_count++])
-		return report_fail(l->r, -ENOMEM, "no memory");
-	return 0;
-}
-
-static int open_index(struct loader *l, const char *path)
-{
-	const struct report r = { .subject = path, .err = l->r->err, .err_bytes = l->r->err_bytes };
-	const cJSON *item;
-	char *text = NULL;
-	size_t bytes = 0;
-	cJSON *json;
-	int rc;
-
-	rc = file_read(&r, path, INDEX_BYTES_MAX, &text, &bytes);
-	if (rc < 0)
-		return rc;
-	json = cJSON_ParseWithLength(text, bytes + 1);
-	free(text);
-	item = cJSON_GetObjectItemCaseSensitive(json, "weight_map");
-	if (!cJSON_IsObject(item) || !item->child)
-		rc = report_fail(&r, -EINVAL, "no \"weight_map\" object");
-	for (item = rc == 0 ? item->child : NULL; item && rc == 0; item = item->next) {
-		const char *name = cJSON_GetStringValue(item);
-
-		if (!name || !name[0] || strchr(name, '/') || name[0] == '.')
-			rc = report_fail(&r, -EINVAL,
-					 "weight_map: %.64s is in no file of the folder",
-					 item->string);
-		else
-			rc = open_shard(l, name);
-	}
-	cJSON_Delete(json);
-	return rc;
-}
-
-static int open_files(struct loader *l)
-{
-	char single[PATH_BYTES_MAX], index[PATH_BYTES_MAX];
-	int rc;
-
-	rc = path_of(l, "model.safetensors", single);
-	if (rc == 0)
-		rc = path_of(l, "model.safetensors.index.json", index);
-	if (rc < 0)
-		return rc;
-	if (access(single, F_OK) < 0 && access(index, F_OK) == 0)
-		return open_index(l, index);
-	return open_shard(l, "model.safetensors");
-}
 
 /* The tensor [rows][columns], or [columns] for rows = 0, in bf16; the digest takes it in. */
 static int find_tensor(struct loader *l, const char *name, uint32_t rows, uint32_t columns,
 		       const uint8_t **ret)
 {
 	const struct safetensors_tensor *t = NULL;
-	const uint32_t dims_count = rows ? 2 : 1;
+	int rc = model_folder_tensor(l->files, name, rows, columns, &t);
 
-	for (uint32_t i = 0; i < l->shards_count && !t; i++)
-		t = safetensors_find(l->shards[i], name);
-	if (!t)
-		return report_fail(l->r, -EINVAL, "no tensor %s in its safetensors", name);
+	if (rc < 0)
+		return rc;
 	if (strcmp(t->dtype, "BF16") != 0)
 		return report_fail(l->r, -EINVAL, "tensor %s: dtype %s, only BF16 is implemented",
 				   name, t->dtype);
-	if (t->dims_count != dims_count || t->dims[dims_count - 1] != columns ||
-	    (rows && t->dims[0] != rows))
-		return report_fail(l->r, -EINVAL,
-				   "tensor %s: its shape is not the [%u, %u] that "
-				   "config.json implies",
-				   name, rows ? rows : 1, columns);
 	crypto_generichash_update(&l->digest, (const uint8_t *)name, strlen(name) + 1);
 	crypto_generichash_update(&l->digest, t->data, t->bytes);
 	*ret = t->data;
@@ -207,6 +112,7 @@ static int load_vector(struct loader *l, const char *name, uint32_t count, float
 	rc = find_tensor(l, name, 0, count, &from);
 	if (rc < 0)
 		return rc;
+	assert(from);
 	to = malloc(count * sizeof(to[0]));
 	if (!to)
 		return report_fail(l->r, -ENOMEM, "no memory for weights");
@@ -310,19 +216,16 @@ static int load_all(struct loader *l, const struct model_config *c, struct model
 int model_weights_load(const struct report *r, const char *folder, const struct model_config *c,
 		       struct model_threads *threads, struct model_weights *ret)
 {
-	struct loader l = { .r = r, .folder = folder, .threads = threads };
+	struct loader l = { .r = r, .threads = threads };
 	struct model_weights w = { .layers_count = 0 };
 	int rc;
 
 	crypto_generichash_init(&l.digest, NULL, 0, sizeof(w.digest));
-	rc = open_files(&l);
+	rc = model_folder_open(r, folder, &l.files);
 	if (rc == 0)
 		rc = load_all(&l, c, &w);
 	crypto_generichash_final(&l.digest, w.digest, sizeof(w.digest));
-	for (uint32_t i = 0; i < l.shards_count; i++) {
-		safetensors_close(l.shards[i]);
-		free(l.names[i]);
-	}
+	model_folder_close(l.files);
 	if (rc < 0)
 		model_weights_unload(&w);
 	else

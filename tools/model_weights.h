@@ -8,12 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "tools/model_config.h"
-#include "tools/report.h"
+#include "gpu/model/config.h"
+#include "gpu/model/report.h"
 
 struct model_threads;
-
-#define MODEL_SHARDS_MAX 512u
 
 /* bf16, in panels of 16 outputs: [outputs / 16][inputs][16]; missing outputs of the last are 0. */
 struct model_matrix {

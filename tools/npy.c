@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 #define MAGIC "\x93NUMPY"
 #define MAGIC_BYTES 6u

@@ -16,14 +16,14 @@ SKVC_BENCH_SRCS := \
 	tools/bench_offload.c \
 	tools/bench_samples.c \
 	tools/demo_daemon.c \
-	tools/file.c \
+	tools/model_threads.c \
 	tools/progress.c \
-	tools/safetensors.c \
 	tools/skvc_bench.c \
 	tools/skvc_bench_calibrate.c \
 	tools/skvc_bench_codec.c \
 	tools/skvc_bench_frontier.c \
 	tools/skvc_bench_ipc.c \
+	tools/skvc_bench_model.c \
 	tools/skvc_bench_neighbour.c \
 	tools/skvc_bench_tier.c \
 	tools/skvcctl_bus.c
@@ -32,30 +32,24 @@ SKVC_DEMO_SRCS := \
 	tools/demo_daemon.c \
 	tools/demo_run.c \
 	tools/demo_tour.c \
-	tools/file.c \
 	tools/model.c \
-	tools/model_config.c \
 	tools/model_kernels.c \
 	tools/model_kernels_avx2.c \
 	tools/model_threads.c \
 	tools/model_weights.c \
 	tools/progress.c \
-	tools/safetensors.c \
 	tools/skvc_demo.c \
 	tools/tokenizer.c \
 	tools/tokenizer_split.c \
 	tools/tokenizer_unicode.c
 SKVC_KVDUMP_SRCS := \
-	tools/file.c \
 	tools/model.c \
-	tools/model_config.c \
 	tools/model_kernels.c \
 	tools/model_kernels_avx2.c \
 	tools/model_threads.c \
 	tools/model_weights.c \
 	tools/npy.c \
 	tools/progress.c \
-	tools/safetensors.c \
 	tools/skvc_kvdump.c \
 	tools/tokenizer.c \
 	tools/tokenizer_split.c \

@@ -17,6 +17,7 @@ static const char usage_text[] =
 	"  codec      ratio, bits per scalar and speed of the codec on a file of KV cache\n"
 	"  frontier   ratio of every speculator against what it costs and how fast it is\n"
 	"  ipc        round trip through the shared-memory rings, against a Unix socket\n"
+	"  model      the model speculator: what it makes of dumps with token ids\n"
 	"  neighbour  what offloading costs an engine on the same GPU\n"
 	"  tier       storing from and loading into GPU memory, against raw copies\n"
 	"\n"
@@ -31,6 +32,7 @@ static const struct benchmark {
 	{ "codec", bench_codec_main },
 	{ "frontier", bench_frontier_main },
 	{ "ipc", bench_ipc_main },
+	{ "model", bench_model_main },
 	{ "neighbour", bench_neighbour_main },
 	{ "neighbour-engine", bench_engine_main }, /* not for people: the other process */
 	{ "tier", bench_tier_main },

@@ -13,6 +13,7 @@ int bench_codec_main(int argc, char **argv);	 /* skvc_bench_codec.c */
 int bench_engine_main(int argc, char **argv);	 /* bench_engine.c: started by `neighbour` */
 int bench_frontier_main(int argc, char **argv);	 /* skvc_bench_frontier.c */
 int bench_ipc_main(int argc, char **argv);	 /* skvc_bench_ipc.c */
+int bench_model_main(int argc, char **argv);	 /* skvc_bench_model.c */
 int bench_neighbour_main(int argc, char **argv); /* skvc_bench_neighbour.c */
 int bench_tier_main(int argc, char **argv);	 /* skvc_bench_tier.c */
 

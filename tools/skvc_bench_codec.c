@@ -20,11 +20,11 @@
 #include <string.h>
 
 #include "gpu/codec/codec.h"
+#include "gpu/model/report.h"
 #include "tools/bench_codec.h"
 #include "tools/bench_coder.h"
 #include "tools/bench_cost.h"
 #include "tools/bench_fit.h"
-#include "tools/report.h"
 
 #define RESHAPED_BLOCKS 64u	/* of 2 MiB, say */
 #define CALIBRATION_BLOCKS 256u /* 4096 tokens */

@@ -16,8 +16,8 @@
 #include "tools/bench_cost.h"
 #include "tools/bench_fit.h"
 #include "tools/bench_frontier.h"
-#include "tools/file.h"
-#include "tools/report.h"
+#include "gpu/model/file.h"
+#include "gpu/model/report.h"
 #include "tools/skvc_bench.h"
 
 #define PREVIOUS_MAX 6u

@@ -28,9 +28,9 @@
 #include <unistd.h>
 
 #include "client-lib/skvc.h"
+#include "gpu/model/report.h"
 #include "tools/bench_samples.h"
 #include "tools/demo_daemon.h"
-#include "tools/report.h"
 
 #define ROUNDS_DEFAULT 100000u
 #define ROUNDS_MIN 100u

@@ -10,9 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gpu/model/report.h"
 #include "tools/demo_run.h"
 #include "tools/demo_tour.h"
-#include "tools/report.h"
 
 static const char help[] =
 	"usage: skvc-demo --model DIR (--prompt TEXT | --prompt-file FILE) [options]\n"

@@ -19,14 +19,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gpu/model/file.h"
+#include "gpu/model/report.h"
+#include "gpu/model/safetensors.h"
 #include "tools/e4m3.h"
-#include "tools/file.h"
 #include "tools/model.h"
 #include "tools/model_kernels.h"
 #include "tools/npy.h"
 #include "tools/progress.h"
-#include "tools/report.h"
-#include "tools/safetensors.h"
 #include "tools/tokenizer.h"
 
 #define INPUT_BYTES_MAX (1u << 30)

@@ -16,8 +16,8 @@
 
 #include <cjson/cJSON.h>
 
-#include "tools/file.h"
-#include "tools/report.h"
+#include "gpu/model/file.h"
+#include "gpu/model/report.h"
 #include "tools/tokenizer_split.h"
 #include "tools/tokenizer_unicode.h"
 

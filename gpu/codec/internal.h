@@ -168,20 +168,20 @@ void product_avx512_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32
 /* layer_rows*.c, likewise */
 void layer_scalar_values(struct residual_type t, const uint8_t *patterns, uint32_t n, int32_t *ret);
 void layer_scalar_inputs(const int32_t *values, const uint32_t *in_mul, uint32_t n, int8_t *ret);
-void layer_scalar_outputs(const int32_t *bias, const int32_t *mul, const uint8_t *shift, uint32_t n,
-			  int32_t *row);
+void layer_scalar_outputs(const int32_t *__restrict bias, const int32_t *__restrict mul,
+			  const uint8_t *__restrict shift, uint32_t n, int32_t *row);
 void layer_scalar_turn(const struct layer_turn *turns, uint32_t pairs, int32_t sign,
 		       int32_t *__restrict a, int32_t *__restrict b);
 void layer_avx2_values(struct residual_type t, const uint8_t *patterns, uint32_t n, int32_t *ret);
 void layer_avx2_inputs(const int32_t *values, const uint32_t *in_mul, uint32_t n, int8_t *ret);
-void layer_avx2_outputs(const int32_t *bias, const int32_t *mul, const uint8_t *shift, uint32_t n,
-			int32_t *row);
+void layer_avx2_outputs(const int32_t *__restrict bias, const int32_t *__restrict mul,
+			const uint8_t *__restrict shift, uint32_t n, int32_t *row);
 void layer_avx2_turn(const struct layer_turn *turns, uint32_t pairs, int32_t sign,
 		     int32_t *__restrict a, int32_t *__restrict b);
 void layer_avx512_values(struct residual_type t, const uint8_t *patterns, uint32_t n, int32_t *ret);
 void layer_avx512_inputs(const int32_t *values, const uint32_t *in_mul, uint32_t n, int8_t *ret);
-void layer_avx512_outputs(const int32_t *bias, const int32_t *mul, const uint8_t *shift, uint32_t n,
-			  int32_t *row);
+void layer_avx512_outputs(const int32_t *__restrict bias, const int32_t *__restrict mul,
+			  const uint8_t *__restrict shift, uint32_t n, int32_t *row);
 void layer_avx512_turn(const struct layer_turn *turns, uint32_t pairs, int32_t sign,
 		       int32_t *__restrict a, int32_t *__restrict b);
 

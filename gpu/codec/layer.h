@@ -139,9 +139,9 @@ CODEC_HD int8_t layer_input(int32_t x, uint32_t in_mul)
 /* shift: 1 .. LAYER_SHIFT_MAX, or anything when mul is 0; |mul| < 2^31. */
 CODEC_HD int32_t layer_output(int32_t acc, int32_t bias, int32_t mul, uint32_t shift)
 {
-	int64_t v = (int64_t)acc * mul;
+	int64_t v = (int64_t)acc * mul, by = shift;
 
-	return layer_clamp(bias + ((v + ((int64_t)1 << shift >> 1)) >> shift));
+	return layer_clamp(bias + ((v + ((int64_t)1 << by >> 1)) >> by));
 }
 
 #endif

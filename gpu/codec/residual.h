@@ -86,19 +86,20 @@ CODEC_HD int32_t residual_tau(uint32_t tau)
 /* Fixed-point value of a finite pattern, clamped to +-RESIDUAL_MU_MAX; NaN and infinity give 0. */
 CODEC_HD int32_t residual_fixed(struct residual_type t, uint32_t pattern)
 {
-	uint32_t mag = pattern & ((1u << (t.bits - 1u)) - 1u);
-	uint32_t e = mag >> t.mant_bits;
-	uint32_t mant = (mag & ((1u << t.mant_bits) - 1u)) | (e ? 1u << t.mant_bits : 0u);
-	int32_t sh = (int32_t)(e ? e : 1u) - t.bias - t.mant_bits + RESIDUAL_FRAC;
-	int32_t v;
+	/* Without branches, so that loops over it become vectors. */
+	uint32_t mag = pattern & ((1u << (t.bits - 1u)) - 1u), e = mag >> t.mant_bits;
+	uint32_t normal = e != 0;
+	uint32_t mant = (mag & ((1u << t.mant_bits) - 1u)) | normal << t.mant_bits;
+	int32_t sh = (int32_t)(e + 1u - normal) - t.bias - t.mant_bits + RESIDUAL_FRAC;
+	int32_t left = sh < 0 ? 0 : sh, right = sh > 0 ? 0 : -sh, sign, v;
 
-	if (mag > t.mag_max)
-		return 0;
-	if (sh <= 0)
-		v = sh < -31 ? 0 : (int32_t)(mant >> -sh);
-	else
-		v = sh + t.mant_bits >= 30 ? RESIDUAL_MU_MAX : (int32_t)(mant << sh);
-	return pattern >> (t.bits - 1u) ? -v : v;
+	left = left > 30 ? 30 : left;
+	right = right > 31 ? 31 : right;
+	v = (int32_t)(mant << left >> right);
+	v = sh + t.mant_bits >= 30 ? RESIDUAL_MU_MAX : v;
+	v = mag > t.mag_max ? 0 : v;
+	sign = -(int32_t)(pattern >> (t.bits - 1u));
+	return (v ^ sign) - sign;
 }
 
 struct residual_grid {

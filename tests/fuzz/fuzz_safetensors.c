@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "tools/safetensors.h"
+#include "gpu/model/safetensors.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

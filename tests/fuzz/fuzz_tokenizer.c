@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tools/report.h"
+#include "gpu/model/report.h"
 #include "tools/tokenizer.h"
 #include "tools/tokenizer_split.h"
 

@@ -12,8 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "gpu/model/safetensors.h"
 #include "tests/lib/rng.h"
-#include "tools/safetensors.h"
 
 #define TENSORS_MAX 64u
 

@@ -18,13 +18,13 @@
 
 #include <cmocka.h>
 
+#include "gpu/model/file.h"
+#include "gpu/model/report.h"
+#include "gpu/model/safetensors.h"
 #include "tests/lib/rng.h"
 #include "tests/lib/tiny_model.h"
-#include "tools/file.h"
 #include "tools/model.h"
 #include "tools/model_kernels.h"
-#include "tools/report.h"
-#include "tools/safetensors.h"
 #include "tools/tokenizer.h"
 
 #define SHIPPED "tools/models/qwen3-7m"

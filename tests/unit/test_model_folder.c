@@ -15,11 +15,11 @@
 
 #include <cmocka.h>
 
+#include "gpu/model/config.h"
+#include "gpu/model/report.h"
 #include "tests/lib/tiny_model.h"
 #include "tools/model.h"
-#include "tools/model_config.h"
 #include "tools/npy.h"
-#include "tools/report.h"
 
 #define REQUIRED                                                                \
 	"\"num_hidden_layers\":2,\"hidden_size\":64,\"intermediate_size\":128," \

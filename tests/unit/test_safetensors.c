@@ -15,8 +15,8 @@
 
 #include <cmocka.h>
 
+#include "gpu/model/safetensors.h"
 #include "tests/lib/rng.h"
-#include "tools/safetensors.h"
 
 /* Without the NUL. */
 static void put(uint8_t *at, const char *text)

@@ -14,8 +14,8 @@
 
 #include <cmocka.h>
 
+#include "gpu/model/report.h"
 #include "tests/lib/rng.h"
-#include "tools/report.h"
 #include "tools/tokenizer.h"
 #include "tools/tokenizer_split.h"
 #include "tools/tokenizer_unicode.h"

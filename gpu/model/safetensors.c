@@ -5,7 +5,7 @@
  *
  * Runs in the caller's thread; keeps no state outside struct safetensors.
  */
-#include "tools/safetensors.h"
+#include "gpu/model/safetensors.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -20,7 +20,7 @@
 
 #include <cjson/cJSON.h>
 
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 #define LENGTH_BYTES 8u			    /* of the u64 before the header */
 #define JSON_INTEGER_MAX 9007199254740992.0 /* 2^53: beyond it a JSON double is not exact */

@@ -4,8 +4,8 @@
  *
  * Owns nothing: the text goes to the caller's buffer, and the caller decides whether to print it.
  */
-#ifndef SKVCD_TOOLS_REPORT_H
-#define SKVCD_TOOLS_REPORT_H
+#ifndef SKVCD_GPU_MODEL_REPORT_H
+#define SKVCD_GPU_MODEL_REPORT_H
 
 #include <assert.h>
 #include <stdarg.h>

@@ -2,7 +2,7 @@
 /*
  * file.c - read a whole small file.  Runs in the caller's thread, keeps no state.
  */
-#include "tools/file.h"
+#include "gpu/model/file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "tools/report.h"
+#include "gpu/model/report.h"
 
 /* Room for bytes_max + 1, so that a file which grew since fstat is noticed and not cut. */
 static int read_fd(const struct report *r, int fd, char *text, size_t bytes_max, size_t *ret_bytes)

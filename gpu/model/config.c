@@ -3,7 +3,7 @@
  * model_config.c - reads config.json.  What would change the arithmetic and is not implemented is
  * refused by name; a model that runs is a model that runs right.
  */
-#include "tools/model_config.h"
+#include "gpu/model/config.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -11,9 +11,8 @@
 
 #include <cjson/cJSON.h>
 
-#include "tools/file.h"
-#include "tools/report.h"
-#include "tools/tokenizer.h"
+#include "gpu/model/file.h"
+#include "gpu/model/report.h"
 
 #define CONFIG_BYTES_MAX (1u << 20)
 
@@ -161,7 +160,7 @@ static int read_shape(const struct report *r, const cJSON *json, struct model_co
 		{ "hidden_size", 16, 65536, 16, 0, &c->hidden },
 		{ "intermediate_size", 16, 1u << 20, 16, 0, &c->mlp },
 		{ "num_attention_heads", 1, 1024, 1, 0, &c->heads },
-		{ "vocab_size", 2, TOKENIZER_IDS_MAX, 1, 0, &c->vocab },
+		{ "vocab_size", 2, MODEL_VOCAB_MAX, 1, 0, &c->vocab },
 		{ "max_position_embeddings", 1, 1u << 24, 1, 0, &c->context_max },
 	};
 	int rc;

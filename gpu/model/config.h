@@ -2,8 +2,8 @@
 /*
  * model_config.h - config.json of a Hugging Face folder: the shape of a model, checked.
  */
-#ifndef SKVCD_TOOLS_MODEL_CONFIG_H
-#define SKVCD_TOOLS_MODEL_CONFIG_H
+#ifndef SKVCD_GPU_MODEL_CONFIG_H
+#define SKVCD_GPU_MODEL_CONFIG_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -11,6 +11,7 @@
 struct report;
 
 #define MODEL_EOS_MAX 8u
+#define MODEL_VOCAB_MAX (1u << 22)
 
 enum model_arch { MODEL_QWEN3, MODEL_LLAMA, MODEL_ARCH_COUNT };
 

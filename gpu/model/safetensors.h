@@ -10,8 +10,8 @@
  * An open file is immutable, so any number of threads may read it.
  * Knows nothing of models, codecs or the daemon.
  */
-#ifndef SKVCD_TOOLS_SAFETENSORS_H
-#define SKVCD_TOOLS_SAFETENSORS_H
+#ifndef SKVCD_GPU_MODEL_SAFETENSORS_H
+#define SKVCD_GPU_MODEL_SAFETENSORS_H
 
 #include <stddef.h>
 #include <stdint.h>

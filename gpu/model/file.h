@@ -2,8 +2,8 @@
 /*
  * file.h - read a whole small file, for the tools.  Knows nothing of its content.
  */
-#ifndef SKVCD_TOOLS_FILE_H
-#define SKVCD_TOOLS_FILE_H
+#ifndef SKVCD_GPU_MODEL_FILE_H
+#define SKVCD_GPU_MODEL_FILE_H
 
 #include <stddef.h>
 

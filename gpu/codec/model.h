@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * model.h - the `model` speculator: guesses a block's keys and values by running an int8 copy of the
+ * model that made them, in a closed loop, and hands the guesses to the residual coder.
+ *
+ * Per layer: guess K from the hidden state, code K; guess V from the hidden state and K's error, code V;
+ * add to the hidden state what both errors tell of it; attend over the exact K and V; MLP; next layer.
+ *
+ * model    immutable once loaded, shared by any number of threads
+ * params   what was fitted on a sample of the cache: maps, scales, tables; immutable, shared, serial form
+ * context  one sequence's exact keys and values so far; one user at a time
+ * coder    scratch of one thread of work (and of the threads of its runner)
+ *
+ * Guesses depend on token ids, on the context's values and on the row alone: not on how a sequence was
+ * cut into blocks, on the device or on the number of threads.  Starts no thread, does no I/O but to load a
+ * folder, never logs.
+ */
+#ifndef SKVCD_GPU_CODEC_MODEL_H
+#define SKVCD_GPU_CODEC_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gpu/codec/residual_code.h"
+#include "gpu/model/config.h"
+
+#define MODEL_ERR_BYTES 512u
+#define MODEL_DIGEST_BYTES 32u
+#define MODEL_BLOCK_MAX 1024u	       /* tokens of one call */
+#define MODEL_POSITIONS_MAX (1u << 20) /* of a sequence */
+#define MODEL_THREADS_LIMIT 64u
+
+/* Which products run with rows or weights in two planes: MODEL_WIDE_* of model_core.h for each. */
+enum mspec_product {
+	MSPEC_KV,   /* k_proj, v_proj */
+	MSPEC_Q,    /* q_proj */
+	MSPEC_O,    /* o_proj */
+	MSPEC_GATE, /* gate_proj, up_proj */
+	MSPEC_DOWN, /* down_proj */
+	MSPEC_MAPS, /* the fitted maps */
+	MSPEC_PRODUCTS
+};
+
+struct mspec_precision {
+	uint8_t wide[MSPEC_PRODUCTS];
+};
+
+/* The default: two planes for k_proj and v_proj, rows and weights, and for the rows of the maps. */
+struct mspec_precision mspec_precision_default(void);
+
+/* Runs fn(context, item, thread) once for each item < items, thread < threads; returns when all are done. */
+struct mspec_runner {
+	void (*run)(void *self, uint32_t items, void (*fn)(void *, uint32_t, uint32_t),
+		    void *context);
+	void *self;
+	uint32_t threads;
+};
+
+/* ---- the model ---- */
+
+struct mspec_model;
+
+/**
+ * mspec_model_load() - read a Hugging Face folder (Qwen3 or Llama) and quantise its weights.
+ * @low_planes: keep the second planes of all weights, not only of k_proj and v_proj: twice the memory.  A fit
+ *              needs them, and so do wide weights elsewhere.
+ * @err: one line naming the tensor and what is wrong, on failure only.
+ *
+ * Return: 0; -EINVAL for content that is wrong or not implemented; -ENOMEM; the errno of the I/O.
+ */
+int mspec_model_load(const char *folder, bool low_planes, struct mspec_model **ret, char *err,
+		     size_t err_bytes);
+struct mspec_model *mspec_model_free(struct mspec_model *m); /* accepts NULL, returns NULL */
+const struct model_config *mspec_model_config(const struct mspec_model *m);
+/* BLAKE2b of the shape, the weights as stored and the version of this arithmetic. */
+const uint8_t *mspec_model_digest(const struct mspec_model *m);
+/* Products of one token of predictor at this precision, in int8 multiply-adds, attention left out. */
+uint64_t mspec_model_products(const struct mspec_model *m, struct mspec_precision p);
+
+/* ---- fitted parameters ---- */
+
+struct mspec_params;
+
+/* -EBADMSG for anything wrong, -ESTALE when it is of another model.  m is borrowed by the params. */
+int mspec_params_parse(const struct mspec_model *m, const uint8_t *in, size_t bytes,
+		       struct mspec_params **ret);
+/*
+ * The same for a cache whose scales (of each layer; NULL: 1) are others than those of the sample: patterns stand
+ * for their value times the scale.  -EINVAL: a scale that is not one.
+ */
+int mspec_params_rescale(const struct mspec_params *p, const float *scale_k, const float *scale_v,
+			 struct mspec_params **ret);
+struct mspec_params *mspec_params_free(struct mspec_params *p);
+int mspec_params_serialise(const struct mspec_params *p, uint8_t **ret_bytes, size_t *ret_count);
+const uint8_t *mspec_params_digest(const struct mspec_params *p); /* of the serial form */
+bool mspec_params_ids(const struct mspec_params *p);		  /* wants token ids */
+uint32_t mspec_params_dtype(const struct mspec_params *p);	  /* enum codec_dtype */
+struct mspec_precision mspec_params_precision(const struct mspec_params *p);
+
+/* ---- fitting ---- */
+
+struct mspec_fit;
+
+struct mspec_fit_options {
+	uint32_t dtype; /* enum codec_dtype */
+	bool ids;	/* the coder will know the token ids; the fit always does */
+	struct mspec_precision precision;
+	double ridge;			/* of each input's own mean square; 0: the default */
+	const float *scale_k, *scale_v; /* [layers]; a value is its pattern's times it; NULL: 1 */
+	const struct mspec_runner *runner; /* NULL: the caller's thread alone */
+	void (*layer_done)(void *user, uint32_t layer,
+			   const double *rms); /* see below; may be NULL */
+	void *user;
+};
+
+/* What layer_done() is told: root mean squares, in the cache's units but for the hidden state. */
+enum {
+	MSPEC_RMS_K,
+	MSPEC_RMS_K_ERR,
+	MSPEC_RMS_V,
+	MSPEC_RMS_V_ERR,
+	MSPEC_RMS_HIDDEN,
+	MSPEC_RMS_HIDDEN_ERR,
+	MSPEC_RMS_HIDDEN_AFTER,
+	MSPEC_RMS_COUNT
+};
+
+/* m was loaded with its low planes. */
+int mspec_fit_new(const struct mspec_model *m, const struct mspec_fit_options *o,
+		  struct mspec_fit **ret);
+struct mspec_fit *mspec_fit_free(struct mspec_fit *f);
+/*
+ * One sequence from its start.  patterns: K of layer 0, V of layer 0, K of layer 1, ...; each [count][kv_heads *
+ * head_dim] little endian.  Both are borrowed until the fit is freed.  -EINVAL: an id outside the vocabulary.
+ */
+int mspec_fit_add(struct mspec_fit *f, const int32_t *ids, const uint8_t *const *patterns,
+		  uint32_t count);
+int mspec_fit_finish(struct mspec_fit *f, struct mspec_params **ret);
+
+/* ---- coding ---- */
+
+struct mspec_context;
+
+int mspec_context_new(const struct mspec_params *p, struct mspec_context **ret);
+struct mspec_context *mspec_context_free(struct mspec_context *c);
+void mspec_context_reset(struct mspec_context *c);
+uint32_t mspec_context_count(const struct mspec_context *c);
+/* Tokens whose values are known: patterns as for the fit. */
+int mspec_context_append(struct mspec_context *c, const uint8_t *const *patterns, uint32_t count);
+
+struct mspec_coder;
+
+/* runner is borrowed. */
+int mspec_coder_new(const struct mspec_params *p, const struct mspec_runner *runner,
+		    struct mspec_coder **ret);
+struct mspec_coder *mspec_coder_free(struct mspec_coder *w);
+
+/* What one block's coding tells. */
+struct mspec_result {
+	uint32_t mu_digest; /* of every guess; those of a run's blocks add up to the run's */
+	uint64_t escapes;
+	struct residual_bits bits[2]; /* K, V; the encoder only */
+};
+
+/*
+ * Code `count` tokens that follow the context; they are appended to it.  ids: NULL when the params do not
+ * want them.  The coder (started by the caller) takes the segments in the order K, V of each layer.
+ * -EINVAL: an id outside the vocabulary, too many tokens; -ENOMEM; -EBADMSG from the decoder.  After a failure
+ * the context is as it was.
+ */
+int mspec_encode(struct mspec_coder *w, struct mspec_context *c, const int32_t *ids, uint32_t count,
+		 const uint8_t *const *patterns, struct residual_encoder *e,
+		 struct mspec_result *ret);
+int mspec_decode(struct mspec_coder *w, struct mspec_context *c, const int32_t *ids, uint32_t count,
+		 struct residual_decoder *d, uint8_t *const *patterns, struct mspec_result *ret);
+
+#endif
