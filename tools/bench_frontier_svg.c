@@ -121,32 +121,70 @@ static const char *label_of(const struct frontier *f, uint32_t i)
 	return name;
 }
 
+#define LINE_HEIGHT 13.0
+#define LETTER_WIDTH 6.6
+
+struct labels { /* what has been written, so that nothing is written over it */
+	struct {
+		double from, to, y;
+	} at[FRONTIER_POINTS_MAX];
+	uint32_t count;
+};
+
+static int label_free(const struct labels *l, double from, double to, double y)
+{
+	for (uint32_t i = 0; i < l->count; i++)
+		if (from < l->at[i].to && to > l->at[i].from && fabs(y - l->at[i].y) < LINE_HEIGHT)
+			return 0;
+	return 1;
+}
+
+/* A label at x or, where there is one already, a few lines above or below. */
+static void label(struct labels *l, double x, double y, const char *anchor, const char *what,
+		  FILE *out)
+{
+	double width = LETTER_WIDTH * (double)strlen(what);
+	double from = !strcmp(anchor, "start") ? x
+		      : !strcmp(anchor, "end") ? x - width
+					       : x - width / 2;
+	double step = 0;
+
+	for (int k = 1; k < 12 && !label_free(l, from, from + width, y + step); k++)
+		step = (k % 2 ? -1 : 1) * ((k + 1) / 2) * LINE_HEIGHT;
+	text(out, x, y + step, anchor, "t", what);
+	if (l->count < FRONTIER_POINTS_MAX) {
+		l->at[l->count].from = from;
+		l->at[l->count].to = from + width;
+		l->at[l->count++].y = y + step;
+	}
+}
+
 static void points(const struct frontier *f, const struct panel *p, int by_speed, FILE *out)
 {
+	struct labels labels = { .count = 0 };
 	double last_x = 0, last_y = 0;
 
 	for (uint32_t i = 0; i < f->count; i++) {
 		const struct frontier_point *at = &f->point[i];
 		double v = by_speed ? at->decode_gbps : at->x, x, y;
-		int layer = !strncmp(at->name, "layer ", 6), short_name;
+		int layer = !strncmp(at->name, "layer ", 6);
 
 		if (by_speed ? v <= 0 : v < 0)
 			continue;
 		x = place_x(p, v);
 		y = place_y(p, at->ratio);
-		short_name = label_of(f, i) != at->name;
 		if (layer && last_x > 0)
 			line(out, last_x, last_y, x, y, "l");
 		last_x = layer ? x : 0;
 		last_y = y;
 		(void)fprintf(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" class=\"%s\"/>\n", x, y,
 			      class_of(at->name));
-		if (short_name)
-			text(out, x, y - 8, "middle", "t", label_of(f, i));
+		if (label_of(f, i) != at->name)
+			label(&labels, x, y - 9, "middle", label_of(f, i), out);
 		else if (x > p->left + PLOT_WIDTH - 90)
-			text(out, x - 8, y + 4, "end", "t", at->name);
+			label(&labels, x - 8, y + 4, "end", at->name, out);
 		else
-			text(out, x + 8, y + (layer ? 14 : 4), "start", "t", at->name);
+			label(&labels, x + 8, y + 4, "start", at->name, out);
 	}
 }
 
