@@ -149,8 +149,11 @@ static void label(struct labels *l, double x, double y, const char *anchor, cons
 					       : x - width / 2;
 	double step = 0;
 
-	for (int k = 1; k < 12 && !label_free(l, from, from + width, y + step); k++)
-		step = (k % 2 ? -1 : 1) * ((k + 1) / 2) * LINE_HEIGHT;
+	for (int k = 1; k < 12 && !label_free(l, from, from + width, y + step); k++) {
+		int lines = (k + 1) / 2;
+
+		step = (k % 2 ? -lines : lines) * LINE_HEIGHT;
+	}
 	text(out, x, y + step, anchor, "t", what);
 	if (l->count < FRONTIER_POINTS_MAX) {
 		l->at[l->count].from = from;
