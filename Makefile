@@ -374,8 +374,10 @@ list = $(if $(1),printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)
 SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_config test_ctl_msg \
 	test_sqe_check test_index test_record test_limits test_nvme_faults test_steady test_demo \
 	test_tools test_bench test_install test_staging test_cuda_device test_gpu_codec test_gpu_engine \
+	test_residual test_product test_layer test_layer_hostile test_layer_size test_codec_model_folder \
+	test_speculators \
 	$(notdir $(FUZZ_BINS))
-SKIP_asan := test_steady test_install
+SKIP_asan := test_steady test_install test_speculators
 run_here = $(foreach t,$(1),$(if $(filter $(SKIP_$(SAN)),$(notdir $(t))),,$(t)))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
 # These skip where there is no GPU; what is a program runs over the simulated one as well.

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * test_layer_size.c - what stays lossless when it breaks and only costs size: the sign of a guess is folded,
- * tokens never seen take no probability, a profile moves to a cache of another scale; and bounds on real KV
- * cache, where there is some ($SKVC_KV, a folder, or ../shared/data/kv).
+ * tokens never seen take no probability, a profile moves to a cache of another scale.  Bounds on real KV cache
+ * are in tests/e2e/test_speculators.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,16 +11,13 @@
 #include <cmocka.h>
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "gpu/codec/internal.h"
 #include "tests/lib/codec_rig.h"
 #include "tests/lib/layer_rig.h"
 #include "tests/lib/rng.h"
-#include "tools/bench_kv.h"
 
 /* ---- the coder ---- */
 
@@ -147,132 +144,11 @@ static void test_unseen_tokens_take_nothing(void **state)
 	coder_free(c);
 }
 
-/* ---- real data ---- */
-
-struct measured {
-	double channel, layer, mean,
-		ideal; /* bits per scalar, all headers included but for the ideal */
-};
-
-static int dump_open(const char *type, struct kv_dump *d)
-{
-	const char *folder = getenv("SKVC_KV");
-	char path[512];
-
-	(void)snprintf(path, sizeof(path), "%s/qwen3-52m-books-1k.%s.safetensors",
-		       folder ? folder : "../shared/data/kv", type);
-	if (access(path, R_OK) < 0) {
-		print_message("skipped: no %s; SKVC_KV=FOLDER says where it is\n", path);
-		return 0;
-	}
-	assert_int_equal(kv_dump_read(path, 16, d), 0);
-	return 1;
-}
-
-static double encode_half(const struct kv_dump *d, const struct codec_profile *p, uint8_t spec,
-			  double *ret_ideal)
-{
-	uint32_t first = d->blocks_count / 2u;
-	size_t cap = codec_bound(&d->g);
-	struct codec_workspace *ws = NULL;
-	uint8_t *coded = malloc(cap), *back = malloc(d->g.raw_bytes);
-	double bits = 0, scalars = 0;
-
-	assert_non_null(coded);
-	assert_non_null(back);
-	assert_int_equal(codec_workspace_new(&ws), 0);
-	for (uint32_t i = first; i < d->blocks_count; i++) {
-		struct codec_view v = { .base = d->blocks,
-					.block_index = i,
-					.position = d->positions[i] },
-				  to = { .base = back };
-		struct codec_info info;
-
-		assert_int_equal(codec_encode(ws, &d->g, p, spec, 0, &v, coded, cap, &info), 0);
-		assert_int_equal(info.speculator, spec);
-		assert_int_equal(codec_decode(ws, &d->g, p, coded, info.encoded_bytes, NULL, &to),
-				 0);
-		assert_memory_equal(back, d->blocks + i * d->g.raw_bytes, d->g.raw_bytes);
-		bits += 8.0 * (double)info.encoded_bytes;
-		*ret_ideal += info.ideal_bits;
-		scalars += (double)d->g.raw_bytes / codec_dtype_bytes(d->g.segments[0].dtype);
-	}
-	codec_workspace_free(ws);
-	free(coded);
-	free(back);
-	*ret_ideal /= scalars;
-	return bits / scalars;
-}
-
-/* Fit on the first half, which is far too little and so the same every time; measure the second. */
-static struct measured measure(const struct kv_dump *d)
-{
-	struct layer_sample s = { .g = &d->g,
-				  .blocks = d->blocks,
-				  .positions = d->positions,
-				  .blocks_count = d->blocks_count };
-	struct measured m = { 0 };
-	struct layer_rotary rotary;
-	struct codec_profile *p;
-	double none = 0;
-
-	assert_int_equal(layer_rotary_find(&s, &rotary), 0);
-	assert_int_equal(rotary.pairs, 32);
-	assert_int_equal(rotary.interleaved, 0);
-	assert_true(rotary.theta == 1e6); /* the model's configuration says so */
-	s.blocks_count /= 2u;
-	p = layer_rig_fit(&s, &rotary, 1);
-	m.channel = encode_half(d, p, CODEC_SPEC_CHANNEL, &none);
-	m.layer = encode_half(d, p, CODEC_SPEC_LAYER, &m.ideal);
-	codec_profile_free(p);
-	p = layer_rig_fit(&s, &rotary, 0);
-	none = 0;
-	m.mean = encode_half(d, p, CODEC_SPEC_LAYER, &none);
-	codec_profile_free(p);
-	print_message("%s: channel %.3f, means %.3f, layer %.3f bits (%.3f ideal)\n", d->dtype,
-		      m.channel, m.mean, m.layer, m.ideal);
-	return m;
-}
-
-static void test_real_bf16(void **state)
-{
-	struct measured m;
-	struct kv_dump d = { 0 };
-
-	(void)state;
-	if (!dump_open("bf16", &d))
-		skip();
-	m = measure(&d);
-	assert_true(m.channel < 10.45);
-	assert_true(m.mean < 10.28);
-	assert_true(m.layer < 9.16);
-	assert_true(m.layer < m.ideal * 1.02);
-	kv_dump_deinit(&d);
-}
-
-static void test_real_e4m3(void **state)
-{
-	struct measured m;
-	struct kv_dump d = { 0 };
-
-	(void)state;
-	if (!dump_open("e4m3", &d))
-		skip();
-	m = measure(&d);
-	assert_true(m.channel < 6.44);
-	assert_true(m.mean < 6.31);
-	assert_true(m.layer < 5.29);
-	assert_true(m.layer < m.ideal * 1.02);
-	kv_dump_deinit(&d);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_signs_are_folded),
 		cmocka_unit_test(test_unseen_tokens_take_nothing),
-		cmocka_unit_test(test_real_bf16),
-		cmocka_unit_test(test_real_e4m3),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
