@@ -396,7 +396,7 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 	int r;
 
 	lane->tasks_count = 2 * workers + 2;
-	r = cpu_device_new(workers, lane->tasks_count + 1 + (lane->gpu ? LANE_GPU_TASKS : 0),
+	r = cpu_device_new(workers, lane->tasks_count + 3 + (lane->gpu ? LANE_GPU_TASKS : 0),
 			   lane->device_fd, lane->config.spin_ns, &d);
 	if (r < 0) {
 		snprintf(err, err_bytes, "compute device with %u workers: %s", workers,

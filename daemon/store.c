@@ -28,7 +28,7 @@
 /* Reserve one key for this job, or say why not: the item stays empty and, when the block is here already,
  * counts as done. */
 static void begin_item(struct lane *lane, struct job *job, uint32_t i,
-		       const struct skvc_abi_key *key, uint32_t parent)
+		       const struct skvc_abi_key *key, uint32_t parent, uint32_t position)
 {
 	const uint32_t *tokens = job->tokens ? job->tokens + (size_t)i * job->ns->geom.block_tokens
 					     : NULL;
@@ -42,6 +42,8 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 	}
 	if (id != BLOCK_NONE) {
 		b = index_block(lane->index, id);
+		if (b->position == CODEC_POSITION_UNKNOWN)
+			b->position = position; /* its parent was not here then */
 		if (tokens && b->flags & BLOCK_HAS_TOKENS && b->token_hash != hash) {
 			job_note(job, -EEXIST, SKVC_ABI_REASON_TOKENS_DIFFER);
 		} else if (lookup_visible(b)) {
@@ -62,11 +64,35 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 	}
 	b = index_block(lane->index, id);
 	b->token_hash = hash;
+	b->position = position;
 	if (tokens)
 		b->flags |= BLOCK_HAS_TOKENS;
 	if (parent != BLOCK_NONE)
 		index_set_parent(lane->index, id, parent);
 	job->items[i].block = id;
+}
+
+/* Behind a block at this position comes one at ... */
+static uint32_t position_after(const struct job *job, uint32_t position)
+{
+	uint32_t tokens = job->ns->geom.block_tokens;
+
+	return position >= CODEC_POSITION_UNKNOWN - tokens ? CODEC_POSITION_UNKNOWN
+							   : position + tokens;
+}
+
+/*
+ * The keys of one store are a chain.  Where it begins the parent says; without one it is a sequence's first
+ * block; a parent that is not here says nothing.
+ */
+static uint32_t item_position(const struct lane *lane, const struct job *job, int has_parent,
+			      uint32_t parent, uint32_t before)
+{
+	if (!has_parent)
+		return 0;
+	if (parent != BLOCK_NONE && before == CODEC_POSITION_UNKNOWN)
+		before = index_block(lane->index, parent)->position;
+	return position_after(job, before);
 }
 
 void store_begin(struct lane *lane, struct session *s, struct namespace *ns,
@@ -77,6 +103,7 @@ void store_begin(struct lane *lane, struct session *s, struct namespace *ns,
 {
 	size_t tokens_count = tokens ? (size_t)sqe->count * ns->geom.block_tokens : 0;
 	uint32_t parent = parent_key ? index_find(lane->index, ns->id, parent_key) : BLOCK_NONE;
+	uint32_t position = CODEC_POSITION_UNKNOWN;
 	struct job *job;
 
 	if (!lane->accepting) {
@@ -97,7 +124,8 @@ void store_begin(struct lane *lane, struct session *s, struct namespace *ns,
 		memcpy(job->tokens, tokens, tokens_count * 4);
 	for (uint32_t i = 0; i < job->count; i++) {
 		job->items[i] = (struct job_item){ .block = BLOCK_NONE, .page = pages[i] };
-		begin_item(lane, job, i, &keys[i], parent);
+		position = item_position(lane, job, parent_key || i, parent, position);
+		begin_item(lane, job, i, &keys[i], parent, position);
 		if (job->items[i].block == BLOCK_NONE && !(job->bitmap[i / 64] >> (i % 64) & 1))
 			stats_add(&lane->stats, STAT_STORE_REFUSED_BLOCKS, 1);
 		parent = index_find(lane->index, ns->id, &keys[i]);
@@ -193,6 +221,7 @@ static int start_encode(struct lane *lane, struct task *t)
 	t->dev = (struct device_task){
 		.op = DEVICE_ENCODE,
 		.speculator = (uint8_t)lane->config.speculator,
+		.position = index_block(lane->index, job->items[t->item].block)->position,
 		.profile = newest_profile(job->ns),
 		.verify = (uint8_t)lane->config.verify,
 		.out = t->staging + off,
@@ -238,6 +267,7 @@ static int start_gpu_encode(struct lane *lane, struct task *t)
 		.region = &job->region->dev,
 		.block_index = job->items[t->item].page,
 		.speculator = (uint8_t)lane->config.speculator,
+		.position = index_block(lane->index, job->items[t->item].block)->position,
 		.profile = newest_profile(job->ns),
 		.verify = (uint8_t)lane->config.verify,
 	};
@@ -567,7 +597,7 @@ static int place(struct lane *lane, struct task *t)
 	if (r < 0)
 		return r;
 	b->record_bytes = (uint32_t)padded_bytes;
-	b->padding_bytes = (uint32_t)(padded_bytes - bytes);
+	b->padding_bytes = (uint16_t)(padded_bytes - bytes);
 	r = take_slot(lane, t, padded_bytes);
 	if (r < 0) {
 		b->record_bytes = b->padding_bytes = 0;
