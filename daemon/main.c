@@ -308,7 +308,7 @@ static int run(struct skvcd *d)
 		 "on the CPU (%s)",
 		 d->config.socket, d->config.pool_bytes >> 20,
 		 d->config.nvme_path[0] ? d->config.nvme_path : "none",
-		 codec_speculator_name((uint8_t)d->config.speculator), codec_isa_name());
+		 config_speculator_name(d->config.speculator), codec_isa_name());
 	(void)sd_notify(0, "READY=1\nSTATUS=Serving");
 	r = sd_event_loop(d->event);
 	if (r < 0) {

@@ -198,9 +198,40 @@ static uint32_t record_tokens(const struct job *job)
 	return job->tokens ? job->ns->geom.block_tokens : 0;
 }
 
+/* What is quick enough for a store: the strongest only when that is asked for. */
+static uint8_t quick_speculator(const struct lane *lane, const struct namespace *ns)
+{
+	switch (lane->config.speculator) {
+	case CONFIG_SPECULATOR_AUTO:
+		return CODEC_SPEC_CHANNEL;
+	case CONFIG_SPECULATOR_LAYER:
+		return ns->newest && ns->newest->can_layer ? CODEC_SPEC_LAYER : CODEC_SPEC_CHANNEL;
+	default:
+		return (uint8_t)lane->config.speculator;
+	}
+}
+
 static const struct codec_profile *newest_profile(const struct namespace *ns)
 {
-	return ns->profiles_count ? ns->profile[ns->profiles_count - 1] : NULL;
+	return ns->newest ? ns->newest->p : NULL;
+}
+
+static struct block *item_block(const struct lane *lane, const struct task *t)
+{
+	return index_block(lane->index, t->job->items[t->item].block);
+}
+
+/* What both devices are told. */
+static void encode_with(const struct lane *lane, struct task *t)
+{
+	const struct job *job = t->job;
+
+	assert(!t->profile);
+	t->profile = profiles_use(job->ns->newest);
+	t->dev.speculator = quick_speculator(lane, job->ns);
+	t->dev.position = item_block(lane, t)->position;
+	t->dev.profile = newest_profile(job->ns);
+	t->dev.verify = (uint8_t)lane->config.verify;
 }
 
 /* The block lies in the engine's pages, or is a raw copy of the task's own. */
@@ -220,13 +251,10 @@ static int start_encode(struct lane *lane, struct task *t)
 	t->kind = TASK_ENCODE;
 	t->dev = (struct device_task){
 		.op = DEVICE_ENCODE,
-		.speculator = (uint8_t)lane->config.speculator,
-		.position = index_block(lane->index, job->items[t->item].block)->position,
-		.profile = newest_profile(job->ns),
-		.verify = (uint8_t)lane->config.verify,
 		.out = t->staging + off,
 		.out_cap_bytes = lane->staging_bytes - off,
 	};
+	encode_with(lane, t);
 	read_block(t);
 	return task_start(lane, t, lane->device);
 }
@@ -266,11 +294,8 @@ static int start_gpu_encode(struct lane *lane, struct task *t)
 		.op = DEVICE_ENCODE,
 		.region = &job->region->dev,
 		.block_index = job->items[t->item].page,
-		.speculator = (uint8_t)lane->config.speculator,
-		.position = index_block(lane->index, job->items[t->item].block)->position,
-		.profile = newest_profile(job->ns),
-		.verify = (uint8_t)lane->config.verify,
 	};
+	encode_with(lane, t);
 	return start_on_pages(lane, t);
 }
 
@@ -301,7 +326,7 @@ static int start_host(struct lane *lane, struct task *t)
 
 	if (!profiler_wants(lane, t->job->ns))
 		return start_encode(lane, t);
-	t->sample = profiler_reserve(t->job->ns);
+	t->sample = profiler_reserve(t->job->ns, item_block(lane, t)->position);
 	r = start_sample(lane, t);
 	if (r < 0)
 		sample_over(lane, t, 0);
@@ -316,7 +341,7 @@ static int start_gpu(struct lane *lane, struct task *t)
 {
 	struct namespace *ns = t->job->ns;
 	int direct = lane->gpu->ops->can_encode(lane->gpu, &ns->geom, newest_profile(ns),
-						(uint8_t)lane->config.speculator);
+						quick_speculator(lane, ns));
 	int wants = profiler_wants(lane, ns), r = -EAGAIN;
 
 	if (wants || !direct)
@@ -324,7 +349,7 @@ static int start_gpu(struct lane *lane, struct task *t)
 	if (r < 0)
 		return direct ? start_gpu_encode(lane, t) : r;
 	if (wants)
-		t->sample = profiler_reserve(ns);
+		t->sample = profiler_reserve(ns, item_block(lane, t)->position);
 	r = start_copy_out(lane, t, direct);
 	if (r == 0)
 		return 0;
@@ -469,7 +494,7 @@ static void fill_header(const struct lane *lane, const struct task *t, struct re
 	memcpy(h->ns_digest, ns->digest, sizeof(h->ns_digest));
 	memcpy(h->key, b->key, sizeof(h->key));
 	if (t->profile)
-		memcpy(h->profile_digest, codec_profile_digest(t->profile),
+		memcpy(h->profile_digest, codec_profile_digest(t->profile->p),
 		       sizeof(h->profile_digest));
 }
 
@@ -488,15 +513,6 @@ static void build_record(const struct lane *lane, struct task *t)
 		       (size_t)tokens_count * 4);
 }
 
-/* 1 + the profile's index; the task may have been encoded with an older one than today's. */
-static uint8_t profile_number(const struct namespace *ns, const struct codec_profile *profile)
-{
-	for (uint32_t i = 0; i < ns->profiles_count; i++)
-		if (ns->profile[i] == profile)
-			return (uint8_t)(i + 1);
-	return 0;
-}
-
 static void publish(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
@@ -506,8 +522,12 @@ static void publish(struct lane *lane, struct task *t)
 	uint64_t bytes = b->record_bytes - b->padding_bytes;
 
 	b->raw_xxh3 = t->info.raw_xxh3;
-	b->profile = profile_number(ns, t->profile);
+	profiles_set_block(lane, b, t->profile);
+	if (t->profile && (t->asked == CODEC_SPEC_LAYER || !t->profile->can_layer))
+		b->tried = profiles_mark(t->profile);
+	profiles_seen(lane, ns, t->profile, t->asked, t->info.encoded_bytes);
 	tier_publish(lane, id);
+	stats_add(&lane->stats, STAT_LAYER_BLOCKS, t->info.speculator == CODEC_SPEC_LAYER);
 	stats_add(&lane->stats, STAT_STORE_BLOCKS, 1);
 	stats_add(&lane->stats, STAT_STORE_RAW_BYTES, ns->geom.raw_bytes);
 	stats_add(&lane->stats, STAT_STORE_CODED_BYTES, bytes);
@@ -673,7 +693,11 @@ static void encoded(struct lane *lane, struct task *t)
 	if (t->of_gpu)
 		t->staged = t->dev.staged;
 	t->info = t->dev.info;
-	t->profile = t->dev.profile;
+	t->asked = t->dev.speculator;
+	if (t->info.speculator < CODEC_SPEC_CHANNEL) { /* nobody needs it to decode this */
+		profiles_drop(lane, t->profile);
+		t->profile = NULL;
+	}
 	pages_free(t);
 	gpu_raw_put(lane, t);
 	build_record(lane, t);

@@ -9,6 +9,7 @@
 
 #include <cblas.h>
 #include <errno.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,6 +95,7 @@ int cpu_fit(struct codec_workspace *ws, struct device_task *t)
 {
 	uint32_t first = t->samples_count > JUDGE_BLOCKS_MAX ? t->samples_count - JUDGE_BLOCKS_MAX
 							     : 0;
+	double rival = HUGE_VAL;
 	int r = samples_check(t);
 
 	if (r < 0)
@@ -107,7 +109,9 @@ int cpu_fit(struct codec_workspace *ws, struct device_task *t)
 		r = codec_fit_finish(t->fit, &t->ret_profile);
 	if (r == 0 && t->fit_finish && t->samples_count > 0)
 		r = judge(ws, t, first, t->ret_profile, CODEC_SPEC_CHANNEL, &t->bits_channel);
-	if (r < 0)
+	if (r == 0 && t->rival && t->samples_count > 0)
+		r = judge(ws, t, first, t->rival, CODEC_SPEC_CHANNEL, &rival);
+	if (r < 0 || t->bits_channel > rival)
 		t->ret_profile = codec_profile_free(t->ret_profile);
 	if (t->positions)
 		samples_keep(t);

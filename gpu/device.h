@@ -80,11 +80,12 @@ struct device_task {
 	/* FIT: of each sample; those of unknown ones are thrown out, and the samples with them: the first
 	 * samples_kept stay.  NULL: all may be overwritten.  FIT_LAYER: all are known. */
 	uint32_t *positions;
-	struct codec_fit *fit;		   /* FIT: borrowed, no other task uses it meanwhile */
-	const struct codec_profile *rival; /* FIT_LAYER: the one to beat; NULL: `profile` alone */
-	uint8_t previous;		   /* FIT_LAYER: layers looked back */
-	uint8_t fit_finish;		   /* FIT: also freeze a profile */
-	uint8_t discard; /* FIT, FIT_LAYER: the samples' pages are given back to the system */
+	struct codec_fit *fit; /* FIT: borrowed, no other task uses it meanwhile */
+	/* FIT with fit_finish, FIT_LAYER: the one to beat, if any */
+	const struct codec_profile *rival;
+	uint8_t previous;   /* FIT_LAYER: layers looked back */
+	uint8_t fit_finish; /* FIT: also freeze a profile */
+	uint8_t discard;    /* FIT, FIT_LAYER: the samples' pages are given back to the system */
 	_Atomic(uint32_t) cancel; /* FIT_LAYER: set by the lane, it ends soon with -ECANCELED */
 	uint8_t verify;		  /* ENCODE: decode again before it counts */
 	uint8_t background;   /* work that may wait: counts against the device's background share */
@@ -101,7 +102,7 @@ struct device_task {
 	/* ENCODE on a device that stages: where the payload of info.encoded_bytes lies (DEVICE).  It stays
 	 * there until unstage(); only MOVE tasks may read it. */
 	void *staged;
-	/* FIT with fit_finish, FIT_LAYER: owned by the caller.  FIT_LAYER: NULL when it is no better. */
+	/* FIT with fit_finish, FIT_LAYER: owned by the caller.  NULL when it is no better. */
 	struct codec_profile *ret_profile;
 	uint32_t samples_kept; /* FIT with positions */
 	/* Bits a scalar of stored blocks, all included.  FIT with fit_finish: of the last samples; FIT_LAYER:
