@@ -80,6 +80,7 @@ struct config {
 	uint64_t profile_samples_bytes; /* of all namespaces together; 4 GiB */
 	uint32_t profile_previous;	/* layers looked back: 0..6, or CONFIG_PREVIOUS_AUTO */
 	uint64_t profile_bytes_max;	/* of one profile; 512 MiB */
+	uint32_t profile_priority;	/* enum device_priority */
 	uint32_t drift_percent;		/* worse than expected by this: a new profile; 0: never */
 	uint32_t drift_blocks;		/* ... in the mean of so many blocks */
 	/* [limits] */

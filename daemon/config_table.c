@@ -34,6 +34,7 @@ static const char *const speculator_names[CONFIG_SPECULATOR_COUNT + 1] = {
 	[CONFIG_SPECULATOR_CHANNEL] = "channel", [CONFIG_SPECULATOR_LAYER] = "layer",
 	[CONFIG_SPECULATOR_AUTO] = "auto",
 };
+static const char *const priority_names[] = { "idle", "low", "normal", NULL };
 static const char *const previous_names[CONFIG_PREVIOUS_AUTO + 2] = {
 	"0", "1", "2", "3", "4", "5", "6", [CONFIG_PREVIOUS_AUTO] = "auto"
 };
@@ -123,6 +124,8 @@ static const struct config_key config_keys[] = {
 	  previous_names, "auto", "layers that layer looks back" },
 	{ "profile", "bytes_max", CONFIG_SIZE, FIELD(profile_bytes_max), 1 * MIB, 1 * TIB, 0, NULL,
 	  "512M", "the largest profile" },
+	{ "profile", "priority", CONFIG_CHOICE, FIELD(profile_priority), 0, 2, 0, priority_names,
+	  "idle", "how the threads run that fit layer and code blocks again" },
 	{ "profile", "drift_percent", CONFIG_COUNT, FIELD(drift_percent), 0, 1000, 0, NULL, "10",
 	  "a new profile is fitted when blocks take so much more than it promised; 0: never" },
 	{ "profile", "drift_blocks", CONFIG_COUNT, FIELD(drift_blocks), 1, 1 << 20, 0, NULL, "256",

@@ -405,6 +405,7 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 			 strerror(-r));
 		return r;
 	}
+	cpu_device_priority(d, (enum device_priority)lane->config.profile_priority);
 	lane->device = d;
 	if (!lane->config.fault_device[0])
 		return 0;

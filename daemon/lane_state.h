@@ -201,7 +201,6 @@ struct recode {
 	uint32_t next, left; /* the search through the index: where, and how much of it is left */
 	uint64_t begin_ns;   /* when the block was taken */
 	uint64_t busy_ns;    /* when somebody else last wanted the machine */
-	uint64_t after_ns;   /* not before: there was no room */
 	uint8_t *raw;	     /* owned mapping of lane->staging_bytes */
 	struct device_region packed; /* that as a region; owns nothing */
 	struct task task;
@@ -409,9 +408,6 @@ void tier_forget(struct lane *lane, uint32_t block);  /* out of the index and al
 void tier_quarantine(struct lane *lane, uint32_t block);
 unsigned tier_run(struct lane *lane); /* fetches, spills, watermarks */
 int tier_has_nvme(const struct lane *lane);
-/* The caller alone holds the block: give it this record, which is smaller.  0, -EAGAIN. */
-int tier_replace(struct lane *lane, uint32_t block, const void *record, uint64_t bytes,
-		 uint64_t padded_bytes);
 void tier_unplace(struct lane *lane,
 		  uint32_t block); /* STORING: its slot is not needed after all */
 uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
@@ -461,6 +457,7 @@ void profiles_seen(struct lane *lane, struct namespace *ns, struct ns_profile *n
 int recode_start(struct lane *lane);
 void recode_stop(struct lane *lane);
 int recode_wants(const struct lane *lane, const struct block *b);
+int recode_pending(const struct lane *lane, const struct block *b);
 unsigned recode_run(struct lane *lane);
 void recode_task_done(struct lane *lane, struct task *task);
 int recode_waits(const struct lane *lane); /* look at it again soon, though nobody wakes the lane */

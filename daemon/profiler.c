@@ -439,8 +439,10 @@ void profiler_layer_done(struct lane *lane, struct task *t)
 			no_better(lane, ns);
 		else if (d->res != -ECANCELED)
 			profiler_note(lane, ns, PROFILE_NOTE_FAILED, d->res);
-		/* Fresh statistics are worth having, but not instead of maps. */
-		if (ns->base && d->res != -ECANCELED && !(ns->newest && ns->newest->can_layer)) {
+		/* Fresh statistics are worth having, but not instead of maps that are better. */
+		if (ns->base && d->res != -ECANCELED &&
+		    (!ns->newest || !ns->newest->can_layer ||
+		     (d->res == 0 && d->bits_channel < d->bits_rival))) {
 			install(lane, ns, ns->base, ns->base_promised, 0);
 			ns->base = NULL;
 		}

@@ -19,8 +19,7 @@
 
 #define RECODE_IDLE_NS 1000000ull /* nobody wanted the machine for so long */
 #define RECODE_GIVE_UP_NS \
-	1000000000ull /* a block is not held longer than this behind others' work */
-#define RECODE_NO_ROOM_NS 100000000ull
+	1000000000ull	   /* a block is not held longer than this behind others' work */
 #define RECODE_SCAN 64u	   /* of the coldest blocks, before any */
 #define RECODE_BATCH 1024u /* entries of the index looked at in one turn: some 20 us */
 
@@ -79,6 +78,17 @@ static uint8_t target(const struct lane *lane, const struct block *b)
 int recode_wants(const struct lane *lane, const struct block *b)
 {
 	return target(lane, b) != CODEC_SPEC_RAW;
+}
+
+/* Is it worth waiting with the write to NVMe?  Also when the first maps are being fitted just now. */
+int recode_pending(const struct lane *lane, const struct block *b)
+{
+	const struct namespace *ns = lane->ns[b->ns];
+
+	return recode_wants(lane, b) ||
+	       ((ns->fit_state == NS_FIT_LAYER_DUE || ns->fit_state == NS_FIT_LAYER) &&
+		ns->newest && !ns->newest->can_layer && b->position != CODEC_POSITION_UNKNOWN &&
+		!gpu_cannot(lane, ns, CODEC_SPEC_LAYER));
 }
 
 static int may_take(const struct lane *lane, const struct block *b)
@@ -269,6 +279,44 @@ static void encoded(struct lane *lane)
 		r->step = RECODE_CHECK;
 }
 
+/* A slot for a smaller record of the block: in a full pool the one that it has makes room for it. */
+static void replace_slot(struct lane *lane, struct block *b, uint32_t id, uint64_t padded_bytes)
+{
+	uint32_t slot;
+	int r = pool_alloc(lane->pool, padded_bytes, id, &slot);
+
+	tier_release_host(lane, b);
+	if (r < 0)
+		r = pool_alloc(lane->pool, padded_bytes, id, &slot);
+	if (r < 0) /* its own again, at worst: larger than need be */
+		r = pool_alloc(lane->pool, b->record_bytes, id, &slot);
+	assert(r == 0);
+	b->slot = slot;
+}
+
+/* Nobody else holds the block: it gets this record, which is smaller. */
+static void replace(struct lane *lane, uint32_t id, const void *record, uint64_t bytes,
+		    uint64_t padded_bytes)
+{
+	struct block *b = index_block(lane->index, id);
+	struct namespace *ns = lane->ns[b->ns];
+	uint32_t saved = b->record_bytes - b->padding_bytes - (uint32_t)bytes;
+
+	assert(b->state == BLOCK_RESIDENT && b->refs == 1 && b->gpu_slot == POOL_NONE &&
+	       !(b->flags & (BLOCK_LISTED | BLOCK_CLEAN | BLOCK_SPILLING)));
+	assert(padded_bytes < b->record_bytes && padded_bytes >= bytes);
+	replace_slot(lane, b, id, padded_bytes);
+	memcpy(pool_ptr(lane->pool, b->slot), record, bytes);
+	memset((uint8_t *)pool_ptr(lane->pool, b->slot) + bytes, 0, padded_bytes - bytes);
+	quota_uncharge(ns->tenant, b->record_bytes - padded_bytes);
+	b->record_bytes = (uint32_t)padded_bytes;
+	b->padding_bytes = (uint16_t)(padded_bytes - bytes);
+	stats_add(&lane->stats, STAT_BLOCKS_HOST, 1);
+	stats_add(&lane->stats, STAT_POOL_USED_BYTES, bytes);
+	stats_sub(&lane->stats, STAT_CODED_BYTES, saved);
+	atomic_fetch_sub_explicit(&ns->coded_bytes, saved, memory_order_relaxed);
+}
+
 static void checked(struct lane *lane)
 {
 	struct recode *r = &lane->recode;
@@ -281,11 +329,7 @@ static void checked(struct lane *lane)
 		return;
 	}
 	build_record(lane, b);
-	if (tier_replace(lane, r->block, t->staging, bytes, padded(lane, bytes)) < 0) {
-		r->after_ns = lane->now_ns + RECODE_NO_ROOM_NS;
-		give_up(lane);
-		return;
-	}
+	replace(lane, r->block, t->staging, bytes, padded(lane, bytes));
 	profiles_set_block(lane, b, t->info.speculator >= CODEC_SPEC_CHANNEL ? t->profile : NULL);
 	b->tried = profiles_mark(t->profile);
 	stats_add(&lane->stats, STAT_RECODED_BLOCKS, 1);
@@ -356,7 +400,7 @@ unsigned recode_run(struct lane *lane)
 			return 0;
 		return 1;
 	}
-	if (lane->stopping || !idle(lane) || lane->now_ns < r->after_ns)
+	if (lane->stopping || !idle(lane))
 		return 0;
 	id = find(lane);
 	if (id != BLOCK_NONE)

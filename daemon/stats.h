@@ -63,7 +63,7 @@
 	X(C, RECODE_KEPT_BLOCKS, "recode_kept_blocks", "blocks",                                   \
 	  "blocks that it would not have made smaller")                                            \
 	X(C, RECODE_STOPPED, "recode_stopped", "blocks",                                           \
-	  "blocks given up for work in the foreground or for want of room")                        \
+	  "blocks given up for work in the foreground")                                            \
 	X(C, RECODE_FAILED, "recode_failed", "blocks",                                             \
 	  "blocks that did not come back exact, or at all, and stayed as they were")               \
 	X(C, RECODE_NS, "recode_ns", "ns", "device time spent on that")                            \

@@ -220,32 +220,6 @@ void tier_publish(struct lane *lane, uint32_t id)
 	atomic_fetch_add_explicit(&ns->coded_bytes, bytes, memory_order_relaxed);
 }
 
-int tier_replace(struct lane *lane, uint32_t id, const void *record, uint64_t bytes,
-		 uint64_t padded_bytes)
-{
-	struct block *b = index_block(lane->index, id);
-	struct namespace *ns = lane->ns[b->ns];
-	uint32_t saved = b->record_bytes - b->padding_bytes - (uint32_t)bytes, slot;
-
-	assert(b->state == BLOCK_RESIDENT && b->refs == 1 && b->gpu_slot == POOL_NONE &&
-	       !(b->flags & (BLOCK_LISTED | BLOCK_CLEAN | BLOCK_SPILLING)));
-	assert(padded_bytes < b->record_bytes && padded_bytes >= bytes);
-	if (pool_alloc(lane->pool, padded_bytes, id, &slot) < 0)
-		return -EAGAIN;
-	memcpy(pool_ptr(lane->pool, slot), record, bytes);
-	memset((uint8_t *)pool_ptr(lane->pool, slot) + bytes, 0, padded_bytes - bytes);
-	tier_release_host(lane, b);
-	quota_uncharge(ns->tenant, b->record_bytes - padded_bytes);
-	b->slot = slot;
-	b->record_bytes = (uint32_t)padded_bytes;
-	b->padding_bytes = (uint16_t)(padded_bytes - bytes);
-	stats_add(&lane->stats, STAT_BLOCKS_HOST, 1);
-	stats_add(&lane->stats, STAT_POOL_USED_BYTES, bytes);
-	stats_sub(&lane->stats, STAT_CODED_BYTES, saved);
-	atomic_fetch_sub_explicit(&ns->coded_bytes, saved, memory_order_relaxed);
-	return 0;
-}
-
 /* ---- making room ---- */
 
 static int pinned(const struct lane *lane, const struct block *b)
@@ -482,7 +456,8 @@ static int spill(struct lane *lane, uint32_t id)
 
 /*
  * The coldest that may be written now.  One that a stronger speculator could make smaller first waits for
- * that, while there is time: until the pool is half way from where writing begins to where it is full.
+ * that, while there is time: until what cannot be given up at once fills the pool half way from where
+ * writing begins to where stores are refused.
  */
 static uint32_t next_spill(const struct lane *lane, int urgent)
 {
@@ -491,7 +466,7 @@ static uint32_t next_spill(const struct lane *lane, int urgent)
 	for (unsigned n = 0; !urgent && id != BLOCK_NONE; n++) {
 		const struct block *b = index_block(lane->index, id);
 
-		if (!recode_wants(lane, b))
+		if (!recode_pending(lane, b))
 			return id;
 		id = n < TIER_SCAN_MAX ? b->next : BLOCK_NONE;
 	}
@@ -503,6 +478,7 @@ static unsigned run_spills(struct lane *lane)
 	uint32_t full = lane->config.full_percent, from = lane->config.spill_percent, id;
 	struct pool_usage u;
 	unsigned n = 0;
+	uint64_t half;
 	int urgent;
 
 	if (!tier_has_nvme(lane) || lane->dirty.head == BLOCK_NONE)
@@ -510,7 +486,8 @@ static unsigned run_spills(struct lane *lane)
 	pool_usage(lane->pool, &u);
 	if (u.slot_bytes < u.bytes / 100 * from)
 		return 0;
-	urgent = from >= full || u.slot_bytes >= u.bytes / 100 * (from + (full - from) / 2);
+	half = from < full ? from + (full - from) / 2 : from;
+	urgent = u.slot_bytes - lane->clean_bytes >= u.bytes / 100 * half;
 	while (n < TIER_SPILL_BATCH && lane->spills_inflight < TIER_SPILLS_MAX) {
 		id = next_spill(lane, urgent);
 		if (id == BLOCK_NONE || spill(lane, id) < 0)

@@ -77,6 +77,7 @@ struct cpu_device {
 	/* Set by the lane, cleared by whoever signals first. */
 	alignas(CACHE_LINE) _Atomic(uint32_t) armed;
 	_Atomic(uint32_t) stop;
+	_Atomic(uint32_t) priority; /* enum device_priority; the lane's, read by the workers */
 	struct worker workers[];
 };
 
@@ -238,19 +239,29 @@ static struct device_task *worker_next(struct worker *w)
 	}
 }
 
+/* Of this thread only, on Linux.  Where it is not allowed, it works without. */
+static void worker_lower(const struct worker *w)
+{
+	uint32_t p = atomic_load_explicit(&w->device->priority, memory_order_relaxed);
+
+	if (w->role == WORKER_FITS || p != DEVICE_PRIORITY_NORMAL)
+		(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
+	if (w->role != WORKER_FITS && p == DEVICE_PRIORITY_IDLE)
+		(void)sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ 0 });
+}
+
 static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
 	struct device_task *t;
+	bool lowered = false;
 
-	/* Of this thread only, on Linux.  Where it is not allowed, it works without. */
-	if (w->role != WORKER_CODES)
-		(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
-	if (w->role > WORKER_FITS)
-		(void)sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ 0 });
 	while ((t = worker_next(w))) {
 		uint64_t begin = gpu_now_ns();
 
+		if (w->role != WORKER_CODES && !lowered)
+			worker_lower(w);
+		lowered = true;
 		t->res = task_run(w->ws, t);
 		t->busy_ns = gpu_now_ns() - begin;
 		worker_complete(w, t);
@@ -407,6 +418,11 @@ static int worker_init(struct cpu_device *d, unsigned index)
 	w->started = true;
 	(void)pthread_setname_np(w->thread, role_names[w->role]);
 	return 0;
+}
+
+void cpu_device_priority(struct device *dev, enum device_priority priority)
+{
+	atomic_store_explicit(&cpu_device_of(dev)->priority, priority, memory_order_relaxed);
 }
 
 int cpu_device_new(unsigned workers, unsigned tasks_max, int wake_fd, uint64_t spin_ns,

@@ -95,7 +95,6 @@ int cpu_fit(struct codec_workspace *ws, struct device_task *t)
 {
 	uint32_t first = t->samples_count > JUDGE_BLOCKS_MAX ? t->samples_count - JUDGE_BLOCKS_MAX
 							     : 0;
-	double rival = HUGE_VAL;
 	int r = samples_check(t);
 
 	if (r < 0)
@@ -110,8 +109,8 @@ int cpu_fit(struct codec_workspace *ws, struct device_task *t)
 	if (r == 0 && t->fit_finish && t->samples_count > 0)
 		r = judge(ws, t, first, t->ret_profile, CODEC_SPEC_CHANNEL, &t->bits_channel);
 	if (r == 0 && t->rival && t->samples_count > 0)
-		r = judge(ws, t, first, t->rival, CODEC_SPEC_CHANNEL, &rival);
-	if (r < 0 || t->bits_channel > rival)
+		r = judge(ws, t, first, t->rival, CODEC_SPEC_CHANNEL, &t->bits_rival);
+	if (r < 0 || (t->rival && t->bits_channel > t->bits_rival))
 		t->ret_profile = codec_profile_free(t->ret_profile);
 	if (t->positions)
 		samples_keep(t);
@@ -121,17 +120,15 @@ int cpu_fit(struct codec_workspace *ws, struct device_task *t)
 
 /* Both speculators on what was held back, and the rival, whatever that can do. */
 static int worth(struct codec_workspace *ws, struct device_task *t, uint32_t first,
-		 const struct codec_profile *p, double *ret_rival)
+		 const struct codec_profile *p)
 {
 	int r = judge(ws, t, first, p, CODEC_SPEC_LAYER, &t->bits_layer);
 
 	if (r == 0)
 		r = judge(ws, t, first, p, CODEC_SPEC_CHANNEL, &t->bits_channel);
-	*ret_rival = t->bits_channel;
+	t->bits_rival = HUGE_VAL;
 	if (r == 0 && t->rival)
-		r = judge(ws, t, first, t->rival, CODEC_SPEC_LAYER, ret_rival);
-	if (*ret_rival > t->bits_channel)
-		*ret_rival = t->bits_channel;
+		r = judge(ws, t, first, t->rival, CODEC_SPEC_LAYER, &t->bits_rival);
 	return r;
 }
 
@@ -139,7 +136,6 @@ int cpu_fit_layer(struct codec_workspace *ws, struct device_task *t)
 {
 	uint32_t held = t->samples_count / 8u;
 	struct codec_profile *p = NULL;
-	double rival = 0;
 	int r = samples_check(t);
 
 	held = held == 0 ? 1u : held > JUDGE_BLOCKS_MAX ? JUDGE_BLOCKS_MAX : held;
@@ -151,8 +147,8 @@ int cpu_fit_layer(struct codec_workspace *ws, struct device_task *t)
 						  t->samples_count - held, t->previous, &t->cancel,
 						  &p);
 	if (r == 0)
-		r = worth(ws, t, t->samples_count - held, p, &rival);
-	if (r == 0 && t->bits_layer < rival)
+		r = worth(ws, t, t->samples_count - held, p);
+	if (r == 0 && t->bits_layer < fmin(t->bits_channel, t->bits_rival))
 		t->ret_profile = p;
 	else
 		codec_profile_free(p);

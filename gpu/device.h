@@ -107,7 +107,7 @@ struct device_task {
 	uint32_t samples_kept; /* FIT with positions */
 	/* Bits a scalar of stored blocks, all included.  FIT with fit_finish: of the last samples; FIT_LAYER:
 	 * of samples that were not fitted on. */
-	double bits_channel, bits_layer;
+	double bits_channel, bits_layer, bits_rival;
 	uint64_t busy_ns; /* time a worker spent on it, or its share of a batch's time on the GPU */
 	/* while running: written by the worker, read by the lane (relaxed; a hint until completion) */
 	_Atomic(uint32_t) segments_done; /* DECODE */
@@ -244,6 +244,16 @@ void device_region_deinit(struct device_region *r);
  * an idle worker polls before it sleeps. */
 int cpu_device_new(unsigned workers, unsigned tasks_max, int wake_fd, uint64_t spin_ns,
 		   struct device **ret_device);
+
+/* How the threads run that do what may wait: fits of maps and coding in the background.  Before the first
+ * such task. */
+enum device_priority {
+	DEVICE_PRIORITY_IDLE, /* when nobody else wants the core */
+	DEVICE_PRIORITY_LOW,
+	DEVICE_PRIORITY_NORMAL,
+	DEVICE_PRIORITY_COUNT
+};
+void cpu_device_priority(struct device *d, enum device_priority priority);
 
 /* spec: "encode:eio:every=7,decode:delay_ms=5:every=3" - takes ownership of inner on success. */
 int fault_device_new(struct device *inner, const char *spec, struct device **ret_device);
