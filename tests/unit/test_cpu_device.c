@@ -379,6 +379,7 @@ static void test_layer_maps_are_fitted(void **state)
 {
 	enum { SAMPLES = 80 };
 	static uint32_t positions[SAMPLES];
+	struct codec_segment seg[4];
 	struct codec_profile *base;
 	struct codec_fit *fit = NULL;
 	struct device_task t = { .op = DEVICE_FIT };
@@ -388,6 +389,11 @@ static void test_layer_maps_are_fitted(void **state)
 
 	(void)state;
 	device_setup(&f, 1, 0);
+	/* To find how keys were turned takes seconds, however few there are: let there be none. */
+	memcpy(seg, f.g.segments, sizeof(seg));
+	seg[0].kind = seg[2].kind = CODEC_KIND_V;
+	codec_geometry_deinit(&f.g);
+	assert_int_equal(codec_geometry_init(&f.g, 16, seg, 4), 0);
 	cpu_device_priority(f.dev, DEVICE_PRIORITY_NORMAL);
 	samples = malloc(SAMPLES * f.g.raw_bytes);
 	assert_non_null(samples);
