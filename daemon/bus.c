@@ -193,6 +193,78 @@ static int on_list_namespaces(sd_bus_message *call, void *user, sd_bus_error *er
 	return reply_send(reply, r);
 }
 
+static const char *profile_state(const struct namespace *ns, uint32_t newest)
+{
+	static const char *const at_work[NS_FIT_COUNT] = {
+		[NS_FIT_SAMPLING] = "sampling",	  [NS_FIT_DUE] = "fitting",
+		[NS_FIT_FITTING] = "fitting",	  [NS_FIT_LAYER_DUE] = "fitting-layer",
+		[NS_FIT_LAYER] = "fitting-layer",
+	};
+	uint32_t fit = atomic_load_explicit(&ns->fit_shown, memory_order_relaxed);
+
+	if (!newest)
+		return "old";
+	return at_work[fit] ? at_work[fit] : "in-use";
+}
+
+/* A slot that the lane is changing is passed over: the next picture has it. */
+static int append_profile(sd_bus_message *m, const struct namespace *ns,
+			  const struct ns_profile *np)
+{
+	uint32_t version = atomic_load_explicit(&np->version, memory_order_acquire);
+	uint32_t layer = atomic_load_explicit(&np->layer, memory_order_relaxed);
+	uint32_t previous = atomic_load_explicit(&np->previous, memory_order_relaxed);
+	uint32_t pairs = atomic_load_explicit(&np->rotary_pairs, memory_order_relaxed);
+	uint32_t newest = atomic_load_explicit(&np->newest, memory_order_relaxed);
+	uint64_t bytes = atomic_load_explicit(&np->bytes, memory_order_relaxed);
+	uint64_t tokens = atomic_load_explicit(&np->tokens, memory_order_relaxed);
+	uint64_t expected = atomic_load_explicit(&np->expected_milli, memory_order_relaxed);
+	uint64_t measured = atomic_load_explicit(&np->measured_milli, memory_order_relaxed);
+	uint64_t blocks = atomic_load_explicit(&np->blocks, memory_order_relaxed);
+	char digest[17];
+
+	(void)snprintf(digest, sizeof(digest), "%016" PRIx64,
+		       atomic_load_explicit(&np->digest, memory_order_relaxed));
+	atomic_thread_fence(memory_order_acquire);
+	if (!version || atomic_load_explicit(&np->version, memory_order_relaxed) != version)
+		return 0;
+	return sd_bus_message_append(m, "(ussusuuttttts)", ns->id, ns->tenant->name, ns->model,
+				     version, digest, layer ? previous + 1 : 0, pairs, bytes,
+				     tokens, expected, measured, blocks, profile_state(ns, newest));
+}
+
+/* Those of each namespace; one that has none yet has a row of version 0. */
+static int append_profiles(sd_bus_message *m, const struct namespace *ns)
+{
+	int r = 0;
+
+	for (unsigned i = 0; r >= 0 && i < NS_PROFILES_MAX; i++)
+		r = append_profile(m, ns, &ns->profile[i]);
+	if (r >= 0 && !atomic_load_explicit(&ns->profile_version, memory_order_relaxed))
+		r = sd_bus_message_append(m, "(ussusuuttttts)", ns->id, ns->tenant->name, ns->model,
+					  0, "", 0, 0, (uint64_t)0, (uint64_t)0, (uint64_t)0,
+					  (uint64_t)0, (uint64_t)0, profile_state(ns, 1));
+	return r;
+}
+
+static int on_list_profiles(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	struct bus *bus = user;
+	const struct registry *registry = control_registry(bus->control);
+	sd_bus_message *reply = NULL;
+	int r;
+
+	(void)error;
+	r = reply_new(call, &reply);
+	if (r >= 0)
+		r = sd_bus_message_open_container(reply, 'a', "(ussusuuttttts)");
+	for (uint32_t i = 0; r >= 0 && i < registry->namespaces_count; i++)
+		r = append_profiles(reply, registry->namespaces[i]);
+	if (r >= 0)
+		r = sd_bus_message_close_container(reply);
+	return reply_send(reply, r);
+}
+
 static int append_session(sd_bus_message *m, const struct session *s)
 {
 	uint64_t now_ns = clock_now_ns();
@@ -293,6 +365,9 @@ static const sd_bus_vtable bus_vtable[] = {
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("ListNamespaces", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(usssuuttttttuu)", namespaces), on_list_namespaces,
+				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("ListProfiles", SD_BUS_NO_ARGS,
+				SD_BUS_RESULT("a(ussusuuttttts)", profiles), on_list_profiles,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("ListSessions", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(uuusssttttuut)", sessions), on_list_sessions,

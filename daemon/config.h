@@ -17,6 +17,18 @@
 #define CONFIG_FITS_MAX 4u
 #define CONFIG_ALLOWED_BYTES 128u /* room for the longest range in words */
 
+/* The first ones as enum codec_speculator has them. */
+enum config_speculator {
+	CONFIG_SPECULATOR_RAW,
+	CONFIG_SPECULATOR_GENERIC,
+	CONFIG_SPECULATOR_CHANNEL,
+	CONFIG_SPECULATOR_LAYER,
+	CONFIG_SPECULATOR_AUTO, /* `channel` at the store, `layer` later, when there is time */
+	CONFIG_SPECULATOR_COUNT
+};
+
+#define CONFIG_PREVIOUS_AUTO 7u
+
 struct config_tenant {
 	uint32_t uid_first; /* this range of uids is one tenant */
 	uint32_t uid_last;
@@ -58,10 +70,19 @@ struct config {
 	uint32_t gpu_share_percent; /* share of the GPU's time for all coding; 100 */
 	uint32_t gpu_background_percent; /* share of the GPU's time for work that may wait; 10 */
 	/* [codec] */
-	uint32_t speculator; /* enum codec_speculator: raw, generic or channel */
+	uint32_t speculator; /* enum config_speculator */
 	uint32_t verify;     /* 1: decode every block again before it counts as stored */
 	uint64_t fit_tokens
 		[CONFIG_FITS_MAX]; /* a profile is fitted at these token counts; 0-terminated */
+	/* [profile] */
+	uint64_t
+		profile_sample_bytes; /* raw blocks kept of one namespace to fit `layer` on; 1 GiB */
+	uint64_t profile_samples_bytes; /* of all namespaces together; 4 GiB */
+	uint32_t profile_previous;	/* layers looked back: 0..6, or CONFIG_PREVIOUS_AUTO */
+	uint64_t profile_bytes_max;	/* of one profile; 512 MiB */
+	uint32_t profile_priority;	/* enum device_priority */
+	uint32_t drift_percent;		/* worse than expected by this: a new profile; 0: never */
+	uint32_t drift_blocks;		/* ... in the mean of so many blocks */
 	/* [limits] */
 	uint32_t blocks_max;	   /* index size; 0: one per 16 KiB of pool + NVMe, 4096..16 M */
 	uint32_t leases_max;	   /* per session, 1..1024; 1024 */
@@ -137,6 +158,7 @@ const char *config_key_set(struct config *c, const struct config_key *k, const c
 size_t config_key_allowed(const struct config_key *k, char *buf, size_t buf_bytes);
 int config_parse_u64(const char *s, const char **ret_end, uint64_t *ret); /* -EINVAL, -ERANGE */
 int config_parse_size(const char *s, uint64_t *ret);			  /* with K, M, G or T */
+const char *config_speculator_name(uint32_t speculator);
 void config_print_help(FILE *out); /* a commented skvcd.conf with every key and default */
 
 #endif

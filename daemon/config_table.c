@@ -29,10 +29,21 @@
 #define FIELD(f) offsetof(struct config, f), sizeof(((struct config *)0)->f)
 
 static const char *const bool_names[] = { "no", "yes", NULL };
-static const char *const speculator_names[] = { "raw", "generic", "channel", NULL };
+static const char *const speculator_names[CONFIG_SPECULATOR_COUNT + 1] = {
+	[CONFIG_SPECULATOR_RAW] = "raw",	 [CONFIG_SPECULATOR_GENERIC] = "generic",
+	[CONFIG_SPECULATOR_CHANNEL] = "channel", [CONFIG_SPECULATOR_LAYER] = "layer",
+	[CONFIG_SPECULATOR_AUTO] = "auto",
+};
+static const char *const priority_names[] = { "idle", "low", "normal", NULL };
+static const char *const previous_names[CONFIG_PREVIOUS_AUTO + 2] = {
+	"0", "1", "2", "3", "4", "5", "6", [CONFIG_PREVIOUS_AUTO] = "auto"
+};
 
-_Static_assert(CODEC_SPEC_RAW == 0 && CODEC_SPEC_GENERIC == 1 && CODEC_SPEC_CHANNEL == 2,
-	       "speculator_names is indexed by enum codec_speculator");
+_Static_assert((int)CONFIG_SPECULATOR_RAW == CODEC_SPEC_RAW &&
+		       (int)CONFIG_SPECULATOR_GENERIC == CODEC_SPEC_GENERIC &&
+		       (int)CONFIG_SPECULATOR_CHANNEL == CODEC_SPEC_CHANNEL &&
+		       (int)CONFIG_SPECULATOR_LAYER == CODEC_SPEC_LAYER,
+	       "one is used as the other");
 
 /* In the order of the manual.  Sizes and times are given with their unit; ranges are inclusive. */
 static const struct config_key config_keys[] = {
@@ -97,13 +108,28 @@ static const struct config_key config_keys[] = {
 	{ "gpu", "background_gpu_share", CONFIG_COUNT, FIELD(gpu_background_percent), 1, 100, 0,
 	  NULL, "10", "percent of the GPU's time that work which may wait can take" },
 
-	{ "codec", "speculator", CONFIG_CHOICE, FIELD(speculator), 0, 2, 0, speculator_names,
-	  "channel", "how blocks are compressed" },
+	{ "codec", "speculator", CONFIG_CHOICE, FIELD(speculator), 0, CONFIG_SPECULATOR_COUNT - 1,
+	  0, speculator_names, "auto", "how blocks are compressed" },
 	{ "codec", "verify", CONFIG_CHOICE, FIELD(verify), 0, 1, 0, bool_names, "yes",
 	  "decode every block again before it counts as stored" },
 	{ "codec", "fit_tokens", CONFIG_COUNTS, FIELD(fit_tokens), 16, 1 << 20, 0, NULL,
-	  "512, 4096",
+	  "512, 4096, 20000",
 	  "a namespace's profile is fitted when it has seen this many tokens, rising" },
+
+	{ "profile", "sample", CONFIG_SIZE, FIELD(profile_sample_bytes), 1 * MIB, 1 * TIB, 0, NULL,
+	  "1G", "raw blocks kept of a new namespace to fit layer on" },
+	{ "profile", "samples", CONFIG_SIZE, FIELD(profile_samples_bytes), 0, 1 * TIB, 0, NULL,
+	  "4G", "of all namespaces together" },
+	{ "profile", "previous", CONFIG_CHOICE, FIELD(profile_previous), 0, CONFIG_PREVIOUS_AUTO, 0,
+	  previous_names, "auto", "layers that layer looks back" },
+	{ "profile", "bytes_max", CONFIG_SIZE, FIELD(profile_bytes_max), 1 * MIB, 1 * TIB, 0, NULL,
+	  "512M", "the largest profile" },
+	{ "profile", "priority", CONFIG_CHOICE, FIELD(profile_priority), 0, 2, 0, priority_names,
+	  "idle", "how the threads run that fit layer and code blocks again" },
+	{ "profile", "drift_percent", CONFIG_COUNT, FIELD(drift_percent), 0, 1000, 0, NULL, "10",
+	  "a new profile is fitted when blocks take so much more than it promised; 0: never" },
+	{ "profile", "drift_blocks", CONFIG_COUNT, FIELD(drift_blocks), 1, 1 << 20, 0, NULL, "256",
+	  "in the mean of this many blocks" },
 
 	{ "limits", "blocks_max", CONFIG_COUNT, FIELD(blocks_max), 4096, 16 << 20, CONFIG_OR_ZERO,
 	  NULL, "0", "blocks in the index; 0: one per 16 KiB of pool and NVMe" },
@@ -441,6 +467,11 @@ void config_default(struct config *ret)
 		assert(!wrong);
 		(void)wrong;
 	}
+}
+
+const char *config_speculator_name(uint32_t speculator)
+{
+	return speculator < CONFIG_SPECULATOR_COUNT ? speculator_names[speculator] : "unknown";
 }
 
 void config_print_help(FILE *out)

@@ -275,6 +275,30 @@ static void profile_new(const struct mail *mail)
 			 1000.0);
 }
 
+static void profile_note(const struct mail *mail)
+{
+	static const char *const text[] = {
+		[PROFILE_NOTE_PREVIOUS] =
+			"[profile] bytes_max: its profile looks back fewer layers",
+		[PROFILE_NOTE_NO_LAYER] =
+			"[profile] bytes_max: no profile of it is small enough for layer",
+		[PROFILE_NOTE_NO_SAMPLE] =
+			"[profile] sample: no room for enough of its blocks to fit layer on",
+		[PROFILE_NOTE_NO_BETTER] = "a new profile is no better; the old one stays",
+		[PROFILE_NOTE_FAILED] = "no profile could be fitted",
+		[PROFILE_NOTE_NO_SLOT] = "too many old profiles are in use; a new one was not kept",
+		[PROFILE_NOTE_DRIFT] =
+			"blocks are larger than the profile promised; another sample is taken",
+	};
+	const struct namespace *ns = mail->subject;
+
+	assert(mail->value < sizeof(text) / sizeof(text[0]));
+	log_line(mail->value == PROFILE_NOTE_FAILED ? LOG_LEVEL_WARNING : LOG_LEVEL_INFO,
+		 "namespace %" PRIu32 " (%s of tenant %s): %s%s%s", ns->id, ns->model,
+		 ns->tenant->name, text[mail->value], mail->res < 0 ? ": " : "",
+		 mail->res < 0 ? strerror(-mail->res) : "");
+}
+
 static void one_mail(struct control *control, const struct mail *mail)
 {
 	struct session *s = mail->subject;
@@ -283,6 +307,9 @@ static void one_mail(struct control *control, const struct mail *mail)
 	switch (mail->type) {
 	case LANE_PROFILE_NEW:
 		profile_new(mail);
+		return;
+	case LANE_PROFILE_NOTE:
+		profile_note(mail);
 		return;
 	case LANE_NVME_HEALTH:
 		nvme_health(mail);

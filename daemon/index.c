@@ -236,6 +236,22 @@ void block_list_push(struct index *ix, struct block_list *l, uint32_t id)
 	l->count++;
 }
 
+void block_list_push_front(struct index *ix, struct block_list *l, uint32_t id)
+{
+	struct block *b = index_block(ix, id);
+
+	assert(!(b->flags & BLOCK_LISTED));
+	b->flags |= BLOCK_LISTED;
+	b->next = l->head;
+	b->prev = BLOCK_NONE;
+	if (l->head != BLOCK_NONE)
+		ix->block[l->head].prev = id;
+	else
+		l->tail = id;
+	l->head = id;
+	l->count++;
+}
+
 void block_list_remove(struct index *ix, struct block_list *l, uint32_t id)
 {
 	struct block *b = index_block(ix, id);

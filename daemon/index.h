@@ -62,6 +62,8 @@ struct block {
 	uint32_t record_bytes; /* header, tokens, payload and padding: what quotas count */
 	uint32_t refs;	       /* leases, loads, spills, fetches and moves that hold it */
 	uint8_t move;	       /* BLOCK_MOVE_* */
+	uint8_t tried; /* low bits of the profile's version with which the strongest speculator was tried */
+	uint16_t padding_bytes; /* of record_bytes: less than a granule */
 	uint64_t token_hash;
 	uint64_t raw_xxh3;
 	uint64_t pin_until_ns; /* not evicted before */
@@ -69,8 +71,8 @@ struct block {
 	uint8_t state;	       /* enum block_state */
 	uint8_t flags;	       /* BLOCK_* */
 	uint8_t key_len;
-	uint8_t profile;	/* 1 + index into the namespace's profiles; 0: none needed */
-	uint32_t padding_bytes; /* of record_bytes */
+	uint8_t profile;   /* 1 + index into the namespace's profiles; 0: none needed */
+	uint32_t position; /* of its first token in its sequence, or CODEC_POSITION_UNKNOWN */
 };
 
 _Static_assert(sizeof(struct block) <= 128, "memory per indexed block");
@@ -98,6 +100,7 @@ uint32_t index_end(const struct index *ix); /* ids below were used at least once
 
 void block_list_init(struct block_list *l);
 void block_list_push(struct index *ix, struct block_list *l, uint32_t id); /* at the tail */
+void block_list_push_front(struct index *ix, struct block_list *l, uint32_t id);
 void block_list_remove(struct index *ix, struct block_list *l, uint32_t id);
 
 #endif

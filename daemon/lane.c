@@ -197,7 +197,8 @@ static uint64_t sleep_ns(const struct lane *lane)
 	if (lane->leases_next_ns < lane->now_ns + ns)
 		ns = lane->leases_next_ns > lane->now_ns ? lane->leases_next_ns - lane->now_ns : 1;
 	if (lane->cq_blocked || lane->room.count || lane->fetch.count || tier_busy(lane) ||
-	    lane->loads.head || lane->stopping || (lane->log && !nvme_log_in_service(lane->log)))
+	    lane->loads.head || lane->stopping || recode_waits(lane) ||
+	    (lane->log && !nvme_log_in_service(lane->log)))
 		ns = ns < LANE_POLL_NS ? ns : LANE_POLL_NS;
 	/* With jobs on the GPU and nothing in the air: they wait for an event, their share or staging. */
 	if (lane->events_waiting || (lane->gpu && lane->jobs_count))
@@ -279,6 +280,7 @@ static unsigned run_rest(struct lane *lane)
 	n += request_run(lane);
 	n += tier_run(lane);
 	n += lease_run(lane);
+	n += recode_run(lane);
 	return n;
 }
 
@@ -314,7 +316,7 @@ static void stop_late(const struct lane *lane)
 static int may_stop(const struct lane *lane)
 {
 	return lane->stopping && !lane->sessions_count && !lane->jobs_count && !lane->fit_busy &&
-	       !tier_busy(lane);
+	       !lane->layer_busy && lane->recode.step == RECODE_NONE && !tier_busy(lane);
 }
 
 static void *lane_main(void *arg)
@@ -396,13 +398,14 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 	int r;
 
 	lane->tasks_count = 2 * workers + 2;
-	r = cpu_device_new(workers, lane->tasks_count + 1 + (lane->gpu ? LANE_GPU_TASKS : 0),
+	r = cpu_device_new(workers, lane->tasks_count + 3 + (lane->gpu ? LANE_GPU_TASKS : 0),
 			   lane->device_fd, lane->config.spin_ns, &d);
 	if (r < 0) {
 		snprintf(err, err_bytes, "compute device with %u workers: %s", workers,
 			 strerror(-r));
 		return r;
 	}
+	cpu_device_priority(d, (enum device_priority)lane->config.profile_priority);
 	lane->device = d;
 	if (!lane->config.fault_device[0])
 		return 0;
@@ -426,7 +429,7 @@ static int start_tasks(struct lane *lane)
 			return -ENOMEM;
 		task_put(lane, &lane->task[i]);
 	}
-	return 0;
+	return recode_start(lane);
 }
 
 static int start_memory(struct lane *lane)
@@ -488,12 +491,13 @@ static struct lane *lane_free(struct lane *lane)
 	tier_stop(lane);
 	for (uint32_t i = 0; lane->ns && i < c->namespaces_max; i++)
 		if (lane->ns[i])
-			profiler_ns_deinit(lane->ns[i]);
+			profiler_ns_deinit(lane, lane->ns[i]);
 	lane->uring = uring_free(lane->uring);
 	mailbox_deinit(&lane->inbox);
 	mailbox_deinit(&lane->outbox);
 	if (lane->device_fd >= 0)
 		close(lane->device_fd);
+	recode_stop(lane);
 	for (uint32_t i = 0; lane->task && i < lane->tasks_count; i++)
 		if (lane->task[i].staging)
 			munmap(lane->task[i].staging, lane->staging_bytes);

@@ -27,8 +27,19 @@ enum lane_mail {
 	LANE_SESSION_FAILED, /* subject session, value reason: client broke the contract; END must follow */
 	LANE_SESSION_GONE, /* subject session: the lane has forgotten it */
 	LANE_PROFILE_NEW,  /* subject namespace, value version: for the log */
+	LANE_PROFILE_NOTE, /* subject namespace, value enum profile_note, res: for the log */
 	LANE_NVME_HEALTH, /* value 1 in service, 2 out: for the log and the status line; res the error */
 	LANE_GPU_HEALTH, /* the GPU has failed for good, res says why: for the log and the status line */
+};
+
+enum profile_note {
+	PROFILE_NOTE_PREVIOUS, /* res: layers looked back, fewer than 2; a larger profile is not allowed */
+	PROFILE_NOTE_NO_LAYER,	/* not even that is allowed */
+	PROFILE_NOTE_NO_SAMPLE, /* blocks are so large that a sample would not hold enough of them */
+	PROFILE_NOTE_NO_BETTER, /* a fitted profile was not: the old one stays */
+	PROFILE_NOTE_FAILED,	/* res: why a fit failed */
+	PROFILE_NOTE_NO_SLOT, /* blocks of NS_PROFILES_MAX profiles are here: a new one was not kept */
+	PROFILE_NOTE_DRIFT /* blocks take more than the newest profile promised: another sample */
 };
 
 /*

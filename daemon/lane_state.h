@@ -13,6 +13,8 @@
  *	tier_gpu.c	the GPU pool: room in it, what moves from it to the host pool, its loss
  *	lane_gpu.c	the GPU: made at start, its tasks, events, staging in host memory, its death
  *	profiler.c	samples of new namespaces -> fit -> profile
+ *	profiles.c	profiles of a namespace: the newest, who uses the others, drift
+ *	recode.c	blocks coded again with a stronger speculator when there is time
  *	quota.c		compressed bytes charged to tenants
  *
  * Order inside one turn of the loop: mail, rings, device, NVMe, requests, tiers, deadlines.
@@ -117,7 +119,9 @@ enum task_kind {
 	TASK_DECODE_STAGE, /* record -> lane->stage */
 	TASK_COPY_IN,	   /* lane->stage -> GPU pages */
 	TASK_DEMOTE,	   /* GPU slot -> host slot */
-	TASK_FIT
+	TASK_FIT,
+	TASK_FIT_LAYER,
+	TASK_RECODE /* a block -> lane->recode.raw -> its staging, and back to see */
 };
 
 /*
@@ -133,7 +137,7 @@ struct task {
 	struct job *job;
 	uint32_t item;
 	uint32_t block;	       /* TASK_DEMOTE */
-	struct namespace *ns;  /* TASK_FIT */
+	struct namespace *ns;  /* TASK_FIT, TASK_FIT_LAYER */
 	struct device *device; /* where it runs, or ran last */
 	uint8_t *staging;      /* record under construction; borrowed from lane->gpu_headers, or an
 			       * owned mapping of lane->staging_bytes */
@@ -143,9 +147,10 @@ struct task {
 	/* store, once encoded: */
 	void *staged; /* the payload on the GPU, to be given back; NULL: it lies in staging */
 	struct codec_info info;
-	const struct codec_profile *profile; /* that coded it */
-	uint64_t room_deadline_ns;	     /* waiting for room until then */
-	struct task *next;		     /* free list or waiting list */
+	uint8_t asked;		    /* enum codec_speculator */
+	struct ns_profile *profile; /* that codes it; used (profiles.c); NULL: none */
+	uint64_t room_deadline_ns;  /* waiting for room until then */
+	struct task *next;	    /* free list or waiting list */
 };
 
 struct task_queue {
@@ -175,6 +180,30 @@ struct lane_nvme_op {
 	struct nvme_op op; /* first */
 	struct lane *lane;
 	struct lane_nvme_op *next;
+};
+
+/* ---- coding again ---- */
+
+/*
+ *	NONE -> DECODE		a block was found, and held
+ *	DECODE -> ENCODE	its raw bytes are here
+ *	ENCODE -> CHECK		another record is here; is it smaller, and does it come back exact?
+ *	CHECK -> NONE		the block has that record, or keeps its own
+ *	any -> NONE		somebody else wants the block, or the machine
+ */
+enum recode_step { RECODE_NONE, RECODE_DECODE, RECODE_ENCODE, RECODE_CHECK };
+
+struct recode {
+	enum recode_step step;
+	uint8_t running;     /* the step's task is on the device */
+	uint8_t look;	     /* there may be blocks that are worth it */
+	uint32_t block;	     /* held while step is not NONE */
+	uint32_t next, left; /* the search through the index: where, and how much of it is left */
+	uint64_t begin_ns;   /* when the block was taken */
+	uint64_t busy_ns;    /* when somebody else last wanted the machine */
+	uint8_t *raw;	     /* owned mapping of lane->staging_bytes */
+	struct device_region packed; /* that as a region; owns nothing */
+	struct task task;
 };
 
 struct lane_registered {
@@ -257,6 +286,10 @@ struct lane {
 	uint64_t gpu_make_ns;
 	struct task fit_task; /* one fit at a time, on the device's background thread */
 	uint8_t fit_busy;
+	struct task layer_task; /* the same for maps from layer to layer, which take minutes */
+	uint8_t layer_busy;
+	uint64_t sample_bytes; /* set aside for samples of all namespaces */
+	struct recode recode;
 	uint64_t staging_bytes;
 
 	struct lease *lease;	  /* [sessions_max * leases_max] */
@@ -367,6 +400,8 @@ int tier_evict_for_tenant(struct lane *lane,
 int tier_evict_one(struct lane *lane);
 void tier_hold(struct lane *lane, uint32_t block);
 void tier_unhold(struct lane *lane, uint32_t block);
+void tier_unhold_cold(struct lane *lane,
+		      uint32_t block);		      /* it was not used: it stays the coldest */
 void tier_publish(struct lane *lane, uint32_t block); /* STORING, slot filled -> RESIDENT */
 void tier_want(struct lane *lane, uint32_t block);    /* NVME: queue a fetch */
 void tier_forget(struct lane *lane, uint32_t block);  /* out of the index and all tiers */
@@ -393,14 +428,39 @@ unsigned tier_gpu_run(struct lane *lane);
 
 /* profiler.c */
 int profiler_wants(struct lane *lane, struct namespace *ns); /* sample the next block? */
-uint8_t *profiler_reserve(struct namespace *ns);
+uint8_t *profiler_reserve(struct namespace *ns, uint32_t position);
 void profiler_sampled(struct lane *lane, struct namespace *ns, int ok);
+void profiler_note(struct lane *lane, struct namespace *ns, enum profile_note note, int32_t res);
 int profiler_parks(const struct lane *lane,
 		   const struct namespace *ns); /* stores wait for the first fit */
 void profiler_run(struct lane *lane);
 void profiler_fit_done(struct lane *lane, struct task *task);
+void profiler_layer_done(struct lane *lane, struct task *task);
 int profiler_ns_init(struct lane *lane, struct namespace *ns);
-void profiler_ns_deinit(struct namespace *ns);
+void profiler_ns_deinit(struct lane *lane, struct namespace *ns);
+
+/* profiles.c */
+uint64_t profiles_milli(double bits);
+struct ns_profile *profiles_use(struct ns_profile *np); /* returns it; takes NULL, as drop does */
+void profiles_drop(struct lane *lane, struct ns_profile *np);
+int profiles_room(const struct namespace *ns);
+void profiles_install(struct lane *lane, struct namespace *ns, struct codec_profile *p,
+		      uint64_t tokens, uint64_t channel_milli, uint64_t layer_milli);
+void profiles_ns_deinit(struct namespace *ns);
+struct ns_profile *profiles_of_block(const struct lane *lane, const struct block *b); /* or NULL */
+void profiles_set_block(struct lane *lane, struct block *b, struct ns_profile *np);
+uint8_t profiles_mark(const struct ns_profile *np);
+void profiles_seen(struct lane *lane, struct namespace *ns, struct ns_profile *np, uint8_t asked,
+		   uint64_t bytes);
+
+/* recode.c */
+int recode_start(struct lane *lane);
+void recode_stop(struct lane *lane);
+int recode_wants(const struct lane *lane, const struct block *b);
+int recode_pending(const struct lane *lane, const struct block *b);
+unsigned recode_run(struct lane *lane);
+void recode_task_done(struct lane *lane, struct task *task);
+int recode_waits(const struct lane *lane); /* look at it again soon, though nobody wakes the lane */
 
 /* quota.c */
 int quota_charge(struct tenant *tenant, uint64_t bytes); /* 0, -EDQUOT */

@@ -80,7 +80,7 @@ static void read_payload(struct lane *lane, struct task *t)
 		    off;
 	t->dev.in_place = on_gpu ? DEVICE_PLACE_DEVICE : DEVICE_PLACE_HOST;
 	t->dev.in_bytes = b->record_bytes - b->padding_bytes - off;
-	t->dev.profile = b->profile ? job->ns->profile[b->profile - 1] : NULL;
+	t->dev.profile = b->profile ? profiles_of_block(lane, b)->p : NULL;
 	t->dev.expect_xxh3 = b->raw_xxh3;
 }
 

@@ -308,7 +308,7 @@ static int run(struct skvcd *d)
 		 "on the CPU (%s)",
 		 d->config.socket, d->config.pool_bytes >> 20,
 		 d->config.nvme_path[0] ? d->config.nvme_path : "none",
-		 codec_speculator_name((uint8_t)d->config.speculator), codec_isa_name());
+		 config_speculator_name(d->config.speculator), codec_isa_name());
 	(void)sd_notify(0, "READY=1\nSTATUS=Serving");
 	r = sd_event_loop(d->event);
 	if (r < 0) {
@@ -319,6 +319,24 @@ static int run(struct skvcd *d)
 	return 0;
 }
 
+/*
+ * OpenBLAS, which profiles are fitted with, starts a thread for each core while the program is loaded, before
+ * anybody could block signals for them: one of these would take our SIGTERM, and die of it with all of us.  It
+ * reads this variable then, so the program is loaded once more.  Where that fails, we go on.
+ */
+static void reload_without_blas_threads(char **argv)
+{
+	static const char name[] = "OPENBLAS_NUM_THREADS";
+	const char *is = getenv(name);
+	char path[PATH_MAX];
+	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
+
+	if ((is && !strcmp(is, "1")) || n <= 0 || setenv(name, "1", 1) < 0)
+		return;
+	path[n] = '\0';
+	(void)execv(path, argv);
+}
+
 int main(int argc, char **argv)
 {
 	static struct skvcd d = { .listener =
@@ -327,6 +345,7 @@ int main(int argc, char **argv)
 	char err[MAIN_ERR_BYTES] = "";
 	int r;
 
+	reload_without_blas_threads(argv);
 	r = parse_options(argc, argv, &options);
 	if (r >= 0)
 		return r;

@@ -25,7 +25,9 @@ DAEMON_SRCS := \
 	daemon/pool.c \
 	daemon/pool_arena.c \
 	daemon/profiler.c \
+	daemon/profiles.c \
 	daemon/quota.c \
+	daemon/recode.c \
 	daemon/record.c \
 	daemon/registry.c \
 	daemon/request.c \

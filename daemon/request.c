@@ -79,6 +79,8 @@ void task_put(struct lane *lane, struct task *t)
 
 	assert(!t->device && !t->staged && !t->sample && !t->waits && !t->reads_pages &&
 	       t->raw_slot == POOL_NONE);
+	profiles_drop(lane, t->profile);
+	t->profile = NULL;
 	t->job = NULL;
 	t->room_deadline_ns = 0;
 	t->next = q->head; /* the last used first: its memory is warm */
@@ -427,6 +429,12 @@ static void task_done(struct lane *lane, struct task *t)
 		break;
 	case TASK_FIT:
 		profiler_fit_done(lane, t);
+		break;
+	case TASK_FIT_LAYER:
+		profiler_layer_done(lane, t);
+		break;
+	case TASK_RECODE:
+		recode_task_done(lane, t);
 		break;
 	}
 }

@@ -27,6 +27,7 @@
 	65536u /* of all regions of a session: bounds their descriptions to 2 MiB */
 #define SESSION_ARENAS_MAX 64u
 #define NS_PROFILES_MAX 8u
+#define NS_PREVIOUS_NONE UINT8_MAX
 
 struct tenant {
 	uint32_t id;			/* index in the control thread's table; immutable */
@@ -34,6 +35,45 @@ struct tenant {
 	uint8_t salt[32];		/* the daemon's own, derived from its secret; immutable */
 	uint64_t quota_bytes;		/* 0: none; immutable for now */
 	_Atomic uint64_t charged_bytes; /* lane writes */
+};
+
+/*
+ * One frozen profile.  It lives until nobody uses it: the blocks that name it, tasks that have it, and the
+ * namespace while it is the newest.  Lane only, but for what control reads.
+ */
+struct ns_profile {
+	struct codec_profile *p; /* owned; NULL: the slot is free */
+	uint32_t users;
+	uint32_t number;      /* counts up in the namespace, from 1 */
+	uint8_t can_layer;    /* it has maps from layer to layer */
+	uint64_t promised[2]; /* of `channel` and of `layer`: bits a scalar * 1000 */
+	uint64_t seen_blocks[2], seen_bytes[2]; /* since the last look: what blocks take really */
+	/* lane writes, control reads; version is 0 while the others change */
+	_Atomic uint32_t version;
+	_Atomic uint64_t digest; /* its first 8 bytes */
+	_Atomic uint64_t bytes, tokens, blocks;
+	_Atomic uint64_t expected_milli, measured_milli;
+	_Atomic uint32_t layer, previous, rotary_pairs, newest;
+};
+
+/*
+ *	IDLE -> SAMPLING	a new namespace, or another sample is wanted (drift, memory came free)
+ *	SAMPLING -> DUE		enough tokens, or no room for more
+ *	DUE -> FITTING		the background thread is free
+ *	FITTING -> SAMPLING	statistics were added, or a profile was frozen and more are to come
+ *	FITTING -> LAYER_DUE	... and maps from layer to layer are wanted too
+ *	LAYER_DUE -> LAYER	the other background thread is free
+ *	LAYER -> SAMPLING	more are to come
+ *	FITTING, LAYER -> IDLE	that was the last
+ */
+enum ns_fit {
+	NS_FIT_IDLE,
+	NS_FIT_SAMPLING,
+	NS_FIT_DUE,
+	NS_FIT_FITTING,
+	NS_FIT_LAYER_DUE,
+	NS_FIT_LAYER,
+	NS_FIT_COUNT
 };
 
 struct namespace
@@ -44,22 +84,34 @@ struct namespace
 	char model[256];
 	struct codec_geometry geom;
 	/* lane only */
-	struct codec_profile *profile[NS_PROFILES_MAX]; /* owned; [0, profiles_count) */
-	uint32_t profiles_count;
+	struct ns_profile profile[NS_PROFILES_MAX];
+	struct ns_profile *newest; /* NULL: none yet */
+	uint32_t profiles_made;
+	uint8_t fit_state;     /* enum ns_fit */
 	struct codec_fit *fit; /* owned; used by one FIT task at a time */
-	uint8_t *sample;       /* owned: canonical raw blocks waiting to be fitted */
+	uint8_t *sample;       /* owned mapping: canonical raw blocks */
+	uint64_t sample_bytes; /* of the mapping */
+	uint32_t *positions;   /* owned, of each of them; NULL: they are not kept once fitted */
 	uint32_t sample_blocks, sample_blocks_max;
+	uint32_t sample_fitted;	 /* the first ones are in the statistics */
 	uint32_t sample_copying; /* COPY_OUT tasks in flight */
 	uint8_t sample_failed;	 /* one of them failed */
+	uint8_t sample_again;	 /* take another, when there is memory */
 	uint64_t fitted_tokens;
-	uint8_t fit_running;
-	uint64_t fit_wanted_ns; /* since when */
+	uint64_t fit_wanted_ns; /* since when it is due */
 	uint8_t fit_next;	/* index into config fit_tokens */
+	uint8_t previous;	/* layers to look back; NS_PREVIOUS_NONE: no maps */
+	uint8_t drifts;		/* that another profile did not cure, so far */
+	struct codec_profile
+		*base; /* owned: statistics that maps are being added to; NULL: newest's */
+	uint64_t base_promised;
 	/* lane writes, control reads */
 	_Atomic uint64_t blocks, raw_bytes, coded_bytes;
 	_Atomic uint64_t hits, misses;	     /* blocks, of lookups */
 	_Atomic uint32_t profile_version;    /* 0: none yet */
 	_Atomic uint64_t profile_bits_milli; /* expected bits per scalar * 1000 */
+	_Atomic uint32_t fit_shown;	     /* enum ns_fit */
+	_Atomic uint64_t sample_tokens;	     /* in hand */
 };
 
 struct client_memory; /* control's */

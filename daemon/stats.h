@@ -48,6 +48,25 @@
 	X(C, GPU_FAILED, "gpu_failed", "tasks", "tasks on the GPU that failed")                    \
 	X(C, EVICTED_BLOCKS, "evicted_blocks", "blocks", "blocks dropped for room")                \
 	X(C, PROFILES_FITTED, "profiles_fitted", "profiles", "profiles frozen")                    \
+	X(C, PROFILES_LAYER, "profiles_layer", "profiles",                                         \
+	  "of these, with maps from layer to layer")                                               \
+	X(C, PROFILES_REJECTED, "profiles_rejected", "profiles",                                   \
+	  "profiles that were fitted and no better than the old one")                              \
+	X(C, PROFILES_FREED, "profiles_freed", "profiles",                                         \
+	  "profiles that no block needs any more")                                                 \
+	X(C, PROFILE_DRIFTS, "profile_drifts", "profiles",                                         \
+	  "profiles that blocks had become larger with than promised")                             \
+	X(C, LAYER_BLOCKS, "layer_blocks", "blocks", "blocks coded with layer")                    \
+	X(C, RECODED_BLOCKS, "recoded_blocks", "blocks",                                           \
+	  "blocks coded again with a stronger speculator")                                         \
+	X(C, RECODE_SAVED_BYTES, "recode_saved_bytes", "bytes", "what that saved")                 \
+	X(C, RECODE_KEPT_BLOCKS, "recode_kept_blocks", "blocks",                                   \
+	  "blocks that it would not have made smaller")                                            \
+	X(C, RECODE_STOPPED, "recode_stopped", "blocks",                                           \
+	  "blocks given up for work in the foreground")                                            \
+	X(C, RECODE_FAILED, "recode_failed", "blocks",                                             \
+	  "blocks that did not come back exact, or at all, and stayed as they were")               \
+	X(C, RECODE_NS, "recode_ns", "ns", "device time spent on that")                            \
 	X(C, SPILL_BLOCKS, "spill_blocks", "blocks", "blocks written to NVMe")                     \
 	X(C, SPILL_BYTES, "spill_bytes", "bytes", "bytes written to NVMe")                         \
 	X(C, FETCH_BLOCKS, "fetch_blocks", "blocks", "blocks read from NVMe")                      \
@@ -80,6 +99,10 @@
 	X(G, GPU_POOL_BYTES, "gpu_pool_bytes", "bytes", "size of the GPU pool")                    \
 	X(G, GPU_USED_BYTES, "gpu_used_bytes", "bytes", "bytes of the GPU pool that records fill") \
 	X(G, GPU_HEALTH, "gpu_health", "state", "0 no GPU, 1 in service, 2 failed")                \
+	X(G, PROFILES, "profiles", "profiles", "profiles that are in use")                         \
+	X(G, PROFILE_BYTES, "profile_bytes", "bytes", "their size")                                \
+	X(G, SAMPLE_BYTES, "sample_bytes", "bytes",                                                \
+	  "memory set aside for samples of new namespaces")                                        \
 	X(G, NVME_BYTES, "nvme_bytes", "bytes", "size of the NVMe log")                            \
 	X(G, NVME_LIVE_BYTES, "nvme_live_bytes", "bytes", "bytes of live records in it")           \
 	X(G, NVME_HEALTH, "nvme_health", "state", "0 no tier, 1 in service, 2 out of service")     \

@@ -28,7 +28,7 @@
 /* Reserve one key for this job, or say why not: the item stays empty and, when the block is here already,
  * counts as done. */
 static void begin_item(struct lane *lane, struct job *job, uint32_t i,
-		       const struct skvc_abi_key *key, uint32_t parent)
+		       const struct skvc_abi_key *key, uint32_t parent, uint32_t position)
 {
 	const uint32_t *tokens = job->tokens ? job->tokens + (size_t)i * job->ns->geom.block_tokens
 					     : NULL;
@@ -42,6 +42,8 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 	}
 	if (id != BLOCK_NONE) {
 		b = index_block(lane->index, id);
+		if (b->position == CODEC_POSITION_UNKNOWN)
+			b->position = position; /* its parent was not here then */
 		if (tokens && b->flags & BLOCK_HAS_TOKENS && b->token_hash != hash) {
 			job_note(job, -EEXIST, SKVC_ABI_REASON_TOKENS_DIFFER);
 		} else if (lookup_visible(b)) {
@@ -62,11 +64,35 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 	}
 	b = index_block(lane->index, id);
 	b->token_hash = hash;
+	b->position = position;
 	if (tokens)
 		b->flags |= BLOCK_HAS_TOKENS;
 	if (parent != BLOCK_NONE)
 		index_set_parent(lane->index, id, parent);
 	job->items[i].block = id;
+}
+
+/* Behind a block at this position comes one at ... */
+static uint32_t position_after(const struct job *job, uint32_t position)
+{
+	uint32_t tokens = job->ns->geom.block_tokens;
+
+	return position >= CODEC_POSITION_UNKNOWN - tokens ? CODEC_POSITION_UNKNOWN
+							   : position + tokens;
+}
+
+/*
+ * The keys of one store are a chain.  Where it begins the parent says; without one it is a sequence's first
+ * block; a parent that is not here says nothing.
+ */
+static uint32_t item_position(const struct lane *lane, const struct job *job, int has_parent,
+			      uint32_t parent, uint32_t before)
+{
+	if (!has_parent)
+		return 0;
+	if (parent != BLOCK_NONE && before == CODEC_POSITION_UNKNOWN)
+		before = index_block(lane->index, parent)->position;
+	return position_after(job, before);
 }
 
 void store_begin(struct lane *lane, struct session *s, struct namespace *ns,
@@ -77,6 +103,7 @@ void store_begin(struct lane *lane, struct session *s, struct namespace *ns,
 {
 	size_t tokens_count = tokens ? (size_t)sqe->count * ns->geom.block_tokens : 0;
 	uint32_t parent = parent_key ? index_find(lane->index, ns->id, parent_key) : BLOCK_NONE;
+	uint32_t position = CODEC_POSITION_UNKNOWN;
 	struct job *job;
 
 	if (!lane->accepting) {
@@ -97,7 +124,8 @@ void store_begin(struct lane *lane, struct session *s, struct namespace *ns,
 		memcpy(job->tokens, tokens, tokens_count * 4);
 	for (uint32_t i = 0; i < job->count; i++) {
 		job->items[i] = (struct job_item){ .block = BLOCK_NONE, .page = pages[i] };
-		begin_item(lane, job, i, &keys[i], parent);
+		position = item_position(lane, job, parent_key || i, parent, position);
+		begin_item(lane, job, i, &keys[i], parent, position);
 		if (job->items[i].block == BLOCK_NONE && !(job->bitmap[i / 64] >> (i % 64) & 1))
 			stats_add(&lane->stats, STAT_STORE_REFUSED_BLOCKS, 1);
 		parent = index_find(lane->index, ns->id, &keys[i]);
@@ -170,9 +198,40 @@ static uint32_t record_tokens(const struct job *job)
 	return job->tokens ? job->ns->geom.block_tokens : 0;
 }
 
+/* What is quick enough for a store: the strongest only when that is asked for. */
+static uint8_t quick_speculator(const struct lane *lane, const struct namespace *ns)
+{
+	switch (lane->config.speculator) {
+	case CONFIG_SPECULATOR_AUTO:
+		return CODEC_SPEC_CHANNEL;
+	case CONFIG_SPECULATOR_LAYER:
+		return ns->newest && ns->newest->can_layer ? CODEC_SPEC_LAYER : CODEC_SPEC_CHANNEL;
+	default:
+		return (uint8_t)lane->config.speculator;
+	}
+}
+
 static const struct codec_profile *newest_profile(const struct namespace *ns)
 {
-	return ns->profiles_count ? ns->profile[ns->profiles_count - 1] : NULL;
+	return ns->newest ? ns->newest->p : NULL;
+}
+
+static struct block *item_block(const struct lane *lane, const struct task *t)
+{
+	return index_block(lane->index, t->job->items[t->item].block);
+}
+
+/* What both devices are told. */
+static void encode_with(const struct lane *lane, struct task *t)
+{
+	const struct job *job = t->job;
+
+	assert(!t->profile);
+	t->profile = profiles_use(job->ns->newest);
+	t->dev.speculator = quick_speculator(lane, job->ns);
+	t->dev.position = item_block(lane, t)->position;
+	t->dev.profile = newest_profile(job->ns);
+	t->dev.verify = (uint8_t)lane->config.verify;
 }
 
 /* The block lies in the engine's pages, or is a raw copy of the task's own. */
@@ -192,12 +251,10 @@ static int start_encode(struct lane *lane, struct task *t)
 	t->kind = TASK_ENCODE;
 	t->dev = (struct device_task){
 		.op = DEVICE_ENCODE,
-		.speculator = (uint8_t)lane->config.speculator,
-		.profile = newest_profile(job->ns),
-		.verify = (uint8_t)lane->config.verify,
 		.out = t->staging + off,
 		.out_cap_bytes = lane->staging_bytes - off,
 	};
+	encode_with(lane, t);
 	read_block(t);
 	return task_start(lane, t, lane->device);
 }
@@ -237,10 +294,8 @@ static int start_gpu_encode(struct lane *lane, struct task *t)
 		.op = DEVICE_ENCODE,
 		.region = &job->region->dev,
 		.block_index = job->items[t->item].page,
-		.speculator = (uint8_t)lane->config.speculator,
-		.profile = newest_profile(job->ns),
-		.verify = (uint8_t)lane->config.verify,
 	};
+	encode_with(lane, t);
 	return start_on_pages(lane, t);
 }
 
@@ -271,7 +326,7 @@ static int start_host(struct lane *lane, struct task *t)
 
 	if (!profiler_wants(lane, t->job->ns))
 		return start_encode(lane, t);
-	t->sample = profiler_reserve(t->job->ns);
+	t->sample = profiler_reserve(t->job->ns, item_block(lane, t)->position);
 	r = start_sample(lane, t);
 	if (r < 0)
 		sample_over(lane, t, 0);
@@ -286,7 +341,7 @@ static int start_gpu(struct lane *lane, struct task *t)
 {
 	struct namespace *ns = t->job->ns;
 	int direct = lane->gpu->ops->can_encode(lane->gpu, &ns->geom, newest_profile(ns),
-						(uint8_t)lane->config.speculator);
+						quick_speculator(lane, ns));
 	int wants = profiler_wants(lane, ns), r = -EAGAIN;
 
 	if (wants || !direct)
@@ -294,7 +349,7 @@ static int start_gpu(struct lane *lane, struct task *t)
 	if (r < 0)
 		return direct ? start_gpu_encode(lane, t) : r;
 	if (wants)
-		t->sample = profiler_reserve(ns);
+		t->sample = profiler_reserve(ns, item_block(lane, t)->position);
 	r = start_copy_out(lane, t, direct);
 	if (r == 0)
 		return 0;
@@ -439,7 +494,7 @@ static void fill_header(const struct lane *lane, const struct task *t, struct re
 	memcpy(h->ns_digest, ns->digest, sizeof(h->ns_digest));
 	memcpy(h->key, b->key, sizeof(h->key));
 	if (t->profile)
-		memcpy(h->profile_digest, codec_profile_digest(t->profile),
+		memcpy(h->profile_digest, codec_profile_digest(t->profile->p),
 		       sizeof(h->profile_digest));
 }
 
@@ -458,15 +513,6 @@ static void build_record(const struct lane *lane, struct task *t)
 		       (size_t)tokens_count * 4);
 }
 
-/* 1 + the profile's index; the task may have been encoded with an older one than today's. */
-static uint8_t profile_number(const struct namespace *ns, const struct codec_profile *profile)
-{
-	for (uint32_t i = 0; i < ns->profiles_count; i++)
-		if (ns->profile[i] == profile)
-			return (uint8_t)(i + 1);
-	return 0;
-}
-
 static void publish(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
@@ -476,8 +522,12 @@ static void publish(struct lane *lane, struct task *t)
 	uint64_t bytes = b->record_bytes - b->padding_bytes;
 
 	b->raw_xxh3 = t->info.raw_xxh3;
-	b->profile = profile_number(ns, t->profile);
+	profiles_set_block(lane, b, t->profile);
+	if (t->profile && (t->asked == CODEC_SPEC_LAYER || !t->profile->can_layer))
+		b->tried = profiles_mark(t->profile);
+	profiles_seen(lane, ns, t->profile, t->asked, t->info.encoded_bytes);
 	tier_publish(lane, id);
+	stats_add(&lane->stats, STAT_LAYER_BLOCKS, t->info.speculator == CODEC_SPEC_LAYER);
 	stats_add(&lane->stats, STAT_STORE_BLOCKS, 1);
 	stats_add(&lane->stats, STAT_STORE_RAW_BYTES, ns->geom.raw_bytes);
 	stats_add(&lane->stats, STAT_STORE_CODED_BYTES, bytes);
@@ -567,7 +617,7 @@ static int place(struct lane *lane, struct task *t)
 	if (r < 0)
 		return r;
 	b->record_bytes = (uint32_t)padded_bytes;
-	b->padding_bytes = (uint32_t)(padded_bytes - bytes);
+	b->padding_bytes = (uint16_t)(padded_bytes - bytes);
 	r = take_slot(lane, t, padded_bytes);
 	if (r < 0) {
 		b->record_bytes = b->padding_bytes = 0;
@@ -643,7 +693,11 @@ static void encoded(struct lane *lane, struct task *t)
 	if (t->of_gpu)
 		t->staged = t->dev.staged;
 	t->info = t->dev.info;
-	t->profile = t->dev.profile;
+	t->asked = t->dev.speculator;
+	if (t->info.speculator < CODEC_SPEC_CHANNEL) { /* nobody needs it to decode this */
+		profiles_drop(lane, t->profile);
+		t->profile = NULL;
+	}
 	pages_free(t);
 	gpu_raw_put(lane, t);
 	build_record(lane, t);

@@ -33,6 +33,7 @@ static void list_push(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
+	lane->recode.look |= (uint8_t)recode_wants(lane, b);
 	if (b->gpu_slot != POOL_NONE) {
 		block_list_push(lane->index, &lane->gpu_cold, id);
 	} else if (b->flags & BLOCK_CLEAN) {
@@ -124,6 +125,7 @@ void tier_unhold(struct lane *lane, uint32_t id)
 		list_remove(lane, id);
 	if (b->state == BLOCK_DEAD) {
 		release_slots(lane, b);
+		profiles_set_block(lane, b, NULL);
 		index_release(lane->index, id);
 	} else if (b->state == BLOCK_RESIDENT) {
 		b->move = 0; /* no load waits for one any more, nor for how one ended */
@@ -132,6 +134,19 @@ void tier_unhold(struct lane *lane, uint32_t id)
 			tier_gpu_release(lane, b);
 		list_push(lane, id);
 	}
+}
+
+void tier_unhold_cold(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+
+	tier_unhold(lane, id);
+	/* It went to the hot end of the list that it came from. */
+	if (b->state != BLOCK_RESIDENT || b->refs || !(b->flags & BLOCK_LISTED) ||
+	    b->flags & (BLOCK_WANTED | BLOCK_CLEAN) || b->gpu_slot != POOL_NONE)
+		return;
+	block_list_remove(lane->index, &lane->dirty, id);
+	block_list_push_front(lane->index, &lane->dirty, id);
 }
 
 static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
@@ -166,6 +181,7 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 		return;
 	}
 	release_slots(lane, b);
+	profiles_set_block(lane, b, NULL);
 	index_release(lane->index, id);
 }
 
@@ -438,19 +454,46 @@ static int spill(struct lane *lane, uint32_t id)
 	return 0;
 }
 
+/*
+ * The coldest that may be written now.  One that a stronger speculator could make smaller first waits for
+ * that, while there is time: until what cannot be given up at once fills the pool half way from where
+ * writing begins to where stores are refused.
+ */
+static uint32_t next_spill(const struct lane *lane, int urgent)
+{
+	uint32_t id = lane->dirty.head;
+
+	for (unsigned n = 0; !urgent && id != BLOCK_NONE; n++) {
+		const struct block *b = index_block(lane->index, id);
+
+		if (!recode_pending(lane, b))
+			return id;
+		id = n < TIER_SCAN_MAX ? b->next : BLOCK_NONE;
+	}
+	return id;
+}
+
 static unsigned run_spills(struct lane *lane)
 {
+	uint32_t full = lane->config.full_percent, from = lane->config.spill_percent, id;
 	struct pool_usage u;
 	unsigned n = 0;
+	uint64_t half;
+	int urgent;
 
 	if (!tier_has_nvme(lane) || lane->dirty.head == BLOCK_NONE)
 		return 0;
 	pool_usage(lane->pool, &u);
-	if (u.slot_bytes < u.bytes / 100 * lane->config.spill_percent)
+	if (u.slot_bytes < u.bytes / 100 * from)
 		return 0;
-	while (lane->dirty.head != BLOCK_NONE && n < TIER_SPILL_BATCH &&
-	       lane->spills_inflight < TIER_SPILLS_MAX && spill(lane, lane->dirty.head) == 0)
+	half = from < full ? from + (full - from) / 2 : from;
+	urgent = u.slot_bytes - lane->clean_bytes >= u.bytes / 100 * half;
+	while (n < TIER_SPILL_BATCH && lane->spills_inflight < TIER_SPILLS_MAX) {
+		id = next_spill(lane, urgent);
+		if (id == BLOCK_NONE || spill(lane, id) < 0)
+			break;
 		n++;
+	}
 	return n;
 }
 
@@ -494,7 +537,7 @@ static int fetched_record_ok(struct lane *lane, uint32_t id)
 	memcpy(expect.ns_digest, ns->digest, sizeof(expect.ns_digest));
 	memcpy(expect.key, b->key, sizeof(expect.key));
 	if (b->profile)
-		memcpy(expect.profile_digest, codec_profile_digest(ns->profile[b->profile - 1]),
+		memcpy(expect.profile_digest, codec_profile_digest(profiles_of_block(lane, b)->p),
 		       sizeof(expect.profile_digest));
 	return record_check(pool_ptr(lane->pool, b->slot), b->record_bytes, &expect) == 0;
 }

@@ -4,7 +4,9 @@
  * the lane, and a ring of tasks done, read by the lane; both have one writer and one reader, and both
  * can hold every task that may be under way, so no ring is ever full.
  *
- * Fits have a worker of their own at the lowest priority, so that they never stand before a load.
+ * What may wait has workers of its own, so that it never stands before a load: fits one at low priority;
+ * fits of maps between layers, which take minutes, another, that runs when nobody else wants the core; and
+ * so has coding in the background.
  *
  * Waiting, both ways, is the same handshake: the sleeper raises a flag and looks at the ring once more;
  * the waker writes the ring and looks at the flag.  All four accesses are sequentially consistent, so
@@ -27,6 +29,7 @@
 #include <unistd.h>
 
 #include "gpu/clock.h"
+#include "gpu/cpu_fit.h"
 
 #define CACHE_LINE 64
 #define WORKERS_MAX 64u
@@ -43,12 +46,20 @@ struct task_ring {
 
 struct cpu_device;
 
+/* Behind those that code, one each of the others. */
+enum worker_role { WORKER_CODES, WORKER_FITS, WORKER_FITS_LAYER, WORKER_CODES_IDLE, WORKER_ROLES };
+
+#define WORKERS_EXTRA ((unsigned)WORKER_ROLES - 1u)
+
+static const char *const role_names[WORKER_ROLES] = { "skvcd-worker", "skvcd-fit", "skvcd-layer",
+						      "skvcd-idle" };
+
 struct worker {
 	struct cpu_device *device;  /* borrowed, outlives the thread */
 	struct codec_workspace *ws; /* owned, the thread's */
 	pthread_t thread;
 	bool started;
-	bool low_priority;
+	enum worker_role role;
 	uint32_t in_flight;    /* lane only: started and not yet polled */
 	struct task_ring todo; /* lane -> worker */
 	struct task_ring done; /* worker -> lane */
@@ -58,7 +69,7 @@ struct worker {
 
 struct cpu_device {
 	struct device base;
-	unsigned workers_count; /* without the fitting worker, which is the last */
+	unsigned workers_count; /* of role CODES; the others stand behind them */
 	uint32_t in_flight;	/* lane only */
 	unsigned poll_next;	/* lane only: where poll goes on, for fairness */
 	int wake_fd;		/* borrowed */
@@ -66,6 +77,7 @@ struct cpu_device {
 	/* Set by the lane, cleared by whoever signals first. */
 	alignas(CACHE_LINE) _Atomic(uint32_t) armed;
 	_Atomic(uint32_t) stop;
+	_Atomic(uint32_t) priority; /* enum device_priority; the lane's, read by the workers */
 	struct worker workers[];
 };
 
@@ -136,29 +148,20 @@ static struct codec_view task_view(const struct device_task *t)
 		.stride = t->region->stride,
 		.block_index = t->block_index,
 		.block_stride = t->region->block_stride,
+		.position = t->position,
 	};
-}
-
-static int task_fit(struct device_task *t)
-{
-	if (t->samples_count > 0 && t->in_bytes / t->samples_count < t->geom->raw_bytes)
-		return -EINVAL;
-	for (uint32_t i = 0; i < t->samples_count; i++) {
-		/* The codec reads a view through a pointer that it may also write; it does not here. */
-		struct codec_view v = { .base = (uint8_t *)(uintptr_t)t->in, .block_index = i };
-
-		codec_fit_add(t->fit, &v);
-	}
-	return t->fit_finish ? codec_fit_finish(t->fit, &t->ret_profile) : 0;
 }
 
 static int task_run(struct codec_workspace *ws, struct device_task *t)
 {
-	const struct codec_geometry *g = t->op == DEVICE_FIT ? t->geom : t->region->geom;
+	const struct codec_geometry *g;
 	struct codec_view v;
 
 	if (t->op == DEVICE_FIT)
-		return task_fit(t);
+		return cpu_fit(ws, t);
+	if (t->op == DEVICE_FIT_LAYER)
+		return cpu_fit_layer(ws, t);
+	g = t->region->geom;
 	v = task_view(t);
 	switch (t->op) {
 	case DEVICE_ENCODE:
@@ -228,7 +231,7 @@ static struct device_task *worker_next(struct worker *w)
 			return ring_pop(&w->todo);
 		}
 		if (until == 0)
-			until = gpu_now_ns() + (w->low_priority ? 0 : w->device->spin_ns);
+			until = gpu_now_ns() + (w->role ? 0 : w->device->spin_ns);
 		if (gpu_now_ns() >= until) {
 			worker_sleep(w);
 			until = 0;
@@ -236,16 +239,29 @@ static struct device_task *worker_next(struct worker *w)
 	}
 }
 
+/* Of this thread only, on Linux.  Where it is not allowed, it works without. */
+static void worker_lower(const struct worker *w)
+{
+	uint32_t p = atomic_load_explicit(&w->device->priority, memory_order_relaxed);
+
+	if (w->role == WORKER_FITS || p != DEVICE_PRIORITY_NORMAL)
+		(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
+	if (w->role != WORKER_FITS && p == DEVICE_PRIORITY_IDLE)
+		(void)sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ 0 });
+}
+
 static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
 	struct device_task *t;
+	bool lowered = false;
 
-	if (w->low_priority) /* of this thread only, on Linux */
-		(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
 	while ((t = worker_next(w))) {
 		uint64_t begin = gpu_now_ns();
 
+		if (w->role != WORKER_CODES && !lowered)
+			worker_lower(w);
+		lowered = true;
 		t->res = task_run(w->ws, t);
 		t->busy_ns = gpu_now_ns() - begin;
 		worker_complete(w, t);
@@ -256,6 +272,12 @@ static void *worker_main(void *arg)
 static struct cpu_device *cpu_device_of(struct device *d)
 {
 	return (struct cpu_device *)d;
+}
+
+static struct worker *worker_of(struct cpu_device *d, enum worker_role role)
+{
+	assert(role > WORKER_CODES && role < WORKER_ROLES);
+	return &d->workers[d->workers_count + (unsigned)role - 1u];
 }
 
 static int cpu_device_start(struct device *dev, struct device_task *task)
@@ -269,7 +291,13 @@ static int cpu_device_start(struct device *dev, struct device_task *task)
 		return -EAGAIN;
 	if (task->op == DEVICE_FIT) {
 		assert(task->geom && task->fit);
-		w = &d->workers[d->workers_count];
+		w = worker_of(d, WORKER_FITS);
+	} else if (task->op == DEVICE_FIT_LAYER) {
+		assert(task->geom && task->profile && task->positions);
+		w = worker_of(d, WORKER_FITS_LAYER);
+	} else if (task->background) {
+		assert(task->region && task->block_index < task->region->blocks_count);
+		w = worker_of(d, WORKER_CODES_IDLE);
 	} else {
 		assert(task->region && task->block_index < task->region->blocks_count);
 		assert(task->skip_tokens <= task->region->geom->block_tokens);
@@ -279,6 +307,7 @@ static int cpu_device_start(struct device *dev, struct device_task *task)
 	}
 	task->res = 0;
 	task->ret_profile = NULL;
+	task->samples_kept = 0;
 	task->busy_ns = 0;
 	atomic_store_explicit(&task->segments_done, 0, memory_order_relaxed);
 	w->in_flight++;
@@ -291,7 +320,7 @@ static int cpu_device_start(struct device *dev, struct device_task *task)
 static unsigned cpu_device_poll(struct device *dev, struct device_task **ret_done, unsigned max)
 {
 	struct cpu_device *d = cpu_device_of(dev);
-	unsigned n = 0, idle = 0, all = d->workers_count + 1u;
+	unsigned n = 0, idle = 0, all = d->workers_count + WORKERS_EXTRA;
 
 	if (d->in_flight == 0)
 		return 0;
@@ -323,7 +352,7 @@ static int cpu_device_arm(struct device *dev)
 	struct cpu_device *d = cpu_device_of(dev);
 
 	atomic_store_explicit(&d->armed, 1, memory_order_seq_cst);
-	for (unsigned i = 0; i <= d->workers_count; i++)
+	for (unsigned i = 0; i < d->workers_count + WORKERS_EXTRA; i++)
 		if (!ring_empty(&d->workers[i].done)) {
 			cpu_device_disarm(dev);
 			return 0;
@@ -338,10 +367,10 @@ static struct device *cpu_device_free(struct device *dev)
 
 	cpu_device_disarm(dev);
 	atomic_store_explicit(&d->stop, 1, memory_order_seq_cst);
-	for (unsigned i = 0; i <= d->workers_count; i++)
+	for (unsigned i = 0; i < d->workers_count + WORKERS_EXTRA; i++)
 		if (d->workers[i].started)
 			worker_wake(&d->workers[i]);
-	for (unsigned i = 0; i <= d->workers_count; i++) {
+	for (unsigned i = 0; i < d->workers_count + WORKERS_EXTRA; i++) {
 		struct worker *w = &d->workers[i];
 
 		if (w->started)
@@ -370,7 +399,8 @@ static int worker_init(struct cpu_device *d, unsigned index)
 	int r;
 
 	w->device = d;
-	w->low_priority = index == d->workers_count;
+	w->role = index < d->workers_count ? WORKER_CODES
+					   : (enum worker_role)(index - d->workers_count + 1u);
 	r = ring_init(&w->todo, d->base.tasks_max);
 	if (r == 0)
 		r = ring_init(&w->done, d->base.tasks_max);
@@ -386,8 +416,13 @@ static int worker_init(struct cpu_device *d, unsigned index)
 	if (r != 0)
 		return -r;
 	w->started = true;
-	(void)pthread_setname_np(w->thread, w->low_priority ? "skvcd-fit" : "skvcd-worker");
+	(void)pthread_setname_np(w->thread, role_names[w->role]);
 	return 0;
+}
+
+void cpu_device_priority(struct device *dev, enum device_priority priority)
+{
+	atomic_store_explicit(&cpu_device_of(dev)->priority, priority, memory_order_relaxed);
 }
 
 int cpu_device_new(unsigned workers, unsigned tasks_max, int wake_fd, uint64_t spin_ns,
@@ -398,7 +433,7 @@ int cpu_device_new(unsigned workers, unsigned tasks_max, int wake_fd, uint64_t s
 
 	if (workers == 0 || workers > WORKERS_MAX || tasks_max == 0 || tasks_max > TASKS_MAX)
 		return -EINVAL;
-	bytes = sizeof(*d) + (workers + 1u) * sizeof(d->workers[0]);
+	bytes = sizeof(*d) + (workers + WORKERS_EXTRA) * sizeof(d->workers[0]);
 	bytes = (bytes + CACHE_LINE - 1u) & ~(size_t)(CACHE_LINE - 1u);
 	d = aligned_alloc(CACHE_LINE, bytes);
 	if (!d)
@@ -409,9 +444,9 @@ int cpu_device_new(unsigned workers, unsigned tasks_max, int wake_fd, uint64_t s
 		.wake_fd = wake_fd,
 		.spin_ns = spin_ns,
 	};
-	for (unsigned i = 0; i <= workers; i++)
+	for (unsigned i = 0; i < workers + WORKERS_EXTRA; i++)
 		d->workers[i] = (struct worker){ 0 };
-	for (unsigned i = 0; i <= workers; i++) {
+	for (unsigned i = 0; i < workers + WORKERS_EXTRA; i++) {
 		int r = worker_init(d, i);
 
 		if (r < 0) {

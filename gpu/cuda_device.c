@@ -188,7 +188,7 @@ static int start_check(struct cuda_device *d, const struct device_task *t)
 	const struct codec_geometry *g;
 	const struct cuda_shape *shape;
 
-	if (t->op >= DEVICE_OP_COUNT || t->op == DEVICE_FIT)
+	if (t->op >= DEVICE_FIT)
 		return -EINVAL;
 	if (t->op == DEVICE_MOVE)
 		return move_check(t);
@@ -483,6 +483,19 @@ static struct device *cuda_device_free(struct device *dev)
 	return NULL;
 }
 
+static void cuda_device_profile_gone(struct device *dev, const struct codec_profile *profile)
+{
+	struct cuda_device *d = cuda_device_of(dev);
+
+	cuda_device_enter(d);
+	for (uint32_t i = 0; i < d->profiles_count; i++)
+		if (d->profile[i].key == profile) {
+			cuda_codec_profile_free(d->profile[i].profile);
+			d->profile[i] = d->profile[--d->profiles_count];
+			return;
+		}
+}
+
 static const struct device_ops cuda_device_ops = {
 	.start = cuda_device_start,
 	.poll = cuda_device_poll,
@@ -499,6 +512,7 @@ static const struct device_ops cuda_device_ops = {
 	.pool_memory = cuda_pool_memory,
 	.dead = cuda_device_dead,
 	.busy_since = cuda_device_busy_since,
+	.profile_gone = cuda_device_profile_gone,
 };
 
 static int streams_new(struct cuda_device *d)

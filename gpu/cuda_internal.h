@@ -97,7 +97,7 @@ struct device_event {
 };
 
 struct cuda_profile_entry {
-	const struct codec_profile *key; /* borrowed; profiles live as long as the daemon */
+	const struct codec_profile *key; /* borrowed until profile_gone() */
 	struct cuda_profile *profile;	 /* owned */
 };
 

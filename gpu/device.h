@@ -26,6 +26,8 @@ enum device_op {
 	DEVICE_COPY_IN,	 /* canonical raw bytes in host memory -> engine pages */
 	DEVICE_MOVE,	 /* bytes between device memory and host memory, or inside device memory */
 	DEVICE_FIT, /* add sample blocks to a fit, perhaps freeze it; low priority; CPU device only */
+	/* make a profile that can do LAYER out of sample blocks; takes up to minutes; CPU device only */
+	DEVICE_FIT_LAYER,
 	DEVICE_OP_COUNT
 };
 
@@ -62,17 +64,30 @@ struct device_task {
 	/* borrowed until completion; ENCODE, DECODE, COPY_OUT, COPY_IN */
 	const struct device_region *region;
 	uint32_t block_index;
-	uint8_t speculator;		     /* ENCODE */
-	const struct codec_geometry *geom;   /* FIT (others: region->geom) */
-	const struct codec_profile *profile; /* borrowed until completion, may be NULL */
-	const void
-		*in; /* DECODE: payload; COPY_IN: raw block; FIT: samples_count canonical blocks */
+	uint8_t speculator; /* ENCODE */
+	/* ENCODE: of the block's first token in its sequence, or CODEC_POSITION_UNKNOWN */
+	uint32_t position;
+	const struct codec_geometry *geom;   /* FIT, FIT_LAYER (others: region->geom) */
+	const struct codec_profile *profile; /* borrowed until completion, may be NULL; FIT_LAYER:
+					      * whose statistics the new one has too */
+	/* DECODE: payload; COPY_IN: raw block; FIT, FIT_LAYER: samples_count canonical blocks, borrowed
+	 * and, when positions are given, moved about */
+	const void *in;
 	uint64_t in_bytes;
-	uint8_t in_place;	/* DECODE: enum device_place of `in` */
-	uint32_t samples_count; /* FIT */
-	struct codec_fit *fit;	/* FIT: borrowed, no other task uses it meanwhile */
-	uint8_t fit_finish;	/* FIT: also freeze a profile */
-	uint8_t verify;		/* ENCODE: decode again before it counts */
+	uint8_t in_place; /* DECODE: enum device_place of `in` */
+	uint32_t samples_count;
+	uint32_t samples_first; /* FIT: those before are in the statistics already */
+	/* FIT: of each sample; those of unknown ones are thrown out, and the samples with them: the first
+	 * samples_kept stay.  NULL: all may be overwritten.  FIT_LAYER: all are known. */
+	uint32_t *positions;
+	struct codec_fit *fit; /* FIT: borrowed, no other task uses it meanwhile */
+	/* FIT with fit_finish, FIT_LAYER: the one to beat, if any */
+	const struct codec_profile *rival;
+	uint8_t previous;   /* FIT_LAYER: layers looked back */
+	uint8_t fit_finish; /* FIT: also freeze a profile */
+	uint8_t discard;    /* FIT, FIT_LAYER: the samples' pages are given back to the system */
+	_Atomic(uint32_t) cancel; /* FIT_LAYER: set by the lane, it ends soon with -ECANCELED */
+	uint8_t verify;		  /* ENCODE: decode again before it counts */
 	uint8_t background;   /* work that may wait: counts against the device's background share */
 	uint64_t expect_xxh3; /* DECODE */
 	uint32_t skip_tokens; /* DECODE, COPY_IN: leading tokens of the block left untouched */
@@ -87,7 +102,12 @@ struct device_task {
 	/* ENCODE on a device that stages: where the payload of info.encoded_bytes lies (DEVICE).  It stays
 	 * there until unstage(); only MOVE tasks may read it. */
 	void *staged;
-	struct codec_profile *ret_profile; /* FIT with fit_finish: owned by the caller */
+	/* FIT with fit_finish, FIT_LAYER: owned by the caller.  NULL when it is no better. */
+	struct codec_profile *ret_profile;
+	uint32_t samples_kept; /* FIT with positions */
+	/* Bits a scalar of stored blocks, all included.  FIT with fit_finish: of the last samples; FIT_LAYER:
+	 * of samples that were not fitted on. */
+	double bits_channel, bits_layer, bits_rival;
 	uint64_t busy_ns; /* time a worker spent on it, or its share of a batch's time on the GPU */
 	/* while running: written by the worker, read by the lane (relaxed; a hint until completion) */
 	_Atomic(uint32_t) segments_done; /* DECODE */
@@ -129,6 +149,9 @@ struct device_ops {
 	int (*pool_memory)(struct device *d, uint64_t bytes, void **ret_base);
 	/* 0, or the sticky errno after which the device does nothing any more.  From any thread. */
 	int (*dead)(struct device *d);
+	/* No task with this profile will be started any more, and none is under way: forget it before
+	 * its memory is used for another.  NULL: devices that remember none. */
+	void (*profile_gone)(struct device *d, const struct codec_profile *profile);
 	/* When the oldest work that the GPU has and has not ended was given to it (CLOCK_MONOTONIC, ns);
 	 * 0: it has none.  What waits for an engine's event was not given to it yet. */
 	uint64_t (*busy_since)(struct device *d);
@@ -221,6 +244,16 @@ void device_region_deinit(struct device_region *r);
  * an idle worker polls before it sleeps. */
 int cpu_device_new(unsigned workers, unsigned tasks_max, int wake_fd, uint64_t spin_ns,
 		   struct device **ret_device);
+
+/* How the threads run that do what may wait: fits of maps and coding in the background.  Before the first
+ * such task. */
+enum device_priority {
+	DEVICE_PRIORITY_IDLE, /* when nobody else wants the core */
+	DEVICE_PRIORITY_LOW,
+	DEVICE_PRIORITY_NORMAL,
+	DEVICE_PRIORITY_COUNT
+};
+void cpu_device_priority(struct device *d, enum device_priority priority);
 
 /* spec: "encode:eio:every=7,decode:delay_ms=5:every=3" - takes ownership of inner on success. */
 int fault_device_new(struct device *inner, const char *spec, struct device **ret_device);

@@ -4,7 +4,7 @@
  * them.  For tests and for `skvcd --fault`; costs nothing when it is not there.
  *
  * Spec: rules separated by commas, each op:fault[:every=N]
- *   op     encode, decode, copy, copy_in, move, fit
+ *   op     encode, decode, copy, copy_in, move, fit, fit_layer
  *   fault  eio, enomem      the task completes with that error
  *          corrupt          one bit is flipped.  copy: of the output; decode, copy_in: of the input;
  *                           encode: of the output, or, on a device that stages, of what the next move
@@ -98,8 +98,8 @@ struct fault_device {
 	struct slot *slots;	     /* owned; tasks_max */
 };
 
-static const char *const op_names[DEVICE_OP_COUNT] = { "encode",  "decode", "copy",
-						       "copy_in", "move",   "fit" };
+static const char *const op_names[DEVICE_OP_COUNT] = { "encode", "decode", "copy",     "copy_in",
+						       "move",	 "fit",	   "fit_layer" };
 
 static struct fault_device *fault_device_of(struct device *d)
 {
@@ -291,7 +291,7 @@ static void slot_fail(struct fault_device *f, struct slot *s, int res)
 		f->inner->ops->unstage(f->inner, t->staged);
 		t->staged = NULL;
 	}
-	if (t->op == DEVICE_FIT)
+	if (t->op >= DEVICE_FIT)
 		t->ret_profile = codec_profile_free(t->ret_profile);
 	t->res = res;
 }
@@ -574,6 +574,13 @@ static uint64_t fault_device_busy_since(struct device *dev)
 	return since;
 }
 
+static void fault_device_profile_gone(struct device *dev, const struct codec_profile *profile)
+{
+	struct fault_device *f = fault_device_of(dev);
+
+	f->inner->ops->profile_gone(f->inner, profile);
+}
+
 static const struct device_ops fault_device_ops = {
 	.start = fault_device_start,
 	.poll = fault_device_poll,
@@ -590,6 +597,7 @@ static const struct device_ops fault_device_ops = {
 	.pool_memory = fault_device_pool_memory,
 	.dead = fault_device_dead,
 	.busy_since = fault_device_busy_since,
+	.profile_gone = fault_device_profile_gone,
 };
 
 /* Callers see by a NULL what the inner device has not. */
@@ -611,6 +619,8 @@ static struct device_ops fault_ops_like(const struct device_ops *inner)
 		ops.host_unregister = NULL;
 	if (!inner->pool_memory)
 		ops.pool_memory = NULL;
+	if (!inner->profile_gone)
+		ops.profile_gone = NULL;
 	return ops; /* dead and busy_since stay: the rules can kill and hold up any device */
 }
 
@@ -709,7 +719,7 @@ static int fault_parse(const char *text, struct rule *r)
 		return -EINVAL;
 	if (r->kind == FAULT_DELAY || r->kind == FAULT_STALL)
 		return number_parse(text + 9, DELAY_MS_MAX, &r->ms);
-	return r->kind == FAULT_CORRUPT && r->op == DEVICE_FIT ? -EINVAL : 0;
+	return r->kind == FAULT_CORRUPT && r->op >= DEVICE_FIT ? -EINVAL : 0;
 }
 
 static int rule_parse(char *text, struct rule *ret_rule)

@@ -31,6 +31,7 @@ GPU_SRCS := \
 	gpu/codec/residual_fit.c \
 	gpu/codec/residual_scalar.c \
 	gpu/cpu_device.c \
+	gpu/cpu_fit.c \
 	gpu/cuda_load.c \
 	gpu/device_region.c \
 	gpu/fault_device.c \

@@ -13,7 +13,7 @@ _skvcctl() {
 	if [[ $cur == -* ]]; then
 		COMPREPLY=($(compgen -W "-b --bus --system -j --json -w --watch -h --help -V --version" -- "$cur"))
 	else
-		COMPREPLY=($(compgen -W "stats namespaces sessions tenants ping version" -- "$cur"))
+		COMPREPLY=($(compgen -W "stats namespaces profiles sessions tenants ping version" -- "$cur"))
 	fi
 }
 

@@ -18,6 +18,7 @@ static const char usage_text[] =
 	"Commands:\n"
 	"  stats        capacity saved, hits, pool, NVMe, traffic, latencies, refusals\n"
 	"  namespaces   what is cached: one entry per model, geometry and tenant\n"
+	"  profiles     what namespaces are compressed with, and how well\n"
 	"  sessions     who is connected\n"
 	"  tenants      compressed bytes charged, and quotas\n"
 	"  ping         does it answer, and how fast\n"
@@ -62,6 +63,7 @@ static void print_version(const struct skvcctl_picture *p, FILE *out)
 static const struct command commands[] = {
 	{ "stats", SKVCCTL_GET_ALL, skvcctl_print_stats },
 	{ "namespaces", SKVCCTL_GET_NAMESPACES, skvcctl_print_namespaces },
+	{ "profiles", SKVCCTL_GET_PROFILES, skvcctl_print_profiles },
 	{ "sessions", SKVCCTL_GET_SESSIONS, skvcctl_print_sessions },
 	{ "tenants", SKVCCTL_GET_TENANTS, skvcctl_print_tenants },
 	{ "ping", SKVCCTL_GET_VERSION, print_ping },

@@ -32,6 +32,14 @@ struct skvcctl_namespace {
 	uint64_t block_raw_bytes, blocks, raw_bytes, coded_bytes, hits, misses;
 };
 
+struct skvcctl_profile {
+	uint32_t ns, version; /* version 0: the namespace has none yet */
+	uint32_t lookback;    /* 0: `channel` only; else `layer`, looking back one less */
+	uint32_t rotary_pairs;
+	char tenant[32], model[256], digest[17], state[16];
+	uint64_t bytes, tokens, expected_milli, measured_milli, blocks;
+};
+
 struct skvcctl_session {
 	uint32_t id, pid, uid, jobs, leases;
 	char tenant[32], name[64], role[16];
@@ -50,6 +58,8 @@ struct skvcctl_picture {
 	size_t stats_count;
 	struct skvcctl_namespace *namespaces;
 	size_t namespaces_count;
+	struct skvcctl_profile *profiles;
+	size_t profiles_count;
 	struct skvcctl_session *sessions;
 	size_t sessions_count;
 	struct skvcctl_tenant *tenants;
@@ -68,6 +78,7 @@ struct skvcctl_source {
 #define SKVCCTL_GET_SESSIONS 8u
 #define SKVCCTL_GET_TENANTS 16u
 #define SKVCCTL_GET_ALL 31u
+#define SKVCCTL_GET_PROFILES 32u /* not part of ALL: an older daemon has no such method */
 
 /* Returns an exit code; on anything but OK, one line in err that says what to do. */
 enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned what,
@@ -78,6 +89,7 @@ uint64_t skvcctl_value(const struct skvcctl_picture *p, enum skvcctl_kind kind, 
 
 void skvcctl_print_stats(const struct skvcctl_picture *p, FILE *out);
 void skvcctl_print_namespaces(const struct skvcctl_picture *p, FILE *out);
+void skvcctl_print_profiles(const struct skvcctl_picture *p, FILE *out);
 void skvcctl_print_sessions(const struct skvcctl_picture *p, FILE *out);
 void skvcctl_print_tenants(const struct skvcctl_picture *p, FILE *out);
 

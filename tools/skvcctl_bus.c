@@ -242,6 +242,34 @@ static int read_namespaces(sd_bus_message *m, struct skvcctl_picture *p)
 	return r;
 }
 
+static int read_profiles(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	struct skvcctl_profile f;
+	const char *tenant, *model, *digest, *state;
+	struct skvcctl_profile *row;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(ussusuuttttts)");
+	while (r >= 0) {
+		memset(&f, 0, sizeof(f));
+		r = sd_bus_message_read(m, "(ussusuuttttts)", &f.ns, &tenant, &model, &f.version,
+					&digest, &f.lookback, &f.rotary_pairs, &f.bytes, &f.tokens,
+					&f.expected_milli, &f.measured_milli, &f.blocks, &state);
+		if (r <= 0)
+			break;
+		COPY(f.tenant, tenant);
+		COPY(f.model, model);
+		COPY(f.digest, digest);
+		COPY(f.state, state);
+		row = grow((void **)&p->profiles, p->profiles_count, sizeof(f), SKVCCTL_ROWS_MAX);
+		if (!row)
+			return -ENOMEM;
+		*row = f;
+		p->profiles_count++;
+	}
+	return r;
+}
+
 static int read_sessions(sd_bus_message *m, struct skvcctl_picture *p)
 {
 	struct skvcctl_session s;
@@ -354,6 +382,7 @@ static const struct part {
 	{ SKVCCTL_GET_STATS, "GetStats", read_stats },
 	{ SKVCCTL_GET_STATS, "DescribeStats", read_kinds },
 	{ SKVCCTL_GET_NAMESPACES, "ListNamespaces", read_namespaces },
+	{ SKVCCTL_GET_PROFILES, "ListProfiles", read_profiles },
 	{ SKVCCTL_GET_SESSIONS, "ListSessions", read_sessions },
 	{ SKVCCTL_GET_TENANTS, "ListTenants", read_tenants },
 };
@@ -399,6 +428,7 @@ void skvcctl_picture_deinit(struct skvcctl_picture *p)
 {
 	free(p->stats);
 	free(p->namespaces);
+	free(p->profiles);
 	free(p->sessions);
 	free(p->tenants);
 	memset(p, 0, sizeof(*p));

@@ -87,6 +87,31 @@ static void add_namespaces(cJSON *root, const struct skvcctl_picture *p)
 	}
 }
 
+static void add_profiles(cJSON *root, const struct skvcctl_picture *p)
+{
+	cJSON *array = cJSON_AddArrayToObject(root, "profiles");
+
+	for (size_t i = 0; i < p->profiles_count; i++) {
+		const struct skvcctl_profile *f = &p->profiles[i];
+		cJSON *row = add_row(array);
+
+		add_u64(row, "namespace", f->ns);
+		(void)cJSON_AddStringToObject(row, "tenant", f->tenant);
+		(void)cJSON_AddStringToObject(row, "model", f->model);
+		add_u64(row, "version", f->version);
+		(void)cJSON_AddStringToObject(row, "digest", f->digest);
+		(void)cJSON_AddStringToObject(row, "speculator", f->lookback ? "layer" : "channel");
+		add_u64(row, "previous", f->lookback ? f->lookback - 1 : 0);
+		add_u64(row, "rotary_pairs", f->rotary_pairs);
+		add_u64(row, "bytes", f->bytes);
+		add_u64(row, "tokens", f->tokens);
+		add_u64(row, "expected_bits_milli", f->expected_milli);
+		add_u64(row, "measured_bits_milli", f->measured_milli);
+		add_u64(row, "blocks", f->blocks);
+		(void)cJSON_AddStringToObject(row, "state", f->state);
+	}
+}
+
 static void add_sessions(cJSON *root, const struct skvcctl_picture *p)
 {
 	cJSON *array = cJSON_AddArrayToObject(root, "sessions");
@@ -145,6 +170,8 @@ int skvcctl_print_json(const struct skvcctl_picture *p, unsigned what, FILE *out
 		add_tenants(root, p);
 	if (what & SKVCCTL_GET_NAMESPACES)
 		add_namespaces(root, p);
+	if (what & SKVCCTL_GET_PROFILES)
+		add_profiles(root, p);
 	if (what & SKVCCTL_GET_SESSIONS)
 		add_sessions(root, p);
 	text = cJSON_Print(root);

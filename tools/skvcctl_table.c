@@ -275,6 +275,40 @@ void skvcctl_print_namespaces(const struct skvcctl_picture *p, FILE *out)
 	}
 }
 
+void skvcctl_print_profiles(const struct skvcctl_picture *p, FILE *out)
+{
+	char size[16];
+
+	if (!p->profiles_count)
+		(void)fprintf(out, "No namespace was opened yet.\n");
+	for (size_t i = 0; i < p->profiles_count; i++) {
+		const struct skvcctl_profile *f = &p->profiles[i];
+
+		if (!i || f->ns != p->profiles[i - 1].ns)
+			(void)fprintf(out, "%s%" PRIu32 "  %s, tenant %s\n", i ? "\n" : "", f->ns,
+				      f->model, f->tenant);
+		if (!f->version) {
+			(void)fprintf(out, "   no profile yet: %s\n", f->state);
+			continue;
+		}
+		(void)fprintf(out, "   %" PRIu32 "  %s  ", f->version, f->digest);
+		if (f->lookback)
+			(void)fprintf(out,
+				      "layer, looks back %" PRIu32 ", %" PRIu32 " rotary pairs",
+				      f->lookback - 1, f->rotary_pairs);
+		else
+			(void)fprintf(out, "channel");
+		(void)fprintf(out, ", %s, %s\n", skvcctl_format_bytes(f->bytes, size), f->state);
+		(void)fprintf(out,
+			      "      fitted on %" PRIu64 " tokens, %" PRIu64
+			      " blocks, %.3f bits a scalar expected",
+			      f->tokens, f->blocks, (double)f->expected_milli / 1000.0);
+		if (f->measured_milli)
+			(void)fprintf(out, ", %.3f measured", (double)f->measured_milli / 1000.0);
+		(void)fprintf(out, "\n");
+	}
+}
+
 void skvcctl_print_sessions(const struct skvcctl_picture *p, FILE *out)
 {
 	if (!p->sessions_count)

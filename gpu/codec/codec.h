@@ -198,6 +198,14 @@ int codec_fit_finish(const struct codec_fit *fit, struct codec_profile **ret_pro
 int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_profile *p,
 			    const void *blocks, const uint32_t *positions, uint32_t blocks_count,
 			    uint32_t previous, struct codec_profile **ret_profile);
+/* The same, with -ECANCELED soon after another thread has set *cancel: within a step of a second or two. */
+int codec_profile_fit_layer_until(const struct codec_geometry *g, const struct codec_profile *p,
+				  const void *blocks, const uint32_t *positions,
+				  uint32_t blocks_count, uint32_t previous,
+				  const _Atomic(uint32_t) *cancel,
+				  struct codec_profile **ret_profile);
+/* What the layer part of such a profile takes, to within its rotary tables; 0: it cannot be made. */
+uint64_t codec_profile_layer_bytes(const struct codec_geometry *g, uint32_t previous);
 /* The same profile for a cache whose stored values are those fitted on divided by ratio[segment] (> 0): an fp8
  * cache under another scale.  -ENOMEM. */
 int codec_profile_rescale(const struct codec_geometry *g, const struct codec_profile *p,

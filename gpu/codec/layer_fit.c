@@ -18,6 +18,7 @@
 #define MUL_BITS 23
 #define PASSES 3 /* of regression; the later ones weigh tokens by how far off they were */
 #define WEIGHT_ERROR_MIN 0.1 /* of the mean square error: no token counts for more than ten */
+#define GRAM_TOKENS 512 /* of one step of the sums: whoever cancels waits for no more than one */
 
 struct fit {
 	const struct layer_sample *s;
@@ -272,15 +273,32 @@ static void samples_load(struct fit *f, const struct layer_segment *s)
 	}
 }
 
+static int sums_make(struct fit *f, int n, int c)
+{
+	for (size_t t = 0; t < f->tokens; t += GRAM_TOKENS) {
+		int tokens = f->tokens - t < GRAM_TOKENS ? (int)(f->tokens - t) : GRAM_TOKENS;
+		const float *x = f->x + t * (size_t)n, *y = f->y + t * (size_t)c;
+		float keep = t ? 1 : 0;
+
+		if (layer_sample_cancelled(f->s))
+			return -ECANCELED;
+		cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, n, tokens, 1, x, n, keep,
+			    f->gram, n);
+		cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, c, tokens, 1, x, n, y, c,
+			    keep, f->cross, c);
+	}
+	return 0;
+}
+
 /* f->b: [inputs][columns], in values of one per input step. */
 static int ridge_solve(struct fit *f, const struct layer_segment *s)
 {
-	int n = (int)s->inputs, c = (int)s->columns, tokens = (int)f->tokens;
+	int n = (int)s->inputs, c = (int)s->columns;
 	double diagonal = 0;
+	int r = sums_make(f, n, c);
 
-	cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, n, tokens, 1, f->x, n, 0, f->gram, n);
-	cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, c, tokens, 1, f->x, n, f->y, c, 0,
-		    f->cross, c);
+	if (r < 0)
+		return r;
 	for (int i = 0; i < n; i++)
 		diagonal += (double)f->gram[(size_t)i * (size_t)n + (size_t)i] / n;
 	for (size_t i = 0; i < (size_t)n * (size_t)n; i++)
@@ -525,9 +543,21 @@ int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_p
 			    const void *blocks, const uint32_t *positions, uint32_t blocks_count,
 			    uint32_t previous, struct codec_profile **ret_profile)
 {
-	const struct layer_sample s = {
-		.g = g, .blocks = blocks, .positions = positions, .blocks_count = blocks_count
-	};
+	return codec_profile_fit_layer_until(g, p, blocks, positions, blocks_count, previous, NULL,
+					     ret_profile);
+}
+
+int codec_profile_fit_layer_until(const struct codec_geometry *g, const struct codec_profile *p,
+				  const void *blocks, const uint32_t *positions,
+				  uint32_t blocks_count, uint32_t previous,
+				  const _Atomic(uint32_t) *cancel,
+				  struct codec_profile **ret_profile)
+{
+	const struct layer_sample s = { .g = g,
+					.blocks = blocks,
+					.positions = positions,
+					.blocks_count = blocks_count,
+					.cancel = cancel };
 	struct layer_rotary rotary;
 	uint8_t *section = NULL;
 	size_t bytes = 0;
@@ -540,6 +570,24 @@ int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_p
 	r = codec_profile_with_layer(g, p, section, bytes, ret_profile);
 	free(section);
 	return r;
+}
+
+uint64_t codec_profile_layer_bytes(const struct codec_geometry *g, uint32_t previous)
+{
+	struct layer_section_segment *order = calloc(g->segments_count, sizeof(*order));
+	uint32_t n, pairs = 0;
+	uint64_t bytes = 0;
+
+	if (order && previous <= LAYER_PREVIOUS_MAX) {
+		n = order_make(g, order);
+		order_inputs(g, order, n, previous);
+		for (uint32_t i = 0; i < n; i++)
+			if (g->segments[order[i].segment].head_dim / 2u > pairs)
+				pairs = g->segments[order[i].segment].head_dim / 2u;
+		bytes = n ? layer_section_bytes(g, order, n, pairs) : 0;
+	}
+	free(order);
+	return bytes;
 }
 
 int codec_profile_rescale(const struct codec_geometry *g, const struct codec_profile *p,

@@ -8,6 +8,8 @@
 #ifndef SKVCD_GPU_CODEC_LAYER_FIT_H
 #define SKVCD_GPU_CODEC_LAYER_FIT_H
 
+#include <stdatomic.h>
+
 #include "gpu/codec/layer_code.h"
 
 struct layer_sample {
@@ -15,7 +17,14 @@ struct layer_sample {
 	const uint8_t *blocks;		/* blocks_count * g->raw_bytes, canonical packing */
 	const uint32_t *positions;	/* of each block's first token */
 	uint32_t blocks_count;
+	const _Atomic(uint32_t) *cancel; /* set by another thread: stop; NULL: nobody will */
 };
+
+/* Asked for between steps of a second or two. */
+static inline int layer_sample_cancelled(const struct layer_sample *s)
+{
+	return s->cancel && atomic_load_explicit(s->cancel, memory_order_relaxed);
+}
 
 /* How keys are turned. */
 struct layer_rotary {
@@ -25,7 +34,7 @@ struct layer_rotary {
 	double theta;
 };
 
-/* From the sample alone: the rotary base that makes keys stand still.  -ENOMEM. */
+/* From the sample alone: the rotary base that makes keys stand still.  -ENOMEM; -ECANCELED. */
 int layer_rotary_find(const struct layer_sample *s, struct layer_rotary *ret);
 /* Turns per token times 2^64 of pair i. */
 uint64_t layer_rotary_freq(const struct layer_rotary *r, uint32_t i);
@@ -43,9 +52,9 @@ int layer_section_finish(uint8_t *section, const struct residual_counts *counts,
 void layer_section_rescale(uint8_t *section, const struct layer_profile *p, const double *ratio);
 
 /*
- * previous: layers looked back, 1 .. LAYER_PREVIOUS_MAX; 0: every channel is guessed by its mean alone.
- * The section is 64-byte aligned, the caller's to free().  -ENODATA: fewer blocks than two; -EINVAL:
- * nothing to predict; -E2BIG: more inputs than a sum can have; -ENOMEM.
+ * previous: layers looked back, 1 .. LAYER_PREVIOUS_MAX; 0: every channel is guessed by its mean alone.  The
+ * section is 64-byte aligned, the caller's to free().  -ENODATA: fewer blocks than two; -EINVAL: nothing to
+ * predict; -E2BIG: more inputs than a sum can have; -ENOMEM; -ECANCELED.
  */
 int layer_fit(const struct layer_sample *s, const struct layer_rotary *rotary, uint32_t previous,
 	      uint8_t **ret_section, size_t *ret_bytes);

@@ -150,13 +150,13 @@ static double snap(double theta)
 	return theta;
 }
 
-static double search(const struct keys *k, double from, double to, double step, int interleaved,
-		     float *turn, double *ret_score)
+static double search(const struct layer_sample *sample, const struct keys *k, double from,
+		     double to, double step, int interleaved, float *turn, double *ret_score)
 {
 	double best = 0;
 
 	*ret_score = -1;
-	for (uint32_t i = 0; from + i * step <= to; i++) {
+	for (uint32_t i = 0; from + i * step <= to && !layer_sample_cancelled(sample); i++) {
 		double l = from + i * step, s = score(k, exp(l), interleaved, turn);
 
 		if (s > *ret_score) {
@@ -203,18 +203,20 @@ static double leftover(const struct keys *k, const struct layer_rotary *r)
 	return sum;
 }
 
-static void find(const struct keys *k, float *turn, struct layer_rotary *r)
+static void find(const struct layer_sample *sample, const struct keys *k, float *turn,
+		 struct layer_rotary *r)
 {
 	double still = score(k, 0, 0, turn), best = still * GAIN_MIN, got;
 
 	for (int interleaved = 0; interleaved < 2; interleaved++) {
-		double l = search(k, THETA_LOG_MIN, THETA_LOG_MAX, COARSE_STEP, interleaved, turn,
-				  &got);
+		double l = search(sample, k, THETA_LOG_MIN, THETA_LOG_MAX, COARSE_STEP, interleaved,
+				  turn, &got);
 
 		if (got <= best)
 			continue;
 		best = got;
-		l = search(k, l - COARSE_STEP, l + COARSE_STEP, FINE_STEP, interleaved, turn, &got);
+		l = search(sample, k, l - COARSE_STEP, l + COARSE_STEP, FINE_STEP, interleaved,
+			   turn, &got);
 		*r = (struct layer_rotary){ .pairs = k->head_dim / 2u,
 					    .interleaved = (uint8_t)interleaved,
 					    .theta = snap(exp(l)) };
@@ -238,12 +240,14 @@ int layer_rotary_find(const struct layer_sample *s, struct layer_rotary *ret)
 	if (res == 0 && k.series > 0) {
 		turn = malloc(2u * k.tokens * sizeof(*turn));
 		if (turn)
-			find(&k, turn, &r);
+			find(s, &k, turn, &r);
 		else
 			res = -ENOMEM;
 	}
 	free(turn);
 	keys_deinit(&k);
+	if (res == 0 && layer_sample_cancelled(s))
+		res = -ECANCELED;
 	if (res == 0)
 		*ret = r;
 	return res;

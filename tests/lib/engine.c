@@ -41,6 +41,7 @@ int engine_open(struct engine *e, const char *socket, const struct engine_option
 	r = kv_data_init(&e->data, o->seed, either(o->layers, 2), (uint16_t)either(o->heads, 2),
 			 (uint16_t)either(o->head_dim, 64), either(o->block_tokens, 16),
 			 (enum skvc_dtype)either(o->dtype, SKVC_DTYPE_BF16));
+	e->data.follows = o->follows;
 	if (r < 0)
 		return r;
 	r = skvc_open(socket, &options, &e->session);

@@ -116,8 +116,9 @@ static uint8_t e4m3_of(float f)
 	return (uint8_t)((b >> 8 & 0x80) | (unsigned)exponent << 3 | (b >> 4 & 7));
 }
 
+/* before, now: of this token in the layer before, and here; NULL when layers do not follow one another. */
 static void fill_row(const struct kv_data *d, struct rng *r, const struct skvc_segment *s,
-		     uint32_t channel, uint8_t *out)
+		     uint32_t channel, const float *before, float *now, uint8_t *out)
 {
 	uint32_t row = (uint32_t)s->heads * s->head_dim;
 	uint64_t bits = 0;
@@ -127,7 +128,12 @@ static void fill_row(const struct kv_data *d, struct rng *r, const struct skvc_s
 
 		if (i % 6 == 0)
 			bits = rng_next(r);
-		f = d->mean[channel + i] + d->spread[channel + i] * quantile[bits % QUANTILES];
+		f = quantile[bits % QUANTILES];
+		if (before && s->layer)
+			f = 0.998f * before[(i * 5 + 3) % row] + 0.06f * f;
+		if (now)
+			now[i] = f;
+		f = d->mean[channel + i] + d->spread[channel + i] * f;
 		bits >>= QUANTILE_BITS;
 		if (s->dtype == SKVC_DTYPE_BF16 || s->dtype == SKVC_DTYPE_FP16) {
 			uint16_t v = bf16_of(f);
@@ -145,8 +151,12 @@ void kv_data_fill(const struct kv_data *d, uint64_t block, void *ret_bytes)
 {
 	uint8_t *out = ret_bytes;
 	uint32_t channel = 0;
+	size_t layer = (size_t)d->channels_count / d->segments_count * d->block_tokens;
+	float *z = d->follows ? calloc(4 * layer, sizeof(*z)) : NULL; /* K, V; the same of before */
 	struct rng r;
 
+	if (d->follows && !z)
+		abort();
 	rng_init(&r, d->seed ^ rng_mix(block));
 	for (uint32_t i = 0; i < d->segments_count; i++) {
 		const struct skvc_segment *s = &d->segments[i];
@@ -154,11 +164,16 @@ void kv_data_fill(const struct kv_data *d, uint64_t block, void *ret_bytes)
 		size_t row_bytes = d->block_bytes / d->segments_count / d->block_tokens;
 
 		for (uint32_t t = 0; t < d->block_tokens; t++) {
-			fill_row(d, &r, s, channel, out);
+			float *now = z ? z + (i % 2) * layer + (size_t)t * row : NULL;
+
+			fill_row(d, &r, s, channel, now ? now + 2 * layer : NULL, now, out);
 			out += row_bytes;
 		}
+		if (z)
+			memcpy(z + (2 + i % 2) * layer, z + (i % 2) * layer, layer * sizeof(*z));
 		channel += row;
 	}
+	free(z);
 }
 
 int kv_data_compare(const struct kv_data *d, uint64_t block, const void *bytes)

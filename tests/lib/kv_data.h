@@ -20,6 +20,7 @@ struct kv_data {
 	float *mean;		       /* owned; one per channel of all segments */
 	float *spread;		       /* owned */
 	uint32_t channels_count;
+	int follows;	    /* each layer is the one before, mixed, and a little of its own */
 	size_t block_bytes; /* packed: [segment][token][head][dimension] */
 };
 

@@ -61,7 +61,7 @@ static void test_defaults_are_good(void **state)
 	assert_int_equal(c.numa_node, -1);
 	assert_int_equal(c.lock_memory, 1);
 	assert_int_equal(c.verify, 1);
-	assert_int_equal(c.speculator, 2);
+	assert_int_equal(c.speculator, CONFIG_SPECULATOR_AUTO);
 	assert_int_equal(c.lease_ttl_ns, 30000000000ull);
 	assert_true(c.fit_tokens[0] > 0 && c.fit_tokens[0] < c.fit_tokens[1]);
 	assert_string_equal(c.nvme_path, "");

@@ -334,6 +334,117 @@ static void test_fit_then_channel(void **state)
 	device_teardown(&f);
 }
 
+/* Layer 1 is layer 0, mixed, and a little noise; enough samples, and the fit sees it. */
+static void fill_samples(uint16_t *out, uint32_t blocks)
+{
+	uint64_t state = 88172645463325252u;
+
+	for (uint32_t b = 0; b < blocks; b++, out += 4u * 16u * 128u)
+		for (uint32_t i = 0; i < 4u * 16u * 128u; i++) {
+			uint32_t bits, row = i / 128u, c = i % 128u;
+			float v, before;
+
+			state ^= state << 13;
+			state ^= state >> 7;
+			state ^= state << 17;
+			v = (float)(state >> 40) / 8388608.0f - 1.0f;
+			if (row >= 32u) { /* the second layer */
+				bits = (uint32_t)out[i - 32u * 128u - c + (c * 5u + 3u) % 128u]
+				       << 16;
+				memcpy(&before, &bits, sizeof(before));
+				v = before + 0.02f * v;
+			}
+			memcpy(&bits, &v, sizeof(bits));
+			out[i] = (uint16_t)(bits >> 16);
+		}
+}
+
+static void layer_task(struct fixture *f, struct device_task *t, const struct codec_profile *base,
+		       const void *samples, uint32_t *positions, uint32_t count, unsigned *once)
+{
+	*t = (struct device_task){
+		.op = DEVICE_FIT_LAYER,
+		.geom = &f->g,
+		.profile = base,
+		.in = samples,
+		.in_bytes = f->g.raw_bytes * count,
+		.samples_count = count,
+		.positions = positions,
+		.previous = 1,
+		.user = once,
+	};
+}
+
+static void test_layer_maps_are_fitted(void **state)
+{
+	enum { SAMPLES = 80 };
+	static uint32_t positions[SAMPLES];
+	struct codec_segment seg[4];
+	struct codec_profile *base;
+	struct codec_fit *fit = NULL;
+	struct device_task t = { .op = DEVICE_FIT };
+	struct fixture f;
+	unsigned once = 0;
+	uint8_t *samples;
+
+	(void)state;
+	device_setup(&f, 1, 0);
+	/* To find how keys were turned takes seconds, however few there are: let there be none. */
+	memcpy(seg, f.g.segments, sizeof(seg));
+	seg[0].kind = seg[2].kind = CODEC_KIND_V;
+	codec_geometry_deinit(&f.g);
+	assert_int_equal(codec_geometry_init(&f.g, 16, seg, 4), 0);
+	cpu_device_priority(f.dev, DEVICE_PRIORITY_NORMAL);
+	samples = malloc(SAMPLES * f.g.raw_bytes);
+	assert_non_null(samples);
+	fill_samples((uint16_t *)samples, SAMPLES);
+	for (uint32_t i = 0; i < SAMPLES; i++)
+		positions[i] = i % 8 == 7 ? CODEC_POSITION_UNKNOWN : i * 16;
+	assert_int_equal(codec_fit_new(&f.g, &fit), 0);
+	t.geom = &f.g;
+	t.fit = fit;
+	t.in = samples;
+	t.in_bytes = f.g.raw_bytes * SAMPLES;
+	t.samples_count = SAMPLES;
+	t.positions = positions;
+	t.fit_finish = 1;
+	t.user = &once;
+	assert_int_equal(f.dev->ops->start(f.dev, &t), 0);
+	collect(&f, 1);
+	assert_int_equal(t.res, 0);
+	assert_non_null(t.ret_profile);
+	assert_true(t.bits_channel > 1 && t.bits_channel < 17);
+	assert_int_equal(t.samples_kept, SAMPLES - SAMPLES / 8); /* and these moved together */
+	for (uint32_t i = 0; i < t.samples_kept; i++)
+		assert_int_equal(positions[i], (i + i / 7) * 16);
+	base = t.ret_profile;
+
+	layer_task(&f, &t, base, samples, positions, SAMPLES - SAMPLES / 8, &once);
+	assert_int_equal(f.dev->ops->start(f.dev, &t), 0);
+	collect(&f, 1);
+	assert_int_equal(t.res, 0);
+	assert_non_null(t.ret_profile);
+	assert_true(t.bits_layer < t.bits_channel - 0.5);
+	assert_int_equal(codec_profile_layer(t.ret_profile).previous, 1);
+	codec_profile_free(t.ret_profile);
+
+	/* Told to stop, and told of too little. */
+	layer_task(&f, &t, base, samples, positions, SAMPLES - SAMPLES / 8, &once);
+	atomic_store(&t.cancel, 1);
+	assert_int_equal(f.dev->ops->start(f.dev, &t), 0);
+	collect(&f, 1);
+	assert_int_equal(t.res, -ECANCELED);
+	assert_null(t.ret_profile);
+	layer_task(&f, &t, base, samples, positions, 3, &once);
+	assert_int_equal(f.dev->ops->start(f.dev, &t), 0);
+	collect(&f, 1);
+	assert_int_equal(t.res, -ENODATA);
+	codec_profile_free(base);
+	codec_fit_free(fit);
+	free(samples);
+	device_teardown(&f);
+}
+
 static int region(struct fixture *f, uint64_t bytes, uint32_t blocks)
 {
 	struct device_region r;
@@ -534,6 +645,7 @@ int main(void)
 		cmocka_unit_test(test_free_drains),
 		cmocka_unit_test(test_skip_tokens),
 		cmocka_unit_test(test_fit_then_channel),
+		cmocka_unit_test(test_layer_maps_are_fitted),
 		cmocka_unit_test(test_region_bounds),
 		cmocka_unit_test(test_region_layouts),
 		cmocka_unit_test(test_fault_spec),

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * profiles.c - the profiles of a namespace: which is the newest, who uses the others, when one goes; and
+ * whether blocks take what the newest promised.
+ *
+ * A profile's slot in the namespace is what blocks know it by.  It is used again once the last of them is
+ * gone, so that NS_PROFILES_MAX bounds how many generations of blocks are here at a time, not how many there
+ * have been.
+ */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "daemon/lane_state.h"
+
+#define DRIFTS_MAX \
+	6u /* each time that a new profile did not help, the next look takes twice as long */
+
+static uint64_t load_relaxed(const _Atomic uint64_t *word)
+{
+	return atomic_load_explicit(word, memory_order_relaxed);
+}
+
+static void store_relaxed(_Atomic uint64_t *word, uint64_t value)
+{
+	atomic_store_explicit(word, value, memory_order_relaxed);
+}
+
+uint64_t profiles_milli(double bits)
+{
+	return bits > 0 ? (uint64_t)llround(bits * 1000) : 0;
+}
+
+/* ---- life ---- */
+
+/* Control reads version, the rest, and version again: see session.h. */
+static void show(struct ns_profile *np)
+{
+	struct codec_layer_info layer = codec_profile_layer(np->p);
+	const uint8_t *digest = codec_profile_digest(np->p);
+	uint64_t prefix = 0;
+	size_t bytes;
+
+	for (unsigned i = 0; i < 8; i++)
+		prefix = prefix << 8 | digest[i];
+	(void)codec_profile_bytes(np->p, &bytes);
+	store_relaxed(&np->digest, prefix);
+	store_relaxed(&np->bytes, bytes);
+	store_relaxed(&np->expected_milli, np->promised[np->can_layer]);
+	store_relaxed(&np->measured_milli, 0);
+	store_relaxed(&np->blocks, 0);
+	atomic_store_explicit(&np->layer, np->can_layer, memory_order_relaxed);
+	atomic_store_explicit(&np->previous, layer.previous, memory_order_relaxed);
+	atomic_store_explicit(&np->rotary_pairs, layer.rotary_pairs, memory_order_relaxed);
+	atomic_store_explicit(&np->newest, 1, memory_order_relaxed);
+	atomic_store_explicit(&np->version, np->number, memory_order_release);
+}
+
+static void profile_end(struct lane *lane, struct ns_profile *np)
+{
+	size_t bytes;
+
+	(void)codec_profile_bytes(np->p, &bytes);
+	atomic_store_explicit(&np->version, 0, memory_order_relaxed);
+	atomic_thread_fence(memory_order_release);
+	if (lane->gpu && !lane->gpu_dead && lane->gpu->ops->profile_gone)
+		lane->gpu->ops->profile_gone(lane->gpu, np->p);
+	np->p = codec_profile_free(np->p);
+	stats_sub(&lane->stats, STAT_PROFILES, 1);
+	stats_sub(&lane->stats, STAT_PROFILE_BYTES, bytes);
+	stats_add(&lane->stats, STAT_PROFILES_FREED, 1);
+}
+
+struct ns_profile *profiles_use(struct ns_profile *np)
+{
+	if (np) {
+		assert(np->p && np->users > 0);
+		np->users++;
+	}
+	return np;
+}
+
+void profiles_drop(struct lane *lane, struct ns_profile *np)
+{
+	if (!np)
+		return;
+	assert(np->p && np->users > 0);
+	if (--np->users == 0)
+		profile_end(lane, np);
+}
+
+int profiles_room(const struct namespace *ns)
+{
+	for (unsigned i = 0; i < NS_PROFILES_MAX; i++)
+		if (!ns->profile[i].p)
+			return 1;
+	return 0;
+}
+
+/* Takes p over; from now on it is the newest.  The caller has asked for room. */
+void profiles_install(struct lane *lane, struct namespace *ns, struct codec_profile *p,
+		      uint64_t tokens, uint64_t channel_milli, uint64_t layer_milli)
+{
+	struct ns_profile *np = ns->profile, *old = ns->newest;
+	size_t bytes;
+
+	while (np->p)
+		np++;
+	assert(np < ns->profile + NS_PROFILES_MAX);
+	(void)codec_profile_bytes(p, &bytes);
+	np->p = p;
+	np->users = 1;
+	np->number = ++ns->profiles_made;
+	np->can_layer = layer_milli != 0;
+	np->promised[0] = channel_milli;
+	np->promised[1] = layer_milli;
+	memset(np->seen_blocks, 0, sizeof(np->seen_blocks));
+	memset(np->seen_bytes, 0, sizeof(np->seen_bytes));
+	store_relaxed(&np->tokens, tokens);
+	show(np);
+	ns->newest = np;
+	if (old)
+		atomic_store_explicit(&old->newest, 0, memory_order_relaxed);
+	profiles_drop(lane, old);
+	atomic_store_explicit(&ns->profile_version, np->number, memory_order_relaxed);
+	store_relaxed(&ns->profile_bits_milli, np->promised[np->can_layer]);
+	stats_add(&lane->stats, STAT_PROFILES_FITTED, 1);
+	stats_add(&lane->stats, STAT_PROFILES_LAYER, np->can_layer);
+	stats_add(&lane->stats, STAT_PROFILES, 1);
+	stats_add(&lane->stats, STAT_PROFILE_BYTES, bytes);
+	lane->recode.look = 1;
+	(void)mailbox_send(
+		&lane->outbox,
+		&(struct mail){ .type = LANE_PROFILE_NEW, .subject = ns, .value = np->number });
+}
+
+/* The lane ends; blocks and tasks are gone. */
+void profiles_ns_deinit(struct namespace *ns)
+{
+	for (unsigned i = 0; i < NS_PROFILES_MAX; i++)
+		ns->profile[i].p = codec_profile_free(ns->profile[i].p);
+	ns->newest = NULL;
+}
+
+/* ---- blocks ---- */
+
+struct ns_profile *profiles_of_block(const struct lane *lane, const struct block *b)
+{
+	return b->profile ? &lane->ns[b->ns]->profile[b->profile - 1] : NULL;
+}
+
+/* From now on it is coded with this one, or with none. */
+void profiles_set_block(struct lane *lane, struct block *b, struct ns_profile *np)
+{
+	struct ns_profile *old = profiles_of_block(lane, b);
+
+	if (np)
+		store_relaxed(&np->blocks, load_relaxed(&np->blocks) + 1);
+	b->profile = np ? (uint8_t)(profiles_use(np) - lane->ns[b->ns]->profile + 1) : 0;
+	if (old)
+		store_relaxed(&old->blocks, load_relaxed(&old->blocks) - 1);
+	profiles_drop(lane, old);
+}
+
+/* A mark for blocks: that this profile was tried.  Never 0. */
+uint8_t profiles_mark(const struct ns_profile *np)
+{
+	return (uint8_t)(np->number % 255u + 1u);
+}
+
+/* ---- what is promised and what is kept ---- */
+
+static uint64_t milli_of(const struct namespace *ns, uint64_t bytes, uint64_t blocks)
+{
+	uint64_t scalars = 0;
+
+	for (uint32_t i = 0; i < ns->geom.segments_count; i++)
+		scalars += (uint64_t)ns->geom.block_tokens * ns->geom.segments[i].heads *
+			   ns->geom.segments[i].head_dim;
+	return profiles_milli((double)bytes * 8 / ((double)scalars * (double)blocks));
+}
+
+/* A block was coded with it, whatever came of that: see once in a while whether the data has changed. */
+void profiles_seen(struct lane *lane, struct namespace *ns, struct ns_profile *np, uint8_t asked,
+		   uint64_t bytes)
+{
+	unsigned i = asked == CODEC_SPEC_LAYER;
+	uint64_t blocks, milli;
+
+	if (!np || np != ns->newest || i > np->can_layer)
+		return;
+	blocks = ++np->seen_blocks[i];
+	np->seen_bytes[i] += bytes;
+	milli = milli_of(ns, np->seen_bytes[i], blocks);
+	if (i == np->can_layer)
+		store_relaxed(&np->measured_milli, milli);
+	if (blocks < (uint64_t)lane->config.drift_blocks << ns->drifts)
+		return;
+	np->seen_blocks[i] = np->seen_bytes[i] = 0;
+	if (!lane->config.drift_percent || ns->fit_state != NS_FIT_IDLE || ns->sample_again)
+		return;
+	if (milli * 100 <= np->promised[i] * (100 + lane->config.drift_percent)) {
+		ns->drifts = 0;
+		return;
+	}
+	if (ns->drifts < DRIFTS_MAX)
+		ns->drifts++;
+	ns->sample_again = 1;
+	stats_add(&lane->stats, STAT_PROFILE_DRIFTS, 1);
+	profiler_note(lane, ns, PROFILE_NOTE_DRIFT, 0);
+}

@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * recode.c - blocks that were stored quickly are coded again, one at a time, with the strongest speculator that
+ * their namespace has by now: when there is nothing else to do, the coldest first, and so ahead of the write
+ * to NVMe, which waits a while for it (tier.c).
+ *
+ * The block is held, so that its record stays; the record is decoded, coded anew, and that is decoded again
+ * and compared by the block's checksum.  The block gets it only if it is smaller and nobody else holds the block:
+ * who has a lease, or loads, goes on with the record that he found.  Whatever fails, the block keeps what it
+ * has.  No step is begun while any load or store is under way, and a block has one try for each profile.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "daemon/lane_state.h"
+#include "daemon/record.h"
+
+#define RECODE_IDLE_NS 1000000ull /* nobody wanted the machine for so long */
+#define RECODE_GIVE_UP_NS \
+	1000000000ull	   /* a block is not held longer than this behind others' work */
+#define RECODE_SCAN 64u	   /* of the coldest blocks, before any */
+#define RECODE_BATCH 1024u /* entries of the index looked at in one turn: some 20 us */
+
+int recode_start(struct lane *lane)
+{
+	struct recode *r = &lane->recode;
+	void *p[2];
+
+	for (unsigned i = 0; i < 2; i++) {
+		p[i] = mmap(NULL, lane->staging_bytes, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (p[i] == MAP_FAILED)
+			return -ENOMEM;
+		*(i ? &r->task.staging : &r->raw) = p[i];
+	}
+	r->block = BLOCK_NONE;
+	r->task.raw_slot = POOL_NONE;
+	return 0;
+}
+
+void recode_stop(struct lane *lane)
+{
+	struct recode *r = &lane->recode;
+
+	if (r->raw)
+		(void)munmap(r->raw, lane->staging_bytes);
+	if (r->task.staging)
+		(void)munmap(r->task.staging, lane->staging_bytes);
+	r->raw = r->task.staging = NULL;
+}
+
+/* ---- what is worth it ---- */
+
+/* The GPU would have to leave the block to the CPU at each load. */
+static int gpu_cannot(const struct lane *lane, const struct namespace *ns, uint8_t speculator)
+{
+	return lane->gpu && !lane->gpu_dead && lane->gpu->ops->can_encode &&
+	       lane->config.speculator != CONFIG_SPECULATOR_LAYER &&
+	       !lane->gpu->ops->can_encode(lane->gpu, &ns->geom, ns->newest->p, speculator);
+}
+
+/* With what?  CODEC_SPEC_RAW: leave it. */
+static uint8_t target(const struct lane *lane, const struct block *b)
+{
+	const struct namespace *ns = lane->ns[b->ns];
+	const struct ns_profile *newest = ns->newest;
+
+	if (!newest || b->tried == profiles_mark(newest))
+		return CODEC_SPEC_RAW;
+	if (newest->can_layer && b->position != CODEC_POSITION_UNKNOWN &&
+	    !gpu_cannot(lane, ns, CODEC_SPEC_LAYER))
+		return CODEC_SPEC_LAYER;
+	return b->profile ? CODEC_SPEC_RAW : CODEC_SPEC_CHANNEL; /* stored before there was any */
+}
+
+int recode_wants(const struct lane *lane, const struct block *b)
+{
+	return target(lane, b) != CODEC_SPEC_RAW;
+}
+
+/* Is it worth waiting with the write to NVMe?  Also when the first maps are being fitted just now. */
+int recode_pending(const struct lane *lane, const struct block *b)
+{
+	const struct namespace *ns = lane->ns[b->ns];
+
+	return recode_wants(lane, b) ||
+	       ((ns->fit_state == NS_FIT_LAYER_DUE || ns->fit_state == NS_FIT_LAYER) &&
+		ns->newest && !ns->newest->can_layer && b->position != CODEC_POSITION_UNKNOWN &&
+		!gpu_cannot(lane, ns, CODEC_SPEC_LAYER));
+}
+
+static int may_take(const struct lane *lane, const struct block *b)
+{
+	return b->state == BLOCK_RESIDENT && !b->refs && b->slot != POOL_NONE &&
+	       b->gpu_slot == POOL_NONE && b->flags & BLOCK_LISTED &&
+	       !(b->flags & (BLOCK_CLEAN | BLOCK_WANTED)) && recode_wants(lane, b);
+}
+
+/* The coldest blocks first, then whatever the index has. */
+static uint32_t find(struct lane *lane)
+{
+	struct recode *r = &lane->recode;
+	uint32_t id = lane->dirty.head, end = index_end(lane->index);
+
+	for (unsigned n = 0; n < RECODE_SCAN && id != BLOCK_NONE; n++) {
+		const struct block *b = index_block(lane->index, id);
+
+		if (may_take(lane, b))
+			return id;
+		id = b->next;
+	}
+	if (r->look) {
+		r->look = 0;
+		r->left = end;
+	}
+	for (unsigned n = 0; n < RECODE_BATCH && r->left; n++, r->left--) {
+		r->next = r->next + 1 < end ? r->next + 1 : 0;
+		if (may_take(lane, index_block(lane->index, r->next)))
+			return r->next;
+	}
+	return BLOCK_NONE;
+}
+
+/* ---- steps ---- */
+
+static uint64_t payload_off(const struct lane *lane, const struct block *b)
+{
+	return record_payload_off(b->flags & BLOCK_HAS_TOKENS ? lane->ns[b->ns]->geom.block_tokens
+							      : 0);
+}
+
+static void over(struct lane *lane)
+{
+	struct recode *r = &lane->recode;
+
+	assert(!r->running && r->step != RECODE_NONE);
+	profiles_drop(lane, r->task.profile);
+	r->task.profile = NULL;
+	r->step = RECODE_NONE;
+	tier_unhold_cold(lane, r->block);
+	r->block = BLOCK_NONE;
+}
+
+/* One try is enough: what failed once is not asked for again and again. */
+static void keep_old(struct lane *lane, enum stats_id why)
+{
+	struct recode *r = &lane->recode;
+
+	index_block(lane->index, r->block)->tried = profiles_mark(r->task.profile);
+	stats_add(&lane->stats, why, 1);
+	over(lane);
+}
+
+static void give_up(struct lane *lane)
+{
+	stats_add(&lane->stats, STAT_RECODE_STOPPED, 1);
+	over(lane);
+}
+
+static void step_decode(struct lane *lane, const struct block *b, struct device_task *d)
+{
+	uint64_t off = payload_off(lane, b);
+
+	*d = (struct device_task){
+		.op = DEVICE_DECODE,
+		.in = (uint8_t *)pool_ptr(lane->pool, b->slot) + off,
+		.in_bytes = b->record_bytes - b->padding_bytes - off,
+		.profile = b->profile ? profiles_of_block(lane, b)->p : NULL,
+		.expect_xxh3 = b->raw_xxh3,
+	};
+}
+
+static void step_encode(struct lane *lane, const struct block *b, struct device_task *d)
+{
+	struct task *t = &lane->recode.task;
+	uint64_t off = payload_off(lane, b);
+
+	*d = (struct device_task){
+		.op = DEVICE_ENCODE,
+		.speculator = target(lane, b),
+		.position = b->position,
+		.profile = t->profile->p,
+		.verify = 1,
+		.out = t->staging + off,
+		.out_cap_bytes = lane->staging_bytes - off,
+	};
+}
+
+static void step_check(struct lane *lane, const struct block *b, struct device_task *d)
+{
+	struct task *t = &lane->recode.task;
+
+	memset(lane->recode.raw, 0,
+	       lane->ns[b->ns]->geom.raw_bytes); /* not what lies there anyway */
+	*d = (struct device_task){
+		.op = DEVICE_DECODE,
+		.in = t->staging + payload_off(lane, b),
+		.in_bytes = t->info.encoded_bytes,
+		.profile = t->info.speculator >= CODEC_SPEC_CHANNEL ? t->profile->p : NULL,
+		.expect_xxh3 = b->raw_xxh3,
+	};
+}
+
+static void start_step(struct lane *lane)
+{
+	static void (*const make[])(struct lane *, const struct block *, struct device_task *) = {
+		[RECODE_DECODE] = step_decode,
+		[RECODE_ENCODE] = step_encode,
+		[RECODE_CHECK] = step_check,
+	};
+	struct recode *r = &lane->recode;
+	const struct block *b = index_block(lane->index, r->block);
+
+	make[r->step](lane, b, &r->task.dev);
+	r->task.kind = TASK_RECODE;
+	r->task.dev.background = 1;
+	r->task.dev.region = &r->packed;
+	if (task_start(lane, &r->task, lane->device) < 0)
+		give_up(lane);
+	else
+		r->running = 1;
+}
+
+static void begin(struct lane *lane, uint32_t id)
+{
+	struct recode *r = &lane->recode;
+	struct namespace *ns = lane->ns[index_block(lane->index, id)->ns];
+
+	tier_hold(lane, id);
+	r->block = id;
+	r->task.block = id;
+	r->task.profile = profiles_use(ns->newest);
+	r->packed = (struct device_region){
+		.geom = &ns->geom, .base = r->raw, .bytes = ns->geom.raw_bytes, .blocks_count = 1
+	};
+	r->step = RECODE_DECODE;
+	r->begin_ns = lane->now_ns;
+	start_step(lane);
+}
+
+/* ---- what came of a step ---- */
+
+static uint64_t padded(const struct lane *lane, uint64_t bytes)
+{
+	return (bytes + lane->granule_bytes - 1) & ~(uint64_t)(lane->granule_bytes - 1);
+}
+
+/* The old record's head, with what is new in it. */
+static void build_record(const struct lane *lane, const struct block *b)
+{
+	const struct task *t = &lane->recode.task;
+	struct record_header *h = (struct record_header *)t->staging;
+
+	memcpy(t->staging, pool_ptr(lane->pool, b->slot), payload_off(lane, b));
+	h->speculator = t->info.speculator;
+	h->payload_bytes = (uint32_t)t->info.encoded_bytes;
+	memset(h->profile_digest, 0, sizeof(h->profile_digest));
+	if (t->info.speculator >= CODEC_SPEC_CHANNEL)
+		memcpy(h->profile_digest, codec_profile_digest(t->profile->p),
+		       sizeof(h->profile_digest));
+}
+
+static void encoded(struct lane *lane)
+{
+	struct recode *r = &lane->recode;
+	const struct block *b = index_block(lane->index, r->block);
+	uint64_t bytes = payload_off(lane, b) + r->task.dev.info.encoded_bytes;
+
+	r->task.info = r->task.dev.info;
+	profiles_seen(lane, lane->ns[b->ns], r->task.profile, r->task.dev.speculator,
+		      r->task.info.encoded_bytes);
+	if (r->task.info.raw_xxh3 != b->raw_xxh3)
+		keep_old(lane, STAT_RECODE_FAILED);
+	else if (padded(lane, bytes) >= b->record_bytes)
+		keep_old(lane, STAT_RECODE_KEPT_BLOCKS);
+	else
+		r->step = RECODE_CHECK;
+}
+
+/* A slot for a smaller record of the block: in a full pool the one that it has makes room for it. */
+static void replace_slot(struct lane *lane, struct block *b, uint32_t id, uint64_t padded_bytes)
+{
+	uint32_t slot;
+	int r = pool_alloc(lane->pool, padded_bytes, id, &slot);
+
+	tier_release_host(lane, b);
+	if (r < 0)
+		r = pool_alloc(lane->pool, padded_bytes, id, &slot);
+	if (r < 0) /* its own again, at worst: larger than need be */
+		r = pool_alloc(lane->pool, b->record_bytes, id, &slot);
+	assert(r == 0);
+	b->slot = slot;
+}
+
+/* Nobody else holds the block: it gets this record, which is smaller. */
+static void replace(struct lane *lane, uint32_t id, const void *record, uint64_t bytes,
+		    uint64_t padded_bytes)
+{
+	struct block *b = index_block(lane->index, id);
+	struct namespace *ns = lane->ns[b->ns];
+	uint32_t saved = b->record_bytes - b->padding_bytes - (uint32_t)bytes;
+
+	assert(b->state == BLOCK_RESIDENT && b->refs == 1 && b->gpu_slot == POOL_NONE &&
+	       !(b->flags & (BLOCK_LISTED | BLOCK_CLEAN | BLOCK_SPILLING)));
+	assert(padded_bytes < b->record_bytes && padded_bytes >= bytes);
+	replace_slot(lane, b, id, padded_bytes);
+	memcpy(pool_ptr(lane->pool, b->slot), record, bytes);
+	memset((uint8_t *)pool_ptr(lane->pool, b->slot) + bytes, 0, padded_bytes - bytes);
+	quota_uncharge(ns->tenant, b->record_bytes - padded_bytes);
+	b->record_bytes = (uint32_t)padded_bytes;
+	b->padding_bytes = (uint16_t)(padded_bytes - bytes);
+	stats_add(&lane->stats, STAT_BLOCKS_HOST, 1);
+	stats_add(&lane->stats, STAT_POOL_USED_BYTES, bytes);
+	stats_sub(&lane->stats, STAT_CODED_BYTES, saved);
+	atomic_fetch_sub_explicit(&ns->coded_bytes, saved, memory_order_relaxed);
+}
+
+static void checked(struct lane *lane)
+{
+	struct recode *r = &lane->recode;
+	struct task *t = &r->task;
+	struct block *b = index_block(lane->index, r->block);
+	uint64_t bytes = payload_off(lane, b) + t->info.encoded_bytes, before = b->record_bytes;
+
+	if (b->refs > 1) { /* somebody has come: his the old record is */
+		give_up(lane);
+		return;
+	}
+	build_record(lane, b);
+	replace(lane, r->block, t->staging, bytes, padded(lane, bytes));
+	profiles_set_block(lane, b, t->info.speculator >= CODEC_SPEC_CHANNEL ? t->profile : NULL);
+	b->tried = profiles_mark(t->profile);
+	stats_add(&lane->stats, STAT_RECODED_BLOCKS, 1);
+	stats_add(&lane->stats, STAT_LAYER_BLOCKS, t->info.speculator == CODEC_SPEC_LAYER);
+	stats_add(&lane->stats, STAT_RECODE_SAVED_BYTES, before - b->record_bytes);
+	over(lane);
+}
+
+void recode_task_done(struct lane *lane, struct task *t)
+{
+	struct recode *r = &lane->recode;
+
+	assert(t == &r->task && r->running);
+	r->running = 0;
+	stats_add(&lane->stats, STAT_RECODE_NS, t->dev.busy_ns);
+	if (index_block(lane->index, r->block)->state != BLOCK_RESIDENT) { /* dropped meanwhile */
+		give_up(lane);
+		return;
+	}
+	if (t->dev.res < 0) {
+		keep_old(lane, STAT_RECODE_FAILED);
+		return;
+	}
+	switch (r->step) {
+	case RECODE_DECODE:
+		r->step = RECODE_ENCODE;
+		break;
+	case RECODE_ENCODE:
+		encoded(lane);
+		break;
+	default:
+		checked(lane);
+		break;
+	}
+}
+
+/* ---- the turn ---- */
+
+static int idle(const struct lane *lane)
+{
+	return !lane->jobs_count && lane->now_ns - lane->recode.busy_ns >= RECODE_IDLE_NS;
+}
+
+int recode_waits(const struct lane *lane)
+{
+	return lane->recode.step != RECODE_NONE || lane->recode.look || lane->recode.left;
+}
+
+unsigned recode_run(struct lane *lane)
+{
+	struct recode *r = &lane->recode;
+	uint32_t id;
+
+	if (lane->jobs_count)
+		r->busy_ns = lane->now_ns;
+	if (r->running)
+		return 0;
+	if (r->step != RECODE_NONE) {
+		const struct block *b = index_block(lane->index, r->block);
+
+		if (lane->stopping || b->state != BLOCK_RESIDENT || b->refs > 1 ||
+		    r->task.profile != lane->ns[b->ns]->newest ||
+		    lane->now_ns - r->begin_ns > RECODE_GIVE_UP_NS)
+			give_up(lane);
+		else if (idle(lane))
+			start_step(lane);
+		else
+			return 0;
+		return 1;
+	}
+	if (lane->stopping || !idle(lane))
+		return 0;
+	id = find(lane);
+	if (id != BLOCK_NONE)
+		begin(lane, id);
+	return id != BLOCK_NONE || r->left;
+}
