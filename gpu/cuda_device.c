@@ -395,15 +395,28 @@ static bool profile_can(const struct cuda_device *d, const struct codec_geometry
 	return d->profiles_count < CUDA_PROFILES_MAX && cuda_codec_profile_ok(g, profile);
 }
 
+/* A profile without a part for `layer` means `channel`. */
+static bool layer_can(const struct cuda_device *d, enum cuda_class class,
+		      const struct codec_geometry *g, const struct codec_profile *profile)
+{
+	int can = cuda_codec_layer_ok(g, profile);
+
+	return can == 0 || (can > 0 && cuda_layer_tasks_max(d, class, g, profile) > 0);
+}
+
 static int cuda_device_can_encode(struct device *dev, const struct codec_geometry *g,
 				  const struct codec_profile *profile, uint8_t speculator)
 {
 	struct cuda_device *d = cuda_device_of(dev);
 	const struct cuda_shape *s = cuda_shape_of(d, g);
 
-	if (speculator != CODEC_SPEC_RAW && speculator != CODEC_SPEC_CHANNEL)
+	if (speculator != CODEC_SPEC_RAW && speculator != CODEC_SPEC_CHANNEL &&
+	    speculator != CODEC_SPEC_LAYER)
 		return 0;
 	if (!s->regular || s->bound_bytes > d->stores.bytes || !s->tasks_max[CUDA_CLASS_STORE])
+		return 0;
+	if (speculator == CODEC_SPEC_LAYER && profile &&
+	    !layer_can(d, CUDA_CLASS_STORE, g, profile))
 		return 0;
 	return speculator == CODEC_SPEC_RAW || (profile && profile_can(d, g, profile));
 }
@@ -414,6 +427,7 @@ static int cuda_device_can_decode(struct device *dev, const struct codec_geometr
 {
 	struct cuda_device *d = cuda_device_of(dev);
 	const struct cuda_shape *s = cuda_shape_of(d, g);
+	const uint8_t *in = payload;
 
 	if (payload_bytes == 0 || payload_bytes > s->bound_bytes || !s->regular)
 		return 0;
@@ -422,9 +436,14 @@ static int cuda_device_can_decode(struct device *dev, const struct codec_geometr
 	/* No payload to look at: it lies in the GPU's pool, where only what it encoded is. */
 	if (payload && codec_payload_needs_cpu(g, payload, payload_bytes))
 		return 0;
-	if (payload && !profile &&
-	    ((const uint8_t *)payload)[offsetof(struct format_block_header, speculator)] ==
-		    CODEC_SPEC_CHANNEL)
+	if (payload && !profile && in[FORMAT_SPECULATOR_OFF] >= CODEC_SPEC_CHANNEL)
+		return 0;
+	if (payload && in[FORMAT_SPECULATOR_OFF] == CODEC_SPEC_LAYER &&
+	    cuda_codec_layer_ok(g, profile) <= 0)
+		return 0;
+	/* What lies in the GPU's pool may be of `layer`, and its kernels will have a look. */
+	if (profile && !layer_can(d, CUDA_CLASS_LOAD, g, profile) &&
+	    (!payload || in[FORMAT_SPECULATOR_OFF] == CODEC_SPEC_LAYER))
 		return 0;
 	return !profile || profile_can(d, g, profile);
 }

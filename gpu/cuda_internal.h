@@ -205,6 +205,10 @@ void cuda_budget_spend(struct cuda_budget *b, uint64_t ns);
 /* cuda_shape.c: valid until the next call */
 const struct cuda_shape *cuda_shape_of(struct cuda_device *d, const struct codec_geometry *g);
 
+/* Tasks of a coding batch in which `layer` takes part; 0: not even one. */
+uint32_t cuda_layer_tasks_max(const struct cuda_device *d, enum cuda_class class,
+			      const struct codec_geometry *g, const struct codec_profile *profile);
+
 /* cuda_memory.c */
 extern const struct device_import_ops cuda_import_ops;
 int cuda_memory_init(struct cuda_device *d, char *err);

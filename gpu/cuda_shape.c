@@ -50,3 +50,12 @@ const struct cuda_shape *cuda_shape_of(struct cuda_device *d, const struct codec
 	shape_fill(d, g, s);
 	return s;
 }
+
+uint32_t cuda_layer_tasks_max(const struct cuda_device *d, enum cuda_class class,
+			      const struct codec_geometry *g, const struct codec_profile *profile)
+{
+	bool store = class == CUDA_CLASS_STORE;
+
+	return cuda_codec_layer_tasks(g, profile, store,
+				      store ? d->stores_scratch_bytes : d->loads_scratch_bytes);
+}

@@ -63,6 +63,8 @@ struct device_task {
 	const struct device_region *region;
 	uint32_t block_index;
 	uint8_t speculator;		     /* ENCODE */
+	/* ENCODE: of the block's first token in its sequence, or CODEC_POSITION_UNKNOWN */
+	uint32_t position;
 	const struct codec_geometry *geom;   /* FIT (others: region->geom) */
 	const struct codec_profile *profile; /* borrowed until completion, may be NULL */
 	const void

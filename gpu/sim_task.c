@@ -18,6 +18,7 @@ static struct codec_view task_view(const struct device_task *t)
 		.stride = t->region->stride,
 		.block_index = t->block_index,
 		.block_stride = t->region->block_stride,
+		.position = t->position,
 	};
 }
 

@@ -162,8 +162,8 @@ int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g
 		      uint32_t skip_tokens, _Atomic(uint32_t) *segments_done);
 
 /*
- * 0 when every chunk of an encoded block is raw or `channel`, so that a device without zstd can decode
- * it; 1 when one is `generic`, or when the header or the index is not one that this geometry can have
+ * 0 when every chunk of an encoded block is raw, `channel` or `layer`, so that a device without zstd can
+ * decode it; 1 when one is `generic`, or when the header or the index is not one that this geometry can have
  * (codec_decode says what is wrong).  Looks at the header and the index only, never beyond
  * payload_bytes.
  */
