@@ -171,6 +171,15 @@ static enum cuda_class class_of(enum device_op op)
 	}
 }
 
+/* A profile without a part for `layer` means `channel`. */
+static bool layer_can(struct cuda_device *d, enum cuda_class class, const struct codec_geometry *g,
+		      const struct codec_profile *profile)
+{
+	const struct cuda_layers *l = cuda_layers_of(d, g, profile);
+
+	return l->ok == 0 || (l->ok > 0 && l->tasks_max[class] > 0);
+}
+
 static int move_check(const struct device_task *t)
 {
 	if (t->copies_count == 0 || t->copies_count > DEVICE_COPIES_MAX)
@@ -202,7 +211,10 @@ static int start_check(struct cuda_device *d, const struct device_task *t)
 	if (t->op == DEVICE_DECODE && (t->in_bytes == 0 || t->in_bytes > shape->bound_bytes))
 		return -EINVAL;
 	if (t->op == DEVICE_ENCODE && t->speculator != CODEC_SPEC_RAW &&
-	    (t->speculator != CODEC_SPEC_CHANNEL || !t->profile))
+	    ((t->speculator != CODEC_SPEC_CHANNEL && t->speculator != CODEC_SPEC_LAYER) || !t->profile))
+		return -EOPNOTSUPP;
+	if (t->op == DEVICE_ENCODE && t->speculator == CODEC_SPEC_LAYER &&
+	    !layer_can(d, CUDA_CLASS_STORE, g, t->profile))
 		return -EOPNOTSUPP;
 	if (cuda_task_bytes(d, t) > (class == CUDA_CLASS_LOAD ? d->loads.bytes : d->stores.bytes))
 		return -ENOSPC;
@@ -395,15 +407,6 @@ static bool profile_can(const struct cuda_device *d, const struct codec_geometry
 	return d->profiles_count < CUDA_PROFILES_MAX && cuda_codec_profile_ok(g, profile);
 }
 
-/* A profile without a part for `layer` means `channel`. */
-static bool layer_can(const struct cuda_device *d, enum cuda_class class,
-		      const struct codec_geometry *g, const struct codec_profile *profile)
-{
-	int can = cuda_codec_layer_ok(g, profile);
-
-	return can == 0 || (can > 0 && cuda_layer_tasks_max(d, class, g, profile) > 0);
-}
-
 static int cuda_device_can_encode(struct device *dev, const struct codec_geometry *g,
 				  const struct codec_profile *profile, uint8_t speculator)
 {
@@ -439,7 +442,7 @@ static int cuda_device_can_decode(struct device *dev, const struct codec_geometr
 	if (payload && !profile && in[FORMAT_SPECULATOR_OFF] >= CODEC_SPEC_CHANNEL)
 		return 0;
 	if (payload && in[FORMAT_SPECULATOR_OFF] == CODEC_SPEC_LAYER &&
-	    cuda_codec_layer_ok(g, profile) <= 0)
+	    cuda_layers_of(d, g, profile)->ok <= 0)
 		return 0;
 	/* What lies in the GPU's pool may be of `layer`, and its kernels will have a look. */
 	if (profile && !layer_can(d, CUDA_CLASS_LOAD, g, profile) &&

@@ -11,6 +11,7 @@ GPU_SRCS := \
 	gpu/codec/geometry.c \
 	gpu/codec/layer.c \
 	gpu/codec/layer_fit.c \
+	gpu/codec/layer_made.c \
 	gpu/codec/layer_profile.c \
 	gpu/codec/layer_rotary.c \
 	gpu/codec/predicted.c \

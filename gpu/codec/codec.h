@@ -200,6 +200,14 @@ int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_p
 /* The same profile for a cache whose stored values are those fitted on divided by ratio[segment]. */
 int codec_profile_rescale(const struct codec_geometry *g, const struct codec_profile *p,
 			  const double *ratio, struct codec_profile **ret_profile);
+/*
+ * For tests and for measuring speed: a profile with random maps that nobody fitted, and blocks (canonical
+ * packing, every coded byte is written) that suit it.  interleaved: how keys are turned.  -EINVAL; -E2BIG;
+ * -ENOMEM.
+ */
+int codec_profile_made(const struct codec_geometry *g, uint32_t previous, int interleaved, uint64_t seed,
+		       const uint32_t *positions, uint32_t blocks_count, void *blocks,
+		       struct codec_profile **ret_profile);
 /* What a profile's layer part is; all 0 when it has none. */
 struct codec_layer_info {
 	uint32_t previous;	/* layers looked back */
