@@ -4,7 +4,7 @@
  *
  *   decode   guesses (tensor cores) -> a warp for each stream of each block -> inputs of what comes later
  *   encode   inputs of all segments first, then from the last segment to the first:
- *            guesses -> each token's scale -> a warp for each stream, backwards
+ *            guesses -> each token's scale and symbols -> a warp for each stream, backwards
  *
  * What runs between the launches (guesses, inputs, patterns of one segment) stays in the GPU's second-level cache for
  * batches of a few thousand tokens.  All of it is integer, and equal to layer.c and residual_code.c bit for bit.
@@ -32,6 +32,32 @@ extern "C" {
 
 #define STREAM_WARPS 16u
 #define PLAIN_THREADS 256u
+
+/* ---- one kernel after another ---- */
+
+/*
+ * The kernels between gemm and gemm are launched while the one before still runs, so that their tables are loaded and
+ * their blocks are there when it ends.  Each waits for the end of all before it touches what they wrote.
+ */
+template <typename... Params, typename... Args>
+static cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, uint32_t threads, uint32_t bytes,
+				cudaStream_t stream, Args... args)
+{
+	cudaLaunchAttribute early;
+	cudaLaunchConfig_t config;
+
+	memset(&config, 0, sizeof(config));
+	memset(&early, 0, sizeof(early));
+	early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	early.val.programmaticStreamSerializationAllowed = 1;
+	config.gridDim = grid;
+	config.blockDim = dim3(threads);
+	config.dynamicSmemBytes = bytes;
+	config.stream = stream;
+	config.attrs = &early;
+	config.numAttrs = 1;
+	return cudaLaunchKernelEx(&config, kernel, args...);
+}
 
 /* ---- small kernels ---- */
 
@@ -203,6 +229,8 @@ __global__ __launch_bounds__(PLAIN_THREADS) void layer_inputs_kernel(
 	const uint32_t quads = s.columns / 4u, i = blockIdx.x * PLAIN_THREADS + threadIdx.x;
 	const uint32_t row = i / quads, column = i % quads * 4u;
 
+	next_may_begin();
+	before_is_done();
 	if (row >= r.rows)
 		return;
 	const struct gpu_task *task = &r.task[row / r.tokens];
@@ -244,7 +272,7 @@ __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 	return XXH3_TABLE_BYTES + DECODE_TABLES + STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens);
 }
 
-template <bool WRITE>
+template <int DT, bool WRITE>
 __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kernel(
 	const __grid_constant__ struct gpu_layer_run r, struct gpu_layer_stream *stream,
 	uint32_t position)
@@ -256,10 +284,12 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 	uint8_t *const tables = shared + XXH3_TABLE_BYTES, *const warps = tables + DECODE_TABLES;
 	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + lane };
 
+	next_may_begin();
 	if (threadIdx.x < WARP_LANES)
 		xxh3_table_fill((uint64_t *)shared, threadIdx.x);
 	tables_load(tables, &r.layer.tables[s->tables], DECODE_TABLES);
 	__syncthreads();
+	before_is_done();
 	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.tasks_count * r.layer.streams_count;
 	     i += gridDim.x * STREAM_WARPS) {
 		const uint32_t t = i / r.layer.streams_count;
@@ -281,7 +311,7 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 		d.token = tables;
 		d.enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
 		layer_stream_load(&stream[i], &d, (uint16_t *)(warps + warp * RING_BYTES));
-		const bool differs = layer_share_any<WRITE>(
+		const bool differs = layer_share_decode<DT, WRITE>(
 			&j, &d, &xx,
 			layer_share_of(s->columns, i % r.layer.streams_count, r.layer.streams_count));
 
@@ -295,41 +325,32 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 	}
 }
 
-__global__ __launch_bounds__(PLAIN_THREADS) void layer_tau_kernel(
+template <int DT>
+__global__ __launch_bounds__(PLAIN_THREADS) void layer_symbols_kernel(
 	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
 {
 	const uint32_t lane = threadIdx.x % WARP_LANES;
 	const uint32_t i = blockIdx.x * (PLAIN_THREADS / WARP_LANES) + threadIdx.x / WARP_LANES;
 	const uint32_t streams = r.layer.streams_count, row = i / streams, stream = i % streams;
-	const struct gpu_layer_segment s = r.layer.segment[position];
+	const struct gpu_layer_segment *s = &r.layer.segment[position];
 
+	next_may_begin();
+	before_is_done();
 	if (row >= r.rows)
 		return;
 	const uint32_t t = row / r.tokens, token = row % r.tokens;
 	const struct gpu_task *task = &r.task[t];
-	const struct gpu_segment *seg = &task->region->g.segment[s.segment];
-	const struct layer_share h = layer_share_of(s.columns, stream, streams);
-	uint32_t tau;
+	const uint32_t tau = layer_row_symbols<DT>(&r, s, task, &task->region->g.segment[s->segment],
+						   layer_share_of(s->columns, stream, streams), row,
+						   token, lane);
 
-	switch (s.dtype) {
-	case 1:
-		tau = layer_tau_pick<1>(&r, &s, task, seg, h, row, token, lane);
-		break;
-	case 2:
-		tau = layer_tau_pick<2>(&r, &s, task, seg, h, row, token, lane);
-		break;
-	case 3:
-		tau = layer_tau_pick<3>(&r, &s, task, seg, h, row, token, lane);
-		break;
-	default:
-		tau = layer_tau_pick<4>(&r, &s, task, seg, h, row, token, lane);
-	}
 	if (lane == 0)
 		r.tau[(t * streams + stream) * r.tokens + token] = (uint8_t)tau;
 }
 
 #define ENCODE_TABLES (LAYER_SHARED_ENC + CODEC_PROB_SUM * 4u)
 
+template <int DT>
 __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_encode_kernel(
 	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
 {
@@ -339,21 +360,18 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_encode_kern
 	uint32_t *const rcp = (uint32_t *)(shared + LAYER_SHARED_ENC);
 	const uint32_t streams = r.layer.streams_count;
 
+	next_may_begin();
 	tables_load(shared, r.layer.tables[s->tables].enc, LAYER_SHARED_ENC);
 	for (uint32_t f = threadIdx.x; f < CODEC_PROB_SUM; f += blockDim.x)
 		rcp[f] = f > 1 ? (uint32_t)(((uint64_t)1 << 32) / f) : 0xffffffffu;
 	__syncthreads();
+	before_is_done();
 	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.tasks_count * streams;
 	     i += gridDim.x * STREAM_WARPS) {
 		struct gpu_layer_stream *stream = &r.stream[i];
 		const uint32_t t = i / streams;
 		const struct gpu_task *task = &r.task[t];
-		const struct gpu_segment *seg = &task->region->g.segment[s->segment];
-		const struct layer_share h = layer_share_of(s->columns, i % streams, streams);
-		const uint16_t *limit = (const uint16_t *)stream->limit;
-		const uint8_t *tau = r.tau + (uint64_t)i * r.tokens;
 		struct layer_coder c;
-		bool fits;
 
 		if (warp_uniform(stream->bad))
 			continue;
@@ -363,22 +381,13 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_encode_kern
 		c.enc = (const uint32_t *)shared;
 		c.rcp = rcp;
 		c.escapes = 0;
-		switch (s->dtype) {
-		case 1:
-			fits = layer_share_encode<1>(&r, s, task, seg, h, t, tau, limit, &c, lane);
-			break;
-		case 2:
-			fits = layer_share_encode<2>(&r, s, task, seg, h, t, tau, limit, &c, lane);
-			break;
-		case 3:
-			fits = layer_share_encode<3>(&r, s, task, seg, h, t, tau, limit, &c, lane);
-			break;
-		default:
-			fits = layer_share_encode<4>(&r, s, task, seg, h, t, tau, limit, &c, lane);
-		}
-		stream->state[lane] = c.x;
+		const bool fits = layer_share_encode<DT>(
+			&r, s, task, &task->region->g.segment[s->segment],
+			layer_share_of(s->columns, i % streams, streams), t,
+			r.tau + (uint64_t)i * r.tokens, (const uint16_t *)stream->limit, &c, lane);
 		const uint32_t escapes = layer_warp_sum(c.escapes);
 
+		stream->state[lane] = c.x;
 		__syncwarp();
 		if (lane == 0) {
 			stream->left += (uint32_t)((stream->words - (uint64_t)c.words) / 2u);
@@ -440,16 +449,19 @@ __global__ void layer_pack_kernel(const __grid_constant__ struct gpu_batch b,
 
 int cuda_layer_init(void)
 {
+	const void *decoders[] = {
+		(const void *)layer_decode_kernel<1, true>,  (const void *)layer_decode_kernel<2, true>,
+		(const void *)layer_decode_kernel<3, true>,  (const void *)layer_decode_kernel<4, true>,
+		(const void *)layer_decode_kernel<1, false>, (const void *)layer_decode_kernel<2, false>,
+		(const void *)layer_decode_kernel<3, false>, (const void *)layer_decode_kernel<4, false>,
+	};
 	cudaError_t e = cudaFuncSetAttribute(layer_gemm_kernel,
 					     cudaFuncAttributeMaxDynamicSharedMemorySize,
 					     (int)GEMM_SHARED);
 
-	if (e == cudaSuccess)
-		e = cudaFuncSetAttribute(layer_decode_kernel<true>,
-					 cudaFuncAttributeMaxDynamicSharedMemorySize, (int)SHARED_MAX);
-	if (e == cudaSuccess)
-		e = cudaFuncSetAttribute(layer_decode_kernel<false>,
-					 cudaFuncAttributeMaxDynamicSharedMemorySize, (int)SHARED_MAX);
+	for (unsigned i = 0; i < sizeof(decoders) / sizeof(decoders[0]) && e == cudaSuccess; i++)
+		e = cudaFuncSetAttribute(decoders[i], cudaFuncAttributeMaxDynamicSharedMemorySize,
+					 (int)SHARED_MAX);
 	if (e == cudaSuccess)
 		e = cudaMemcpyToSymbol(xxh3_secret, XXH3_kSecret, XXH3_SECRET_BYTES);
 	return e;
@@ -457,7 +469,7 @@ int cuda_layer_init(void)
 
 /* Places in scratch, of decoding and of encoding. */
 struct layer_places {
-	uint64_t task, of, stream, keep, turn, mu, tau, inputs, words, end;
+	uint64_t task, of, stream, keep, turn, mu, tau, symbol, inputs, words, end;
 };
 
 static uint64_t place(uint64_t *at, uint64_t bytes)
@@ -487,6 +499,7 @@ static struct layer_places places_of(const struct cuda_layer_shape *s, uint32_t 
 	p.turn = place(&at, rows * s->pairs * 4u);
 	p.mu = place(&at, rows * s->pieces_max * PIECE * 4u);
 	p.tau = place(&at, encode ? streams * s->tokens : 0);
+	p.symbol = place(&at, encode ? rows * s->pieces_max * PIECE * sizeof(uint2) : 0);
 	p.inputs = place(&at, (encode ? s->pieces : s->slots * s->pieces_max) * pieces * PIECE_BYTES);
 	p.words = place(&at, encode ? streams * s->stream_bytes : 0);
 	p.end = at;
@@ -521,6 +534,7 @@ static struct gpu_layer_run run_of(const struct cuda_layer *l, const struct gpu_
 	r.turn = (uint32_t *)(scratch + p->turn);
 	r.mu = (int32_t *)(scratch + p->mu);
 	r.tau = scratch + p->tau;
+	r.symbol = (uint2 *)(scratch + p->symbol);
 	r.leaves = b->scratch + b->leaves_off;
 	r.leaves_stride = b->task_stride;
 	r.status = b->status;
@@ -556,8 +570,8 @@ static struct gpu_layer_io io_of(const struct cuda_layer *l, uint32_t position, 
 static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
 			const struct gpu_layer_io *io, cudaStream_t stream)
 {
-	layer_gemm_kernel<<<dim3(r->rows_pieces, l->segment[io->position].pieces), GEMM_THREADS,
-			    GEMM_SHARED, stream>>>(*r, *io);
+	(void)launch_early(layer_gemm_kernel, dim3(r->rows_pieces, l->segment[io->position].pieces),
+			   GEMM_THREADS, GEMM_SHARED, stream, *r, *io);
 }
 
 static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)
@@ -584,6 +598,20 @@ static uint32_t streams_blocks(const struct gpu_layer_run *r)
 	return items < (uint32_t)sms ? items : (uint32_t)sms;
 }
 
+template <bool WRITE>
+static void launch_streams(const struct cuda_layer *l, const struct gpu_layer_run *r,
+			   struct gpu_layer_stream *streams, uint32_t position, cudaStream_t stream)
+{
+	static void (*const kernel[])(struct gpu_layer_run, struct gpu_layer_stream *, uint32_t) = {
+		layer_decode_kernel<1, WRITE>, layer_decode_kernel<2, WRITE>,
+		layer_decode_kernel<3, WRITE>, layer_decode_kernel<4, WRITE>
+	};
+
+	(void)launch_early(kernel[l->segment[position].dtype - 1u], dim3(streams_blocks(r)),
+			   STREAM_WARPS * WARP_LANES, decode_shared(r->tokens), stream, *r, streams,
+			   position);
+}
+
 int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,
 		      struct CUstream_st *stream)
 {
@@ -597,12 +625,11 @@ int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uin
 		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces, slot_bytes);
 
 		launch_gemm(l, &r, &io, stream);
-		layer_decode_kernel<true><<<streams_blocks(&r), STREAM_WARPS * WARP_LANES,
-					    decode_shared(r.tokens), stream>>>(r, r.stream, i);
+		launch_streams<true>(l, &r, r.stream, i, stream);
 		if (l->segment[i].taken)
-			layer_inputs_kernel<false>
-				<<<inputs_blocks(&r, l->segment[i].pieces), PLAIN_THREADS, 0, stream>>>(
-					r, i, io.out);
+			(void)launch_early(layer_inputs_kernel<false>,
+					   dim3(inputs_blocks(&r, l->segment[i].pieces)),
+					   PLAIN_THREADS, 0, stream, r, i, io.out);
 	}
 	return cudaGetLastError();
 }
@@ -620,9 +647,28 @@ static void launch_verify(const struct cuda_layer *l, const struct gpu_layer_run
 		const struct gpu_layer_io io = io_of(l, i, scratch + p->inputs, r->rows_pieces, 0);
 
 		launch_gemm(l, r, &io, stream);
-		layer_decode_kernel<false><<<streams_blocks(r), STREAM_WARPS * WARP_LANES,
-					     decode_shared(r->tokens), stream>>>(*r, keep, i);
+		launch_streams<false>(l, r, keep, i, stream);
 	}
+}
+
+static void launch_symbols(const struct cuda_layer *l, const struct gpu_layer_run *r, uint32_t position,
+			   cudaStream_t stream)
+{
+	static void (*const symbols[])(struct gpu_layer_run, uint32_t) = {
+		layer_symbols_kernel<1>, layer_symbols_kernel<2>, layer_symbols_kernel<3>,
+		layer_symbols_kernel<4>
+	};
+	static void (*const encode[])(struct gpu_layer_run, uint32_t) = {
+		layer_encode_kernel<1>, layer_encode_kernel<2>, layer_encode_kernel<3>,
+		layer_encode_kernel<4>
+	};
+	const uint32_t each = PLAIN_THREADS / WARP_LANES, rows = r->rows * r->layer.streams_count;
+	const uint32_t type = l->segment[position].dtype - 1u;
+
+	(void)launch_early(symbols[type], dim3((rows + each - 1u) / each), PLAIN_THREADS, 0, stream, *r,
+			   position);
+	(void)launch_early(encode[type], dim3(streams_blocks(r)), STREAM_WARPS * WARP_LANES,
+			   ENCODE_TABLES, stream, *r, position);
 }
 
 int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch, int verify,
@@ -630,8 +676,7 @@ int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uin
 {
 	const struct layer_places p = places_of(&l->shape, b->tasks_count, true);
 	const struct gpu_layer_run r = run_of(l, b, &p, scratch);
-	const uint32_t each = PLAIN_THREADS / WARP_LANES, streams = r.layer.streams_count;
-	const uint32_t rows = r.rows * streams, warps = streams + b->chunks_count;
+	const uint32_t streams = r.layer.streams_count, warps = streams + b->chunks_count;
 
 	*ret_tasks = r.of;
 	layer_begin_kernel<<<r.tasks_count, WARP_LANES, 0, stream>>>(
@@ -644,9 +689,7 @@ int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uin
 		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces, 0);
 
 		launch_gemm(l, &r, &io, stream);
-		layer_tau_kernel<<<(rows + each - 1u) / each, PLAIN_THREADS, 0, stream>>>(r, i);
-		layer_encode_kernel<<<streams_blocks(&r), STREAM_WARPS * WARP_LANES, ENCODE_TABLES,
-				      stream>>>(r, i);
+		launch_symbols(l, &r, i, stream);
 	}
 	if (verify)
 		launch_verify(l, &r, &p, scratch, stream);

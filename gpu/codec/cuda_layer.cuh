@@ -83,6 +83,7 @@ struct gpu_layer_run { /* kernel argument: a batch on its way through the segmen
 	uint32_t *turn;			 /* [row][pair]: cosine | sine << 16 */
 	int32_t *mu;			 /* [row][mu_columns]; decoding leaves the patterns in it */
 	uint8_t *tau;			 /* encode: [task][stream][token] */
+	uint2 *symbol;			 /* encode: [row][mu_columns], cuda_layer_encode.cuh */
 	uint8_t *leaves;		 /* of the first task */
 	uint64_t leaves_stride;
 	uint32_t *status;
@@ -96,6 +97,21 @@ struct gpu_layer_io {
 	uint32_t pieces[LAYER_INPUTS_MAX];
 	uint8_t *out; /* NULL: nobody takes it */
 };
+
+/* Where the GPU can: the next kernel in the stream may come and wait; all kernels before this one have ended. */
+__device__ static inline void next_may_begin(void)
+{
+#if __CUDA_ARCH__ >= 900
+	asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ static inline void before_is_done(void)
+{
+#if __CUDA_ARCH__ >= 900
+	asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 /* Byte `column` of a row of a piece. */
 CODEC_HD uint32_t piece_at(uint32_t row, uint32_t column)
@@ -151,8 +167,8 @@ __device__ static inline struct residual_grid layer_grid(int32_t mu, int32_t sca
 	const int32_t low = 28 + 4 * min((3 - d) >> 1, 5) + (int32_t)(a >> (g.q - 2) & 3u);
 
 	g.class_ = (uint32_t)(d >= 8 ? near : d >= 4 ? 23 - d : low);
-	if (d <= -9)
-		g.class_ = residual_far_class(a, g.q, scale);
+	if (__any_sync(FULL_MASK, d <= -9))
+		g.class_ = d <= -9 ? residual_far_class(a, g.q, scale) : g.class_;
 	return g;
 }
 

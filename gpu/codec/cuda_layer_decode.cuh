@@ -3,8 +3,8 @@
  * cuda_layer_decode.cuh - one stream's share of one segment, by one warp: rANS with 32 states, the values that they
  * say beside the guesses, checksum, and the way to the pages.  States are parked in scratch between segments.
  *
- * What most rows are made of (a token within RESIDUAL_NEAR, bits below the unit) is written out here; a row with a
- * bucket or an escape in any lane goes through residual.h's reader.  Both do what residual_code.c does.
+ * The first raw item of a row is taken by all lanes together, whatever it means; those that have more go on in a
+ * loop.  It does what residual.h's reader does, in code that fits the instruction cache.
  *
  * Whatever the payload says, no access leaves the arrays: words are masked in the ring and fetched within their
  * bounds, tables were checked when the profile was parsed.
@@ -53,58 +53,40 @@ __device__ __forceinline__ static uint32_t layer_take_raw(struct layer_decoder *
 	return v;
 }
 
-/* A row with buckets or escapes in it. */
-template <int DT>
-__device__ __forceinline__ static uint32_t layer_row_any(struct layer_decoder *d, struct residual_grid g,
-					 uint32_t token)
+struct layer_value { /* a scalar as far as it is known */
+	uint32_t a, sign;
+	int32_t q, want, groups;
+	bool whole; /* the next item is the pattern */
+	bool group; /* the next item is a group near zero */
+};
+
+/* residual_reader_next() */
+template <int DT> __device__ __forceinline__ static void layer_value_next(struct layer_value *v)
 {
 	const struct residual_type t = residual_type_of(DT);
-	struct residual_reader rd;
+	const int32_t sub = residual_sub(t, v->q);
+	const int32_t low = min(t.mant_bits - residual_log2(v->a | 1u), sub);
+	const bool zero = v->a == 0 && sub > 0;
 
-	rd.pattern = 0;
-	residual_reader_start(&rd, t, g, token);
-	while (__any_sync(FULL_MASK, rd.want > 0)) {
-		words_need(&d->w, d->lane);
-		const uint32_t v = layer_take_raw(d, (uint32_t)rd.want);
-
-		if (rd.want > 0)
-			residual_reader_feed(&rd, t, g, v);
-	}
-	return rd.pattern;
+	v->whole = zero && v->groups >= t.groups_max;
+	v->group = zero && !v->whole;
+	v->want = v->whole     ? (int32_t)t.bits
+		  : v->group   ? min(t.group_bits, sub)
+		  : v->a == 0 ? 0
+			       : max(low, 0);
 }
 
-/* Lanes that were within a unit of zero (`open`) have taken their first group, v of `want` bits. */
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_row_zeros(struct layer_decoder *d, bool open, int32_t q,
-					   int32_t want, uint32_t v, uint32_t sign,
-					   uint32_t pattern)
+__device__ __forceinline__ static void layer_value_is(struct layer_value *v, struct residual_grid g,
+						      int32_t r)
 {
-	const struct residual_type t = residual_type_of(DT);
-	int32_t groups = 0;
+	const int32_t x = r + g.mu;
 
-	while (__any_sync(FULL_MASK, open)) {
-		const uint32_t a = v;
-		bool whole = false, more = false;
-
-		if (open) {
-			q -= want;
-			groups++;
-			const int32_t sub = residual_sub(t, q);
-
-			whole = a == 0 && sub > 0 && groups >= t.groups_max;
-			more = a == 0 && sub > 0 && !whole;
-			want = a ? max(min(t.mant_bits - residual_log2(a), sub), 0)
-			       : sub <= 0 ? 0
-			       : whole	  ? (int32_t)t.bits
-					  : min(t.group_bits, sub);
-		}
-		words_need(&d->w, d->lane);
-		v = layer_take_raw(d, open ? (uint32_t)want : 0);
-		if (open && !more)
-			pattern = whole ? v : residual_assemble(t, a, q, want, v, sign);
-		open = open && more;
-	}
-	return pattern;
+	v->a = (uint32_t)(x ^ x >> 31);
+	v->sign = ((uint32_t)x >> 31) ^ g.flip;
+	v->q = g.q;
+	v->groups = 0;
+	layer_value_next<DT>(v);
 }
 
 /* One row: the pattern of this lane's column.  words_need() was asked. */
@@ -113,17 +95,46 @@ __device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d, st
 {
 	const struct residual_type t = residual_type_of(DT);
 	const uint32_t token = layer_take_token(d, g.class_);
+	bool bucket = false, open;
+	int32_t near = 0;
+	struct layer_value v;
+	uint32_t bits, pattern;
 
-	if (__any_sync(FULL_MASK, token >= RESIDUAL_BUCKET_POS))
-		return layer_row_any<DT>(d, g, token);
-	const int32_t x = (int32_t)token - RESIDUAL_NEAR + g.mu, sub = residual_sub(t, g.q);
-	const uint32_t a = (uint32_t)(x ^ x >> 31), sign = ((uint32_t)x >> 31) ^ g.flip;
-	const int32_t below = a ? t.mant_bits - residual_log2(a | 1u) : t.group_bits;
-	const int32_t want = max(min(below, sub), 0);
-	const uint32_t v = layer_take_raw(d, (uint32_t)want);
-	const uint32_t pattern = residual_assemble(t, a, g.q, want, v, sign);
+	layer_value_is<DT>(&v, g, (int32_t)token - RESIDUAL_NEAR);
+	if (__any_sync(FULL_MASK, token >= RESIDUAL_BUCKET_POS)) {
+		const bool far = token >= RESIDUAL_BUCKET_POS, neg = token >= RESIDUAL_BUCKET_NEG;
+		const uint32_t j = token - (neg ? RESIDUAL_BUCKET_NEG : RESIDUAL_BUCKET_POS);
 
-	return layer_row_zeros<DT>(d, a == 0 && want > 0, g.q, want, v, sign, pattern);
+		bucket = far && token != RESIDUAL_ESC;
+		near = (int32_t)(4u << (j & 15u)) - 4 + RESIDUAL_NEAR + 1;
+		v.sign = far ? neg : v.sign;
+		v.whole = far ? !bucket : v.whole;
+		v.group = v.group && !far;
+		v.want = !far ? v.want : bucket ? (int32_t)j + 2 : (int32_t)t.bits;
+	}
+	bits = layer_take_raw(d, (uint32_t)v.want);
+	pattern = v.whole ? bits : residual_assemble(t, v.a, v.q, v.want, bits, v.sign);
+	open = bucket || v.group;
+	while (__any_sync(FULL_MASK, open)) {
+		words_need(&d->w, d->lane);
+		if (open && bucket) {
+			const int32_t r = near + (int32_t)bits;
+
+			layer_value_is<DT>(&v, g, v.sign ? -r : r);
+			bucket = false;
+		} else if (open) {
+			v.a = bits;
+			v.q -= v.want;
+			v.groups++;
+			layer_value_next<DT>(&v);
+		}
+		bits = layer_take_raw(d, open ? (uint32_t)v.want : 0);
+		if (open)
+			pattern = v.whole ? bits
+					  : residual_assemble(t, v.a, v.q, v.want, bits, v.sign);
+		open = open && v.group;
+	}
+	return pattern;
 }
 
 /* The steps of all tokens, a byte each. */
@@ -175,7 +186,7 @@ __device__ __forceinline__ static bool tile_differs(const struct tile_way *way, 
 	return differs;
 }
 
-#define LAYER_ROWS 4u /* guesses in registers ahead of their rows */
+#define LAYER_AHEAD 4u /* guesses in registers before their rows */
 
 /* 16 rows of a group into the tile, and as patterns where their guesses were. */
 template <int DT>
@@ -184,43 +195,38 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 						  uint8_t *tile)
 {
 	const uint32_t bytes = DT <= 2 ? 2u : 1u;
-	int32_t m[LAYER_ROWS], ahead[LAYER_ROWS];
+	int32_t m[LAYER_AHEAD];
 
 #pragma unroll
-	for (uint32_t k = 0; k < LAYER_ROWS; k++)
+	for (uint32_t k = 0; k < LAYER_AHEAD; k++)
 		m[k] = mu[k * pitch];
 	struct residual_grid g = layer_grid<DT>(m[0], layer_scale(base, tau[0]));
+	bool raw = tau[0] == RESIDUAL_TAU_RAW;
+
 #pragma unroll 1
-	for (uint32_t row = 0; row < TILE_ROWS; row += LAYER_ROWS) {
-		const uint32_t next_row = (row + LAYER_ROWS) % TILE_ROWS;
+	for (uint32_t k = 0; k < TILE_ROWS; k++) {
+		const uint32_t step = tau[(k + 1u) % TILE_ROWS];
+		struct residual_grid next;
+		uint32_t pattern;
 
+		words_need(&d->w, d->lane);
 #pragma unroll
-		for (uint32_t k = 0; k < LAYER_ROWS; k++)
-			ahead[k] = mu[(next_row + k) * pitch];
-#pragma unroll
-		for (uint32_t k = 0; k < LAYER_ROWS; k++) {
-			const bool raw = tau[row + k] == RESIDUAL_TAU_RAW;
-			struct residual_grid next;
-			uint32_t pattern;
-
-			words_need(&d->w, d->lane);
-			/* While this row's states are on their way. */
-			next = layer_grid<DT>(k + 1u < LAYER_ROWS ? m[(k + 1u) % LAYER_ROWS] : ahead[0],
-					      layer_scale(base, tau[(row + k + 1u) % TILE_ROWS]));
-			if (__any_sync(FULL_MASK, raw))
-				pattern = layer_take_raw(d, 8u * bytes);
-			else
-				pattern = layer_row<DT>(d, g);
-			if (bytes == 2)
-				((uint16_t *)tile)[(row + k) * 32u + d->lane] = (uint16_t)pattern;
-			else
-				tile[(row + k) * 32u + d->lane] = (uint8_t)pattern;
-			mu[(row + k) * pitch] = (int32_t)pattern;
-			g = next;
-		}
-#pragma unroll
-		for (uint32_t k = 0; k < LAYER_ROWS; k++)
-			m[k] = ahead[k];
+		for (uint32_t i = 0; i + 1u < LAYER_AHEAD; i++)
+			m[i] = m[i + 1u];
+		m[LAYER_AHEAD - 1u] = mu[(k + LAYER_AHEAD) % TILE_ROWS * pitch];
+		/* While this row's states are on their way. */
+		next = layer_grid<DT>(m[0], layer_scale(base, step));
+		if (__any_sync(FULL_MASK, raw))
+			pattern = layer_take_raw(d, 8u * bytes);
+		else
+			pattern = layer_row<DT>(d, g);
+		if (bytes == 2)
+			((uint16_t *)tile)[k * 32u + d->lane] = (uint16_t)pattern;
+		else
+			tile[k * 32u + d->lane] = (uint8_t)pattern;
+		mu[k * pitch] = (int32_t)pattern;
+		g = next;
+		raw = step == RESIDUAL_TAU_RAW;
 	}
 	__syncwarp();
 }
@@ -267,22 +273,6 @@ __device__ static bool layer_share_decode(const struct layer_job *j, struct laye
 		}
 	}
 	return differs;
-}
-
-template <bool WRITE>
-__device__ __forceinline__ static bool layer_share_any(const struct layer_job *j, struct layer_decoder *d,
-					      const struct xxh3_lane *xx, struct layer_share h)
-{
-	switch (j->s->dtype) {
-	case 1:
-		return layer_share_decode<1, WRITE>(j, d, xx, h);
-	case 2:
-		return layer_share_decode<2, WRITE>(j, d, xx, h);
-	case 3:
-		return layer_share_decode<3, WRITE>(j, d, xx, h);
-	default:
-		return layer_share_decode<4, WRITE>(j, d, xx, h);
-	}
 }
 
 /* Where a stream stands, from its place in scratch, and back. */

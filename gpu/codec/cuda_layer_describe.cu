@@ -274,7 +274,8 @@ static cudaError_t memory_fill(struct cuda_layer *l, const struct codec_geometry
 	return e == cudaSuccess ? cudaStreamSynchronize(stream) : e;
 }
 
-static void launches_fill(struct cuda_layer *l, const struct layer_profile *p)
+static void launches_fill(struct cuda_layer *l, const struct codec_geometry *g,
+			  const struct layer_profile *p)
 {
 	uint32_t first = 0;
 
@@ -284,6 +285,7 @@ static void launches_fill(struct cuda_layer *l, const struct layer_profile *p)
 		s->pieces = (p->segments[i].columns + PIECE - 1u) / PIECE;
 		s->first_piece = first;
 		s->inputs = inputs_count(p, i);
+		s->dtype = dtype_of(g, &p->segments[i]);
 		first += s->pieces;
 		for (uint32_t k = i - s->inputs; k < i; k++)
 			l->segment[k].taken = true;
@@ -306,7 +308,7 @@ int cuda_layer_new(const struct codec_geometry *g, const struct codec_profile *p
 	if (l && l->segment && seg && head) {
 		l->shape = cuda_layer_shape_of(g, profile);
 		l->poor = p->expected_bits * (double)scalars_of(g, p) * LAYER_POOR_PERCENT;
-		launches_fill(l, p);
+		launches_fill(l, g, p);
 		e = memory_fill(l, g, p, seg, head, stream);
 	}
 	free(seg);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * cuda_layer_encode.cuh - the encoder's two steps for a segment whose guesses are made: the scale of each token's
- * row (one warp a token and stream), then the rows of a stream's share, the last first (one warp a stream).  All
+ * row and its symbols (one warp a token and stream), then the rows of a stream's share, the last first (one warp a
+ * stream).  All
  * values are known to an encoder, so segments are taken from the last to the first and no list of steps is kept.
  *
  * Both are residual_code.c's, and what they read of the pages may change under them: words are bounded, and a block
@@ -153,21 +154,46 @@ __device__ __forceinline__ static uint32_t layer_warp_sum(uint32_t v)
 	return __reduce_add_sync(FULL_MASK, v);
 }
 
-/* One token's row slice of a stream: residual_pick_tau() and row_is_raw(). */
+/*
+ * What coding a scalar takes, as the first step leaves it for the second.  x: frequency | start << 10 | bits of the
+ * first raw item << 20 | of the second << 25 | SYMBOL_MORE when there is a third | SYMBOL_ESCAPE; y: the items, 16 bits
+ * each.  Of a row of raw patterns: y is the pattern.
+ */
+#define SYMBOL_START_SHIFT 10u
+#define SYMBOL_FIRST_SHIFT 20u
+#define SYMBOL_SECOND_SHIFT 25u
+#define SYMBOL_MORE (1u << 30)
+#define SYMBOL_ESCAPE (1u << 31)
+
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_tau_pick(const struct gpu_layer_run *r,
-							  const struct gpu_layer_segment *s,
-							  const struct gpu_task *task,
-							  const struct gpu_segment *seg,
-							  struct layer_share h, uint32_t row,
-							  uint32_t token, uint32_t lane)
+__device__ __forceinline__ static uint2 layer_symbol_pack(const struct layer_symbol<DT> *s, uint32_t entry)
+{
+	const uint32_t first = s->count > 0 ? s->bits[0] : 0, second = s->count > 1 ? s->bits[1] : 0;
+
+	return make_uint2((entry & 0xffffu) | entry >> 16 << SYMBOL_START_SHIFT |
+				  first << SYMBOL_FIRST_SHIFT | second << SYMBOL_SECOND_SHIFT |
+				  (s->count > 2 ? SYMBOL_MORE : 0) |
+				  (s->token == RESIDUAL_ESC ? SYMBOL_ESCAPE : 0),
+			  (s->count > 0 ? s->item[0] : 0) | (s->count > 1 ? s->item[1] << 16 : 0));
+}
+
+/* One token's row slice of a stream: residual_pick_tau(), row_is_raw(), and its symbols. */
+template <int DT>
+__device__ __forceinline__ static uint32_t layer_row_symbols(const struct gpu_layer_run *r,
+							     const struct gpu_layer_segment *s,
+							     const struct gpu_task *task,
+							     const struct gpu_segment *seg,
+							     struct layer_share h, uint32_t row,
+							     uint32_t token, uint32_t lane)
 {
 	const struct residual_type t = residual_type_of(DT);
 	const int32_t *mu = r->mu + (uint64_t)row * r->mu_columns;
+	uint2 *symbol = r->symbol + (uint64_t)row * r->mu_columns;
 	const uint32_t n = (h.group_end - h.group_begin) * CODEC_LANES;
 	const uint32_t *enc = &r->layer.tables[s->tables].enc[0][0];
 	uint32_t sum = 0, cost = 0, tau = 0;
 
+#pragma unroll 4
 	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
 		const uint32_t c = g * CODEC_LANES + lane;
 		const struct layer_page p = layer_page_of(task, seg, c);
@@ -178,21 +204,31 @@ __device__ __forceinline__ static uint32_t layer_tau_pick(const struct gpu_layer
 	sum = layer_warp_sum(sum); /* at most columns * 2^14 < 2^31 */
 	for (uint32_t i = 0; i < RESIDUAL_TAU_COUNT - 1u; i++)
 		tau += sum > (uint64_t)layer_tau_part[i] * n;
+#pragma unroll 1
 	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
 		const uint32_t c = g * CODEC_LANES + lane;
 		const struct layer_page p = layer_page_of(task, seg, c);
 		struct layer_symbol<DT> sym;
+		const uint32_t entry =
+			layer_symbol_of<DT>(&sym, layer_grid<DT>(mu[c], layer_scale(s->base[c], tau)),
+					    layer_page_pattern<DT>(&p, token), enc);
 
-		cost += layer_cost(layer_symbol_of<DT>(&sym,
-						       layer_grid<DT>(mu[c], layer_scale(s->base[c], tau)),
-						       layer_page_pattern<DT>(&p, token), enc) &
-				   0xffffu);
+		cost += layer_cost(entry & 0xffffu);
 #pragma unroll
 		for (uint32_t i = 0; i < layer_symbol<DT>::ITEMS; i++)
 			cost += i < sym.count ? LAYER_COST_ONE * sym.bits[i] : 0;
+		symbol[c] = layer_symbol_pack<DT>(&sym, entry);
 	}
 	cost = layer_warp_sum(cost);
-	return cost >= LAYER_COST_ONE * t.bits * n ? RESIDUAL_TAU_RAW : tau;
+	if (cost < LAYER_COST_ONE * t.bits * n)
+		return tau;
+	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
+		const uint32_t c = g * CODEC_LANES + lane;
+		const struct layer_page p = layer_page_of(task, seg, c);
+
+		symbol[c] = make_uint2(0, layer_page_pattern<DT>(&p, token));
+	}
+	return RESIDUAL_TAU_RAW;
 }
 
 /* ---- coding ---- */
@@ -240,6 +276,7 @@ __device__ __forceinline__ static void layer_put_raw(struct layer_coder *c, uint
 	c->x = here ? c->x << bits | value : c->x;
 }
 
+/* A row with more than two items in some lane: once more from its values. */
 template <int DT>
 __device__ __forceinline__ static void layer_put_row(struct layer_coder *c, struct residual_grid g,
 						     uint32_t pattern)
@@ -252,7 +289,60 @@ __device__ __forceinline__ static void layer_put_row(struct layer_coder *c, stru
 		if (__any_sync(FULL_MASK, sym.count > i))
 			layer_put_raw(c, sym.item[i], sym.bits[i], sym.count > i);
 	layer_put_token(c, entry, true);
-	c->escapes += sym.token == RESIDUAL_ESC;
+}
+
+__device__ __forceinline__ static void layer_put_symbols(struct layer_coder *c, uint2 s)
+{
+	const uint32_t first = s.x >> SYMBOL_FIRST_SHIFT & 31u, second = s.x >> SYMBOL_SECOND_SHIFT & 31u;
+
+	if (__any_sync(FULL_MASK, second > 0))
+		layer_put_raw(c, s.y >> 16, second, second > 0);
+	layer_put_raw(c, s.y & 0xffffu, first, first > 0);
+	layer_put_token(c, (s.x & 1023u) | (s.x >> SYMBOL_START_SHIFT & 1023u) << 16, true);
+}
+
+#define LAYER_AHEAD_ROWS 4u /* symbols in registers before their rows */
+
+/* Rows of a group, the last first; limit: words are not written below.  False: they do not fit. */
+template <int DT>
+__device__ __forceinline__ static bool layer_group_encode(const struct gpu_layer_run *r, int32_t base,
+							  const struct layer_page *p, uint64_t at,
+							  const uint8_t *tau, const uint16_t *limit,
+							  struct layer_coder *c)
+{
+	const uint32_t tokens = r->tokens;
+	const uint2 *symbol = r->symbol + at;
+	uint2 s[LAYER_AHEAD_ROWS];
+
+#pragma unroll
+	for (uint32_t k = 0; k < LAYER_AHEAD_ROWS; k++)
+		s[k] = symbol[(uint64_t)(tokens - 1u - k) * r->mu_columns];
+#pragma unroll 1
+	for (uint32_t t = tokens; t-- > 0;) {
+		const uint32_t ahead = t >= LAYER_AHEAD_ROWS ? t - LAYER_AHEAD_ROWS : 0, step = tau[t];
+		const uint2 now = s[0];
+
+#pragma unroll
+		for (uint32_t k = 0; k + 1u < LAYER_AHEAD_ROWS; k++)
+			s[k] = s[k + 1u];
+		s[LAYER_AHEAD_ROWS - 1u] = symbol[(uint64_t)ahead * r->mu_columns];
+		if (__any_sync(FULL_MASK, (const uint8_t *)c->words - (const uint8_t *)limit <
+						  (int64_t)LAYER_ROW_BYTES))
+			return false;
+		if (__any_sync(FULL_MASK, step == RESIDUAL_TAU_RAW)) {
+			layer_put_raw(c, now.y, DT <= 2 ? 16u : 8u, true);
+			continue;
+		}
+		if (__any_sync(FULL_MASK, (now.x & SYMBOL_MORE) != 0))
+			layer_put_row<DT>(c,
+					  layer_grid<DT>(r->mu[at + (uint64_t)t * r->mu_columns],
+							 layer_scale(base, step)),
+					  layer_page_pattern<DT>(p, t));
+		else
+			layer_put_symbols(c, now);
+		c->escapes += now.x >> 31;
+	}
+	return true;
 }
 
 /* A stream's share of a segment.  Returns false when the words do not fit: it would not shrink. */
@@ -271,44 +361,10 @@ __device__ __forceinline__ static bool layer_share_encode(const struct gpu_layer
 	for (uint32_t group = h.group_end; group-- > h.group_begin;) {
 		const uint32_t column = group * CODEC_LANES + lane;
 		const struct layer_page p = layer_page_of(task, seg, column);
-		const int32_t *mu = r->mu + (uint64_t)task_index * tokens * r->mu_columns + column;
-		const int32_t base = s->base[column];
-		int32_t m[4], next_m[4];
-		uint32_t b[4], next_b[4];
+		const uint64_t at = (uint64_t)task_index * tokens * r->mu_columns + column;
 
-#pragma unroll
-		for (uint32_t k = 0; k < 4; k++) {
-			next_m[k] = mu[(uint64_t)(tokens - 4u + k) * r->mu_columns];
-			next_b[k] = layer_page_pattern<DT>(&p, tokens - 4u + k);
-		}
-#pragma unroll 1
-		for (uint32_t t = tokens; t > 0; t -= 4u) {
-			const uint32_t ahead = t >= 8u ? t - 8u : 0;
-
-#pragma unroll
-			for (uint32_t k = 0; k < 4; k++) {
-				m[k] = next_m[k];
-				b[k] = next_b[k];
-			}
-#pragma unroll
-			for (uint32_t k = 0; k < 4; k++) {
-				next_m[k] = mu[(uint64_t)(ahead + k) * r->mu_columns];
-				next_b[k] = layer_page_pattern<DT>(&p, ahead + k);
-			}
-			if (__any_sync(FULL_MASK, (const uint8_t *)c->words - (const uint8_t *)limit <
-							  (int64_t)(4u * LAYER_ROW_BYTES)))
-				return false;
-#pragma unroll
-			for (uint32_t k = 4; k-- > 0;) {
-				const uint32_t step = tau[t - 4u + k];
-
-				if (__any_sync(FULL_MASK, step == RESIDUAL_TAU_RAW))
-					layer_put_raw(c, b[k], DT <= 2 ? 16u : 8u, true);
-				else
-					layer_put_row<DT>(
-						c, layer_grid<DT>(m[k], layer_scale(base, step)), b[k]);
-			}
-		}
+		if (!layer_group_encode<DT>(r, s->base[column], &p, at, tau, limit, c))
+			return false;
 	}
 	for (uint32_t row = (tokens + WARP_LANES - 1u) / WARP_LANES; row-- > 0;) {
 		const uint32_t t = row * WARP_LANES + lane;

@@ -247,6 +247,8 @@ __global__ __launch_bounds__(GEMM_THREADS, 1) void layer_gemm_kernel(
 	const uint32_t row = blockIdx.x * PIECE + threadIdx.x / WARP_LANES * 16u + lane / 4u;
 	int32_t d[GEMM_SUMS];
 
+	next_may_begin();
+	before_is_done();
 #pragma unroll
 	for (uint32_t i = 0; i < GEMM_SUMS; i++)
 		d[i] = 0;

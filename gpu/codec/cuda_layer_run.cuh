@@ -12,7 +12,7 @@
 
 struct cuda_layer_segment { /* what launches must know */
 	uint32_t pieces, first_piece;
-	uint32_t inputs;
+	uint32_t inputs, dtype;
 	bool taken; /* by a later one */
 };
 
