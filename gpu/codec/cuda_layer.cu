@@ -30,8 +30,9 @@ extern "C" {
 #include "gpu/codec/cuda_layer_run.cuh"
 #include "gpu/codec/cuda_objects.cuh"
 
-#define STREAM_WARPS 16u
+#define STREAM_WARPS 24u
 #define PLAIN_THREADS 256u
+#define ROWS_BEYOND 8u /* guesses are read ahead */
 
 /* ---- one kernel after another ---- */
 
@@ -269,7 +270,7 @@ static_assert((XXH3_TABLE_BYTES + DECODE_TABLES) % RING_BYTES == 0, "rings are a
 
 __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 {
-	return XXH3_TABLE_BYTES + DECODE_TABLES + STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens);
+	return XXH3_TABLE_BYTES + DECODE_TABLES + STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens) + 16u; /* a tau is read ahead */
 }
 
 template <int DT, bool WRITE>
@@ -497,7 +498,7 @@ static struct layer_places places_of(const struct cuda_layer_shape *s, uint32_t 
 	p.stream = place(&at, streams * sizeof(struct gpu_layer_stream));
 	p.keep = place(&at, encode ? streams * sizeof(struct gpu_layer_stream) : 0);
 	p.turn = place(&at, rows * s->pairs * 4u);
-	p.mu = place(&at, rows * s->pieces_max * PIECE * 4u);
+	p.mu = place(&at, (rows + ROWS_BEYOND) * s->pieces_max * PIECE * 4u);
 	p.tau = place(&at, encode ? streams * s->tokens : 0);
 	p.symbol = place(&at, encode ? rows * s->pieces_max * PIECE * sizeof(uint2) : 0);
 	p.inputs = place(&at, (encode ? s->pieces : s->slots * s->pieces_max) * pieces * PIECE_BYTES);

@@ -154,7 +154,7 @@ __device__ static inline struct residual_grid layer_grid(int32_t mu, int32_t sca
 {
 	const struct residual_type t = residual_type_of(DT);
 	const uint32_t a = (uint32_t)abs(mu);
-	const int32_t lm = 31 - __clz((int)(a | 1u)), k = scale >> 2;
+	const int32_t lm = residual_log2(a | 1u), k = scale >> 2;
 	struct residual_grid g;
 
 	g.flip = (uint32_t)mu >> 31;

@@ -89,12 +89,21 @@ __device__ __forceinline__ static void layer_value_is(struct layer_value *v, str
 	layer_value_next<DT>(v);
 }
 
-/* One row: the pattern of this lane's column.  words_need() was asked. */
+/* The position of the highest one bit; -1 of zero. */
+__device__ __forceinline__ static int32_t layer_top(uint32_t v)
+{
+	int32_t at;
+
+	asm("bfind.u32 %0, %1;" : "=r"(at) : "r"(v));
+	return at;
+}
+
+/* A row of any sort, after its tokens: the pattern of this lane's column. */
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d, struct residual_grid g)
+__device__ __forceinline__ static uint32_t layer_row_any(struct layer_decoder *d, struct residual_grid g,
+							 uint32_t token)
 {
 	const struct residual_type t = residual_type_of(DT);
-	const uint32_t token = layer_take_token(d, g.class_);
 	bool bucket = false, open;
 	int32_t near = 0;
 	struct layer_value v;
@@ -135,6 +144,44 @@ __device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d, st
 		open = open && v.group;
 	}
 	return pattern;
+}
+
+/*
+ * bf16 has 7 bits below the unit at most, and always as many as asked for: so a value near zero has one group of 7
+ * bits, and then what is below its first one bit, or a pattern if it has none.  Three steps a row, without branches.
+ */
+__device__ __forceinline__ static uint32_t layer_row_bf16(struct layer_decoder *d, struct residual_grid g,
+							  uint32_t token)
+{
+	const int32_t x = (int32_t)token - RESIDUAL_NEAR + g.mu;
+	const uint32_t a = (uint32_t)(x ^ x >> 31), sign = ((uint32_t)x >> 31 ^ g.flip) << 15;
+	const int32_t n = 7 - layer_top(a), want = max(min(n, 7), 0);
+	const uint32_t bits = layer_take_raw(d, (uint32_t)want);
+	/* e << 7 | mantissa, whose leading one adds to e */
+	uint32_t mag = ((uint32_t)(g.q - n + 117) << 7) + ((a << want | bits) >> max(-n, 0));
+	const bool zero = a == 0;
+
+	if (__any_sync(FULL_MASK, zero)) {
+		const int32_t m = 7 - layer_top(bits);
+		const uint32_t low = layer_take_raw(d, zero ? (bits ? (uint32_t)m : 16u) : 0);
+		const uint32_t small = ((uint32_t)(g.q - 7 - m + 117) << 7) + (bits << m | low);
+
+		mag = zero ? small : mag;
+		if (zero && bits == 0)
+			return low;
+	}
+	return (mag & 0x7fffu) | sign;
+}
+
+/* One row.  words_need() was asked. */
+template <int DT>
+__device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d, struct residual_grid g)
+{
+	const uint32_t token = layer_take_token(d, g.class_);
+
+	if (DT == 1 && !__any_sync(FULL_MASK, token >= RESIDUAL_BUCKET_POS))
+		return layer_row_bf16(d, g, token);
+	return layer_row_any<DT>(d, g, token);
 }
 
 /* The steps of all tokens, a byte each. */
@@ -188,24 +235,28 @@ __device__ __forceinline__ static bool tile_differs(const struct tile_way *way, 
 
 #define LAYER_AHEAD 4u /* guesses in registers before their rows */
 
-/* 16 rows of a group into the tile, and as patterns where their guesses were. */
+/*
+ * 16 rows of a group into the tile, and as patterns where their guesses were.  Guesses are read a few rows ahead, also
+ * beyond the last one.
+ */
 template <int DT>
 __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const uint8_t *tau,
 						  int32_t base, int32_t *mu, uint32_t pitch,
 						  uint8_t *tile)
 {
 	const uint32_t bytes = DT <= 2 ? 2u : 1u;
+	const bool raws = __any_sync(FULL_MASK, tau[d->lane % TILE_ROWS] == RESIDUAL_TAU_RAW);
+	const int32_t *ahead = mu + LAYER_AHEAD * pitch;
 	int32_t m[LAYER_AHEAD];
 
 #pragma unroll
 	for (uint32_t k = 0; k < LAYER_AHEAD; k++)
 		m[k] = mu[k * pitch];
 	struct residual_grid g = layer_grid<DT>(m[0], layer_scale(base, tau[0]));
-	bool raw = tau[0] == RESIDUAL_TAU_RAW;
 
+	tile += d->lane * bytes;
 #pragma unroll 1
-	for (uint32_t k = 0; k < TILE_ROWS; k++) {
-		const uint32_t step = tau[(k + 1u) % TILE_ROWS];
+	for (uint32_t k = 0; k < TILE_ROWS; k++, tile += 32u * bytes, mu += pitch, ahead += pitch) {
 		struct residual_grid next;
 		uint32_t pattern;
 
@@ -213,20 +264,19 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 #pragma unroll
 		for (uint32_t i = 0; i + 1u < LAYER_AHEAD; i++)
 			m[i] = m[i + 1u];
-		m[LAYER_AHEAD - 1u] = mu[(k + LAYER_AHEAD) % TILE_ROWS * pitch];
+		m[LAYER_AHEAD - 1u] = *ahead;
 		/* While this row's states are on their way. */
-		next = layer_grid<DT>(m[0], layer_scale(base, step));
-		if (__any_sync(FULL_MASK, raw))
+		next = layer_grid<DT>(m[0], layer_scale(base, tau[k + 1u]));
+		if (raws && __any_sync(FULL_MASK, tau[k] == RESIDUAL_TAU_RAW))
 			pattern = layer_take_raw(d, 8u * bytes);
 		else
 			pattern = layer_row<DT>(d, g);
 		if (bytes == 2)
-			((uint16_t *)tile)[k * 32u + d->lane] = (uint16_t)pattern;
+			*(uint16_t *)tile = (uint16_t)pattern;
 		else
-			tile[k * 32u + d->lane] = (uint8_t)pattern;
-		mu[k * pitch] = (int32_t)pattern;
+			*tile = (uint8_t)pattern;
+		*mu = (int32_t)pattern;
 		g = next;
-		raw = step == RESIDUAL_TAU_RAW;
 	}
 	__syncwarp();
 }
