@@ -21,7 +21,7 @@
 #include "gpu/codec/format.h"
 
 /* How far behind its first task a batch looks for others; bounds a poll. */
-#define BATCH_LOOK_MAX 256u
+#define BATCH_LOOK_MAX 512u
 #define PAYLOAD_ALIGN 64u
 
 static uint64_t aligned(uint64_t bytes)

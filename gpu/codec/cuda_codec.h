@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define CUDA_BATCH_TASKS_MAX 256u /* their descriptors are kernel arguments */
+#define CUDA_BATCH_TASKS_MAX 512u /* their descriptors are kernel arguments */
 
 struct CUstream_st;    /* cudaStream_t */
 struct cuda_profile;   /* a profile's tables in device memory */

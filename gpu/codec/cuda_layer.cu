@@ -41,23 +41,34 @@ extern "C" {
  * their blocks are there when it ends.  Each waits for the end of all before it touches what they wrote.
  */
 template <typename... Params, typename... Args>
-static cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, uint32_t threads, uint32_t bytes,
-				cudaStream_t stream, Args... args)
+static cudaError_t launch_clusters(void (*kernel)(Params...), dim3 grid, uint32_t cluster_y,
+				   uint32_t threads, uint32_t bytes, cudaStream_t stream, Args... args)
 {
-	cudaLaunchAttribute early;
+	cudaLaunchAttribute attrs[2];
 	cudaLaunchConfig_t config;
 
 	memset(&config, 0, sizeof(config));
-	memset(&early, 0, sizeof(early));
-	early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-	early.val.programmaticStreamSerializationAllowed = 1;
+	memset(attrs, 0, sizeof(attrs));
+	attrs[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	attrs[0].val.programmaticStreamSerializationAllowed = 1;
+	attrs[1].id = cudaLaunchAttributeClusterDimension;
+	attrs[1].val.clusterDim.x = 1;
+	attrs[1].val.clusterDim.y = cluster_y;
+	attrs[1].val.clusterDim.z = 1;
 	config.gridDim = grid;
 	config.blockDim = dim3(threads);
 	config.dynamicSmemBytes = bytes;
 	config.stream = stream;
-	config.attrs = &early;
-	config.numAttrs = 1;
+	config.attrs = attrs;
+	config.numAttrs = cluster_y > 1 ? 2 : 1;
 	return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+template <typename... Params, typename... Args>
+static cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, uint32_t threads, uint32_t bytes,
+				cudaStream_t stream, Args... args)
+{
+	return launch_clusters(kernel, grid, 1, threads, bytes, stream, args...);
 }
 
 /* ---- small kernels ---- */
@@ -571,8 +582,10 @@ static struct gpu_layer_io io_of(const struct cuda_layer *l, uint32_t position, 
 static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
 			const struct gpu_layer_io *io, cudaStream_t stream)
 {
-	(void)launch_early(layer_gemm_kernel, dim3(r->rows_pieces, l->segment[io->position].pieces),
-			   GEMM_THREADS, GEMM_SHARED, stream, *r, *io);
+	const uint32_t pieces = l->segment[io->position].pieces;
+
+	(void)launch_clusters(layer_gemm_kernel, dim3(r->rows_pieces, pieces),
+			      pieces % GEMM_CLUSTER ? 1 : GEMM_CLUSTER, GEMM_THREADS, GEMM_SHARED, stream, *r, *io);
 }
 
 static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)

@@ -6,13 +6,19 @@
  * A thread block makes 128 rows of 128 columns.  One warp fetches pieces (cuda_layer.cuh) of inputs and weights into
  * a ring in shared memory, 16 KiB each by one bulk copy; two groups of four warps multiply 64 rows each.  The sum is
  * exact, so its order does not matter.  GPUs without these instructions use a plain loop.
+ *
+ * Thread blocks of the same rows and different columns form a cluster: each fetches a part of the inputs' piece for all
+ * of them, since what limits this is how fast the second-level cache can give.
  */
 #ifndef SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
 #define SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
 
 #include "gpu/codec/cuda_layer.cuh"
 
-#define GEMM_STAGES 3u
+#ifndef GEMM_CLUSTER
+#define GEMM_CLUSTER 4u
+#endif
+#define GEMM_STAGES 4u
 #define GEMM_STAGE_BYTES (2u * PIECE_BYTES)
 #define GEMM_SHARED (GEMM_STAGES * GEMM_STAGE_BYTES + 1024u + 2u * GEMM_STAGES * 8u)
 #define GEMM_THREADS 288u /* two groups of 128 and the warp that fetches */
@@ -23,11 +29,6 @@
 __device__ static inline void barrier_init(uint32_t at, uint32_t count)
 {
 	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
-}
-
-__device__ static inline void barrier_arrive(uint32_t at)
-{
-	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
 }
 
 __device__ static inline void barrier_expect(uint32_t at, uint32_t bytes)
@@ -43,6 +44,50 @@ __device__ static inline void barrier_wait(uint32_t at, uint32_t parity)
 		     "@p bra DONE;\nbra WAIT;\nDONE:\n}" ::"r"(at),
 		     "r"(parity)
 		     : "memory");
+}
+
+/* To the same place in every thread block of the cluster, and to their barriers. */
+__device__ static inline void piece_share(uint32_t to, const uint8_t *from, uint32_t bytes,
+					  uint32_t barrier, uint32_t blocks)
+{
+	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+		     ".multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to),
+		     "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier),
+		     "h"((uint16_t)((1u << blocks) - 1u))
+		     : "memory");
+}
+
+/* At the same barrier of another thread block of the cluster. */
+__device__ static inline void barrier_arrive_at(uint32_t at, uint32_t block)
+{
+	asm volatile("{\n.reg .b32 there;\n"
+		     "mapa.shared::cluster.u32 there, %0, %1;\n"
+		     "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(at),
+		     "r"(block)
+		     : "memory");
+}
+
+__device__ static inline void cluster_sync(void)
+{
+	asm volatile("barrier.cluster.arrive.release.aligned;\n"
+		     "barrier.cluster.wait.acquire.aligned;" ::
+			     : "memory");
+}
+
+__device__ static inline uint32_t cluster_blocks(void)
+{
+	uint32_t n;
+
+	asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+	return n;
+}
+
+__device__ static inline uint32_t cluster_rank(void)
+{
+	uint32_t n;
+
+	asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(n));
+	return n;
 }
 
 __device__ static inline void piece_fetch(uint32_t to, const uint8_t *from, uint32_t barrier)
@@ -87,6 +132,8 @@ __device__ static inline void multiply(int32_t (&d)[GEMM_SUMS], uint64_t a, uint
 __device__ static void gemm_fetch(const struct gpu_layer_run *r, const struct gpu_layer_io *io,
 				  const uint8_t *weights, uint32_t ring, uint32_t barriers)
 {
+	const uint32_t blocks = cluster_blocks(), part = PIECE_BYTES / blocks;
+	const uint32_t part_off = cluster_rank() * part;
 	uint32_t n = 0;
 
 	for (uint32_t i = 0; i < io->count; i++)
@@ -97,9 +144,10 @@ __device__ static void gemm_fetch(const struct gpu_layer_run *r, const struct gp
 			if (turn > 0)
 				barrier_wait(full + 8u, (turn - 1u) & 1u);
 			barrier_expect(full, GEMM_STAGE_BYTES);
-			piece_fetch(to,
-				    io->in[i] + ((uint64_t)k * r->rows_pieces + blockIdx.x) * PIECE_BYTES,
-				    full);
+			piece_share(to + part_off,
+				    io->in[i] + ((uint64_t)k * r->rows_pieces + blockIdx.x) * PIECE_BYTES +
+					    part_off,
+				    part, full, blocks);
 			piece_fetch(to + PIECE_BYTES, weights + (uint64_t)n * PIECE_BYTES, full);
 		}
 }
@@ -116,12 +164,12 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r, const str
 	if (threadIdx.x == 0) {
 		for (uint32_t i = 0; i < GEMM_STAGES; i++) {
 			barrier_init(barriers + 16u * i, 1);
-			barrier_init(barriers + 16u * i + 8u, 2);
+			barrier_init(barriers + 16u * i + 8u, 2u * cluster_blocks());
 		}
 		asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 		asm volatile("fence.proxy.async;" ::: "memory");
 	}
-	__syncthreads();
+	cluster_sync();
 	if (group == 2u) {
 		if (threadIdx.x == 256u)
 			gemm_fetch(r, io,
@@ -141,8 +189,9 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r, const str
 		asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 		/* The piece before this one has been read; this one may still be. */
 		asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-		if (n > 0 && threadIdx.x % 128u == 0)
-			barrier_arrive(barriers + 16u * ((n - 1u) % GEMM_STAGES) + 8u);
+		if (n > 0 && threadIdx.x % 128u < cluster_blocks())
+			barrier_arrive_at(barriers + 16u * ((n - 1u) % GEMM_STAGES) + 8u,
+					  threadIdx.x % 128u);
 	}
 	asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
@@ -150,7 +199,18 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r, const str
 		asm volatile("" : "+r"(d[i])::"memory");
 }
 
+/* Nobody goes while others may still write to its memory or its barriers. */
+__device__ static inline void gemm_leave(void)
+{
+	__syncwarp();
+	cluster_sync();
+}
+
 #else
+
+__device__ static inline void gemm_leave(void)
+{
+}
 
 __device__ static inline void gemm_sums(const struct gpu_layer_run *r, const struct gpu_layer_io *io,
 					const struct gpu_layer_segment *s, int32_t (&d)[GEMM_SUMS],
@@ -253,6 +313,7 @@ __global__ __launch_bounds__(GEMM_THREADS, 1) void layer_gemm_kernel(
 	for (uint32_t i = 0; i < GEMM_SUMS; i++)
 		d[i] = 0;
 	gemm_sums(&r, &io, &s, d, ring);
+	gemm_leave();
 	if (threadIdx.x >= 256u)
 		return;
 	gemm_outputs(&s, d);
