@@ -21,7 +21,7 @@
 #include "gpu/codec/format.h"
 
 /* How far behind its first task a batch looks for others; bounds a poll. */
-#define BATCH_LOOK_MAX 512u
+#define BATCH_LOOK_MAX 256u
 #define PAYLOAD_ALIGN 64u
 
 static uint64_t aligned(uint64_t bytes)
@@ -72,14 +72,14 @@ static bool task_layer(struct cuda_device *d, const struct device_task *t)
 	if (t->op == DEVICE_ENCODE)
 		return t->speculator == CODEC_SPEC_LAYER && t->position != CODEC_POSITION_UNKNOWN;
 	return t->in_place == DEVICE_PLACE_DEVICE ||
-	       (t->in_bytes > FORMAT_SPECULATOR_OFF && in[FORMAT_SPECULATOR_OFF] == CODEC_SPEC_LAYER);
+	       (t->in_bytes > FORMAT_SPECULATOR_OFF &&
+		in[FORMAT_SPECULATOR_OFF] == CODEC_SPEC_LAYER);
 }
 
 static bool alike(struct cuda_device *d, const struct device_task *a, const struct device_task *b)
 {
 	return a->op == b->op && a->region->geom == b->region->geom &&
-	       task_profile(a) == task_profile(b) &&
-	       task_layer(d, a) == task_layer(d, b) &&
+	       task_profile(a) == task_profile(b) && task_layer(d, a) == task_layer(d, b) &&
 	       (a->op != DEVICE_ENCODE ||
 		(a->speculator == b->speculator && !a->verify == !b->verify));
 }
@@ -148,7 +148,8 @@ static void batch_choose(struct cuda_device *d, struct cuda_queue *todo, enum cu
 	if (tasks_max == 0 || first->op == DEVICE_COPY_OUT || first->op == DEVICE_COPY_IN)
 		tasks_max = CUDA_BATCH_TASKS_MAX; /* no scratch; coding was checked by start() */
 	else if (task_layer(d, first))
-		tasks_max = cuda_layers_of(d, first->region->geom, first->profile)->tasks_max[class];
+		tasks_max =
+			cuda_layers_of(d, first->region->geom, first->profile)->tasks_max[class];
 	for (unsigned i = 0; i < BATCH_LOOK_MAX && todo->head && c->tasks.count < tasks_max; i++) {
 		struct device_task *t = cuda_queue_pop(todo);
 		uint64_t bytes = cuda_task_bytes(d, t);

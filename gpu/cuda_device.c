@@ -211,7 +211,8 @@ static int start_check(struct cuda_device *d, const struct device_task *t)
 	if (t->op == DEVICE_DECODE && (t->in_bytes == 0 || t->in_bytes > shape->bound_bytes))
 		return -EINVAL;
 	if (t->op == DEVICE_ENCODE && t->speculator != CODEC_SPEC_RAW &&
-	    ((t->speculator != CODEC_SPEC_CHANNEL && t->speculator != CODEC_SPEC_LAYER) || !t->profile))
+	    ((t->speculator != CODEC_SPEC_CHANNEL && t->speculator != CODEC_SPEC_LAYER) ||
+	     !t->profile))
 		return -EOPNOTSUPP;
 	if (t->op == DEVICE_ENCODE && t->speculator == CODEC_SPEC_LAYER &&
 	    !layer_can(d, CUDA_CLASS_STORE, g, t->profile))

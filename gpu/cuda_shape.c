@@ -63,10 +63,10 @@ const struct cuda_layers *cuda_layers_of(struct cuda_device *d, const struct cod
 	l = &d->layers[d->layers_next++ % CUDA_LAYERS_MAX];
 	*l = (struct cuda_layers){ .key = profile, .ok = cuda_codec_layer_ok(g, profile) };
 	if (l->ok > 0) {
-		l->tasks_max[CUDA_CLASS_STORE] =
-			cuda_codec_layer_tasks(g, profile, 1, d->stores_scratch_bytes);
-		l->tasks_max[CUDA_CLASS_LOAD] =
-			cuda_codec_layer_tasks(g, profile, 0, d->loads_scratch_bytes);
+		l->tasks_max[CUDA_CLASS_STORE] = cuda_codec_layer_tasks(g, profile, 1,
+									d->stores_scratch_bytes);
+		l->tasks_max[CUDA_CLASS_LOAD] = cuda_codec_layer_tasks(g, profile, 0,
+								       d->loads_scratch_bytes);
 	}
 	return l;
 }

@@ -29,7 +29,7 @@ struct codec_gpu_input {
 	const struct codec_profile *profile; /* may be NULL */
 	uint8_t speculator;
 	const uint32_t *positions; /* of the blocks; NULL: nobody knows */
-	const uint8_t *blocks; /* canonical packing */
+	const uint8_t *blocks;	   /* canonical packing */
 	uint32_t count;
 	const uint8_t *coded; /* count * cap */
 	const size_t *coded_bytes;
@@ -61,5 +61,11 @@ int bench_codec_gpu(const struct codec_gpu_options *o, const struct codec_gpu_in
 
 /* Path of the shared object with the CUDA device, beside this program: bin/../lib/skvcd/. */
 void bench_cuda_library(char *ret, size_t ret_bytes);
+
+/* bench_planes.c: low bytes (and one-byte elements), high bytes.  Returns how many are high; of all. */
+size_t bench_planes_split(const struct codec_geometry *g, const uint8_t *raw, uint8_t *low,
+			  uint8_t *high);
+size_t bench_planes_join(const struct codec_geometry *g, uint8_t *raw, const uint8_t *low,
+			 const uint8_t *high);
 
 #endif

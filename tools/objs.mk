@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 SKVC_BENCH_SRCS := \
 	tools/bench_codec_gpu.c \
+	tools/bench_planes.c \
 	tools/bench_cuda.c \
 	tools/bench_engine.c \
 	tools/bench_engine_loops.c \

@@ -156,57 +156,6 @@ static int pass_memcpy(struct codec_bench *b)
 	return 0;
 }
 
-/* Segment by segment: low bytes to the front half, high bytes to the back half. */
-static size_t planes_split(const struct codec_geometry *g, const uint8_t *raw, uint8_t *low,
-			   uint8_t *high)
-{
-	size_t n = 0, off = 0, h = 0;
-
-	for (uint32_t i = 0; i < g->segments_count; i++) {
-		const struct codec_segment *s = &g->segments[i];
-		size_t scalars = (size_t)s->heads * s->head_dim * g->block_tokens;
-
-		if (codec_dtype_bytes(s->dtype) == 1) {
-			memcpy(low + n, raw + off, scalars);
-			off += scalars;
-		} else {
-			for (size_t j = 0; j < scalars; j++) {
-				low[n + j] = raw[off + 2u * j];
-				high[h + j] = raw[off + 2u * j + 1u];
-			}
-			off += 2u * scalars;
-			h += scalars;
-		}
-		n += scalars;
-	}
-	return h;
-}
-
-static size_t planes_join(const struct codec_geometry *g, uint8_t *raw, const uint8_t *low,
-			  const uint8_t *high)
-{
-	size_t n = 0, off = 0, h = 0;
-
-	for (uint32_t i = 0; i < g->segments_count; i++) {
-		const struct codec_segment *s = &g->segments[i];
-		size_t scalars = (size_t)s->heads * s->head_dim * g->block_tokens;
-
-		if (codec_dtype_bytes(s->dtype) == 1) {
-			memcpy(raw + off, low + n, scalars);
-			off += scalars;
-		} else {
-			for (size_t j = 0; j < scalars; j++) {
-				raw[off + 2u * j] = low[n + j];
-				raw[off + 2u * j + 1u] = high[h + j];
-			}
-			off += 2u * scalars;
-			h += scalars;
-		}
-		n += scalars;
-	}
-	return off;
-}
-
 /* The yardstick's state; zstd contexts are kept, as a careful user of zstd would. */
 struct zstd_bench {
 	ZSTD_CCtx *c;
@@ -229,8 +178,8 @@ static int pass_zstd_encode(struct codec_bench *b)
 		uint8_t *out = zstd.coded + i * zstd.cap;
 		size_t x, y = 0;
 
-		(void)planes_split(&b->kv.g, b->kv.blocks + (b->first + i) * raw, zstd.planes,
-				   zstd.planes + low);
+		(void)bench_planes_split(&b->kv.g, b->kv.blocks + (b->first + i) * raw, zstd.planes,
+					 zstd.planes + low);
 		x = ZSTD_compressCCtx(zstd.c, out, zstd.cap, zstd.planes, low, 1);
 		if (!ZSTD_isError(x) && zstd.high > 0)
 			y = ZSTD_compressCCtx(zstd.c, out + x, zstd.cap - x, zstd.planes + low,
@@ -258,7 +207,8 @@ static int pass_zstd_decode(struct codec_bench *b)
 						in + zstd.bytes[i][0], zstd.bytes[i][1]);
 		if (x != low || y != zstd.high)
 			return -EIO;
-		(void)planes_join(&b->kv.g, b->back + i * raw, zstd.planes, zstd.planes + low);
+		(void)bench_planes_join(&b->kv.g, b->back + i * raw, zstd.planes,
+					zstd.planes + low);
 	}
 	return 0;
 }
@@ -286,7 +236,8 @@ static int zstd_measure(struct codec_bench *b)
 	zstd.coded = malloc(b->count * zstd.cap);
 	zstd.bytes = calloc(b->count, sizeof(*zstd.bytes));
 	if (zstd.c && zstd.d && zstd.planes && zstd.coded && zstd.bytes) {
-		zstd.high = planes_split(&b->kv.g, b->kv.blocks, zstd.planes, zstd.planes + raw);
+		zstd.high = bench_planes_split(&b->kv.g, b->kv.blocks, zstd.planes,
+					       zstd.planes + raw);
 		r = measure(b, pass_zstd_encode, &b->zstd_encode_s);
 	}
 	if (r == 0)
@@ -357,8 +308,8 @@ static int profile_made(struct codec_bench *b)
 	for (uint32_t i = 0; i < b->kv.blocks_count; i++)
 		b->kv.positions[i] = i * b->kv.g.block_tokens;
 	b->fitted_tokens = b->kv.tokens;
-	return codec_profile_made(&b->kv.g, b->o.previous, 0, 1, b->kv.positions, b->kv.blocks_count,
-				  b->kv.blocks, &b->profile);
+	return codec_profile_made(&b->kv.g, b->o.previous, 0, 1, b->kv.positions,
+				  b->kv.blocks_count, b->kv.blocks, &b->profile);
 }
 
 static int bench_prepare(struct codec_bench *b)

@@ -205,9 +205,9 @@ int codec_profile_rescale(const struct codec_geometry *g, const struct codec_pro
  * packing, every coded byte is written) that suit it.  interleaved: how keys are turned.  -EINVAL; -E2BIG;
  * -ENOMEM.
  */
-int codec_profile_made(const struct codec_geometry *g, uint32_t previous, int interleaved, uint64_t seed,
-		       const uint32_t *positions, uint32_t blocks_count, void *blocks,
-		       struct codec_profile **ret_profile);
+int codec_profile_made(const struct codec_geometry *g, uint32_t previous, int interleaved,
+		       uint64_t seed, const uint32_t *positions, uint32_t blocks_count,
+		       void *blocks, struct codec_profile **ret_profile);
 /* What a profile's layer part is; all 0 when it has none. */
 struct codec_layer_info {
 	uint32_t previous;	/* layers looked back */

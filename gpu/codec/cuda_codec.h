@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define CUDA_BATCH_TASKS_MAX 512u /* their descriptors are kernel arguments */
+#define CUDA_BATCH_TASKS_MAX 256u /* their descriptors are kernel arguments */
 
 struct CUstream_st;    /* cudaStream_t */
 struct cuda_profile;   /* a profile's tables in device memory */
@@ -35,8 +35,8 @@ int cuda_codec_profile_ok(const struct codec_geometry *g, const struct codec_pro
  * multiple of 32, heads of turned keys that do not divide 128, streams that part a leaf. */
 int cuda_codec_layer_ok(const struct codec_geometry *g, const struct codec_profile *p);
 /* Tasks of one batch with `layer` that so much scratch is enough for; 0: not one. */
-uint32_t cuda_codec_layer_tasks(const struct codec_geometry *g, const struct codec_profile *p, int encode,
-				uint64_t scratch_bytes);
+uint32_t cuda_codec_layer_tasks(const struct codec_geometry *g, const struct codec_profile *p,
+				int encode, uint64_t scratch_bytes);
 
 /* Once for the current device: kernels' shared memory limits.  sms: multiprocessors. */
 int cuda_codec_init(unsigned *ret_sms);
@@ -74,7 +74,7 @@ struct cuda_codec_task {
 	const struct cuda_region *region; /* all of one batch have the same geometry */
 	uint32_t block_index;
 	uint32_t skip_tokens; /* decode, scatter */
-	uint32_t position;    /* encode with layer: of the first token, not CODEC_POSITION_UNKNOWN */
+	uint32_t position; /* encode with layer: of the first token, not CODEC_POSITION_UNKNOWN */
 	uint64_t dev_payload; /* encode: where the packed payload goes, codec_bound() bytes of room;
 				* decode: payload; gather, scatter: canonical raw bytes.  64-byte aligned */
 	uint64_t payload_bytes; /* decode */

@@ -41,34 +41,23 @@ extern "C" {
  * their blocks are there when it ends.  Each waits for the end of all before it touches what they wrote.
  */
 template <typename... Params, typename... Args>
-static cudaError_t launch_clusters(void (*kernel)(Params...), dim3 grid, uint32_t cluster_y,
-				   uint32_t threads, uint32_t bytes, cudaStream_t stream, Args... args)
+static cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, uint32_t threads,
+				uint32_t bytes, cudaStream_t stream, Args... args)
 {
-	cudaLaunchAttribute attrs[2];
+	cudaLaunchAttribute early;
 	cudaLaunchConfig_t config;
 
 	memset(&config, 0, sizeof(config));
-	memset(attrs, 0, sizeof(attrs));
-	attrs[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-	attrs[0].val.programmaticStreamSerializationAllowed = 1;
-	attrs[1].id = cudaLaunchAttributeClusterDimension;
-	attrs[1].val.clusterDim.x = 1;
-	attrs[1].val.clusterDim.y = cluster_y;
-	attrs[1].val.clusterDim.z = 1;
+	memset(&early, 0, sizeof(early));
+	early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	early.val.programmaticStreamSerializationAllowed = 1;
 	config.gridDim = grid;
 	config.blockDim = dim3(threads);
 	config.dynamicSmemBytes = bytes;
 	config.stream = stream;
-	config.attrs = attrs;
-	config.numAttrs = cluster_y > 1 ? 2 : 1;
+	config.attrs = &early;
+	config.numAttrs = 1;
 	return cudaLaunchKernelEx(&config, kernel, args...);
-}
-
-template <typename... Params, typename... Args>
-static cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, uint32_t threads, uint32_t bytes,
-				cudaStream_t stream, Args... args)
-{
-	return launch_clusters(kernel, grid, 1, threads, bytes, stream, args...);
 }
 
 /* ---- small kernels ---- */
@@ -156,9 +145,10 @@ __global__ void layer_turn_kernel(const __grid_constant__ struct gpu_layer_run r
 
 /* Four patterns: where decoding left them, or from the pages. */
 template <bool PAGES>
-__device__ static inline void patterns_load(const struct gpu_layer_run *r, const struct gpu_task *task,
-					    const struct gpu_segment *seg, uint32_t row, uint32_t column,
-					    uint32_t bytes, uint32_t (&p)[4])
+__device__ static inline void patterns_load(const struct gpu_layer_run *r,
+					    const struct gpu_task *task,
+					    const struct gpu_segment *seg, uint32_t row,
+					    uint32_t column, uint32_t bytes, uint32_t (&p)[4])
 {
 	if (!PAGES) {
 		const int4 v = *(const int4 *)(r->mu + (uint64_t)row * r->mu_columns + column);
@@ -170,7 +160,8 @@ __device__ static inline void patterns_load(const struct gpu_layer_run *r, const
 		return;
 	}
 	const uint8_t *at = segment_base(task->region, seg, task->block_index) +
-			    (uint64_t)(row % r->tokens) * seg->token_stride + column_off(seg, column);
+			    (uint64_t)(row % r->tokens) * seg->token_stride +
+			    column_off(seg, column);
 
 	if (seg->vector && bytes == 2u) {
 		const uint2 v = *(const uint2 *)at;
@@ -193,8 +184,10 @@ __device__ static inline void patterns_load(const struct gpu_layer_run *r, const
 /* Four columns of a row: values, turned back, as inputs. */
 template <int DT, bool PAGES>
 __device__ static inline uint32_t inputs_of(const struct gpu_layer_run *r,
-					    const struct gpu_layer_segment *s, const struct gpu_task *task,
-					    const struct gpu_segment *seg, uint32_t row, uint32_t column)
+					    const struct gpu_layer_segment *s,
+					    const struct gpu_task *task,
+					    const struct gpu_segment *seg, uint32_t row,
+					    uint32_t column)
 {
 	const struct residual_type t = residual_type_of(DT);
 	const uint32_t bytes = t.bits / 8u, e = column % s->head_dim;
@@ -212,8 +205,8 @@ __device__ static inline uint32_t inputs_of(const struct gpu_layer_run *r,
 	} else if (s->pairs && e < 2u * s->pairs) {
 		const bool second = e >= s->pairs;
 
-		patterns_load<PAGES>(r, task, seg, row, second ? column - s->pairs : column + s->pairs,
-				     bytes, p);
+		patterns_load<PAGES>(r, task, seg, row,
+				     second ? column - s->pairs : column + s->pairs, bytes, p);
 		for (uint32_t k = 0; k < 4; k++) {
 			const struct layer_turn turn =
 				layer_turn_at(r, row, (second ? e - s->pairs : e) + k);
@@ -263,7 +256,8 @@ __global__ __launch_bounds__(PLAIN_THREADS) void layer_inputs_kernel(
 		v = inputs_of<4, PAGES>(&r, &s, task, seg, row, column);
 	}
 	out += PAGES ? (uint64_t)s.first_piece * r.rows_pieces * PIECE_BYTES : 0;
-	*(uint32_t *)(out + ((uint64_t)(column / PIECE) * r.rows_pieces + row / PIECE) * PIECE_BYTES +
+	*(uint32_t *)(out +
+		      ((uint64_t)(column / PIECE) * r.rows_pieces + row / PIECE) * PIECE_BYTES +
 		      piece_at(row % PIECE, column % PIECE)) = v;
 }
 
@@ -281,7 +275,8 @@ static_assert((XXH3_TABLE_BYTES + DECODE_TABLES) % RING_BYTES == 0, "rings are a
 
 __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 {
-	return XXH3_TABLE_BYTES + DECODE_TABLES + STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens) + 16u; /* a tau is read ahead */
+	return XXH3_TABLE_BYTES + DECODE_TABLES +
+	       STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens) + 16u; /* a tau is read ahead */
 }
 
 template <int DT, bool WRITE>
@@ -325,7 +320,8 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 		layer_stream_load(&stream[i], &d, (uint16_t *)(warps + warp * RING_BYTES));
 		const bool differs = layer_share_decode<DT, WRITE>(
 			&j, &d, &xx,
-			layer_share_of(s->columns, i % r.layer.streams_count, r.layer.streams_count));
+			layer_share_of(s->columns, i % r.layer.streams_count,
+				       r.layer.streams_count));
 
 		const bool bad = layer_stream_park(&stream[i], &d, last, !WRITE && differs);
 
@@ -352,9 +348,9 @@ __global__ __launch_bounds__(PLAIN_THREADS) void layer_symbols_kernel(
 		return;
 	const uint32_t t = row / r.tokens, token = row % r.tokens;
 	const struct gpu_task *task = &r.task[t];
-	const uint32_t tau = layer_row_symbols<DT>(&r, s, task, &task->region->g.segment[s->segment],
-						   layer_share_of(s->columns, stream, streams), row,
-						   token, lane);
+	const uint32_t tau = layer_row_symbols<DT>(
+		&r, s, task, &task->region->g.segment[s->segment],
+		layer_share_of(s->columns, stream, streams), row, token, lane);
 
 	if (lane == 0)
 		r.tau[(t * streams + stream) * r.tokens + token] = (uint8_t)tau;
@@ -417,12 +413,13 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_encode_kern
 
 /* A thread block a task: the root; its first warp: the rest. */
 __global__ void layer_finish_kernel(const __grid_constant__ struct gpu_batch b,
-				    const __grid_constant__ struct gpu_layer_run r, uint64_t coded_bytes,
-				    double poor)
+				    const __grid_constant__ struct gpu_layer_run r,
+				    uint64_t coded_bytes, double poor)
 {
 	const struct gpu_geometry *g = &b.task[blockIdx.x].region->g;
 	uint8_t *scratch = b.scratch + blockIdx.x * g->scratch_bytes;
-	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + threadIdx.x % WARP_LANES };
+	const struct xxh3_lane xx = { .table = (const uint64_t *)shared +
+					       threadIdx.x % WARP_LANES };
 
 	if (threadIdx.x < WARP_LANES)
 		xxh3_table_fill((uint64_t *)shared, threadIdx.x);
@@ -450,7 +447,8 @@ __global__ void layer_pack_kernel(const __grid_constant__ struct gpu_batch b,
 		return;
 	}
 	const uint32_t chunk = i - r.layer.streams_count;
-	const uint32_t *offsets = (const uint32_t *)(b.scratch + t * g->scratch_bytes + g->offsets_off);
+	const uint32_t *offsets =
+		(const uint32_t *)(b.scratch + t * g->scratch_bytes + g->offsets_off);
 
 	if (!g->chunk[chunk].coded)
 		pack_raw(task->region, &g->chunk[chunk], task->block_index,
@@ -462,14 +460,17 @@ __global__ void layer_pack_kernel(const __grid_constant__ struct gpu_batch b,
 int cuda_layer_init(void)
 {
 	const void *decoders[] = {
-		(const void *)layer_decode_kernel<1, true>,  (const void *)layer_decode_kernel<2, true>,
-		(const void *)layer_decode_kernel<3, true>,  (const void *)layer_decode_kernel<4, true>,
-		(const void *)layer_decode_kernel<1, false>, (const void *)layer_decode_kernel<2, false>,
-		(const void *)layer_decode_kernel<3, false>, (const void *)layer_decode_kernel<4, false>,
+		(const void *)layer_decode_kernel<1, true>,
+		(const void *)layer_decode_kernel<2, true>,
+		(const void *)layer_decode_kernel<3, true>,
+		(const void *)layer_decode_kernel<4, true>,
+		(const void *)layer_decode_kernel<1, false>,
+		(const void *)layer_decode_kernel<2, false>,
+		(const void *)layer_decode_kernel<3, false>,
+		(const void *)layer_decode_kernel<4, false>,
 	};
-	cudaError_t e = cudaFuncSetAttribute(layer_gemm_kernel,
-					     cudaFuncAttributeMaxDynamicSharedMemorySize,
-					     (int)GEMM_SHARED);
+	cudaError_t e = cudaFuncSetAttribute(
+		layer_gemm_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)GEMM_SHARED);
 
 	for (unsigned i = 0; i < sizeof(decoders) / sizeof(decoders[0]) && e == cudaSuccess; i++)
 		e = cudaFuncSetAttribute(decoders[i], cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -512,7 +513,8 @@ static struct layer_places places_of(const struct cuda_layer_shape *s, uint32_t 
 	p.mu = place(&at, (rows + ROWS_BEYOND) * s->pieces_max * PIECE * 4u);
 	p.tau = place(&at, encode ? streams * s->tokens : 0);
 	p.symbol = place(&at, encode ? rows * s->pieces_max * PIECE * sizeof(uint2) : 0);
-	p.inputs = place(&at, (encode ? s->pieces : s->slots * s->pieces_max) * pieces * PIECE_BYTES);
+	p.inputs = place(&at,
+			 (encode ? s->pieces : s->slots * s->pieces_max) * pieces * PIECE_BYTES);
 	p.words = place(&at, encode ? streams * s->stream_bytes : 0);
 	p.end = at;
 	return p;
@@ -566,8 +568,8 @@ static struct gpu_layer_io io_of(const struct cuda_layer *l, uint32_t position, 
 	for (uint32_t i = 0; i <= s->inputs; i++) {
 		const uint32_t at = position - s->inputs + i;
 		uint8_t *place = inputs + (slot_bytes ? at % l->shape.slots * slot_bytes
-						      : (uint64_t)l->segment[at].first_piece * pieces *
-								PIECE_BYTES);
+						      : (uint64_t)l->segment[at].first_piece *
+								pieces * PIECE_BYTES);
 
 		if (i == s->inputs) {
 			io.out = place;
@@ -582,10 +584,9 @@ static struct gpu_layer_io io_of(const struct cuda_layer *l, uint32_t position, 
 static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
 			const struct gpu_layer_io *io, cudaStream_t stream)
 {
-	const uint32_t pieces = l->segment[io->position].pieces;
-
-	(void)launch_clusters(layer_gemm_kernel, dim3(r->rows_pieces, pieces),
-			      pieces % GEMM_CLUSTER ? 1 : GEMM_CLUSTER, GEMM_THREADS, GEMM_SHARED, stream, *r, *io);
+	(void)launch_early(layer_gemm_kernel,
+			   dim3(r->rows_pieces * 2u, l->segment[io->position].pieces), GEMM_THREADS,
+			   GEMM_SHARED, stream, *r, *io);
 }
 
 static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)
@@ -599,7 +600,8 @@ static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)
 
 static uint32_t inputs_blocks(const struct gpu_layer_run *r, uint32_t pieces)
 {
-	return (uint32_t)(((uint64_t)r->rows * pieces * (PIECE / 4u) + PLAIN_THREADS - 1u) / PLAIN_THREADS);
+	return (uint32_t)(((uint64_t)r->rows * pieces * (PIECE / 4u) + PLAIN_THREADS - 1u) /
+			  PLAIN_THREADS);
 }
 
 static uint32_t streams_blocks(const struct gpu_layer_run *r)
@@ -636,7 +638,8 @@ int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uin
 	layer_open_kernel<<<r.tasks_count, WARP_LANES, 0, stream>>>(*b, r);
 	launch_turns(&r, stream);
 	for (uint32_t i = 0; i < r.layer.segments_count; i++) {
-		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces, slot_bytes);
+		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces,
+						     slot_bytes);
 
 		launch_gemm(l, &r, &io, stream);
 		launch_streams<true>(l, &r, r.stream, i, stream);
@@ -665,28 +668,28 @@ static void launch_verify(const struct cuda_layer *l, const struct gpu_layer_run
 	}
 }
 
-static void launch_symbols(const struct cuda_layer *l, const struct gpu_layer_run *r, uint32_t position,
-			   cudaStream_t stream)
+static void launch_symbols(const struct cuda_layer *l, const struct gpu_layer_run *r,
+			   uint32_t position, cudaStream_t stream)
 {
 	static void (*const symbols[])(struct gpu_layer_run, uint32_t) = {
 		layer_symbols_kernel<1>, layer_symbols_kernel<2>, layer_symbols_kernel<3>,
 		layer_symbols_kernel<4>
 	};
-	static void (*const encode[])(struct gpu_layer_run, uint32_t) = {
-		layer_encode_kernel<1>, layer_encode_kernel<2>, layer_encode_kernel<3>,
-		layer_encode_kernel<4>
-	};
+	static void (*const encode[])(struct gpu_layer_run, uint32_t) = { layer_encode_kernel<1>,
+									  layer_encode_kernel<2>,
+									  layer_encode_kernel<3>,
+									  layer_encode_kernel<4> };
 	const uint32_t each = PLAIN_THREADS / WARP_LANES, rows = r->rows * r->layer.streams_count;
 	const uint32_t type = l->segment[position].dtype - 1u;
 
-	(void)launch_early(symbols[type], dim3((rows + each - 1u) / each), PLAIN_THREADS, 0, stream, *r,
-			   position);
+	(void)launch_early(symbols[type], dim3((rows + each - 1u) / each), PLAIN_THREADS, 0, stream,
+			   *r, position);
 	(void)launch_early(encode[type], dim3(streams_blocks(r)), STREAM_WARPS * WARP_LANES,
 			   ENCODE_TABLES, stream, *r, position);
 }
 
-int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch, int verify,
-		      struct CUstream_st *stream, struct gpu_layer_task **ret_tasks)
+int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,
+		      int verify, struct CUstream_st *stream, struct gpu_layer_task **ret_tasks)
 {
 	const struct layer_places p = places_of(&l->shape, b->tasks_count, true);
 	const struct gpu_layer_run r = run_of(l, b, &p, scratch);
@@ -697,8 +700,8 @@ int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uin
 		*b, r, scratch + p.words, streams * l->shape.stream_bytes, l->shape.stream_bytes);
 	launch_turns(&r, stream);
 	layer_inputs_kernel<true>
-		<<<dim3(inputs_blocks(&r, l->shape.pieces_max), r.layer.segments_count), PLAIN_THREADS, 0,
-		   stream>>>(r, 0, scratch + p.inputs);
+		<<<dim3(inputs_blocks(&r, l->shape.pieces_max), r.layer.segments_count),
+		   PLAIN_THREADS, 0, stream>>>(r, 0, scratch + p.inputs);
 	for (uint32_t i = r.layer.segments_count; i-- > 0;) {
 		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces, 0);
 

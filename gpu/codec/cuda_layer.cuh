@@ -53,11 +53,11 @@ struct gpu_layer { /* a profile's */
 struct gpu_layer_task { /* of one task, in scratch */
 	uint32_t live;	/* 0: nothing for these kernels */
 	uint32_t position;
-	uint32_t bytes; /* encode: of the payload, without padding */
+	uint32_t bytes;	  /* encode: of the payload, without padding */
 	uint32_t verdict; /* encode: enum below */
 	uint32_t escapes;
-	uint32_t bad;	  /* encode: it overflowed, or was not what it was made from */
-	uint32_t at;	  /* encode: where the payload lies in the container */
+	uint32_t bad; /* encode: it overflowed, or was not what it was made from */
+	uint32_t at;  /* encode: where the payload lies in the container */
 	uint32_t reserved;
 };
 
@@ -65,9 +65,9 @@ enum { LAYER_NONE, LAYER_POOR, LAYER_GOOD }; /* as predicted.c says */
 
 struct gpu_layer_stream { /* of one task, parked between segments */
 	uint32_t state[WARP_LANES];
-	uint64_t words;	 /* decode: address of the next; encode: of the lowest written */
+	uint64_t words; /* decode: address of the next; encode: of the lowest written */
 	uint64_t limit; /* encode: not below */
-	uint32_t left;	 /* decode: words; encode: words written */
+	uint32_t left;	/* decode: words; encode: words written */
 	uint32_t bad;
 	uint32_t reserved[2];
 };
@@ -75,8 +75,8 @@ struct gpu_layer_stream { /* of one task, parked between segments */
 struct gpu_layer_run { /* kernel argument: a batch on its way through the segments */
 	struct gpu_layer layer;
 	uint32_t tasks_count, tokens;
-	uint32_t rows, rows_pieces; /* all tasks' tokens; in pieces */
-	uint32_t mu_columns;	    /* of a row of mu */
+	uint32_t rows, rows_pieces;  /* all tasks' tokens; in pieces */
+	uint32_t mu_columns;	     /* of a row of mu */
 	const struct gpu_task *task; /* in scratch */
 	struct gpu_layer_task *of;
 	struct gpu_layer_stream *stream; /* [task][stream] */
@@ -127,7 +127,8 @@ struct layer_share {
 CODEC_HD struct layer_share layer_share_of(uint32_t columns, uint32_t stream, uint32_t streams)
 {
 	const uint32_t groups = columns / CODEC_LANES;
-	const struct layer_share h = { stream * groups / streams, (stream + 1u) * groups / streams };
+	const struct layer_share h = { stream * groups / streams,
+				       (stream + 1u) * groups / streams };
 
 	return h;
 }

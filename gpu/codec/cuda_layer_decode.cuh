@@ -32,7 +32,8 @@ __device__ __forceinline__ static void layer_refill(struct layer_decoder *d)
 	d->x = need ? d->x << 16 | word : d->x;
 }
 
-__device__ __forceinline__ static uint32_t layer_take_token(struct layer_decoder *d, uint32_t class_)
+__device__ __forceinline__ static uint32_t layer_take_token(struct layer_decoder *d,
+							    uint32_t class_)
 {
 	const uint32_t slot = d->x & (CODEC_PROB_SUM - 1u);
 	const uint32_t token = d->token[class_ * CODEC_PROB_SUM + slot];
@@ -70,10 +71,10 @@ template <int DT> __device__ __forceinline__ static void layer_value_next(struct
 
 	v->whole = zero && v->groups >= t.groups_max;
 	v->group = zero && !v->whole;
-	v->want = v->whole     ? (int32_t)t.bits
-		  : v->group   ? min(t.group_bits, sub)
+	v->want = v->whole    ? (int32_t)t.bits
+		  : v->group  ? min(t.group_bits, sub)
 		  : v->a == 0 ? 0
-			       : max(low, 0);
+			      : max(low, 0);
 }
 
 template <int DT>
@@ -100,8 +101,8 @@ __device__ __forceinline__ static int32_t layer_top(uint32_t v)
 
 /* A row of any sort, after its tokens: the pattern of this lane's column. */
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_row_any(struct layer_decoder *d, struct residual_grid g,
-							 uint32_t token)
+__device__ __forceinline__ static uint32_t layer_row_any(struct layer_decoder *d,
+							 struct residual_grid g, uint32_t token)
 {
 	const struct residual_type t = residual_type_of(DT);
 	bool bucket = false, open;
@@ -150,8 +151,8 @@ __device__ __forceinline__ static uint32_t layer_row_any(struct layer_decoder *d
  * bf16 has 7 bits below the unit at most, and always as many as asked for: so a value near zero has one group of 7
  * bits, and then what is below its first one bit, or a pattern if it has none.  Three steps a row, without branches.
  */
-__device__ __forceinline__ static uint32_t layer_row_bf16(struct layer_decoder *d, struct residual_grid g,
-							  uint32_t token)
+__device__ __forceinline__ static uint32_t layer_row_bf16(struct layer_decoder *d,
+							  struct residual_grid g, uint32_t token)
 {
 	const int32_t x = (int32_t)token - RESIDUAL_NEAR + g.mu;
 	const uint32_t a = (uint32_t)(x ^ x >> 31), sign = ((uint32_t)x >> 31 ^ g.flip) << 15;
@@ -175,7 +176,8 @@ __device__ __forceinline__ static uint32_t layer_row_bf16(struct layer_decoder *
 
 /* One row.  words_need() was asked. */
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d, struct residual_grid g)
+__device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d,
+						     struct residual_grid g)
 {
 	const uint32_t token = layer_take_token(d, g.class_);
 
@@ -186,7 +188,7 @@ __device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d, st
 
 /* The steps of all tokens, a byte each. */
 __device__ __forceinline__ static void layer_taus(struct layer_decoder *d, const uint32_t *tau_dec,
-					 uint32_t tokens, uint8_t *tau)
+						  uint32_t tokens, uint8_t *tau)
 {
 	for (uint32_t t = d->lane; t < tokens + d->lane; t += WARP_LANES) {
 		const bool here = t < tokens;
@@ -217,7 +219,7 @@ struct layer_job { /* of a warp */
 /* Does a lane's column of 16 rows hold other patterns than the tile? */
 template <int BYTES>
 __device__ __forceinline__ static bool tile_differs(const struct tile_way *way, uint32_t token,
-					   const uint8_t *tile, uint32_t lane)
+						    const uint8_t *tile, uint32_t lane)
 {
 	bool differs = false;
 
@@ -226,7 +228,8 @@ __device__ __forceinline__ static bool tile_differs(const struct tile_way *way, 
 		const uint8_t *from = way->at + (token + k) * way->stride;
 
 		if (BYTES == 2)
-			differs |= ((const uint16_t *)tile)[k * 32u + lane] != *(const uint16_t *)from;
+			differs |= ((const uint16_t *)tile)[k * 32u + lane] !=
+				   *(const uint16_t *)from;
 		else
 			differs |= tile[k * 32u + lane] != *from;
 	}
@@ -302,7 +305,8 @@ __device__ static bool layer_share_decode(const struct layer_job *j, struct laye
 
 		for (uint32_t t = 0; t < tokens; t += TILE_ROWS) {
 			const uint32_t index = group * (tokens / TILE_ROWS) + t / TILE_ROWS;
-			uint8_t *tile = j->leaf + (BYTES == 1 ? (index & 1u) * (LEAF_BYTES / 2u) : 0);
+			uint8_t *tile = j->leaf +
+					(BYTES == 1 ? (index & 1u) * (LEAF_BYTES / 2u) : 0);
 
 			layer_tile<DT>(d, j->tau + t, scale, mu + (uint64_t)t * r->mu_columns,
 				       r->mu_columns, tile);
@@ -313,7 +317,8 @@ __device__ static bool layer_share_decode(const struct layer_job *j, struct laye
 			}
 			tile_store<BYTES>(&way, t, j->task->skip_tokens, tile, d->lane);
 			if (BYTES == 2 || (index & 1u)) {
-				const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, d->lane);
+				const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf,
+							       d->lane);
 				const uint32_t leaf = j->seg->first_leaf + index / (2u / BYTES);
 
 				if (d->lane < LEAF_ACCS)
@@ -327,7 +332,7 @@ __device__ static bool layer_share_decode(const struct layer_job *j, struct laye
 
 /* Where a stream stands, from its place in scratch, and back. */
 __device__ __forceinline__ static void layer_stream_load(const struct gpu_layer_stream *s,
-						struct layer_decoder *d, uint16_t *ring)
+							 struct layer_decoder *d, uint16_t *ring)
 {
 	struct gpu_stream words;
 
@@ -338,8 +343,9 @@ __device__ __forceinline__ static void layer_stream_load(const struct gpu_layer_
 }
 
 /* Returns whether it cannot be right. */
-__device__ __forceinline__ static bool layer_stream_park(struct gpu_layer_stream *s, const struct layer_decoder *d,
-						bool last, bool bad)
+__device__ __forceinline__ static bool layer_stream_park(struct gpu_layer_stream *s,
+							 const struct layer_decoder *d, bool last,
+							 bool bad)
 {
 	const bool under = d->w.pos > d->w.end;
 

@@ -88,7 +88,8 @@ static uint32_t inputs_count(const struct layer_profile *p, uint32_t i)
 }
 
 /* An encoder's rows are no longer than raw ones, and each token has a tau of ten bits at most. */
-static uint64_t stream_bytes(const struct codec_geometry *g, const struct layer_profile *p, uint32_t stream)
+static uint64_t stream_bytes(const struct codec_geometry *g, const struct layer_profile *p,
+			     uint32_t stream)
 {
 	uint64_t bytes = 4096;
 
@@ -206,10 +207,13 @@ static void weights_fill(uint8_t *to, const struct layer_profile *p, uint32_t i,
 			const int8_t *w = s->weights + (in->column_first - s->input_first);
 
 			for (uint32_t at = 0; at < in->columns; at += PIECE, to += PIECE_BYTES)
-				for (uint32_t row = 0; row < PIECE && first + row < s->columns; row++)
-					for (uint32_t c = 0; c < PIECE && at + c < in->columns; c += 16u)
+				for (uint32_t row = 0; row < PIECE && first + row < s->columns;
+				     row++)
+					for (uint32_t c = 0; c < PIECE && at + c < in->columns;
+					     c += 16u)
 						memcpy(to + piece_at(row, c),
-						       w + (uint64_t)(first + row) * s->inputs + at + c,
+						       w + (uint64_t)(first + row) * s->inputs +
+							       at + c,
 						       16);
 		}
 }
@@ -237,8 +241,8 @@ static void segment_fill(struct gpu_layer_segment *out, uint8_t *to, const uint8
 
 /* Everything to the device; a segment at a time through one buffer. */
 static cudaError_t memory_fill(struct cuda_layer *l, const struct codec_geometry *g,
-			       const struct layer_profile *p, struct gpu_layer_segment *seg, uint8_t *head,
-			       cudaStream_t stream)
+			       const struct layer_profile *p, struct gpu_layer_segment *seg,
+			       uint8_t *head, cudaStream_t stream)
 {
 	const struct layer_map m = map_of(p);
 	uint64_t most = 0, all = m.end, at = m.end;
@@ -298,13 +302,14 @@ int cuda_layer_new(const struct codec_geometry *g, const struct codec_profile *p
 	const struct layer_profile *p = profile->layer;
 	const struct layer_map m = map_of(p);
 	struct cuda_layer *l = (struct cuda_layer *)calloc(1, sizeof(*l));
-	struct gpu_layer_segment *seg =
-		(struct gpu_layer_segment *)calloc(p->segments_count, sizeof(*seg));
+	struct gpu_layer_segment *seg = (struct gpu_layer_segment *)calloc(p->segments_count,
+									   sizeof(*seg));
 	uint8_t *head = (uint8_t *)calloc(1, m.end);
 	cudaError_t e = cudaErrorMemoryAllocation;
 
 	if (l)
-		l->segment = (struct cuda_layer_segment *)calloc(p->segments_count, sizeof(*l->segment));
+		l->segment = (struct cuda_layer_segment *)calloc(p->segments_count,
+								 sizeof(*l->segment));
 	if (l && l->segment && seg && head) {
 		l->shape = cuda_layer_shape_of(g, profile);
 		l->poor = p->expected_bits * (double)scalars_of(g, p) * LAYER_POOR_PERCENT;

@@ -110,7 +110,8 @@ __device__ __forceinline__ static uint32_t layer_cost(uint32_t freq)
 /* |error| / sigma in 64ths, at most 256 sigma; what residual_code.c's error_ratio() gives. */
 __device__ __forceinline__ static uint32_t layer_error_ratio(uint32_t d, int32_t scale)
 {
-	const uint32_t root = scale & 2 ? (scale & 1 ? 9742u : 11585u) : (scale & 1 ? 13777u : 16384u);
+	const uint32_t root = scale & 2 ? (scale & 1 ? 9742u : 11585u)
+					: (scale & 1 ? 13777u : 16384u);
 	const int32_t sh = (scale >> 2) + 8;
 	uint64_t v = (uint64_t)d * root;
 
@@ -166,9 +167,11 @@ __device__ __forceinline__ static uint32_t layer_warp_sum(uint32_t v)
 #define SYMBOL_ESCAPE (1u << 31)
 
 template <int DT>
-__device__ __forceinline__ static uint2 layer_symbol_pack(const struct layer_symbol<DT> *s, uint32_t entry)
+__device__ __forceinline__ static uint2 layer_symbol_pack(const struct layer_symbol<DT> *s,
+							  uint32_t entry)
 {
-	const uint32_t first = s->count > 0 ? s->bits[0] : 0, second = s->count > 1 ? s->bits[1] : 0;
+	const uint32_t first = s->count > 0 ? s->bits[0] : 0,
+		       second = s->count > 1 ? s->bits[1] : 0;
 
 	return make_uint2((entry & 0xffffu) | entry >> 16 << SYMBOL_START_SHIFT |
 				  first << SYMBOL_FIRST_SHIFT | second << SYMBOL_SECOND_SHIFT |
@@ -197,7 +200,8 @@ __device__ __forceinline__ static uint32_t layer_row_symbols(const struct gpu_la
 	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
 		const uint32_t c = g * CODEC_LANES + lane;
 		const struct layer_page p = layer_page_of(task, seg, c);
-		const int64_t d = (int64_t)residual_fixed(t, layer_page_pattern<DT>(&p, token)) - mu[c];
+		const int64_t d = (int64_t)residual_fixed(t, layer_page_pattern<DT>(&p, token)) -
+				  mu[c];
 
 		sum += layer_error_ratio((uint32_t)(d < 0 ? -d : d), s->base[c]);
 	}
@@ -209,9 +213,9 @@ __device__ __forceinline__ static uint32_t layer_row_symbols(const struct gpu_la
 		const uint32_t c = g * CODEC_LANES + lane;
 		const struct layer_page p = layer_page_of(task, seg, c);
 		struct layer_symbol<DT> sym;
-		const uint32_t entry =
-			layer_symbol_of<DT>(&sym, layer_grid<DT>(mu[c], layer_scale(s->base[c], tau)),
-					    layer_page_pattern<DT>(&p, token), enc);
+		const uint32_t entry = layer_symbol_of<DT>(
+			&sym, layer_grid<DT>(mu[c], layer_scale(s->base[c], tau)),
+			layer_page_pattern<DT>(&p, token), enc);
 
 		cost += layer_cost(entry & 0xffffu);
 #pragma unroll
@@ -235,8 +239,8 @@ __device__ __forceinline__ static uint32_t layer_row_symbols(const struct gpu_la
 
 struct layer_coder { /* one lane's */
 	uint32_t x;
-	uint32_t above; /* mask of the lanes behind it */
-	uint16_t *words; /* the lowest written */
+	uint32_t above;	     /* mask of the lanes behind it */
+	uint16_t *words;     /* the lowest written */
 	const uint32_t *enc; /* shared, like the next */
 	const uint32_t *rcp; /* of a frequency, as codec_enc_entry() has it */
 	uint32_t escapes;
@@ -254,7 +258,8 @@ __device__ __forceinline__ static void layer_spill(struct layer_coder *c, bool s
 	c->words -= __popc(mask);
 }
 
-__device__ __forceinline__ static void layer_put_token(struct layer_coder *c, uint32_t entry, bool here)
+__device__ __forceinline__ static void layer_put_token(struct layer_coder *c, uint32_t entry,
+						       bool here)
 {
 	const uint32_t freq = here ? entry & 0xffffu : 1u, start = entry >> 16;
 
@@ -269,8 +274,8 @@ __device__ __forceinline__ static void layer_put_token(struct layer_coder *c, ui
 	c->x = here ? (q << CODEC_PROB_BITS) + rest + start : c->x;
 }
 
-__device__ __forceinline__ static void layer_put_raw(struct layer_coder *c, uint32_t value, uint32_t bits,
-						     bool here)
+__device__ __forceinline__ static void layer_put_raw(struct layer_coder *c, uint32_t value,
+						     uint32_t bits, bool here)
 {
 	layer_spill(c, here && (uint64_t)c->x << bits >> 32 != 0);
 	c->x = here ? c->x << bits | value : c->x;
@@ -293,7 +298,8 @@ __device__ __forceinline__ static void layer_put_row(struct layer_coder *c, stru
 
 __device__ __forceinline__ static void layer_put_symbols(struct layer_coder *c, uint2 s)
 {
-	const uint32_t first = s.x >> SYMBOL_FIRST_SHIFT & 31u, second = s.x >> SYMBOL_SECOND_SHIFT & 31u;
+	const uint32_t first = s.x >> SYMBOL_FIRST_SHIFT & 31u,
+		       second = s.x >> SYMBOL_SECOND_SHIFT & 31u;
 
 	if (__any_sync(FULL_MASK, second > 0))
 		layer_put_raw(c, s.y >> 16, second, second > 0);
@@ -305,9 +311,10 @@ __device__ __forceinline__ static void layer_put_symbols(struct layer_coder *c, 
 
 /* Rows of a group, the last first; limit: words are not written below.  False: they do not fit. */
 template <int DT>
-__device__ __forceinline__ static bool layer_group_encode(const struct gpu_layer_run *r, int32_t base,
-							  const struct layer_page *p, uint64_t at,
-							  const uint8_t *tau, const uint16_t *limit,
+__device__ __forceinline__ static bool layer_group_encode(const struct gpu_layer_run *r,
+							  int32_t base, const struct layer_page *p,
+							  uint64_t at, const uint8_t *tau,
+							  const uint16_t *limit,
 							  struct layer_coder *c)
 {
 	const uint32_t tokens = r->tokens;
@@ -319,7 +326,8 @@ __device__ __forceinline__ static bool layer_group_encode(const struct gpu_layer
 		s[k] = symbol[(uint64_t)(tokens - 1u - k) * r->mu_columns];
 #pragma unroll 1
 	for (uint32_t t = tokens; t-- > 0;) {
-		const uint32_t ahead = t >= LAYER_AHEAD_ROWS ? t - LAYER_AHEAD_ROWS : 0, step = tau[t];
+		const uint32_t ahead = t >= LAYER_AHEAD_ROWS ? t - LAYER_AHEAD_ROWS : 0,
+			       step = tau[t];
 		const uint2 now = s[0];
 
 #pragma unroll

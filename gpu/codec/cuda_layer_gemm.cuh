@@ -3,32 +3,37 @@
  * cuda_layer_gemm.cuh - the guess of a segment for all rows of a batch: int8 products by the tensor cores, summed in
  * int32, then layer_output() and the turn of keys while the sums are still in registers.
  *
- * A thread block makes 128 rows of 128 columns.  One warp fetches pieces (cuda_layer.cuh) of inputs and weights into
- * a ring in shared memory, 16 KiB each by one bulk copy; two groups of four warps multiply 64 rows each.  The sum is
+ * A thread block makes 64 rows of 128 columns.  One warp fetches pieces of weights and half pieces of inputs
+ * (cuda_layer.cuh) into a ring in shared memory, by bulk copies; four warps multiply.  What comes after the sums takes
+ * about as long as the products, so several thread blocks share a multiprocessor and are not in step.  The sum is
  * exact, so its order does not matter.  GPUs without these instructions use a plain loop.
- *
- * Thread blocks of the same rows and different columns form a cluster: each fetches a part of the inputs' piece for all
- * of them, since what limits this is how fast the second-level cache can give.
  */
 #ifndef SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
 #define SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
 
 #include "gpu/codec/cuda_layer.cuh"
 
-#ifndef GEMM_CLUSTER
-#define GEMM_CLUSTER 4u
-#endif
-#define GEMM_STAGES 4u
-#define GEMM_STAGE_BYTES (2u * PIECE_BYTES)
+#define GEMM_STAGES 3u
+#define GEMM_ROWS 64u
+#define GEMM_ROWS_BYTES (GEMM_ROWS * PIECE)
+#define GEMM_STAGE_BYTES (GEMM_ROWS_BYTES + PIECE_BYTES)
 #define GEMM_SHARED (GEMM_STAGES * GEMM_STAGE_BYTES + 1024u + 2u * GEMM_STAGES * 8u)
-#define GEMM_THREADS 288u /* two groups of 128 and the warp that fetches */
-#define GEMM_SUMS 64u	  /* of a thread: 2 rows of 32 columns */
+#define GEMM_THREADS 160u /* 128 and the warp that fetches */
+#ifndef GEMM_BLOCKS
+#define GEMM_BLOCKS 2 /* to a multiprocessor */
+#endif
+#define GEMM_SUMS 64u /* of a thread: 2 rows of 32 columns */
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 __device__ static inline void barrier_init(uint32_t at, uint32_t count)
 {
 	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
+}
+
+__device__ static inline void barrier_arrive(uint32_t at)
+{
+	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
 }
 
 __device__ static inline void barrier_expect(uint32_t at, uint32_t bytes)
@@ -46,56 +51,14 @@ __device__ static inline void barrier_wait(uint32_t at, uint32_t parity)
 		     : "memory");
 }
 
-/* To the same place in every thread block of the cluster, and to their barriers. */
-__device__ static inline void piece_share(uint32_t to, const uint8_t *from, uint32_t bytes,
-					  uint32_t barrier, uint32_t blocks)
+__device__ static inline void piece_fetch(uint32_t to, const uint8_t *from, uint32_t bytes,
+					  uint32_t barrier)
 {
-	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-		     ".multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to),
-		     "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier),
-		     "h"((uint16_t)((1u << blocks) - 1u))
-		     : "memory");
-}
-
-/* At the same barrier of another thread block of the cluster. */
-__device__ static inline void barrier_arrive_at(uint32_t at, uint32_t block)
-{
-	asm volatile("{\n.reg .b32 there;\n"
-		     "mapa.shared::cluster.u32 there, %0, %1;\n"
-		     "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(at),
-		     "r"(block)
-		     : "memory");
-}
-
-__device__ static inline void cluster_sync(void)
-{
-	asm volatile("barrier.cluster.arrive.release.aligned;\n"
-		     "barrier.cluster.wait.acquire.aligned;" ::
-			     : "memory");
-}
-
-__device__ static inline uint32_t cluster_blocks(void)
-{
-	uint32_t n;
-
-	asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
-	return n;
-}
-
-__device__ static inline uint32_t cluster_rank(void)
-{
-	uint32_t n;
-
-	asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(n));
-	return n;
-}
-
-__device__ static inline void piece_fetch(uint32_t to, const uint8_t *from, uint32_t barrier)
-{
-	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], "
-		     "%2, [%3];" ::"r"(to),
-		     "l"(__cvta_generic_to_global(from)), "r"(PIECE_BYTES), "r"(barrier)
-		     : "memory");
+	asm volatile(
+		"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], "
+		"%2, [%3];" ::"r"(to),
+		"l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+		: "memory");
 }
 
 /* 128-byte rows, swizzled, eight of them (1024 bytes) after another. */
@@ -132,48 +95,49 @@ __device__ static inline void multiply(int32_t (&d)[GEMM_SUMS], uint64_t a, uint
 __device__ static void gemm_fetch(const struct gpu_layer_run *r, const struct gpu_layer_io *io,
 				  const uint8_t *weights, uint32_t ring, uint32_t barriers)
 {
-	const uint32_t blocks = cluster_blocks(), part = PIECE_BYTES / blocks;
-	const uint32_t part_off = cluster_rank() * part;
 	uint32_t n = 0;
 
 	for (uint32_t i = 0; i < io->count; i++)
 		for (uint32_t k = 0; k < io->pieces[i]; k++, n++) {
 			const uint32_t stage = n % GEMM_STAGES, turn = n / GEMM_STAGES;
-			const uint32_t full = barriers + 16u * stage, to = ring + stage * GEMM_STAGE_BYTES;
+			const uint32_t full = barriers + 16u * stage,
+				       to = ring + stage * GEMM_STAGE_BYTES;
 
 			if (turn > 0)
 				barrier_wait(full + 8u, (turn - 1u) & 1u);
 			barrier_expect(full, GEMM_STAGE_BYTES);
-			piece_share(to + part_off,
-				    io->in[i] + ((uint64_t)k * r->rows_pieces + blockIdx.x) * PIECE_BYTES +
-					    part_off,
-				    part, full, blocks);
-			piece_fetch(to + PIECE_BYTES, weights + (uint64_t)n * PIECE_BYTES, full);
+			piece_fetch(to,
+				    io->in[i] + (uint64_t)k * r->rows_pieces * PIECE_BYTES +
+					    (uint64_t)blockIdx.x * GEMM_ROWS_BYTES,
+				    GEMM_ROWS_BYTES, full);
+			piece_fetch(to + GEMM_ROWS_BYTES, weights + (uint64_t)n * PIECE_BYTES,
+				    PIECE_BYTES, full);
 		}
 }
 
-__device__ static inline void gemm_sums(const struct gpu_layer_run *r, const struct gpu_layer_io *io,
+__device__ static inline void gemm_sums(const struct gpu_layer_run *r,
+					const struct gpu_layer_io *io,
 					const struct gpu_layer_segment *s, int32_t (&d)[GEMM_SUMS],
 					uint8_t *shared)
 {
 	const uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
 	const uint32_t ring = (base + 1023u) & ~1023u;
 	const uint32_t barriers = ring + GEMM_STAGES * GEMM_STAGE_BYTES;
-	const uint32_t group = threadIdx.x / 128u;
 
 	if (threadIdx.x == 0) {
 		for (uint32_t i = 0; i < GEMM_STAGES; i++) {
 			barrier_init(barriers + 16u * i, 1);
-			barrier_init(barriers + 16u * i + 8u, 2u * cluster_blocks());
+			barrier_init(barriers + 16u * i + 8u, 1);
 		}
 		asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 		asm volatile("fence.proxy.async;" ::: "memory");
 	}
-	cluster_sync();
-	if (group == 2u) {
-		if (threadIdx.x == 256u)
+	__syncthreads();
+	if (threadIdx.x >= 128u) {
+		if (threadIdx.x == 128u)
 			gemm_fetch(r, io,
-				   s->weights + (uint64_t)blockIdx.y * s->inputs_pieces * PIECE_BYTES,
+				   s->weights +
+					   (uint64_t)blockIdx.y * s->inputs_pieces * PIECE_BYTES,
 				   ring, barriers);
 		return;
 	}
@@ -184,14 +148,13 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r, const str
 		asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
 		for (uint32_t k = 0; k < PIECE / 32u; k++)
-			multiply(d, piece_descriptor(at + group * (PIECE_BYTES / 2u) + 32u * k),
-				 piece_descriptor(at + PIECE_BYTES + 32u * k));
+			multiply(d, piece_descriptor(at + 32u * k),
+				 piece_descriptor(at + GEMM_ROWS_BYTES + 32u * k));
 		asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 		/* The piece before this one has been read; this one may still be. */
 		asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-		if (n > 0 && threadIdx.x % 128u < cluster_blocks())
-			barrier_arrive_at(barriers + 16u * ((n - 1u) % GEMM_STAGES) + 8u,
-					  threadIdx.x % 128u);
+		if (n > 0 && threadIdx.x == 0)
+			barrier_arrive(barriers + 16u * ((n - 1u) % GEMM_STAGES) + 8u);
 	}
 	asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
@@ -199,32 +162,25 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r, const str
 		asm volatile("" : "+r"(d[i])::"memory");
 }
 
-/* Nobody goes while others may still write to its memory or its barriers. */
-__device__ static inline void gemm_leave(void)
-{
-	__syncwarp();
-	cluster_sync();
-}
-
 #else
 
-__device__ static inline void gemm_leave(void)
-{
-}
-
-__device__ static inline void gemm_sums(const struct gpu_layer_run *r, const struct gpu_layer_io *io,
+__device__ static inline void gemm_sums(const struct gpu_layer_run *r,
+					const struct gpu_layer_io *io,
 					const struct gpu_layer_segment *s, int32_t (&d)[GEMM_SUMS],
 					uint8_t *)
 {
-	const uint32_t lane = threadIdx.x % WARP_LANES, row = threadIdx.x / WARP_LANES * 16u + lane / 4u;
+	const uint32_t lane = threadIdx.x % WARP_LANES;
+	const uint32_t row = blockIdx.x % 2u * GEMM_ROWS + threadIdx.x / WARP_LANES * 16u +
+			     lane / 4u;
 	const uint8_t *w = s->weights + (uint64_t)blockIdx.y * s->inputs_pieces * PIECE_BYTES;
 
-	if (threadIdx.x >= 256u)
+	if (threadIdx.x >= 128u)
 		return;
 	for (uint32_t i = 0; i < io->count; i++)
 		for (uint32_t k = 0; k < io->pieces[i]; k++, w += PIECE_BYTES) {
 			const uint8_t *a = io->in[i] +
-					   ((uint64_t)k * r->rows_pieces + blockIdx.x) * PIECE_BYTES;
+					   ((uint64_t)k * r->rows_pieces + blockIdx.x / 2u) *
+						   PIECE_BYTES;
 
 			for (uint32_t c = 0; c < PIECE; c += 4u) {
 				const int32_t x = *(const int32_t *)(a + piece_at(row, c)),
@@ -232,7 +188,8 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r, const str
 
 #pragma unroll
 				for (uint32_t j = 0; j < GEMM_SUMS; j++) {
-					const uint32_t column = j / 4u * 8u + lane % 4u * 2u + (j & 1u);
+					const uint32_t column = j / 4u * 8u + lane % 4u * 2u +
+								(j & 1u);
 
 					d[j] = __dp4a(j & 2u ? y : x,
 						      *(const int32_t *)(w + piece_at(column, c)),
@@ -250,8 +207,8 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r, const str
  */
 template <uint32_t STEP>
 __device__ static inline void gemm_rotate(const struct gpu_layer_run *r,
-					  const struct gpu_layer_segment *s, int32_t (&d)[GEMM_SUMS],
-					  uint32_t row)
+					  const struct gpu_layer_segment *s,
+					  int32_t (&d)[GEMM_SUMS], uint32_t row)
 {
 	const uint32_t quad = threadIdx.x % 4u;
 
@@ -265,7 +222,8 @@ __device__ static inline void gemm_rotate(const struct gpu_layer_run *r,
 			if (pair >= s->pairs)
 				continue;
 			layer_rotate(layer_turn_at(r, row, pair), &d[4u * j], &d[4u * j + 1u]);
-			layer_rotate(layer_turn_at(r, row + 8u, pair), &d[4u * j + 2u], &d[4u * j + 3u]);
+			layer_rotate(layer_turn_at(r, row + 8u, pair), &d[4u * j + 2u],
+				     &d[4u * j + 3u]);
 			continue;
 		}
 		if (j + STEP >= GEMM_SUMS / 4u || e / 8u + 1u > STEP)
@@ -275,12 +233,13 @@ __device__ static inline void gemm_rotate(const struct gpu_layer_run *r,
 			const uint32_t pair = e + 2u * quad + (k & 1u);
 
 			layer_rotate(layer_turn_at(r, row + (k & 2u) * 4u, pair), &d[4u * j + k],
-				  &d[(4u * (j + STEP) + k) % GEMM_SUMS]);
+				     &d[(4u * (j + STEP) + k) % GEMM_SUMS]);
 		}
 	}
 }
 
-__device__ static inline void gemm_outputs(const struct gpu_layer_segment *s, int32_t (&d)[GEMM_SUMS])
+__device__ static inline void gemm_outputs(const struct gpu_layer_segment *s,
+					   int32_t (&d)[GEMM_SUMS])
 {
 	const uint32_t first = blockIdx.y * PIECE + threadIdx.x % 4u * 2u;
 
@@ -297,14 +256,15 @@ __device__ static inline void gemm_outputs(const struct gpu_layer_segment *s, in
 		}
 }
 
-/* grid: pieces of rows, pieces of columns. */
-__global__ __launch_bounds__(GEMM_THREADS, 1) void layer_gemm_kernel(
-	const __grid_constant__ struct gpu_layer_run r, const __grid_constant__ struct gpu_layer_io io)
+/* grid: half pieces of rows, pieces of columns. */
+__global__ __launch_bounds__(GEMM_THREADS, GEMM_BLOCKS) void layer_gemm_kernel(
+	const __grid_constant__ struct gpu_layer_run r,
+	const __grid_constant__ struct gpu_layer_io io)
 {
 	extern __shared__ uint8_t ring[];
 	const struct gpu_layer_segment s = r.layer.segment[io.position];
 	const uint32_t lane = threadIdx.x % WARP_LANES;
-	const uint32_t row = blockIdx.x * PIECE + threadIdx.x / WARP_LANES * 16u + lane / 4u;
+	const uint32_t row = blockIdx.x * GEMM_ROWS + threadIdx.x / WARP_LANES * 16u + lane / 4u;
 	int32_t d[GEMM_SUMS];
 
 	next_may_begin();
@@ -313,8 +273,7 @@ __global__ __launch_bounds__(GEMM_THREADS, 1) void layer_gemm_kernel(
 	for (uint32_t i = 0; i < GEMM_SUMS; i++)
 		d[i] = 0;
 	gemm_sums(&r, &io, &s, d, ring);
-	gemm_leave();
-	if (threadIdx.x >= 256u)
+	if (threadIdx.x >= 128u)
 		return;
 	gemm_outputs(&s, d);
 	if (s.pairs) {
@@ -335,7 +294,8 @@ __global__ __launch_bounds__(GEMM_THREADS, 1) void layer_gemm_kernel(
 		int32_t *to = r.mu + (uint64_t)row * r.mu_columns + c;
 
 		*(int2 *)to = make_int2(d[4u * j], d[4u * j + 1u]);
-		*(int2 *)(to + 8u * (uint64_t)r.mu_columns) = make_int2(d[4u * j + 2u], d[4u * j + 3u]);
+		*(int2 *)(to + 8u * (uint64_t)r.mu_columns) = make_int2(d[4u * j + 2u],
+									d[4u * j + 3u]);
 	}
 }
 

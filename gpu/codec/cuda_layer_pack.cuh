@@ -23,12 +23,13 @@ __device__ static inline uint32_t layer_fixed_bytes(uint32_t streams)
 }
 
 /* The chunk that carries it: where, and how long; nothing else may.  Returns false when there is none. */
-__device__ static inline bool layer_find(const struct gpu_task *t, uint64_t *ret_off, uint32_t *ret_bytes,
-					 uint32_t lane)
+__device__ static inline bool layer_find(const struct gpu_task *t, uint64_t *ret_off,
+					 uint32_t *ret_bytes, uint32_t lane)
 {
 	const uint32_t chunks = t->region->g.chunks_count;
 	const struct format_chunk_entry *entry =
-		(const struct format_chunk_entry *)(t->payload + sizeof(struct format_block_header));
+		(const struct format_chunk_entry *)(t->payload +
+						    sizeof(struct format_block_header));
 	uint64_t off = sizeof(struct format_block_header) + (uint64_t)chunks * sizeof(*entry);
 	bool found = false;
 
@@ -36,7 +37,8 @@ __device__ static inline bool layer_find(const struct gpu_task *t, uint64_t *ret
 		const uint32_t i = first + lane;
 		const uint32_t bytes = i < chunks ? entry[i].payload_bytes : 0;
 		const bool is = i < chunks && entry[i].method == FORMAT_METHOD_RESIDUAL;
-		const uint32_t mask = __ballot_sync(FULL_MASK, is), at = mask ? __ffs(mask) - 1 : 32;
+		const uint32_t mask = __ballot_sync(FULL_MASK, is),
+			       at = mask ? __ffs(mask) - 1 : 32;
 		uint64_t before = lane < at ? up_to_align(bytes) : 0;
 
 		for (int m = 16; m > 0; m >>= 1)
@@ -68,8 +70,9 @@ __device__ static inline bool layer_open(const struct gpu_layer_run *r, const st
 		return false;
 	for (uint32_t i = 0; i < n; i++) {
 		const uint32_t words = head[2u + i];
-		const uint32_t x = ((const uint32_t *)(payload + LAYER_HEAD_BYTES + layer_index_bytes(n) +
-						       i * STATES_BYTES))[lane];
+		const uint32_t x =
+			((const uint32_t *)(payload + LAYER_HEAD_BYTES + layer_index_bytes(n) +
+					    i * STATES_BYTES))[lane];
 
 		bad |= x < CODEC_STATE_LOW;
 		stream[i].state[lane] = x;
@@ -100,7 +103,8 @@ __device__ static inline void layer_finish(const struct gpu_layer_run *r, const 
 	uint32_t *offsets = (uint32_t *)(b->scratch + index * g->scratch_bytes + g->offsets_off);
 	struct format_chunk_entry *entry =
 		(struct format_chunk_entry *)(t->payload + sizeof(struct format_block_header));
-	uint32_t at = (uint32_t)(sizeof(struct format_block_header) + g->chunks_count * sizeof(*entry));
+	uint32_t at =
+		(uint32_t)(sizeof(struct format_block_header) + g->chunks_count * sizeof(*entry));
 	uint64_t bytes = layer_fixed_bytes(n);
 	uint32_t verdict, raws = 0;
 	bool first = true;
@@ -117,7 +121,8 @@ __device__ static inline void layer_finish(const struct gpu_layer_run *r, const 
 	}
 	if (verdict == LAYER_NONE)
 		return;
-	for (uint32_t i = 0; i < g->chunks_count; i++) { /* what is in the way of all lanes is little */
+	for (uint32_t i = 0; i < g->chunks_count;
+	     i++) { /* what is in the way of all lanes is little */
 		const struct gpu_chunk *c = &g->chunk[i];
 		const uint32_t size = !c->coded ? c->raw_bytes : first ? (uint32_t)bytes : 0;
 
@@ -141,8 +146,8 @@ __device__ static inline void layer_finish(const struct gpu_layer_run *r, const 
 	uint8_t *payload = t->payload + of->at;
 
 	for (uint32_t i = 0; i < n; i++) {
-		((uint32_t *)(payload + LAYER_HEAD_BYTES + layer_index_bytes(n) + i * STATES_BYTES))[lane] =
-			stream[i].state[lane];
+		((uint32_t *)(payload + LAYER_HEAD_BYTES + layer_index_bytes(n) +
+			      i * STATES_BYTES))[lane] = stream[i].state[lane];
 		if (lane == 0)
 			((uint32_t *)(payload + LAYER_HEAD_BYTES))[i] = stream[i].left;
 	}
@@ -164,8 +169,9 @@ __device__ static inline void layer_finish(const struct gpu_layer_run *r, const 
 }
 
 /* One stream's words to their place; both are 2-byte aligned. */
-__device__ static inline void layer_pack_words(const struct gpu_layer_run *r, const struct gpu_task *t,
-					       uint32_t index, uint32_t stream_index, uint32_t lane)
+__device__ static inline void layer_pack_words(const struct gpu_layer_run *r,
+					       const struct gpu_task *t, uint32_t index,
+					       uint32_t stream_index, uint32_t lane)
 {
 	const struct gpu_layer_stream *stream = &r->stream[index * r->layer.streams_count];
 	uint8_t *to = t->payload + r->of[index].at + layer_fixed_bytes(r->layer.streams_count);

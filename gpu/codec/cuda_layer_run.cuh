@@ -55,7 +55,7 @@ int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uin
  * Whole payloads where that is good or perhaps; leaves are there already.  *ret_tasks says of each task which: of
  * those that are not LAYER_GOOD, cuda_codec.cu tries `channel`.
  */
-int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch, int verify,
-		      struct CUstream_st *stream, struct gpu_layer_task **ret_tasks);
+int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,
+		      int verify, struct CUstream_st *stream, struct gpu_layer_task **ret_tasks);
 
 #endif

@@ -11,7 +11,7 @@
 
 /* Is this the container that the task is about?  Lane i < 16 looks at word i of the header. */
 __device__ static inline uint32_t header_check(const struct gpu_batch *b, const struct gpu_task *t,
-					uint32_t lane)
+					       uint32_t lane)
 {
 	const struct gpu_geometry *g = &t->region->g;
 	const uint32_t word = lane < 16 ? ((const uint32_t *)t->payload)[lane] : 0;
@@ -48,8 +48,8 @@ __device__ static inline uint64_t up_to_align(uint32_t bytes)
 
 /* Find a chunk's payload; every length is checked against payload_bytes before it is believed. */
 __device__ static inline uint32_t chunk_open(const struct gpu_task *t, uint32_t index,
-				      struct format_chunk_entry *ret_entry,
-				      const uint8_t **ret_payload, uint32_t lane)
+					     struct format_chunk_entry *ret_entry,
+					     const uint8_t **ret_payload, uint32_t lane)
 {
 	const struct gpu_geometry *g = &t->region->g;
 	const struct format_chunk_entry *entry =
@@ -75,10 +75,12 @@ __device__ static inline uint32_t chunk_open(const struct gpu_task *t, uint32_t 
 }
 
 /* Is this the first chunk that `layer` coded? */
-__device__ static inline bool residual_first(const struct gpu_task *t, uint32_t index, uint32_t lane)
+__device__ static inline bool residual_first(const struct gpu_task *t, uint32_t index,
+					     uint32_t lane)
 {
 	const struct format_chunk_entry *entry =
-		(const struct format_chunk_entry *)(t->payload + sizeof(struct format_block_header));
+		(const struct format_chunk_entry *)(t->payload +
+						    sizeof(struct format_block_header));
 	bool other = false;
 
 	for (uint32_t i = lane; i < index; i += WARP_LANES)
@@ -87,8 +89,8 @@ __device__ static inline bool residual_first(const struct gpu_task *t, uint32_t 
 }
 
 __device__ static inline uint32_t stream_open(const struct gpu_chunk *c,
-				       const struct format_chunk_entry *e, const uint8_t *payload,
-				       struct gpu_stream *ret)
+					      const struct format_chunk_entry *e,
+					      const uint8_t *payload, struct gpu_stream *ret)
 {
 	const uint32_t fixed = STATES_BYTES + c->low_bytes;
 

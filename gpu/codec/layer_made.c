@@ -133,7 +133,8 @@ static void maps_fill(struct made *m)
 
 		for (uint32_t c = 0; c < s->columns; c++) {
 			((uint32_t *)(uintptr_t)s->in_mul)[c] = IN_MUL;
-			((int32_t *)(uintptr_t)s->bias)[c] = s->inputs ? (int32_t)(c % 64u) * 64 : 0;
+			((int32_t *)(uintptr_t)s->bias)[c] = s->inputs ? (int32_t)(c % 64u) * 64
+								       : 0;
 			((int32_t *)(uintptr_t)s->mul)[c] = (int32_t)lround(gain * (1 << 20));
 			((uint8_t *)(uintptr_t)s->shift)[c] = 20;
 			((int16_t *)(uintptr_t)s->base)[c] =
@@ -210,9 +211,9 @@ static int profile_make(struct made *m, const uint8_t *blocks, uint32_t blocks_c
 	return r;
 }
 
-int codec_profile_made(const struct codec_geometry *g, uint32_t previous, int interleaved, uint64_t seed,
-		       const uint32_t *positions, uint32_t blocks_count, void *blocks,
-		       struct codec_profile **ret_profile)
+int codec_profile_made(const struct codec_geometry *g, uint32_t previous, int interleaved,
+		       uint64_t seed, const uint32_t *positions, uint32_t blocks_count,
+		       void *blocks, struct codec_profile **ret_profile)
 {
 	struct made m = { .g = g, .seed = seed };
 	int r = previous > LAYER_PREVIOUS_MAX || blocks_count == 0

@@ -121,8 +121,8 @@ static void run_ok(unsigned count, const char *what)
 	assert_int_equal(rig.d->ops->dead(rig.d), 0);
 }
 
-static void job_encode(unsigned i, const struct trial *t, const struct gpu_place *from, uint32_t block,
-		       uint32_t position, bool verify)
+static void job_encode(unsigned i, const struct trial *t, const struct gpu_place *from,
+		       uint32_t block, uint32_t position, bool verify)
 {
 	jobs[i] = (struct gpu_job){
 		.keep = gpu_codec_rig_host(&rig, t->kv.cap),
@@ -137,8 +137,8 @@ static void job_encode(unsigned i, const struct trial *t, const struct gpu_place
 	};
 }
 
-static void job_decode(unsigned i, const struct trial *t, const struct gpu_place *to, uint32_t block,
-		       uint32_t which)
+static void job_decode(unsigned i, const struct trial *t, const struct gpu_place *to,
+		       uint32_t block, uint32_t which)
 {
 	uint64_t bytes = t->info[which].encoded_bytes;
 	uint8_t *in = gpu_codec_rig_host(&rig, bytes);
@@ -250,7 +250,8 @@ static void test_type(void **state)
 	same = alike = by_layer = 0;
 	for (unsigned s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++)
 		for (uint32_t previous = 0; previous < 3; previous++) {
-			struct trial *t = trial_new(shapes[s], type->dtype, previous, previous == 2);
+			struct trial *t = trial_new(shapes[s], type->dtype, previous,
+						    previous == 2);
 			char what[96];
 
 			(void)snprintf(what, sizeof(what), "%s, %s, %u layers back", type->name,
@@ -261,8 +262,8 @@ static void test_type(void **state)
 			trial_run(t, GPU_KV_NHD, what);
 			trial_run(t, previous == 1 ? GPU_KV_ODD : GPU_KV_HND, what);
 		}
-	print_message("%s: %u payloads are the CPU's (%u by layer), %u mean the same\n", type->name, same,
-		      by_layer, alike);
+	print_message("%s: %u payloads are the CPU's (%u by layer), %u mean the same\n", type->name,
+		      same, by_layer, alike);
 	assert_true(by_layer > 0);
 }
 
@@ -317,7 +318,8 @@ static void test_damaged(void **state)
 
 			job_decode(i, t, &to, i, 0);
 			in = (uint8_t *)(uintptr_t)jobs[i].task.in;
-			in[rng_below(&r, jobs[i].task.in_bytes)] ^= (uint8_t)(1u << rng_below(&r, 8));
+			in[rng_below(&r, jobs[i].task.in_bytes)] ^= (uint8_t)(1u
+									      << rng_below(&r, 8));
 		}
 		gpu_codec_rig_run(&rig, jobs, MANY);
 		for (uint32_t i = 0; i < MANY; i++) {
