@@ -108,7 +108,7 @@ endif
 
 CUDA ?= auto
 CUDA_HOME ?= $(firstword $(patsubst %/bin/nvcc,%,$(shell command -v nvcc 2>/dev/null)) /usr/local/cuda)
-CUDA_ARCHS ?= 90
+CUDA_ARCHS ?= 90a
 NVCC ?= $(CUDA_HOME)/bin/nvcc
 ifneq ($(filter-out auto 0 1,$(CUDA)),)
 $(error CUDA=$(CUDA) is not one of auto, 0, 1)

@@ -18,6 +18,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "gpu/codec/format.h"
+
 /* How far behind its first task a batch looks for others; bounds a poll. */
 #define BATCH_LOOK_MAX 256u
 #define PAYLOAD_ALIGN 64u
@@ -56,10 +58,28 @@ static const struct codec_profile *task_profile(const struct device_task *t)
 	return NULL;
 }
 
-static bool alike(const struct device_task *a, const struct device_task *b)
+/*
+ * Do the kernels of `layer` take part?  A block whose position nobody knows is coded by `channel`, and so is one
+ * whose profile has nothing better.  A payload in device memory cannot be looked at here.
+ */
+static bool task_layer(struct cuda_device *d, const struct device_task *t)
+{
+	const struct codec_profile *p = task_profile(t);
+	const uint8_t *in = t->in;
+
+	if (!p || cuda_layers_of(d, t->region->geom, p)->ok <= 0)
+		return false;
+	if (t->op == DEVICE_ENCODE)
+		return t->speculator == CODEC_SPEC_LAYER && t->position != CODEC_POSITION_UNKNOWN;
+	return t->in_place == DEVICE_PLACE_DEVICE ||
+	       (t->in_bytes > FORMAT_SPECULATOR_OFF &&
+		in[FORMAT_SPECULATOR_OFF] == CODEC_SPEC_LAYER);
+}
+
+static bool alike(struct cuda_device *d, const struct device_task *a, const struct device_task *b)
 {
 	return a->op == b->op && a->region->geom == b->region->geom &&
-	       task_profile(a) == task_profile(b) &&
+	       task_profile(a) == task_profile(b) && task_layer(d, a) == task_layer(d, b) &&
 	       (a->op != DEVICE_ENCODE ||
 		(a->speculator == b->speculator && !a->verify == !b->verify));
 }
@@ -127,18 +147,21 @@ static void batch_choose(struct cuda_device *d, struct cuda_queue *todo, enum cu
 	tasks_max = cuda_shape_of(d, first->region->geom)->tasks_max[class];
 	if (tasks_max == 0 || first->op == DEVICE_COPY_OUT || first->op == DEVICE_COPY_IN)
 		tasks_max = CUDA_BATCH_TASKS_MAX; /* no scratch; coding was checked by start() */
+	else if (task_layer(d, first))
+		tasks_max =
+			cuda_layers_of(d, first->region->geom, first->profile)->tasks_max[class];
 	for (unsigned i = 0; i < BATCH_LOOK_MAX && todo->head && c->tasks.count < tasks_max; i++) {
 		struct device_task *t = cuda_queue_pop(todo);
 		uint64_t bytes = cuda_task_bytes(d, t);
 
-		if (alike(t, first) && c->bytes + bytes <= room &&
+		if (alike(d, t, first) && c->bytes + bytes <= room &&
 		    (c->bytes + bytes <= most || c->tasks.count == 0)) {
 			c->bytes += bytes;
 			cuda_queue_push(&c->tasks, t);
 			continue;
 		}
 		cuda_queue_push(&left, t);
-		if (alike(t, first)) {
+		if (alike(d, t, first)) {
 			c->cut = c->bytes + bytes > room;
 			break;
 		}
@@ -166,6 +189,7 @@ static void batch_fill(struct cuda_device *d, const struct cuda_flight *f, bool 
 	b->geom = f->geom;
 	b->tasks_count = f->tasks.count;
 	b->verify = verify;
+	b->layer = task_layer(d, f->tasks.head);
 	b->dev_scratch = f->class == CUDA_CLASS_LOAD ? d->loads_scratch : d->stores_scratch;
 	b->dev_results = (uint64_t)(uintptr_t)f->result;
 	b->dev_chunk_done = f->op == DEVICE_DECODE
@@ -180,6 +204,7 @@ static void batch_fill(struct cuda_device *d, const struct cuda_flight *f, bool 
 			.region = t->region->device_private,
 			.block_index = t->block_index,
 			.skip_tokens = t->skip_tokens,
+			.position = t->position,
 			.dev_payload = decodes_in_place(t) ? (uint64_t)(uintptr_t)t->in : at,
 			.payload_bytes = t->op == DEVICE_DECODE ? t->in_bytes : 0,
 			.expect_xxh3 = t->expect_xxh3,

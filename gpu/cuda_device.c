@@ -171,6 +171,15 @@ static enum cuda_class class_of(enum device_op op)
 	}
 }
 
+/* A profile without a part for `layer` means `channel`. */
+static bool layer_can(struct cuda_device *d, enum cuda_class class, const struct codec_geometry *g,
+		      const struct codec_profile *profile)
+{
+	const struct cuda_layers *l = cuda_layers_of(d, g, profile);
+
+	return l->ok == 0 || (l->ok > 0 && l->tasks_max[class] > 0);
+}
+
 static int move_check(const struct device_task *t)
 {
 	if (t->copies_count == 0 || t->copies_count > DEVICE_COPIES_MAX)
@@ -202,7 +211,11 @@ static int start_check(struct cuda_device *d, const struct device_task *t)
 	if (t->op == DEVICE_DECODE && (t->in_bytes == 0 || t->in_bytes > shape->bound_bytes))
 		return -EINVAL;
 	if (t->op == DEVICE_ENCODE && t->speculator != CODEC_SPEC_RAW &&
-	    (t->speculator != CODEC_SPEC_CHANNEL || !t->profile))
+	    ((t->speculator != CODEC_SPEC_CHANNEL && t->speculator != CODEC_SPEC_LAYER) ||
+	     !t->profile))
+		return -EOPNOTSUPP;
+	if (t->op == DEVICE_ENCODE && t->speculator == CODEC_SPEC_LAYER &&
+	    !layer_can(d, CUDA_CLASS_STORE, g, t->profile))
 		return -EOPNOTSUPP;
 	if (cuda_task_bytes(d, t) > (class == CUDA_CLASS_LOAD ? d->loads.bytes : d->stores.bytes))
 		return -ENOSPC;
@@ -401,9 +414,13 @@ static int cuda_device_can_encode(struct device *dev, const struct codec_geometr
 	struct cuda_device *d = cuda_device_of(dev);
 	const struct cuda_shape *s = cuda_shape_of(d, g);
 
-	if (speculator != CODEC_SPEC_RAW && speculator != CODEC_SPEC_CHANNEL)
+	if (speculator != CODEC_SPEC_RAW && speculator != CODEC_SPEC_CHANNEL &&
+	    speculator != CODEC_SPEC_LAYER)
 		return 0;
 	if (!s->regular || s->bound_bytes > d->stores.bytes || !s->tasks_max[CUDA_CLASS_STORE])
+		return 0;
+	if (speculator == CODEC_SPEC_LAYER && profile &&
+	    !layer_can(d, CUDA_CLASS_STORE, g, profile))
 		return 0;
 	return speculator == CODEC_SPEC_RAW || (profile && profile_can(d, g, profile));
 }
@@ -414,6 +431,7 @@ static int cuda_device_can_decode(struct device *dev, const struct codec_geometr
 {
 	struct cuda_device *d = cuda_device_of(dev);
 	const struct cuda_shape *s = cuda_shape_of(d, g);
+	const uint8_t *in = payload;
 
 	if (payload_bytes == 0 || payload_bytes > s->bound_bytes || !s->regular)
 		return 0;
@@ -422,9 +440,14 @@ static int cuda_device_can_decode(struct device *dev, const struct codec_geometr
 	/* No payload to look at: it lies in the GPU's pool, where only what it encoded is. */
 	if (payload && codec_payload_needs_cpu(g, payload, payload_bytes))
 		return 0;
-	if (payload && !profile &&
-	    ((const uint8_t *)payload)[offsetof(struct format_block_header, speculator)] ==
-		    CODEC_SPEC_CHANNEL)
+	if (payload && !profile && in[FORMAT_SPECULATOR_OFF] >= CODEC_SPEC_CHANNEL)
+		return 0;
+	if (payload && in[FORMAT_SPECULATOR_OFF] == CODEC_SPEC_LAYER &&
+	    cuda_layers_of(d, g, profile)->ok <= 0)
+		return 0;
+	/* What lies in the GPU's pool may be of `layer`, and its kernels will have a look. */
+	if (profile && !layer_can(d, CUDA_CLASS_LOAD, g, profile) &&
+	    (!payload || in[FORMAT_SPECULATOR_OFF] == CODEC_SPEC_LAYER))
 		return 0;
 	return !profile || profile_can(d, g, profile);
 }

@@ -171,14 +171,15 @@ static int encode_landed(struct cuda_device *d, const struct cuda_flight *f, str
 	uint64_t at = f->staged + index * f->staged_each;
 
 	/* Results begin as zeros: a kernel that did not run must not count. */
-	if (r->status != 0 || r->encoded_bytes == 0 || r->encoded_bytes > f->staged_each)
+	if (r->status != 0 || r->encoded_bytes == 0 || r->encoded_bytes > f->staged_each ||
+	    r->speculator > CODEC_SPEC_LAYER)
 		return -EIO;
 	t->info = (struct codec_info){
 		.encoded_bytes = r->encoded_bytes,
 		.raw_xxh3 = r->raw_xxh3,
 		.chunks_raw = r->chunks_raw,
 		.escapes = r->escapes,
-		.speculator = t->speculator,
+		.speculator = (uint8_t)r->speculator,
 	};
 	t->staged = (void *)(uintptr_t)at;
 	staging_ref(&d->stores, at, 1);

@@ -25,6 +25,7 @@
 struct CUevent_st; /* cudaEvent_t */
 
 #define CUDA_SHAPES_MAX 64u
+#define CUDA_LAYERS_MAX 16u
 #define CUDA_PROFILES_MAX 256u
 #define CUDA_POOLS_MAX 16u
 #define CUDA_HOSTS_MAX 272u /* a pool of 16 TiB comes in pieces of 64 GiB */
@@ -112,6 +113,12 @@ struct cuda_shape {			   /* cuda_shape.c */
 		[CUDA_CLASS_COUNT]; /* of a coding batch, by its scratch; 0: not even one */
 };
 
+struct cuda_layers { /* cuda_shape.c: what is asked of a profile for every task, likewise */
+	const struct codec_profile *key;
+	int ok;					/* cuda_codec_layer_ok */
+	uint32_t tasks_max[CUDA_CLASS_COUNT]; /* of a batch in which `layer` takes part */
+};
+
 struct cuda_host { /* registered host memory */
 	uintptr_t base;
 	uint64_t bytes;
@@ -146,6 +153,8 @@ struct cuda_device {
 	uint32_t profiles_count;
 	struct cuda_shape shape[CUDA_SHAPES_MAX];
 	uint32_t shapes_count, shapes_next;
+	struct cuda_layers layers[CUDA_LAYERS_MAX];
+	uint32_t layers_next;
 	struct CUevent_st *uploaded; /* a new profile's tables are there */
 	void *pool[CUDA_POOLS_MAX];  /* owned */
 	uint32_t pools_count;
@@ -204,6 +213,9 @@ void cuda_budget_spend(struct cuda_budget *b, uint64_t ns);
 
 /* cuda_shape.c: valid until the next call */
 const struct cuda_shape *cuda_shape_of(struct cuda_device *d, const struct codec_geometry *g);
+
+const struct cuda_layers *cuda_layers_of(struct cuda_device *d, const struct codec_geometry *g,
+					 const struct codec_profile *profile);
 
 /* cuda_memory.c */
 extern const struct device_import_ops cuda_import_ops;

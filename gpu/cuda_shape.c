@@ -50,3 +50,23 @@ const struct cuda_shape *cuda_shape_of(struct cuda_device *d, const struct codec
 	shape_fill(d, g, s);
 	return s;
 }
+
+/* Profiles live as long as the daemon, so an address is enough. */
+const struct cuda_layers *cuda_layers_of(struct cuda_device *d, const struct codec_geometry *g,
+					 const struct codec_profile *profile)
+{
+	struct cuda_layers *l;
+
+	for (uint32_t i = 0; i < CUDA_LAYERS_MAX; i++)
+		if (d->layers[i].key == profile)
+			return &d->layers[i];
+	l = &d->layers[d->layers_next++ % CUDA_LAYERS_MAX];
+	*l = (struct cuda_layers){ .key = profile, .ok = cuda_codec_layer_ok(g, profile) };
+	if (l->ok > 0) {
+		l->tasks_max[CUDA_CLASS_STORE] = cuda_codec_layer_tasks(g, profile, 1,
+									d->stores_scratch_bytes);
+		l->tasks_max[CUDA_CLASS_LOAD] = cuda_codec_layer_tasks(g, profile, 0,
+								       d->loads_scratch_bytes);
+	}
+	return l;
+}

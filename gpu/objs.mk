@@ -11,6 +11,7 @@ GPU_SRCS := \
 	gpu/codec/geometry.c \
 	gpu/codec/layer.c \
 	gpu/codec/layer_fit.c \
+	gpu/codec/layer_made.c \
 	gpu/codec/layer_profile.c \
 	gpu/codec/layer_rotary.c \
 	gpu/codec/layer_rows.c \
@@ -69,4 +70,6 @@ CUDA_SRCS := \
 	gpu/cuda_shape.c
 CUDA_KERNEL_SRCS := \
 	gpu/codec/cuda_codec.cu \
-	gpu/codec/cuda_describe.cu
+	gpu/codec/cuda_describe.cu \
+	gpu/codec/cuda_layer.cu \
+	gpu/codec/cuda_layer_describe.cu

@@ -379,7 +379,8 @@ static int sim_device_can_encode(struct device *dev, const struct codec_geometry
 {
 	if (sim_stage_bytes(g) > sim_device_of(dev)->memory.staging_bytes)
 		return 0;
-	return speculator == CODEC_SPEC_RAW || (speculator == CODEC_SPEC_CHANNEL && profile);
+	return speculator == CODEC_SPEC_RAW ||
+	       ((speculator == CODEC_SPEC_CHANNEL || speculator == CODEC_SPEC_LAYER) && profile);
 }
 
 static int sim_device_can_decode(struct device *dev, const struct codec_geometry *g,

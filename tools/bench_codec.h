@@ -28,7 +28,8 @@ struct codec_gpu_input {
 	const struct codec_geometry *g;
 	const struct codec_profile *profile; /* may be NULL */
 	uint8_t speculator;
-	const uint8_t *blocks; /* canonical packing */
+	const uint32_t *positions; /* of the blocks; NULL: nobody knows */
+	const uint8_t *blocks;	   /* canonical packing */
 	uint32_t count;
 	const uint8_t *coded; /* count * cap */
 	const size_t *coded_bytes;

@@ -195,6 +195,8 @@ static void fill_encode(const struct gpu_bench *b, struct slot *s)
 	s->task.region = &b->from;
 	s->task.block_index = s->index;
 	s->task.speculator = b->in->speculator;
+	s->task.position = b->in->positions ? b->in->positions[s->index % b->in->count]
+					    : CODEC_POSITION_UNKNOWN;
 	s->task.geom = b->in->g;
 	s->task.profile = b->in->profile;
 	s->task.out_cap_bytes = b->in->cap;

@@ -13,7 +13,9 @@
 
 #include "gpu/model/safetensors.h"
 
-#define LLAMA_LAYERS 32u
+/* Layers of the shapes that are no file's; heads are the same. */
+static const uint32_t shape_layers[KV_SHAPE_COUNT] = { [KV_SHAPE_LLAMA] = 32, [KV_SHAPE_QWEN3_8B] = 36 };
+#define SHAPE_LAYERS_MAX 36u
 #define LLAMA_HEADS 8u
 #define LLAMA_HEAD_DIM 128u
 
@@ -217,6 +219,8 @@ int kv_shape_parse(const char *name, enum kv_shape *ret_shape)
 		*ret_shape = KV_SHAPE_FILE;
 	else if (!strcmp(name, "llama"))
 		*ret_shape = KV_SHAPE_LLAMA;
+	else if (!strcmp(name, "qwen3-8b"))
+		*ret_shape = KV_SHAPE_QWEN3_8B;
 	else
 		return -EINVAL;
 	return 0;
@@ -224,13 +228,14 @@ int kv_shape_parse(const char *name, enum kv_shape *ret_shape)
 
 int kv_tile_init(struct kv_tile *t, const struct kv_dump *source, enum kv_shape shape)
 {
-	struct codec_segment segments[2u * LLAMA_LAYERS];
+	struct codec_segment segments[2u * SHAPE_LAYERS_MAX];
+	const uint32_t layers = shape_layers[shape];
 
 	*t = (struct kv_tile){ .source = source, .shape = shape };
 	if (shape == KV_SHAPE_FILE)
 		return codec_geometry_init(&t->g, source->g.block_tokens, source->g.segments,
 					   source->g.segments_count);
-	for (uint32_t i = 0; i < 2u * LLAMA_LAYERS; i++)
+	for (uint32_t i = 0; i < 2u * layers; i++)
 		segments[i] = (struct codec_segment){
 			.kind = i % 2u ? CODEC_KIND_V : CODEC_KIND_K,
 			.dtype = source->g.segments[i % 2u].dtype,
@@ -238,7 +243,7 @@ int kv_tile_init(struct kv_tile *t, const struct kv_dump *source, enum kv_shape 
 			.heads = LLAMA_HEADS,
 			.head_dim = LLAMA_HEAD_DIM,
 		};
-	return codec_geometry_init(&t->g, source->g.block_tokens, segments, 2u * LLAMA_LAYERS);
+	return codec_geometry_init(&t->g, source->g.block_tokens, segments, 2u * layers);
 }
 
 void kv_tile_deinit(struct kv_tile *t)
@@ -302,7 +307,7 @@ void kv_tile_block(const struct kv_tile *t, enum kv_part part, uint64_t index, u
 
 int kv_dump_reshape(struct kv_dump *d, enum kv_shape shape, uint32_t blocks_count, bool halves)
 {
-	struct kv_dump to = { .blocks_count = blocks_count, .layers = LLAMA_LAYERS };
+	struct kv_dump to = { .blocks_count = blocks_count, .layers = shape_layers[shape] };
 	struct kv_tile t;
 	int r;
 

@@ -31,10 +31,12 @@ void kv_dump_deinit(struct kv_dump *d); /* zero-initialised is fine */
 
 enum kv_shape {
 	KV_SHAPE_FILE, /* as the dump */
-	KV_SHAPE_LLAMA /* Llama-3.1-8B: 32 layers, 8 heads of 128: 2 MiB for 16 tokens of bf16 */
+	KV_SHAPE_LLAMA, /* Llama-3.1-8B: 32 layers, 8 heads of 128: 2 MiB for 16 tokens of bf16 */
+	KV_SHAPE_QWEN3_8B, /* the same with 36 layers */
+	KV_SHAPE_COUNT
 };
 
-/* 0, or -EINVAL: no such name ("file", "llama"). */
+/* 0, or -EINVAL: no such name ("file", "llama", "qwen3-8b"). */
 int kv_shape_parse(const char *name, enum kv_shape *ret_shape);
 
 /*

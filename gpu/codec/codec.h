@@ -163,8 +163,8 @@ int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g
 		      uint32_t skip_tokens, _Atomic(uint32_t) *segments_done);
 
 /*
- * 0 when every chunk of an encoded block is raw or `channel`, so that a device without zstd can decode
- * it; 1 when one is `generic`, or when the header or the index is not one that this geometry can have
+ * 0 when every chunk of an encoded block is raw, `channel` or `layer`, so that a device without zstd can
+ * decode it; 1 when one is `generic`, or when the header or the index is not one that this geometry can have
  * (codec_decode says what is wrong).  Looks at the header and the index only, never beyond
  * payload_bytes.
  */
@@ -210,6 +210,14 @@ uint64_t codec_profile_layer_bytes(const struct codec_geometry *g, uint32_t prev
  * cache under another scale.  -ENOMEM. */
 int codec_profile_rescale(const struct codec_geometry *g, const struct codec_profile *p,
 			  const double *ratio, struct codec_profile **ret_profile);
+/*
+ * For tests and for measuring speed: a profile with random maps that nobody fitted, and blocks (canonical
+ * packing, every coded byte is written) that suit it.  interleaved: how keys are turned.  -EINVAL; -E2BIG;
+ * -ENOMEM.
+ */
+int codec_profile_made(const struct codec_geometry *g, uint32_t previous, int interleaved,
+		       uint64_t seed, const uint32_t *positions, uint32_t blocks_count,
+		       void *blocks, struct codec_profile **ret_profile);
 /* What a profile's layer part is; all 0 when it has none. */
 struct codec_layer_info {
 	uint32_t previous;	/* layers looked back */

@@ -493,6 +493,7 @@ int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
 	const uint8_t *in = payload;
 	struct format_block_header h;
 	uint64_t end = sizeof(h) + (uint64_t)g->chunks_count * sizeof(struct format_chunk_entry);
+	bool residual = false;
 
 	if (payload_bytes < end)
 		return 1;
@@ -503,8 +504,16 @@ int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
 		struct format_chunk_entry e;
 
 		memcpy(&e, in + sizeof(h) + (size_t)c * sizeof(e), sizeof(e));
-		if (e.method != FORMAT_METHOD_RAW && e.method != FORMAT_METHOD_CHANNEL)
+		if (e.method != FORMAT_METHOD_RAW && e.method != FORMAT_METHOD_CHANNEL &&
+		    e.method != FORMAT_METHOD_RESIDUAL)
 			return 1;
+		/* The first of these has it all. */
+		if (e.method == FORMAT_METHOD_RESIDUAL &&
+		    (h.speculator != CODEC_SPEC_LAYER || e.escape_bytes != 0 ||
+		     (residual && e.payload_bytes != 0) ||
+		     !codec_segment_coded(&g->segments[g->chunk_first_segment[c]])))
+			return 1;
+		residual |= e.method == FORMAT_METHOD_RESIDUAL;
 		if (e.reserved != 0 ||
 		    (e.method == FORMAT_METHOD_RAW &&
 		     (e.escape_bytes != 0 || e.payload_bytes != codec_chunk_bytes(g, c))))
@@ -515,7 +524,7 @@ int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
 			return 1;
 		end += padded(e.payload_bytes); /* 2^32 each at most: no overflow */
 	}
-	return end != payload_bytes;
+	return end != payload_bytes || (h.speculator == CODEC_SPEC_LAYER && !residual);
 }
 
 /* Take the next payload off the input.  Returns 0 or -EBADMSG. */

@@ -23,6 +23,8 @@ extern "C" {
 #include "gpu/codec/cuda_codec.h"
 #include "gpu/codec/cuda_decode.cuh"
 #include "gpu/codec/cuda_encode.cuh"
+#include "gpu/codec/cuda_layer_run.cuh"
+#include "gpu/codec/cuda_open.cuh"
 #include "gpu/codec/cuda_pack.cuh"
 #include "gpu/codec/cuda_objects.cuh"
 
@@ -74,6 +76,12 @@ __device__ static struct encode_view encode_view_of(const struct gpu_batch *b, u
 	};
 }
 
+/* Is the task's payload already there? */
+__device__ static inline bool layer_has(const struct gpu_batch *b, uint32_t task)
+{
+	return b->layer && warp_uniform(b->layer[task].verdict == LAYER_GOOD);
+}
+
 template <uint32_t WARPS>
 __global__ __launch_bounds__(WARPS *WARP_LANES,
 			     1) void encode_kernel(const __grid_constant__ struct gpu_batch b)
@@ -112,6 +120,8 @@ __global__ __launch_bounds__(WARPS *WARP_LANES,
 			.coding = tables > 0,
 		};
 
+		if (layer_has(&b, i % b.tasks_count))
+			continue;
 		if (warp_uniform(c->tiles)) {
 			encode_any(&j, &st, &xx, lane);
 			((uint32_t *)v.scratch)[lane] = st.x;
@@ -165,6 +175,8 @@ __global__ __launch_bounds__(WARPS *WARP_LANES,
 			.escapes_count = v.sizes->escapes,
 		};
 
+		if (layer_has(&b, i % b.tasks_count))
+			continue;
 		if (warp_uniform(v.sizes->raw) || !decode_any<false>(&j, &s, &xx, lane))
 			continue;
 		if (lane == 0) {
@@ -179,6 +191,8 @@ __global__ void pack_index_kernel(const __grid_constant__ struct gpu_batch b)
 	(void)shared_load(NULL, 0);
 	const struct xxh3_lane xx = xxh3_of(threadIdx.x % WARP_LANES);
 
+	if (layer_has(&b, blockIdx.x))
+		return;
 	pack_index(&b, blockIdx.x, &xx, threadIdx.x);
 	if (threadIdx.x == 0)
 		b.results[blockIdx.x].verify_failed = b.status[blockIdx.x];
@@ -191,6 +205,8 @@ __global__ void pack_kernel(const __grid_constant__ struct gpu_batch b)
 
 	if (i >= b.chunks_count * b.tasks_count)
 		return;
+	if (layer_has(&b, i / b.chunks_count))
+		return;
 	const struct encode_view v = encode_view_of(&b, i / b.chunks_count, i % b.chunks_count);
 	const uint32_t *offsets = (const uint32_t *)(b.scratch +
 						     i / b.chunks_count * v.g->scratch_bytes +
@@ -201,90 +217,6 @@ __global__ void pack_kernel(const __grid_constant__ struct gpu_batch b)
 		pack_raw(v.task->region, v.chunk, v.task->block_index, to, lane);
 	else
 		pack_channel(v.chunk, v.sizes, v.scratch, (uint32_t *)to, lane);
-}
-
-/* Is this the container that the task is about?  Lane i < 16 looks at word i of the header. */
-__device__ static uint32_t header_check(const struct gpu_batch *b, const struct gpu_task *t,
-					uint32_t lane)
-{
-	const struct gpu_geometry *g = &t->region->g;
-	const uint32_t word = lane < 16 ? ((const uint32_t *)t->payload)[lane] : 0;
-	const uint32_t kind = __shfl_sync(FULL_MASK, word, 1),
-		       channel = kind >> 16 == CODEC_SPEC_CHANNEL;
-	const uint32_t profile = channel ? ((const uint32_t *)b->profile.digest)[lane % 4u] : 0;
-	const uint64_t wide = lane < 6 ? g->raw_bytes : t->expect_xxh3;
-	uint32_t expect = lane % 2u ? (uint32_t)(wide >> 32) : (uint32_t)wide,
-		 bad; /* words 4 to 7 */
-
-	/* Selections, not branches: the warp stays together. */
-	expect = lane == 0 ? FORMAT_BLOCK_MAGIC : expect;
-	expect = lane == 1 ? FORMAT_BLOCK_VERSION | (kind & 0x00ff0000u) : expect;
-	expect = lane == 2 ? (uint32_t)t->payload_bytes : expect;
-	expect = lane == 3 ? g->chunks_count : expect;
-	expect = lane >= 8 ? profile : expect;
-	expect = lane >= 12 ? ((const uint32_t *)g->digest)[lane % 4u] : expect;
-	expect = lane >= 16 ? word : expect;
-	bad = __ballot_sync(FULL_MASK, word != expect);
-	if (channel && !b->profile.dec)
-		bad |= 0x0100u;
-	return (bad & 0x00ffu ? CUDA_STATUS_MALFORMED : 0) |
-	       (bad & 0xff00u ? CUDA_STATUS_STALE : 0);
-}
-
-__device__ static inline uint64_t up_to_align(uint32_t bytes)
-{
-	return ((uint64_t)bytes + FORMAT_PAYLOAD_ALIGN - 1u) &
-	       ~(uint64_t)(FORMAT_PAYLOAD_ALIGN - 1u);
-}
-
-/* Find a chunk's payload; every length is checked against payload_bytes before it is believed. */
-__device__ static uint32_t chunk_open(const struct gpu_task *t, uint32_t index,
-				      struct format_chunk_entry *ret_entry,
-				      const uint8_t **ret_payload, uint32_t lane)
-{
-	const struct gpu_geometry *g = &t->region->g;
-	const struct format_chunk_entry *entry =
-		(const struct format_chunk_entry *)(t->payload +
-						    sizeof(struct format_block_header));
-	const uint64_t begin = sizeof(struct format_block_header) +
-			       (uint64_t)g->chunks_count * sizeof(*entry);
-	uint64_t before = 0;
-
-	for (uint32_t i = lane; i < index; i += WARP_LANES)
-		before += up_to_align(entry[i].payload_bytes);
-	for (int m = 16; m > 0; m >>= 1)
-		before += __shfl_xor_sync(FULL_MASK, (unsigned long long)before, m);
-	*ret_entry = entry[index];
-	const uint64_t end = begin + before + up_to_align(ret_entry->payload_bytes);
-
-	if (end > t->payload_bytes || ret_entry->reserved != 0)
-		return CUDA_STATUS_MALFORMED;
-	if (index + 1u == g->chunks_count && end != t->payload_bytes)
-		return CUDA_STATUS_MALFORMED;
-	*ret_payload = t->payload + begin + before;
-	return 0;
-}
-
-__device__ static uint32_t stream_open(const struct gpu_chunk *c,
-				       const struct format_chunk_entry *e, const uint8_t *payload,
-				       struct gpu_stream *ret)
-{
-	const uint32_t fixed = STATES_BYTES + c->low_bytes;
-
-	if (!c->tiles || e->payload_bytes < fixed || e->escape_bytes > e->payload_bytes - fixed ||
-	    e->escape_bytes % c->element_bytes)
-		return CUDA_STATUS_MALFORMED;
-	const uint32_t words = e->payload_bytes - fixed - e->escape_bytes;
-
-	if (words % 2u || words / 2u > c->scalars)
-		return CUDA_STATUS_MALFORMED;
-	ret->states = (const uint32_t *)payload;
-	ret->low = payload + STATES_BYTES;
-	ret->words = (const uint16_t *)(payload + fixed);
-	ret->words_count = words / 2u;
-	ret->escapes = payload + fixed + words;
-	ret->escapes_count = e->escape_bytes / c->element_bytes;
-	return 0;
 }
 
 __device__ static uint32_t decode_one(const struct gpu_batch *b, const struct gpu_task *t,
@@ -310,6 +242,14 @@ __device__ static uint32_t decode_one(const struct gpu_batch *b, const struct gp
 		return status				   ? status
 		       : decode_any<true>(j, &s, xx, lane) ? CUDA_STATUS_MALFORMED
 							   : 0;
+	}
+	if (method == FORMAT_METHOD_RESIDUAL) { /* cuda_layer.cu has written it, or has said why not */
+		const uint32_t kind = warp_uniform(((const uint8_t *)t->payload)[6]);
+
+		return kind != CODEC_SPEC_LAYER || !b->layer_part || e.escape_bytes || !j->chunk->coded ||
+				       (e.payload_bytes && !residual_first(t, index, lane))
+			       ? CUDA_STATUS_MALFORMED
+			       : 0;
 	}
 	if (warp_uniform(method != FORMAT_METHOD_RAW || e.payload_bytes != j->chunk->raw_bytes ||
 			 e.escape_bytes))
@@ -445,6 +385,8 @@ extern "C" int cuda_codec_init(unsigned *ret_sms)
 		e = cudaFuncSetAttribute(kernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize,
 					 (int)SHARED_MAX);
 	if (e == cudaSuccess)
+		e = (cudaError_t)cuda_layer_init();
+	if (e == cudaSuccess)
 		e = cudaMemcpyToSymbol(xxh3_secret, XXH3_kSecret, XXH3_SECRET_BYTES);
 	if (e == cudaSuccess)
 		*ret_sms = (unsigned)sms;
@@ -467,6 +409,7 @@ static void batch_fill(struct gpu_batch *out, const struct cuda_codec_batch *b)
 			.expect_xxh3 = b->task[i].expect_xxh3,
 			.block_index = b->task[i].block_index,
 			.skip_tokens = b->task[i].skip_tokens,
+			.position = b->task[i].position,
 		};
 }
 
@@ -518,6 +461,23 @@ template <uint32_t WARPS> static void launch_decode(const struct gpu_batch *k, c
 			*k);
 }
 
+/* Checksums of all tasks, then `layer` for all; k is told what came of it. */
+static int encode_by_layer(const struct cuda_codec_batch *b, struct gpu_batch *k, struct CUstream_st *stream)
+{
+	uint8_t *scratch = (uint8_t *)b->dev_scratch +
+			   (cuda_codec_encode_scratch(b->geom, k->tasks_count) + 255u) / 256u * 256u;
+	struct gpu_batch sums = *k;
+
+	if (!b->profile || !b->profile->layer)
+		return cudaErrorInvalidValue;
+	memset(&sums.profile, 0, sizeof(sums.profile)); /* no tables: nothing is coded */
+	if (few(&sums))
+		launch_encode<WARPS_FEW>(&sums, 0, stream);
+	else
+		launch_encode<WARPS_MANY>(&sums, 0, stream);
+	return cuda_layer_encode(b->profile->layer, k, scratch, b->verify, stream, &k->layer);
+}
+
 extern "C" int cuda_codec_encode(const struct cuda_codec_batch *b, struct CUstream_st *stream)
 {
 	const size_t status_bytes = (STATUS_BYTES + 255u) / 256u * 256u;
@@ -532,6 +492,11 @@ extern "C" int cuda_codec_encode(const struct cuda_codec_batch *b, struct CUstre
 	e = cudaMemsetAsync(k.status, 0, status_bytes, stream);
 	if (e != cudaSuccess)
 		return e;
+	if (b->layer) {
+		e = (cudaError_t)encode_by_layer(b, &k, stream);
+		if (e != cudaSuccess)
+			return e;
+	}
 	if (few(&k))
 		launch_encode<WARPS_FEW>(&k, b->verify, stream);
 	else
@@ -564,6 +529,17 @@ extern "C" int cuda_codec_decode(const struct cuda_codec_batch *b, struct CUstre
 	e = cudaMemsetAsync(k.status, 0, k.leaves_off, stream);
 	if (e != cudaSuccess)
 		return e;
+	k.layer_part = b->layer;
+	if (b->layer) {
+		if (!b->profile || !b->profile->layer)
+			return cudaErrorInvalidValue;
+		e = (cudaError_t)cuda_layer_decode(
+			b->profile->layer, &k,
+			k.scratch + (cuda_codec_decode_scratch(b->geom, k.tasks_count) + 255u) / 256u * 256u,
+			stream);
+		if (e != cudaSuccess)
+			return e;
+	}
 	if (few(&k))
 		launch_decode<WARPS_FEW>(&k, stream);
 	else

@@ -31,6 +31,13 @@ int cuda_codec_geometry_ok(const struct codec_geometry *g);
 /* And with this profile (its tables fit shared memory)? */
 int cuda_codec_profile_ok(const struct codec_geometry *g, const struct codec_profile *p);
 
+/* Has it a part for `layer`?  0: no; 1: yes, and the kernels can do it; -1: they cannot: columns that are no
+ * multiple of 32, heads of turned keys that do not divide 128, streams that part a leaf. */
+int cuda_codec_layer_ok(const struct codec_geometry *g, const struct codec_profile *p);
+/* Tasks of one batch with `layer` that so much scratch is enough for; 0: not one. */
+uint32_t cuda_codec_layer_tasks(const struct codec_geometry *g, const struct codec_profile *p,
+				int encode, uint64_t scratch_bytes);
+
 /* Once for the current device: kernels' shared memory limits.  sms: multiprocessors. */
 int cuda_codec_init(unsigned *ret_sms);
 
@@ -59,12 +66,15 @@ struct cuda_result {
 	uint32_t chunks_raw;	/* encode */
 	uint32_t escapes;	/* encode */
 	uint32_t verify_failed; /* encode: chunks that did not decode to what they were made from */
+	uint32_t speculator;	/* encode: what was really used (enum codec_speculator) */
+	uint32_t reserved;
 };
 
 struct cuda_codec_task {
 	const struct cuda_region *region; /* all of one batch have the same geometry */
 	uint32_t block_index;
 	uint32_t skip_tokens; /* decode, scatter */
+	uint32_t position; /* encode with layer: of the first token, not CODEC_POSITION_UNKNOWN */
 	uint64_t dev_payload; /* encode: where the packed payload goes, codec_bound() bytes of room;
 				* decode: payload; gather, scatter: canonical raw bytes.  64-byte aligned */
 	uint64_t payload_bytes; /* decode */
@@ -77,6 +87,9 @@ struct cuda_codec_batch {
 		*profile;     /* NULL: encode raw; decode payloads of raw chunks only */
 	uint32_t tasks_count; /* 1..CUDA_BATCH_TASKS_MAX */
 	int verify;	      /* encode */
+	/* encode: `layer` where it is good, else `channel`.  decode: some payload may be of `layer`.  The
+	 * profile must have such a part (cuda_codec_layer_ok). */
+	int layer;
 	uint64_t dev_scratch; /* 256-byte aligned, of cuda_codec_*_scratch bytes */
 	uint64_t
 		dev_results; /* device address of struct cuda_result[tasks_count] (mapped pinned memory) */

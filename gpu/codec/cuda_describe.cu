@@ -15,6 +15,7 @@ extern "C" {
 #undef _Atomic
 
 #include "gpu/codec/cuda_codec.h"
+#include "gpu/codec/cuda_layer_run.cuh"
 #include "gpu/codec/cuda_objects.cuh"
 
 /* ---- what can be done ---- */
@@ -275,6 +276,14 @@ extern "C" int cuda_codec_profile_new(const struct codec_geometry *g, const stru
 	t->dev.column = (const uint32_t *)(t->memory + column_off);
 	t->dev.context = t->memory + context_off;
 	memcpy(t->dev.digest, p->digest, sizeof(t->dev.digest));
+	if (cuda_layer_can(g, p) > 0) {
+		int r = cuda_layer_new(g, p, stream, &t->layer);
+
+		if (r != 0) {
+			cuda_codec_profile_free(t);
+			return r;
+		}
+	}
 	*ret_profile = t;
 	return 0;
 }
@@ -284,6 +293,7 @@ extern "C" struct cuda_profile *cuda_codec_profile_free(struct cuda_profile *p)
 	if (!p)
 		return NULL;
 	(void)cudaFree(p->memory);
+	p->layer = cuda_layer_free(p->layer);
 	free(p->host);
 	free(p);
 	return NULL;
@@ -336,4 +346,32 @@ extern "C" size_t cuda_codec_encode_scratch(const struct codec_geometry *g, uint
 	scratch = up(scratch, 256) + up(g->chunks_count * sizeof(struct gpu_sizes), 256) +
 		  up(g->chunks_count * sizeof(uint32_t), 256) + leaves_bytes(g);
 	return up(STATUS_BYTES, 256) + tasks_count * up(scratch, 256);
+}
+
+/* ---- `layer` ---- */
+
+extern "C" int cuda_codec_layer_ok(const struct codec_geometry *g, const struct codec_profile *p)
+{
+	return cuda_layer_can(g, p);
+}
+
+extern "C" uint32_t cuda_codec_layer_tasks(const struct codec_geometry *g,
+					   const struct codec_profile *p, int encode,
+					   uint64_t scratch_bytes)
+{
+	const struct cuda_layer_shape s = cuda_layer_shape_of(g, p);
+	uint32_t n = 0;
+
+	for (uint32_t step = CUDA_BATCH_TASKS_MAX; step > 0; step /= 2u) {
+		const uint32_t more = n + step;
+		const uint64_t bytes =
+			encode ? up(cuda_codec_encode_scratch(g, more), 256) +
+					 cuda_layer_encode_scratch(&s, more)
+			       : up(cuda_codec_decode_scratch(g, more), 256) +
+					 cuda_layer_decode_scratch(&s, more);
+
+		if (more <= CUDA_BATCH_TASKS_MAX && bytes <= scratch_bytes)
+			n = more;
+	}
+	return n;
 }

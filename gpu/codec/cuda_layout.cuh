@@ -112,7 +112,10 @@ struct gpu_task {
 	uint64_t expect_xxh3;
 	uint32_t block_index;
 	uint32_t skip_tokens;
+	uint32_t position; /* encode */
 };
+
+struct gpu_layer_task;
 
 struct gpu_batch { /* kernel argument */
 	uint32_t tasks_count;
@@ -123,6 +126,9 @@ struct gpu_batch { /* kernel argument */
 	uint32_t *status;      /* per task; in scratch */
 	uint32_t *chunk_tasks; /* decode: tasks that have finished a chunk; in scratch */
 	uint64_t leaves_off, digests_off, task_stride; /* decode: of a task in scratch */
+	/* encode: what `layer` made of each task; those that it was good for are left alone.  NULL: nothing. */
+	struct gpu_layer_task *layer;
+	int layer_part; /* decode: `layer` was done before */
 	struct gpu_profile profile;
 	struct gpu_task task[CUDA_BATCH_TASKS_MAX];
 };

@@ -8,6 +8,8 @@
 
 #include "gpu/codec/cuda_layout.cuh"
 
+struct cuda_layer; /* cuda_layer_run.cuh */
+
 /*
  * Warps of a thread block, one block to a multiprocessor.  Many fill its issue slots; few have twice the registers,
  * so that one chunk is done sooner: for batches that do not fill the GPU.
@@ -30,6 +32,7 @@ struct cuda_profile {
 	struct gpu_profile dev;
 	uint8_t *memory; /* device */
 	uint8_t *host;	 /* what was copied */
+	struct cuda_layer *layer; /* owned; NULL: nothing for the kernels */
 };
 
 struct cuda_region {

@@ -7,7 +7,7 @@
 #ifndef SKVCD_GPU_CODEC_CUDA_PACK_CUH
 #define SKVCD_GPU_CODEC_CUDA_PACK_CUH
 
-#include "gpu/codec/cuda_layout.cuh"
+#include "gpu/codec/cuda_layer.cuh"
 #include "gpu/codec/cuda_xxh3.cuh"
 #include "gpu/codec/format.h"
 
@@ -76,6 +76,37 @@ __device__ static inline void header_write(const struct gpu_batch *b, const stru
 	}
 }
 
+/* How long each chunk is.  Returns false when `layer` was poor, but is not poorer: its payload stays. */
+__device__ static inline bool pack_sizes(const struct gpu_batch *b, uint32_t t, struct gpu_sizes *sizes,
+					 uint32_t at, uint32_t lane)
+{
+	const struct gpu_geometry *g = &b->task[t].region->g;
+	struct gpu_layer_task *layer = b->layer ? &b->layer[t] : NULL;
+	uint32_t bytes = 0;
+
+	for (uint32_t i = lane; i < g->chunks_count; i += WARP_LANES) {
+		const struct gpu_chunk *c = &g->chunk[i];
+		struct gpu_sizes *s = &sizes[i];
+		const uint32_t coded = STATES_BYTES + c->low_bytes + 2u * s->words +
+				       s->escapes * c->element_bytes;
+
+		if (s->raw || coded >= c->raw_bytes)
+			*s = (struct gpu_sizes){
+				.words = 0, .escapes = 0, .raw = 1, .payload = c->raw_bytes
+			};
+		else
+			s->payload = coded;
+		bytes += payload_padded(s->payload);
+	}
+	at += warp_sum(bytes);
+	const bool keep = layer && layer->verdict == LAYER_POOR && at > layer->bytes;
+
+	__syncwarp();
+	if (keep && lane == 0)
+		layer->verdict = LAYER_GOOD;
+	return !keep;
+}
+
 /* A thread block: the root.  Its first warp: which method, how long, where. */
 __device__ static void pack_index(const struct gpu_batch *b, uint32_t t, const struct xxh3_lane *xx,
 				  uint32_t lane)
@@ -95,24 +126,17 @@ __device__ static void pack_index(const struct gpu_batch *b, uint32_t t, const s
 
 	if (threadIdx.x >= WARP_LANES)
 		return;
+	if (!pack_sizes(b, t, sizes, at, lane))
+		return;
 	for (uint32_t first = 0; first < g->chunks_count; first += WARP_LANES) {
 		uint32_t i = first + lane, padded = 0;
 
 		if (i < g->chunks_count) {
-			const struct gpu_chunk *c = &g->chunk[i];
-			struct gpu_sizes *s = &sizes[i];
-			uint32_t coded = STATES_BYTES + c->low_bytes + 2u * s->words +
-					 s->escapes * c->element_bytes;
+			const struct gpu_sizes *s = &sizes[i];
 
-			if (s->raw || coded >= c->raw_bytes)
-				*s = (struct gpu_sizes){
-					.words = 0, .escapes = 0, .raw = 1, .payload = c->raw_bytes
-				};
-			else
-				s->payload = coded;
 			entry[i] = (struct format_chunk_entry){
 				.payload_bytes = s->payload,
-				.escape_bytes = (uint16_t)(s->escapes * c->element_bytes),
+				.escape_bytes = (uint16_t)(s->escapes * g->chunk[i].element_bytes),
 				.method = (uint8_t)(s->raw ? FORMAT_METHOD_RAW
 							   : FORMAT_METHOD_CHANNEL),
 				.reserved = 0,
@@ -135,6 +159,7 @@ __device__ static void pack_index(const struct gpu_batch *b, uint32_t t, const s
 		b->results[t].raw_xxh3 = root;
 		b->results[t].chunks_raw = raws;
 		b->results[t].escapes = escapes;
+		b->results[t].speculator = b->profile.dec ? CODEC_SPEC_CHANNEL : CODEC_SPEC_RAW;
 	}
 }
 

@@ -82,6 +82,7 @@
 #define FORMAT_SECTION_ALIGN 64u
 #define FORMAT_DIGEST_PREFIX_BYTES 16u
 #define FORMAT_PAYLOAD_ALIGN 8u
+#define FORMAT_SPECULATOR_OFF 6u /* in a block's header */
 #define FORMAT_TABLES_MAX 64u
 
 enum format_method { /* of a chunk; wire values */
@@ -140,6 +141,8 @@ struct format_profile_channel {
 
 static_assert(sizeof(struct format_block_header) == 64, "block header");
 static_assert(offsetof(struct format_block_header, encoded_bytes) == 8, "block header");
+static_assert(offsetof(struct format_block_header, speculator) == FORMAT_SPECULATOR_OFF,
+	      "block header");
 static_assert(offsetof(struct format_block_header, chunks_count) == 12, "block header");
 static_assert(offsetof(struct format_block_header, raw_bytes) == 16, "block header");
 static_assert(offsetof(struct format_block_header, raw_xxh3) == 24, "block header");

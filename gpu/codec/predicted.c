@@ -10,8 +10,6 @@
 
 #include "gpu/codec/layer_code.h"
 
-#define POOR_PERCENT 125u /* of what the profile promises: then perhaps `channel` is better */
-
 static uint64_t coded_bytes(const struct codec_geometry *g, uint64_t *ret_scalars)
 {
 	uint64_t bytes = 0;
@@ -61,7 +59,7 @@ int codec_predicted_encode(struct codec_workspace *ws, const struct codec_geomet
 	info->escapes = (uint32_t)escapes;
 	info->ideal_bits = bits.token + bits.raw + bits.tau;
 	return (double)ws->predicted_bytes * 8 * 100 >
-			       profile->layer->expected_bits * (double)scalars * POOR_PERCENT
+			       profile->layer->expected_bits * (double)scalars * LAYER_POOR_PERCENT
 		       ? CODEC_PREDICTED_POOR
 		       : CODEC_PREDICTED_GOOD;
 }

@@ -71,7 +71,10 @@ CODEC_HD struct residual_type residual_type_of(uint32_t dtype)
 CODEC_HD int32_t residual_log2(uint32_t x) /* x > 0 */
 {
 #ifdef __CUDA_ARCH__
-	return 31 - __clz((int)x);
+	uint32_t top;
+
+	asm("bfind.u32 %0, %1;" : "=r"(top) : "r"(x));
+	return (int32_t)top;
 #else
 	return 31 - __builtin_clz(x);
 #endif

@@ -326,6 +326,21 @@ int cuda_codec_profile_ok(const struct codec_geometry *g, const struct codec_pro
 	return g && p;
 }
 
+int cuda_codec_layer_ok(const struct codec_geometry *g, const struct codec_profile *p)
+{
+	assert(g && p);
+	return 0;
+}
+
+uint32_t cuda_codec_layer_tasks(const struct codec_geometry *g, const struct codec_profile *p, int encode,
+				uint64_t scratch_bytes)
+{
+	assert(g && p);
+	(void)encode;
+	(void)scratch_bytes;
+	return CUDA_BATCH_TASKS_MAX;
+}
+
 int cuda_codec_init(unsigned *ret_sms)
 {
 	*ret_sms = 132;

@@ -1,0 +1,718 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cuda_layer.cu - a batch through the segments of `layer`, in coding order, three launches a segment:
+ *
+ *   decode   guesses (tensor cores) -> a warp for each stream of each block -> inputs of what comes later
+ *   encode   inputs of all segments first, then from the last segment to the first:
+ *            guesses -> each token's scale and symbols -> a warp for each stream, backwards
+ *
+ * What runs between the launches (guesses, inputs, patterns of one segment) stays in the GPU's second-level cache for
+ * batches of a few thousand tokens.  All of it is integer, and equal to layer.c and residual_code.c bit for bit.
+ */
+#include <cuda_runtime.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+/* C's word in headers whose functions are not called here. */
+#define _Atomic(type) type
+extern "C" {
+#include "gpu/codec/internal.h"
+}
+#undef _Atomic
+
+#include "gpu/codec/cuda_layer_decode.cuh"
+#include "gpu/codec/cuda_layer_encode.cuh"
+#include "gpu/codec/cuda_layer_gemm.cuh"
+#include "gpu/codec/cuda_layer_pack.cuh"
+#include "gpu/codec/cuda_layer_run.cuh"
+#include "gpu/codec/cuda_objects.cuh"
+
+#define STREAM_WARPS 24u
+#define PLAIN_THREADS 256u
+#define ROWS_BEYOND 8u /* guesses are read ahead */
+
+/* ---- one kernel after another ---- */
+
+/*
+ * The kernels between gemm and gemm are launched while the one before still runs, so that their tables are loaded and
+ * their blocks are there when it ends.  Each waits for the end of all before it touches what they wrote.
+ */
+template <typename... Params, typename... Args>
+static cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, uint32_t threads,
+				uint32_t bytes, cudaStream_t stream, Args... args)
+{
+	cudaLaunchAttribute early;
+	cudaLaunchConfig_t config;
+
+	memset(&config, 0, sizeof(config));
+	memset(&early, 0, sizeof(early));
+	early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	early.val.programmaticStreamSerializationAllowed = 1;
+	config.gridDim = grid;
+	config.blockDim = dim3(threads);
+	config.dynamicSmemBytes = bytes;
+	config.stream = stream;
+	config.attrs = &early;
+	config.numAttrs = 1;
+	return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+/* ---- small kernels ---- */
+
+/* Decode: what each task is.  A warp a task. */
+__global__ void layer_open_kernel(const __grid_constant__ struct gpu_batch b,
+				  const __grid_constant__ struct gpu_layer_run r)
+{
+	const uint32_t t = blockIdx.x, lane = threadIdx.x;
+	struct gpu_layer_task *of = &r.of[t];
+	bool live = false;
+
+	if (lane == 0) {
+		((struct gpu_task *)r.task)[t] = b.task[t];
+		*of = (struct gpu_layer_task){};
+	}
+	__syncwarp();
+	/* Another header's faults are decode_kernel's to tell. */
+	if (!warp_uniform(header_check(&b, &b.task[t], lane)) &&
+	    warp_uniform(b.task[t].payload[6]) == CODEC_SPEC_LAYER) {
+		live = layer_open(&r, &b.task[t], of, &r.stream[t * r.layer.streams_count], lane);
+		if (!live && lane == 0)
+			atomicOr(&r.status[t], CUDA_STATUS_MALFORMED);
+	}
+	if (lane == 0)
+		of->live = live;
+}
+
+/* Encode: likewise; every stream begins at the end of its room. */
+__global__ void layer_begin_kernel(const __grid_constant__ struct gpu_batch b,
+				   const __grid_constant__ struct gpu_layer_run r, uint8_t *words,
+				   uint64_t words_stride, uint64_t stream_bytes)
+{
+	const uint32_t t = blockIdx.x, lane = threadIdx.x;
+
+	for (uint32_t i = 0; i < r.layer.streams_count; i++) {
+		struct gpu_layer_stream *s = &r.stream[t * r.layer.streams_count + i];
+
+		s->state[lane] = CODEC_STATE_LOW;
+		if (lane == 0) {
+			s->limit = (uint64_t)(words + t * words_stride + i * stream_bytes);
+			s->words = s->limit + stream_bytes;
+			s->left = 0;
+			s->bad = 0;
+		}
+	}
+	if (lane == 0) {
+		((struct gpu_task *)r.task)[t] = b.task[t];
+		r.of[t] = (struct gpu_layer_task){ .live = 1, .position = b.task[t].position };
+	}
+}
+
+/* Verification reads what was written. */
+__global__ void layer_again_kernel(const __grid_constant__ struct gpu_layer_run r,
+				   struct gpu_layer_stream *keep)
+{
+	const uint32_t i = blockIdx.x * PLAIN_THREADS / WARP_LANES + threadIdx.x / WARP_LANES;
+	const uint32_t lane = threadIdx.x % WARP_LANES;
+
+	if (i >= r.tasks_count * r.layer.streams_count)
+		return;
+	keep[i].state[lane] = r.stream[i].state[lane];
+	if (lane == 0) {
+		keep[i].words = r.stream[i].words;
+		keep[i].left = r.stream[i].left;
+		keep[i].bad = 0;
+	}
+}
+
+__global__ void layer_turn_kernel(const __grid_constant__ struct gpu_layer_run r)
+{
+	const uint32_t i = blockIdx.x * PLAIN_THREADS + threadIdx.x, row = i / r.layer.pairs;
+
+	if (row >= r.rows_pieces * PIECE)
+		return;
+	const uint32_t task = min(row / r.tokens, r.tasks_count - 1u);
+	const struct layer_turn t = layer_turn_of(r.layer.freq[i % r.layer.pairs],
+						  r.of[task].position + row % r.tokens,
+						  (int)r.layer.round_bf16);
+
+	r.turn[i] = ((uint32_t)t.cos & 0xffffu) | (uint32_t)t.sin << 16;
+}
+
+/* ---- inputs ---- */
+
+/* Four patterns: where decoding left them, or from the pages. */
+template <bool PAGES>
+__device__ static inline void patterns_load(const struct gpu_layer_run *r,
+					    const struct gpu_task *task,
+					    const struct gpu_segment *seg, uint32_t row,
+					    uint32_t column, uint32_t bytes, uint32_t (&p)[4])
+{
+	if (!PAGES) {
+		const int4 v = *(const int4 *)(r->mu + (uint64_t)row * r->mu_columns + column);
+
+		p[0] = (uint32_t)v.x;
+		p[1] = (uint32_t)v.y;
+		p[2] = (uint32_t)v.z;
+		p[3] = (uint32_t)v.w;
+		return;
+	}
+	const uint8_t *at = segment_base(task->region, seg, task->block_index) +
+			    (uint64_t)(row % r->tokens) * seg->token_stride +
+			    column_off(seg, column);
+
+	if (seg->vector && bytes == 2u) {
+		const uint2 v = *(const uint2 *)at;
+
+		p[0] = v.x & 0xffffu;
+		p[1] = v.x >> 16;
+		p[2] = v.y & 0xffffu;
+		p[3] = v.y >> 16;
+	} else if (seg->vector) {
+		const uint32_t v = *(const uint32_t *)at;
+
+		for (uint32_t k = 0; k < 4; k++)
+			p[k] = v >> 8u * k & 0xffu;
+	} else {
+		for (uint32_t k = 0; k < 4; k++)
+			p[k] = bytes == 2u ? ((const uint16_t *)at)[k] : at[k];
+	}
+}
+
+/* Four columns of a row: values, turned back, as inputs. */
+template <int DT, bool PAGES>
+__device__ static inline uint32_t inputs_of(const struct gpu_layer_run *r,
+					    const struct gpu_layer_segment *s,
+					    const struct gpu_task *task,
+					    const struct gpu_segment *seg, uint32_t row,
+					    uint32_t column)
+{
+	const struct residual_type t = residual_type_of(DT);
+	const uint32_t bytes = t.bits / 8u, e = column % s->head_dim;
+	const uint4 mul = *(const uint4 *)(s->in_mul + column);
+	const uint32_t m[4] = { mul.x, mul.y, mul.z, mul.w };
+	uint32_t p[4], out = 0;
+	int32_t v[4];
+
+	patterns_load<PAGES>(r, task, seg, row, column, bytes, p);
+	for (uint32_t k = 0; k < 4; k++)
+		v[k] = residual_fixed(t, p[k]);
+	if (s->pairs && s->interleaved && e < 2u * s->pairs) {
+		layer_unrotate(layer_turn_at(r, row, e / 2u), &v[0], &v[1]);
+		layer_unrotate(layer_turn_at(r, row, e / 2u + 1u), &v[2], &v[3]);
+	} else if (s->pairs && e < 2u * s->pairs) {
+		const bool second = e >= s->pairs;
+
+		patterns_load<PAGES>(r, task, seg, row,
+				     second ? column - s->pairs : column + s->pairs, bytes, p);
+		for (uint32_t k = 0; k < 4; k++) {
+			const struct layer_turn turn =
+				layer_turn_at(r, row, (second ? e - s->pairs : e) + k);
+			int32_t a = v[k], other = residual_fixed(t, p[k]);
+
+			if (second)
+				layer_unrotate(turn, &other, &a);
+			else
+				layer_unrotate(turn, &a, &other);
+			v[k] = a;
+		}
+	}
+	for (uint32_t k = 0; k < 4; k++)
+		out |= ((uint32_t)layer_input(v[k], m[k]) & 0xffu) << 8u * k;
+	return out;
+}
+
+/* A thread: four columns of a row.  PAGES: of every segment in turn (blockIdx.y). */
+template <bool PAGES>
+__global__ __launch_bounds__(PLAIN_THREADS) void layer_inputs_kernel(
+	const __grid_constant__ struct gpu_layer_run r, uint32_t position, uint8_t *out)
+{
+	const uint32_t which = PAGES ? blockIdx.y : position;
+	const struct gpu_layer_segment s = r.layer.segment[which];
+	const uint32_t quads = s.columns / 4u, i = blockIdx.x * PLAIN_THREADS + threadIdx.x;
+	const uint32_t row = i / quads, column = i % quads * 4u;
+
+	next_may_begin();
+	before_is_done();
+	if (row >= r.rows)
+		return;
+	const struct gpu_task *task = &r.task[row / r.tokens];
+	const struct gpu_segment *seg = &task->region->g.segment[s.segment];
+	uint32_t v;
+
+	switch (s.dtype) {
+	case 1:
+		v = inputs_of<1, PAGES>(&r, &s, task, seg, row, column);
+		break;
+	case 2:
+		v = inputs_of<2, PAGES>(&r, &s, task, seg, row, column);
+		break;
+	case 3:
+		v = inputs_of<3, PAGES>(&r, &s, task, seg, row, column);
+		break;
+	default:
+		v = inputs_of<4, PAGES>(&r, &s, task, seg, row, column);
+	}
+	out += PAGES ? (uint64_t)s.first_piece * r.rows_pieces * PIECE_BYTES : 0;
+	*(uint32_t *)(out +
+		      ((uint64_t)(column / PIECE) * r.rows_pieces + row / PIECE) * PIECE_BYTES +
+		      piece_at(row % PIECE, column % PIECE)) = v;
+}
+
+/* ---- streams ---- */
+
+/* Of tables to shared memory: `bytes` from `from`, by the whole thread block. */
+__device__ static inline void tables_load(uint8_t *to, const void *from, uint32_t bytes)
+{
+	for (uint32_t i = threadIdx.x; i < bytes / 16u; i += blockDim.x)
+		((uint4 *)to)[i] = ((const uint4 *)from)[i];
+}
+
+#define DECODE_TABLES (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC)
+static_assert((XXH3_TABLE_BYTES + DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
+
+__host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
+{
+	return XXH3_TABLE_BYTES + DECODE_TABLES +
+	       STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens) + 16u; /* a tau is read ahead */
+}
+
+template <int DT, bool WRITE>
+__global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kernel(
+	const __grid_constant__ struct gpu_layer_run r, struct gpu_layer_stream *stream,
+	uint32_t position)
+{
+	const uint32_t lane = threadIdx.x % WARP_LANES,
+		       warp = warp_uniform(threadIdx.x / WARP_LANES);
+	const struct gpu_layer_segment *s = &r.layer.segment[position];
+	const bool last = position + 1u == r.layer.segments_count;
+	uint8_t *const tables = shared + XXH3_TABLE_BYTES, *const warps = tables + DECODE_TABLES;
+	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + lane };
+
+	next_may_begin();
+	if (threadIdx.x < WARP_LANES)
+		xxh3_table_fill((uint64_t *)shared, threadIdx.x);
+	tables_load(tables, &r.layer.tables[s->tables], DECODE_TABLES);
+	__syncthreads();
+	before_is_done();
+	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.tasks_count * r.layer.streams_count;
+	     i += gridDim.x * STREAM_WARPS) {
+		const uint32_t t = i / r.layer.streams_count;
+		struct layer_decoder d;
+		struct layer_job j;
+
+		if (!warp_uniform(r.of[t].live))
+			continue;
+		j.run = &r;
+		j.s = s;
+		j.task = &r.task[t];
+		j.seg = &j.task->region->g.segment[s->segment];
+		j.task_index = t;
+		j.leaf = warps + STREAM_WARPS * RING_BYTES + warp * LEAF_BYTES;
+		j.tau = warps + STREAM_WARPS * (RING_BYTES + LEAF_BYTES) + warp * r.tokens;
+		j.leaves = (uint64_t *)(r.leaves + t * r.leaves_stride);
+		d.lane = lane;
+		d.below = (1u << lane) - 1u;
+		d.token = tables;
+		d.enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
+		layer_stream_load(&stream[i], &d, (uint16_t *)(warps + warp * RING_BYTES));
+		const bool differs = layer_share_decode<DT, WRITE>(
+			&j, &d, &xx,
+			layer_share_of(s->columns, i % r.layer.streams_count,
+				       r.layer.streams_count));
+
+		const bool bad = layer_stream_park(&stream[i], &d, last, !WRITE && differs);
+
+		if (bad && lane == 0 && WRITE)
+			atomicOr(&r.status[t], CUDA_STATUS_MALFORMED);
+		else if (bad && lane == 0)
+			r.of[t].bad = 1;
+		__syncwarp();
+	}
+}
+
+template <int DT>
+__global__ __launch_bounds__(PLAIN_THREADS) void layer_symbols_kernel(
+	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
+{
+	const uint32_t lane = threadIdx.x % WARP_LANES;
+	const uint32_t i = blockIdx.x * (PLAIN_THREADS / WARP_LANES) + threadIdx.x / WARP_LANES;
+	const uint32_t streams = r.layer.streams_count, row = i / streams, stream = i % streams;
+	const struct gpu_layer_segment *s = &r.layer.segment[position];
+
+	next_may_begin();
+	before_is_done();
+	if (row >= r.rows)
+		return;
+	const uint32_t t = row / r.tokens, token = row % r.tokens;
+	const struct gpu_task *task = &r.task[t];
+	const uint32_t tau = layer_row_symbols<DT>(
+		&r, s, task, &task->region->g.segment[s->segment],
+		layer_share_of(s->columns, stream, streams), row, token, lane);
+
+	if (lane == 0)
+		r.tau[(t * streams + stream) * r.tokens + token] = (uint8_t)tau;
+}
+
+#define ENCODE_TABLES (LAYER_SHARED_ENC + CODEC_PROB_SUM * 4u)
+
+template <int DT>
+__global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_encode_kernel(
+	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
+{
+	const uint32_t lane = threadIdx.x % WARP_LANES,
+		       warp = warp_uniform(threadIdx.x / WARP_LANES);
+	const struct gpu_layer_segment *s = &r.layer.segment[position];
+	uint32_t *const rcp = (uint32_t *)(shared + LAYER_SHARED_ENC);
+	const uint32_t streams = r.layer.streams_count;
+
+	next_may_begin();
+	tables_load(shared, r.layer.tables[s->tables].enc, LAYER_SHARED_ENC);
+	for (uint32_t f = threadIdx.x; f < CODEC_PROB_SUM; f += blockDim.x)
+		rcp[f] = f > 1 ? (uint32_t)(((uint64_t)1 << 32) / f) : 0xffffffffu;
+	__syncthreads();
+	before_is_done();
+	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.tasks_count * streams;
+	     i += gridDim.x * STREAM_WARPS) {
+		struct gpu_layer_stream *stream = &r.stream[i];
+		const uint32_t t = i / streams;
+		const struct gpu_task *task = &r.task[t];
+		struct layer_coder c;
+
+		if (warp_uniform(stream->bad))
+			continue;
+		c.x = stream->state[lane];
+		c.above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
+		c.words = (uint16_t *)stream->words;
+		c.enc = (const uint32_t *)shared;
+		c.rcp = rcp;
+		c.escapes = 0;
+		const bool fits = layer_share_encode<DT>(
+			&r, s, task, &task->region->g.segment[s->segment],
+			layer_share_of(s->columns, i % streams, streams), t,
+			r.tau + (uint64_t)i * r.tokens, (const uint16_t *)stream->limit, &c, lane);
+		const uint32_t escapes = layer_warp_sum(c.escapes);
+
+		stream->state[lane] = c.x;
+		__syncwarp();
+		if (lane == 0) {
+			stream->left += (uint32_t)((stream->words - (uint64_t)c.words) / 2u);
+			stream->words = (uint64_t)c.words;
+			if (escapes)
+				atomicAdd(&r.of[t].escapes, escapes);
+			if (!fits) {
+				stream->bad = 1;
+				r.of[t].bad = 1;
+			}
+		}
+		__syncwarp();
+	}
+}
+
+/* A thread block a task: the root; its first warp: the rest. */
+__global__ void layer_finish_kernel(const __grid_constant__ struct gpu_batch b,
+				    const __grid_constant__ struct gpu_layer_run r,
+				    uint64_t coded_bytes, double poor)
+{
+	const struct gpu_geometry *g = &b.task[blockIdx.x].region->g;
+	uint8_t *scratch = b.scratch + blockIdx.x * g->scratch_bytes;
+	const struct xxh3_lane xx = { .table = (const uint64_t *)shared +
+					       threadIdx.x % WARP_LANES };
+
+	if (threadIdx.x < WARP_LANES)
+		xxh3_table_fill((uint64_t *)shared, threadIdx.x);
+	__syncthreads();
+	const uint64_t root = leaves_root(g, (const uint64_t *)(scratch + g->leaves_off),
+					  (uint64_t *)(scratch + g->digests_off), &xx);
+
+	if (threadIdx.x < WARP_LANES)
+		layer_finish(&r, &b, blockIdx.x, coded_bytes, poor, root, threadIdx.x);
+}
+
+/* Warps of a task: first one a stream, then one a chunk. */
+__global__ void layer_pack_kernel(const __grid_constant__ struct gpu_batch b,
+				  const __grid_constant__ struct gpu_layer_run r)
+{
+	const uint32_t lane = threadIdx.x % WARP_LANES, t = blockIdx.y;
+	const uint32_t i = blockIdx.x * SMALL_WARPS + threadIdx.x / WARP_LANES;
+	const struct gpu_task *task = &b.task[t];
+	const struct gpu_geometry *g = &task->region->g;
+
+	if (r.of[t].verdict == LAYER_NONE || i >= r.layer.streams_count + g->chunks_count)
+		return;
+	if (i < r.layer.streams_count) {
+		layer_pack_words(&r, task, t, i, lane);
+		return;
+	}
+	const uint32_t chunk = i - r.layer.streams_count;
+	const uint32_t *offsets =
+		(const uint32_t *)(b.scratch + t * g->scratch_bytes + g->offsets_off);
+
+	if (!g->chunk[chunk].coded)
+		pack_raw(task->region, &g->chunk[chunk], task->block_index,
+			 task->payload + offsets[chunk], lane);
+}
+
+/* ---- launches ---- */
+
+int cuda_layer_init(void)
+{
+	const void *decoders[] = {
+		(const void *)layer_decode_kernel<1, true>,
+		(const void *)layer_decode_kernel<2, true>,
+		(const void *)layer_decode_kernel<3, true>,
+		(const void *)layer_decode_kernel<4, true>,
+		(const void *)layer_decode_kernel<1, false>,
+		(const void *)layer_decode_kernel<2, false>,
+		(const void *)layer_decode_kernel<3, false>,
+		(const void *)layer_decode_kernel<4, false>,
+	};
+	cudaError_t e = cudaFuncSetAttribute(
+		layer_gemm_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)GEMM_SHARED);
+
+	for (unsigned i = 0; i < sizeof(decoders) / sizeof(decoders[0]) && e == cudaSuccess; i++)
+		e = cudaFuncSetAttribute(decoders[i], cudaFuncAttributeMaxDynamicSharedMemorySize,
+					 (int)SHARED_MAX);
+	if (e == cudaSuccess)
+		e = cudaMemcpyToSymbol(xxh3_secret, XXH3_kSecret, XXH3_SECRET_BYTES);
+	return e;
+}
+
+/* Places in scratch, of decoding and of encoding. */
+struct layer_places {
+	uint64_t task, of, stream, keep, turn, mu, tau, symbol, inputs, words, end;
+};
+
+static uint64_t place(uint64_t *at, uint64_t bytes)
+{
+	const uint64_t here = *at;
+
+	*at = (here + bytes + 255u) & ~(uint64_t)255u;
+	return here;
+}
+
+static uint32_t rows_pieces(const struct cuda_layer_shape *s, uint32_t tasks_count)
+{
+	return (tasks_count * s->tokens + PIECE - 1u) / PIECE;
+}
+
+static struct layer_places places_of(const struct cuda_layer_shape *s, uint32_t n, bool encode)
+{
+	const uint64_t pieces = rows_pieces(s, n), rows = pieces * PIECE;
+	const uint64_t streams = (uint64_t)n * s->streams_count;
+	struct layer_places p;
+	uint64_t at = 0;
+
+	p.task = place(&at, n * sizeof(struct gpu_task));
+	p.of = place(&at, n * sizeof(struct gpu_layer_task));
+	p.stream = place(&at, streams * sizeof(struct gpu_layer_stream));
+	p.keep = place(&at, encode ? streams * sizeof(struct gpu_layer_stream) : 0);
+	p.turn = place(&at, rows * s->pairs * 4u);
+	p.mu = place(&at, (rows + ROWS_BEYOND) * s->pieces_max * PIECE * 4u);
+	p.tau = place(&at, encode ? streams * s->tokens : 0);
+	p.symbol = place(&at, encode ? rows * s->pieces_max * PIECE * sizeof(uint2) : 0);
+	p.inputs = place(&at,
+			 (encode ? s->pieces : s->slots * s->pieces_max) * pieces * PIECE_BYTES);
+	p.words = place(&at, encode ? streams * s->stream_bytes : 0);
+	p.end = at;
+	return p;
+}
+
+uint64_t cuda_layer_decode_scratch(const struct cuda_layer_shape *s, uint32_t tasks_count)
+{
+	return places_of(s, tasks_count, false).end;
+}
+
+uint64_t cuda_layer_encode_scratch(const struct cuda_layer_shape *s, uint32_t tasks_count)
+{
+	return places_of(s, tasks_count, true).end;
+}
+
+static struct gpu_layer_run run_of(const struct cuda_layer *l, const struct gpu_batch *b,
+				   const struct layer_places *p, uint8_t *scratch)
+{
+	struct gpu_layer_run r;
+
+	memset(&r, 0, sizeof(r));
+	r.layer = l->dev;
+	r.tasks_count = b->tasks_count;
+	r.tokens = l->shape.tokens;
+	r.rows = b->tasks_count * r.tokens;
+	r.rows_pieces = rows_pieces(&l->shape, b->tasks_count);
+	r.mu_columns = l->shape.pieces_max * PIECE;
+	r.task = (const struct gpu_task *)(scratch + p->task);
+	r.of = (struct gpu_layer_task *)(scratch + p->of);
+	r.stream = (struct gpu_layer_stream *)(scratch + p->stream);
+	r.turn = (uint32_t *)(scratch + p->turn);
+	r.mu = (int32_t *)(scratch + p->mu);
+	r.tau = scratch + p->tau;
+	r.symbol = (uint2 *)(scratch + p->symbol);
+	r.leaves = b->scratch + b->leaves_off;
+	r.leaves_stride = b->task_stride;
+	r.status = b->status;
+	return r;
+}
+
+/* slot_bytes 0: every segment's inputs have their own place. */
+static struct gpu_layer_io io_of(const struct cuda_layer *l, uint32_t position, uint8_t *inputs,
+				 uint32_t pieces, uint64_t slot_bytes)
+{
+	const struct cuda_layer_segment *s = &l->segment[position];
+	struct gpu_layer_io io;
+
+	memset(&io, 0, sizeof(io));
+	io.position = position;
+	io.count = s->inputs;
+	for (uint32_t i = 0; i <= s->inputs; i++) {
+		const uint32_t at = position - s->inputs + i;
+		uint8_t *place = inputs + (slot_bytes ? at % l->shape.slots * slot_bytes
+						      : (uint64_t)l->segment[at].first_piece *
+								pieces * PIECE_BYTES);
+
+		if (i == s->inputs) {
+			io.out = place;
+			break;
+		}
+		io.in[i] = place;
+		io.pieces[i] = l->segment[at].pieces;
+	}
+	return io;
+}
+
+static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
+			const struct gpu_layer_io *io, cudaStream_t stream)
+{
+	(void)launch_early(layer_gemm_kernel,
+			   dim3(r->rows_pieces * 2u, l->segment[io->position].pieces), GEMM_THREADS,
+			   GEMM_SHARED, stream, *r, *io);
+}
+
+static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)
+{
+	const uint32_t all = r->rows_pieces * PIECE * r->layer.pairs;
+
+	if (all)
+		layer_turn_kernel<<<(all + PLAIN_THREADS - 1u) / PLAIN_THREADS, PLAIN_THREADS, 0,
+				    stream>>>(*r);
+}
+
+static uint32_t inputs_blocks(const struct gpu_layer_run *r, uint32_t pieces)
+{
+	return (uint32_t)(((uint64_t)r->rows * pieces * (PIECE / 4u) + PLAIN_THREADS - 1u) /
+			  PLAIN_THREADS);
+}
+
+static uint32_t streams_blocks(const struct gpu_layer_run *r)
+{
+	const uint32_t items = r->tasks_count * r->layer.streams_count;
+	int device = 0, sms = 1;
+
+	(void)cudaGetDevice(&device);
+	(void)cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+	return items < (uint32_t)sms ? items : (uint32_t)sms;
+}
+
+template <bool WRITE>
+static void launch_streams(const struct cuda_layer *l, const struct gpu_layer_run *r,
+			   struct gpu_layer_stream *streams, uint32_t position, cudaStream_t stream)
+{
+	static void (*const kernel[])(struct gpu_layer_run, struct gpu_layer_stream *, uint32_t) = {
+		layer_decode_kernel<1, WRITE>, layer_decode_kernel<2, WRITE>,
+		layer_decode_kernel<3, WRITE>, layer_decode_kernel<4, WRITE>
+	};
+
+	(void)launch_early(kernel[l->segment[position].dtype - 1u], dim3(streams_blocks(r)),
+			   STREAM_WARPS * WARP_LANES, decode_shared(r->tokens), stream, *r, streams,
+			   position);
+}
+
+int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,
+		      struct CUstream_st *stream)
+{
+	const struct layer_places p = places_of(&l->shape, b->tasks_count, false);
+	const struct gpu_layer_run r = run_of(l, b, &p, scratch);
+	const uint64_t slot_bytes = (uint64_t)l->shape.pieces_max * r.rows_pieces * PIECE_BYTES;
+
+	layer_open_kernel<<<r.tasks_count, WARP_LANES, 0, stream>>>(*b, r);
+	launch_turns(&r, stream);
+	for (uint32_t i = 0; i < r.layer.segments_count; i++) {
+		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces,
+						     slot_bytes);
+
+		launch_gemm(l, &r, &io, stream);
+		launch_streams<true>(l, &r, r.stream, i, stream);
+		if (l->segment[i].taken)
+			(void)launch_early(layer_inputs_kernel<false>,
+					   dim3(inputs_blocks(&r, l->segment[i].pieces)),
+					   PLAIN_THREADS, 0, stream, r, i, io.out);
+	}
+	return cudaGetLastError();
+}
+
+/* Decode what was encoded, from where it lies, and compare it with the pages. */
+static void launch_verify(const struct cuda_layer *l, const struct gpu_layer_run *r,
+			  const struct layer_places *p, uint8_t *scratch, cudaStream_t stream)
+{
+	struct gpu_layer_stream *keep = (struct gpu_layer_stream *)(scratch + p->keep);
+	const uint32_t items = r->tasks_count * r->layer.streams_count,
+		       each = PLAIN_THREADS / WARP_LANES;
+
+	layer_again_kernel<<<(items + each - 1u) / each, PLAIN_THREADS, 0, stream>>>(*r, keep);
+	for (uint32_t i = 0; i < r->layer.segments_count; i++) {
+		const struct gpu_layer_io io = io_of(l, i, scratch + p->inputs, r->rows_pieces, 0);
+
+		launch_gemm(l, r, &io, stream);
+		launch_streams<false>(l, r, keep, i, stream);
+	}
+}
+
+static void launch_symbols(const struct cuda_layer *l, const struct gpu_layer_run *r,
+			   uint32_t position, cudaStream_t stream)
+{
+	static void (*const symbols[])(struct gpu_layer_run, uint32_t) = {
+		layer_symbols_kernel<1>, layer_symbols_kernel<2>, layer_symbols_kernel<3>,
+		layer_symbols_kernel<4>
+	};
+	static void (*const encode[])(struct gpu_layer_run, uint32_t) = { layer_encode_kernel<1>,
+									  layer_encode_kernel<2>,
+									  layer_encode_kernel<3>,
+									  layer_encode_kernel<4> };
+	const uint32_t each = PLAIN_THREADS / WARP_LANES, rows = r->rows * r->layer.streams_count;
+	const uint32_t type = l->segment[position].dtype - 1u;
+
+	(void)launch_early(symbols[type], dim3((rows + each - 1u) / each), PLAIN_THREADS, 0, stream,
+			   *r, position);
+	(void)launch_early(encode[type], dim3(streams_blocks(r)), STREAM_WARPS * WARP_LANES,
+			   ENCODE_TABLES, stream, *r, position);
+}
+
+int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,
+		      int verify, struct CUstream_st *stream, struct gpu_layer_task **ret_tasks)
+{
+	const struct layer_places p = places_of(&l->shape, b->tasks_count, true);
+	const struct gpu_layer_run r = run_of(l, b, &p, scratch);
+	const uint32_t streams = r.layer.streams_count, warps = streams + b->chunks_count;
+
+	*ret_tasks = r.of;
+	layer_begin_kernel<<<r.tasks_count, WARP_LANES, 0, stream>>>(
+		*b, r, scratch + p.words, streams * l->shape.stream_bytes, l->shape.stream_bytes);
+	launch_turns(&r, stream);
+	layer_inputs_kernel<true>
+		<<<dim3(inputs_blocks(&r, l->shape.pieces_max), r.layer.segments_count),
+		   PLAIN_THREADS, 0, stream>>>(r, 0, scratch + p.inputs);
+	for (uint32_t i = r.layer.segments_count; i-- > 0;) {
+		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces, 0);
+
+		launch_gemm(l, &r, &io, stream);
+		launch_symbols(l, &r, i, stream);
+	}
+	if (verify)
+		launch_verify(l, &r, &p, scratch, stream);
+	layer_finish_kernel<<<r.tasks_count, ROOT_THREADS, XXH3_TABLE_BYTES, stream>>>(
+		*b, r, l->shape.coded_bytes, l->poor);
+	layer_pack_kernel<<<dim3((warps + SMALL_WARPS - 1u) / SMALL_WARPS, r.tasks_count),
+			    SMALL_WARPS * WARP_LANES, 0, stream>>>(*b, r);
+	return cudaGetLastError();
+}

@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cuda_layer_encode.cuh - the encoder's two steps for a segment whose guesses are made: the scale of each token's
+ * row and its symbols (one warp a token and stream), then the rows of a stream's share, the last first (one warp a
+ * stream).  All
+ * values are known to an encoder, so segments are taken from the last to the first and no list of steps is kept.
+ *
+ * Both are residual_code.c's, and what they read of the pages may change under them: words are bounded, and a block
+ * that came out as something else is found by the verification or its checksum.
+ */
+#ifndef SKVCD_GPU_CODEC_CUDA_LAYER_ENCODE_CUH
+#define SKVCD_GPU_CODEC_CUDA_LAYER_ENCODE_CUH
+
+#include "gpu/codec/cuda_layer.cuh"
+
+#define LAYER_COST_ONE 4u
+#define LAYER_ROW_BYTES 512u /* words of one row, at most */
+
+/* residual_symbol, in registers. */
+template <int DT> struct layer_symbol {
+	static const uint32_t ITEMS = DT <= 2 ? 3u : RESIDUAL_ITEMS_MAX;
+	uint32_t token, count;
+	uint32_t item[ITEMS], bits[ITEMS];
+
+	__device__ __forceinline__ void push(uint32_t value, int32_t n)
+	{
+#pragma unroll
+		for (uint32_t i = 0; i < ITEMS; i++)
+			if (i == count) {
+				item[i] = value & ((1u << n) - 1u);
+				bits[i] = (uint32_t)n;
+			}
+		count++;
+	}
+};
+
+/* residual_push_low() */
+template <int DT>
+__device__ __forceinline__ static void layer_push_low(struct layer_symbol<DT> *s, uint32_t pattern,
+						      uint32_t mant, int32_t n, int32_t sub)
+{
+	const struct residual_type t = residual_type_of(DT);
+	uint32_t a = n > 31 ? 0 : mant >> n;
+
+#pragma unroll
+	for (int32_t i = 0; i < t.groups_max; i++) {
+		const int32_t step = min(t.group_bits, sub);
+
+		if (a != 0 || sub <= 0)
+			break;
+		n -= step;
+		sub -= step;
+		a = n > 31 ? 0 : mant >> n;
+		s->push(a, step);
+	}
+	if (a == 0 && sub > 0)
+		s->push(pattern, (int32_t)t.bits);
+	else if (a != 0 && n > 0)
+		s->push(mant, n);
+}
+
+/* residual_symbol(), and an escape where the token has no frequency.  Returns the token's entry. */
+template <int DT>
+__device__ __forceinline__ static uint32_t layer_symbol_of(struct layer_symbol<DT> *s,
+							   struct residual_grid g, uint32_t pattern,
+							   const uint32_t *enc)
+{
+	const struct residual_type t = residual_type_of(DT);
+	const uint32_t mag = pattern & ((1u << (t.bits - 1u)) - 1u), e = mag >> t.mant_bits;
+	const uint32_t mant = (mag & ((1u << t.mant_bits) - 1u)) | (e ? 1u << t.mant_bits : 0u);
+	const int32_t sh = (int32_t)(e ? e : 1u) - t.bias - t.mant_bits + RESIDUAL_FRAC - g.q;
+	bool escape = mag > t.mag_max || sh > RESIDUAL_SHIFT_MAX;
+	int32_t x = (int32_t)(sh >= 0 ? mant << (sh & 31) : sh < -31 ? 0 : mant >> (-sh & 31));
+
+	x = (pattern >> (t.bits - 1u)) ^ g.flip ? -x - 1 : x;
+	const int32_t r = x - g.mu;
+	const uint32_t far = (uint32_t)abs(r) - (RESIDUAL_NEAR + 1u);
+
+	s->count = 0;
+	s->token = (uint32_t)(r + RESIDUAL_NEAR);
+	if (!escape && s->token > 2u * RESIDUAL_NEAR) {
+		const uint32_t j = (uint32_t)residual_log2((far & 0xfffu) + 4u) - 2u;
+
+		escape = far >= (4u << RESIDUAL_BUCKETS) - 4u;
+		s->token = (r > 0 ? RESIDUAL_BUCKET_POS : RESIDUAL_BUCKET_NEG) + j;
+		s->push(far + 4u - (4u << j), (int32_t)j + 2);
+	}
+	if (!escape && sh < 0)
+		layer_push_low<DT>(s, pattern, mant, -sh, residual_sub(t, g.q));
+	s->token = escape ? RESIDUAL_ESC : s->token;
+	uint32_t entry = enc[g.class_ * RESIDUAL_TOKENS + s->token];
+
+	if (escape || (entry & 0xffffu) == 0) {
+		s->token = RESIDUAL_ESC;
+		s->count = 0;
+		s->push(pattern, (int32_t)t.bits);
+		entry = enc[g.class_ * RESIDUAL_TOKENS + RESIDUAL_ESC];
+	}
+	return entry;
+}
+
+__device__ __forceinline__ static uint32_t layer_cost(uint32_t freq)
+{
+	const uint32_t l = (uint32_t)residual_log2(freq);
+
+	return LAYER_COST_ONE * (CODEC_PROB_BITS - l) -
+	       (l >= 2 ? freq >> (l - 2u) & 3u : freq << (2u - l) & 3u);
+}
+
+/* |error| / sigma in 64ths, at most 256 sigma; what residual_code.c's error_ratio() gives. */
+__device__ __forceinline__ static uint32_t layer_error_ratio(uint32_t d, int32_t scale)
+{
+	const uint32_t root = scale & 2 ? (scale & 1 ? 9742u : 11585u)
+					: (scale & 1 ? 13777u : 16384u);
+	const int32_t sh = (scale >> 2) + 8;
+	uint64_t v = (uint64_t)d * root;
+
+	if (sh >= 0)
+		v = sh > 63 ? 0 : v >> sh;
+	else
+		v = sh < -20 ? 16384u : v << -sh;
+	return v < 16384u ? (uint32_t)v : 16384u;
+}
+
+struct layer_page { /* a lane's column of a segment in the pages */
+	const uint8_t *at;
+	uint64_t stride;
+};
+
+__device__ __forceinline__ static struct layer_page layer_page_of(const struct gpu_task *task,
+								  const struct gpu_segment *seg,
+								  uint32_t column)
+{
+	return (struct layer_page){
+		.at = segment_base(task->region, seg, task->block_index) + column_off(seg, column),
+		.stride = seg->token_stride,
+	};
+}
+
+template <int DT>
+__device__ __forceinline__ static uint32_t layer_page_pattern(const struct layer_page *p,
+							      uint32_t token)
+{
+	const uint8_t *at = p->at + token * p->stride;
+
+	return DT <= 2 ? *(const uint16_t *)at : *at;
+}
+
+__constant__ const uint16_t layer_tau_part[RESIDUAL_TAU_COUNT - 1u] = {
+	21, 30, 43, 61, 86, 121, 172, 243, 344, 486, 687, 972, 1374, 1943, 2748
+};
+
+__device__ __forceinline__ static uint32_t layer_warp_sum(uint32_t v)
+{
+	return __reduce_add_sync(FULL_MASK, v);
+}
+
+/*
+ * What coding a scalar takes, as the first step leaves it for the second.  x: frequency | start << 10 | bits of the
+ * first raw item << 20 | of the second << 25 | SYMBOL_MORE when there is a third | SYMBOL_ESCAPE; y: the items, 16 bits
+ * each.  Of a row of raw patterns: y is the pattern.
+ */
+#define SYMBOL_START_SHIFT 10u
+#define SYMBOL_FIRST_SHIFT 20u
+#define SYMBOL_SECOND_SHIFT 25u
+#define SYMBOL_MORE (1u << 30)
+#define SYMBOL_ESCAPE (1u << 31)
+
+template <int DT>
+__device__ __forceinline__ static uint2 layer_symbol_pack(const struct layer_symbol<DT> *s,
+							  uint32_t entry)
+{
+	const uint32_t first = s->count > 0 ? s->bits[0] : 0,
+		       second = s->count > 1 ? s->bits[1] : 0;
+
+	return make_uint2((entry & 0xffffu) | entry >> 16 << SYMBOL_START_SHIFT |
+				  first << SYMBOL_FIRST_SHIFT | second << SYMBOL_SECOND_SHIFT |
+				  (s->count > 2 ? SYMBOL_MORE : 0) |
+				  (s->token == RESIDUAL_ESC ? SYMBOL_ESCAPE : 0),
+			  (s->count > 0 ? s->item[0] : 0) | (s->count > 1 ? s->item[1] << 16 : 0));
+}
+
+/* One token's row slice of a stream: residual_pick_tau(), row_is_raw(), and its symbols. */
+template <int DT>
+__device__ __forceinline__ static uint32_t layer_row_symbols(const struct gpu_layer_run *r,
+							     const struct gpu_layer_segment *s,
+							     const struct gpu_task *task,
+							     const struct gpu_segment *seg,
+							     struct layer_share h, uint32_t row,
+							     uint32_t token, uint32_t lane)
+{
+	const struct residual_type t = residual_type_of(DT);
+	const int32_t *mu = r->mu + (uint64_t)row * r->mu_columns;
+	uint2 *symbol = r->symbol + (uint64_t)row * r->mu_columns;
+	const uint32_t n = (h.group_end - h.group_begin) * CODEC_LANES;
+	const uint32_t *enc = &r->layer.tables[s->tables].enc[0][0];
+	uint32_t sum = 0, cost = 0, tau = 0;
+
+#pragma unroll 4
+	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
+		const uint32_t c = g * CODEC_LANES + lane;
+		const struct layer_page p = layer_page_of(task, seg, c);
+		const int64_t d = (int64_t)residual_fixed(t, layer_page_pattern<DT>(&p, token)) -
+				  mu[c];
+
+		sum += layer_error_ratio((uint32_t)(d < 0 ? -d : d), s->base[c]);
+	}
+	sum = layer_warp_sum(sum); /* at most columns * 2^14 < 2^31 */
+	for (uint32_t i = 0; i < RESIDUAL_TAU_COUNT - 1u; i++)
+		tau += sum > (uint64_t)layer_tau_part[i] * n;
+#pragma unroll 1
+	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
+		const uint32_t c = g * CODEC_LANES + lane;
+		const struct layer_page p = layer_page_of(task, seg, c);
+		struct layer_symbol<DT> sym;
+		const uint32_t entry = layer_symbol_of<DT>(
+			&sym, layer_grid<DT>(mu[c], layer_scale(s->base[c], tau)),
+			layer_page_pattern<DT>(&p, token), enc);
+
+		cost += layer_cost(entry & 0xffffu);
+#pragma unroll
+		for (uint32_t i = 0; i < layer_symbol<DT>::ITEMS; i++)
+			cost += i < sym.count ? LAYER_COST_ONE * sym.bits[i] : 0;
+		symbol[c] = layer_symbol_pack<DT>(&sym, entry);
+	}
+	cost = layer_warp_sum(cost);
+	if (cost < LAYER_COST_ONE * t.bits * n)
+		return tau;
+	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
+		const uint32_t c = g * CODEC_LANES + lane;
+		const struct layer_page p = layer_page_of(task, seg, c);
+
+		symbol[c] = make_uint2(0, layer_page_pattern<DT>(&p, token));
+	}
+	return RESIDUAL_TAU_RAW;
+}
+
+/* ---- coding ---- */
+
+struct layer_coder { /* one lane's */
+	uint32_t x;
+	uint32_t above;	     /* mask of the lanes behind it */
+	uint16_t *words;     /* the lowest written */
+	const uint32_t *enc; /* shared, like the next */
+	const uint32_t *rcp; /* of a frequency, as codec_enc_entry() has it */
+	uint32_t escapes;
+};
+
+/* Lanes in ascending order in memory: a decoder reads them in that order. */
+__device__ __forceinline__ static void layer_spill(struct layer_coder *c, bool spills)
+{
+	const uint32_t mask = __ballot_sync(FULL_MASK, spills);
+
+	if (spills) {
+		*(c->words - 1 - __popc(mask & c->above)) = (uint16_t)c->x;
+		c->x >>= 16;
+	}
+	c->words -= __popc(mask);
+}
+
+__device__ __forceinline__ static void layer_put_token(struct layer_coder *c, uint32_t entry,
+						       bool here)
+{
+	const uint32_t freq = here ? entry & 0xffffu : 1u, start = entry >> 16;
+
+	layer_spill(c, here && codec_rans_encode_spills(c->x, freq));
+	/* codec_rans_encode_step(): the reciprocal gives the quotient or one less. */
+	uint32_t q = __umulhi(c->x, c->rcp[freq]), rest = c->x - q * freq;
+
+	if (rest >= freq) {
+		q++;
+		rest -= freq;
+	}
+	c->x = here ? (q << CODEC_PROB_BITS) + rest + start : c->x;
+}
+
+__device__ __forceinline__ static void layer_put_raw(struct layer_coder *c, uint32_t value,
+						     uint32_t bits, bool here)
+{
+	layer_spill(c, here && (uint64_t)c->x << bits >> 32 != 0);
+	c->x = here ? c->x << bits | value : c->x;
+}
+
+/* A row with more than two items in some lane: once more from its values. */
+template <int DT>
+__device__ __forceinline__ static void layer_put_row(struct layer_coder *c, struct residual_grid g,
+						     uint32_t pattern)
+{
+	struct layer_symbol<DT> sym;
+	const uint32_t entry = layer_symbol_of<DT>(&sym, g, pattern, c->enc);
+
+#pragma unroll
+	for (uint32_t i = layer_symbol<DT>::ITEMS; i-- > 0;)
+		if (__any_sync(FULL_MASK, sym.count > i))
+			layer_put_raw(c, sym.item[i], sym.bits[i], sym.count > i);
+	layer_put_token(c, entry, true);
+}
+
+__device__ __forceinline__ static void layer_put_symbols(struct layer_coder *c, uint2 s)
+{
+	const uint32_t first = s.x >> SYMBOL_FIRST_SHIFT & 31u,
+		       second = s.x >> SYMBOL_SECOND_SHIFT & 31u;
+
+	if (__any_sync(FULL_MASK, second > 0))
+		layer_put_raw(c, s.y >> 16, second, second > 0);
+	layer_put_raw(c, s.y & 0xffffu, first, first > 0);
+	layer_put_token(c, (s.x & 1023u) | (s.x >> SYMBOL_START_SHIFT & 1023u) << 16, true);
+}
+
+#define LAYER_AHEAD_ROWS 4u /* symbols in registers before their rows */
+
+/* Rows of a group, the last first; limit: words are not written below.  False: they do not fit. */
+template <int DT>
+__device__ __forceinline__ static bool layer_group_encode(const struct gpu_layer_run *r,
+							  int32_t base, const struct layer_page *p,
+							  uint64_t at, const uint8_t *tau,
+							  const uint16_t *limit,
+							  struct layer_coder *c)
+{
+	const uint32_t tokens = r->tokens;
+	const uint2 *symbol = r->symbol + at;
+	uint2 s[LAYER_AHEAD_ROWS];
+
+#pragma unroll
+	for (uint32_t k = 0; k < LAYER_AHEAD_ROWS; k++)
+		s[k] = symbol[(uint64_t)(tokens - 1u - k) * r->mu_columns];
+#pragma unroll 1
+	for (uint32_t t = tokens; t-- > 0;) {
+		const uint32_t ahead = t >= LAYER_AHEAD_ROWS ? t - LAYER_AHEAD_ROWS : 0,
+			       step = tau[t];
+		const uint2 now = s[0];
+
+#pragma unroll
+		for (uint32_t k = 0; k + 1u < LAYER_AHEAD_ROWS; k++)
+			s[k] = s[k + 1u];
+		s[LAYER_AHEAD_ROWS - 1u] = symbol[(uint64_t)ahead * r->mu_columns];
+		if (__any_sync(FULL_MASK, (const uint8_t *)c->words - (const uint8_t *)limit <
+						  (int64_t)LAYER_ROW_BYTES))
+			return false;
+		if (__any_sync(FULL_MASK, step == RESIDUAL_TAU_RAW)) {
+			layer_put_raw(c, now.y, DT <= 2 ? 16u : 8u, true);
+			continue;
+		}
+		if (__any_sync(FULL_MASK, (now.x & SYMBOL_MORE) != 0))
+			layer_put_row<DT>(c,
+					  layer_grid<DT>(r->mu[at + (uint64_t)t * r->mu_columns],
+							 layer_scale(base, step)),
+					  layer_page_pattern<DT>(p, t));
+		else
+			layer_put_symbols(c, now);
+		c->escapes += now.x >> 31;
+	}
+	return true;
+}
+
+/* A stream's share of a segment.  Returns false when the words do not fit: it would not shrink. */
+template <int DT>
+__device__ __forceinline__ static bool layer_share_encode(const struct gpu_layer_run *r,
+							  const struct gpu_layer_segment *s,
+							  const struct gpu_task *task,
+							  const struct gpu_segment *seg,
+							  struct layer_share h, uint32_t task_index,
+							  const uint8_t *tau, const uint16_t *limit,
+							  struct layer_coder *c, uint32_t lane)
+{
+	const uint32_t tokens = r->tokens;
+	const struct gpu_layer_tables *tables = &r->layer.tables[s->tables];
+
+	for (uint32_t group = h.group_end; group-- > h.group_begin;) {
+		const uint32_t column = group * CODEC_LANES + lane;
+		const struct layer_page p = layer_page_of(task, seg, column);
+		const uint64_t at = (uint64_t)task_index * tokens * r->mu_columns + column;
+
+		if (!layer_group_encode<DT>(r, s->base[column], &p, at, tau, limit, c))
+			return false;
+	}
+	for (uint32_t row = (tokens + WARP_LANES - 1u) / WARP_LANES; row-- > 0;) {
+		const uint32_t t = row * WARP_LANES + lane;
+		const bool here = t < tokens;
+
+		if (__any_sync(FULL_MASK, (const uint8_t *)c->words - (const uint8_t *)limit <
+						  (int64_t)LAYER_ROW_BYTES))
+			return false;
+		layer_put_token(c, here ? tables->tau_enc[tau[t]] : 0, here);
+	}
+	return true;
+}
+
+#endif
