@@ -115,7 +115,7 @@ struct cuda_shape {			   /* cuda_shape.c */
 
 struct cuda_layers { /* cuda_shape.c: what is asked of a profile for every task, likewise */
 	const struct codec_profile *key;
-	int ok;					/* cuda_codec_layer_ok */
+	int ok;				      /* cuda_codec_layer_ok */
 	uint32_t tasks_max[CUDA_CLASS_COUNT]; /* of a batch in which `layer` takes part */
 };
 

@@ -218,6 +218,7 @@ void frontier_svg(const struct frontier *f, FILE *out)
 	struct panel cost = panel_of(f, 60, 0), speed = panel_of(f, 520, 1);
 
 	(void)fprintf(out,
+		      "<!-- SPDX-License-Identifier: Apache-2.0 -->\n"
 		      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" "
 		      "width=\"%d\" height=\"%d\" role=\"img\">\n",
 		      WIDTH, HEIGHT, WIDTH, HEIGHT);

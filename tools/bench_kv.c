@@ -14,7 +14,9 @@
 #include "gpu/model/safetensors.h"
 
 /* Layers of the shapes that are no file's; heads are the same. */
-static const uint32_t shape_layers[KV_SHAPE_COUNT] = { [KV_SHAPE_LLAMA] = 32, [KV_SHAPE_QWEN3_8B] = 36 };
+static const uint32_t shape_layers[KV_SHAPE_COUNT] = {
+	[KV_SHAPE_LLAMA] = 32, [KV_SHAPE_QWEN3_8B] = 36
+};
 #define SHAPE_LAYERS_MAX 36u
 #define LLAMA_HEADS 8u
 #define LLAMA_HEAD_DIM 128u

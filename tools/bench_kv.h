@@ -30,7 +30,7 @@ int kv_dump_read(const char *path, uint32_t block_tokens, struct kv_dump *d);
 void kv_dump_deinit(struct kv_dump *d); /* zero-initialised is fine */
 
 enum kv_shape {
-	KV_SHAPE_FILE, /* as the dump */
+	KV_SHAPE_FILE,	/* as the dump */
 	KV_SHAPE_LLAMA, /* Llama-3.1-8B: 32 layers, 8 heads of 128: 2 MiB for 16 tokens of bf16 */
 	KV_SHAPE_QWEN3_8B, /* the same with 36 layers */
 	KV_SHAPE_COUNT

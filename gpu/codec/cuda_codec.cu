@@ -243,10 +243,12 @@ __device__ static uint32_t decode_one(const struct gpu_batch *b, const struct gp
 		       : decode_any<true>(j, &s, xx, lane) ? CUDA_STATUS_MALFORMED
 							   : 0;
 	}
-	if (method == FORMAT_METHOD_RESIDUAL) { /* cuda_layer.cu has written it, or has said why not */
+	if (method ==
+	    FORMAT_METHOD_RESIDUAL) { /* cuda_layer.cu has written it, or has said why not */
 		const uint32_t kind = warp_uniform(((const uint8_t *)t->payload)[6]);
 
-		return kind != CODEC_SPEC_LAYER || !b->layer_part || e.escape_bytes || !j->chunk->coded ||
+		return kind != CODEC_SPEC_LAYER || !b->layer_part || e.escape_bytes ||
+				       !j->chunk->coded ||
 				       (e.payload_bytes && !residual_first(t, index, lane))
 			       ? CUDA_STATUS_MALFORMED
 			       : 0;
@@ -462,10 +464,12 @@ template <uint32_t WARPS> static void launch_decode(const struct gpu_batch *k, c
 }
 
 /* Checksums of all tasks, then `layer` for all; k is told what came of it. */
-static int encode_by_layer(const struct cuda_codec_batch *b, struct gpu_batch *k, struct CUstream_st *stream)
+static int encode_by_layer(const struct cuda_codec_batch *b, struct gpu_batch *k,
+			   struct CUstream_st *stream)
 {
 	uint8_t *scratch = (uint8_t *)b->dev_scratch +
-			   (cuda_codec_encode_scratch(b->geom, k->tasks_count) + 255u) / 256u * 256u;
+			   (cuda_codec_encode_scratch(b->geom, k->tasks_count) + 255u) / 256u *
+				   256u;
 	struct gpu_batch sums = *k;
 
 	if (!b->profile || !b->profile->layer)
@@ -535,7 +539,8 @@ extern "C" int cuda_codec_decode(const struct cuda_codec_batch *b, struct CUstre
 			return cudaErrorInvalidValue;
 		e = (cudaError_t)cuda_layer_decode(
 			b->profile->layer, &k,
-			k.scratch + (cuda_codec_decode_scratch(b->geom, k.tasks_count) + 255u) / 256u * 256u,
+			k.scratch + (cuda_codec_decode_scratch(b->geom, k.tasks_count) + 255u) /
+					    256u * 256u,
 			stream);
 		if (e != cudaSuccess)
 			return e;

@@ -364,11 +364,10 @@ extern "C" uint32_t cuda_codec_layer_tasks(const struct codec_geometry *g,
 
 	for (uint32_t step = CUDA_BATCH_TASKS_MAX; step > 0; step /= 2u) {
 		const uint32_t more = n + step;
-		const uint64_t bytes =
-			encode ? up(cuda_codec_encode_scratch(g, more), 256) +
-					 cuda_layer_encode_scratch(&s, more)
-			       : up(cuda_codec_decode_scratch(g, more), 256) +
-					 cuda_layer_decode_scratch(&s, more);
+		const uint64_t bytes = encode ? up(cuda_codec_encode_scratch(g, more), 256) +
+							cuda_layer_encode_scratch(&s, more)
+					      : up(cuda_codec_decode_scratch(g, more), 256) +
+							cuda_layer_decode_scratch(&s, more);
 
 		if (more <= CUDA_BATCH_TASKS_MAX && bytes <= scratch_bytes)
 			n = more;

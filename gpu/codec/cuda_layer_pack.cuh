@@ -90,41 +90,20 @@ __device__ static inline bool layer_open(const struct gpu_layer_run *r, const st
 	return true;
 }
 
-/* The end of encoding: is it good, and then all but the words.  By a warp. */
-__device__ static inline void layer_finish(const struct gpu_layer_run *r, const struct gpu_batch *b,
-					   uint32_t index, uint64_t coded_bytes, double poor,
-					   uint64_t root, uint32_t lane)
+/* The block's chunk index, and where each chunk's payload begins; returns where the last one ends.  By a warp. */
+__device__ static inline uint32_t layer_index(const struct gpu_geometry *g, uint32_t bytes,
+					      struct format_chunk_entry *entry, uint32_t *offsets,
+					      struct gpu_layer_task *of, uint32_t lane,
+					      uint32_t *ret_raws)
 {
-	const struct gpu_task *t = &b->task[index];
-	const struct gpu_geometry *g = &t->region->g;
-	struct gpu_layer_task *of = &r->of[index];
-	const struct gpu_layer_stream *stream = &r->stream[index * r->layer.streams_count];
-	const uint32_t n = r->layer.streams_count;
-	uint32_t *offsets = (uint32_t *)(b->scratch + index * g->scratch_bytes + g->offsets_off);
-	struct format_chunk_entry *entry =
-		(struct format_chunk_entry *)(t->payload + sizeof(struct format_block_header));
 	uint32_t at =
 		(uint32_t)(sizeof(struct format_block_header) + g->chunks_count * sizeof(*entry));
-	uint64_t bytes = layer_fixed_bytes(n);
-	uint32_t verdict, raws = 0;
 	bool first = true;
 
-	for (uint32_t i = 0; i < n; i++)
-		bytes += 2u * (uint64_t)stream[i].left;
-	verdict = of->bad || bytes > coded_bytes   ? LAYER_NONE
-		  : (double)bytes * 8 * 100 > poor ? LAYER_POOR
-						   : LAYER_GOOD;
-	__syncwarp();
-	if (lane == 0) {
-		of->verdict = verdict;
-		of->bytes = (uint32_t)bytes;
-	}
-	if (verdict == LAYER_NONE)
-		return;
-	for (uint32_t i = 0; i < g->chunks_count;
-	     i++) { /* what is in the way of all lanes is little */
+	/* What is in the way of all lanes is little. */
+	for (uint32_t i = 0; i < g->chunks_count; i++) {
 		const struct gpu_chunk *c = &g->chunk[i];
-		const uint32_t size = !c->coded ? c->raw_bytes : first ? (uint32_t)bytes : 0;
+		const uint32_t size = !c->coded ? c->raw_bytes : first ? bytes : 0;
 
 		if (lane == 0) {
 			entry[i] = (struct format_chunk_entry){
@@ -138,10 +117,42 @@ __device__ static inline void layer_finish(const struct gpu_layer_run *r, const 
 			if (c->coded && first)
 				of->at = at;
 		}
-		raws += !c->coded;
+		*ret_raws += !c->coded;
 		first = first && !c->coded;
 		at += payload_padded(size);
 	}
+	return at;
+}
+
+/* The end of encoding: is it good, and then all but the words.  By a warp. */
+__device__ static inline void layer_finish(const struct gpu_layer_run *r, const struct gpu_batch *b,
+					   uint32_t index, uint64_t coded_bytes, double poor,
+					   uint64_t root, uint32_t lane)
+{
+	const struct gpu_task *t = &b->task[index];
+	const struct gpu_geometry *g = &t->region->g;
+	struct gpu_layer_task *of = &r->of[index];
+	const struct gpu_layer_stream *stream = &r->stream[index * r->layer.streams_count];
+	const uint32_t n = r->layer.streams_count;
+	uint32_t *offsets = (uint32_t *)(b->scratch + index * g->scratch_bytes + g->offsets_off);
+	struct format_chunk_entry *entry =
+		(struct format_chunk_entry *)(t->payload + sizeof(struct format_block_header));
+	uint64_t bytes = layer_fixed_bytes(n);
+	uint32_t verdict, at, raws = 0;
+
+	for (uint32_t i = 0; i < n; i++)
+		bytes += 2u * (uint64_t)stream[i].left;
+	verdict = of->bad || bytes > coded_bytes   ? LAYER_NONE
+		  : (double)bytes * 8 * 100 > poor ? LAYER_POOR
+						   : LAYER_GOOD;
+	__syncwarp();
+	if (lane == 0) {
+		of->verdict = verdict;
+		of->bytes = (uint32_t)bytes;
+	}
+	if (verdict == LAYER_NONE)
+		return;
+	at = layer_index(g, (uint32_t)bytes, entry, offsets, of, lane, &raws);
 	__syncwarp();
 	uint8_t *payload = t->payload + of->at;
 

@@ -30,8 +30,8 @@ struct cuda_layer; /* cuda_layer_run.cuh */
 
 struct cuda_profile {
 	struct gpu_profile dev;
-	uint8_t *memory; /* device */
-	uint8_t *host;	 /* what was copied */
+	uint8_t *memory;	  /* device */
+	uint8_t *host;		  /* what was copied */
 	struct cuda_layer *layer; /* owned; NULL: nothing for the kernels */
 };
 

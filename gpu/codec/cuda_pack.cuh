@@ -77,8 +77,8 @@ __device__ static inline void header_write(const struct gpu_batch *b, const stru
 }
 
 /* How long each chunk is.  Returns false when `layer` was poor, but is not poorer: its payload stays. */
-__device__ static inline bool pack_sizes(const struct gpu_batch *b, uint32_t t, struct gpu_sizes *sizes,
-					 uint32_t at, uint32_t lane)
+__device__ static inline bool pack_sizes(const struct gpu_batch *b, uint32_t t,
+					 struct gpu_sizes *sizes, uint32_t at, uint32_t lane)
 {
 	const struct gpu_geometry *g = &b->task[t].region->g;
 	struct gpu_layer_task *layer = b->layer ? &b->layer[t] : NULL;

@@ -332,8 +332,8 @@ int cuda_codec_layer_ok(const struct codec_geometry *g, const struct codec_profi
 	return 0;
 }
 
-uint32_t cuda_codec_layer_tasks(const struct codec_geometry *g, const struct codec_profile *p, int encode,
-				uint64_t scratch_bytes)
+uint32_t cuda_codec_layer_tasks(const struct codec_geometry *g, const struct codec_profile *p,
+				int encode, uint64_t scratch_bytes)
 {
 	assert(g && p);
 	(void)encode;
