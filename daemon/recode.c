@@ -139,7 +139,7 @@ static void over(struct lane *lane)
 	profiles_drop(lane, r->task.profile);
 	r->task.profile = NULL;
 	r->step = RECODE_NONE;
-	tier_unhold_cold(lane, r->block);
+	tier_unhold_unused(lane, r->block, r->list_prev, r->list_next);
 	r->block = BLOCK_NONE;
 }
 
@@ -228,6 +228,8 @@ static void begin(struct lane *lane, uint32_t id)
 	struct recode *r = &lane->recode;
 	struct namespace *ns = lane->ns[index_block(lane->index, id)->ns];
 
+	r->list_prev = index_block(lane->index, id)->prev;
+	r->list_next = index_block(lane->index, id)->next;
 	tier_hold(lane, id);
 	r->block = id;
 	r->task.block = id;
