@@ -199,6 +199,7 @@ struct recode {
 	uint8_t look;		       /* there may be blocks that are worth it */
 	uint32_t block;		       /* held while step is not NONE */
 	uint32_t list_prev, list_next; /* where it stood on its list */
+	uint32_t prev_generation, next_generation;
 	uint32_t next, left; /* the search through the index: where, and how much of it is left */
 	uint64_t begin_ns;   /* when the block was taken */
 	uint64_t busy_ns;    /* when somebody else last wanted the machine */
