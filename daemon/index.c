@@ -236,19 +236,16 @@ void block_list_push(struct index *ix, struct block_list *l, uint32_t id)
 	l->count++;
 }
 
-void block_list_push_front(struct index *ix, struct block_list *l, uint32_t id)
+void block_list_insert(struct index *ix, struct block_list *l, uint32_t after, uint32_t id)
 {
 	struct block *b = index_block(ix, id);
 
-	assert(!(b->flags & BLOCK_LISTED));
+	assert(!(b->flags & BLOCK_LISTED) && after != id);
 	b->flags |= BLOCK_LISTED;
-	b->next = l->head;
-	b->prev = BLOCK_NONE;
-	if (l->head != BLOCK_NONE)
-		ix->block[l->head].prev = id;
-	else
-		l->tail = id;
-	l->head = id;
+	b->prev = after;
+	b->next = after == BLOCK_NONE ? l->head : index_block(ix, after)->next;
+	*(b->prev == BLOCK_NONE ? &l->head : &ix->block[b->prev].next) = id;
+	*(b->next == BLOCK_NONE ? &l->tail : &ix->block[b->next].prev) = id;
 	l->count++;
 }
 

@@ -100,7 +100,8 @@ uint32_t index_end(const struct index *ix); /* ids below were used at least once
 
 void block_list_init(struct block_list *l);
 void block_list_push(struct index *ix, struct block_list *l, uint32_t id); /* at the tail */
-void block_list_push_front(struct index *ix, struct block_list *l, uint32_t id);
+/* Behind another one of the list; behind BLOCK_NONE: first. */
+void block_list_insert(struct index *ix, struct block_list *l, uint32_t after, uint32_t id);
 void block_list_remove(struct index *ix, struct block_list *l, uint32_t id);
 
 #endif

@@ -195,9 +195,11 @@ enum recode_step { RECODE_NONE, RECODE_DECODE, RECODE_ENCODE, RECODE_CHECK };
 
 struct recode {
 	enum recode_step step;
-	uint8_t running;     /* the step's task is on the device */
-	uint8_t look;	     /* there may be blocks that are worth it */
-	uint32_t block;	     /* held while step is not NONE */
+	uint8_t running;	       /* the step's task is on the device */
+	uint8_t look;		       /* there may be blocks that are worth it */
+	uint32_t block;		       /* held while step is not NONE */
+	uint32_t list_prev, list_next; /* where it stood on its list */
+	uint32_t prev_generation, next_generation;
 	uint32_t next, left; /* the search through the index: where, and how much of it is left */
 	uint64_t begin_ns;   /* when the block was taken */
 	uint64_t busy_ns;    /* when somebody else last wanted the machine */
@@ -400,8 +402,8 @@ int tier_evict_for_tenant(struct lane *lane,
 int tier_evict_one(struct lane *lane);
 void tier_hold(struct lane *lane, uint32_t block);
 void tier_unhold(struct lane *lane, uint32_t block);
-void tier_unhold_cold(struct lane *lane,
-		      uint32_t block);		      /* it was not used: it stays the coldest */
+/* It was held, but not used: back between the two that it stood between on the list of dirty ones. */
+void tier_unhold_unused(struct lane *lane, uint32_t block, uint32_t prev, uint32_t next);
 void tier_publish(struct lane *lane, uint32_t block); /* STORING, slot filled -> RESIDENT */
 void tier_want(struct lane *lane, uint32_t block);    /* NVME: queue a fetch */
 void tier_forget(struct lane *lane, uint32_t block);  /* out of the index and all tiers */

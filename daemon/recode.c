@@ -131,6 +131,17 @@ static uint64_t payload_off(const struct lane *lane, const struct block *b)
 							      : 0);
 }
 
+static uint32_t generation(const struct lane *lane, uint32_t id)
+{
+	return id == BLOCK_NONE ? 0 : index_block(lane->index, id)->generation;
+}
+
+/* The block that had this number then, if it still has. */
+static uint32_t still(const struct lane *lane, uint32_t id, uint32_t then)
+{
+	return generation(lane, id) == then ? id : BLOCK_NONE;
+}
+
 static void over(struct lane *lane)
 {
 	struct recode *r = &lane->recode;
@@ -139,7 +150,8 @@ static void over(struct lane *lane)
 	profiles_drop(lane, r->task.profile);
 	r->task.profile = NULL;
 	r->step = RECODE_NONE;
-	tier_unhold_cold(lane, r->block);
+	tier_unhold_unused(lane, r->block, still(lane, r->list_prev, r->prev_generation),
+			   still(lane, r->list_next, r->next_generation));
 	r->block = BLOCK_NONE;
 }
 
@@ -228,6 +240,10 @@ static void begin(struct lane *lane, uint32_t id)
 	struct recode *r = &lane->recode;
 	struct namespace *ns = lane->ns[index_block(lane->index, id)->ns];
 
+	r->list_prev = index_block(lane->index, id)->prev;
+	r->list_next = index_block(lane->index, id)->next;
+	r->prev_generation = generation(lane, r->list_prev);
+	r->next_generation = generation(lane, r->list_next);
 	tier_hold(lane, id);
 	r->block = id;
 	r->task.block = id;

@@ -136,17 +136,26 @@ void tier_unhold(struct lane *lane, uint32_t id)
 	}
 }
 
-void tier_unhold_cold(struct lane *lane, uint32_t id)
+static int is_dirty(const struct lane *lane, uint32_t id)
 {
-	struct block *b = index_block(lane->index, id);
+	const struct block *b = id == BLOCK_NONE ? NULL : index_block(lane->index, id);
 
+	return b && b->state == BLOCK_RESIDENT && b->flags & BLOCK_LISTED &&
+	       !(b->flags & (BLOCK_WANTED | BLOCK_CLEAN)) && b->gpu_slot == POOL_NONE;
+}
+
+/* A neighbour may have gone, or been used: then the other one, or the cold end, says where it was. */
+void tier_unhold_unused(struct lane *lane, uint32_t id, uint32_t prev, uint32_t next)
+{
 	tier_unhold(lane, id);
-	/* It went to the hot end of the list that it came from. */
-	if (b->state != BLOCK_RESIDENT || b->refs || !(b->flags & BLOCK_LISTED) ||
-	    b->flags & (BLOCK_WANTED | BLOCK_CLEAN) || b->gpu_slot != POOL_NONE)
+	if (!is_dirty(lane, id))
 		return;
-	block_list_remove(lane->index, &lane->dirty, id);
-	block_list_push_front(lane->index, &lane->dirty, id);
+	block_list_remove(lane->index, &lane->dirty, id); /* it went to the hot end */
+	if (is_dirty(lane, next))
+		prev = index_block(lane->index, next)->prev;
+	else if (!is_dirty(lane, prev))
+		prev = BLOCK_NONE;
+	block_list_insert(lane->index, &lane->dirty, prev, id);
 }
 
 static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)

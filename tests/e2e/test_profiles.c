@@ -79,8 +79,10 @@ static void test_to_nvme_and_back(void **state)
 	assert_ok(private_daemon_start(&daemon_, TIER_BYTES, overrides));
 	assert_ok(engine_open(&e, daemon_.socket, &o));
 	profiles_say(first);
-	for (uint64_t chain = 0; chain < CHAINS; chain++)
+	for (uint64_t chain = 0; chain < CHAINS; chain++) {
 		assert_ok(engine_store(&e, chain, 0, CHAIN_BLOCKS, &c));
+		at_least("profiles_fitted", 1);
+	}
 	at_least("profiles_layer", 1);
 	for (uint64_t chain = CHAINS; chain < 2 * CHAINS; chain++)
 		assert_ok(engine_store(&e, chain, 0, CHAIN_BLOCKS, &c));
