@@ -14,8 +14,6 @@ GPU_SRCS := \
 	gpu/codec/layer_profile.c \
 	gpu/codec/layer_rotary.c \
 	gpu/codec/layer_rows.c \
-	gpu/codec/predicted.c \
-	gpu/codec/product.c \
 	gpu/codec/model.c \
 	gpu/codec/model_fit.c \
 	gpu/codec/model_kernels.c \
@@ -23,13 +21,17 @@ GPU_SRCS := \
 	gpu/codec/model_matrix.c \
 	gpu/codec/model_params.c \
 	gpu/codec/model_pass.c \
+	gpu/codec/model_profile.c \
 	gpu/codec/model_rescale.c \
 	gpu/codec/model_solve.c \
 	gpu/codec/model_weights.c \
+	gpu/codec/predicted.c \
+	gpu/codec/product.c \
 	gpu/codec/profile.c \
 	gpu/codec/residual_code.c \
 	gpu/codec/residual_fit.c \
 	gpu/codec/residual_scalar.c \
+	gpu/codec/sequence.c \
 	gpu/cpu_device.c \
 	gpu/cuda_load.c \
 	gpu/device_region.c \
