@@ -326,8 +326,8 @@ int codec_payload_tokens(const struct codec_geometry *g, const struct codec_prof
 {
 	struct format_block_header h;
 	struct sequence_head head;
-	const uint8_t *own;
-	size_t own_bytes, off;
+	const uint8_t *own = NULL;
+	size_t own_bytes = 0, off = 0;
 	int32_t *ids;
 	int r;
 
