@@ -9,6 +9,7 @@
 #   make torture        the model test, long (TORTURE_SECONDS=)
 #   make lint           formatting, static analysis, the rules of the house
 #   make fuzz           libFuzzer over every target (FUZZ_SECONDS= each, FUZZ= one)
+#   make plots KV= CALIBRATE=  the picture of README: ratio against cost and speed
 #   make asan, tsan     sanitizer flavours; the same as SAN=asan, SAN=tsan
 #   make deps           install what is missing (as root), or say what it is
 #   make install DESTDIR= prefix= libdir= ...
@@ -431,6 +432,13 @@ torture: all tests
 	$(Q)for t in $(MODEL_BINS); do $(TEST_ENV) $$t --seconds $(TORTURE_SECONDS) || exit 1; done
 
 # ---- the rest -----------------------------------------------------------------------------------
+
+# KV= is measured, CALIBRATE= other tokens of the same model, MODEL= its folder; POINTS= of others.
+.PHONY: plots
+plots: $(B)/bin/skvc-bench
+	$(Q)test -n "$(KV)" -a -n "$(CALIBRATE)" || { echo 'make plots KV=FILE CALIBRATE=FILE [MODEL=DIR] [POINTS=FILE]'; exit 2; }
+	$(Q)mkdir -p tools/plots && $(B)/bin/skvc-bench frontier --kv $(KV) --calibrate $(CALIBRATE) \
+		$(if $(MODEL),--model $(MODEL)) $(if $(POINTS),--points $(POINTS)) --svg tools/plots/frontier.svg
 
 demo: all
 	$(Q)if [ -x tools/demo.sh ]; then exec tools/demo.sh; else exec $(B)/bin/skvc-demo tour; fi

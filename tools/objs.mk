@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 SKVC_BENCH_SRCS := \
 	tools/bench_codec_gpu.c \
+	tools/bench_coder.c \
+	tools/bench_cost.c \
 	tools/bench_cuda.c \
 	tools/bench_engine.c \
 	tools/bench_engine_loops.c \
+	tools/bench_fit.c \
+	tools/bench_frontier_svg.c \
 	tools/bench_gpu.c \
 	tools/bench_gpu_cuda.c \
 	tools/bench_gpu_host.c \
@@ -15,7 +19,9 @@ SKVC_BENCH_SRCS := \
 	tools/model_threads.c \
 	tools/progress.c \
 	tools/skvc_bench.c \
+	tools/skvc_bench_calibrate.c \
 	tools/skvc_bench_codec.c \
+	tools/skvc_bench_frontier.c \
 	tools/skvc_bench_ipc.c \
 	tools/skvc_bench_model.c \
 	tools/skvc_bench_neighbour.c \

@@ -13,7 +13,9 @@ static const char usage_text[] =
 	"Usage: skvc-bench BENCHMARK [OPTION]...\n"
 	"\n"
 	"Benchmarks:\n"
+	"  calibrate  fits a profile on a file of KV cache and writes it\n"
 	"  codec      ratio, bits per scalar and speed of the codec on a file of KV cache\n"
+	"  frontier   ratio of every speculator against what it costs and how fast it is\n"
 	"  ipc        round trip through the shared-memory rings, against a Unix socket\n"
 	"  model      the model speculator: what it makes of dumps with token ids\n"
 	"  neighbour  what offloading costs an engine on the same GPU\n"
@@ -26,7 +28,9 @@ static const struct benchmark {
 	const char *name;
 	int (*run)(int argc, char **argv);
 } benchmarks[] = {
+	{ "calibrate", bench_calibrate_main },
 	{ "codec", bench_codec_main },
+	{ "frontier", bench_frontier_main },
 	{ "ipc", bench_ipc_main },
 	{ "model", bench_model_main },
 	{ "neighbour", bench_neighbour_main },

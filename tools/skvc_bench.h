@@ -8,8 +8,10 @@
 
 #include <stdint.h>
 
+int bench_calibrate_main(int argc, char **argv); /* skvc_bench_calibrate.c */
 int bench_codec_main(int argc, char **argv);	 /* skvc_bench_codec.c */
 int bench_engine_main(int argc, char **argv);	 /* bench_engine.c: started by `neighbour` */
+int bench_frontier_main(int argc, char **argv);	 /* skvc_bench_frontier.c */
 int bench_ipc_main(int argc, char **argv);	 /* skvc_bench_ipc.c */
 int bench_model_main(int argc, char **argv);	 /* skvc_bench_model.c */
 int bench_neighbour_main(int argc, char **argv); /* skvc_bench_neighbour.c */

@@ -18,23 +18,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <zstd.h>
 
 #include "gpu/codec/codec.h"
 #include "gpu/model/report.h"
 #include "tools/bench_codec.h"
-#include "tools/bench_kv.h"
-#include "tools/bench_samples.h"
+#include "tools/bench_coder.h"
+#include "tools/bench_cost.h"
+#include "tools/bench_fit.h"
 
-#define PASSES_MIN 5u
-#define PASSES_MAX 1000u
 #define RESHAPED_BLOCKS 64u	/* of 2 MiB, say */
 #define CALIBRATION_BLOCKS 256u /* 4096 tokens */
 
 struct options {
 	const char *kv;
 	const char *calibrate; /* NULL: the first half of kv */
+	const char *profile;   /* NULL: one is fitted */
+	const char *model;     /* folder of the target; NULL: nothing is said of its cost */
 	const char *isa;       /* NULL: the best */
 	uint8_t speculator;
 	uint32_t previous; /* layers that `layer` looks back */
@@ -43,311 +42,61 @@ struct options {
 	enum kv_shape shape;
 	bool gpu; /* after the CPU, as `device` says */
 	struct codec_gpu_options device;
-	bool json;
+	bool json, verbose;
 };
 
 struct codec_bench {
 	struct options o;
 	struct kv_dump kv, calibration; /* calibration.blocks NULL: none was read */
-	uint32_t first;			/* of the evaluated blocks of kv */
-	uint32_t count;
-	struct codec_workspace *ws;
+	struct coder_bench c;
 	struct codec_profile *profile;
 	uint64_t fitted_tokens;
-	uint8_t *coded; /* count * cap */
-	size_t cap;
-	size_t *coded_bytes;
-	uint8_t *back; /* one block, or all when copying */
-	/* results */
-	uint64_t encoded_total, escapes, chunks_raw;
-	uint32_t verified;
-	double encode_s, encode_verify_s, decode_s, memcpy_s;
-	double zstd_encode_s, zstd_decode_s;
-	uint64_t zstd_total;
+	double segment_bits[CODEC_SEGMENTS_MAX]; /* LAYER: of all measured blocks, ideal */
+	double target_macs;			 /* multiply-adds a token; 0: not known */
 	struct codec_gpu_results gpu;
 	cpu_set_t cpus; /* before this thread was pinned */
 };
 
-static double cpu_s(void)
-{
-	struct timespec ts = { 0 };
-
-	(void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
-	return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
-}
-
-/* ---- measuring ---- */
-
-/* Median processor time of one pass over all evaluated blocks. */
-static int measure(struct codec_bench *b, int (*pass)(struct codec_bench *), double *ret_s)
-{
-	double *s = malloc(PASSES_MAX * sizeof(*s)), spent = 0;
-	unsigned n = 0;
-	int r = s ? pass(b) : -ENOMEM; /* once for the caches and the page tables */
-
-	while (r == 0 && n < PASSES_MAX && (n < PASSES_MIN || spent < b->o.seconds)) {
-		double begin = cpu_s();
-
-		r = pass(b);
-		s[n] = cpu_s() - begin;
-		spent += s[n++];
-	}
-	if (r == 0)
-		*ret_s = median(s, n);
-	free(s);
-	return r;
-}
-
-static struct codec_view block_view(const struct codec_bench *b, uint32_t i)
-{
-	return (struct codec_view){ .base = b->kv.blocks,
-				    .block_index = b->first + i,
-				    .position = b->kv.positions[b->first + i] };
-}
-
-static int encode_all(struct codec_bench *b, unsigned flags)
-{
-	b->encoded_total = b->escapes = b->chunks_raw = 0;
-	for (uint32_t i = 0; i < b->count; i++) {
-		struct codec_view v = block_view(b, i);
-		struct codec_info info;
-		int r = codec_encode(b->ws, &b->kv.g, b->profile, b->o.speculator, flags, &v,
-				     b->coded + i * b->cap, b->cap, &info);
-
-		if (r < 0)
-			return r;
-		b->coded_bytes[i] = info.encoded_bytes;
-		b->encoded_total += info.encoded_bytes;
-		b->escapes += info.escapes;
-		b->chunks_raw += info.chunks_raw;
-	}
-	return 0;
-}
-
-static int pass_encode(struct codec_bench *b)
-{
-	return encode_all(b, 0);
-}
-
-static int pass_encode_verify(struct codec_bench *b)
-{
-	return encode_all(b, CODEC_ENCODE_VERIFY);
-}
-
-static int pass_decode(struct codec_bench *b)
-{
-	for (uint32_t i = 0; i < b->count; i++) {
-		struct codec_view v = { .base = b->back, .block_index = i };
-		int r = codec_decode(b->ws, &b->kv.g, b->profile, b->coded + i * b->cap,
-				     b->coded_bytes[i], NULL, &v);
-
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
-static int pass_memcpy(struct codec_bench *b)
-{
-	for (uint32_t i = 0; i < b->count; i++)
-		memcpy(b->back + i * b->kv.g.raw_bytes,
-		       b->kv.blocks + (b->first + i) * b->kv.g.raw_bytes, b->kv.g.raw_bytes);
-	return 0;
-}
-
-/* Segment by segment: low bytes to the front half, high bytes to the back half. */
-static size_t planes_split(const struct codec_geometry *g, const uint8_t *raw, uint8_t *low,
-			   uint8_t *high)
-{
-	size_t n = 0, off = 0, h = 0;
-
-	for (uint32_t i = 0; i < g->segments_count; i++) {
-		const struct codec_segment *s = &g->segments[i];
-		size_t scalars = (size_t)s->heads * s->head_dim * g->block_tokens;
-
-		if (codec_dtype_bytes(s->dtype) == 1) {
-			memcpy(low + n, raw + off, scalars);
-			off += scalars;
-		} else {
-			for (size_t j = 0; j < scalars; j++) {
-				low[n + j] = raw[off + 2u * j];
-				high[h + j] = raw[off + 2u * j + 1u];
-			}
-			off += 2u * scalars;
-			h += scalars;
-		}
-		n += scalars;
-	}
-	return h;
-}
-
-static size_t planes_join(const struct codec_geometry *g, uint8_t *raw, const uint8_t *low,
-			  const uint8_t *high)
-{
-	size_t n = 0, off = 0, h = 0;
-
-	for (uint32_t i = 0; i < g->segments_count; i++) {
-		const struct codec_segment *s = &g->segments[i];
-		size_t scalars = (size_t)s->heads * s->head_dim * g->block_tokens;
-
-		if (codec_dtype_bytes(s->dtype) == 1) {
-			memcpy(raw + off, low + n, scalars);
-			off += scalars;
-		} else {
-			for (size_t j = 0; j < scalars; j++) {
-				raw[off + 2u * j] = low[n + j];
-				raw[off + 2u * j + 1u] = high[h + j];
-			}
-			off += 2u * scalars;
-			h += scalars;
-		}
-		n += scalars;
-	}
-	return off;
-}
-
-/* The yardstick's state; zstd contexts are kept, as a careful user of zstd would. */
-struct zstd_bench {
-	ZSTD_CCtx *c;
-	ZSTD_DCtx *d;
-	uint8_t *planes; /* one block */
-	uint8_t *coded;	 /* count * cap */
-	size_t cap;
-	size_t (*bytes)[2]; /* low and high frame of each block */
-	size_t high;	    /* high bytes of a block */
-};
-
-static struct zstd_bench zstd; /* of the one thread that measures */
-
-static int pass_zstd_encode(struct codec_bench *b)
-{
-	size_t raw = b->kv.g.raw_bytes, low = raw - zstd.high;
-
-	b->zstd_total = 0;
-	for (uint32_t i = 0; i < b->count; i++) {
-		uint8_t *out = zstd.coded + i * zstd.cap;
-		size_t x, y = 0;
-
-		(void)planes_split(&b->kv.g, b->kv.blocks + (b->first + i) * raw, zstd.planes,
-				   zstd.planes + low);
-		x = ZSTD_compressCCtx(zstd.c, out, zstd.cap, zstd.planes, low, 1);
-		if (!ZSTD_isError(x) && zstd.high > 0)
-			y = ZSTD_compressCCtx(zstd.c, out + x, zstd.cap - x, zstd.planes + low,
-					      zstd.high, 1);
-		if (ZSTD_isError(x) || ZSTD_isError(y))
-			return -EIO;
-		zstd.bytes[i][0] = x;
-		zstd.bytes[i][1] = y;
-		b->zstd_total += x + y;
-	}
-	return 0;
-}
-
-static int pass_zstd_decode(struct codec_bench *b)
-{
-	size_t raw = b->kv.g.raw_bytes, low = raw - zstd.high;
-
-	for (uint32_t i = 0; i < b->count; i++) {
-		const uint8_t *in = zstd.coded + i * zstd.cap;
-		size_t x = ZSTD_decompressDCtx(zstd.d, zstd.planes, low, in, zstd.bytes[i][0]),
-		       y = 0;
-
-		if (zstd.high > 0)
-			y = ZSTD_decompressDCtx(zstd.d, zstd.planes + low, zstd.high,
-						in + zstd.bytes[i][0], zstd.bytes[i][1]);
-		if (x != low || y != zstd.high)
-			return -EIO;
-		(void)planes_join(&b->kv.g, b->back + i * raw, zstd.planes, zstd.planes + low);
-	}
-	return 0;
-}
-
-static int blocks_compare(const struct codec_bench *b, uint32_t *ret_equal)
-{
-	size_t raw = b->kv.g.raw_bytes;
-
-	*ret_equal = 0;
-	for (uint32_t i = 0; i < b->count; i++)
-		*ret_equal += !memcmp(b->back + i * raw, b->kv.blocks + (b->first + i) * raw, raw);
-	return *ret_equal == b->count ? 0 : -EBADMSG;
-}
-
-static int zstd_measure(struct codec_bench *b)
-{
-	size_t raw = b->kv.g.raw_bytes;
-	uint32_t equal;
-	int r = -ENOMEM;
-
-	zstd.c = ZSTD_createCCtx();
-	zstd.d = ZSTD_createDCtx();
-	zstd.planes = malloc(2u * raw);
-	zstd.cap = ZSTD_compressBound(raw) + ZSTD_compressBound(0);
-	zstd.coded = malloc(b->count * zstd.cap);
-	zstd.bytes = calloc(b->count, sizeof(*zstd.bytes));
-	if (zstd.c && zstd.d && zstd.planes && zstd.coded && zstd.bytes) {
-		zstd.high = planes_split(&b->kv.g, b->kv.blocks, zstd.planes, zstd.planes + raw);
-		r = measure(b, pass_zstd_encode, &b->zstd_encode_s);
-	}
-	if (r == 0)
-		r = measure(b, pass_zstd_decode, &b->zstd_decode_s);
-	if (r == 0)
-		r = blocks_compare(b, &equal);
-	ZSTD_freeCCtx(zstd.c);
-	ZSTD_freeDCtx(zstd.d);
-	free(zstd.planes);
-	free(zstd.coded);
-	free(zstd.bytes);
-	zstd = (struct zstd_bench){ 0 };
-	return r;
-}
-
 /* ---- the benchmark ---- */
-
-/* The profile's maps, for the scales that the evaluated dump is stored with. */
-static int layer_fit(struct codec_bench *b, const struct kv_dump *d, uint32_t blocks)
-{
-	struct codec_profile *with = NULL, *scaled = NULL;
-	double ratio[CODEC_SEGMENTS_MAX];
-	int r = codec_profile_fit_layer(&b->kv.g, b->profile, d->blocks, d->positions, blocks,
-					b->o.previous, &with);
-
-	for (uint32_t i = 0; r == 0 && i < b->kv.g.segments_count; i++)
-		ratio[i] = b->kv.scales[i] / d->scales[i];
-	if (r == 0)
-		r = codec_profile_rescale(&b->kv.g, with, ratio, &scaled);
-	if (r == 0) {
-		codec_profile_free(b->profile);
-		b->profile = scaled;
-	}
-	codec_profile_free(with);
-	return r;
-}
 
 static int profile_fit(struct codec_bench *b)
 {
 	struct kv_dump *d = b->calibration.blocks ? &b->calibration : &b->kv;
-	uint32_t n = b->calibration.blocks ? d->blocks_count : b->first;
-	struct codec_fit *fit;
-	int r = codec_fit_new(&b->kv.g, &fit);
+	uint32_t n = b->calibration.blocks ? d->blocks_count : b->c.first;
+	struct codec_profile *with;
+	int r;
 
-	if (r < 0)
-		return r;
-	for (uint32_t i = 0; i < n; i++) {
-		struct codec_view v = { .base = d->blocks, .block_index = i };
-
-		codec_fit_add(fit, &v);
+	if (b->o.profile)
+		return bench_profile_read(&b->kv.g, b->o.profile, &b->profile);
+	r = bench_fit_channel(d, n, &b->profile);
+	b->fitted_tokens = (uint64_t)n * d->g.block_tokens;
+	if (r == 0 && b->o.speculator == CODEC_SPEC_LAYER) {
+		r = bench_fit_layer(d, n, b->o.previous, b->profile, &with);
+		if (r == 0) {
+			codec_profile_free(b->profile);
+			b->profile = with;
+		}
 	}
-	b->fitted_tokens = codec_fit_tokens(fit);
-	r = codec_fit_finish(fit, &b->profile);
-	codec_fit_free(fit);
-	if (r == 0 && b->o.speculator == CODEC_SPEC_LAYER)
-		r = layer_fit(b, d, n);
+	return r == 0 && d != &b->kv ? bench_fit_rescale(d, &b->kv, &b->profile) : r;
+}
+
+/* Bits of each segment, over all measured blocks. */
+static int segments_measure(struct codec_bench *b)
+{
+	int r = 0;
+
+	if (b->o.speculator != CODEC_SPEC_LAYER ||
+	    codec_profile_layer(b->profile).expected_bits <= 0)
+		return 0;
+	for (uint32_t i = b->c.first; r == 0 && i < b->kv.blocks_count; i++)
+		r = bench_segment_bits(&b->kv.g, b->profile, b->kv.blocks + i * b->kv.g.raw_bytes,
+				       b->kv.positions[i], b->segment_bits);
 	return r;
 }
 
 static int bench_prepare(struct codec_bench *b)
 {
-	size_t raw;
+	bool half;
 	int r = kv_dump_read(b->o.kv, b->o.block_tokens, &b->kv);
 
 	if (r == 0 && b->o.calibrate)
@@ -364,40 +113,26 @@ static int bench_prepare(struct codec_bench *b)
 			      b->o.calibrate, b->o.kv);
 		return -EINVAL;
 	}
-	raw = b->kv.g.raw_bytes;
-	b->first = b->o.speculator >= CODEC_SPEC_CHANNEL && !b->o.calibrate
-			   ? b->kv.blocks_count / 2u
-			   : 0;
-	b->count = b->kv.blocks_count - b->first;
-	b->cap = codec_bound(&b->kv.g);
-	b->coded = malloc(b->count * b->cap);
-	b->coded_bytes = calloc(b->count, sizeof(*b->coded_bytes));
-	b->back = calloc(b->count, raw);
-	if (!b->coded || !b->coded_bytes || !b->back)
-		return -ENOMEM;
-	r = codec_workspace_new(&b->ws);
+	half = b->o.speculator >= CODEC_SPEC_CHANNEL && !b->o.calibrate && !b->o.profile;
+	r = coder_bench_init(&b->c, &b->kv, half ? b->kv.blocks_count / 2u : 0, b->o.seconds);
 	if (r == 0 && b->o.speculator >= CODEC_SPEC_CHANNEL)
 		r = profile_fit(b);
+	if (r == 0 && b->o.model)
+		r = bench_cost_target(b->o.model, &b->target_macs);
+	b->c.profile = b->profile;
+	b->c.speculator = b->o.speculator;
 	return r;
 }
 
 static int bench_measure(struct codec_bench *b)
 {
-	int r = measure(b, pass_encode_verify, &b->encode_verify_s);
+	int r = coder_bench_memcpy(&b->c);
 
 	if (r == 0)
-		r = measure(b, pass_encode, &b->encode_s);
+		r = coder_bench_zstd(&b->c, 1);
 	if (r == 0)
-		r = measure(b, pass_memcpy, &b->memcpy_s);
-	if (r == 0)
-		r = zstd_measure(b);
-	if (r < 0)
-		return r;
-	memset(b->back, 0, b->count * b->kv.g.raw_bytes);
-	r = measure(b, pass_decode, &b->decode_s);
-	if (r == 0)
-		r = blocks_compare(b, &b->verified);
-	return r;
+		r = coder_bench_codec(&b->c, true);
+	return r == 0 ? segments_measure(b) : r;
 }
 
 /* The same blocks again, as often as it takes to fill a GPU. */
@@ -407,11 +142,11 @@ static int gpu_measure(struct codec_bench *b)
 		.g = &b->kv.g,
 		.profile = b->profile,
 		.speculator = b->o.speculator,
-		.blocks = b->kv.blocks + b->first * b->kv.g.raw_bytes,
-		.count = b->count,
-		.coded = b->coded,
-		.coded_bytes = b->coded_bytes,
-		.cap = b->cap,
+		.blocks = b->kv.blocks + b->c.first * b->kv.g.raw_bytes,
+		.count = b->c.count,
+		.coded = b->c.coded,
+		.coded_bytes = b->c.coded_bytes,
+		.cap = b->c.cap,
 	};
 	char err[REPORT_BYTES] = "";
 	const struct report report = { "skvc-bench codec", err, sizeof(err) };
@@ -432,29 +167,67 @@ static double gpu_rate(const struct codec_bench *b, double s)
 
 struct results {
 	double raw_gb, ratio, bits, expected_bits, escapes, zstd_ratio;
+	double ideal_bits, over_percent; /* LAYER; 0 else */
+	double k_bits, v_bits;		 /* of a scalar, ideal */
+	struct codec_layer_info layer;
+	double share; /* of a prefill of the target; 0: not known */
 	double encode, encode_verify, decode, copy, zstd_encode,
 		zstd_decode; /* GB/s of raw bytes */
 };
 
+/* Of one segment's scalar. */
+static double segment_bits(const struct codec_bench *b, uint32_t segment)
+{
+	const struct codec_segment *s = &b->kv.g.segments[segment];
+
+	return b->segment_bits[segment] /
+	       ((double)s->heads * s->head_dim * b->kv.g.block_tokens * b->c.count);
+}
+
+static double kind_bits(const struct codec_bench *b, uint8_t kind)
+{
+	double bits = 0, n = 0;
+
+	for (uint32_t i = 0; i < b->kv.g.segments_count; i++) {
+		const struct codec_segment *s = &b->kv.g.segments[i];
+
+		if (s->kind != kind)
+			continue;
+		bits += b->segment_bits[i];
+		n += (double)s->heads * s->head_dim * b->kv.g.block_tokens * b->c.count;
+	}
+	return n > 0 ? bits / n : 0;
+}
+
 static struct results results_of(const struct codec_bench *b)
 {
-	double raw = (double)b->count * (double)b->kv.g.raw_bytes, scalars = 0;
+	double raw = (double)b->c.count * (double)b->kv.g.raw_bytes;
+	double scalars = coder_bench_scalars(&b->c);
 	struct results r = { .raw_gb = raw * 1e-9 };
 
-	for (uint32_t i = 0; i < b->kv.g.segments_count; i++)
-		scalars += (double)b->kv.g.segments[i].heads * b->kv.g.segments[i].head_dim;
-	scalars *= (double)b->count * b->kv.g.block_tokens;
-	r.ratio = raw / (double)b->encoded_total;
-	r.bits = (double)b->encoded_total * 8.0 / scalars;
+	r.ratio = raw / (double)b->c.encoded_total;
+	r.bits = (double)b->c.encoded_total * 8.0 / scalars;
 	r.expected_bits = b->profile ? codec_profile_expected_bits(b->profile) : 0;
-	r.escapes = (double)b->escapes / scalars;
-	r.zstd_ratio = raw / (double)b->zstd_total;
-	r.encode = r.raw_gb / b->encode_s;
-	r.encode_verify = r.raw_gb / b->encode_verify_s;
-	r.decode = r.raw_gb / b->decode_s;
-	r.copy = r.raw_gb / b->memcpy_s;
-	r.zstd_encode = r.raw_gb / b->zstd_encode_s;
-	r.zstd_decode = r.raw_gb / b->zstd_decode_s;
+	if (b->profile && b->o.speculator == CODEC_SPEC_LAYER)
+		r.layer = codec_profile_layer(b->profile);
+	for (uint32_t i = 0; i < b->kv.g.segments_count; i++)
+		r.ideal_bits += b->segment_bits[i] / scalars;
+	if (r.ideal_bits > 0) {
+		r.expected_bits = r.layer.expected_bits;
+		if (b->c.fallbacks == 0)
+			r.over_percent = 100 * (r.bits / r.ideal_bits - 1);
+		r.share = bench_cost_share(r.layer.products, b->target_macs);
+		r.k_bits = kind_bits(b, CODEC_KIND_K);
+		r.v_bits = kind_bits(b, CODEC_KIND_V);
+	}
+	r.escapes = (double)b->c.escapes / scalars;
+	r.zstd_ratio = raw / (double)b->c.zstd_total;
+	r.encode = r.raw_gb / b->c.encode_s;
+	r.encode_verify = r.raw_gb / b->c.encode_verify_s;
+	r.decode = r.raw_gb / b->c.decode_s;
+	r.copy = r.raw_gb / b->c.memcpy_s;
+	r.zstd_encode = r.raw_gb / b->c.zstd_encode_s;
+	r.zstd_decode = r.raw_gb / b->c.zstd_decode_s;
 	return r;
 }
 
@@ -481,6 +254,28 @@ static void print_gpu(const struct codec_bench *b)
 		     (double)g->staging_bytes / 1048576.0, (double)g->footprint_bytes / 1048576.0);
 }
 
+static void print_layer(const struct codec_bench *b, const struct results *r)
+{
+	(void)printf("ideal       %.3f bits per scalar (K %.3f, V %.3f); ", r->ideal_bits,
+		     r->k_bits, r->v_bits);
+	if (b->c.fallbacks > 0)
+		(void)printf("%u blocks were smaller by channel\n", b->c.fallbacks);
+	else
+		(void)printf("coded, headers and states included, %.3f: %+.2f %%\n", r->bits,
+			     r->over_percent);
+	(void)printf("predictor   %u layers back, %u rotary pairs, %.2f MB of weights, %.0f int8 "
+		     "operations per token",
+		     r->layer.previous, r->layer.rotary_pairs,
+		     (double)r->layer.weights_bytes * 1e-6, 2.0 * (double)r->layer.products);
+	if (r->share > 0)
+		(void)printf("; x = %.4f of a bf16 prefill (%.1f M multiply-adds)", r->share,
+			     b->target_macs * 1e-6);
+	(void)printf("\n");
+	for (uint32_t i = 0; b->o.verbose && i < b->kv.layers; i++)
+		(void)printf("layer %3u   K %.3f  V %.3f bits\n", i, segment_bits(b, 2u * i),
+			     segment_bits(b, 2u * i + 1u));
+}
+
 static void print_text(const struct codec_bench *b)
 {
 	struct results r = results_of(b);
@@ -492,13 +287,17 @@ static void print_text(const struct codec_bench *b)
 		     b->kv.dtype, b->kv.g.block_tokens, (double)b->kv.g.raw_bytes);
 	if (b->profile) {
 		(void)codec_profile_bytes(b->profile, &profile_bytes);
-		(void)printf("calibrated  on %.0f tokens of %s; profile %zu bytes\n",
-			     (double)b->fitted_tokens,
-			     b->o.calibrate ? b->o.calibrate : "the same file, its first half",
-			     profile_bytes);
+		if (b->o.profile)
+			(void)printf("profile     %s, %zu bytes\n", b->o.profile, profile_bytes);
+		else
+			(void)printf("calibrated  on %.0f tokens of %s; profile %zu bytes\n",
+				     (double)b->fitted_tokens,
+				     b->o.calibrate ? b->o.calibrate
+						    : "the same file, its first half",
+				     profile_bytes);
 	}
-	(void)printf("evaluated   %u blocks%s, %u restored byte-exact\n", b->count,
-		     b->first ? ", the second half" : "", b->verified);
+	(void)printf("evaluated   %u blocks%s, %u restored byte-exact\n", b->c.count,
+		     b->c.first ? ", the second half" : "", b->c.verified);
 	(void)printf("codec       %s, %s, one thread\n", codec_speculator_name(b->o.speculator),
 		     codec_isa_name());
 	(void)printf("\n%-22s %8s %14s %16s %12s\n", "", "ratio", "encode GB/s", "+ verify GB/s",
@@ -516,7 +315,9 @@ static void print_text(const struct codec_bench *b)
 	if (b->profile)
 		(void)printf(", expected from the calibration %.3f", r.expected_bits);
 	(void)printf("; escapes %.5f per scalar; raw chunks %.0f\n", r.escapes,
-		     (double)b->chunks_raw);
+		     (double)b->c.chunks_raw);
+	if (r.ideal_bits > 0)
+		print_layer(b, &r);
 }
 
 static void add_gpu_time(const struct codec_bench *b, cJSON *j, const char *name,
@@ -554,6 +355,33 @@ static void add_gpu(const struct codec_bench *b, cJSON *j)
 	add_gpu_time(b, o, "decode", &g->decode);
 }
 
+static void add_layer(const struct codec_bench *b, const struct results *r, cJSON *j)
+{
+	cJSON *layers = cJSON_AddArrayToObject(j, "layers");
+
+	cJSON_AddNumberToObject(j, "ideal_bits_per_scalar", r->ideal_bits);
+	if (b->c.fallbacks == 0)
+		cJSON_AddNumberToObject(j, "over_ideal_percent", r->over_percent);
+	cJSON_AddNumberToObject(j, "fallback_blocks", b->c.fallbacks);
+	cJSON_AddNumberToObject(j, "k_bits_per_scalar", r->k_bits);
+	cJSON_AddNumberToObject(j, "v_bits_per_scalar", r->v_bits);
+	cJSON_AddNumberToObject(j, "previous_layers", r->layer.previous);
+	cJSON_AddNumberToObject(j, "rotary_pairs", r->layer.rotary_pairs);
+	cJSON_AddNumberToObject(j, "weights_bytes", (double)r->layer.weights_bytes);
+	cJSON_AddNumberToObject(j, "operations_per_token", 2.0 * (double)r->layer.products);
+	if (r->share > 0) {
+		cJSON_AddNumberToObject(j, "target_multiply_adds_per_token", b->target_macs);
+		cJSON_AddNumberToObject(j, "x", r->share);
+	}
+	for (uint32_t i = 0; i < b->kv.layers; i++) {
+		cJSON *o = cJSON_CreateObject();
+
+		cJSON_AddNumberToObject(o, "k_bits", segment_bits(b, 2u * i));
+		cJSON_AddNumberToObject(o, "v_bits", segment_bits(b, 2u * i + 1u));
+		cJSON_AddItemToArray(layers, o);
+	}
+}
+
 static int print_json(const struct codec_bench *b)
 {
 	struct results r = results_of(b);
@@ -563,6 +391,7 @@ static int print_json(const struct codec_bench *b)
 	cJSON_AddStringToObject(j, "file", b->o.kv);
 	cJSON_AddStringToObject(j, "calibrated_on",
 				!b->profile	 ? "nothing"
+				: b->o.profile	 ? b->o.profile
 				: b->o.calibrate ? b->o.calibrate
 						 : "first half of the same file");
 	cJSON_AddNumberToObject(j, "calibrated_tokens", (double)b->fitted_tokens);
@@ -571,15 +400,15 @@ static int print_json(const struct codec_bench *b)
 	cJSON_AddStringToObject(j, "isa", codec_isa_name());
 	cJSON_AddStringToObject(j, "dtype", b->kv.dtype);
 	cJSON_AddNumberToObject(j, "block_tokens", b->kv.g.block_tokens);
-	cJSON_AddNumberToObject(j, "blocks", b->count);
-	cJSON_AddNumberToObject(j, "verified_blocks", b->verified);
-	cJSON_AddNumberToObject(j, "raw_bytes", (double)b->count * (double)b->kv.g.raw_bytes);
-	cJSON_AddNumberToObject(j, "encoded_bytes", (double)b->encoded_total);
+	cJSON_AddNumberToObject(j, "blocks", b->c.count);
+	cJSON_AddNumberToObject(j, "verified_blocks", b->c.verified);
+	cJSON_AddNumberToObject(j, "raw_bytes", (double)b->c.count * (double)b->kv.g.raw_bytes);
+	cJSON_AddNumberToObject(j, "encoded_bytes", (double)b->c.encoded_total);
 	cJSON_AddNumberToObject(j, "ratio", r.ratio);
 	cJSON_AddNumberToObject(j, "bits_per_scalar", r.bits);
 	cJSON_AddNumberToObject(j, "expected_bits_per_scalar", r.expected_bits);
 	cJSON_AddNumberToObject(j, "escapes_per_scalar", r.escapes);
-	cJSON_AddNumberToObject(j, "raw_chunks", (double)b->chunks_raw);
+	cJSON_AddNumberToObject(j, "raw_chunks", (double)b->c.chunks_raw);
 	cJSON_AddNumberToObject(j, "encode_gbps", r.encode);
 	cJSON_AddNumberToObject(j, "encode_verify_gbps", r.encode_verify);
 	cJSON_AddNumberToObject(j, "decode_gbps", r.decode);
@@ -590,6 +419,8 @@ static int print_json(const struct codec_bench *b)
 	cJSON_AddNumberToObject(j, "ratio_against_zstd1", r.ratio / r.zstd_ratio);
 	cJSON_AddNumberToObject(j, "encode_against_zstd1", r.encode / r.zstd_encode);
 	cJSON_AddNumberToObject(j, "decode_against_zstd1", r.decode / r.zstd_decode);
+	if (r.ideal_bits > 0)
+		add_layer(b, &r, j);
 	if (b->o.gpu)
 		add_gpu(b, j);
 	text = cJSON_Print(j);
@@ -608,6 +439,9 @@ static const char usage_text[] =
 	"                       first half of --kv is fitted and the second half measured\n"
 	"  --speculator NAME    channel (default), layer, generic or raw\n"
 	"  --previous N         layers that `layer` looks back, 0 to 6 (2); 0: means\n"
+	"  --profile FILE       a profile of `skvc-bench calibrate` instead, as it is\n"
+	"  --model DIR          the target model (config.json): what the guess costs of its prefill\n"
+	"  --verbose            bits of each layer\n"
 	"  --device NAME        cpu (default), gpu or sim, a GPU played by the CPU; the GPU's numbers\n"
 	"                       stand beside the CPU's\n"
 	"  --gpu WHICH          ordinal or UUID of the GPU; the first one\n"
@@ -618,7 +452,7 @@ static const char usage_text[] =
 	"  --geometry NAME      file (default), or llama: 32 layers of 8 x 128 made of the file's\n"
 	"  --block-tokens N     tokens of a block, 1 to 1024 (16)\n"
 	"  --isa NAME           scalar, avx2, avx512 or avx512-loads instead of the best\n"
-	"  --seconds S          time for each thing measured, 0 to 60 (1)\n"
+	"  --seconds S          time for each thing measured, 0 to 60 (1); 0: once, not to be trusted\n"
 	"  --json               one JSON object\n";
 
 static int speculator_parse(const char *name, uint8_t *ret_speculator)
@@ -639,6 +473,9 @@ static int options_parse(int argc, char **argv, struct options *o)
 		{ "calibrate", required_argument, NULL, 'c' },
 		{ "speculator", required_argument, NULL, 's' },
 		{ "previous", required_argument, NULL, 'p' },
+		{ "profile", required_argument, NULL, 'P' },
+		{ "model", required_argument, NULL, 'M' },
+		{ "verbose", no_argument, NULL, 'v' },
 		{ "device", required_argument, NULL, 'd' },
 		{ "gpu", required_argument, NULL, 'u' },
 		{ "library", required_argument, NULL, 'l' },
@@ -673,6 +510,15 @@ static int options_parse(int argc, char **argv, struct options *o)
 		case 'p':
 			if (bench_count_parse(optarg, 0, 6, &o->previous) < 0)
 				return bench_usage_error("codec", "not 0 to 6 layers: ", optarg);
+			break;
+		case 'P':
+			o->profile = optarg;
+			break;
+		case 'M':
+			o->model = optarg;
+			break;
+		case 'v':
+			o->verbose = true;
 			break;
 		case 'd':
 			o->gpu = strcmp(optarg, "cpu") != 0;
@@ -767,7 +613,7 @@ int bench_codec_main(int argc, char **argv)
 		r = bench_measure(&b);
 		if (r < 0)
 			(void)fprintf(stderr, "skvc-bench: %s: %u of %u blocks restored: %s\n",
-				      b.o.kv, b.verified, b.count, strerror(-r));
+				      b.o.kv, b.c.verified, b.c.count, strerror(-r));
 	}
 	if (r == 0 && b.o.gpu)
 		r = gpu_measure(&b);
@@ -778,12 +624,9 @@ int bench_codec_main(int argc, char **argv)
 			print_text(&b);
 	}
 	codec_profile_free(b.profile);
-	codec_workspace_free(b.ws);
+	coder_bench_deinit(&b.c);
 	kv_dump_deinit(&b.kv);
 	kv_dump_deinit(&b.calibration);
-	free(b.coded);
-	free(b.coded_bytes);
-	free(b.back);
 	if (r == 0 && b.gpu.identical != b.gpu.compared) {
 		(void)fprintf(stderr, "skvc-bench codec: the GPU's payloads are not the CPU's\n");
 		return 1;

@@ -157,9 +157,10 @@ int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 /*
  * Decode one block into dst.  Returns 0 only when every byte is right: the raw checksum in the
  * container (and *expect_xxh3 when given) equals that of the decoded bytes.  -EBADMSG: malformed or
- * corrupt; -ESTALE: made with another profile or geometry, or after another prefix than dst's sequence
- * (codec_refusal() tells them apart); -ENODEV: its model is not attached to the profile; -E2BIG: the sequence is
- * full; -EINVAL: the sequence is of another geometry; -ENOMEM.  On error dst is unspecified.
+ * corrupt; -ESTALE: made with another profile or geometry, by another version of the codec, or after another
+ * prefix than dst's sequence (codec_refusal() tells them apart); -ENODEV: its model is not attached to the
+ * profile; -E2BIG: the sequence is full; -EINVAL: the sequence is of another geometry; -ENOMEM.  On error dst is
+ * unspecified.
  */
 int codec_decode(struct codec_workspace *ws, const struct codec_geometry *g,
 		 const struct codec_profile *profile, const void *in, size_t in_bytes,
@@ -226,7 +227,8 @@ int codec_fit_finish(const struct codec_fit *fit, struct codec_profile **ret_pro
 int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_profile *p,
 			    const void *blocks, const uint32_t *positions, uint32_t blocks_count,
 			    uint32_t previous, struct codec_profile **ret_profile);
-/* The same profile for a cache whose stored values are those fitted on divided by ratio[segment]. */
+/* The same profile for a cache whose stored values are those fitted on divided by ratio[segment] (> 0): an fp8
+ * cache under another scale.  -ENOMEM. */
 int codec_profile_rescale(const struct codec_geometry *g, const struct codec_profile *p,
 			  const double *ratio, struct codec_profile **ret_profile);
 /* What a profile's layer part is; all 0 when it has none. */

@@ -501,8 +501,11 @@ int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 int codec_header_check_geometry(const struct codec_geometry *g, const struct format_block_header *h,
 				size_t in_bytes)
 {
-	if (h->magic != FORMAT_BLOCK_MAGIC || h->version != FORMAT_BLOCK_VERSION ||
-	    h->reserved != 0)
+	if (h->magic != FORMAT_BLOCK_MAGIC || h->version == 0)
+		return -EBADMSG;
+	if (h->version != FORMAT_BLOCK_VERSION)
+		return -ESTALE; /* sound perhaps, and not ours to judge */
+	if (h->reserved != 0)
 		return -EBADMSG;
 	if (h->speculator > CODEC_SPEC_MODEL || h->encoded_bytes != in_bytes)
 		return -EBADMSG;

@@ -321,6 +321,9 @@ size_t codec_profile_serial_bytes(const struct codec_geometry *g, uint32_t table
 int codec_profile_from_serial(const struct codec_geometry *g, uint8_t *serial, size_t serial_bytes,
 			      struct codec_profile **ret_profile); /* takes serial on success */
 uint8_t *codec_serial_alloc(size_t bytes);
+/* A serialised profile's channel statistics, for stored values that are divided by ratio[segment]. */
+void codec_profile_rescale_channels(const struct codec_geometry *g, uint8_t *serial,
+				    const double *ratio);
 /* p with this section instead of the one of its sort that it has, if any. */
 int codec_profile_with_layer(const struct codec_geometry *g, const struct codec_profile *p,
 			     const uint8_t *section, size_t section_bytes,

@@ -545,24 +545,29 @@ int codec_profile_fit_layer(const struct codec_geometry *g, const struct codec_p
 int codec_profile_rescale(const struct codec_geometry *g, const struct codec_profile *p,
 			  const double *ratio, struct codec_profile **ret_profile)
 {
-	const struct layer_section *h;
-	struct layer_profile *own = NULL;
-	uint8_t *section;
+	uint8_t *serial = codec_serial_alloc(p->serial_bytes);
 	int r;
 
-	if (!p->layer)
-		return -EINVAL;
-	h = p->layer->section;
-	section = codec_serial_alloc(h->bytes);
-	if (!section)
+	if (!serial)
 		return -ENOMEM;
-	memcpy(section, h, h->bytes);
-	r = layer_profile_parse(g, section, h->bytes, &own);
-	if (r == 0) {
-		layer_section_rescale(section, own, ratio);
-		r = codec_profile_with_layer(g, p, section, h->bytes, ret_profile);
+	memcpy(serial, p->serial, p->serial_bytes);
+	codec_profile_rescale_channels(g, serial, ratio);
+	if (p->layer) {
+		const uint8_t *old = (const uint8_t *)p->layer->section;
+		uint8_t *section = serial + (old - p->serial);
+		struct layer_profile *own = NULL;
+
+		r = layer_profile_parse(g, section, p->layer->section->bytes, &own);
+		if (r == 0)
+			layer_section_rescale(section, own, ratio);
+		layer_profile_free(own);
+		if (r < 0) {
+			free(serial);
+			return r;
+		}
 	}
-	layer_profile_free(own);
-	free(section);
+	r = codec_profile_from_serial(g, serial, p->serial_bytes, ret_profile);
+	if (r < 0)
+		free(serial);
 	return r;
 }

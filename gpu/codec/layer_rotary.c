@@ -5,6 +5,7 @@
  */
 #include "gpu/codec/layer_fit.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -85,6 +86,7 @@ static int keys_read(const struct layer_sample *s, struct keys *k)
 		blocks = s->blocks_count;
 	k->tokens = blocks * s->g->block_tokens;
 	k->series = segments * heads;
+	assert(k->tokens > 0);
 	k->value = malloc((size_t)k->series * k->tokens * k->head_dim * sizeof(float));
 	k->position = malloc(k->tokens * sizeof(uint32_t));
 	if (!k->value || !k->position)

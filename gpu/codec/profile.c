@@ -9,6 +9,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
@@ -358,6 +359,45 @@ int codec_profile_with_model_section(const struct codec_geometry *g, const struc
 {
 	return with_sections(g, p, layer_of(p), (struct section){ section, section_bytes },
 			     ret_profile);
+}
+
+/* Cells of each binade; a channel's tokens are counted from its top cell, so moving that one moves all. */
+static double binade_cells(const struct codec_segment *s, uint32_t shift)
+{
+	static const int mantissa[CODEC_DTYPE_COUNT] = { 0, 7, 10, 3, 2 };
+
+	return ldexp(1, mantissa[s->dtype] - (int)shift);
+}
+
+void codec_profile_rescale_channels(const struct codec_geometry *g, uint8_t *serial,
+				    const double *ratio)
+{
+	struct format_profile_header h;
+	struct format_profile_segment fs;
+	struct layout l;
+	uint8_t *at;
+
+	memcpy(&h, serial, sizeof(h));
+	l = layout_of(h.segments_count, h.channels_count, h.tables_count);
+	at = serial + l.channels_off;
+	for (uint32_t i = 0; i < g->segments_count; i++) {
+		const struct codec_segment *s = &g->segments[i];
+		double cells, by;
+
+		if (!codec_segment_coded(s))
+			continue;
+		memcpy(&fs, serial + l.segments_off + i * sizeof(fs), sizeof(fs));
+		cells = (double)(1u << (codec_dtype_bytes(s->dtype) * 8u - 1u) >> fs.shift);
+		by = nearbyint(binade_cells(s, fs.shift) * log2(ratio[i]));
+		for (uint32_t c = 0; c < codec_segment_columns(s); c++) {
+			struct format_profile_channel fc;
+
+			memcpy(&fc, at, sizeof(fc));
+			fc.top = (uint16_t)fmin(cells - 1, fmax(0, fc.top - by));
+			memcpy(at, &fc, sizeof(fc));
+			at += sizeof(fc);
+		}
+	}
 }
 
 int codec_profile_parse(const struct codec_geometry *g, const void *buf, size_t buf_bytes,

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * skvc_bench_calibrate.c - `skvc-bench calibrate`: what a daemon would learn from a namespace, learnt from a
+ * dump and written as a profile that can be shipped.  The file is the profile's serial bytes and nothing else.
+ */
+#include <getopt.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/codec/layer_code.h"
+#include "tools/bench_fit.h"
+#include "tools/skvc_bench.h"
+
+struct options {
+	const char *kv, *out;
+	uint32_t previous, block_tokens;
+	bool scan;
+};
+
+static void print_rotary(const struct layer_profile *p)
+{
+	double turns;
+
+	if (p->pairs == 0) {
+		(void)printf("rotary      none found: keys are taken as they are\n");
+		return;
+	}
+	turns = p->pairs > 1 ? (double)p->freq[1] / (double)p->freq[0] : 0;
+	(void)printf("rotary      %u pairs, %s, base %.0f, tables %s\n", p->pairs,
+		     p->interleaved ? "interleaved" : "halves",
+		     p->pairs > 1 ? pow(turns, -(double)p->pairs) : 0,
+		     p->turn_round_bf16 ? "rounded to bf16" : "exact");
+}
+
+static void print_row(const struct codec_profile *p)
+{
+	struct codec_layer_info i = codec_profile_layer(p);
+	size_t bytes;
+
+	(void)codec_profile_bytes(p, &bytes);
+	(void)printf("%8u %16.3f %16.2f %18.0f %14zu\n", i.previous, i.expected_bits,
+		     (double)i.weights_bytes * 1e-6, 2.0 * (double)i.products, bytes);
+	(void)fflush(stdout);
+}
+
+static int profile_make(const struct options *o, const struct kv_dump *d,
+			const struct codec_profile *base)
+{
+	struct codec_profile *best = NULL, *p = NULL;
+	int r = 0;
+
+	(void)printf("\n%8s %16s %16s %18s %14s\n", "previous", "expected bits", "weights, MB",
+		     "operations/token", "file, bytes");
+	for (uint32_t n = o->scan ? 0 : o->previous;
+	     r == 0 && n <= (o->scan ? LAYER_PREVIOUS_MAX : o->previous); n++) {
+		r = bench_fit_layer(d, d->blocks_count, n, base, &p);
+		if (r < 0)
+			break;
+		print_row(p);
+		if (n == o->previous)
+			best = p;
+		else
+			codec_profile_free(p);
+	}
+	if (best) {
+		(void)printf("\n");
+		print_rotary(best->layer);
+		if (r == 0)
+			r = bench_profile_write(best, o->out);
+	}
+	codec_profile_free(best);
+	return r;
+}
+
+static const char usage_text[] =
+	"Usage: skvc-bench calibrate --kv FILE --out PROFILE [OPTION]...\n"
+	"\n"
+	"  --kv FILE            KV cache to fit on (safetensors: k.<layer>, v.<layer>), 4k to 24k tokens\n"
+	"  --out PROFILE        the file to write\n"
+	"  --previous N         layers that `layer` looks back, 0 to 6 (2); 0: means\n"
+	"  --block-tokens N     tokens of a block, 1 to 1024 (16): a profile is for one size\n"
+	"  --scan               also say what 0 to 6 layers would bring\n";
+
+static int options_parse(int argc, char **argv, struct options *o)
+{
+	static const struct option longs[] = {
+		{ "kv", required_argument, NULL, 'k' },
+		{ "out", required_argument, NULL, 'o' },
+		{ "previous", required_argument, NULL, 'p' },
+		{ "block-tokens", required_argument, NULL, 'b' },
+		{ "scan", no_argument, NULL, 's' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int c;
+
+	optind = 0; /* the caller's argv is not ours to go on with */
+	while ((c = getopt_long(argc, argv, "h", longs, NULL)) != -1) {
+		switch (c) {
+		case 'k':
+			o->kv = optarg;
+			break;
+		case 'o':
+			o->out = optarg;
+			break;
+		case 'p':
+			if (bench_count_parse(optarg, 0, LAYER_PREVIOUS_MAX, &o->previous) < 0)
+				return bench_usage_error("calibrate",
+							 "not 0 to 6 layers: ", optarg);
+			break;
+		case 'b':
+			if (bench_count_parse(optarg, 1, CODEC_BLOCK_TOKENS_MAX, &o->block_tokens) <
+			    0)
+				return bench_usage_error("calibrate",
+							 "not 1 to 1024 tokens: ", optarg);
+			break;
+		case 's':
+			o->scan = true;
+			break;
+		case 'h':
+			(void)fputs(usage_text, stdout);
+			return -1;
+		default:
+			return 2;
+		}
+	}
+	if (optind < argc)
+		return bench_usage_error("calibrate", "too many arguments: ", argv[optind]);
+	if (!o->kv || !o->out)
+		return bench_usage_error("calibrate", "--kv FILE or --out PROFILE is missing", "");
+	return 0;
+}
+
+int bench_calibrate_main(int argc, char **argv)
+{
+	struct options o = { .previous = 2, .block_tokens = 16 };
+	struct codec_profile *base = NULL;
+	struct kv_dump d = { 0 };
+	int r = options_parse(argc, argv, &o);
+
+	if (r != 0)
+		return r < 0 ? 0 : r;
+	r = kv_dump_read(o.kv, o.block_tokens, &d);
+	if (r == 0)
+		r = bench_fit_channel(&d, d.blocks_count, &base);
+	if (r == 0) {
+		(void)printf("file        %s, %.0f tokens, %u layers, %s\n", o.kv, (double)d.tokens,
+			     d.layers, d.dtype);
+		(void)printf("channel     %.3f bits expected\n", codec_profile_expected_bits(base));
+		r = profile_make(&o, &d, base);
+	}
+	if (r == 0)
+		(void)printf("written     %s\n", o.out);
+	codec_profile_free(base);
+	kv_dump_deinit(&d);
+	return r == 0 ? 0 : 1;
+}
