@@ -88,8 +88,8 @@ static void test_chain(void **state)
 {
 	(void)state;
 	for (uint32_t kind = 0; kind < TINY_KINDS; kind++)
-		for (uint8_t dtype = CODEC_DTYPE_BF16; dtype <= CODEC_DTYPE_E5M2; dtype++)
-			check_chain(kind, dtype, (kind + dtype) % 2u, dtype % 2u);
+		for (uint32_t dtype = CODEC_DTYPE_BF16; dtype <= CODEC_DTYPE_E5M2; dtype++)
+			check_chain(kind, (uint8_t)dtype, (kind + dtype) % 2u, dtype % 2u);
 }
 
 /* It is there to be smaller than the others. */
@@ -369,9 +369,9 @@ static void test_mixed_methods(void **state)
 	encode_all(r);
 	must_decode(r, r->model, s, 0);
 	at = r->coded[1] + sizeof(struct format_block_header);
-	for (uint8_t method = 0; method < FORMAT_METHOD_COUNT + 1u; method++) {
+	for (uint32_t method = 0; method < FORMAT_METHOD_COUNT + 1u; method++) {
 		memcpy(&e, at, sizeof(e));
-		e.method = method;
+		e.method = (uint8_t)method;
 		memcpy(at, &e, sizeof(e));
 		assert_int_equal(sequence_rig_decode(r, r->model, s, 1),
 				 method == FORMAT_METHOD_RESIDUAL ? 0 : -EBADMSG);
@@ -435,8 +435,8 @@ static void test_fallbacks(void **state)
 static void test_strange_data(void **state)
 {
 	(void)state;
-	for (uint8_t dtype = CODEC_DTYPE_BF16; dtype <= CODEC_DTYPE_E5M2; dtype++) {
-		struct sequence_rig *r = sequence_rig_new(1, dtype, dtype % 2u, true);
+	for (uint32_t dtype = CODEC_DTYPE_BF16; dtype <= CODEC_DTYPE_E5M2; dtype++) {
+		struct sequence_rig *r = sequence_rig_new(1, (uint8_t)dtype, dtype % 2u, true);
 		struct codec_sequence *s = sequence_rig_sequence(r, r->model);
 
 		rng_fill(&r->rng, r->block[0], r->g.raw_bytes); /* NaN, infinities, anything */
