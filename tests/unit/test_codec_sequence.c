@@ -15,6 +15,7 @@
 #include <xxhash.h>
 
 #include "gpu/codec/format.h"
+#include "gpu/device.h"
 #include "tests/lib/sequence_rig.h"
 #include "tools/model_threads.h"
 
@@ -459,6 +460,92 @@ static void test_strange_data(void **state)
 	}
 }
 
+/* ---- as tasks of the CPU device ---- */
+
+static void region_over(const struct codec_geometry *g, uint8_t *base, struct device_region *ret)
+{
+	struct codec_stride stride[SEQUENCE_RIG_SEGMENTS + 1u];
+	uint64_t block_stride[SEQUENCE_RIG_SEGMENTS + 1u];
+
+	for (uint32_t i = 0; i < g->segments_count; i++) {
+		const struct codec_segment *s = &g->segments[i];
+		const uint64_t head = (uint64_t)s->head_dim * codec_dtype_bytes(s->dtype);
+
+		stride[i] = (struct codec_stride){ g->segment_off[i], head * s->heads, head };
+		block_stride[i] = g->raw_bytes;
+	}
+	assert_int_equal(device_region_init(ret, g, base, BLOCKS * g->raw_bytes, BLOCKS, stride,
+					    block_stride),
+			 0);
+}
+
+static int32_t run_task(struct device *d, struct device_task *t)
+{
+	struct device_task *done = NULL;
+
+	assert_int_equal(d->ops->start(d, t), 0);
+	while (d->ops->poll(d, &done, 1) == 0)
+		;
+	assert_ptr_equal(done, t);
+	return t->res;
+}
+
+static void test_device(void **state)
+{
+	struct sequence_rig *r = sequence_rig_new(0, CODEC_DTYPE_BF16, true, true);
+	struct codec_sequence *s = sequence_rig_sequence(r, r->model);
+	uint8_t *pages = malloc(BLOCKS * r->g.raw_bytes);
+	struct device_region region;
+	struct device *d = NULL;
+
+	(void)state;
+	assert_non_null(pages);
+	region_over(&r->g, pages, &region);
+	assert_int_equal(cpu_device_new(2, 8, -1, 0, &d), 0);
+	for (uint32_t b = 0; b < BLOCKS; b++) {
+		struct device_task t = { .op = DEVICE_ENCODE,
+					 .region = &region,
+					 .block_index = b,
+					 .speculator = CODEC_SPEC_MODEL,
+					 .position = b * T,
+					 .sequence = s,
+					 .tokens = r->ids + b * T,
+					 .profile = r->model,
+					 .verify = 1,
+					 .out = r->coded[b],
+					 .out_cap_bytes = r->cap };
+
+		memcpy(pages + b * r->g.raw_bytes, r->block[b], r->g.raw_bytes);
+		assert_int_equal(run_task(d, &t), 0);
+		assert_int_equal(t.info.speculator, CODEC_SPEC_MODEL);
+		r->info[b] = t.info;
+	}
+	memset(pages, 0xa5, BLOCKS * r->g.raw_bytes);
+	assert_int_equal(codec_sequence_truncate(s, 0), 0);
+	for (uint32_t b = 0; b < BLOCKS; b++) {
+		struct device_task t = { .op = DEVICE_DECODE,
+					 .region = &region,
+					 .block_index = b,
+					 .position = b * T,
+					 .profile = r->model,
+					 .in = r->coded[b],
+					 .in_bytes = r->info[b].encoded_bytes,
+					 .expect_xxh3 = r->info[b].raw_xxh3 };
+
+		assert_int_equal(run_task(d, &t), -ESTALE);
+		assert_int_equal(t.refusal, CODEC_REFUSAL_PREFIX);
+		t.sequence = s;
+		assert_int_equal(run_task(d, &t), 0);
+		assert_int_equal(t.refusal, CODEC_REFUSAL_NONE);
+		assert_memory_equal(pages + b * r->g.raw_bytes, r->block[b], r->g.raw_bytes);
+	}
+	d->ops->free(d);
+	device_region_deinit(&region);
+	free(pages);
+	codec_sequence_free(s);
+	sequence_rig_free(r);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -467,6 +554,7 @@ int main(void)
 		cmocka_unit_test(test_wrong_prefix), cmocka_unit_test(test_other_parameters),
 		cmocka_unit_test(test_damage),	     cmocka_unit_test(test_mixed_methods),
 		cmocka_unit_test(test_fallbacks),    cmocka_unit_test(test_strange_data),
+		cmocka_unit_test(test_device),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
