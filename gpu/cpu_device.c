@@ -149,6 +149,8 @@ static struct codec_view task_view(const struct device_task *t)
 		.block_index = t->block_index,
 		.block_stride = t->region->block_stride,
 		.position = t->position,
+		.sequence = t->sequence,
+		.tokens = t->tokens,
 	};
 }
 
@@ -156,6 +158,7 @@ static int task_run(struct codec_workspace *ws, struct device_task *t)
 {
 	const struct codec_geometry *g;
 	struct codec_view v;
+	int r;
 
 	if (t->op == DEVICE_FIT)
 		return cpu_fit(ws, t);
@@ -169,8 +172,10 @@ static int task_run(struct codec_workspace *ws, struct device_task *t)
 				    t->verify ? CODEC_ENCODE_VERIFY : 0, &v, t->out,
 				    t->out_cap_bytes, &t->info);
 	case DEVICE_DECODE:
-		return codec_decode_from(ws, g, t->profile, t->in, t->in_bytes, &t->expect_xxh3, &v,
-					 t->skip_tokens, &t->segments_done);
+		r = codec_decode_from(ws, g, t->profile, t->in, t->in_bytes, &t->expect_xxh3, &v,
+				      t->skip_tokens, &t->segments_done);
+		t->refusal = (uint8_t)codec_refusal(ws);
+		return r;
 	case DEVICE_COPY_OUT:
 		if (t->out_cap_bytes < g->raw_bytes)
 			return -ENOSPC;
@@ -308,6 +313,7 @@ static int cpu_device_start(struct device *dev, struct device_task *task)
 	task->res = 0;
 	task->ret_profile = NULL;
 	task->samples_kept = 0;
+	task->refusal = CODEC_REFUSAL_NONE;
 	task->busy_ns = 0;
 	atomic_store_explicit(&task->segments_done, 0, memory_order_relaxed);
 	w->in_flight++;

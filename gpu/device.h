@@ -67,6 +67,13 @@ struct device_task {
 	uint8_t speculator; /* ENCODE */
 	/* ENCODE: of the block's first token in its sequence, or CODEC_POSITION_UNKNOWN */
 	uint32_t position;
+	/* ENCODE, DECODE: the prefix that the block follows, for MODEL; borrowed until completion, and no other task
+	 * that is under way may have it: the blocks of one sequence go one after the other, in order.  When the
+	 * task's res is 0 the block has been appended to it, else it is as it was.  position: the sequence's own.
+	 * NULL: unknown.  CPU device only. */
+	struct codec_sequence *sequence;
+	const int32_t
+		*tokens; /* ENCODE: the block's token ids, borrowed until completion, or NULL */
 	const struct codec_geometry *geom;   /* FIT, FIT_LAYER (others: region->geom) */
 	const struct codec_profile *profile; /* borrowed until completion, may be NULL; FIT_LAYER:
 					      * whose statistics the new one has too */
@@ -97,7 +104,8 @@ struct device_task {
 	struct device_copy copy[DEVICE_COPIES_MAX]; /* MOVE */
 	uint32_t copies_count;
 	/* out, valid once poll() returned the task */
-	int32_t res;		/* 0 or negative errno */
+	int32_t res;	 /* 0 or negative errno */
+	uint8_t refusal; /* DECODE on the CPU device, -ESTALE or -ENODEV: enum codec_refusal */
 	struct codec_info info; /* ENCODE */
 	/* ENCODE on a device that stages: where the payload of info.encoded_bytes lies (DEVICE).  It stays
 	 * there until unstage(); only MOVE tasks may read it. */

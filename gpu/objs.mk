@@ -22,6 +22,7 @@ GPU_SRCS := \
 	gpu/codec/model_matrix.c \
 	gpu/codec/model_params.c \
 	gpu/codec/model_pass.c \
+	gpu/codec/model_profile.c \
 	gpu/codec/model_rescale.c \
 	gpu/codec/model_solve.c \
 	gpu/codec/model_weights.c \
@@ -31,6 +32,7 @@ GPU_SRCS := \
 	gpu/codec/residual_code.c \
 	gpu/codec/residual_fit.c \
 	gpu/codec/residual_scalar.c \
+	gpu/codec/sequence.c \
 	gpu/cpu_device.c \
 	gpu/cpu_fit.c \
 	gpu/cuda_load.c \

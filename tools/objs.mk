@@ -13,6 +13,7 @@ SKVC_BENCH_SRCS := \
 	tools/bench_gpu_host.c \
 	tools/bench_gpu_sim.c \
 	tools/bench_kv.c \
+	tools/bench_model.c \
 	tools/bench_offload.c \
 	tools/bench_samples.c \
 	tools/demo_daemon.c \

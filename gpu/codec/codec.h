@@ -46,7 +46,7 @@ enum codec_speculator { /* wire values: never renumber */
 			CODEC_SPEC_GENERIC = 1, /* byte planes + zstd */
 			CODEC_SPEC_CHANNEL = 2, /* static statistics per channel */
 			CODEC_SPEC_LAYER = 3,	/* from the exact values of earlier layers */
-			CODEC_SPEC_MODEL = 4,	/* reserved */
+			CODEC_SPEC_MODEL = 4,	/* from a copy of the model and the whole prefix */
 			CODEC_SPEC_COUNT
 };
 
@@ -86,6 +86,13 @@ struct codec_view {
 	/* encode: of the block's first token in its sequence, or CODEC_POSITION_UNKNOWN.  A wrong one costs
 	 * size, never correctness. */
 	uint32_t position;
+	/* The prefix that this block follows, borrowed for the call; NULL: unknown, and no MODEL.  A call that
+	 * returns 0 has appended the block to it, however that is coded; any other leaves it as it was.
+	 * position: the sequence's own (decode: or CODEC_POSITION_UNKNOWN). */
+	struct codec_sequence *sequence;
+	/* encode: the block's token ids, borrowed; a MODEL whose parameters want ids is not possible without.
+	 * Ones that are not in the vocabulary are as good as none. */
+	const int32_t *tokens;
 	_Atomic(uint32_t) *
 		segments_done; /* decode: counts segments written (not yet verified); may be NULL */
 };
@@ -95,10 +102,14 @@ struct codec_info {
 	uint64_t raw_xxh3;   /* checksum of the raw bytes (format.h), made of XXH3-64 */
 	uint32_t chunks_raw; /* chunks that did not shrink or failed to verify */
 	uint32_t escapes;    /* scalars outside their token window */
-	double ideal_bits;   /* LAYER: what the payload takes by its tables */
+	double ideal_bits;   /* LAYER, MODEL: what the payload takes by its tables */
 	uint8_t speculator;  /* what was really used */
 };
 
+struct mspec_model; /* model.h, like the next two */
+struct mspec_params;
+struct mspec_runner;
+struct codec_sequence;	/* below */
 struct codec_profile;	/* frozen tables, immutable, freed by the owner */
 struct codec_fit;	/* statistics being gathered */
 struct codec_workspace; /* scratch of one thread */
@@ -132,8 +143,10 @@ size_t codec_bound(const struct codec_geometry *g);
 /*
  * Encode one block.  A chunk that does not shrink, or does not verify, is kept raw, so encoding never
  * fails for what the data is.  CHANNEL without a profile, and segments of kind OPAQUE or dtype U8, fall
- * back to GENERIC; LAYER falls back to CHANNEL where the profile has no layer part, the position is
- * unknown, or that is smaller.  Returns 0, -ENOSPC (cap < what is needed), -ENOMEM, -EINVAL (unknown speculator).
+ * back to GENERIC; MODEL falls back to LAYER where the view has no sequence or not the tokens, or that is smaller;
+ * LAYER to CHANNEL where the profile has no layer part, the position is unknown, or that is smaller.  Returns
+ * 0, -ENOSPC (cap < what is needed), -ENOMEM, -EINVAL (unknown speculator; a sequence of another geometry or at
+ * another position), -E2BIG (the sequence is full).
  * The source may change under the call (hostile client): the checksum and the coded bytes both come
  * from one private copy, taken once.
  */
@@ -144,12 +157,28 @@ int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 /*
  * Decode one block into dst.  Returns 0 only when every byte is right: the raw checksum in the
  * container (and *expect_xxh3 when given) equals that of the decoded bytes.  -EBADMSG: malformed or
- * corrupt; -ESTALE: made with another profile or geometry, or by another version of the codec; -ENOMEM.  On error
- * dst is unspecified.
+ * corrupt; -ESTALE: made with another profile or geometry, by another version of the codec, or after another
+ * prefix than dst's sequence (codec_refusal() tells them apart); -ENODEV: its model is not attached to the
+ * profile; -E2BIG: the sequence is full; -EINVAL: the sequence is of another geometry; -ENOMEM.  On error dst is
+ * unspecified.
  */
 int codec_decode(struct codec_workspace *ws, const struct codec_geometry *g,
 		 const struct codec_profile *profile, const void *in, size_t in_bytes,
 		 const uint64_t *expect_xxh3, const struct codec_view *dst);
+
+enum codec_refusal {
+	CODEC_REFUSAL_NONE,
+	CODEC_REFUSAL_VERSION,	/* made by another version of the codec */
+	CODEC_REFUSAL_GEOMETRY, /* made for another geometry */
+	CODEC_REFUSAL_PROFILE,	/* made with another profile */
+	CODEC_REFUSAL_MODEL,	/* -ENODEV: the profile's model is not attached */
+	CODEC_REFUSAL_PREFIX, /* MODEL: no sequence, or it is of another profile or at another position */
+	CODEC_REFUSAL_GUESSES, /* MODEL: whole, but the prefix or the arithmetic is not the encoder's */
+	CODEC_REFUSAL_COUNT
+};
+/* Why the workspace's last decode returned -ESTALE or -ENODEV. */
+enum codec_refusal codec_refusal(const struct codec_workspace *ws);
+const char *codec_refusal_name(enum codec_refusal refusal); /* for a log line */
 
 /*
  * The same, for a load that continues a cached prefix: the first skip_tokens tokens (at most
@@ -164,8 +193,8 @@ int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g
 
 /*
  * 0 when every chunk of an encoded block is raw, `channel` or `layer`, so that a device without zstd can
- * decode it; 1 when one is `generic`, or when the header or the index is not one that this geometry can have
- * (codec_decode says what is wrong).  Looks at the header and the index only, never beyond
+ * decode it; 1 when one is `generic` or `model`, or when the header or the index is not one that this
+ * geometry can have (codec_decode says what is wrong).  Looks at the header and the index only, never beyond
  * payload_bytes.
  */
 int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
@@ -228,6 +257,33 @@ struct codec_layer_info {
 };
 struct codec_layer_info codec_profile_layer(const struct codec_profile *p);
 
+/*
+ * A profile that can do MODEL too, or with other parameters than it had.  The model of these is attached to it.
+ * expected_bits: per scalar, as mspec_fit_bits() tells.  -EINVAL: the geometry is not one of this model, *err
+ * says why; -ENOMEM.  A profile made from this one by the calls above has the same parameters and no model.
+ */
+#define CODEC_ERR_BYTES 160u
+int codec_profile_with_model(const struct codec_geometry *g, const struct codec_profile *p,
+			     const struct mspec_params *params, double expected_bits,
+			     struct codec_profile **ret_profile, char *err, size_t err_bytes);
+/*
+ * Bind the loaded model to a profile, before any other thread has the profile; m is borrowed until that is
+ * freed.  A profile without it does all but MODEL.  -ENODATA: no model part; -ESTALE: it is of another model;
+ * -EALREADY: attached before; -EBADMSG: its parameters are damaged; -ENOMEM.
+ */
+int codec_profile_attach_model(struct codec_profile *p, const struct mspec_model *m);
+/* What a profile's model part is; all 0 when it has none. */
+struct codec_model_info {
+	uint8_t digest[CODEC_DIGEST_BYTES]; /* of the model that it wants */
+	uint8_t attached;		    /* 1: it has it */
+	uint8_t ids;			    /* 1: blocks carry token ids */
+	uint32_t vocab;
+	double expected_bits;  /* per scalar, on the fitted sample */
+	uint64_t params_bytes; /* in the profile; the model's weights are not */
+	uint64_t products;     /* int8 multiplications a token, attention left out */
+};
+struct codec_model_info codec_profile_model(const struct codec_profile *p);
+
 /* Parse a serialised profile; -EBADMSG (malformed), -ESTALE (other geometry or version), -ENOMEM. */
 int codec_profile_parse(const struct codec_geometry *g, const void *buf, size_t buf_bytes,
 			struct codec_profile **ret_profile);
@@ -236,5 +292,31 @@ const void *codec_profile_bytes(const struct codec_profile *p, size_t *ret_bytes
 const uint8_t *codec_profile_digest(const struct codec_profile *p); /* BLAKE2b-256 of these */
 double codec_profile_expected_bits(
 	const struct codec_profile *p); /* per scalar, on the fitted sample */
+
+/* ---- sequences, for MODEL ---- */
+
+/*
+ * One sequence's prefix: the exact keys and values of the tokens before the next block, and what it takes to run the
+ * model over that block.  One user at a time; codec_view has it take part in a call.  g, profile and runner
+ * (NULL: the caller's thread alone) are borrowed until free.  -ENODATA: the profile has no model part; -ENODEV: its
+ * model is not attached; -ENOMEM.
+ */
+int codec_sequence_new(const struct codec_geometry *g, const struct codec_profile *profile,
+		       const struct mspec_runner *runner, struct codec_sequence **ret_sequence);
+struct codec_sequence *codec_sequence_free(
+	struct codec_sequence *s);				  /* accepts NULL, returns NULL */
+uint32_t codec_sequence_position(const struct codec_sequence *s); /* tokens that it holds */
+/* Forget all but the first `position` tokens; more than it holds is -EINVAL. */
+int codec_sequence_truncate(struct codec_sequence *s, uint32_t position);
+/* The next block, when no call with the sequence in its view has coded it.  -E2BIG: full; -ENOMEM. */
+int codec_sequence_append(struct codec_sequence *s, const struct codec_view *block);
+uint64_t codec_sequence_bytes(const struct codec_sequence *s); /* of memory, for its prefix */
+
+/*
+ * The token ids in an encoded block: g->block_tokens at ret_tokens.  -ENODATA: it has none; -EBADMSG, -ESTALE as
+ * codec_decode, but that the model need not be attached, and the keys and values are not looked at.
+ */
+int codec_payload_tokens(const struct codec_geometry *g, const struct codec_profile *profile,
+			 const void *payload, size_t payload_bytes, int32_t *ret_tokens);
 
 #endif

@@ -17,6 +17,8 @@
 #include "gpu/codec/checksum.h"
 #include "gpu/codec/internal.h"
 #include "gpu/codec/layer_code.h"
+#include "gpu/codec/model_profile.h"
+#include "gpu/codec/sequence.h"
 
 int codec_workspace_new(struct codec_workspace **ret_ws)
 {
@@ -44,6 +46,7 @@ struct codec_workspace *codec_workspace_free(struct codec_workspace *ws)
 	free(ws->leaves);
 	free(ws->block);
 	free(ws->predicted);
+	free(ws->kept);
 	ws->layer = layer_workspace_free(ws->layer);
 	ZSTD_freeCCtx(ws->zstd_c);
 	ZSTD_freeDCtx(ws->zstd_d);
@@ -109,6 +112,8 @@ static int job_begin(struct codec_workspace *ws, const struct codec_geometry *g,
 	bool coded = codec_segment_coded(&g->segments[g->chunk_first_segment[j->chunk]]);
 
 	if (e->method != FORMAT_METHOD_CHANNEL && e->escape_bytes != 0)
+		return -EBADMSG;
+	if (ws->predicted_all && coded && e->method != FORMAT_METHOD_RESIDUAL)
 		return -EBADMSG;
 	switch (e->method) {
 	case FORMAT_METHOD_RAW:
@@ -191,7 +196,7 @@ static int chunk_encode(struct codec_workspace *ws, const struct codec_geometry 
 	int r;
 
 	j->escapes = 0;
-	if (speculator == CODEC_SPEC_LAYER && coded) {
+	if (speculator >= CODEC_SPEC_LAYER && coded) {
 		bytes = ws->predicted_stored ? 0 : ws->predicted_bytes;
 		ws->predicted_stored = true;
 		return entry_store(ws->predicted, &j->e, bytes, FORMAT_METHOD_RESIDUAL, 0, out,
@@ -336,7 +341,7 @@ static int batch_encode(struct codec_workspace *ws, const struct codec_geometry 
 		j->payload = o->bytes + o->used;
 		o->used += padded(j->e.payload_bytes);
 	}
-	if (!(flags & CODEC_ENCODE_VERIFY) || speculator == CODEC_SPEC_LAYER)
+	if (!(flags & CODEC_ENCODE_VERIFY) || speculator >= CODEC_SPEC_LAYER)
 		return 0; /* predicted.c has verified its own; the rest is `generic`, with a checksum */
 	return jobs_verify(ws, g, profile, jobs, jobs_count, o);
 }
@@ -385,7 +390,8 @@ static int block_encode(struct codec_workspace *ws, const struct codec_geometry 
 			     (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
 	if (cap < info.encoded_bytes)
 		return -ENOSPC;
-	ws->predicted_ready = speculator == CODEC_SPEC_LAYER;
+	ws->predicted_all = false;
+	ws->predicted_ready = speculator >= CODEC_SPEC_LAYER;
 	ws->predicted_stored = false;
 	if (r == 0)
 		r = blocks_encode(ws, g, profile, speculator, flags, src, out, cap, &info);
@@ -400,60 +406,100 @@ static int block_encode(struct codec_workspace *ws, const struct codec_geometry 
 	return 0;
 }
 
-/* From one private copy: LAYER where it is good, CHANNEL where that is smaller. */
-static int layer_or_channel(struct codec_workspace *ws, const struct codec_geometry *g,
-			    const struct codec_profile *profile, unsigned flags,
-			    const struct codec_view *src, void *out, size_t cap,
-			    struct codec_info *ret_info)
+/* From one private copy in ws->block: a predicted one where it is good, CHANNEL where that is smaller. */
+static int predicted_or_channel(struct codec_workspace *ws, const struct codec_geometry *g,
+				const struct codec_profile *profile, uint8_t speculator,
+				unsigned flags, const struct codec_view *copy, void *out,
+				size_t cap, struct codec_info *ret_info)
 {
-	struct codec_view copy = { 0 };
-	struct codec_info by_layer = { 0 }, info;
-	int verdict, r = codec_workspace_grow((void **)&ws->block, &ws->block_cap, g->raw_bytes);
+	struct codec_info predicted = { 0 }, info;
+	int verdict = codec_predicted_encode(ws, g, profile, speculator, flags, copy, &predicted);
+	int r;
 
-	if (r < 0)
-		return r;
-	codec_copy_out(g, src, ws->block);
-	copy.base = ws->block;
-	verdict = codec_predicted_encode(ws, g, profile, flags, src->position, &by_layer);
 	if (verdict < 0)
 		return verdict;
 	if (verdict != CODEC_PREDICTED_GOOD) {
-		r = block_encode(ws, g, profile, CODEC_SPEC_CHANNEL, flags, &copy, out, cap, &info);
+		r = block_encode(ws, g, profile, CODEC_SPEC_CHANNEL, flags, copy, out, cap, &info);
 		if (r < 0 || verdict == CODEC_PREDICTED_NONE ||
 		    info.encoded_bytes <= ws->predicted_bytes) {
 			*ret_info = info;
 			return r;
 		}
 	}
-	r = block_encode(ws, g, profile, CODEC_SPEC_LAYER, flags, &copy, out, cap, &info);
+	r = block_encode(ws, g, profile, predicted.speculator, flags, copy, out, cap, &info);
 	if (r < 0)
 		return r;
-	info.escapes += by_layer.escapes;
-	info.ideal_bits = by_layer.ideal_bits;
+	info.escapes += predicted.escapes;
+	info.ideal_bits = predicted.ideal_bits;
 	*ret_info = info;
 	return 0;
+}
+
+/* Leaves what it coded in ws->block when it did so by prediction, or there is a sequence to append it to. */
+static int encode(struct codec_workspace *ws, const struct codec_geometry *g,
+		  const struct codec_profile *profile, uint8_t speculator, unsigned flags,
+		  const struct codec_view *src, void *out, size_t cap, struct codec_info *ret_info)
+{
+	struct codec_view copy = { .position = src->position,
+				   .sequence = src->sequence,
+				   .tokens = src->tokens };
+	int r;
+
+	while (speculator >= CODEC_SPEC_LAYER && !codec_predicted_can(profile, speculator, src))
+		speculator--;
+	if (speculator < CODEC_SPEC_LAYER && !src->sequence)
+		return block_encode(ws, g, profile, speculator, flags, src, out, cap, ret_info);
+	r = codec_workspace_grow((void **)&ws->block, &ws->block_cap, g->raw_bytes);
+	if (r < 0)
+		return r;
+	codec_copy_out(g, src, ws->block);
+	copy.base = ws->block;
+	if (speculator < CODEC_SPEC_LAYER)
+		return block_encode(ws, g, profile, speculator, flags, &copy, out, cap, ret_info);
+	return predicted_or_channel(ws, g, profile, speculator, flags, &copy, out, cap, ret_info);
+}
+
+/* After a call that came to r: the block in ws->block belongs to the sequence, or nothing has happened. */
+static int sequence_settle(struct codec_workspace *ws, struct codec_sequence *s, uint32_t before,
+			   int r)
+{
+	if (r == 0 && codec_sequence_position(s) == before)
+		r = sequence_append_raw(s, ws->block);
+	if (r < 0) {
+		int back = codec_sequence_truncate(s, before);
+
+		assert(back == 0);
+		(void)back;
+	}
+	return r;
 }
 
 int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 		 const struct codec_profile *profile, uint8_t speculator, unsigned flags,
 		 const struct codec_view *src, void *out, size_t cap, struct codec_info *ret_info)
 {
-	if (speculator > CODEC_SPEC_LAYER)
+	uint32_t before;
+	int r;
+
+	if (speculator > CODEC_SPEC_MODEL)
 		return -EINVAL;
 	if (speculator >= CODEC_SPEC_CHANNEL &&
 	    (!profile || memcmp(profile->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0))
 		speculator = CODEC_SPEC_GENERIC;
-	if (speculator == CODEC_SPEC_LAYER && profile->layer &&
-	    src->position != CODEC_POSITION_UNKNOWN)
-		return layer_or_channel(ws, g, profile, flags, src, out, cap, ret_info);
-	if (speculator == CODEC_SPEC_LAYER)
-		speculator = CODEC_SPEC_CHANNEL;
-	return block_encode(ws, g, profile, speculator, flags, src, out, cap, ret_info);
+	if (!src->sequence)
+		return encode(ws, g, profile, speculator, flags, src, out, cap, ret_info);
+	before = codec_sequence_position(src->sequence);
+	if (!sequence_of_geometry(src->sequence, g) || src->position != before)
+		return -EINVAL;
+	if (!sequence_has_room(src->sequence))
+		return -E2BIG;
+	r = encode(ws, g, profile, speculator, flags, src, out, cap, ret_info);
+	return sequence_settle(ws, src->sequence, before, r);
 }
 
 /* What can be said without a profile. */
-static int header_check_geometry(const struct codec_geometry *g,
-				 const struct format_block_header *h, size_t in_bytes)
+int codec_header_check_geometry(const struct codec_geometry *g, const struct format_block_header *h,
+				size_t in_bytes)
 {
 	if (h->magic != FORMAT_BLOCK_MAGIC || h->version == 0)
 		return -EBADMSG;
@@ -461,7 +507,7 @@ static int header_check_geometry(const struct codec_geometry *g,
 		return -ESTALE; /* sound perhaps, and not ours to judge */
 	if (h->reserved != 0)
 		return -EBADMSG;
-	if (h->speculator > CODEC_SPEC_LAYER || h->encoded_bytes != in_bytes)
+	if (h->speculator > CODEC_SPEC_MODEL || h->encoded_bytes != in_bytes)
 		return -EBADMSG;
 	if (memcmp(h->geometry_digest, g->digest, FORMAT_DIGEST_PREFIX_BYTES) != 0)
 		return -ESTALE;
@@ -470,21 +516,52 @@ static int header_check_geometry(const struct codec_geometry *g,
 	return 0;
 }
 
-static int header_check(const struct codec_geometry *g, const struct codec_profile *profile,
-			const struct format_block_header *h, size_t in_bytes)
+int codec_header_check_profile(const struct codec_geometry *g, const struct codec_profile *profile,
+			       const struct format_block_header *h)
 {
 	static const uint8_t zero[FORMAT_DIGEST_PREFIX_BYTES];
-	int r = header_check_geometry(g, h, in_bytes);
 
-	if (r < 0)
-		return r;
 	if (h->speculator < CODEC_SPEC_CHANNEL)
 		return memcmp(h->profile_digest, zero, sizeof(zero)) == 0 ? 0 : -EBADMSG;
 	if (!profile ||
 	    memcmp(h->profile_digest, profile->digest, FORMAT_DIGEST_PREFIX_BYTES) != 0 ||
 	    memcmp(profile->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0)
 		return -ESTALE;
-	return h->speculator == CODEC_SPEC_LAYER && !profile->layer ? -EBADMSG : 0;
+	if ((h->speculator == CODEC_SPEC_LAYER && !profile->layer) ||
+	    (h->speculator == CODEC_SPEC_MODEL && !profile->model))
+		return -EBADMSG;
+	return 0;
+}
+
+/* All that can be said before any payload is looked at; ws->refusal says which -ESTALE it is. */
+static int header_check(struct codec_workspace *ws, const struct codec_geometry *g,
+			const struct codec_profile *profile, const struct format_block_header *h,
+			size_t in_bytes, const struct codec_sequence *s)
+{
+	int r = codec_header_check_geometry(g, h, in_bytes);
+
+	ws->refusal = h->version == FORMAT_BLOCK_VERSION ? CODEC_REFUSAL_GEOMETRY
+							 : CODEC_REFUSAL_VERSION;
+	if (r == 0) {
+		ws->refusal = CODEC_REFUSAL_PROFILE;
+		r = codec_header_check_profile(g, profile, h);
+	}
+	if (r == 0 && h->speculator == CODEC_SPEC_MODEL) {
+		if (!profile->model->params) {
+			ws->refusal = CODEC_REFUSAL_MODEL;
+			return -ENODEV;
+		}
+		ws->refusal = CODEC_REFUSAL_PREFIX;
+		r = s && sequence_of_profile(s, profile) ? 0 : -ESTALE;
+	}
+	if (r != -ESTALE)
+		ws->refusal = CODEC_REFUSAL_NONE;
+	return r;
+}
+
+enum codec_refusal codec_refusal(const struct codec_workspace *ws)
+{
+	return (enum codec_refusal)ws->refusal;
 }
 
 int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
@@ -498,7 +575,7 @@ int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
 	if (payload_bytes < end)
 		return 1;
 	memcpy(&h, in, sizeof(h));
-	if (header_check_geometry(g, &h, payload_bytes) < 0)
+	if (codec_header_check_geometry(g, &h, payload_bytes) < 0)
 		return 1;
 	for (uint32_t c = 0; c < g->chunks_count; c++) {
 		struct format_chunk_entry e;
@@ -552,6 +629,8 @@ static void chunk_scatter(struct codec_workspace *ws, const struct codec_geometr
 
 	for (uint32_t i = g->chunk_first_segment[j->chunk]; i < end; i++) {
 		checksum_segment(ws, g, i, from);
+		if (ws->block_whole)
+			memcpy(ws->block + g->segment_off[i], from, codec_segment_bytes(g, i));
 		codec_scatter(g, dst, i, skip_tokens, from);
 		from += codec_segment_bytes(g, i);
 	}
@@ -612,39 +691,66 @@ static int blocks_decode(struct codec_workspace *ws, const struct codec_geometry
 	return off == in_bytes ? 0 : -EBADMSG;
 }
 
-int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g,
-		      const struct codec_profile *profile, const void *in, size_t in_bytes,
-		      const uint64_t *expect_xxh3, const struct codec_view *dst,
-		      uint32_t skip_tokens, _Atomic(uint32_t) *segments_done)
+/* in: an encoded block with a good header h. */
+static int decode(struct codec_workspace *ws, const struct codec_geometry *g,
+		  const struct codec_profile *profile, const struct format_block_header *h,
+		  const uint8_t *in, size_t in_bytes, const struct codec_view *dst,
+		  uint32_t skip_tokens, _Atomic(uint32_t) *segments_done)
 {
-	struct format_block_header h;
-	uint64_t sum;
-	int r;
+	int r = 0;
 
-	if (skip_tokens > g->block_tokens)
-		return -EINVAL;
-	if (in_bytes < sizeof(h) + (size_t)g->chunks_count * sizeof(struct format_chunk_entry))
-		return -EBADMSG;
-	memcpy(&h, in, sizeof(h));
-	r = header_check(g, profile, &h, in_bytes);
-	if (r < 0)
-		return r;
-	if (expect_xxh3 && *expect_xxh3 != h.raw_xxh3)
-		return -EBADMSG;
-	if (h.speculator < CODEC_SPEC_CHANNEL)
+	if (h->speculator < CODEC_SPEC_CHANNEL)
 		profile = NULL; /* its digest was not compared */
-	ws->predicted_ready = h.speculator == CODEC_SPEC_LAYER;
+	ws->block_whole = dst->sequence != NULL;
+	ws->predicted_all = h->speculator == CODEC_SPEC_MODEL;
+	ws->predicted_ready = h->speculator >= CODEC_SPEC_LAYER;
 	ws->predicted_stored = false;
-	if (ws->predicted_ready)
-		r = codec_predicted_decode(ws, g, profile, in, in_bytes);
+	if (ws->block_whole)
+		r = codec_workspace_grow((void **)&ws->block, &ws->block_cap, g->raw_bytes);
+	if (r == 0 && ws->predicted_ready)
+		r = codec_predicted_decode(ws, g, profile,
+					   h->speculator == CODEC_SPEC_MODEL ? dst->sequence : NULL,
+					   in, in_bytes);
 	if (r == 0)
 		r = checksum_start(ws, g);
 	if (r == 0)
 		r = blocks_decode(ws, g, profile, in, in_bytes, dst, skip_tokens, segments_done);
 	if (r < 0)
 		return r;
-	sum = checksum_end(ws, g);
-	return sum == h.raw_xxh3 ? 0 : -EBADMSG;
+	return checksum_end(ws, g) == h->raw_xxh3 ? 0 : -EBADMSG;
+}
+
+int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g,
+		      const struct codec_profile *profile, const void *in, size_t in_bytes,
+		      const uint64_t *expect_xxh3, const struct codec_view *dst,
+		      uint32_t skip_tokens, _Atomic(uint32_t) *segments_done)
+{
+	struct codec_sequence *s = dst->sequence;
+	const uint32_t before = s ? codec_sequence_position(s) : 0;
+	struct format_block_header h;
+	int r;
+
+	ws->refusal = CODEC_REFUSAL_NONE;
+	if (skip_tokens > g->block_tokens || (s && !sequence_of_geometry(s, g)))
+		return -EINVAL;
+	if (in_bytes < sizeof(h) + (size_t)g->chunks_count * sizeof(struct format_chunk_entry))
+		return -EBADMSG;
+	memcpy(&h, in, sizeof(h));
+	r = header_check(ws, g, profile, &h, in_bytes, s);
+	if (r < 0)
+		return r;
+	if (expect_xxh3 && *expect_xxh3 != h.raw_xxh3)
+		return -EBADMSG;
+	if (!s)
+		return decode(ws, g, profile, &h, in, in_bytes, dst, skip_tokens, segments_done);
+	if (dst->position != before && dst->position != CODEC_POSITION_UNKNOWN) {
+		ws->refusal = CODEC_REFUSAL_PREFIX;
+		return -ESTALE;
+	}
+	if (!sequence_has_room(s))
+		return -E2BIG;
+	r = decode(ws, g, profile, &h, in, in_bytes, dst, skip_tokens, segments_done);
+	return sequence_settle(ws, s, before, r);
 }
 
 int codec_decode(struct codec_workspace *ws, const struct codec_geometry *g,

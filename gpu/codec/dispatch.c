@@ -74,3 +74,18 @@ const char *codec_speculator_name(uint8_t speculator)
 
 	return speculator < CODEC_SPEC_COUNT ? names[speculator] : "unknown";
 }
+
+const char *codec_refusal_name(enum codec_refusal refusal)
+{
+	static const char *const names[CODEC_REFUSAL_COUNT] = {
+		"none",
+		"another version",
+		"another geometry",
+		"another profile",
+		"its model is not loaded",
+		"its prefix is missing",
+		"its prefix or its model's arithmetic is another",
+	};
+
+	return refusal < CODEC_REFUSAL_COUNT ? names[refusal] : "unknown";
+}

@@ -21,7 +21,8 @@
  * Payload by method
  *   raw      the canonical bytes
  *   residual the first such chunk of a block carries what all of them share, the others are empty.
- *            layer_code.h and residual_code.h say what it is.  Speculator `layer` only.
+ *            layer_code.h, sequence.h and residual_code.h say what it is.  Speculators `layer`
+ *            and `model` only.
  *   generic  u32 bytes of the first zstd frame; a frame of all low bytes (and of one-byte elements),
  *            then a frame of all high bytes (empty when there are none)
  *   channel  32 x u32 final coder states; the stored low bits; u16 rANS words; escaped patterns in
@@ -46,7 +47,7 @@
  *
  * Profile
  *        0     4  magic "SKVP"
- *        4     2  version (1; 2 when sections follow)
+ *        4     2  version (1; 2, 3 when sections follow)
  *        6     1  probability bits (10)
  *        7     1  contexts (5)
  *        8    32  geometry digest
@@ -60,6 +61,7 @@
  *          254*t  per table: 127 x u16 frequency, sum 1024
  *             ..  zeros to a multiple of 8 bytes
  *             ..  version 2: zeros to a multiple of 64 bytes, then the `layer` section (layer_code.h)
+ *             ..  version 3: the same, or without that section, then the `model` section (model_profile.h)
  */
 #ifndef SKVCD_GPU_CODEC_FORMAT_H
 #define SKVCD_GPU_CODEC_FORMAT_H
@@ -79,6 +81,7 @@
 #define FORMAT_PROFILE_MAGIC 0x50564b53u /* "SKVP" */
 #define FORMAT_PROFILE_VERSION 1u
 #define FORMAT_PROFILE_VERSION_LAYER 2u
+#define FORMAT_PROFILE_VERSION_MODEL 3u
 #define FORMAT_SECTION_ALIGN 64u
 #define FORMAT_DIGEST_PREFIX_BYTES 16u
 #define FORMAT_PAYLOAD_ALIGN 8u

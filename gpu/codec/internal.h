@@ -46,6 +46,7 @@ struct codec_profile {
 	uint32_t *dec;		     /* owned, tables_count * CODEC_PROB_SUM */
 	uint64_t *enc;		     /* owned, tables_count * CODEC_TOKENS_PITCH */
 	struct layer_profile *layer; /* owned, looks into serial; NULL: no such section */
+	struct model_profile *model; /* owned, looks into serial; NULL: no such section */
 	uint64_t tokens_fitted;
 };
 
@@ -245,8 +246,12 @@ struct codec_workspace { /* grown on demand, one thread's */
 	size_t leaves_count;
 	uint8_t *block;	    /* predicted: the private copy of a block, or what was decoded of it */
 	uint8_t *predicted; /* its payload */
-	size_t block_cap, predicted_cap;
-	size_t predicted_bytes;
+	uint8_t *kept;	    /* another one, the best so far */
+	size_t block_cap, predicted_cap, kept_cap;
+	size_t predicted_bytes, kept_bytes;
+	uint8_t refusal;    /* enum codec_refusal, of the last decode */
+	bool block_whole;   /* decoding: chunks that are not predicted go to block as well */
+	bool predicted_all; /* decoding: no coded chunk may be anything else, the sequence has them */
 	bool predicted_ready;  /* chunks of coded segments are in block */
 	bool predicted_stored; /* one of them has taken the payload along */
 	struct layer_workspace *layer;
@@ -288,14 +293,28 @@ int codec_generic_encode(struct codec_workspace *ws, const struct codec_slot *sl
 int codec_generic_decode(struct codec_workspace *ws, const struct codec_geometry *g, uint32_t chunk,
 			 const uint8_t *in, size_t in_bytes, uint8_t *out);
 
-/* predicted.c.  Encode: of ws->block into ws->predicted; the outcomes below, or -ENOMEM. */
+/* predicted.c.  Can this speculator code a block of src as a whole? */
+bool codec_predicted_can(const struct codec_profile *profile, uint8_t speculator,
+			 const struct codec_view *src);
+/*
+ * Encode ws->block by the best of these speculators that can, from this one down, into ws->predicted;
+ * info->speculator is what it was.  Returns an outcome below, or -ENOMEM.  MODEL, when it was tried with success,
+ * has appended to src's sequence.
+ */
 enum { CODEC_PREDICTED_NONE, CODEC_PREDICTED_POOR, CODEC_PREDICTED_GOOD };
 int codec_predicted_encode(struct codec_workspace *ws, const struct codec_geometry *g,
-			   const struct codec_profile *profile, unsigned flags, uint32_t position,
-			   struct codec_info *info);
-/* in: an encoded block whose header was checked.  Coded segments into ws->block. */
+			   const struct codec_profile *profile, uint8_t speculator, unsigned flags,
+			   const struct codec_view *src, struct codec_info *info);
+/*
+ * in: an encoded block whose header was checked, made by LAYER or MODEL; the latter takes s and appends to it.
+ * Coded segments into ws->block.
+ */
 int codec_predicted_decode(struct codec_workspace *ws, const struct codec_geometry *g,
-			   const struct codec_profile *profile, const uint8_t *in, size_t in_bytes);
+			   const struct codec_profile *profile, struct codec_sequence *s,
+			   const uint8_t *in, size_t in_bytes);
+/* The payload that predicted chunks of such a block share.  -EBADMSG: none. */
+int codec_predicted_payload(const struct codec_geometry *g, const uint8_t *in, size_t in_bytes,
+			    const uint8_t **ret_payload, size_t *ret_bytes);
 
 /* profile.c */
 size_t codec_profile_serial_bytes(const struct codec_geometry *g, uint32_t tables_count);
@@ -305,9 +324,18 @@ uint8_t *codec_serial_alloc(size_t bytes);
 /* A serialised profile's channel statistics, for stored values that are divided by ratio[segment]. */
 void codec_profile_rescale_channels(const struct codec_geometry *g, uint8_t *serial,
 				    const double *ratio);
-/* p with this section instead of the one it has, if any. */
+/* p with this section instead of the one of its sort that it has, if any. */
 int codec_profile_with_layer(const struct codec_geometry *g, const struct codec_profile *p,
 			     const uint8_t *section, size_t section_bytes,
 			     struct codec_profile **ret_profile);
+int codec_profile_with_model_section(const struct codec_geometry *g, const struct codec_profile *p,
+				     const uint8_t *section, size_t section_bytes,
+				     struct codec_profile **ret_profile);
+
+/* container.c: a block's header is of this geometry, and of this profile.  -EBADMSG, -ESTALE. */
+int codec_header_check_geometry(const struct codec_geometry *g, const struct format_block_header *h,
+				size_t in_bytes);
+int codec_header_check_profile(const struct codec_geometry *g, const struct codec_profile *profile,
+			       const struct format_block_header *h);
 
 #endif

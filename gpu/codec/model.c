@@ -55,9 +55,23 @@ uint32_t mspec_context_count(const struct mspec_context *c)
 	return c->count;
 }
 
+void mspec_context_truncate(struct mspec_context *c, uint32_t count)
+{
+	assert(count <= c->count);
+	c->count = count;
+}
+
 static size_t plane_scalars(const struct mspec_context *c)
 {
 	return (size_t)c->capacity * c->p->model->config.head_dim;
+}
+
+uint64_t mspec_context_bytes(const struct mspec_context *c)
+{
+	const struct model_config *m = &c->p->model->config;
+
+	return sizeof(*c) +
+	       2u * (uint64_t)m->layers * m->kv_heads * plane_scalars(c) * sizeof(c->values[0]);
 }
 
 static int16_t *segment_at(const struct mspec_context *c, uint32_t segment)
@@ -118,13 +132,20 @@ int mspec_context_append(struct mspec_context *c, const uint8_t *const *patterns
 int mspec_coder_new(const struct mspec_params *p, const struct mspec_runner *runner,
 		    struct mspec_coder **ret)
 {
+	return mspec_coder_new_for(p, runner, MODEL_BLOCK_MAX, ret);
+}
+
+int mspec_coder_new_for(const struct mspec_params *p, const struct mspec_runner *runner,
+			uint32_t rows_max, struct mspec_coder **ret)
+{
 	struct mspec_coder *w = calloc(1, sizeof(*w));
 	int r;
 
 	if (!w)
 		return -ENOMEM;
+	assert(rows_max > 0 && rows_max <= MODEL_BLOCK_MAX);
 	w->p = p;
-	r = mspec_pass_init(&w->pass, p->model, runner, MODEL_BLOCK_MAX);
+	r = mspec_pass_init(&w->pass, p->model, runner, rows_max);
 	if (r < 0) {
 		free(w);
 		return r;
@@ -238,7 +259,7 @@ static int block_run(struct block *b, const int32_t *ids)
 
 	assert(b->c->p == p);
 	*b->result = (struct mspec_result){ .escapes = 0 };
-	if (b->count == 0 || b->count > MODEL_BLOCK_MAX || (p->ids && !ids))
+	if (b->count == 0 || b->count > b->w->pass.rows_max || (p->ids && !ids))
 		return -EINVAL;
 	r = context_reserve(b->c, b->count);
 	if (r == 0)

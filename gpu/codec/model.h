@@ -82,6 +82,19 @@ uint64_t mspec_model_products(const struct mspec_model *m, struct mspec_precisio
 
 struct mspec_params;
 
+/* What a serial form says of itself, to those who have not its model. */
+struct mspec_facts {
+	uint32_t dtype; /* enum codec_dtype */
+	uint32_t layers, kv, hidden;
+	bool ids;
+	uint8_t model[MODEL_DIGEST_BYTES];
+};
+
+/* Form, length and digest of the whole are checked, no more.  -EBADMSG. */
+int mspec_facts_read(const uint8_t *in, size_t bytes, struct mspec_facts *ret);
+/* Bytes of the longest serial form of this shape. */
+uint64_t mspec_params_bytes_max(uint32_t layers, uint32_t kv, uint32_t hidden);
+
 /* -EBADMSG for anything wrong, -ESTALE when it is of another model.  m is borrowed by the params. */
 int mspec_params_parse(const struct mspec_model *m, const uint8_t *in, size_t bytes,
 		       struct mspec_params **ret);
@@ -97,6 +110,7 @@ const uint8_t *mspec_params_digest(const struct mspec_params *p); /* of the seri
 bool mspec_params_ids(const struct mspec_params *p);		  /* wants token ids */
 uint32_t mspec_params_dtype(const struct mspec_params *p);	  /* enum codec_dtype */
 struct mspec_precision mspec_params_precision(const struct mspec_params *p);
+const struct mspec_model *mspec_params_model(const struct mspec_params *p); /* borrowed */
 
 /* ---- fitting ---- */
 
@@ -137,6 +151,8 @@ struct mspec_fit *mspec_fit_free(struct mspec_fit *f);
 int mspec_fit_add(struct mspec_fit *f, const int32_t *ids, const uint8_t *const *patterns,
 		  uint32_t count);
 int mspec_fit_finish(struct mspec_fit *f, struct mspec_params **ret);
+/* Bits per scalar of the sample under what came out of the finish; 0 before. */
+double mspec_fit_bits(const struct mspec_fit *f);
 
 /* ---- coding ---- */
 
@@ -146,6 +162,9 @@ int mspec_context_new(const struct mspec_params *p, struct mspec_context **ret);
 struct mspec_context *mspec_context_free(struct mspec_context *c);
 void mspec_context_reset(struct mspec_context *c);
 uint32_t mspec_context_count(const struct mspec_context *c);
+/* Forget all tokens but the first `count`, of which there must be as many. */
+void mspec_context_truncate(struct mspec_context *c, uint32_t count);
+uint64_t mspec_context_bytes(const struct mspec_context *c); /* of memory */
 /* Tokens whose values are known: patterns as for the fit. */
 int mspec_context_append(struct mspec_context *c, const uint8_t *const *patterns, uint32_t count);
 
@@ -154,6 +173,9 @@ struct mspec_coder;
 /* runner is borrowed. */
 int mspec_coder_new(const struct mspec_params *p, const struct mspec_runner *runner,
 		    struct mspec_coder **ret);
+/* One for blocks of at most rows_max tokens, which takes less memory. */
+int mspec_coder_new_for(const struct mspec_params *p, const struct mspec_runner *runner,
+			uint32_t rows_max, struct mspec_coder **ret);
 struct mspec_coder *mspec_coder_free(struct mspec_coder *w);
 
 /* What one block's coding tells. */

@@ -50,6 +50,7 @@ struct mspec_fit {
 	bool own_attention; /* of the truth: the engine attended before values were rounded to fp8 */
 	double truth_error;
 	double rms[MSPEC_RMS_COUNT];
+	double bits; /* per scalar, once finished */
 };
 
 int mspec_fit_new(const struct mspec_model *m, const struct mspec_fit_options *o,
@@ -695,6 +696,21 @@ static int start_set(struct mspec_fit *f)
 	return 0;
 }
 
+static void bits_set(struct mspec_fit *f)
+{
+	const struct model_config *c = &f->m->config;
+	const double scalars = 2.0 * c->layers * mspec_kv_width(c) * (double)f->rows;
+
+	f->bits = 0;
+	for (uint32_t i = 0; i < 2; i++)
+		f->bits += residual_freqs_bits(&f->counts[i], &f->p->freqs[i]) / scalars;
+}
+
+double mspec_fit_bits(const struct mspec_fit *f)
+{
+	return f->bits;
+}
+
 int mspec_fit_finish(struct mspec_fit *f, struct mspec_params **ret)
 {
 	int r;
@@ -720,6 +736,8 @@ int mspec_fit_finish(struct mspec_fit *f, struct mspec_params **ret)
 		residual_freqs_fit(&f->counts[i], &f->p->freqs[i]);
 	if (r == 0)
 		r = mspec_params_seal(f->p);
+	if (r == 0)
+		bits_set(f);
 	if (r == 0) {
 		*ret = f->p;
 		f->p = NULL;

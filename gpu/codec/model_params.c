@@ -126,6 +126,11 @@ struct mspec_precision mspec_params_precision(const struct mspec_params *p)
 	return p->precision;
 }
 
+const struct mspec_model *mspec_params_model(const struct mspec_params *p)
+{
+	return p->model;
+}
+
 /* ---- one description of the form, for both ways ---- */
 
 struct stream {
@@ -305,6 +310,32 @@ static void head_fields(struct stream *s, struct head *h)
 	bytes_field(s, h->model, sizeof(h->model));
 }
 
+#define HEAD_BYTES (7u * 4u + MSPEC_PRODUCTS + 2u + MODEL_DIGEST_BYTES)
+#define SHAPE_LAYERS_MAX 512u
+#define SHAPE_WIDTH_MAX 65536u
+
+static uint64_t matrix_bytes(uint64_t outs, uint64_t depth, bool wide)
+{
+	return outs * 4u + outs * depth * (wide ? 2u : 1u);
+}
+
+/* Of a whole serial form. */
+static uint64_t form_bytes(uint64_t layers, uint64_t kv, uint64_t hidden, bool ids, bool wide)
+{
+	const uint64_t layer = 2u * 4u + 4u * 8u + 2u * 8u + kv * (2u * 4u + 4u * 2u) +
+			       matrix_bytes(kv, kv, wide) + 2u * matrix_bytes(hidden, kv, wide);
+	const uint64_t freqs = 2u * 2u *
+			       (RESIDUAL_CLASSES * RESIDUAL_TOKENS + RESIDUAL_TAU_SYMBOLS);
+
+	return HEAD_BYTES + (ids ? 0 : 4u * hidden) + layers * (8u + layer) + freqs +
+	       MODEL_DIGEST_BYTES;
+}
+
+uint64_t mspec_params_bytes_max(uint32_t layers, uint32_t kv, uint32_t hidden)
+{
+	return form_bytes(layers, kv, hidden, false, true);
+}
+
 static void body_fields(struct stream *s, struct mspec_params *p)
 {
 	const struct model_config *c = &p->model->config;
@@ -388,25 +419,54 @@ static bool head_fits(const struct mspec_model *m, const struct head *h)
 	       h->hidden == m->config.hidden && h->zeros[0] == 0 && h->zeros[1] == 0;
 }
 
-int mspec_params_parse(const struct mspec_model *m, const uint8_t *in, size_t bytes,
-		       struct mspec_params **ret)
+/* Digest of the whole, then the head; s is left behind it. */
+static int head_read(struct stream *s, const uint8_t *in, size_t bytes, struct head *h)
 {
-	struct stream s = { .in = in };
-	struct mspec_precision precision;
-	struct mspec_params *p;
 	uint8_t digest[MODEL_DIGEST_BYTES];
-	struct head h = { 0 };
-	int r;
 
 	if (bytes < MODEL_DIGEST_BYTES)
 		return -EBADMSG;
-	s.bytes = bytes - MODEL_DIGEST_BYTES;
-	crypto_generichash(digest, sizeof(digest), in, s.bytes, NULL, 0);
-	if (memcmp(digest, in + s.bytes, sizeof(digest)) != 0)
+	*s = (struct stream){ .in = in, .bytes = bytes - MODEL_DIGEST_BYTES };
+	crypto_generichash(digest, sizeof(digest), in, s->bytes, NULL, 0);
+	if (memcmp(digest, in + s->bytes, sizeof(digest)) != 0)
 		return -EBADMSG;
-	head_fields(&s, &h);
-	if (s.bad)
+	head_fields(s, h);
+	return s->bad ? -EBADMSG : 0;
+}
+
+int mspec_facts_read(const uint8_t *in, size_t bytes, struct mspec_facts *ret)
+{
+	struct stream s;
+	struct head h = { 0 };
+	int r = head_read(&s, in, bytes, &h);
+
+	if (r < 0)
+		return r;
+	assert(s.at == HEAD_BYTES);
+	if (h.layers > SHAPE_LAYERS_MAX || h.kv > SHAPE_WIDTH_MAX || h.hidden > SHAPE_WIDTH_MAX ||
+	    form_bytes(h.layers, h.kv, h.hidden, h.flags & FLAG_IDS,
+		       h.precision[MSPEC_MAPS] & MODEL_WIDE_WEIGHT) != bytes)
 		return -EBADMSG;
+	*ret = (struct mspec_facts){ .dtype = h.dtype,
+				     .layers = h.layers,
+				     .kv = h.kv,
+				     .hidden = h.hidden,
+				     .ids = h.flags & FLAG_IDS };
+	memcpy(ret->model, h.model, sizeof(ret->model));
+	return 0;
+}
+
+int mspec_params_parse(const struct mspec_model *m, const uint8_t *in, size_t bytes,
+		       struct mspec_params **ret)
+{
+	struct stream s;
+	struct mspec_precision precision;
+	struct mspec_params *p;
+	struct head h = { 0 };
+	int r = head_read(&s, in, bytes, &h);
+
+	if (r < 0)
+		return r;
 	if (memcmp(h.model, m->digest, sizeof(h.model)) != 0)
 		return -ESTALE;
 	if (!head_fits(m, &h))

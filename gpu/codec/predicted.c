@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * predicted.c - the share of a block that a speculator codes as a whole (`layer`), not chunk by chunk: made
- * before the container asks for the chunks, and read before it hands them out.
+ * predicted.c - the share of a block that a speculator codes as a whole (`layer`, `model`), not chunk by
+ * chunk: made before the container asks for the chunks, and read before it hands them out.
  */
 #include "gpu/codec/internal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 
 #include "gpu/codec/layer_code.h"
+#include "gpu/codec/model_profile.h"
+#include "gpu/codec/sequence.h"
 
 static uint64_t coded_bytes(const struct codec_geometry *g, uint64_t *ret_scalars)
 {
@@ -24,13 +27,61 @@ static uint64_t coded_bytes(const struct codec_geometry *g, uint64_t *ret_scalar
 	return bytes;
 }
 
+bool codec_predicted_can(const struct codec_profile *profile, uint8_t speculator,
+			 const struct codec_view *src)
+{
+	if (speculator == CODEC_SPEC_LAYER)
+		return profile->layer && src->position != CODEC_POSITION_UNKNOWN;
+	assert(speculator == CODEC_SPEC_MODEL);
+	return profile->model && src->sequence && sequence_of_profile(src->sequence, profile) &&
+	       (!profile->model->ids || src->tokens);
+}
+
+/* One block's payload by one speculator, and the way back. */
+static int encode(struct codec_workspace *ws, const struct codec_geometry *g,
+		  const struct codec_profile *profile, const struct codec_view *src, size_t cap,
+		  struct codec_info *info)
+{
+	struct residual_bits bits = { 0 };
+	uint64_t escapes = 0;
+	int r;
+
+	if (info->speculator == CODEC_SPEC_MODEL) {
+		r = sequence_encode(src->sequence, ws->block, src->tokens, ws->predicted, cap,
+				    &ws->predicted_bytes, &escapes, &info->ideal_bits);
+	} else {
+		r = layer_encode(&ws->layer, g, profile->layer, src->position, ws->block,
+				 ws->predicted, cap, &ws->predicted_bytes, &escapes, &bits);
+		info->ideal_bits = bits.token + bits.raw + bits.tau;
+	}
+	info->escapes = (uint32_t)escapes;
+	return r;
+}
+
+static int decode(struct codec_workspace *ws, const struct codec_geometry *g,
+		  const struct codec_profile *profile, struct codec_sequence *s, uint8_t speculator,
+		  const uint8_t *in, size_t in_bytes, uint8_t *raw)
+{
+	if (speculator == CODEC_SPEC_MODEL)
+		return sequence_decode(s, in, in_bytes, raw, &ws->refusal);
+	return layer_decode(&ws->layer, g, profile->layer, in, in_bytes, raw);
+}
+
+/* From the state before: a sequence is taken back by the block and gets it again.  -EBADMSG: it differs. */
 static int verify(struct codec_workspace *ws, const struct codec_geometry *g,
-		  const struct layer_profile *p)
+		  const struct codec_profile *profile, struct codec_sequence *s, uint8_t speculator)
 {
 	int r = codec_workspace_grow((void **)&ws->check, &ws->check_cap, g->raw_bytes);
 
-	if (r == 0)
-		r = layer_decode(&ws->layer, g, p, ws->predicted, ws->predicted_bytes, ws->check);
+	if (r < 0)
+		return r;
+	if (speculator == CODEC_SPEC_MODEL) {
+		r = codec_sequence_truncate(s, codec_sequence_position(s) - g->block_tokens);
+		assert(r == 0);
+	}
+	r = decode(ws, g, profile, s, speculator, ws->predicted, ws->predicted_bytes, ws->check);
+	if (r == -ESTALE)
+		return -EBADMSG;
 	for (uint32_t i = 0; r == 0 && i < g->segments_count; i++)
 		if (codec_segment_coded(&g->segments[i]) &&
 		    memcmp(ws->check + g->segment_off[i], ws->block + g->segment_off[i],
@@ -39,51 +90,114 @@ static int verify(struct codec_workspace *ws, const struct codec_geometry *g,
 	return r;
 }
 
-int codec_predicted_encode(struct codec_workspace *ws, const struct codec_geometry *g,
-			   const struct codec_profile *profile, unsigned flags, uint32_t position,
-			   struct codec_info *info)
+static double expected_bits(const struct codec_profile *profile, uint8_t speculator)
 {
-	struct residual_bits bits = { 0 };
-	uint64_t escapes = 0, scalars, raw = coded_bytes(g, &scalars);
+	return speculator == CODEC_SPEC_MODEL ? profile->model->expected_bits
+					      : profile->layer->expected_bits;
+}
+
+/* ws->block by info->speculator into ws->predicted: an outcome, or -ENOMEM. */
+static int attempt(struct codec_workspace *ws, const struct codec_geometry *g,
+		   const struct codec_profile *profile, unsigned flags,
+		   const struct codec_view *src, struct codec_info *info)
+{
+	uint64_t scalars, raw = coded_bytes(g, &scalars);
+	const uint32_t before = src->sequence ? codec_sequence_position(src->sequence) : 0;
 	int r = codec_workspace_grow((void **)&ws->predicted, &ws->predicted_cap, raw);
 
 	if (r == 0)
-		r = layer_encode(&ws->layer, g, profile->layer, position, ws->block, ws->predicted,
-				 raw, &ws->predicted_bytes, &escapes, &bits);
+		r = encode(ws, g, profile, src, raw, info);
 	if (r == 0 && flags & CODEC_ENCODE_VERIFY)
-		r = verify(ws, g, profile->layer);
-	if (r == -ENOSPC || r == -EBADMSG)
+		r = verify(ws, g, profile, src->sequence, info->speculator);
+	if (r < 0 && src->sequence)
+		(void)codec_sequence_truncate(src->sequence, before);
+	if (r == -ENOSPC || r == -EBADMSG || r == -EINVAL)
 		return CODEC_PREDICTED_NONE;
 	if (r < 0)
 		return r;
-	info->escapes = (uint32_t)escapes;
-	info->ideal_bits = bits.token + bits.raw + bits.tau;
-	return (double)ws->predicted_bytes * 8 * 100 >
-			       profile->layer->expected_bits * (double)scalars * LAYER_POOR_PERCENT
+	return (double)ws->predicted_bytes * 8 * 100 > expected_bits(profile, info->speculator) *
+							       (double)scalars * LAYER_POOR_PERCENT
 		       ? CODEC_PREDICTED_POOR
 		       : CODEC_PREDICTED_GOOD;
 }
 
-int codec_predicted_decode(struct codec_workspace *ws, const struct codec_geometry *g,
-			   const struct codec_profile *profile, const uint8_t *in, size_t in_bytes)
+static void swap_kept(struct codec_workspace *ws)
 {
-	size_t off = sizeof(struct format_block_header) +
-		     (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
-	struct format_chunk_entry e;
-	int r = codec_workspace_grow((void **)&ws->block, &ws->block_cap, g->raw_bytes);
+	uint8_t *buf = ws->kept;
+	size_t cap = ws->kept_cap, bytes = ws->kept_bytes;
 
-	for (uint32_t c = 0; r == 0 && c < g->chunks_count; c++) {
+	ws->kept = ws->predicted;
+	ws->kept_cap = ws->predicted_cap;
+	ws->kept_bytes = ws->predicted_bytes;
+	ws->predicted = buf;
+	ws->predicted_cap = cap;
+	ws->predicted_bytes = bytes;
+}
+
+int codec_predicted_encode(struct codec_workspace *ws, const struct codec_geometry *g,
+			   const struct codec_profile *profile, uint8_t speculator, unsigned flags,
+			   const struct codec_view *src, struct codec_info *info)
+{
+	int best = CODEC_PREDICTED_NONE;
+
+	for (uint8_t s = speculator; s >= CODEC_SPEC_LAYER && best != CODEC_PREDICTED_GOOD; s--) {
+		struct codec_info by = { .speculator = s };
+		int verdict;
+
+		if (!codec_predicted_can(profile, s, src))
+			continue;
+		verdict = attempt(ws, g, profile, flags, src, &by);
+		if (verdict < 0)
+			return verdict;
+		if (verdict != CODEC_PREDICTED_NONE &&
+		    (best == CODEC_PREDICTED_NONE || ws->predicted_bytes < ws->kept_bytes)) {
+			swap_kept(ws);
+			*info = by;
+		}
+		best = verdict > best ? verdict : best;
+	}
+	swap_kept(ws);
+	return best;
+}
+
+int codec_predicted_payload(const struct codec_geometry *g, const uint8_t *in, size_t in_bytes,
+			    const uint8_t **ret_payload, size_t *ret_bytes)
+{
+	const size_t index = sizeof(struct format_block_header);
+	size_t off = index + (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
+	struct format_chunk_entry e;
+
+	if (in_bytes < off)
+		return -EBADMSG;
+	for (uint32_t c = 0; c < g->chunks_count; c++) {
 		size_t padded;
 
-		memcpy(&e, in + sizeof(struct format_block_header) + c * sizeof(e), sizeof(e));
+		memcpy(&e, in + index + c * sizeof(e), sizeof(e));
 		padded = (e.payload_bytes + FORMAT_PAYLOAD_ALIGN - 1ull) &
 			 ~(size_t)(FORMAT_PAYLOAD_ALIGN - 1u);
 		if (padded > in_bytes - off)
 			return -EBADMSG;
-		if (e.method == FORMAT_METHOD_RESIDUAL)
-			return layer_decode(&ws->layer, g, profile->layer, in + off,
-					    e.payload_bytes, ws->block);
+		if (e.method == FORMAT_METHOD_RESIDUAL) {
+			*ret_payload = in + off;
+			*ret_bytes = e.payload_bytes;
+			return 0;
+		}
 		off += padded;
 	}
-	return r < 0 ? r : -EBADMSG; /* none has it */
+	return -EBADMSG;
+}
+
+int codec_predicted_decode(struct codec_workspace *ws, const struct codec_geometry *g,
+			   const struct codec_profile *profile, struct codec_sequence *s,
+			   const uint8_t *in, size_t in_bytes)
+{
+	const uint8_t *payload = NULL;
+	size_t bytes = 0;
+	int r = codec_workspace_grow((void **)&ws->block, &ws->block_cap, g->raw_bytes);
+
+	if (r == 0)
+		r = codec_predicted_payload(g, in, in_bytes, &payload, &bytes);
+	return r < 0 ? r
+		     : decode(ws, g, profile, s, s ? CODEC_SPEC_MODEL : CODEC_SPEC_LAYER, payload,
+			      bytes, ws->block);
 }

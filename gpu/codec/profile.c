@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "gpu/codec/layer_code.h"
+#include "gpu/codec/model_profile.h"
 
 struct layout { /* byte offsets inside a serialised profile */
 	size_t segments_off;
@@ -64,7 +65,7 @@ static int header_check(const struct codec_geometry *g, const struct format_prof
 
 	if (h->magic != FORMAT_PROFILE_MAGIC)
 		return -EBADMSG;
-	if ((h->version != FORMAT_PROFILE_VERSION && h->version != FORMAT_PROFILE_VERSION_LAYER) ||
+	if (h->version < FORMAT_PROFILE_VERSION || h->version > FORMAT_PROFILE_VERSION_MODEL ||
 	    memcmp(h->geometry_digest, g->digest, CODEC_DIGEST_BYTES) != 0)
 		return -ESTALE;
 	if (h->prob_bits != CODEC_PROB_BITS || h->contexts != CODEC_CONTEXTS ||
@@ -184,6 +185,30 @@ static int run_build(struct codec_profile *p, const struct codec_geometry *g, ui
 	return 0;
 }
 
+/* The sections behind the channel part: of version 2 `layer`, of version 3 it may be left out before `model`. */
+static int sections_parse(struct codec_profile *p, const struct codec_geometry *g, uint16_t version,
+			  const uint8_t *at, size_t bytes)
+{
+	struct layer_section h;
+	int r;
+
+	if (version == FORMAT_PROFILE_VERSION_LAYER)
+		return layer_profile_parse(g, at, bytes, &p->layer);
+	if (bytes < sizeof(h))
+		return -EBADMSG;
+	memcpy(&h, at, sizeof(h));
+	if (h.magic == LAYER_SECTION_MAGIC) {
+		if (h.bytes >= bytes || h.bytes % FORMAT_SECTION_ALIGN != 0)
+			return -EBADMSG;
+		r = layer_profile_parse(g, at, h.bytes, &p->layer);
+		if (r < 0)
+			return r;
+		at += h.bytes;
+		bytes -= h.bytes;
+	}
+	return model_profile_parse(g, at, bytes, &p->model);
+}
+
 static int profile_build(struct codec_profile *p, const struct codec_geometry *g,
 			 const struct format_profile_header *h)
 {
@@ -221,8 +246,8 @@ static int profile_build(struct codec_profile *p, const struct codec_geometry *g
 	assert(channel == p->serial + l.tables_off);
 	if (h->version == FORMAT_PROFILE_VERSION)
 		return 0;
-	return layer_profile_parse(g, p->serial + sections_off(&l),
-				   p->serial_bytes - sections_off(&l), &p->layer);
+	return sections_parse(p, g, h->version, p->serial + sections_off(&l),
+			      p->serial_bytes - sections_off(&l));
 }
 
 int codec_profile_from_serial(const struct codec_geometry *g, uint8_t *serial, size_t serial_bytes,
@@ -261,29 +286,79 @@ uint8_t *codec_serial_alloc(size_t bytes)
 							   ~(size_t)(FORMAT_SECTION_ALIGN - 1u));
 }
 
-int codec_profile_with_layer(const struct codec_geometry *g, const struct codec_profile *p,
-			     const uint8_t *section, size_t section_bytes,
-			     struct codec_profile **ret_profile)
+struct section {
+	const uint8_t *at; /* NULL: none */
+	size_t bytes;	   /* a multiple of FORMAT_SECTION_ALIGN */
+};
+
+static struct section layer_of(const struct codec_profile *p)
+{
+	struct section s = { NULL, 0 };
+
+	if (p->layer) {
+		s.at = (const uint8_t *)p->layer->section;
+		s.bytes = p->layer->section->bytes;
+	}
+	return s;
+}
+
+static struct section model_of(const struct codec_profile *p)
+{
+	struct section s = { NULL, 0 };
+
+	if (p->model) {
+		s.at = (const uint8_t *)p->model->section;
+		s.bytes = p->model->section->bytes;
+	}
+	return s;
+}
+
+/* p's channel part with these sections. */
+static int with_sections(const struct codec_geometry *g, const struct codec_profile *p,
+			 struct section layer, struct section model,
+			 struct codec_profile **ret_profile)
 {
 	struct format_profile_header h;
 	struct layout l;
 	uint8_t *serial;
+	size_t bytes;
 	int r;
 
+	assert(layer.at || model.at);
 	memcpy(&h, p->serial, sizeof(h));
 	l = layout_of(h.segments_count, h.channels_count, h.tables_count);
-	serial = codec_serial_alloc(sections_off(&l) + section_bytes);
+	bytes = sections_off(&l) + layer.bytes + model.bytes;
+	serial = codec_serial_alloc(bytes);
 	if (!serial)
 		return -ENOMEM;
-	h.version = FORMAT_PROFILE_VERSION_LAYER;
+	h.version = model.at ? FORMAT_PROFILE_VERSION_MODEL : FORMAT_PROFILE_VERSION_LAYER;
 	memset(serial, 0, sections_off(&l));
 	memcpy(serial, p->serial, l.bytes);
 	memcpy(serial, &h, sizeof(h));
-	memcpy(serial + sections_off(&l), section, section_bytes);
-	r = codec_profile_from_serial(g, serial, sections_off(&l) + section_bytes, ret_profile);
+	if (layer.at)
+		memcpy(serial + sections_off(&l), layer.at, layer.bytes);
+	if (model.at)
+		memcpy(serial + sections_off(&l) + layer.bytes, model.at, model.bytes);
+	r = codec_profile_from_serial(g, serial, bytes, ret_profile);
 	if (r < 0)
 		free(serial);
 	return r;
+}
+
+int codec_profile_with_layer(const struct codec_geometry *g, const struct codec_profile *p,
+			     const uint8_t *section, size_t section_bytes,
+			     struct codec_profile **ret_profile)
+{
+	return with_sections(g, p, (struct section){ section, section_bytes }, model_of(p),
+			     ret_profile);
+}
+
+int codec_profile_with_model_section(const struct codec_geometry *g, const struct codec_profile *p,
+				     const uint8_t *section, size_t section_bytes,
+				     struct codec_profile **ret_profile)
+{
+	return with_sections(g, p, layer_of(p), (struct section){ section, section_bytes },
+			     ret_profile);
 }
 
 /* Cells of each binade; a channel's tokens are counted from its top cell, so moving that one moves all. */
@@ -330,7 +405,7 @@ int codec_profile_parse(const struct codec_geometry *g, const void *buf, size_t 
 {
 	/* The largest that this geometry can have; anything longer is not copied at all. */
 	size_t max = codec_profile_serial_bytes(g, FORMAT_TABLES_MAX) + FORMAT_SECTION_ALIGN +
-		     layer_section_bytes_max(g);
+		     layer_section_bytes_max(g) + model_section_bytes_max(g);
 	uint8_t *serial;
 	int r;
 
@@ -351,6 +426,7 @@ struct codec_profile *codec_profile_free(struct codec_profile *p)
 	if (!p)
 		return NULL;
 	p->layer = layer_profile_free(p->layer);
+	p->model = model_profile_free(p->model);
 	free(p->serial);
 	free(p->runs);
 	free(p->columns);

@@ -331,6 +331,30 @@ static void layer_step(const struct tiny_model *t, uint32_t l, uint32_t position
 		h[i] += y[i];
 }
 
+/* As tiny_model_cache(); h becomes the hidden state of the last token. */
+static void forward(const struct tiny_model *t, const int32_t *ids, uint32_t count, double *k,
+		    double *v, double *h)
+{
+	const struct shape *s = t->shape;
+	const size_t layer = (size_t)count * s->kv_heads * s->dim;
+	const uint16_t *embedding = weight(t, "model.embed_tokens", 0);
+
+	for (uint32_t p = 0; p < count; p++) {
+		for (uint32_t i = 0; i < s->hidden; i++)
+			h[i] = bf16(embedding[(size_t)ids[p] * s->hidden + i]);
+		for (uint32_t l = 0; l < s->layers; l++)
+			layer_step(t, l, p, h, k + layer * l, v + layer * l);
+	}
+}
+
+void tiny_model_cache(const struct tiny_model *t, const int32_t *ids, uint32_t count, double *k,
+		      double *v)
+{
+	double h[64] = { 0 };
+
+	forward(t, ids, count, k, v, h);
+}
+
 void tiny_model_logits(const struct tiny_model *t, const int32_t *ids, uint32_t count, double *ret)
 {
 	const struct shape *s = t->shape;
@@ -340,13 +364,7 @@ void tiny_model_logits(const struct tiny_model *t, const int32_t *ids, uint32_t 
 	double h[64] = { 0 }, x[64] = { 0 };
 
 	assert(k && v && count);
-	for (uint32_t p = 0; p < count; p++) {
-		for (uint32_t i = 0; i < s->hidden; i++)
-			h[i] = bf16(embedding[(size_t)ids[p] * s->hidden + i]);
-		for (uint32_t l = 0; l < s->layers; l++)
-			layer_step(t, l, p, h, k + scalars / s->layers * l,
-				   v + scalars / s->layers * l);
-	}
+	forward(t, ids, count, k, v, h);
 	norm(t, weight(t, "model.norm", 0), s->hidden, h, x);
 	times(s->tied ? embedding : weight(t, "lm_head", 0), s->vocab, s->hidden, x, ret);
 	free(k);

@@ -21,6 +21,10 @@ struct tiny_model *tiny_model_free(struct tiny_model *t);
 
 const char *tiny_model_folder(const struct tiny_model *t);
 
+/* Keys and values of all tokens, rounded to bf16: [layers][count][kv_heads * head_dim] each. */
+void tiny_model_cache(const struct tiny_model *t, const int32_t *ids, uint32_t count, double *k,
+		      double *v);
+
 /* Vocabulary's worth of logits after the last of the tokens; keys and values rounded to bf16. */
 void tiny_model_logits(const struct tiny_model *t, const int32_t *ids, uint32_t count, double *ret);
 

@@ -345,7 +345,7 @@ static void test_without_profile(void **state)
 	(void)state;
 	codec_rig_init(&r, 16, seg, 2, 8, 4);
 	codec_rig_init(&o, 16, other, 2, 8, 4);
-	assert_int_equal(codec_rig_encode(&r, CODEC_SPEC_MODEL, 0), -EINVAL);
+	assert_int_equal(codec_rig_encode(&r, CODEC_SPEC_COUNT, 0), -EINVAL);
 	assert_int_equal(codec_rig_encode(&r, CODEC_SPEC_CHANNEL, 0), 0);
 	assert_int_equal(r.info.speculator, CODEC_SPEC_CHANNEL);
 	r.profile = codec_profile_free(r.profile);
