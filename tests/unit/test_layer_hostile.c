@@ -174,7 +174,7 @@ static void test_profiles_of_other_versions(void **state)
 	version = LAYER_SECTION_VERSION;
 	memcpy(h.bytes + h.section + offsetof(struct layer_section, version), &version, 2);
 	assert_int_equal(parse_and_use(&h, h.bytes_count), 0);
-	version = FORMAT_PROFILE_VERSION_LAYER + 1u;
+	version = FORMAT_PROFILE_VERSION_MODEL + 1u;
 	memcpy(h.bytes + offsetof(struct format_profile_header, version), &version, 2);
 	assert_int_equal(parse_and_use(&h, h.bytes_count), -ESTALE);
 	teardown(&h);
