@@ -11,6 +11,7 @@
 extern "C" {
 #include "gpu/codec/internal.h"
 #include "gpu/codec/layer_code.h"
+#include "gpu/codec/residual_rows.h"
 }
 #undef _Atomic
 
@@ -158,15 +159,24 @@ static struct layer_map map_of(const struct layer_profile *p)
 	return m;
 }
 
+/* Without the cost that the CPU keeps in an entry: frequency | start << 16. */
+static uint32_t entry_bare(uint32_t enc)
+{
+	return enc & ~((uint32_t)RESIDUAL_ENC_COST_MASK << RESIDUAL_ENC_COST_SHIFT);
+}
+
 static void tables_fill(struct gpu_layer_tables *out, const struct residual_tables *t)
 {
 	for (uint32_t c = 0; c < RESIDUAL_CLASSES; c++)
 		for (uint32_t i = 0; i < CODEC_PROB_SUM; i++)
 			out->token[c][i] = (uint8_t)(t->dec[c][i] >> CODEC_DEC_TOKEN_SHIFT &
 						     CODEC_DEC_TOKEN_MASK);
-	memcpy(out->enc, t->enc, sizeof(out->enc));
+	for (uint32_t c = 0; c < RESIDUAL_CLASSES; c++)
+		for (uint32_t i = 0; i < RESIDUAL_TOKENS; i++)
+			out->enc[c][i] = entry_bare(t->enc[c][i]);
 	memcpy(out->tau_dec, t->tau_dec, sizeof(out->tau_dec));
-	memcpy(out->tau_enc, t->tau_enc, sizeof(t->tau_enc));
+	for (uint32_t i = 0; i < RESIDUAL_TAU_SYMBOLS; i++)
+		out->tau_enc[i] = entry_bare(t->tau_enc[i]);
 }
 
 /* Bytes of a segment's arrays and weights. */

@@ -84,8 +84,11 @@ static void test_sections(void **state)
 	again = NULL;
 	assert_int_equal(
 		codec_profile_with_model(&r->g, r->model, r->params, r->bits, &again, NULL, 0), 0);
-	assert_memory_equal(serial_of(r->model, &a), serial_of(again, &b), a);
+	(void)serial_of(r->model, &a);
+	(void)serial_of(again, &b);
 	assert_int_equal(a, b);
+	assert_memory_equal(codec_profile_digest(r->model), codec_profile_digest(again),
+			    CODEC_DIGEST_BYTES);
 	codec_profile_free(again);
 	codec_profile_free(alone);
 	sequence_rig_free(r);

@@ -167,7 +167,7 @@ static void room_is_made_by_evicting_the_coldest(void **state)
 	(void)state;
 	lane_rig_config(&c);
 	c.pool_bytes = 16u << 20;
-	c.speculator = CONFIG_SPECULATOR_CHANNEL; /* a block that is coded again just now stays */
+	c.speculator = CONFIG_SPECULATOR_GENERIC; /* a block that is coded again just now stays */
 	lane_rig_start(&rig, &c);
 	lane_rig_session_open(&rig, &rs);
 	for (first = 0; first < 1200; first += 50)
