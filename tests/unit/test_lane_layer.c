@@ -302,7 +302,7 @@ static void nvme_gets_the_small_records(void **state)
 	for (uint32_t first = FIRST_BLOCKS; first < all; first += 16) {
 		store_all(&rs, first, 16);
 		/* A slow machine writes some as they are: the pool must not fill up with waiting ones. */
-		at_least(&rig, STAT_LAYER_BLOCKS, (first + 16 - FIRST_BLOCKS) / 2);
+		at_least(&rig, STAT_LAYER_BLOCKS, (first + 16 - FIRST_BLOCKS) / 4);
 	}
 	at_least(&rig, STAT_BLOCKS_NVME, all);
 	assert_int_equal(counter(&rig, STAT_EVICTED_BLOCKS), 0);
