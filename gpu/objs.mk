@@ -68,4 +68,6 @@ CUDA_SRCS := \
 	gpu/cuda_shape.c
 CUDA_KERNEL_SRCS := \
 	gpu/codec/cuda_codec.cu \
-	gpu/codec/cuda_describe.cu
+	gpu/codec/cuda_describe.cu \
+	gpu/codec/cuda_model.cu \
+	gpu/codec/cuda_model_load.cu

@@ -288,6 +288,12 @@ CODEC_HD int32_t model_half_gap(struct residual_type t, uint32_t pattern)
 
 #define MODEL_SHAPE_FIRST (-10)
 #define MODEL_SHAPE_COUNT 19
+/* 256 * u * density(u) / (distribution(u) - 1/2) of the normal distribution, u = 2^(i / 4) */
+#define MODEL_SHAPE_INSIDE                                                                       \
+	{                                                                                        \
+		253, 252, 251, 249, 246, 241, 235, 227, 216, 201, 181, 156, 126, 92, 58, 29, 11, \
+			2, 0                                                                     \
+	}
 
 /*
  * What an error tells of the value before it was rounded to its pattern, which lies within half a gap: a
