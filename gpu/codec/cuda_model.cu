@@ -7,7 +7,7 @@
 
 #include "gpu/codec/cuda_model_objects.cuh"
 
-#include "gpu/codec/cuda_model_attend.cuh"
+#include "gpu/codec/cuda_model_attend_wide.cuh"
 #include "gpu/codec/cuda_model_gemm.cuh"
 #include "gpu/codec/cuda_model_heads.cuh"
 #include "gpu/codec/cuda_model_rows.cuh"
@@ -185,8 +185,8 @@ static int attend_launch(const struct gpu_attend_job *j, uint32_t tiles, struct 
 	const dim3 grid(tiles, j->heads, (DIM + ATTEND_DIMS_MAX - 1u) / ATTEND_DIMS_MAX);
 
 	attend_kernel<DIM>
-		<<<grid, attend_shape<DIM>::THREADS, sizeof(struct attend_shared<DIM>), stream>>>(
-			*j);
+		<<<grid, attend_shape<DIM>::THREADS,
+		   attend_shared_bytes(DIM, sizeof(struct attend_shared<DIM>)), stream>>>(*j);
 	return cudaGetLastError();
 }
 
@@ -373,7 +373,9 @@ static int limits_set(void)
 	if (r == 0)
 		r = cudaFuncSetAttribute(product_kernel<3>, a, product_shared(3));
 	if (r == 0)
-		r = cudaFuncSetAttribute(attend_kernel<128>, a, sizeof(struct attend_shared<128>));
+		r = cudaFuncSetAttribute(
+			attend_kernel<128>, a,
+			attend_shared_bytes(128, sizeof(struct attend_shared<128>)));
 	if (r == 0)
 		r = cudaFuncSetAttribute(attend_kernel<256>, a, sizeof(struct attend_shared<256>));
 	return r;

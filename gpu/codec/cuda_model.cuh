@@ -11,7 +11,8 @@
  * may have anything there.
  *
  * A context's values are split by 128, value = 128 * high + low, for products of int8.  Of each layer: K high, K low
- * [kv head][position][dim], V high, V low [kv head][dim][position]; dims padded to model_dim_padded().
+ * [kv head][position][dim], V high, V low [kv head][dim][position]; dims padded to model_dim_padded().  With 128 dims
+ * those are pieces, [kv head][positions' piece].
  */
 #ifndef SKVCD_GPU_CODEC_CUDA_MODEL_CUH
 #define SKVCD_GPU_CODEC_CUDA_MODEL_CUH
@@ -52,7 +53,7 @@ struct gpu_model_layer {
 
 struct gpu_model_sequence { /* of a batch */
 	uint8_t *values;    /* its context's */
-	uint32_t capacity;  /* positions; a multiple of MTILE */
+	uint32_t capacity;  /* positions; a multiple of MPIECE */
 	uint32_t digest;    /* of guesses so far */
 };
 
@@ -75,6 +76,23 @@ CODEC_HD uint32_t model_dim_padded(uint32_t dim)
 CODEC_HD uint32_t mpieces(uint32_t count)
 {
 	return (count + MPIECE - 1u) / MPIECE;
+}
+
+/* Where a head's planes have a value. */
+CODEC_HD uint64_t context_k_at(uint32_t padded, uint32_t position, uint32_t dim)
+{
+	if (padded == MPIECE)
+		return (uint64_t)(position / MPIECE) * MPIECE_BYTES +
+		       mpiece_at(position % MPIECE, dim);
+	return (uint64_t)position * padded + dim;
+}
+
+CODEC_HD uint64_t context_v_at(uint32_t padded, uint32_t capacity, uint32_t position, uint32_t dim)
+{
+	if (padded == MPIECE)
+		return (uint64_t)(position / MPIECE) * MPIECE_BYTES +
+		       mpiece_at(dim, position % MPIECE);
+	return (uint64_t)dim * capacity + position;
 }
 
 /* value = 128 * high + low, low in -64 .. 63 */

@@ -55,8 +55,8 @@ __device__ __forceinline__ static void attend_weigh(int32_t (&d)[4],
 }
 
 template <uint32_t DIM> struct attend_shape {
-	static const uint32_t GROUPS = DIM < 128u ? 2u
-						  : 4u; /* of four warps: what fits registers */
+	static const uint32_t GROUPS = DIM <= 128u ? 2u
+						   : 4u; /* of four warps: what fits registers */
 	static const uint32_t THREADS = GROUPS * 4u * LANES;
 	static const uint32_t KEYS = MTILE / GROUPS;
 	static const uint32_t DIMS = DIM < ATTEND_DIMS_MAX ? DIM : ATTEND_DIMS_MAX;
@@ -80,18 +80,53 @@ struct attend_row {   /* what a thread knows of a row of its scores */
 	struct model_scale step;
 };
 
-/* `rows` rows of BYTES bytes, `pitch` bytes apart */
-template <uint32_t BYTES>
-__device__ __forceinline__ static void attend_copy(uint8_t *to, uint32_t to_pitch,
-						   const uint8_t *from, uint64_t pitch,
-						   uint32_t rows)
+/* Keys of a tile, or values of `dims` dims from `dim` on, from `base` on. */
+template <uint32_t DIM>
+__device__ __forceinline__ static void attend_copy_keys(struct attend_shared<DIM> *s,
+							uint32_t plane, const uint8_t *from,
+							uint32_t base)
 {
-	const uint32_t parts = BYTES / 16u;
+	const uint32_t parts = DIM / 16u;
 
-	for (uint32_t n = threadIdx.x; n < rows * parts; n += blockDim.x) {
+	for (uint32_t n = threadIdx.x; n < MTILE * parts; n += blockDim.x) {
 		const uint32_t r = n / parts, at = n % parts * 16u;
 
-		*(uint4 *)(to + r * to_pitch + at) = *(const uint4 *)(from + r * pitch + at);
+		*(uint4 *)&s->k[plane][r][at] =
+			*(const uint4 *)(from + context_k_at(DIM, base + r, at));
+	}
+}
+
+template <uint32_t DIM>
+__device__ __forceinline__ static void attend_copy_values(struct attend_shared<DIM> *s,
+							  uint32_t plane, const uint8_t *from,
+							  uint32_t capacity, uint32_t dim,
+							  uint32_t base)
+{
+	const uint32_t parts = MTILE / 16u;
+
+	for (uint32_t n = threadIdx.x; n < attend_shape<DIM>::DIMS * parts; n += blockDim.x) {
+		const uint32_t r = n / parts, at = n % parts * 16u;
+
+		*(uint4 *)&s->v[plane][r][at] =
+			*(const uint4 *)(from + context_v_at(DIM, capacity, base + at, dim + r));
+	}
+}
+
+__device__ __forceinline__ static void attend_rows_init(const struct gpu_attend_job *j,
+							const struct gpu_model_tile *tile,
+							uint32_t r, struct attend_row (&row)[2])
+{
+#pragma unroll
+	for (uint32_t i = 0; i < 2; i++) {
+		const bool there = r + 8u * i < tile->count;
+
+		row[i].last = there ? (int32_t)(tile->position + r + 8u * i) : -1;
+		row[i].max = INT32_MIN;
+		row[i].total = 0;
+		row[i].step = (struct model_scale){ 0, 0 };
+		if (there)
+			row[i].step = j->step[(uint64_t)(tile->first + r + 8u * i) * j->heads +
+					      blockIdx.y];
 	}
 }
 
@@ -194,8 +229,8 @@ __device__ __forceinline__ static void attend_max(const struct gpu_attend_job *j
 		const uint32_t first = warp / 4u * attend_shape<DIM>::KEYS;
 
 		__syncthreads();
-		attend_copy<DIM>(s->k[0][0], DIM + 16u, k_high + (uint64_t)base * DIM, DIM, MTILE);
-		attend_copy<DIM>(s->k[1][0], DIM + 16u, k_low + (uint64_t)base * DIM, DIM, MTILE);
+		attend_copy_keys<DIM>(s, 0, k_high, base);
+		attend_copy_keys<DIM>(s, 1, k_low, base);
 		__syncthreads();
 #pragma unroll
 		for (uint32_t n = 0; n < attend_shape<DIM>::KEYS; n += 8u) {
@@ -355,60 +390,52 @@ __device__ __forceinline__ static void attend_store(const struct gpu_attend_job 
 	}
 }
 
-/* grid: tiles, heads, dims / ATTEND_DIMS_MAX; dynamic shared memory: struct attend_shared. */
+/* By any GPU with tensor cores for int8. */
 template <uint32_t DIM>
-__global__ __launch_bounds__(attend_shape<DIM>::THREADS, DIM < 128u ? 2 : 1) void attend_kernel(
-	const __grid_constant__ struct gpu_attend_job j)
+__device__ __forceinline__ static void attend_plain(const struct gpu_attend_job *j, uint8_t *shared)
 {
-	extern __shared__ __align__(16) uint8_t shared[];
 	struct attend_shared<DIM> *s = (struct attend_shared<DIM> *)shared;
 	const uint32_t lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
 	const uint32_t dims = attend_shape<DIM>::DIMS, r = warp % 4u * 16u + lane / 4u;
-	const uint32_t head = blockIdx.y / (j.heads / j.kv_heads);
-	const struct gpu_model_tile tile = j.tiles[gridDim.x - 1u - blockIdx.x];
-	const struct gpu_model_sequence *seq = &j.sequences[tile.sequence];
+	const uint32_t head = blockIdx.y / (j->heads / j->kv_heads);
+	const struct gpu_model_tile tile = j->tiles[gridDim.x - 1u - blockIdx.x];
+	const struct gpu_model_sequence *seq = &j->sequences[tile.sequence];
 	const uint32_t last = tile.position + min(warp % 4u * 16u + 15u, tile.count - 1u);
-	const uint8_t *k = context_head(seq, j.layer, 0, j.kv_heads, head, DIM);
-	const uint8_t *k_low = context_head(seq, j.layer, 1, j.kv_heads, head, DIM);
-	const uint8_t *v = context_head(seq, j.layer, 2, j.kv_heads, head, DIM);
-	const uint8_t *v_low = context_head(seq, j.layer, 3, j.kv_heads, head, DIM);
-	const uint64_t dim_first = (uint64_t)blockIdx.z * dims * seq->capacity;
 	struct attend_fragment q_high[DIM / 32u], q_low[DIM / 32u];
 	struct attend_sums<DIM> sums = {
 	};
 	struct attend_row row[2];
 
 	for (uint32_t i = threadIdx.x; i < MODEL_EXP_ENTRIES; i += blockDim.x)
-		s->exp[i] = j.exp[i];
-	attend_queries<DIM>(&j, j.high, &tile, r, q_high);
-	attend_queries<DIM>(&j, j.low, &tile, r, q_low);
-#pragma unroll
-	for (uint32_t i = 0; i < 2; i++) {
-		const bool there = r + 8u * i < tile.count;
-
-		row[i].last = there ? (int32_t)(tile.position + r + 8u * i) : -1;
-		row[i].max = INT32_MIN;
-		row[i].total = 0;
-		row[i].step = (struct model_scale){ 0, 0 };
-		if (there)
-			row[i].step =
-				j.step[(uint64_t)(tile.first + r + 8u * i) * j.heads + blockIdx.y];
-	}
-	attend_max<DIM>(&j, s, &tile, q_high, q_low, row, last);
+		s->exp[i] = j->exp[i];
+	attend_queries<DIM>(j, j->high, &tile, r, q_high);
+	attend_queries<DIM>(j, j->low, &tile, r, q_low);
+	attend_rows_init(j, &tile, r, row);
+	attend_max<DIM>(j, s, &tile, q_high, q_low, row, last);
 	for (uint32_t base = 0; base < tile.position + tile.count; base += MTILE) {
 		__syncthreads();
-		attend_copy<DIM>(s->k[0][0], DIM + 16u, k + (uint64_t)base * DIM, DIM, MTILE);
-		attend_copy<DIM>(s->k[1][0], DIM + 16u, k_low + (uint64_t)base * DIM, DIM, MTILE);
-		attend_copy<MTILE>(s->v[0][0], ATTEND_WEIGHTS_PITCH, v + dim_first + base,
-				   seq->capacity, dims);
-		attend_copy<MTILE>(s->v[1][0], ATTEND_WEIGHTS_PITCH, v_low + dim_first + base,
-				   seq->capacity, dims);
+		for (uint32_t plane = 0; plane < 2; plane++) {
+			attend_copy_keys<DIM>(
+				s, plane,
+				context_head(seq, j->layer, plane, j->kv_heads, head, DIM), base);
+			attend_copy_values<DIM>(
+				s, plane,
+				context_head(seq, j->layer, 2u + plane, j->kv_heads, head, DIM),
+				seq->capacity, blockIdx.z * dims, base);
+		}
 		__syncthreads();
 		attend_weights<DIM>(s, q_high, q_low, row, base, last);
 		__syncthreads();
 		attend_values<DIM>(s, sums);
 	}
-	attend_store<DIM>(&j, s, &tile, row, sums);
+	attend_store<DIM>(j, s, &tile, row, sums);
+}
+
+#define ATTEND_WIDE_SHARED (166u << 10) /* of cuda_model_attend_wide.cuh, with room to align */
+
+CODEC_HD uint32_t attend_shared_bytes(uint32_t dim, uint32_t plain)
+{
+	return dim == MPIECE && plain < ATTEND_WIDE_SHARED ? ATTEND_WIDE_SHARED : plain;
 }
 
 #endif

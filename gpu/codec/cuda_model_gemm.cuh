@@ -13,10 +13,14 @@
 #ifndef SKVCD_GPU_CODEC_CUDA_MODEL_GEMM_CUH
 #define SKVCD_GPU_CODEC_CUDA_MODEL_GEMM_CUH
 
-#include "gpu/codec/cuda_model.cuh"
+#include "gpu/codec/cuda_model_async.cuh"
 
 #define PRODUCT_THREADS 288u /* two groups of 128 and the warp that fetches */
 #define PRODUCT_SUMS 64u     /* of a thread: 2 rows of 32 columns */
+
+#define PRODUCT_SCALES \
+	(MPIECE * 4u)	 /* bytes at the start of shared memory: of each output, mant | exp << 16 */
+#define PRODUCT_BATCH 4u /* outputs of which a thread has what is there before it writes */
 
 struct gpu_product {
 	const uint8_t *high, *low; /* rows */
@@ -41,56 +45,11 @@ CODEC_HD uint32_t product_stages(uint32_t wide)
 
 CODEC_HD uint32_t product_shared(uint32_t wide)
 {
-	return product_stages(wide) * (product_planes(wide) * MPIECE_BYTES + 16u) + 1024u;
+	return product_stages(wide) * (product_planes(wide) * MPIECE_BYTES + 16u) + 1024u +
+	       PRODUCT_SCALES;
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-__device__ __forceinline__ static void mbar_init(uint32_t at, uint32_t count)
-{
-	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ static void mbar_arrive(uint32_t at)
-{
-	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
-}
-
-__device__ __forceinline__ static void mbar_expect(uint32_t at, uint32_t bytes)
-{
-	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
-		     : "memory");
-}
-
-__device__ __forceinline__ static void mbar_wait(uint32_t at, uint32_t parity)
-{
-	uint32_t done = 0;
-
-	while (!done)
-		asm volatile("{\n.reg .pred p;\n"
-			     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-			     "selp.u32 %0, 1, 0, p;\n}"
-			     : "=r"(done)
-			     : "r"(at), "r"(parity)
-			     : "memory");
-}
-
-__device__ __forceinline__ static void mpiece_fetch(uint32_t to, const uint8_t *from,
-						    uint32_t barrier)
-{
-	asm volatile(
-		"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], "
-		"%2, [%3];" ::"r"(to),
-		"l"(__cvta_generic_to_global(from)), "r"(MPIECE_BYTES), "r"(barrier)
-		: "memory");
-}
-
-/* 128-byte rows, swizzled, eight of them (1024 bytes) after another. */
-__device__ __forceinline__ static uint64_t mpiece_descriptor(uint32_t at)
-{
-	return (uint64_t)(at >> 4 & 0x3fffu) | (uint64_t)1 << 16 | (uint64_t)(1024u >> 4) << 32 |
-	       (uint64_t)1 << 62;
-}
 
 /* 64 rows, 128 outputs, 32 columns. */
 __device__ __forceinline__ static void multiply(int32_t (&d)[PRODUCT_SUMS], uint64_t a, uint64_t b)
@@ -255,37 +214,55 @@ __device__ __forceinline__ static int32_t product_rescale(int32_t hh, int32_t cr
 
 template <uint32_t WIDE>
 __device__ __forceinline__ static void product_store(const struct gpu_product *p,
+						     const uint32_t *scales,
 						     const int32_t (&hh)[PRODUCT_SUMS],
 						     const int32_t (&cross)[PRODUCT_SUMS],
 						     uint32_t row, uint32_t half)
 {
 	const struct model_scale s = p->row_scale[row];
 	const int32_t base = -(16 + s.exp + model_join_exp(WIDE) + p->frac);
-	const uint32_t first = blockIdx.y * MPIECE + threadIdx.x % 4u * 2u;
+	const uint32_t quad = threadIdx.x % 4u * 2u, first = blockIdx.y * MPIECE + quad;
 	int32_t *out = p->out + (uint64_t)row * p->out_pitch;
 
 #pragma unroll
-	for (uint32_t j = 0; j < PRODUCT_SUMS / 4u; j++) {
-		const uint32_t c = first + 8u * j, at = 4u * j + 2u * half;
+	for (uint32_t batch = 0; batch < PRODUCT_SUMS / 4u; batch += PRODUCT_BATCH) {
+		int2 was[PRODUCT_BATCH];
 
-		if (c >= p->m.outs)
-			continue;
-		const uint32_t mants = *(const uint32_t *)(p->m.mants + c),
-			       exps = *(const uint32_t *)(p->m.exps + c);
-		int2 x;
+#pragma unroll
+		for (uint32_t i = 0; i < PRODUCT_BATCH; i++) {
+			const uint32_t c = first + 8u * (batch + i);
 
-		x.x = product_rescale<WIDE>(hh[at], cross[at], s.mant, base, mants & 0xffffu,
-					    (int16_t)exps);
-		x.y = product_rescale<WIDE>(hh[at + 1u], cross[at + 1u], s.mant, base, mants >> 16,
-					    (int32_t)exps >> 16);
-		if (p->add) {
-			const int2 y = *(const int2 *)(out + c);
-
-			x.x = model_sat32((int64_t)x.x + y.x);
-			x.y = model_sat32((int64_t)x.y + y.y);
+			was[i] = make_int2(0, 0);
+			if (p->add && c < p->m.outs)
+				was[i] = *(const int2 *)(out + c);
 		}
-		*(int2 *)(out + c) = x;
+#pragma unroll
+		for (uint32_t i = 0; i < PRODUCT_BATCH; i++) {
+			const uint32_t c = first + 8u * (batch + i),
+				       at = 4u * (batch + i) + 2u * half;
+			const uint2 w = *(const uint2 *)(scales + quad + 8u * (batch + i));
+			int2 x;
+
+			x.x = product_rescale<WIDE>(hh[at], cross[at], s.mant, base, w.x & 0xffffu,
+						    (int32_t)w.x >> 16);
+			x.y = product_rescale<WIDE>(hh[at + 1u], cross[at + 1u], s.mant, base,
+						    w.y & 0xffffu, (int32_t)w.y >> 16);
+			x.x = model_sat32((int64_t)x.x + was[i].x);
+			x.y = model_sat32((int64_t)x.y + was[i].y);
+			if (c < p->m.outs)
+				*(int2 *)(out + c) = x;
+		}
 	}
+}
+
+/* By those that multiply, before they begin. */
+__device__ __forceinline__ static void product_scales(const struct gpu_product *p, uint32_t *scales)
+{
+	const uint32_t c = blockIdx.y * MPIECE + threadIdx.x;
+
+	if (threadIdx.x < MPIECE)
+		scales[threadIdx.x] =
+			c < p->m.outs ? p->m.mants[c] | (uint32_t)(uint16_t)p->m.exps[c] << 16 : 0;
 }
 
 /* grid: pieces of rows, pieces of outputs. */
@@ -293,7 +270,8 @@ template <uint32_t WIDE>
 __global__ __launch_bounds__(PRODUCT_THREADS, WIDE ? 1 : 2) void product_kernel(
 	const __grid_constant__ struct gpu_product p)
 {
-	extern __shared__ uint8_t shared[];
+	extern __shared__ __align__(16) uint8_t shared[];
+	uint32_t *scales = (uint32_t *)shared;
 	const uint32_t lane = threadIdx.x % LANES;
 	const uint32_t row = blockIdx.x * MPIECE + threadIdx.x / LANES * 16u + lane / 4u;
 	int32_t hh[PRODUCT_SUMS], cross[PRODUCT_SUMS];
@@ -301,13 +279,15 @@ __global__ __launch_bounds__(PRODUCT_THREADS, WIDE ? 1 : 2) void product_kernel(
 #pragma unroll
 	for (uint32_t i = 0; i < PRODUCT_SUMS; i++)
 		hh[i] = cross[i] = 0;
-	product_sums<WIDE>(&p, hh, cross, shared);
+	product_scales(&p, scales);
+	__syncthreads();
+	product_sums<WIDE>(&p, hh, cross, shared + PRODUCT_SCALES);
 	if (threadIdx.x >= 256u)
 		return;
 	if (row < p.rows)
-		product_store<WIDE>(&p, hh, cross, row, 0);
+		product_store<WIDE>(&p, scales, hh, cross, row, 0);
 	if (row + 8u < p.rows)
-		product_store<WIDE>(&p, hh, cross, row + 8u, 1);
+		product_store<WIDE>(&p, scales, hh, cross, row + 8u, 1);
 }
 
 #endif

@@ -219,7 +219,8 @@ __global__ __launch_bounds__(256) void known_k_kernel(
 		struct known_value a = known_value_of(&j, at, column + i, position * kv, &digest),
 				   b = known_value_of(&j, at + half, column + i + half,
 						      position * kv, &digest);
-		const uint64_t to = (uint64_t)position * padded + i;
+		const uint64_t to = context_k_at(padded, position, i),
+			       to_b = context_k_at(padded, position, i + half);
 		const int32_t a_high = model_split(a.kept), b_high = model_split(b.kept);
 
 		model_turn(&a.error, &b.error, rope[0], -rope[1]);
@@ -227,8 +228,8 @@ __global__ __launch_bounds__(256) void known_k_kernel(
 		e[half] = b.error;
 		high[to] = (uint8_t)a_high;
 		low[to] = (uint8_t)(a.kept - 128 * a_high);
-		high[to + half] = (uint8_t)b_high;
-		low[to + half] = (uint8_t)(b.kept - 128 * b_high);
+		high[to_b] = (uint8_t)b_high;
+		low[to_b] = (uint8_t)(b.kept - 128 * b_high);
 	}
 	known_add_digest(&s->digest, digest);
 }
@@ -260,7 +261,7 @@ __global__ __launch_bounds__(256) void known_v_kernel(
 	__syncthreads();
 	for (uint32_t n = threadIdx.x; n < j.dim * MTILE; n += blockDim.x) {
 		const uint32_t i = n / MTILE, r = n % MTILE;
-		const uint64_t to = (uint64_t)i * s->capacity + tile.position + r;
+		const uint64_t to = context_v_at(padded, s->capacity, tile.position + r, i);
 
 		if (r < tile.count) {
 			high[to] = turned[0][i][r];

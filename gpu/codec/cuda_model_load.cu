@@ -212,7 +212,7 @@ int cuda_model_context_new(const struct cuda_model *m, uint32_t tokens_max,
 	x = (struct cuda_model_context *)calloc(1, sizeof(*x));
 	if (!x)
 		return cudaErrorMemoryAllocation;
-	x->capacity = (tokens_max + MTILE - 1u) / MTILE * MTILE;
+	x->capacity = mpieces(tokens_max) * MPIECE;
 	bytes = (size_t)c->layers * 4u * c->kv_heads * x->capacity * model_dim_padded(c->head_dim);
 	r = cudaMalloc(&x->values, bytes);
 	if (r == 0)
