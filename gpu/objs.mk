@@ -74,4 +74,6 @@ CUDA_KERNEL_SRCS := \
 	gpu/codec/cuda_codec.cu \
 	gpu/codec/cuda_describe.cu \
 	gpu/codec/cuda_layer.cu \
-	gpu/codec/cuda_layer_describe.cu
+	gpu/codec/cuda_layer_describe.cu \
+	gpu/codec/cuda_model.cu \
+	gpu/codec/cuda_model_load.cu

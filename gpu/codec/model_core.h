@@ -73,7 +73,41 @@ CODEC_HD int64_t model_shift(int64_t x, int32_t shift)
 	return x * ((int64_t)1 << -shift);
 }
 
-/* floor(sqrt(x)) */
+/*
+ * floor(sqrt(x)) and a / b, x and a below 2^63.  A GPU has no division of integers: there doubles estimate,
+ * and integers put the estimate right, so that it is exact whatever the estimate was.
+ */
+#ifdef __CUDA_ARCH__
+CODEC_HD uint32_t model_sqrt(uint64_t x)
+{
+	uint64_t r = (uint64_t)__dsqrt_rn((double)x);
+
+	while (r * r > x)
+		r--;
+	while ((r + 1u) * (r + 1u) <= x)
+		r++;
+	return (uint32_t)r;
+}
+
+CODEC_HD uint64_t model_div(uint64_t a, uint32_t b)
+{
+	const double inverse = __drcp_rn((double)b);
+	uint64_t q = (uint64_t)((double)a * inverse);
+	int64_t rest = (int64_t)(a - q * b);
+
+	q += (uint64_t)(int64_t)((double)rest * inverse);
+	rest = (int64_t)(a - q * b);
+	while (rest < 0) {
+		rest += b;
+		q--;
+	}
+	while (rest >= (int64_t)b) {
+		rest -= b;
+		q++;
+	}
+	return q;
+}
+#else
 CODEC_HD uint32_t model_sqrt(uint64_t x)
 {
 	uint64_t r = 0, bit = (uint64_t)1 << 62;
@@ -89,6 +123,12 @@ CODEC_HD uint32_t model_sqrt(uint64_t x)
 	}
 	return (uint32_t)r;
 }
+
+CODEC_HD uint64_t model_div(uint64_t a, uint32_t b)
+{
+	return a / b;
+}
+#endif
 
 /* ---- norms ---- */
 
@@ -110,14 +150,14 @@ CODEC_HD int32_t model_norm_shift(uint32_t max)
 CODEC_HD struct model_norm model_norm_of(uint64_t squares, uint32_t count, uint64_t eps,
 					 int32_t shift)
 {
-	uint64_t mean = squares / count + (eps >> (2 * shift));
+	uint64_t mean = model_div(squares, count) + (eps >> (2 * shift));
 	struct model_norm n;
 	int32_t up;
 
 	if (mean == 0)
 		mean = 1;
 	up = (62 - model_bits(mean)) & ~1; /* even; mean < 2^62 */
-	n.inv = (uint32_t)(((uint64_t)1 << 61) / model_sqrt(mean << up));
+	n.inv = (uint32_t)model_div((uint64_t)1 << 61, model_sqrt(mean << up));
 	n.exp = up / 2 - shift - 61;
 	return n;
 }
@@ -162,7 +202,7 @@ CODEC_HD struct model_quant model_quant_of(uint64_t max, uint32_t q_max)
 	if (q.shift < 0)
 		q.shift = 0;
 	q.max = (uint32_t)(max >> q.shift);
-	q.inv = q.max ? ((uint64_t)q_max << 40) / q.max : 0;
+	q.inv = q.max ? model_div((uint64_t)q_max << 40, q.max) : 0;
 	return q;
 }
 
@@ -181,7 +221,7 @@ CODEC_HD int32_t model_high(int32_t value)
 CODEC_HD struct model_scale model_row_scale(struct model_quant q, uint32_t q_max, int32_t frac,
 					    struct model_norm n)
 {
-	uint64_t m = (uint64_t)q.max * n.inv / q_max;
+	uint64_t m = model_div((uint64_t)q.max * n.inv, q_max);
 	struct model_scale s;
 	int32_t down = model_bits(m) - 24;
 
@@ -288,6 +328,12 @@ CODEC_HD int32_t model_half_gap(struct residual_type t, uint32_t pattern)
 
 #define MODEL_SHAPE_FIRST (-10)
 #define MODEL_SHAPE_COUNT 19
+/* 256 * u * density(u) / (distribution(u) - 1/2) of the normal distribution, u = 2^(i / 4) */
+#define MODEL_SHAPE_INSIDE                                                                       \
+	{                                                                                        \
+		253, 252, 251, 249, 246, 241, 235, 227, 216, 201, 181, 156, 126, 92, 58, 29, 11, \
+			2, 0                                                                     \
+	}
 
 /*
  * What an error tells of the value before it was rounded to its pattern, which lies within half a gap: a

@@ -182,10 +182,7 @@ void mspec_pass_guess_k(struct mspec_pass *p)
 	run_tiles(p, guess_k_tile);
 }
 
-/* 256 * u * density(u) / (distribution(u) - 1/2) of the normal distribution, u = 2^(i / 4) */
-static const uint16_t shape_inside[MODEL_SHAPE_COUNT] = { 253, 252, 251, 249, 246, 241, 235,
-							  227, 216, 201, 181, 156, 126, 92,
-							  58,  29,  11,	 2,   0 };
+static const uint16_t shape_inside[MODEL_SHAPE_COUNT] = MODEL_SHAPE_INSIDE;
 
 void mspec_pass_error(struct mspec_pass *p, struct residual_type t, bool value,
 		      const uint8_t *patterns)

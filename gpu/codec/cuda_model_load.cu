@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cuda_model_load.cu - weights and parameters into device memory, contexts, and the scratch of a batch.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/codec/cuda_model_objects.cuh"
+
+/* ---- weights into pieces ---- */
+
+/* grid: pieces of outputs, pieces of columns */
+__global__ void pieces_kernel(const uint8_t *from, uint32_t outs, uint32_t pitch, uint8_t *to)
+{
+	uint8_t *piece = to + ((uint64_t)blockIdx.x * gridDim.y + blockIdx.y) * MPIECE_BYTES;
+
+	for (uint32_t n = threadIdx.x; n < MPIECE_BYTES / 16u; n += blockDim.x) {
+		const uint32_t r = n / 8u, column = blockIdx.y * MPIECE + n % 8u * 16u;
+		const uint32_t row = blockIdx.x * MPIECE + r;
+		uint4 x = make_uint4(0, 0, 0, 0);
+
+		if (row < outs && column < pitch)
+			x = *(const uint4 *)(from + (uint64_t)row * pitch + column);
+		*(uint4 *)(piece + mpiece_at(r, n % 8u * 16u)) = x;
+	}
+}
+
+struct loading {
+	struct cuda_arena a;
+	struct cuda_model *m;
+	struct CUstream_st *stream;
+	uint8_t *staging; /* device; of the largest plane as the host has it */
+	size_t staging_bytes;
+	int error;
+};
+
+static const void *load_bytes(struct loading *l, const void *from, size_t bytes)
+{
+	void *to = arena_take(&l->a, bytes);
+
+	if (to && l->error == 0)
+		l->error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, l->stream);
+	return to;
+}
+
+static const uint8_t *load_plane(struct loading *l, const struct mspec_matrix *m,
+				 const int8_t *plane)
+{
+	const size_t bytes = (size_t)m->outs * m->pitch;
+	const dim3 grid(mpieces(m->outs), mpieces(m->depth));
+	uint8_t *to = (uint8_t *)arena_take(&l->a, (size_t)grid.x * grid.y * MPIECE_BYTES);
+
+	l->staging_bytes = bytes > l->staging_bytes ? bytes : l->staging_bytes;
+	if (!to || l->error)
+		return to;
+	l->error = cudaMemcpyAsync(l->staging, plane, bytes, cudaMemcpyHostToDevice, l->stream);
+	pieces_kernel<<<grid, 256, 0, l->stream>>>(l->staging, m->outs, m->pitch, to);
+	if (l->error == 0)
+		l->error = cudaGetLastError();
+	return to;
+}
+
+/* Two outputs' scales are read at a time. */
+static const void *load_scales(struct loading *l, const void *from, uint32_t outs)
+{
+	const void *to = load_bytes(l, from, outs * 2u);
+
+	(void)arena_take(&l->a, 2u);
+	return to;
+}
+
+static void load_matrix(struct loading *l, const struct mspec_matrix *m, uint32_t wide,
+			struct gpu_matrix *ret)
+{
+	ret->outs = m->outs;
+	ret->depth = m->depth;
+	ret->depth_pieces = mpieces(m->depth);
+	ret->mixed = m->mixed;
+	ret->high = load_plane(l, m, m->high);
+	ret->low = wide & MODEL_WIDE_WEIGHT ? load_plane(l, m, m->low) : NULL;
+	ret->mants = (const uint16_t *)load_scales(l, m->mants, m->outs);
+	ret->exps = (const int16_t *)load_scales(l, m->exps, m->outs);
+}
+
+static void load_norm(struct loading *l, const struct mspec_norm *n, uint32_t count,
+		      struct gpu_norm *ret)
+{
+	ret->frac = n->frac;
+	ret->weights = n->weights ? (const int16_t *)load_bytes(l, n->weights, count * 2u) : NULL;
+}
+
+static void load_layer(struct loading *l, uint32_t layer)
+{
+	const struct mspec_params *p = l->m->p;
+	const struct model_config *c = &p->model->config;
+	const struct mspec_weights *w = &p->model->layers[layer];
+	const struct mspec_layer *from = &p->layers[layer];
+	const uint8_t *wide = p->precision.wide;
+	const uint32_t kv = mspec_kv_width(c);
+	struct gpu_model_layer *to = &l->m->layers[layer];
+
+	load_matrix(l, &w->q, wide[MSPEC_Q], &to->q);
+	load_matrix(l, &w->kv, wide[MSPEC_KV], &to->kv);
+	load_matrix(l, &w->o, wide[MSPEC_O], &to->o);
+	load_matrix(l, &w->gate_up, wide[MSPEC_GATE], &to->gate_up);
+	load_matrix(l, &w->down, wide[MSPEC_DOWN], &to->down);
+	load_matrix(l, &from->value_map, wide[MSPEC_MAPS], &to->value_map);
+	load_matrix(l, &from->gain_k, wide[MSPEC_MAPS], &to->gain_k);
+	load_matrix(l, &from->gain_v, wide[MSPEC_MAPS], &to->gain_v);
+	load_norm(l, &w->input, c->hidden, &to->input);
+	load_norm(l, &w->post, c->hidden, &to->post);
+	load_norm(l, &w->q_norm, c->head_dim, &to->q_norm);
+	load_norm(l, &w->k_norm, c->head_dim, &to->k_norm);
+	to->bias_k = (const int32_t *)load_bytes(l, from->bias_k, kv * 4u);
+	to->bias_v = (const int32_t *)load_bytes(l, from->bias_v, kv * 4u);
+	to->sigma_k = (const int16_t *)load_bytes(l, from->sigma_k, kv * 2u);
+	to->sigma_v = (const int16_t *)load_bytes(l, from->sigma_v, kv * 2u);
+	to->k_frac = from->k_frac;
+	to->v_frac = from->v_frac;
+	to->unit_k = from->unit_k;
+	to->unit_v = from->unit_v;
+	to->score = from->score;
+	to->real_v = from->real_v;
+	to->eps_input = from->eps_input;
+	to->eps_post = from->eps_post;
+}
+
+static void load_all(struct loading *l)
+{
+	struct cuda_model *m = l->m;
+	const struct mspec_model *from = m->p->model;
+	const struct mspec_matrix *e = &from->embedding;
+
+	if (m->p->ids) {
+		const size_t bytes = (size_t)e->outs * e->pitch;
+
+		m->embedding_high = (const int8_t *)load_bytes(l, e->high, bytes);
+		m->embedding_low = (const int8_t *)load_bytes(l, e->low, bytes);
+		m->embedding_mants = (const uint16_t *)load_scales(l, e->mants, e->outs);
+		m->embedding_exps = (const int16_t *)load_scales(l, e->exps, e->outs);
+	}
+	m->start = (const int32_t *)load_bytes(l, m->p->start, from->config.hidden * 4u);
+	m->sigmoid = (const int32_t *)load_bytes(l, from->tables.sigmoid,
+						 sizeof(from->tables.sigmoid));
+	m->exp = (const uint16_t *)load_bytes(l, from->tables.exp, sizeof(from->tables.exp));
+	for (uint32_t i = 0; i < from->config.layers; i++)
+		load_layer(l, i);
+}
+
+int cuda_model_new(const struct mspec_params *p, struct CUstream_st *stream,
+		   struct cuda_model **ret)
+{
+	struct cuda_model *m = (struct cuda_model *)calloc(1, sizeof(*m));
+	struct loading l = {};
+
+	if (!m)
+		return cudaErrorMemoryAllocation;
+	m->p = p;
+	m->layers = (struct gpu_model_layer *)calloc(p->model->config.layers, sizeof(m->layers[0]));
+	l.m = m;
+	l.stream = stream;
+	l.error = m->layers ? 0 : cudaErrorMemoryAllocation;
+	if (l.error == 0) {
+		load_all(&l);
+		m->bytes = l.a.at;
+		l.error = cudaMalloc(&m->memory, l.a.at);
+	}
+	if (l.error == 0)
+		l.error = cudaMalloc(&l.staging, l.staging_bytes);
+	if (l.error == 0) {
+		l.a = (struct cuda_arena){ m->memory, 0 };
+		load_all(&l);
+	}
+	if (l.error == 0)
+		l.error = cudaStreamSynchronize(stream);
+	(void)cudaFree(l.staging);
+	if (l.error) {
+		cuda_model_free(m);
+		return l.error;
+	}
+	*ret = m;
+	return 0;
+}
+
+struct cuda_model *cuda_model_free(struct cuda_model *m)
+{
+	if (!m)
+		return NULL;
+	(void)cudaFree(m->memory);
+	free(m->layers);
+	free(m);
+	return NULL;
+}
+
+size_t cuda_model_bytes(const struct cuda_model *m)
+{
+	return m->bytes;
+}
+
+/* ---- contexts ---- */
+
+int cuda_model_context_new(const struct cuda_model *m, uint32_t tokens_max,
+			   struct CUstream_st *stream, struct cuda_model_context **ret)
+{
+	const struct model_config *c = &m->p->model->config;
+	struct cuda_model_context *x;
+	size_t bytes;
+	int r;
+
+	if (tokens_max == 0 || tokens_max > CUDA_MODEL_POSITIONS_MAX)
+		return cudaErrorInvalidValue;
+	x = (struct cuda_model_context *)calloc(1, sizeof(*x));
+	if (!x)
+		return cudaErrorMemoryAllocation;
+	x->capacity = mpieces(tokens_max) * MPIECE;
+	bytes = (size_t)c->layers * 4u * c->kv_heads * x->capacity * model_dim_padded(c->head_dim);
+	r = cudaMalloc(&x->values, bytes);
+	if (r == 0)
+		r = cudaMemsetAsync(x->values, 0, bytes, stream);
+	if (r) {
+		cuda_model_context_free(x);
+		return r;
+	}
+	*ret = x;
+	return 0;
+}
+
+struct cuda_model_context *cuda_model_context_free(struct cuda_model_context *c)
+{
+	if (!c)
+		return NULL;
+	(void)cudaFree(c->values);
+	free(c);
+	return NULL;
+}
+
+void cuda_model_context_reset(struct cuda_model_context *c)
+{
+	c->count = 0;
+}
+
+uint32_t cuda_model_context_count(const struct cuda_model_context *c)
+{
+	return c->count;
+}
+
+/* ---- a batch ---- */
+
+static uint32_t max_of(uint32_t a, uint32_t b)
+{
+	return a > b ? a : b;
+}
+
+static void batch_place(struct cuda_model_batch *b, struct cuda_arena *a)
+{
+	const struct model_config *c = &b->m->p->model->config;
+	const uint32_t q = mspec_q_width(c), kv = mspec_kv_width(c);
+	const uint32_t depth = max_of(max_of(c->hidden, c->mlp), max_of(q, kv));
+	const uint32_t out = max_of(max_of(2u * c->mlp, q), 2u * kv);
+	const size_t rows = b->rows_max,
+		     plane = (size_t)mpieces(depth) * mpieces(b->rows_max) * MPIECE_BYTES;
+	const size_t queries = rows * c->heads * model_dim_padded(c->head_dim);
+
+	b->hidden = (int32_t *)arena_take(a, rows * c->hidden * 4u);
+	b->error = (int32_t *)arena_take(a, rows * 2u * kv * 4u);
+	b->out = (int32_t *)arena_take(a, rows * out * 4u);
+	b->mu_k = (int32_t *)arena_take(a, rows * kv * 4u);
+	b->mu_v = (int32_t *)arena_take(a, rows * kv * 4u);
+	b->rope = (int32_t *)arena_take(a, (size_t)b->positions_max * c->head_dim * 4u);
+	b->ids = (int32_t *)arena_take(a, rows * 4u);
+	b->positions = (uint32_t *)arena_take(a, rows * 4u);
+	b->high = (uint8_t *)arena_take(a, plane);
+	b->low = (uint8_t *)arena_take(a, plane);
+	b->query_high = (uint8_t *)arena_take(a, queries);
+	b->query_low = (uint8_t *)arena_take(a, queries);
+	b->row_scale = (struct model_scale *)arena_take(a, rows * sizeof(struct model_scale));
+	b->step = (struct model_scale *)arena_take(a, rows * c->heads * sizeof(struct model_scale));
+	b->tile_of = (struct gpu_model_tile *)arena_take(a, b->tiles_max *
+								    sizeof(struct gpu_model_tile));
+	b->sequences = (struct gpu_model_sequence *)arena_take(
+		a, b->parts_max * sizeof(struct gpu_model_sequence));
+}
+
+static int rope_load(struct cuda_model_batch *b, struct CUstream_st *stream)
+{
+	const struct mspec_model *m = b->m->p->model;
+	const uint32_t dim = m->config.head_dim;
+	const size_t bytes = (size_t)b->positions_max * dim * 4u;
+	int32_t *rope = (int32_t *)malloc(bytes);
+	int r;
+
+	if (!rope)
+		return cudaErrorMemoryAllocation;
+	for (uint32_t i = 0; i < b->positions_max; i++)
+		model_rope_row(m->frequencies, dim / 2u, i, b->m->p->coarse_rope,
+			       rope + (size_t)i * dim);
+	r = cudaMemcpyAsync(b->rope, rope, bytes, cudaMemcpyHostToDevice, stream);
+	if (r == 0)
+		r = cudaStreamSynchronize(stream);
+	free(rope);
+	return r;
+}
+
+int cuda_model_batch_new(const struct cuda_model *m, uint32_t rows_max, uint32_t parts_max,
+			 uint32_t positions_max, struct CUstream_st *stream,
+			 struct cuda_model_batch **ret)
+{
+	struct cuda_model_batch *b = (struct cuda_model_batch *)calloc(1, sizeof(*b));
+	struct cuda_arena a = {};
+	int r = 0;
+
+	if (!b)
+		return cudaErrorMemoryAllocation;
+	b->m = m;
+	b->rows_max = rows_max;
+	b->parts_max = parts_max;
+	b->positions_max = positions_max;
+	b->tiles_max = rows_max / MTILE + parts_max;
+	b->host_positions = (uint32_t *)calloc(rows_max, sizeof(b->host_positions[0]));
+	b->host_tiles = (struct gpu_model_tile *)calloc(b->tiles_max, sizeof(b->host_tiles[0]));
+	b->host_sequences = (struct gpu_model_sequence *)calloc(parts_max,
+								sizeof(b->host_sequences[0]));
+	b->host_parts = (struct cuda_model_part *)calloc(parts_max, sizeof(b->host_parts[0]));
+	if (!b->host_positions || !b->host_tiles || !b->host_sequences || !b->host_parts)
+		r = cudaErrorMemoryAllocation;
+	batch_place(b, &a);
+	if (r == 0)
+		r = cudaMalloc(&b->memory, a.at);
+	if (r == 0) {
+		a = (struct cuda_arena){ b->memory, 0 };
+		batch_place(b, &a);
+		r = rope_load(b, stream);
+	}
+	if (r) {
+		cuda_model_batch_free(b);
+		return r;
+	}
+	*ret = b;
+	return 0;
+}
+
+struct cuda_model_batch *cuda_model_batch_free(struct cuda_model_batch *b)
+{
+	if (!b)
+		return NULL;
+	(void)cudaFree(b->memory);
+	free(b->host_positions);
+	free(b->host_tiles);
+	free(b->host_sequences);
+	free(b->host_parts);
+	free(b);
+	return NULL;
+}

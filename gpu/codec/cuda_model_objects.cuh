@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cuda_model_objects.cuh - what cuda_model_load.cu makes and cuda_model.cu launches with.
+ */
+#ifndef SKVCD_GPU_CODEC_CUDA_MODEL_OBJECTS_CUH
+#define SKVCD_GPU_CODEC_CUDA_MODEL_OBJECTS_CUH
+
+#include <cuda_runtime.h>
+
+/* C's word in headers whose functions are not called here. */
+#define _Atomic(type) type
+extern "C" {
+#include "gpu/codec/model_internal.h"
+}
+#undef _Atomic
+
+#include "gpu/codec/cuda_model.cuh"
+#include "gpu/codec/cuda_model.h"
+
+struct cuda_model {
+	const struct mspec_params *p; /* borrowed */
+	uint8_t *memory;	      /* device; owned; all that the rest points to */
+	size_t bytes;
+	struct gpu_model_layer *layers; /* host; owned */
+	const int8_t *embedding_high, *embedding_low;
+	const uint16_t *embedding_mants;
+	const int16_t *embedding_exps;
+	const int32_t *start, *sigmoid;
+	const uint16_t *exp;
+};
+
+struct cuda_model_context {
+	uint8_t *values; /* device; owned */
+	uint32_t capacity, count;
+};
+
+struct cuda_model_batch {
+	const struct cuda_model *m; /* borrowed */
+	uint8_t *memory;	    /* device; owned */
+	uint32_t rows_max, parts_max, tiles_max, positions_max;
+	uint32_t rows, parts, tiles;
+	uint32_t *host_positions; /* owned, like the next two */
+	struct gpu_model_tile *host_tiles;
+	struct gpu_model_sequence *host_sequences;
+	struct cuda_model_part *host_parts; /* owned */
+
+	int32_t *hidden, *error, *out, *mu_k, *mu_v, *rope, *ids;
+	uint32_t *positions;
+	uint8_t *high, *low;		 /* rows of a product, in pieces */
+	uint8_t *query_high, *query_low; /* [row][heads][padded dim] */
+	struct model_scale *row_scale, *step;
+	struct gpu_model_tile *tile_of;
+	struct gpu_model_sequence *sequences;
+};
+
+/* Device memory is laid out by the same code twice: to count, and to place. */
+struct cuda_arena {
+	uint8_t *base; /* NULL: only counts */
+	size_t at;
+};
+
+static inline void *arena_take(struct cuda_arena *a, size_t bytes)
+{
+	void *p = a->base ? a->base + a->at : NULL;
+
+	a->at += (bytes + 255u) / 256u * 256u;
+	return p;
+}
+
+#endif
