@@ -121,7 +121,7 @@ struct scratch {
 	struct residual_encoder *encoder;
 	struct layer_turn *turns;
 	int32_t *values;
-	int8_t *inputs, *rows;
+	int8_t *inputs;
 };
 
 static void scratch_deinit(struct scratch *s)
@@ -130,7 +130,6 @@ static void scratch_deinit(struct scratch *s)
 	free(s->turns);
 	free(s->values);
 	free(s->inputs);
-	free(s->rows);
 }
 
 static int scratch_init(struct scratch *s, const struct layer_profile *p, uint32_t tokens)
@@ -140,8 +139,7 @@ static int scratch_init(struct scratch *s, const struct layer_profile *p, uint32
 	s->turns = calloc((size_t)tokens * p->pairs + 1u, sizeof(*s->turns));
 	s->values = calloc((size_t)tokens * p->columns_max, sizeof(*s->values));
 	s->inputs = calloc((size_t)tokens * p->columns, 1);
-	s->rows = calloc((size_t)LAYER_GUESS_ROWS * p->columns, 1);
-	return r < 0 ? r : s->turns && s->values && s->inputs && s->rows ? 0 : -ENOMEM;
+	return r < 0 ? r : s->turns && s->values && s->inputs ? 0 : -ENOMEM;
 }
 
 int bench_segment_bits(const struct codec_geometry *g, const struct codec_profile *profile,
@@ -166,7 +164,7 @@ int bench_segment_bits(const struct codec_geometry *g, const struct codec_profil
 						    .mu = w.values };
 		struct residual_bits b = { 0 };
 
-		layer_guess(p, s, w.turns, tokens, w.inputs, w.rows, w.values);
+		layer_guess(p, s, w.turns, tokens, w.inputs, w.values);
 		residual_encoder_start(w.encoder, p->streams_count);
 		r = residual_encode(w.encoder, &c, patterns, &escapes, &b);
 		bits[s->segment] += b.token + b.raw + b.tau;

@@ -414,7 +414,6 @@ const struct codec_kernels codec_kernels_avx2 = {
 	.layer_outputs = layer_avx2_outputs,
 	.layer_turn = layer_avx2_turn,
 	.product_i8 = product_avx2_i8,
-	.product_i16 = product_avx2_i16,
 };
 
 #endif

@@ -268,5 +268,4 @@ const struct codec_kernels codec_kernels_scalar = {
 	.layer_outputs = layer_scalar_outputs,
 	.layer_turn = layer_scalar_turn,
 	.product_i8 = product_scalar_i8,
-	.product_i16 = product_scalar_i16,
 };

@@ -125,10 +125,8 @@ struct codec_kernels {
 	void (*layer_turn)(const struct layer_turn *turns, uint32_t pairs, int32_t sign,
 			   int32_t *__restrict a, int32_t *__restrict b);
 	/* product.h */
-	void (*product_i8)(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
-			   uint32_t k, int32_t *out);
-	void (*product_i16)(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
-			    uint32_t k, int64_t *out);
+	void (*product_i8)(const int8_t *a, size_t a_pitch, const int8_t *w, uint32_t rows,
+			   uint32_t outputs, uint32_t k, int32_t *out);
 };
 
 extern const struct codec_kernels codec_kernels_scalar;
@@ -153,18 +151,12 @@ uint32_t codec_scalar_rebuild_group(const struct codec_run *run, uint32_t group,
 				    const uint8_t *escapes, uint32_t escapes_count, uint8_t *raw);
 
 /* product*.c, for the kernels' tables */
-void product_scalar_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
-		       uint32_t k, int32_t *out);
-void product_scalar_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
-			uint32_t k, int64_t *out);
-void product_avx2_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs, uint32_t k,
-		     int32_t *out);
-void product_avx2_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
-		      uint32_t k, int64_t *out);
-void product_avx512_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
-		       uint32_t k, int32_t *out);
-void product_avx512_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
-			uint32_t k, int64_t *out);
+void product_scalar_i8(const int8_t *a, size_t a_pitch, const int8_t *w, uint32_t rows,
+		       uint32_t outputs, uint32_t k, int32_t *out);
+void product_avx2_i8(const int8_t *a, size_t a_pitch, const int8_t *w, uint32_t rows,
+		     uint32_t outputs, uint32_t k, int32_t *out);
+void product_avx512_i8(const int8_t *a, size_t a_pitch, const int8_t *w, uint32_t rows,
+		       uint32_t outputs, uint32_t k, int32_t *out);
 
 /* layer_rows*.c, likewise */
 void layer_scalar_values(struct residual_type t, const uint8_t *patterns, uint32_t n, int32_t *ret);

@@ -18,8 +18,7 @@ struct layer_workspace {
 	struct layer_turn *turns; /* [tokens][pairs] */
 	int32_t *mu, *values;	  /* [tokens][columns_max] */
 	int8_t *inputs;		  /* [tokens][columns] */
-	int8_t *rows;		  /* of layer_guess */
-	size_t rows_cap, turns_cap, mu_cap, values_cap, inputs_cap;
+	size_t turns_cap, mu_cap, values_cap, inputs_cap;
 };
 
 struct layer_workspace *layer_workspace_free(struct layer_workspace *w)
@@ -32,7 +31,6 @@ struct layer_workspace *layer_workspace_free(struct layer_workspace *w)
 	free(w->mu);
 	free(w->values);
 	free(w->inputs);
-	free(w->rows);
 	free(w);
 	return NULL;
 }
@@ -63,9 +61,6 @@ static int workspace_reserve(struct layer_workspace **ret, const struct codec_ge
 		r = codec_workspace_grow((void **)&w->values, &w->values_cap, mu);
 	if (r == 0)
 		r = codec_workspace_grow((void **)&w->inputs, &w->inputs_cap, tokens * p->columns);
-	if (r == 0)
-		r = codec_workspace_grow((void **)&w->rows, &w->rows_cap,
-					 (size_t)LAYER_GUESS_ROWS * p->columns);
 	return r;
 }
 
@@ -122,25 +117,11 @@ void layer_inputs(const struct layer_profile *p, const struct layer_segment *s, 
 			inputs + (size_t)t * p->columns + s->column_first);
 }
 
-/* Sums of products, LAYER_GUESS_ROWS tokens at a time: their inputs lie apart, a product wants them close. */
-static void sums(const struct layer_profile *p, const struct layer_segment *s, uint32_t tokens,
-		 const int8_t *inputs, int8_t *rows, int32_t *ret)
-{
-	for (uint32_t t = 0, n; t < tokens; t += n) {
-		n = tokens - t < LAYER_GUESS_ROWS ? tokens - t : LAYER_GUESS_ROWS;
-		for (uint32_t i = 0; i < n; i++)
-			memcpy(rows + (size_t)i * s->inputs,
-			       inputs + (size_t)(t + i) * p->columns + s->input_first, s->inputs);
-		product_i8(rows, s->weights, n, s->columns, s->inputs,
-			   ret + (size_t)t * s->columns);
-	}
-}
-
 void layer_guess(const struct layer_profile *p, const struct layer_segment *s,
-		 const struct layer_turn *turns, uint32_t tokens, const int8_t *inputs,
-		 int8_t *rows, int32_t *mu)
+		 const struct layer_turn *turns, uint32_t tokens, const int8_t *inputs, int32_t *mu)
 {
-	sums(p, s, tokens, inputs, rows, mu);
+	product_i8(inputs + s->input_first, p->columns, s->weights, tokens, s->columns, s->inputs,
+		   mu);
 	for (uint32_t t = 0; t < tokens; t++) {
 		int32_t *row = mu + (size_t)t * s->columns;
 
@@ -185,7 +166,7 @@ int layer_encode(struct layer_workspace **ws, const struct codec_geometry *g,
 		const uint8_t *patterns = raw + g->segment_off[s->segment];
 		struct residual_segment c = coded_segment(p, s, tokens, w->mu);
 
-		layer_guess(p, s, w->turns, tokens, w->inputs, w->rows, w->mu);
+		layer_guess(p, s, w->turns, tokens, w->inputs, w->mu);
 		r = residual_encode(w->encoder, &c, patterns, escapes, bits);
 		if (r < 0)
 			return r;
@@ -224,7 +205,7 @@ int layer_decode(struct layer_workspace **ws, const struct codec_geometry *g,
 		uint8_t *patterns = raw + g->segment_off[s->segment];
 		struct residual_segment c = coded_segment(p, s, tokens, w->mu);
 
-		layer_guess(p, s, w->turns, tokens, w->inputs, w->rows, w->mu);
+		layer_guess(p, s, w->turns, tokens, w->inputs, w->mu);
 		r = residual_decode(w->decoder, &c, patterns);
 		if (r < 0)
 			return r;

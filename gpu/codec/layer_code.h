@@ -27,7 +27,6 @@
 #define LAYER_TABLES 2u
 #define LAYER_INPUTS_MAX (2u * LAYER_PREVIOUS_MAX + 1u)
 #define LAYER_ALIGN 64u
-#define LAYER_GUESS_ROWS 32u
 #define LAYER_POOR_PERCENT 125u /* of what a profile promises: then perhaps `channel` is better */
 
 struct layer_section {
@@ -123,9 +122,9 @@ void layer_values(const struct layer_profile *p, const struct layer_segment *s,
 /* values -> inputs, into rows of p->columns. */
 void layer_inputs(const struct layer_profile *p, const struct layer_segment *s, uint32_t tokens,
 		  const int32_t *values, int8_t *inputs);
-/* The guess of a segment: [tokens][columns].  rows: scratch, LAYER_GUESS_ROWS * p->columns. */
+/* The guess of a segment: [tokens][columns]. */
 void layer_guess(const struct layer_profile *p, const struct layer_segment *s,
 		 const struct layer_turn *turns, uint32_t tokens, const int8_t *inputs,
-		 int8_t *rows, int32_t *mu);
+		 int32_t *mu);
 
 #endif

@@ -28,7 +28,6 @@ struct fit {
 	struct layer_profile *p;  /* owned; looks into section */
 	struct layer_turn *turns; /* [tokens][pairs] */
 	int8_t *inputs;		  /* [tokens][p->columns] */
-	int8_t *rows;		  /* of layer_guess */
 	int32_t *values, *mu;	  /* [tokens][columns_max] */
 	uint8_t *patterns;	  /* [tokens][columns_max] of an element */
 	float *x, *y;		  /* [tokens][inputs], [tokens][columns] */
@@ -144,7 +143,6 @@ static int fit_alloc(struct fit *f)
 			inputs = f->p->segments[i].inputs;
 	f->turns = shape_alloc(n * f->p->pairs, sizeof(*f->turns));
 	f->inputs = shape_alloc(n * f->p->columns, 1);
-	f->rows = shape_alloc((size_t)LAYER_GUESS_ROWS * f->p->columns, 1);
 	f->values = shape_alloc(n * c, sizeof(*f->values));
 	f->mu = shape_alloc(n * c, sizeof(*f->mu));
 	f->patterns = shape_alloc(n * c, 2);
@@ -158,9 +156,9 @@ static int fit_alloc(struct fit *f)
 	f->b = shape_alloc(inputs * c, sizeof(double));
 	f->weight = shape_alloc(n, sizeof(*f->weight));
 	f->counts = calloc(LAYER_TABLES, sizeof(*f->counts));
-	return f->turns && f->inputs && f->rows && f->values && f->mu && f->patterns && f->x &&
-			       f->y && f->mean_x && f->mean_y && f->gram && f->cross && f->a &&
-			       f->b && f->weight && f->counts
+	return f->turns && f->inputs && f->values && f->mu && f->patterns && f->x && f->y &&
+			       f->mean_x && f->mean_y && f->gram && f->cross && f->a && f->b &&
+			       f->weight && f->counts
 		       ? 0
 		       : -ENOMEM;
 }
@@ -171,7 +169,6 @@ static void fit_deinit(struct fit *f)
 	free(f->section);
 	free(f->turns);
 	free(f->inputs);
-	free(f->rows);
 	free(f->values);
 	free(f->mu);
 	free(f->patterns);
@@ -479,7 +476,7 @@ static int segment_fit(struct fit *f, const struct layer_segment *s)
 		if (r < 0)
 			return r;
 		weights_quantise(f, s);
-		layer_guess(f->p, s, f->turns, (uint32_t)f->tokens, f->inputs, f->rows, f->mu);
+		layer_guess(f->p, s, f->turns, (uint32_t)f->tokens, f->inputs, f->mu);
 	}
 	r = scales_fit(f, s);
 	if (r == 0)

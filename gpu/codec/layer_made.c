@@ -22,7 +22,6 @@ struct made {
 	struct layer_turn *turns;
 	int32_t *mu, *values;
 	int8_t *inputs;
-	int8_t *rows; /* of layer_guess */
 	struct residual_counts *counts;
 	uint64_t seed, scalars;
 };
@@ -154,9 +153,8 @@ static int made_alloc(struct made *m)
 	m->mu = calloc(cells, sizeof(*m->mu));
 	m->values = calloc(cells, sizeof(*m->values));
 	m->inputs = calloc(tokens, m->p->columns);
-	m->rows = calloc(LAYER_GUESS_ROWS, m->p->columns);
 	m->counts = calloc(LAYER_TABLES, sizeof(*m->counts));
-	return m->turns && m->rows && m->mu && m->values && m->inputs && m->counts ? 0 : -ENOMEM;
+	return m->turns && m->mu && m->values && m->inputs && m->counts ? 0 : -ENOMEM;
 }
 
 static void block_make(struct made *m, uint32_t position, uint8_t *block)
@@ -173,7 +171,7 @@ static void block_make(struct made *m, uint32_t position, uint8_t *block)
 					      .base = s->base,
 					      .mu = m->mu };
 
-		layer_guess(m->p, s, m->turns, tokens, m->inputs, m->rows, m->mu);
+		layer_guess(m->p, s, m->turns, tokens, m->inputs, m->mu);
 		for (size_t k = 0; k < (size_t)tokens * s->columns; k++) {
 			double v = m->mu[k] / 65536.0 + (s->inputs ? NOISE : 1) * noise(&m->seed);
 			uint32_t pattern = pattern_of(s->type, v);
@@ -236,7 +234,6 @@ int codec_profile_made(const struct codec_geometry *g, uint32_t previous, int in
 	free(m.mu);
 	free(m.values);
 	free(m.inputs);
-	free(m.rows);
 	free(m.counts);
 	return r;
 }

@@ -2,6 +2,7 @@
 /*
  * model_avx2.c - the loops of the `model` speculator as vectors of 256 bits, made by the compiler.
  */
+#include "gpu/codec/internal.h"
 #include "gpu/codec/model_internal.h"
 
 #if defined(__x86_64__)
@@ -15,7 +16,7 @@
 
 const struct mspec_kernels mspec_kernels_avx2 = {
 	.name = "avx2",
-	.gemm = gemm,
+	.product = product_avx2_i8,
 	.attend = attend,
 	MSPEC_ROW_KERNELS,
 };

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * model_avx512.c - the heavy loops of the `model` speculator with AVX-512 VNNI.
- *
- * vpdpbusd multiplies unsigned by signed bytes: rows get 128 added, and 128 times the weights' sum is taken
- * away again.  It does not saturate, so sums are exact.
  */
+#include "gpu/codec/internal.h"
 #include "gpu/codec/model_internal.h"
 
 #if defined(__x86_64__)
@@ -21,129 +19,8 @@
 #endif
 
 #define VNNI __attribute__((target("avx512vnni")))
-#define ROWS 4u
-#define OUTS 4u
 /* Products of a weight and a value that one int32 holds: 8 * 32767 * 8191 < 2^31. */
 #define KEYS_EXACT 8u
-
-/* Of four vectors: the sums of their elements. */
-VNNI static inline __m128i sums_of(__m512i a, __m512i b, __m512i c, __m512i d)
-{
-	__m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-	__m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-	__m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd),
-				       _mm512_unpackhi_epi64(ab, cd));
-	__m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all),
-					_mm512_extracti64x4_epi64(all, 1));
-
-	return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-}
-
-/*
- * sum + unsigned bytes of x times signed bytes of w.  Not the intrinsic: gcc 12 copies every sum around it, twice
- * as many instructions in all.
- */
-VNNI static inline __m512i add_products(__m512i sum, __m512i x, __m512i w)
-{
-	__asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
-	return sum;
-}
-
-/* OUTS sums of one row */
-struct sums {
-	__m512i a, b, c, d;
-};
-
-VNNI static inline void sums_add(struct sums *s, const int8_t *a, __m512i w0, __m512i w1,
-				 __m512i w2, __m512i w3)
-{
-	__m512i x = _mm512_xor_si512(_mm512_loadu_si512(a), _mm512_set1_epi8((char)0x80));
-
-	s->a = add_products(s->a, x, w0);
-	s->b = add_products(s->b, x, w1);
-	s->c = add_products(s->c, x, w2);
-	s->d = add_products(s->d, x, w3);
-}
-
-VNNI static inline void sums_store(const struct sums *s, __m128i offset, int32_t *acc)
-{
-	_mm_storeu_si128((void *)acc, _mm_sub_epi32(sums_of(s->a, s->b, s->c, s->d), offset));
-}
-
-/* ROWS rows, or one, by OUTS: written out, so that sums stay in registers. */
-VNNI static void gemm_tile(const int8_t *a, size_t a_pitch, const int8_t *w, size_t w_pitch,
-			   const int32_t *w_sums, uint32_t depth, int32_t *acc, size_t acc_pitch)
-{
-	const __m128i offset = _mm_slli_epi32(_mm_loadu_si128((const void *)w_sums), 7);
-	struct sums r0 = { _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
-			   _mm512_setzero_si512() };
-	struct sums r1 = r0, r2 = r0, r3 = r0;
-
-	for (uint32_t i = 0; i < depth; i += 64) {
-		const __m512i w0 = _mm512_loadu_si512(w + i);
-		const __m512i w1 = _mm512_loadu_si512(w + w_pitch + i);
-		const __m512i w2 = _mm512_loadu_si512(w + 2 * w_pitch + i);
-		const __m512i w3 = _mm512_loadu_si512(w + 3 * w_pitch + i);
-
-		sums_add(&r0, a + i, w0, w1, w2, w3);
-		sums_add(&r1, a + a_pitch + i, w0, w1, w2, w3);
-		sums_add(&r2, a + 2 * a_pitch + i, w0, w1, w2, w3);
-		sums_add(&r3, a + 3 * a_pitch + i, w0, w1, w2, w3);
-	}
-	sums_store(&r0, offset, acc);
-	sums_store(&r1, offset, acc + acc_pitch);
-	sums_store(&r2, offset, acc + 2 * acc_pitch);
-	sums_store(&r3, offset, acc + 3 * acc_pitch);
-}
-
-VNNI static void gemm_row(const int8_t *a, const int8_t *w, size_t w_pitch, const int32_t *w_sums,
-			  uint32_t depth, int32_t *acc)
-{
-	const __m128i offset = _mm_slli_epi32(_mm_loadu_si128((const void *)w_sums), 7);
-	struct sums r = { _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
-			  _mm512_setzero_si512() };
-
-	for (uint32_t i = 0; i < depth; i += 64)
-		sums_add(&r, a + i, _mm512_loadu_si512(w + i), _mm512_loadu_si512(w + w_pitch + i),
-			 _mm512_loadu_si512(w + 2 * w_pitch + i),
-			 _mm512_loadu_si512(w + 3 * w_pitch + i));
-	sums_store(&r, offset, acc);
-}
-
-VNNI static void gemm_one(const int8_t *a, const int8_t *w, int32_t w_sum, uint32_t depth,
-			  int32_t *acc)
-{
-	const __m512i flip = _mm512_set1_epi8((char)0x80);
-	__m512i sum = _mm512_setzero_si512();
-
-	for (uint32_t i = 0; i < depth; i += 64)
-		sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(_mm512_loadu_si512(a + i), flip),
-					  _mm512_loadu_si512(w + i));
-	*acc = _mm512_reduce_add_epi32(sum) - 128 * w_sum;
-}
-
-VNNI static void gemm(const int8_t *a, size_t a_pitch, uint32_t rows, const int8_t *w,
-		      size_t w_pitch, const int32_t *w_sums, uint32_t outs, uint32_t depth,
-		      int32_t *acc, size_t acc_pitch)
-{
-	uint32_t o = 0;
-
-	for (; o + OUTS <= outs; o += OUTS) {
-		const int8_t *y = w + o * w_pitch;
-		uint32_t r = 0;
-
-		for (; r + ROWS <= rows; r += ROWS)
-			gemm_tile(a + r * a_pitch, a_pitch, y, w_pitch, w_sums + o, depth,
-				  acc + r * acc_pitch + o, acc_pitch);
-		for (; r < rows; r++)
-			gemm_row(a + r * a_pitch, y, w_pitch, w_sums + o, depth,
-				 acc + r * acc_pitch + o);
-	}
-	for (; o < outs; o++)
-		for (uint32_t r = 0; r < rows; r++)
-			gemm_one(a + r * a_pitch, w + o * w_pitch, w_sums[o], depth,
-				 acc + r * acc_pitch + o);
-}
 
 VNNI static int32_t score_all(const struct mspec_attend *a)
 {
@@ -259,7 +136,7 @@ VNNI static uint64_t attend(const struct mspec_attend *a)
 
 const struct mspec_kernels mspec_kernels_avx512 = {
 	.name = "avx512",
-	.gemm = gemm,
+	.product = product_avx512_i8,
 	.attend = attend,
 	MSPEC_ROW_KERNELS,
 };

@@ -17,11 +17,10 @@
 /* Weights [outs][pitch] in planes; a weight is (256 * high + low) * mant * 2^exp of its row. */
 struct mspec_matrix {
 	uint32_t outs, depth, pitch;
-	bool mixed;		       /* rows are to be mixed: model_mix_block() */
-	int8_t *high, *low;	       /* owned; low may be NULL: then it is 0 */
-	int32_t *high_sums, *low_sums; /* owned; of each row */
-	uint16_t *mants;	       /* owned; >= 2^15, or 0 for a row of zeros */
-	int16_t *exps;		       /* owned */
+	bool mixed;	    /* rows are to be mixed: model_mix_block() */
+	int8_t *high, *low; /* owned; low may be NULL: then it is 0 */
+	uint16_t *mants;    /* owned; >= 2^15, or 0 for a row of zeros */
+	int16_t *exps;	    /* owned */
 };
 
 struct mspec_norm {
@@ -61,8 +60,6 @@ int mspec_matrix_init(struct mspec_matrix *m, uint32_t outs, uint32_t depth, boo
 void mspec_matrix_deinit(struct mspec_matrix *m);
 /* One row from floating point; -EINVAL: not finite. */
 int mspec_matrix_row(struct mspec_matrix *m, uint32_t out, const double *row);
-/* After a row's planes, mant and exp were set. */
-void mspec_matrix_sum(struct mspec_matrix *m, uint32_t out);
 /* Times a positive factor, to 16 bits. */
 void mspec_matrix_times(struct mspec_matrix *m, double factor);
 /* The nearest mant * 2^exp, mant of 24 bits; x > 0. */
@@ -92,10 +89,9 @@ struct mspec_rescale {
 
 struct mspec_kernels {
 	const char *name;
-	/* acc[row][out] = sum of a[row][i] * w[out][i], i < depth, a multiple of MSPEC_ALIGN. */
-	void (*gemm)(const int8_t *a, size_t a_pitch, uint32_t rows, const int8_t *w,
-		     size_t w_pitch, const int32_t *w_sums, uint32_t outs, uint32_t depth,
-		     int32_t *acc, size_t acc_pitch);
+	/* One of product.h's. */
+	void (*product)(const int8_t *a, size_t a_pitch, const int8_t *w, uint32_t rows,
+			uint32_t outputs, uint32_t k, int32_t *out);
 	/* Returns the sum of weights. */
 	uint64_t (*attend)(const struct mspec_attend *a);
 

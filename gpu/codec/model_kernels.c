@@ -3,6 +3,7 @@
  * model_kernels.c - the loops in plain C, which define the format, and the choice of who runs them.  The vector
  * twins give the same integers: sums are exact, so their order is free.
  */
+#include "gpu/codec/internal.h"
 #include "gpu/codec/model_internal.h"
 
 #include <errno.h>
@@ -13,7 +14,7 @@
 
 const struct mspec_kernels mspec_kernels_scalar = {
 	.name = "scalar",
-	.gemm = gemm,
+	.product = product_scalar_i8,
 	.attend = attend,
 	MSPEC_ROW_KERNELS,
 };

@@ -26,12 +26,9 @@ int mspec_matrix_init(struct mspec_matrix *m, uint32_t outs, uint32_t depth, boo
 	m->pitch = (depth + MSPEC_ALIGN - 1u) / MSPEC_ALIGN * MSPEC_ALIGN;
 	m->high = zeros((size_t)outs * m->pitch);
 	m->low = low ? zeros((size_t)outs * m->pitch) : NULL;
-	m->high_sums = zeros(outs * sizeof(int32_t));
-	m->low_sums = zeros(outs * sizeof(int32_t));
 	m->mants = zeros(outs * sizeof(uint16_t));
 	m->exps = zeros(outs * sizeof(int16_t));
-	if (!m->high || (low && !m->low) || !m->high_sums || !m->low_sums || !m->mants ||
-	    !m->exps) {
+	if (!m->high || (low && !m->low) || !m->mants || !m->exps) {
 		mspec_matrix_deinit(m);
 		return -ENOMEM;
 	}
@@ -42,23 +39,9 @@ void mspec_matrix_deinit(struct mspec_matrix *m)
 {
 	free(m->high);
 	free(m->low);
-	free(m->high_sums);
-	free(m->low_sums);
 	free(m->mants);
 	free(m->exps);
 	*m = (struct mspec_matrix){ .outs = 0 };
-}
-
-void mspec_matrix_sum(struct mspec_matrix *m, uint32_t out)
-{
-	const size_t at = (size_t)out * m->pitch;
-
-	m->high_sums[out] = m->low_sums[out] = 0;
-	for (uint32_t i = 0; i < m->depth; i++) {
-		m->high_sums[out] += m->high[at + i];
-		if (m->low)
-			m->low_sums[out] += m->low[at + i];
-	}
 }
 
 int mspec_matrix_row(struct mspec_matrix *m, uint32_t out, const double *row)
@@ -95,7 +78,6 @@ int mspec_matrix_row(struct mspec_matrix *m, uint32_t out, const double *row)
 		if (m->low)
 			m->low[(size_t)out * m->pitch + i] = (int8_t)(q - 256 * high);
 	}
-	mspec_matrix_sum(m, out);
 	return 0;
 }
 

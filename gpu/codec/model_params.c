@@ -245,8 +245,6 @@ static void matrix_field(struct stream *s, struct mspec_matrix *m)
 	plane_field(s, m, m->high);
 	if (m->low)
 		plane_field(s, m, m->low);
-	for (uint32_t o = 0; s->in && !s->bad && o < m->outs; o++)
-		mspec_matrix_sum(m, o);
 }
 
 static void layer_fields(struct stream *s, struct mspec_layer *l, uint32_t kv)

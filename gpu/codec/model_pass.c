@@ -71,14 +71,11 @@ static void multiply(const struct mspec_pass *p, struct mspec_thread *t,
 		const uint32_t n = m->outs - first < MSPEC_CHUNK ? m->outs - first : MSPEC_CHUNK;
 		const size_t at = (size_t)first * m->pitch;
 
-		p->kernels->gemm(t->high, m->pitch, rows, m->high + at, m->pitch,
-				 m->high_sums + first, n, m->pitch, hh, MSPEC_CHUNK);
+		p->kernels->product(t->high, m->pitch, m->high + at, rows, n, m->pitch, hh);
 		if (wide & MODEL_WIDE_WEIGHT)
-			p->kernels->gemm(t->high, m->pitch, rows, m->low + at, m->pitch,
-					 m->low_sums + first, n, m->pitch, hl, MSPEC_CHUNK);
+			p->kernels->product(t->high, m->pitch, m->low + at, rows, n, m->pitch, hl);
 		if (wide & MODEL_WIDE_ROW)
-			p->kernels->gemm(t->low, m->pitch, rows, m->high + at, m->pitch,
-					 m->high_sums + first, n, m->pitch, lh, MSPEC_CHUNK);
+			p->kernels->product(t->low, m->pitch, m->high + at, rows, n, m->pitch, lh);
 		for (uint32_t r = 0; r < rows; r++) {
 			const struct mspec_rescale s = { .row = t->row_scale[r],
 							 .mants = m->mants + first,
@@ -88,8 +85,8 @@ static void multiply(const struct mspec_pass *p, struct mspec_thread *t,
 							 .frac = frac,
 							 .add = add };
 
-			p->kernels->rescale(&s, hh + r * MSPEC_CHUNK, hl + r * MSPEC_CHUNK,
-					    lh + r * MSPEC_CHUNK, n, out + r * out_pitch + first);
+			p->kernels->rescale(&s, hh + r * n, hl + r * n, lh + r * n, n,
+					    out + r * out_pitch + first);
 		}
 	}
 }

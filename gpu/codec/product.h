@@ -9,16 +9,14 @@
 #ifndef SKVCD_GPU_CODEC_PRODUCT_H
 #define SKVCD_GPU_CODEC_PRODUCT_H
 
+#include <stddef.h>
 #include <stdint.h>
 
-#define PRODUCT_K_MAX 131071u /* terms of product_i8 whose sum fits whatever they are */
+#define PRODUCT_K_MAX 131071u /* terms whose sum fits whatever they are */
 
 /* out[r][o] = sum of a[r][i] * w[o][i] over i < k.
- * a: [rows][k]; w: [outputs][k]; out: [rows][outputs].  k <= PRODUCT_K_MAX. */
-void product_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs, uint32_t k,
-		int32_t *out);
-/* The same with wide activations; any k. */
-void product_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs, uint32_t k,
-		 int64_t *out);
+ * a: [rows], a_pitch from one to the next; w: [outputs][k]; out: [rows][outputs].  k <= PRODUCT_K_MAX. */
+void product_i8(const int8_t *a, size_t a_pitch, const int8_t *w, uint32_t rows, uint32_t outputs,
+		uint32_t k, int32_t *out);
 
 #endif

@@ -14,8 +14,6 @@
 #define TILE_ROWS 4u
 #define TILE_OUTPUTS 4u
 #define STEP 16u
-/* A lane adds two products of at most 2^22 a step. */
-#define STEPS_I16 128u
 
 KERNEL int32_t row_offset_i8(const int8_t *a, uint32_t k)
 {
@@ -29,11 +27,6 @@ KERNEL __m256i load_i8(const int8_t *p)
 	return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 
-KERNEL __m256i load_i16(const int16_t *p)
-{
-	return _mm256_loadu_si256((const __m256i *)(const void *)p);
-}
-
 /* The sums of four vectors' elements. */
 KERNEL __m128i sums_of(const __m256i *v)
 {
@@ -43,8 +36,8 @@ KERNEL __m128i sums_of(const __m256i *v)
 }
 
 /* Two rows by four outputs: what 16 registers hold. */
-KERNEL void pair_i8(const int8_t *a, const int8_t *const *w, uint32_t k, unsigned rows,
-		    int32_t (*sum)[TILE_OUTPUTS])
+KERNEL void pair_i8(const int8_t *a, size_t a_pitch, const int8_t *const *w, uint32_t k,
+		    unsigned rows, int32_t (*sum)[TILE_OUTPUTS])
 {
 	__m256i acc[2][TILE_OUTPUTS];
 	uint32_t i = 0;
@@ -56,7 +49,7 @@ KERNEL void pair_i8(const int8_t *a, const int8_t *const *w, uint32_t k, unsigne
 		__m256i x[2];
 
 		x[0] = load_i8(a + i);
-		x[1] = load_i8(a + (rows - 1u) * (size_t)k + i);
+		x[1] = load_i8(a + (rows - 1u) * a_pitch + i);
 		UNROLLED
 		for (unsigned o = 0; o < TILE_OUTPUTS; o++) {
 			__m256i y = load_i8(w[o] + i);
@@ -69,84 +62,25 @@ KERNEL void pair_i8(const int8_t *a, const int8_t *const *w, uint32_t k, unsigne
 		_mm_storeu_si128((__m128i *)(void *)sum[r], sums_of(acc[r]));
 		for (unsigned o = 0; o < TILE_OUTPUTS; o++)
 			for (uint32_t j = i; j < k; j++)
-				sum[r][o] += a[(size_t)r * k + j] * w[o][j];
+				sum[r][o] += a[r * a_pitch + j] * w[o][j];
 	}
 }
 
-KERNEL void tile_i8(const int8_t *a, const int8_t *const *w, uint32_t k, unsigned rows,
-		    const int32_t *offset, int32_t (*sum)[TILE_OUTPUTS])
+KERNEL void tile_i8(const int8_t *a, size_t a_pitch, const int8_t *const *w, uint32_t k,
+		    unsigned rows, const int32_t *offset, int32_t (*sum)[TILE_OUTPUTS])
 {
 	(void)offset;
-	pair_i8(a, w, k, rows < 2 ? 1 : 2, sum);
+	pair_i8(a, a_pitch, w, k, rows < 2 ? 1 : 2, sum);
 	if (rows > 2)
-		pair_i8(a + 2u * (size_t)k, w, k, rows - 2u, sum + 2);
-}
-
-KERNEL int64_t sum_wide(__m256i v)
-{
-	__m256i s = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(v)),
-				     _mm256_cvtepi32_epi64(_mm256_extracti128_si256(v, 1)));
-	__m128i t = _mm_add_epi64(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-
-	return _mm_cvtsi128_si64(t) + _mm_extract_epi64(t, 1);
-}
-
-KERNEL void pair_i16(const int16_t *a, const int8_t *const *w, uint32_t k, unsigned rows,
-		     int64_t (*sum)[TILE_OUTPUTS])
-{
-	uint32_t i = 0;
-
-	memset(sum, 0, rows * sizeof(sum[0]));
-	while (k - i >= STEP) {
-		__m256i acc[2][TILE_OUTPUTS];
-
-		UNROLLED
-		for (unsigned o = 0; o < TILE_OUTPUTS; o++)
-			acc[0][o] = acc[1][o] = _mm256_setzero_si256();
-		for (uint32_t n = 0; n < STEPS_I16 && k - i >= STEP; n++, i += STEP) {
-			__m256i x[2];
-
-			x[0] = load_i16(a + i);
-			x[1] = load_i16(a + (rows - 1u) * (size_t)k + i);
-			UNROLLED
-			for (unsigned o = 0; o < TILE_OUTPUTS; o++) {
-				__m256i y = load_i8(w[o] + i);
-
-				for (unsigned r = 0; r < rows; r++)
-					acc[r][o] = _mm256_add_epi32(acc[r][o],
-								     _mm256_madd_epi16(x[r], y));
-			}
-		}
-		for (unsigned r = 0; r < rows; r++)
-			for (unsigned o = 0; o < TILE_OUTPUTS; o++)
-				sum[r][o] += sum_wide(acc[r][o]);
-	}
-	for (unsigned r = 0; r < rows; r++)
-		for (unsigned o = 0; o < TILE_OUTPUTS; o++)
-			for (uint32_t j = i; j < k; j++)
-				sum[r][o] += a[(size_t)r * k + j] * w[o][j];
-}
-
-KERNEL void tile_i16(const int16_t *a, const int8_t *const *w, uint32_t k, unsigned rows,
-		     int64_t (*sum)[TILE_OUTPUTS])
-{
-	pair_i16(a, w, k, rows < 2 ? 1 : 2, sum);
-	if (rows > 2)
-		pair_i16(a + 2u * (size_t)k, w, k, rows - 2u, sum + 2);
+		pair_i8(a + 2u * a_pitch, a_pitch, w, k, rows - 2u, sum + 2);
 }
 
 #include "gpu/codec/product_drive.inc"
 
-void product_avx2_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs, uint32_t k,
-		     int32_t *out)
+void product_avx2_i8(const int8_t *a, size_t a_pitch, const int8_t *w, uint32_t rows,
+		     uint32_t outputs, uint32_t k, int32_t *out)
 {
-	drive_i8(a, w, rows, outputs, k, out);
-}
-
-void product_avx2_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
-		      uint32_t k, int64_t *out)
-{
-	drive_i16(a, w, rows, outputs, k, out);
+	drive_i8(a, a_pitch, w, rows, outputs, k, out);
 }
 
 #endif

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * product_avx512.c - integer matrix products with VNNI: 64 terms an instruction for bytes, 32 for 16
- * bits.
+ * product_avx512.c - integer matrix products with VNNI: 64 terms an instruction.
  *
  * The byte instruction takes one factor without a sign, so the weights' sign bit is flipped on the way
  * in, which adds 128 to each: a row's sums come out too large by 128 times the sum of its activations.
@@ -18,19 +17,11 @@
 #define TILE_ROWS 4u
 #define TILE_OUTPUTS 4u
 #define STEP_I8 64u
-#define STEP_I16 32u
-/* A lane adds two products of at most 2^22 a step. */
-#define STEPS_I16 128u
 
 /* gcc 12 copies the sums twice a step around the intrinsics: 173 G terms/s instead of 190. */
 KERNEL void dot_i8(__m512i *acc, __m512i positive, __m512i x)
 {
 	__asm__("vpdpbusd %2, %1, %0" : "+v"(*acc) : "v"(positive), "v"(x));
-}
-
-KERNEL void dot_i16(__m512i *acc, __m512i y, __m512i x)
-{
-	__asm__("vpdpwssd %2, %1, %0" : "+v"(*acc) : "v"(y), "v"(x));
 }
 
 KERNEL int32_t row_offset_i8(const int8_t *a, uint32_t k)
@@ -59,8 +50,8 @@ KERNEL __m128i sums_of(const __m512i *v)
 	return _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
 }
 
-KERNEL void step_i8(const int8_t *a, const int8_t *const *w, size_t i, uint32_t k, unsigned rows,
-		    __mmask64 m, __m512i acc[TILE_ROWS][TILE_OUTPUTS])
+KERNEL void step_i8(const int8_t *a, size_t a_pitch, const int8_t *const *w, size_t i,
+		    unsigned rows, __mmask64 m, __m512i acc[TILE_ROWS][TILE_OUTPUTS])
 {
 	__m512i y[TILE_OUTPUTS];
 
@@ -70,7 +61,7 @@ KERNEL void step_i8(const int8_t *a, const int8_t *const *w, size_t i, uint32_t 
 					_mm512_set1_epi8(-128));
 	UNROLLED
 	for (unsigned r = 0; r < rows; r++) {
-		__m512i x = _mm512_maskz_loadu_epi8(m, a + (size_t)r * k + i);
+		__m512i x = _mm512_maskz_loadu_epi8(m, a + r * a_pitch + i);
 
 		UNROLLED
 		for (unsigned o = 0; o < TILE_OUTPUTS; o++)
@@ -78,8 +69,8 @@ KERNEL void step_i8(const int8_t *a, const int8_t *const *w, size_t i, uint32_t 
 	}
 }
 
-KERNEL void tile_i8(const int8_t *a, const int8_t *const *w, uint32_t k, unsigned rows,
-		    const int32_t *offset, int32_t (*sum)[TILE_OUTPUTS])
+KERNEL void tile_i8(const int8_t *a, size_t a_pitch, const int8_t *const *w, uint32_t k,
+		    unsigned rows, const int32_t *offset, int32_t (*sum)[TILE_OUTPUTS])
 {
 	__m512i acc[TILE_ROWS][TILE_OUTPUTS];
 	uint32_t i = 0;
@@ -91,80 +82,21 @@ KERNEL void tile_i8(const int8_t *a, const int8_t *const *w, uint32_t k, unsigne
 			acc[r][o] = _mm512_setzero_si512();
 	}
 	for (; k - i >= STEP_I8; i += STEP_I8)
-		step_i8(a, w, i, k, rows, ~(__mmask64)0, acc);
+		step_i8(a, a_pitch, w, i, rows, ~(__mmask64)0, acc);
 	if (i < k)
-		step_i8(a, w, i, k, rows, ((__mmask64)1 << (k - i)) - 1u, acc);
+		step_i8(a, a_pitch, w, i, rows, ((__mmask64)1 << (k - i)) - 1u, acc);
 	UNROLLED
 	for (unsigned r = 0; r < rows; r++)
 		_mm_storeu_si128((__m128i *)(void *)sum[r],
 				 _mm_sub_epi32(sums_of(acc[r]), _mm_set1_epi32(offset[r])));
 }
 
-KERNEL void step_i16(const int16_t *a, const int8_t *const *w, size_t i, uint32_t k, unsigned rows,
-		     __mmask32 m, __m512i acc[TILE_ROWS][TILE_OUTPUTS])
-{
-	__m512i y[TILE_OUTPUTS];
-
-	UNROLLED
-	for (unsigned o = 0; o < TILE_OUTPUTS; o++)
-		y[o] = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(m, w[o] + i));
-	UNROLLED
-	for (unsigned r = 0; r < rows; r++) {
-		__m512i x = _mm512_maskz_loadu_epi16(m, a + (size_t)r * k + i);
-
-		UNROLLED
-		for (unsigned o = 0; o < TILE_OUTPUTS; o++)
-			dot_i16(&acc[r][o], y[o], x);
-	}
-}
-
-KERNEL int64_t sum_wide(__m512i v)
-{
-	return _mm512_reduce_add_epi64(
-		_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(v)),
-				 _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1))));
-}
-
-KERNEL void tile_i16(const int16_t *a, const int8_t *const *w, uint32_t k, unsigned rows,
-		     int64_t (*sum)[TILE_OUTPUTS])
-{
-	memset(sum, 0, rows * sizeof(sum[0]));
-	for (uint32_t i = 0; i < k;) {
-		uint32_t end = k - i < STEPS_I16 * STEP_I16 ? k : i + STEPS_I16 * STEP_I16;
-		__m512i acc[TILE_ROWS][TILE_OUTPUTS];
-
-		UNROLLED
-		for (unsigned r = 0; r < rows; r++) {
-			UNROLLED
-			for (unsigned o = 0; o < TILE_OUTPUTS; o++)
-				acc[r][o] = _mm512_setzero_si512();
-		}
-		for (; end - i >= STEP_I16; i += STEP_I16)
-			step_i16(a, w, i, k, rows, ~(__mmask32)0, acc);
-		if (i < end)
-			step_i16(a, w, i, k, rows, ((__mmask32)1 << (end - i)) - 1u, acc);
-		i = end;
-		UNROLLED
-		for (unsigned r = 0; r < rows; r++) {
-			UNROLLED
-			for (unsigned o = 0; o < TILE_OUTPUTS; o++)
-				sum[r][o] += sum_wide(acc[r][o]);
-		}
-	}
-}
-
 #include "gpu/codec/product_drive.inc"
 
-void product_avx512_i8(const int8_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
-		       uint32_t k, int32_t *out)
+void product_avx512_i8(const int8_t *a, size_t a_pitch, const int8_t *w, uint32_t rows,
+		       uint32_t outputs, uint32_t k, int32_t *out)
 {
-	drive_i8(a, w, rows, outputs, k, out);
-}
-
-void product_avx512_i16(const int16_t *a, const int8_t *w, uint32_t rows, uint32_t outputs,
-			uint32_t k, int64_t *out)
-{
-	drive_i16(a, w, rows, outputs, k, out);
+	drive_i8(a, a_pitch, w, rows, outputs, k, out);
 }
 
 #endif

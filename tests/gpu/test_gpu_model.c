@@ -83,7 +83,6 @@ static void random_matrix(struct rng *rng, struct mspec_matrix *m, int log2)
 			rng_fill(rng, m->low + (size_t)o * m->pitch, m->depth);
 		m->mants[o] = (uint16_t)(0x8000u + rng_below(rng, 0x8000));
 		m->exps[o] = (int16_t)(log2 - 31);
-		mspec_matrix_sum(m, o);
 	}
 }
 

@@ -251,15 +251,14 @@ void layer_rig_guesses(const struct layer_rig *r, uint32_t from, uint32_t tokens
 	struct layer_turn *turns = malloc((size_t)tokens * (p->pairs + 1u) * sizeof(*turns));
 	int32_t *one = malloc((size_t)tokens * p->columns_max * sizeof(*one));
 	int8_t *inputs = calloc((size_t)tokens * p->columns, 1);
-	int8_t *rows = malloc((size_t)LAYER_GUESS_ROWS * p->columns);
 
-	must(turns && one && inputs && rows, "memory");
+	must(turns && one && inputs, "memory");
 	layer_turns(p, position, tokens, turns);
 	for (uint32_t i = 0; i < p->segments_count; i++) {
 		const struct layer_segment *s = &p->segments[i];
 		size_t row = codec_segment_bytes(&r->g, s->segment) / r->g.block_tokens;
 
-		layer_guess(p, s, turns, tokens, inputs, rows, one);
+		layer_guess(p, s, turns, tokens, inputs, one);
 		for (uint32_t t = 0; t < tokens; t++)
 			memcpy(mu + (size_t)t * p->columns + s->column_first,
 			       one + (size_t)t * s->columns, s->columns * sizeof(*one));
@@ -270,7 +269,6 @@ void layer_rig_guesses(const struct layer_rig *r, uint32_t from, uint32_t tokens
 	free(turns);
 	free(one);
 	free(inputs);
-	free(rows);
 }
 
 int layer_rig_decode(struct layer_rig *r)
