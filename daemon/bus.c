@@ -175,22 +175,27 @@ static int append_namespace(sd_bus_message *m, const struct namespace *ns)
 		(uint32_t)atomic_load_explicit(&ns->profile_bits_milli, memory_order_relaxed));
 }
 
-static int on_list_namespaces(sd_bus_message *call, void *user, sd_bus_error *error)
+/* An array of what `append` makes of each namespace. */
+static int reply_namespaces(sd_bus_message *call, const struct bus *bus, const char *contents,
+			    int (*append)(sd_bus_message *m, const struct namespace *ns))
 {
-	struct bus *bus = user;
 	const struct registry *registry = control_registry(bus->control);
 	sd_bus_message *reply = NULL;
-	int r;
+	int r = reply_new(call, &reply);
 
-	(void)error;
-	r = reply_new(call, &reply);
 	if (r >= 0)
-		r = sd_bus_message_open_container(reply, 'a', "(usssuuttttttuu)");
+		r = sd_bus_message_open_container(reply, 'a', contents);
 	for (uint32_t i = 0; r >= 0 && i < registry->namespaces_count; i++)
-		r = append_namespace(reply, registry->namespaces[i]);
+		r = append(reply, registry->namespaces[i]);
 	if (r >= 0)
 		r = sd_bus_message_close_container(reply);
 	return reply_send(reply, r);
+}
+
+static int on_list_namespaces(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	(void)error;
+	return reply_namespaces(call, user, "(usssuuttttttuu)", append_namespace);
 }
 
 static const char *profile_state(const struct namespace *ns, uint32_t newest)
@@ -249,20 +254,8 @@ static int append_profiles(sd_bus_message *m, const struct namespace *ns)
 
 static int on_list_profiles(sd_bus_message *call, void *user, sd_bus_error *error)
 {
-	struct bus *bus = user;
-	const struct registry *registry = control_registry(bus->control);
-	sd_bus_message *reply = NULL;
-	int r;
-
 	(void)error;
-	r = reply_new(call, &reply);
-	if (r >= 0)
-		r = sd_bus_message_open_container(reply, 'a', "(ussusuuttttts)");
-	for (uint32_t i = 0; r >= 0 && i < registry->namespaces_count; i++)
-		r = append_profiles(reply, registry->namespaces[i]);
-	if (r >= 0)
-		r = sd_bus_message_close_container(reply);
-	return reply_send(reply, r);
+	return reply_namespaces(call, user, "(ussusuuttttts)", append_profiles);
 }
 
 static int append_session(sd_bus_message *m, const struct session *s)

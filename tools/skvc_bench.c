@@ -72,6 +72,17 @@ int bench_count_parse(const char *text, uint32_t least, uint32_t most, uint32_t 
 	return 0;
 }
 
+int bench_seconds_parse(const char *text, double least, double *ret_seconds)
+{
+	char *end;
+	double s = strtod(text, &end);
+
+	if (*end || end == text || !(s >= least && s <= 60))
+		return -EINVAL;
+	*ret_seconds = s;
+	return 0;
+}
+
 int bench_usage_error(const char *benchmark, const char *what, const char *value)
 {
 	(void)fprintf(stderr, "skvc-bench %s: %s%s\nTry 'skvc-bench %s --help'.\n", benchmark, what,

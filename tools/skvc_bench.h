@@ -21,6 +21,8 @@ int bench_tier_main(int argc, char **argv);	 /* skvc_bench_tier.c */
 int bench_size_parse(const char *text, uint64_t *ret_bytes);
 /* A decimal number from least to most, 1 <= least; else -EINVAL. */
 int bench_count_parse(const char *text, uint32_t least, uint32_t most, uint32_t *ret_count);
+/* Seconds, from least to 60; else -EINVAL. */
+int bench_seconds_parse(const char *text, double least, double *ret_seconds);
 /* Says "skvc-bench BENCHMARK: whatvalue" and where the help is.  Returns 2, the exit status. */
 int bench_usage_error(const char *benchmark, const char *what, const char *value);
 

@@ -580,8 +580,7 @@ static int options_parse(int argc, char **argv, struct options *o)
 			o->isa = optarg;
 			break;
 		case 't':
-			o->seconds = strtod(optarg, &end);
-			if (*end || end == optarg || !(o->seconds >= 0 && o->seconds <= 60))
+			if (bench_seconds_parse(optarg, 0, &o->seconds) < 0)
 				return bench_usage_error("codec", "not 0 to 60 seconds: ", optarg);
 			break;
 		case 'j':

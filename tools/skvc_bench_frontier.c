@@ -289,7 +289,6 @@ static int options_parse(int argc, char **argv, struct options *o)
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	char *end;
 	int c;
 
 	/* flat switch */
@@ -319,8 +318,7 @@ static int options_parse(int argc, char **argv, struct options *o)
 							 "not 1 to 1024 tokens: ", optarg);
 			break;
 		case 't':
-			o->seconds = strtod(optarg, &end);
-			if (*end || end == optarg || !(o->seconds >= 0 && o->seconds <= 60))
+			if (bench_seconds_parse(optarg, 0, &o->seconds) < 0)
 				return bench_usage_error("frontier",
 							 "not 0 to 60 seconds: ", optarg);
 			break;

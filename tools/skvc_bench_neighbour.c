@@ -369,7 +369,6 @@ static int options_parse(struct neighbour_bench *b, int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	char *end;
 	int c;
 
 	optind = 0; /* the caller's argv is not ours to go on with */
@@ -381,8 +380,7 @@ static int options_parse(struct neighbour_bench *b, int argc, char **argv)
 							 "not 4 to 4096 blocks: ", optarg);
 			break;
 		case 't':
-			b->seconds = strtod(optarg, &end);
-			if (*end || end == optarg || !(b->seconds >= 0.01 && b->seconds <= 60))
+			if (bench_seconds_parse(optarg, 0.01, &b->seconds) < 0)
 				return bench_usage_error("neighbour",
 							 "not 0.01 to 60 seconds: ", optarg);
 			break;

@@ -78,11 +78,6 @@ size_t codec_bound(const struct codec_geometry *g)
 		       (sizeof(struct format_chunk_entry) + FORMAT_PAYLOAD_ALIGN - 1u);
 }
 
-static size_t padded(size_t bytes)
-{
-	return (bytes + FORMAT_PAYLOAD_ALIGN - 1u) & ~(size_t)(FORMAT_PAYLOAD_ALIGN - 1u);
-}
-
 static uint64_t chunk_scalars(const struct codec_geometry *g, uint32_t chunk)
 {
 	uint64_t n = 0;
@@ -169,10 +164,10 @@ static void jobs_decode(struct codec_workspace *ws, const struct codec_geometry 
 static int entry_store(const uint8_t *from, struct format_chunk_entry *e, size_t bytes,
 		       uint8_t method, uint32_t escape_bytes, uint8_t *out, size_t cap)
 {
-	if (padded(bytes) > cap)
+	if (format_padded(bytes) > cap)
 		return -ENOSPC;
 	memcpy(out, from, bytes);
-	memset(out + bytes, 0, padded(bytes) - bytes);
+	memset(out + bytes, 0, format_padded(bytes) - bytes);
 	*e = (struct format_chunk_entry){
 		.payload_bytes = (uint32_t)bytes,
 		.escape_bytes = (uint16_t)escape_bytes,
@@ -207,7 +202,7 @@ static int chunk_encode(struct codec_workspace *ws, const struct codec_geometry 
 					 &escape_bytes);
 		if (r < 0 && r != -E2BIG)
 			return r;
-		if (r == 0 && bytes < best && padded(bytes) <= cap) {
+		if (r == 0 && bytes < best && format_padded(bytes) <= cap) {
 			r = entry_store(ws->coded, &j->e, bytes, FORMAT_METHOD_CHANNEL,
 					escape_bytes, out, cap);
 			if (j->escapes <= chunk_scalars(g, chunk) / 64u)
@@ -219,7 +214,7 @@ static int chunk_encode(struct codec_workspace *ws, const struct codec_geometry 
 		r = codec_generic_encode(ws, j->slot, g, chunk, &bytes);
 		if (r < 0 && r != -E2BIG)
 			return r;
-		if (r == 0 && bytes < best && padded(bytes) <= cap) {
+		if (r == 0 && bytes < best && format_padded(bytes) <= cap) {
 			best = bytes;
 			(void)entry_store(ws->coded, &j->e, bytes, FORMAT_METHOD_GENERIC, 0, out,
 					  cap);
@@ -276,8 +271,8 @@ static int job_keep_raw(const struct codec_geometry *g, struct job *j, struct jo
 			unsigned behind_count, struct output *o)
 {
 	size_t raw = codec_chunk_bytes(g, j->chunk);
-	size_t at = (size_t)(j->payload - o->bytes), next = at + padded(j->e.payload_bytes);
-	size_t grow = padded(raw) - (next - at);
+	size_t at = (size_t)(j->payload - o->bytes), next = at + format_padded(j->e.payload_bytes);
+	size_t grow = format_padded(raw) - (next - at);
 
 	assert(raw > j->e.payload_bytes && o->used >= next);
 	if (grow > o->cap - o->used)
@@ -287,7 +282,7 @@ static int job_keep_raw(const struct codec_geometry *g, struct job *j, struct jo
 	for (unsigned i = 0; i < behind_count; i++)
 		behind[i].payload += grow;
 	return entry_store(j->slot->raw, &j->e, raw, FORMAT_METHOD_RAW, 0, o->bytes + at,
-			   padded(raw));
+			   format_padded(raw));
 }
 
 /* Decode a batch from what is about to be stored; it must give the copies that it was made from. */
@@ -339,7 +334,7 @@ static int batch_encode(struct codec_workspace *ws, const struct codec_geometry 
 		if (r < 0)
 			return r;
 		j->payload = o->bytes + o->used;
-		o->used += padded(j->e.payload_bytes);
+		o->used += format_padded(j->e.payload_bytes);
 	}
 	if (!(flags & CODEC_ENCODE_VERIFY) || speculator >= CODEC_SPEC_LAYER)
 		return 0; /* predicted.c has verified its own; the rest is `generic`, with a checksum */
@@ -599,7 +594,7 @@ int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
 		    (h.speculator != CODEC_SPEC_CHANNEL ||
 		     !codec_segment_coded(&g->segments[g->chunk_first_segment[c]])))
 			return 1;
-		end += padded(e.payload_bytes); /* 2^32 each at most: no overflow */
+		end += format_padded(e.payload_bytes); /* 2^32 each at most: no overflow */
 	}
 	return end != payload_bytes || (h.speculator == CODEC_SPEC_LAYER && !residual);
 }
@@ -608,7 +603,7 @@ int codec_payload_needs_cpu(const struct codec_geometry *g, const void *payload,
 static int payload_take(const uint8_t *in, size_t in_bytes, size_t *off,
 			const struct format_chunk_entry *e, const uint8_t **ret_payload)
 {
-	size_t bytes = e->payload_bytes, end = padded(bytes);
+	size_t bytes = e->payload_bytes, end = format_padded(bytes);
 
 	if (e->reserved != 0 || end > in_bytes - *off)
 		return -EBADMSG;

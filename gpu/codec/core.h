@@ -92,6 +92,12 @@ CODEC_HD uint64_t codec_enc_entry(uint32_t freq, uint32_t start)
 	return freq | (uint64_t)start << 16 | rcp << 32;
 }
 
+/* Element i of little-endian patterns, which may lie anywhere; `bits` is 16 or 8. */
+CODEC_HD uint32_t codec_pattern_at(const uint8_t *raw, uint64_t i, unsigned bits)
+{
+	return bits == 16u ? raw[2u * i] | (uint32_t)raw[2u * i + 1u] << 8 : raw[i];
+}
+
 /* `bits` is 16 or 8: the size of a pattern. */
 CODEC_HD uint32_t codec_token_of(uint32_t pattern, unsigned bits, unsigned shift, uint32_t top,
 				 uint32_t width, uint32_t flip)

@@ -112,11 +112,6 @@ uint64_t codec_fit_tokens(const struct codec_fit *f)
 	return f->tokens_count;
 }
 
-static uint32_t pattern_at(const uint8_t *raw, size_t i, uint32_t bytes)
-{
-	return bytes == 2 ? raw[2u * i] | (uint32_t)raw[2u * i + 1u] << 8 : raw[i];
-}
-
 /* Top cell and flip of one column of one segment from the sample blocks. */
 static void column_align(const struct codec_fit *f, uint32_t segment, uint32_t column,
 			 uint16_t *ret_top, uint8_t *ret_flip)
@@ -134,7 +129,7 @@ static void column_align(const struct codec_fit *f, uint32_t segment, uint32_t c
 		const uint8_t *raw = f->samples + b * f->g->raw_bytes + f->g->segment_off[segment];
 
 		for (uint32_t t = 0; t < f->g->block_tokens; t++) {
-			uint32_t x = pattern_at(raw, (size_t)t * columns + column, bytes);
+			uint32_t x = codec_pattern_at(raw, (size_t)t * columns + column, bits);
 
 			count[(x & ((1u << (bits - 1u)) - 1u)) >> shift]++;
 			negative += x >> (bits - 1u);
@@ -173,7 +168,7 @@ static void segment_count(const struct codec_fit *f, struct fit_channels *c, uin
 
 	for (uint32_t t = 0; t < f->g->block_tokens; t++) {
 		for (uint32_t i = 0; i < columns; i++) {
-			uint32_t x = pattern_at(raw, i, bytes);
+			uint32_t x = codec_pattern_at(raw, i, bytes * 8u);
 			uint32_t token = codec_token_of(x, bytes * 8u, shift, c->top[channel + i],
 							CODEC_WIDTH_MAX, c->flip[channel + i]);
 			uint32_t context = t > 0 ? codec_context_of(f->previous[i]) : 0;

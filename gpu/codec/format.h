@@ -142,6 +142,12 @@ struct format_profile_channel {
 	uint8_t table_flip;
 };
 
+/* A payload with the zeros behind it. */
+static inline size_t format_padded(size_t bytes)
+{
+	return (bytes + FORMAT_PAYLOAD_ALIGN - 1u) & ~(size_t)(FORMAT_PAYLOAD_ALIGN - 1u);
+}
+
 static_assert(sizeof(struct format_block_header) == 64, "block header");
 static_assert(offsetof(struct format_block_header, encoded_bytes) == 8, "block header");
 static_assert(offsetof(struct format_block_header, speculator) == FORMAT_SPECULATOR_OFF,

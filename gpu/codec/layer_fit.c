@@ -357,9 +357,7 @@ static void weights_quantise(struct fit *f, const struct layer_segment *s)
 
 static double error_at(const struct fit *f, const struct layer_segment *s, size_t i)
 {
-	uint32_t pattern = s->type.bits == 16
-				   ? f->patterns[2u * i] | (uint32_t)f->patterns[2u * i + 1u] << 8
-				   : f->patterns[i];
+	uint32_t pattern = codec_pattern_at(f->patterns, i, s->type.bits);
 
 	return (double)residual_fixed(s->type, pattern) - f->mu[i];
 }

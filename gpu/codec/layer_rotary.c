@@ -33,11 +33,6 @@ static void keys_deinit(struct keys *k)
 	free(k->position);
 }
 
-static uint32_t pattern_of(const struct residual_type *t, const uint8_t *p, size_t i)
-{
-	return t->bits == 16 ? p[2u * i] | (uint32_t)p[2u * i + 1u] << 8 : p[i];
-}
-
 static void series_read(struct keys *k, const struct layer_sample *s, uint32_t segment,
 			uint32_t head, uint32_t blocks, float *to)
 {
@@ -51,12 +46,13 @@ static void series_read(struct keys *k, const struct layer_sample *s, uint32_t s
 
 		for (uint32_t t = 0; t < s->g->block_tokens; t++)
 			for (uint32_t c = 0; c < k->head_dim; c++)
-				*to++ = ldexpf(
-					(float)residual_fixed(
-						type, pattern_of(&type, p,
-								 (size_t)t * columns +
-									 head * k->head_dim + c)),
-					-RESIDUAL_FRAC);
+				*to++ = ldexpf((float)residual_fixed(
+						       type, codec_pattern_at(
+								     p,
+								     (size_t)t * columns +
+									     head * k->head_dim + c,
+								     type.bits)),
+					       -RESIDUAL_FRAC);
 	}
 }
 

@@ -310,8 +310,8 @@ static void range_of(const struct mspec_fit *f, uint32_t segment, int32_t *ret_f
 		const struct sequence *s = &f->sequences[i];
 
 		for (size_t at = 0; at < (size_t)s->count * kv; at++) {
-			double x = residual_fixed(f->type,
-						  mspec_pattern(f->type, s->patterns[segment], at));
+			double x = residual_fixed(
+				f->type, codec_pattern_at(s->patterns[segment], at, f->type.bits));
 
 			max = fabs(x) > max ? fabs(x) : max;
 			squares += x * x;
@@ -452,8 +452,8 @@ static double rounding_of(const struct mspec_fit *f, uint32_t segment, uint32_t 
 		const struct sequence *s = &f->sequences[i];
 
 		for (uint32_t t = 0; t < s->count; t++) {
-			uint32_t x = mspec_pattern(f->type, s->patterns[segment],
-						   (size_t)t * kv + column);
+			uint32_t x = codec_pattern_at(s->patterns[segment], (size_t)t * kv + column,
+						      f->type.bits);
 
 			sum += ldexp(1, 2 * model_half_gap(f->type, x)) / 3;
 		}
@@ -507,7 +507,8 @@ static void step_truth_error(struct mspec_fit *f, uint32_t layer, const struct c
 
 	mspec_pass_guess_k(&f->pass);
 	for (size_t i = 0; i < (size_t)c->count * kv; i++) {
-		double e = (double)residual_fixed(f->type, mspec_pattern(f->type, patterns, i)) -
+		double e = (double)residual_fixed(f->type,
+						  codec_pattern_at(patterns, i, f->type.bits)) -
 			   f->pass.mu_k[i];
 
 		f->truth_error += e * e;

@@ -209,6 +209,5 @@ void mspec_pass_finish(struct mspec_pass *p);  /* attention, MLP */
 /* patterns [count][kv] into a context's layer at `first`: to is [kv_heads][capacity][head_dim]. */
 void mspec_kv_store(const struct model_config *c, struct residual_type t, const uint8_t *patterns,
 		    uint32_t count, int32_t frac, int16_t *to, size_t capacity, uint32_t first);
-uint32_t mspec_pattern(struct residual_type t, const uint8_t *patterns, size_t at);
 
 #endif

@@ -195,7 +195,7 @@ void mspec_pass_error(struct mspec_pass *p, struct residual_type t, bool value,
 
 		for (uint32_t i = 0; i < kv; i++) {
 			const size_t at = (size_t)r * kv + i;
-			const uint32_t pattern = mspec_pattern(t, patterns, at);
+			const uint32_t pattern = codec_pattern_at(patterns, at, t.bits);
 			int32_t d = model_sat32((int64_t)residual_fixed(t, pattern) - mu[at]);
 
 			e[i] = model_shape(shape_inside, d, model_half_gap(t, pattern), sigma[i]);
@@ -513,12 +513,6 @@ void mspec_pass_deinit(struct mspec_pass *p)
 
 /* ---- patterns ---- */
 
-uint32_t mspec_pattern(struct residual_type t, const uint8_t *patterns, size_t at)
-{
-	return t.bits == 16 ? patterns[2u * at] | (uint32_t)patterns[2u * at + 1u] << 8
-			    : patterns[at];
-}
-
 void mspec_kv_store(const struct model_config *c, struct residual_type t, const uint8_t *patterns,
 		    uint32_t count, int32_t frac, int16_t *to, size_t capacity, uint32_t first)
 {
@@ -526,7 +520,8 @@ void mspec_kv_store(const struct model_config *c, struct residual_type t, const 
 		for (uint32_t h = 0; h < c->kv_heads; h++)
 			for (uint32_t i = 0; i < c->head_dim; i++) {
 				const size_t at = ((size_t)r * c->kv_heads + h) * c->head_dim + i;
-				int32_t x = residual_fixed(t, mspec_pattern(t, patterns, at));
+				int32_t x = residual_fixed(t,
+							   codec_pattern_at(patterns, at, t.bits));
 
 				to[(h * capacity + first + r) * c->head_dim + i] =
 					(int16_t)model_kv(x, frac);

@@ -173,8 +173,7 @@ int codec_predicted_payload(const struct codec_geometry *g, const uint8_t *in, s
 		size_t padded;
 
 		memcpy(&e, in + index + c * sizeof(e), sizeof(e));
-		padded = (e.payload_bytes + FORMAT_PAYLOAD_ALIGN - 1ull) &
-			 ~(size_t)(FORMAT_PAYLOAD_ALIGN - 1u);
+		padded = format_padded(e.payload_bytes);
 		if (padded > in_bytes - off)
 			return -EBADMSG;
 		if (e.method == FORMAT_METHOD_RESIDUAL) {

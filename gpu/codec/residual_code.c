@@ -87,27 +87,6 @@ uint32_t residual_streams(uint64_t scalars, uint32_t columns_min)
 	return n;
 }
 
-/* ---- one stream's share of a segment ---- */
-
-struct share {
-	uint32_t group_begin, group_end;
-	uint32_t column_begin, column_end;
-};
-
-static struct share share_of(const struct residual_segment *s, uint32_t stream,
-			     uint32_t streams_count)
-{
-	uint32_t groups = (s->columns + CODEC_LANES - 1u) / CODEC_LANES;
-	struct share h = { .group_begin = stream * groups / streams_count,
-			   .group_end = (stream + 1u) * groups / streams_count };
-
-	h.column_begin = h.group_begin * CODEC_LANES;
-	h.column_end = h.group_end * CODEC_LANES;
-	if (h.column_end > s->columns)
-		h.column_end = s->columns;
-	return h;
-}
-
 /* ---- the token's scale ---- */
 
 /* The step for n errors, in 64ths of sigma, of this sum. */
@@ -259,7 +238,7 @@ static void bits_add(const struct residual_list *list, size_t first, size_t tau_
 }
 
 static int share_encode(struct residual_list *list, const struct residual_segment *s,
-			const struct share *h, const uint8_t *patterns, uint64_t *escapes,
+			const struct residual_share *h, const uint8_t *patterns, uint64_t *escapes,
 			struct residual_bits *bits)
 {
 	const struct codec_kernels *k = codec_kernels_get();
@@ -306,7 +285,7 @@ int residual_encode(struct residual_encoder *e, const struct residual_segment *s
 		    const uint8_t *patterns, uint64_t *escapes, struct residual_bits *bits)
 {
 	for (uint32_t i = 0; i < e->streams_count; i++) {
-		struct share h = share_of(s, i, e->streams_count);
+		struct residual_share h = residual_share_of(s, i, e->streams_count);
 		int r = share_encode(&e->list[i], s, &h, patterns, escapes, bits);
 
 		if (r < 0)
@@ -406,7 +385,7 @@ int residual_decoder_start(struct residual_decoder *d, uint32_t streams_count, c
 }
 
 static int share_decode(struct residual_stream *st, const struct residual_segment *s,
-			const struct share *h, uint8_t *patterns)
+			const struct residual_share *h, uint8_t *patterns)
 {
 	const struct codec_kernels *k = codec_kernels_get();
 	uint8_t tau[RESIDUAL_TOKENS_MAX];
@@ -430,7 +409,7 @@ static int share_decode(struct residual_stream *st, const struct residual_segmen
 int residual_decode(struct residual_decoder *d, const struct residual_segment *s, uint8_t *patterns)
 {
 	for (uint32_t i = 0; i < d->streams_count; i++) {
-		struct share h = share_of(s, i, d->streams_count);
+		struct residual_share h = residual_share_of(s, i, d->streams_count);
 		int r = share_decode(&d->stream[i], s, &h, patterns);
 
 		if (r < 0)

@@ -4,7 +4,7 @@
  *
  * Floating point is used for fitting only.
  */
-#include "gpu/codec/residual_code.h"
+#include "gpu/codec/residual_rows.h"
 
 #include <assert.h>
 #include <math.h>
@@ -13,25 +13,17 @@
 void residual_count(struct residual_counts *c, const struct residual_segment *s,
 		    const uint8_t *patterns, uint32_t streams_count)
 {
-	uint32_t groups = (s->columns + CODEC_LANES - 1u) / CODEC_LANES;
-
 	for (uint32_t i = 0; i < streams_count; i++) {
-		uint32_t begin = i * groups / streams_count * CODEC_LANES;
-		uint32_t end = (i + 1u) * groups / streams_count * CODEC_LANES;
+		const struct residual_share h = residual_share_of(s, i, streams_count);
 
-		if (end > s->columns)
-			end = s->columns;
-		for (uint32_t t = 0; begin < end && t < s->tokens_count; t++) {
-			uint32_t tau = residual_pick_tau(s, patterns, t, begin, end);
+		for (uint32_t t = 0; h.column_begin < h.column_end && t < s->tokens_count; t++) {
+			uint32_t tau = residual_pick_tau(s, patterns, t, h.column_begin,
+							 h.column_end);
 
 			c->tau[tau]++;
-			for (uint32_t k = begin; k < end; k++) {
+			for (uint32_t k = h.column_begin; k < h.column_end; k++) {
 				size_t at = (size_t)t * s->columns + k;
-				uint32_t pattern =
-					s->type.bits == 16
-						? patterns[2u * at] |
-							  (uint32_t)patterns[2u * at + 1u] << 8
-						: patterns[at];
+				uint32_t pattern = codec_pattern_at(patterns, at, s->type.bits);
 				struct residual_grid g = residual_grid(
 					s->type, s->mu[at], s->base[k] + residual_tau(tau));
 				struct residual_symbol sym;

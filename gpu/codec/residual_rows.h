@@ -70,6 +70,26 @@ static inline uint32_t residual_group_lanes(const struct residual_segment *s, ui
 	return left < CODEC_LANES ? left : CODEC_LANES;
 }
 
+/* What one stream codes of a segment. */
+struct residual_share {
+	uint32_t group_begin, group_end;
+	uint32_t column_begin, column_end;
+};
+
+static inline struct residual_share residual_share_of(const struct residual_segment *s,
+						      uint32_t stream, uint32_t streams_count)
+{
+	uint32_t groups = (s->columns + CODEC_LANES - 1u) / CODEC_LANES;
+	struct residual_share h = { .group_begin = stream * groups / streams_count,
+				    .group_end = (stream + 1u) * groups / streams_count };
+
+	h.column_begin = h.group_begin * CODEC_LANES;
+	h.column_end = h.group_end * CODEC_LANES;
+	if (h.column_end > s->columns)
+		h.column_end = s->columns;
+	return h;
+}
+
 static inline uint32_t residual_lanes_mask(uint32_t lanes)
 {
 	return lanes < CODEC_LANES ? (1u << lanes) - 1u : 0xffffffffu;

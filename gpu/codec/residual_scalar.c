@@ -12,10 +12,7 @@
 uint32_t residual_pattern_at(const struct residual_segment *s, const uint8_t *patterns,
 			     uint32_t token, uint32_t column)
 {
-	size_t i = (size_t)token * s->columns + column;
-
-	return s->type.bits == 16 ? patterns[2u * i] | (uint32_t)patterns[2u * i + 1u] << 8
-				  : patterns[i];
+	return codec_pattern_at(patterns, (size_t)token * s->columns + column, s->type.bits);
 }
 
 static struct residual_grid grid_at(const struct residual_segment *s, uint32_t token,
