@@ -11,6 +11,7 @@
 #ifndef SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
 #define SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
 
+#include "gpu/codec/cuda_hopper.cuh"
 #include "gpu/codec/cuda_layer.cuh"
 
 #define GEMM_STAGES 3u
@@ -26,71 +27,6 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ static inline void barrier_init(uint32_t at, uint32_t count)
-{
-	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
-}
-
-__device__ static inline void barrier_arrive(uint32_t at)
-{
-	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
-}
-
-__device__ static inline void barrier_expect(uint32_t at, uint32_t bytes)
-{
-	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
-		     : "memory");
-}
-
-__device__ static inline void barrier_wait(uint32_t at, uint32_t parity)
-{
-	asm volatile("{\n.reg .pred p;\n"
-		     "WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-		     "@p bra DONE;\nbra WAIT;\nDONE:\n}" ::"r"(at),
-		     "r"(parity)
-		     : "memory");
-}
-
-__device__ static inline void piece_fetch(uint32_t to, const uint8_t *from, uint32_t bytes,
-					  uint32_t barrier)
-{
-	asm volatile(
-		"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], "
-		"%2, [%3];" ::"r"(to),
-		"l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
-		: "memory");
-}
-
-/* 128-byte rows, swizzled, eight of them (1024 bytes) after another. */
-__device__ static inline uint64_t piece_descriptor(uint32_t at)
-{
-	return (uint64_t)(at >> 4 & 0x3fffu) | (uint64_t)1 << 16 | (uint64_t)(1024u >> 4) << 32 |
-	       (uint64_t)1 << 62;
-}
-
-/* 64 rows, 128 columns, 32 inputs. */
-__device__ static inline void multiply(int32_t (&d)[GEMM_SUMS], uint64_t a, uint64_t b)
-{
-	asm volatile(
-		"wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
-		"{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-		"%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-		"%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-		"%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1;"
-		: "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]),
-		  "+r"(d[6]), "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]),
-		  "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]),
-		  "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]),
-		  "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]),
-		  "+r"(d[30]), "+r"(d[31]), "+r"(d[32]), "+r"(d[33]), "+r"(d[34]), "+r"(d[35]),
-		  "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]), "+r"(d[40]), "+r"(d[41]),
-		  "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]),
-		  "+r"(d[48]), "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]),
-		  "+r"(d[54]), "+r"(d[55]), "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]),
-		  "+r"(d[60]), "+r"(d[61]), "+r"(d[62]), "+r"(d[63])
-		: "l"(a), "l"(b));
-}
-
 /* One thread: the pieces of a tile, in order, as room becomes free. */
 __device__ static void gemm_fetch(const struct gpu_layer_run *r, const struct gpu_layer_io *io,
 				  const uint8_t *weights, uint32_t ring, uint32_t barriers)
@@ -104,14 +40,14 @@ __device__ static void gemm_fetch(const struct gpu_layer_run *r, const struct gp
 				       to = ring + stage * GEMM_STAGE_BYTES;
 
 			if (turn > 0)
-				barrier_wait(full + 8u, (turn - 1u) & 1u);
-			barrier_expect(full, GEMM_STAGE_BYTES);
-			piece_fetch(to,
-				    io->in[i] + (uint64_t)k * r->rows_pieces * PIECE_BYTES +
-					    (uint64_t)blockIdx.x * GEMM_ROWS_BYTES,
-				    GEMM_ROWS_BYTES, full);
-			piece_fetch(to + GEMM_ROWS_BYTES, weights + (uint64_t)n * PIECE_BYTES,
-				    PIECE_BYTES, full);
+				mbar_wait(full + 8u, (turn - 1u) & 1u);
+			mbar_expect(full, GEMM_STAGE_BYTES);
+			bulk_fetch(to,
+				   io->in[i] + (uint64_t)k * r->rows_pieces * PIECE_BYTES +
+					   (uint64_t)blockIdx.x * GEMM_ROWS_BYTES,
+				   GEMM_ROWS_BYTES, full);
+			bulk_fetch(to + GEMM_ROWS_BYTES, weights + (uint64_t)n * PIECE_BYTES,
+				   PIECE_BYTES, full);
 		}
 }
 
@@ -126,8 +62,8 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 
 	if (threadIdx.x == 0) {
 		for (uint32_t i = 0; i < GEMM_STAGES; i++) {
-			barrier_init(barriers + 16u * i, 1);
-			barrier_init(barriers + 16u * i + 8u, 1);
+			mbar_init(barriers + 16u * i, 1);
+			mbar_init(barriers + 16u * i + 8u, 1);
 		}
 		asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 		asm volatile("fence.proxy.async;" ::: "memory");
@@ -144,17 +80,17 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 	for (uint32_t n = 0; n < s->inputs_pieces; n++) {
 		const uint32_t stage = n % GEMM_STAGES, at = ring + stage * GEMM_STAGE_BYTES;
 
-		barrier_wait(barriers + 16u * stage, n / GEMM_STAGES & 1u);
+		mbar_wait(barriers + 16u * stage, n / GEMM_STAGES & 1u);
 		asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
 		for (uint32_t k = 0; k < PIECE / 32u; k++)
-			multiply(d, piece_descriptor(at + 32u * k),
-				 piece_descriptor(at + GEMM_ROWS_BYTES + 32u * k));
+			multiply_64x128(d, tile_descriptor(at + 32u * k),
+					tile_descriptor(at + GEMM_ROWS_BYTES + 32u * k));
 		asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 		/* The piece before this one has been read; this one may still be. */
 		asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
 		if (n > 0 && threadIdx.x == 0)
-			barrier_arrive(barriers + 16u * ((n - 1u) % GEMM_STAGES) + 8u);
+			mbar_arrive(barriers + 16u * ((n - 1u) % GEMM_STAGES) + 8u);
 	}
 	asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll

@@ -9,7 +9,7 @@
 #ifndef SKVCD_GPU_CODEC_CUDA_MODEL_ATTEND_WIDE_CUH
 #define SKVCD_GPU_CODEC_CUDA_MODEL_ATTEND_WIDE_CUH
 
-#include "gpu/codec/cuda_model_async.cuh"
+#include "gpu/codec/cuda_hopper.cuh"
 #include "gpu/codec/cuda_model_attend.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -99,8 +99,8 @@ __device__ __forceinline__ static void wide_fetch(const struct attend_wide *w, u
 		return;
 	mbar_expect(full, planes * MPIECE_BYTES);
 	for (uint32_t i = 0; i < planes; i++)
-		mpiece_fetch((uint32_t)__cvta_generic_to_shared(w->s->stage[n % 2u][i]),
-			     w->plane[i] + at, full);
+		bulk_fetch((uint32_t)__cvta_generic_to_shared(w->s->stage[n % 2u][i]),
+			   w->plane[i] + at, MPIECE_BYTES, full);
 }
 
 __device__ __forceinline__ static void wide_wait(const struct attend_wide *w, uint32_t n)
@@ -123,10 +123,10 @@ __device__ __forceinline__ static void wide_scores(const struct attend_wide *w, 
 	wide_begin();
 #pragma unroll
 	for (uint32_t i = 0; i < MPIECE; i += 32u) {
-		const uint64_t qh = mpiece_descriptor(q + i),
-			       ql = mpiece_descriptor(q + HALF_PIECE + i);
-		const uint64_t kh = mpiece_descriptor(k + i),
-			       kl = mpiece_descriptor(k + MPIECE_BYTES + i);
+		const uint64_t qh = tile_descriptor(q + i),
+			       ql = tile_descriptor(q + HALF_PIECE + i);
+		const uint64_t kh = tile_descriptor(k + i),
+			       kl = tile_descriptor(k + MPIECE_BYTES + i);
 
 		wide_multiply(hh, qh, kh);
 		wide_multiply(cross, qh, kl);
@@ -207,10 +207,10 @@ __device__ __forceinline__ static void wide_values(const struct attend_wide *w, 
 	wide_begin();
 #pragma unroll
 	for (uint32_t i = 0; i < MPIECE; i += 32u) {
-		const uint64_t ph = mpiece_descriptor(p + i),
-			       pl = mpiece_descriptor(p + HALF_PIECE + i);
-		const uint64_t vh = mpiece_descriptor(v + i),
-			       vl = mpiece_descriptor(v + MPIECE_BYTES + i);
+		const uint64_t ph = tile_descriptor(p + i),
+			       pl = tile_descriptor(p + HALF_PIECE + i);
+		const uint64_t vh = tile_descriptor(v + i),
+			       vl = tile_descriptor(v + MPIECE_BYTES + i);
 
 		wide_weigh(d.hh, ph, vh);
 		wide_weigh(d.cross, ph, vl);

@@ -13,7 +13,7 @@
 #ifndef SKVCD_GPU_CODEC_CUDA_MODEL_GEMM_CUH
 #define SKVCD_GPU_CODEC_CUDA_MODEL_GEMM_CUH
 
-#include "gpu/codec/cuda_model_async.cuh"
+#include "gpu/codec/cuda_hopper.cuh"
 
 #define PRODUCT_THREADS 288u /* two groups of 128 and the warp that fetches */
 #define PRODUCT_SUMS 64u     /* of a thread: 2 rows of 32 columns */
@@ -51,29 +51,6 @@ CODEC_HD uint32_t product_shared(uint32_t wide)
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* 64 rows, 128 outputs, 32 columns. */
-__device__ __forceinline__ static void multiply(int32_t (&d)[PRODUCT_SUMS], uint64_t a, uint64_t b)
-{
-	asm volatile(
-		"wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
-		"{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-		"%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-		"%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-		"%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1;"
-		: "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]),
-		  "+r"(d[6]), "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]),
-		  "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]),
-		  "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]),
-		  "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]),
-		  "+r"(d[30]), "+r"(d[31]), "+r"(d[32]), "+r"(d[33]), "+r"(d[34]), "+r"(d[35]),
-		  "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]), "+r"(d[40]), "+r"(d[41]),
-		  "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]),
-		  "+r"(d[48]), "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]),
-		  "+r"(d[54]), "+r"(d[55]), "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]),
-		  "+r"(d[60]), "+r"(d[61]), "+r"(d[62]), "+r"(d[63])
-		: "l"(a), "l"(b));
-}
-
 /* One thread: all pieces in order, as room becomes free.  A stage: rows high, weights high, rows low, weights low. */
 template <uint32_t WIDE>
 __device__ static void product_fetch(const struct gpu_product *p, uint32_t ring, uint32_t barriers)
@@ -91,12 +68,12 @@ __device__ static void product_fetch(const struct gpu_product *p, uint32_t ring,
 		if (turn > 0)
 			mbar_wait(full + 8u, (turn - 1u) & 1u);
 		mbar_expect(full, bytes);
-		mpiece_fetch(to, p->high + row, full);
-		mpiece_fetch(to += MPIECE_BYTES, p->m.high + weight, full);
+		bulk_fetch(to, p->high + row, MPIECE_BYTES, full);
+		bulk_fetch(to += MPIECE_BYTES, p->m.high + weight, MPIECE_BYTES, full);
 		if (WIDE & MODEL_WIDE_ROW)
-			mpiece_fetch(to += MPIECE_BYTES, p->low + row, full);
+			bulk_fetch(to += MPIECE_BYTES, p->low + row, MPIECE_BYTES, full);
 		if (WIDE & MODEL_WIDE_WEIGHT)
-			mpiece_fetch(to += MPIECE_BYTES, p->m.low + weight, full);
+			bulk_fetch(to += MPIECE_BYTES, p->m.low + weight, MPIECE_BYTES, full);
 	}
 }
 
@@ -135,14 +112,14 @@ __device__ __forceinline__ static void product_sums(const struct gpu_product *p,
 		asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
 		for (uint32_t k = 0; k < MPIECE; k += 32u) {
-			const uint64_t a = mpiece_descriptor(at + own + k),
-				       b = mpiece_descriptor(at + MPIECE_BYTES + k);
+			const uint64_t a = tile_descriptor(at + own + k),
+				       b = tile_descriptor(at + MPIECE_BYTES + k);
 
-			multiply(hh, a, b);
+			multiply_64x128(hh, a, b);
 			if (WIDE & MODEL_WIDE_WEIGHT)
-				multiply(cross, a, mpiece_descriptor(weight_low + k));
+				multiply_64x128(cross, a, tile_descriptor(weight_low + k));
 			if (WIDE & MODEL_WIDE_ROW)
-				multiply(cross, mpiece_descriptor(row_low + own + k), b);
+				multiply_64x128(cross, tile_descriptor(row_low + own + k), b);
 		}
 		asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 		/* The piece before this one has been read; this one may still be. */
