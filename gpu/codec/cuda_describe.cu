@@ -52,11 +52,6 @@ extern "C" int cuda_codec_profile_ok(const struct codec_geometry *g, const struc
 
 /* ---- regions ---- */
 
-static uint64_t up(uint64_t v, uint64_t to)
-{
-	return (v + to - 1u) / to * to;
-}
-
 /* Per lane all coded rows have `bits` low bits; the last 16 are carried by the coder's first state. */
 static uint32_t low_bytes_of(uint64_t bits)
 {

@@ -16,11 +16,7 @@ extern "C" {
 #undef _Atomic
 
 #include "gpu/codec/cuda_layer_run.cuh"
-
-static uint64_t up(uint64_t v, uint64_t to)
-{
-	return (v + to - 1u) / to * to;
-}
+#include "gpu/codec/cuda_objects.cuh"
 
 static uint32_t dtype_of(const struct codec_geometry *g, const struct layer_segment *s)
 {

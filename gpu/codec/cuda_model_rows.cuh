@@ -39,46 +39,34 @@ struct row_shared {
 	uint32_t part32[ROW_THREADS_MAX / LANES];
 };
 
-__device__ __forceinline__ static uint64_t row_max(struct row_shared *s, uint64_t x)
+/* What `lanes` makes of a warp's values, of a whole thread block's; part: a place for each warp. */
+template <typename T, T (*lanes)(T)> __device__ __forceinline__ static T row_reduce(T *part, T x)
 {
 	const uint32_t warps = blockDim.x / LANES;
 
-	x = lanes_max64(x);
+	x = lanes(x);
 	if (threadIdx.x % LANES == 0)
-		s->part[threadIdx.x / LANES] = x;
+		part[threadIdx.x / LANES] = x;
 	__syncthreads();
-	x = threadIdx.x % LANES < warps ? s->part[threadIdx.x % LANES] : 0;
-	x = lanes_max64(x);
+	x = threadIdx.x % LANES < warps ? part[threadIdx.x % LANES] : 0;
+	x = lanes(x);
 	__syncthreads();
 	return x;
+}
+
+__device__ __forceinline__ static uint64_t row_max(struct row_shared *s, uint64_t x)
+{
+	return row_reduce<uint64_t, lanes_max64>(s->part, x);
 }
 
 __device__ __forceinline__ static uint64_t row_sum(struct row_shared *s, uint64_t x)
 {
-	const uint32_t warps = blockDim.x / LANES;
-
-	x = lanes_sum64(x);
-	if (threadIdx.x % LANES == 0)
-		s->part[threadIdx.x / LANES] = x;
-	__syncthreads();
-	x = threadIdx.x % LANES < warps ? s->part[threadIdx.x % LANES] : 0;
-	x = lanes_sum64(x);
-	__syncthreads();
-	return x;
+	return row_reduce<uint64_t, lanes_sum64>(s->part, x);
 }
 
 __device__ __forceinline__ static uint32_t row_max32(struct row_shared *s, uint32_t x)
 {
-	const uint32_t warps = blockDim.x / LANES;
-
-	x = lanes_max(x);
-	if (threadIdx.x % LANES == 0)
-		s->part32[threadIdx.x / LANES] = x;
-	__syncthreads();
-	x = threadIdx.x % LANES < warps ? s->part32[threadIdx.x % LANES] : 0;
-	x = lanes_max(x);
-	__syncthreads();
-	return x;
+	return row_reduce<uint32_t, lanes_max>(s->part32, x);
 }
 
 __device__ __forceinline__ static void row_load8(const int32_t *from, int32_t (&x)[ROW_GROUP])

@@ -53,4 +53,10 @@ struct decode_scratch {
 
 struct decode_scratch cuda_decode_scratch_of(const struct codec_geometry *g);
 
+/* v, up to a multiple of `to`. */
+static inline uint64_t up(uint64_t v, uint64_t to)
+{
+	return (v + to - 1u) / to * to;
+}
+
 #endif
