@@ -67,7 +67,9 @@ static uint8_t target(const struct lane *lane, const struct block *b)
 	const struct namespace *ns = lane->ns[b->ns];
 	const struct ns_profile *newest = ns->newest;
 
-	if (!newest || b->tried == profiles_mark(newest))
+	/* Who asks for something quick by name gets that and nothing in idle time. */
+	if (lane->config.speculator < CONFIG_SPECULATOR_LAYER || !newest ||
+	    b->tried == profiles_mark(newest))
 		return CODEC_SPEC_RAW;
 	if (newest->can_layer && b->position != CODEC_POSITION_UNKNOWN &&
 	    !gpu_cannot(lane, ns, CODEC_SPEC_LAYER))

@@ -34,8 +34,10 @@ static int news[2]; /* roles write here */
 static void start_with(const char *const *more, uint64_t nvme_bytes)
 {
 	char device[32], library[600];
-	const char *overrides[16] = { device, library, "gpu.staging=64M", "host.pool=64M" };
-	unsigned n = 4;
+	/* No work of the daemon's own in idle time: what is in flight is somebody's. */
+	const char *overrides[16] = { device, library, "gpu.staging=64M", "host.pool=64M",
+				      "codec.speculator=channel" };
+	unsigned n = 5;
 
 	(void)snprintf(device, sizeof(device), "gpu.device=%s",
 		       gpu_codec_rig_sim() ? "sim" : "auto");

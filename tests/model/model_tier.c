@@ -98,7 +98,9 @@ static void start_daemon(int again)
 {
 	static char fault_text[160];
 	static char uid_text[64], quota_text[64];
+	/* channel: the books are read gauge by gauge, and nothing may be coded again meanwhile. */
 	const char *const overrides[] = { fault_text,
+					  "codec.speculator=channel",
 					  uid_text,
 					  quota_text,
 					  "nvme.retry=50ms",
