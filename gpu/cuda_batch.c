@@ -348,7 +348,7 @@ bool cuda_batch_launch(struct cuda_device *d, enum cuda_class class, bool backgr
 		return false;
 	}
 	f = cuda_flight_get(d, class);
-	assert(f);
+	assert(f && c.tasks.head);
 	if (c.bytes > 0) {
 		f->staged = staging_take(area, c.bytes);
 		assert(f->staged);

@@ -261,7 +261,7 @@ static void rows_put(struct rig *r, const uint32_t *first, const uint32_t *count
 			to += count[i] * row;
 		}
 	}
-	d->mu = malloc((size_t)rows * r->kv * sizeof(int32_t));
+	d->mu = malloc((size_t)rows * r->kv * sizeof(int32_t) + 1u); /* never of 0 bytes */
 	assert_non_null(d->mu);
 }
 
@@ -291,8 +291,8 @@ static void gpu_block(struct rig *r, struct cuda_model_batch *b,
 		      struct cuda_model_context **contexts, const uint32_t *first,
 		      const uint32_t *count, uint32_t *digests)
 {
-	struct cuda_model_part parts[SEQUENCES_MAX];
-	uint32_t parts_count = 0, rows = 0, sums[SEQUENCES_MAX], of[SEQUENCES_MAX];
+	struct cuda_model_part parts[SEQUENCES_MAX] = { 0 };
+	uint32_t parts_count = 0, rows = 0, sums[SEQUENCES_MAX] = { 0 }, of[SEQUENCES_MAX] = { 0 };
 	struct device_rows d;
 
 	for (uint32_t i = 0; i < r->sequences_count; i++)
@@ -327,7 +327,8 @@ static void gpu_block(struct rig *r, struct cuda_model_batch *b,
 static void gpu_check(struct rig *r, uint32_t blocks)
 {
 	struct cuda_model_context *contexts[SEQUENCES_MAX] = { NULL };
-	uint32_t first[SEQUENCES_MAX] = { 0 }, count[SEQUENCES_MAX], digests[SEQUENCES_MAX] = { 0 };
+	uint32_t first[SEQUENCES_MAX] = { 0 }, count[SEQUENCES_MAX] = { 0 },
+		 digests[SEQUENCES_MAX] = { 0 };
 	struct cuda_model_batch *b = NULL;
 	uint32_t rows = 0, longest = 0;
 
@@ -454,8 +455,8 @@ static double pass_seconds(struct rig *r, struct cuda_model_batch *b,
 
 static void bench(struct rig *r, uint32_t repeats)
 {
-	struct cuda_model_part parts[SEQUENCES_MAX];
-	uint32_t first[SEQUENCES_MAX] = { 0 }, count[SEQUENCES_MAX], rows = 0;
+	struct cuda_model_part parts[SEQUENCES_MAX] = { 0 };
+	uint32_t first[SEQUENCES_MAX] = { 0 }, count[SEQUENCES_MAX] = { 0 }, rows = 0;
 	struct cuda_model_batch *b = NULL;
 	struct device_rows d;
 	double best = 1e9, worst = 0;
