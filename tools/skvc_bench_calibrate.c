@@ -3,6 +3,7 @@
  * skvc_bench_calibrate.c - `skvc-bench calibrate`: what a daemon would learn from a namespace, learnt from a
  * dump and written as a profile that can be shipped.  The file is the profile's serial bytes and nothing else.
  */
+#include <errno.h>
 #include <getopt.h>
 #include <math.h>
 #include <stdbool.h>
@@ -11,13 +12,15 @@
 #include <string.h>
 
 #include "gpu/codec/layer_code.h"
+#include "gpu/codec/model.h"
 #include "tools/bench_fit.h"
+#include "tools/bench_model.h"
 #include "tools/skvc_bench.h"
 
 struct options {
-	const char *kv, *out;
-	uint32_t previous, block_tokens;
-	bool scan;
+	const char *kv, *out, *model;
+	uint32_t previous, block_tokens, model_tokens;
+	bool scan, no_ids;
 };
 
 static void print_rotary(const struct layer_profile *p)
@@ -46,10 +49,57 @@ static void print_row(const struct codec_profile *p)
 	(void)fflush(stdout);
 }
 
+/* Parameters for the model, fitted on the dump's first tokens. */
+static int params_fit(const struct options *o, const struct mspec_model *m,
+		      struct mspec_params **ret, double *ret_bits)
+{
+	const struct mspec_fit_options fo = { .ids = !o->no_ids,
+					      .precision = mspec_precision_default() };
+	struct bench_dump dump = { .path = NULL };
+	int r = bench_dump_open(o->kv, mspec_model_config(m), &dump);
+
+	if (r == 0)
+		r = bench_model_fit(m, &dump, 1, o->model_tokens, &fo, ret, ret_bits);
+	bench_dump_close(&dump);
+	return r;
+}
+
+/* *p is the same profile with the model's part. */
+static int model_add(const struct options *o, const struct kv_dump *d, struct codec_profile **p,
+		     struct mspec_model **ret_m)
+{
+	char err[MODEL_ERR_BYTES] = "", err2[CODEC_ERR_BYTES] = "";
+	struct codec_profile *with = NULL;
+	struct mspec_params *params = NULL;
+	struct mspec_model *m = NULL;
+	double bits = 0;
+	int r = mspec_model_load(o->model, true, &m, err, sizeof(err));
+
+	if (r == 0)
+		r = params_fit(o, m, &params, &bits);
+	if (r == 0)
+		r = codec_profile_with_model(&d->g, *p, params, bits, &with, err2, sizeof(err2));
+	if (r == 0) {
+		(void)printf("model       %.3f bits expected, %s token ids\n", bits,
+			     o->no_ids ? "without" : "with");
+		codec_profile_free(*p);
+		*p = with;
+	} else {
+		(void)fprintf(stderr, "skvc-bench calibrate: %s: %s\n", o->model,
+			      err[0]	? err
+			      : err2[0] ? err2
+					: strerror(-r));
+	}
+	*ret_m = m;
+	mspec_params_free(params);
+	return r;
+}
+
 static int profile_make(const struct options *o, const struct kv_dump *d,
 			const struct codec_profile *base)
 {
 	struct codec_profile *best = NULL, *p = NULL;
+	struct mspec_model *m = NULL;
 	int r = 0;
 
 	(void)printf("\n%8s %16s %16s %18s %14s\n", "previous", "expected bits", "weights, MB",
@@ -68,10 +118,13 @@ static int profile_make(const struct options *o, const struct kv_dump *d,
 	if (best) {
 		(void)printf("\n");
 		print_rotary(best->layer);
+		if (r == 0 && o->model)
+			r = model_add(o, d, &best, &m);
 		if (r == 0)
 			r = bench_profile_write(best, o->out);
 	}
 	codec_profile_free(best);
+	mspec_model_free(m); /* the profile borrows it */
 	return r;
 }
 
@@ -82,7 +135,11 @@ static const char usage_text[] =
 	"  --out PROFILE        the file to write\n"
 	"  --previous N         layers that `layer` looks back, 0 to 6 (2); 0: means\n"
 	"  --block-tokens N     tokens of a block, 1 to 1024 (16): a profile is for one size\n"
-	"  --scan               also say what 0 to 6 layers would bring\n";
+	"  --scan               also say what 0 to 6 layers would bring\n"
+	"  --model FOLDER       fit the model speculator too: the model that made the cache, in\n"
+	"                       Hugging Face layout; the dump has token ids\n"
+	"  --model-tokens N     on the first N tokens of the dump (4096)\n"
+	"  --no-ids             for blocks that are stored without token ids\n";
 
 static int options_parse(int argc, char **argv, struct options *o)
 {
@@ -92,6 +149,9 @@ static int options_parse(int argc, char **argv, struct options *o)
 		{ "previous", required_argument, NULL, 'p' },
 		{ "block-tokens", required_argument, NULL, 'b' },
 		{ "scan", no_argument, NULL, 's' },
+		{ "model", required_argument, NULL, 'm' },
+		{ "model-tokens", required_argument, NULL, 't' },
+		{ "no-ids", no_argument, NULL, 'n' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
@@ -120,6 +180,17 @@ static int options_parse(int argc, char **argv, struct options *o)
 		case 's':
 			o->scan = true;
 			break;
+		case 'm':
+			o->model = optarg;
+			break;
+		case 't':
+			if (bench_count_parse(optarg, 256, 1u << 20, &o->model_tokens) < 0)
+				return bench_usage_error("calibrate",
+							 "not 256 to 1048576 tokens: ", optarg);
+			break;
+		case 'n':
+			o->no_ids = true;
+			break;
 		case 'h':
 			(void)fputs(usage_text, stdout);
 			return -1;
@@ -136,7 +207,7 @@ static int options_parse(int argc, char **argv, struct options *o)
 
 int bench_calibrate_main(int argc, char **argv)
 {
-	struct options o = { .previous = 2, .block_tokens = 16 };
+	struct options o = { .previous = 2, .block_tokens = 16, .model_tokens = 4096 };
 	struct codec_profile *base = NULL;
 	struct kv_dump d = { 0 };
 	int r = options_parse(argc, argv, &o);
