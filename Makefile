@@ -346,11 +346,12 @@ $(filter %/test_gpu_model,$(GPU_BINS)): $(filter %/cuda_model.o %/cuda_model_loa
 $(filter %/test_gpu_model,$(GPU_BINS)): MORE_LIBS = $(CUDA_STATIC) -lstdc++ -ldl -lrt
 $(filter %/test_cuda_device,$(UNIT_BINS)): $(CUDA_OBJS) $(call obj,$(CUDA_FAKE_SRCS))
 
-# End-to-end tests are clients: the shared library, plus ipc.a for those that misbehave on purpose.
-$(E2E_BINS) $(MODEL_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/lib/testlib.a $(B)/lib/ipc.a \
-		$(B)/lib/libskvc.so
+# End-to-end tests are clients: the shared library, plus ipc.a for those that misbehave on purpose, and gpu.a
+# for those that make profiles to ship.
+$(E2E_BINS) $(MODEL_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/lib/testlib.a $(B)/lib/gpu.a \
+		$(B)/lib/ipc.a $(B)/lib/libskvc.so
 	$(call say,LD,$@)
-	$(LINK) $(B)/lib/testlib.a $(B)/lib/ipc.a -L$(B)/lib -lskvc \
+	$(LINK) $(B)/lib/testlib.a $(B)/lib/gpu.a $(B)/lib/ipc.a -L$(B)/lib -lskvc \
 		-Wl,--enable-new-dtags,-rpath,'$$ORIGIN/../../lib' $(TEST_LIBS)
 
 ifeq ($(SAN),fuzz)

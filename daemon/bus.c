@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bus.c - org.skvcd.Skvcd1 on /org/skvcd/Skvcd1: counters, namespaces, sessions, tenants.  Control thread.
+ * bus.c - org.skvcd.Skvcd1 on /org/skvcd/Skvcd1: counters, namespaces, sessions, tenants, models.  Control thread.
  *
- * Everything is read: no method changes the daemon, and none makes the lane do anything, since its
- * counters are atomics that are read where they lie.  A peer that asks without reading answers is
+ * Everything but the list of models is read: no other method changes the daemon, and none makes the lane do
+ * anything, since its counters are atomics that are read where they lie.  A peer that asks without reading answers is
  * dropped before its answers fill our memory.
  */
 #include "daemon/bus.h"
@@ -221,6 +221,7 @@ static int append_profile(sd_bus_message *m, const struct namespace *ns,
 	uint32_t previous = atomic_load_explicit(&np->previous, memory_order_relaxed);
 	uint32_t pairs = atomic_load_explicit(&np->rotary_pairs, memory_order_relaxed);
 	uint32_t newest = atomic_load_explicit(&np->newest, memory_order_relaxed);
+	uint32_t model = atomic_load_explicit(&np->model, memory_order_relaxed);
 	uint64_t bytes = atomic_load_explicit(&np->bytes, memory_order_relaxed);
 	uint64_t tokens = atomic_load_explicit(&np->tokens, memory_order_relaxed);
 	uint64_t expected = atomic_load_explicit(&np->expected_milli, memory_order_relaxed);
@@ -233,9 +234,10 @@ static int append_profile(sd_bus_message *m, const struct namespace *ns,
 	atomic_thread_fence(memory_order_acquire);
 	if (!version || atomic_load_explicit(&np->version, memory_order_relaxed) != version)
 		return 0;
-	return sd_bus_message_append(m, "(ussusuuttttts)", ns->id, ns->tenant->name, ns->model,
+	return sd_bus_message_append(m, "(ussusuutttttsu)", ns->id, ns->tenant->name, ns->model,
 				     version, digest, layer ? previous + 1 : 0, pairs, bytes,
-				     tokens, expected, measured, blocks, profile_state(ns, newest));
+				     tokens, expected, measured, blocks, profile_state(ns, newest),
+				     model);
 }
 
 /* Those of each namespace; one that has none yet has a row of version 0. */
@@ -246,16 +248,17 @@ static int append_profiles(sd_bus_message *m, const struct namespace *ns)
 	for (unsigned i = 0; r >= 0 && i < NS_PROFILES_MAX; i++)
 		r = append_profile(m, ns, &ns->profile[i]);
 	if (r >= 0 && !atomic_load_explicit(&ns->profile_version, memory_order_relaxed))
-		r = sd_bus_message_append(m, "(ussusuuttttts)", ns->id, ns->tenant->name, ns->model,
-					  0, "", 0, 0, (uint64_t)0, (uint64_t)0, (uint64_t)0,
-					  (uint64_t)0, (uint64_t)0, profile_state(ns, 1));
+		r = sd_bus_message_append(m, "(ussusuutttttsu)", ns->id, ns->tenant->name,
+					  ns->model, 0, "", 0, 0, (uint64_t)0, (uint64_t)0,
+					  (uint64_t)0, (uint64_t)0, (uint64_t)0,
+					  profile_state(ns, 1), 0);
 	return r;
 }
 
 static int on_list_profiles(sd_bus_message *call, void *user, sd_bus_error *error)
 {
 	(void)error;
-	return reply_namespaces(call, user, "(ussusuuttttts)", append_profiles);
+	return reply_namespaces(call, user, "(ussusuutttttsu)", append_profiles);
 }
 
 static int append_session(sd_bus_message *m, const struct session *s)
@@ -319,6 +322,71 @@ static int on_list_tenants(sd_bus_message *call, void *user, sd_bus_error *error
 	return reply_send(reply, r);
 }
 
+static int append_model(sd_bus_message *m, const struct model_entry *e)
+{
+	static const struct model_config none = { 0 };
+	const struct model_config *c = e->model ? mspec_model_config(e->model) : &none;
+	const uint8_t *digest = e->model ? mspec_model_digest(e->model) : NULL;
+	char hex[2 * MODEL_DIGEST_BYTES + 1] = "";
+
+	for (size_t i = 0; digest && i < MODEL_DIGEST_BYTES; i++)
+		(void)snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+	return sd_bus_message_append(m, "(sssssuu)", e->name, e->folder, model_state_name(e->state),
+				     e->err, hex, c->layers, c->vocab);
+}
+
+static int on_list_models(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	const struct bus *bus = user;
+	const struct models *models = control_models(bus->control);
+	const struct model_entry *e;
+	sd_bus_message *reply = NULL;
+	int r = reply_new(call, &reply);
+
+	(void)error;
+	if (r >= 0)
+		r = sd_bus_message_open_container(reply, 'a', "(sssssuu)");
+	for (unsigned i = 0; r >= 0 && (e = models_at(models, i)) != NULL; i++)
+		r = append_model(reply, e);
+	if (r >= 0)
+		r = sd_bus_message_close_container(reply);
+	return reply_send(reply, r);
+}
+
+/* Answered at once: ListModels says what came of it. */
+static int on_add_model(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	struct bus *bus = user;
+	const char *name, *folder;
+	char err[MODELS_ERR_BYTES] = "";
+	int r = may_answer(call);
+
+	if (r >= 0)
+		r = sd_bus_message_read(call, "ss", &name, &folder);
+	if (r < 0)
+		return r;
+	r = models_add(control_models(bus->control), name, folder, err, sizeof(err));
+	if (r < 0)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS, "%s", err);
+	return sd_bus_reply_method_return(call, "");
+}
+
+static int on_remove_model(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	struct bus *bus = user;
+	const char *name;
+	int r = may_answer(call);
+
+	if (r >= 0)
+		r = sd_bus_message_read(call, "s", &name);
+	if (r < 0)
+		return r;
+	if (models_remove(control_models(bus->control), name) < 0)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
+					 "%s: no model of this name is loaded", name);
+	return sd_bus_reply_method_return(call, "");
+}
+
 static int get_version(sd_bus *sd, const char *path, const char *interface, const char *property,
 		       sd_bus_message *reply, void *user, sd_bus_error *error)
 {
@@ -360,8 +428,15 @@ static const sd_bus_vtable bus_vtable[] = {
 				SD_BUS_RESULT("a(usssuuttttttuu)", namespaces), on_list_namespaces,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("ListProfiles", SD_BUS_NO_ARGS,
-				SD_BUS_RESULT("a(ussusuuttttts)", profiles), on_list_profiles,
+				SD_BUS_RESULT("a(ussusuutttttsu)", profiles), on_list_profiles,
 				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("ListModels", SD_BUS_NO_ARGS, SD_BUS_RESULT("a(sssssuu)", models),
+				on_list_models, SD_BUS_VTABLE_UNPRIVILEGED),
+	/* These read files as the daemon does: root's and the daemon's own user's. */
+	SD_BUS_METHOD_WITH_ARGS("AddModel", SD_BUS_ARGS("s", name, "s", folder), SD_BUS_NO_RESULT,
+				on_add_model, 0),
+	SD_BUS_METHOD_WITH_ARGS("RemoveModel", SD_BUS_ARGS("s", name), SD_BUS_NO_RESULT,
+				on_remove_model, 0),
 	SD_BUS_METHOD_WITH_ARGS("ListSessions", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(uuusssttttuut)", sessions), on_list_sessions,
 				SD_BUS_VTABLE_UNPRIVILEGED),

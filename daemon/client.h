@@ -44,6 +44,7 @@ enum client_state {
 };
 
 struct client;
+struct models;
 struct sd_event_source;
 
 /* What all clients share; control.c owns it. */
@@ -51,6 +52,7 @@ struct client_host {
 	const struct config *config; /* borrowed */
 	struct lane *lane;	     /* borrowed */
 	struct registry *registry;   /* borrowed */
+	const struct models *models; /* borrowed */
 	struct stats *stats;	     /* borrowed: the control thread's own counters */
 	struct device *gpu; /* borrowed, lane_gpu(): only its import calls and dead(); or NULL */
 	struct client **by_slot; /* owned, [config->sessions_max]; NULL: free */

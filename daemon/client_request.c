@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "daemon/client.h"
+#include "daemon/shipped.h"
 #include "daemon/log.h"
 
 #define REASON(name) SKVC_ABI_REASON_##name
@@ -97,9 +98,9 @@ static void ns_open(struct client *c, const struct ctl_ns_open *m)
 		.salt = m->salt,
 		.salt_bytes = m->salt_bytes,
 	};
+	uint32_t handle = 0, known = c->host->registry->namespaces_count;
 	struct codec_geometry geom = { 0 };
 	struct namespace *ns;
-	uint32_t handle = 0;
 	int r;
 
 	if (make_geometry(c, m, &geom) < 0)
@@ -117,6 +118,8 @@ static void ns_open(struct client *c, const struct ctl_ns_open *m)
 		client_refuse(c, r, REASON(MEMORY_LIMIT), "no memory for a namespace");
 		return;
 	}
+	if (c->host->registry->namespaces_count > known) /* it is new */
+		shipped_offer(c->host->config, c->host->models, ns);
 	for (uint32_t i = SESSION_NS_MAX; i >= 1; i--) {
 		if (c->ns[i] == ns) {
 			answer_ns(c, i);

@@ -23,7 +23,8 @@ enum config_speculator {
 	CONFIG_SPECULATOR_GENERIC,
 	CONFIG_SPECULATOR_CHANNEL,
 	CONFIG_SPECULATOR_LAYER,
-	CONFIG_SPECULATOR_AUTO, /* `channel` at the store, `layer` later, when there is time */
+	CONFIG_SPECULATOR_MODEL, /* `channel` at the store, `model` later, where there is one */
+	CONFIG_SPECULATOR_AUTO,	 /* `channel` at the store, `layer` later, when there is time */
 	CONFIG_SPECULATOR_COUNT
 };
 
@@ -75,6 +76,8 @@ struct config {
 	uint64_t fit_tokens
 		[CONFIG_FITS_MAX]; /* a profile is fitted at these token counts; 0-terminated */
 	/* [profile] */
+	char profile_directory
+		[PATH_MAX]; /* of profiles that came as files; empty: <state_dir>/profiles */
 	uint64_t
 		profile_sample_bytes; /* raw blocks kept of one namespace to fit `layer` on; 1 GiB */
 	uint64_t profile_samples_bytes; /* of all namespaces together; 4 GiB */
@@ -83,6 +86,10 @@ struct config {
 	uint32_t profile_priority;	/* enum device_priority */
 	uint32_t drift_percent;		/* worse than expected by this: a new profile; 0: never */
 	uint32_t drift_blocks;		/* ... in the mean of so many blocks */
+	/* [model] */
+	uint32_t model_sequences;  /* prefixes kept ready to go on from; 4 */
+	uint32_t model_tokens_max; /* longer sequences are not coded after their prefix; 32768 */
+	uint64_t model_idle_ns;	   /* an unused prefix is kept so long; 10 s */
 	/* [limits] */
 	uint32_t blocks_max;	   /* index size; 0: one per 16 KiB of pool + NVMe, 4096..16 M */
 	uint32_t leases_max;	   /* per session, 1..1024; 1024 */

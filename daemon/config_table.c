@@ -32,7 +32,7 @@ static const char *const bool_names[] = { "no", "yes", NULL };
 static const char *const speculator_names[CONFIG_SPECULATOR_COUNT + 1] = {
 	[CONFIG_SPECULATOR_RAW] = "raw",	 [CONFIG_SPECULATOR_GENERIC] = "generic",
 	[CONFIG_SPECULATOR_CHANNEL] = "channel", [CONFIG_SPECULATOR_LAYER] = "layer",
-	[CONFIG_SPECULATOR_AUTO] = "auto",
+	[CONFIG_SPECULATOR_MODEL] = "model",	 [CONFIG_SPECULATOR_AUTO] = "auto",
 };
 static const char *const priority_names[] = { "idle", "low", "normal", NULL };
 static const char *const previous_names[CONFIG_PREVIOUS_AUTO + 2] = {
@@ -42,7 +42,8 @@ static const char *const previous_names[CONFIG_PREVIOUS_AUTO + 2] = {
 _Static_assert((int)CONFIG_SPECULATOR_RAW == CODEC_SPEC_RAW &&
 		       (int)CONFIG_SPECULATOR_GENERIC == CODEC_SPEC_GENERIC &&
 		       (int)CONFIG_SPECULATOR_CHANNEL == CODEC_SPEC_CHANNEL &&
-		       (int)CONFIG_SPECULATOR_LAYER == CODEC_SPEC_LAYER,
+		       (int)CONFIG_SPECULATOR_LAYER == CODEC_SPEC_LAYER &&
+		       (int)CONFIG_SPECULATOR_MODEL == CODEC_SPEC_MODEL,
 	       "one is used as the other");
 
 /* In the order of the manual.  Sizes and times are given with their unit; ranges are inclusive. */
@@ -116,6 +117,8 @@ static const struct config_key config_keys[] = {
 	  "512, 4096, 20000",
 	  "a namespace's profile is fitted when it has seen this many tokens, rising" },
 
+	{ "profile", "directory", CONFIG_TEXT, FIELD(profile_directory), 0, PATH_MAX - 1, 0, NULL,
+	  "", "profiles that skvc-bench calibrate made, *.skvp; empty: profiles in state_dir" },
 	{ "profile", "sample", CONFIG_SIZE, FIELD(profile_sample_bytes), 1 * MIB, 1 * TIB, 0, NULL,
 	  "1G", "raw blocks kept of a new namespace to fit layer on" },
 	{ "profile", "samples", CONFIG_SIZE, FIELD(profile_samples_bytes), 0, 1 * TIB, 0, NULL,
@@ -130,6 +133,13 @@ static const struct config_key config_keys[] = {
 	  "a new profile is fitted when blocks take so much more than it promised; 0: never" },
 	{ "profile", "drift_blocks", CONFIG_COUNT, FIELD(drift_blocks), 1, 1 << 20, 0, NULL, "256",
 	  "in the mean of this many blocks" },
+
+	{ "model", "sequences", CONFIG_COUNT, FIELD(model_sequences), 1, 256, 0, NULL, "4",
+	  "prefixes that are kept ready to code their next block" },
+	{ "model", "tokens_max", CONFIG_COUNT, FIELD(model_tokens_max), 1, 1 << 20, 0, NULL,
+	  "32768", "no block behind so many tokens of its sequence is coded with model" },
+	{ "model", "idle", CONFIG_TIME, FIELD(model_idle_ns), 0, 3600 * SEC, 0, NULL, "10s",
+	  "a prefix that nobody goes on from is kept so long" },
 
 	{ "limits", "blocks_max", CONFIG_COUNT, FIELD(blocks_max), 4096, 16 << 20, CONFIG_OR_ZERO,
 	  NULL, "0", "blocks in the index; 0: one per 16 KiB of pool and NVMe" },

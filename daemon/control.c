@@ -22,6 +22,7 @@
 
 #include "daemon/client.h"
 #include "daemon/log.h"
+#include "daemon/shipped.h"
 #include "daemon/util/clock.h"
 
 #define CONTROL_UNSAID_MAX 64u	   /* connections that have not said hello yet */
@@ -38,6 +39,7 @@ struct control {
 	struct lane *lane;	     /* borrowed */
 	struct registry *registry;   /* borrowed */
 	struct listener *listener;   /* borrowed */
+	struct models *models;	     /* borrowed */
 	struct stats stats;	     /* the control thread writes it */
 	struct client_host host;
 	struct client **clients; /* owned, [clients_max] */
@@ -356,6 +358,27 @@ static int on_flush(sd_event_source *source, uint64_t usec, void *user)
 	return 0;
 }
 
+/* ---- models ---- */
+
+void control_model_loaded(void *user, const struct model_entry *entry)
+{
+	struct control *control = user;
+
+	if (entry->state != MODEL_READY) {
+		log_line(LOG_LEVEL_WARNING, "model %s is not loaded: %s", entry->name, entry->err);
+		return;
+	}
+	log_line(LOG_LEVEL_NOTICE, "model %s is loaded from %s", entry->name, entry->folder);
+	shipped_offer_model(control->config, control->models, control->registry,
+			    mspec_model_digest(entry->model));
+}
+
+void control_use_models(struct control *control, struct models *models)
+{
+	control->models = models;
+	control->host.models = models;
+}
+
 /* ---- start and stop ---- */
 
 static int add_sources(struct control *control)
@@ -471,6 +494,11 @@ void control_stop(struct control *control)
 const struct config *control_config(const struct control *control)
 {
 	return control->config;
+}
+
+struct models *control_models(const struct control *control)
+{
+	return control->models;
 }
 
 const struct registry *control_registry(const struct control *control)

@@ -12,6 +12,7 @@
 #include "daemon/config.h"
 #include "daemon/lane.h"
 #include "daemon/listener.h"
+#include "daemon/models.h"
 #include "daemon/registry.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
@@ -22,6 +23,9 @@ struct control;
 /* listener, config, lane, registry: borrowed until control_free().  -errno. */
 int control_new(struct sd_event *event, const struct config *config, struct lane *lane,
 		struct registry *registry, struct listener *listener, struct control **ret_control);
+/* Before the loop runs.  models: borrowed until control_free(), and made with control_model_loaded(). */
+void control_use_models(struct control *control, struct models *models);
+void control_model_loaded(void *control, const struct model_entry *entry);
 struct control *control_free(struct control *control); /* after control_drained() */
 
 /* Accept nobody any more and end every session; the event loop exits when the last one is gone, or with
@@ -31,6 +35,7 @@ void control_stop(struct control *control);
 /* ---- to look at, from the same thread ---- */
 
 const struct config *control_config(const struct control *control);
+struct models *control_models(const struct control *control);
 const struct registry *control_registry(const struct control *control);
 const struct session *control_session(const struct control *control,
 				      uint32_t slot);			/* NULL: free */

@@ -198,7 +198,7 @@ void index_set_parent(struct index *ix, uint32_t id, uint32_t parent)
 {
 	struct block *b = index_block(ix, id), *p;
 
-	assert(b->parent == BLOCK_NONE && parent != id);
+	assert(index_parent(ix, id) == BLOCK_NONE && parent != id);
 	p = index_block(ix, parent);
 	b->parent = parent;
 	b->parent_generation = p->generation;

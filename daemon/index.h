@@ -55,13 +55,15 @@ struct block {
 	uint32_t prev, next; /* of the list it is on */
 	uint32_t parent;     /* id, or BLOCK_NONE; only with parent_generation */
 	uint32_t parent_generation;
-	uint32_t children;     /* blocks in the index that name this one as parent */
-	uint32_t generation;   /* bumped when freed */
-	uint32_t slot;	       /* in the host pool, or POOL_NONE */
-	uint32_t gpu_slot;     /* in the GPU pool, or POOL_NONE */
-	uint32_t record_bytes; /* header, tokens, payload and padding: what quotas count */
-	uint32_t refs;	       /* leases, loads, spills, fetches and moves that hold it */
-	uint8_t move;	       /* BLOCK_MOVE_* */
+	uint32_t children;	 /* blocks in the index that name this one as parent */
+	uint32_t generation;	 /* bumped when freed */
+	uint32_t slot;		 /* in the host pool, or POOL_NONE */
+	uint32_t gpu_slot;	 /* in the GPU pool, or POOL_NONE */
+	uint32_t record_bytes;	 /* header, tokens, payload and padding: what quotas count */
+	uint32_t refs;		 /* leases, loads, spills, fetches and moves that hold it */
+	uint8_t move : 4;	 /* BLOCK_MOVE_* */
+	uint8_t model : 1;	 /* coded after its prefix (sequences.c) */
+	uint8_t model_tried : 1; /* that does not make it smaller */
 	uint8_t tried; /* low bits of the profile's version with which the strongest speculator was tried */
 	uint16_t padding_bytes; /* of record_bytes: less than a granule */
 	uint64_t token_hash;

@@ -72,6 +72,7 @@ static int ns_add(struct lane *lane, struct session *s, struct namespace *ns, ui
 
 	assert(handle >= 1 && handle <= SESSION_NS_MAX && ns->id < lane->config.namespaces_max);
 	if (!lane->ns[ns->id]) {
+		profiles_take_shipped(lane, ns);
 		r = profiler_ns_init(lane, ns);
 		if (r < 0)
 			return r;
@@ -281,6 +282,7 @@ static unsigned run_rest(struct lane *lane)
 	n += tier_run(lane);
 	n += lease_run(lane);
 	n += recode_run(lane);
+	sequences_run(lane);
 	return n;
 }
 
@@ -316,7 +318,8 @@ static void stop_late(const struct lane *lane)
 static int may_stop(const struct lane *lane)
 {
 	return lane->stopping && !lane->sessions_count && !lane->jobs_count && !lane->fit_busy &&
-	       !lane->layer_busy && lane->recode.step == RECODE_NONE && !tier_busy(lane);
+	       !lane->layer_busy && lane->recode.step == RECODE_NONE && !lane->sequence_steps &&
+	       !tier_busy(lane);
 }
 
 static void *lane_main(void *arg)
@@ -398,7 +401,9 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 	int r;
 
 	lane->tasks_count = 2 * workers + 2;
-	r = cpu_device_new(workers, lane->tasks_count + 3 + (lane->gpu ? LANE_GPU_TASKS : 0),
+	r = cpu_device_new(workers,
+			   lane->tasks_count + 3 + lane->config.model_sequences +
+				   (lane->gpu ? LANE_GPU_TASKS : 0),
 			   lane->device_fd, lane->config.spin_ns, &d);
 	if (r < 0) {
 		snprintf(err, err_bytes, "compute device with %u workers: %s", workers,
@@ -418,6 +423,8 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 
 static int start_tasks(struct lane *lane)
 {
+	int r;
+
 	lane->staging_bytes = lane_block_bytes_max(lane) + LANE_STAGING_SLACK_BYTES;
 	lane->task = calloc(lane->tasks_count, sizeof(*lane->task));
 	if (!lane->task)
@@ -429,7 +436,8 @@ static int start_tasks(struct lane *lane)
 			return -ENOMEM;
 		task_put(lane, &lane->task[i]);
 	}
-	return recode_start(lane);
+	r = sequences_start(lane);
+	return r < 0 ? r : recode_start(lane);
 }
 
 static int start_memory(struct lane *lane)
@@ -489,6 +497,7 @@ static struct lane *lane_free(struct lane *lane)
 		lane->device->ops->free(lane->device);
 	gpu_stop(lane);
 	tier_stop(lane);
+	sequences_stop(lane);
 	for (uint32_t i = 0; lane->ns && i < c->namespaces_max; i++)
 		if (lane->ns[i])
 			profiler_ns_deinit(lane, lane->ns[i]);

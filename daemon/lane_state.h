@@ -14,6 +14,7 @@
  *	lane_gpu.c	the GPU: made at start, its tasks, events, staging in host memory, its death
  *	profiler.c	samples of new namespaces -> fit -> profile
  *	profiles.c	profiles of a namespace: the newest, who uses the others, drift
+ *	sequences.c	prefixes that blocks are coded after with model
  *	recode.c	blocks coded again with a stronger speculator when there is time
  *	quota.c		compressed bytes charged to tenants
  *
@@ -99,6 +100,7 @@ struct job {
 	uint32_t result_rel, result_bytes;
 	uint32_t args_slot; /* in lane->args: items, then bitmap, then tokens */
 	struct job_item *items;
+	struct lane_sequence *sequence; /* load: taken, for blocks that are coded after others */
 	uint64_t *bitmap;
 	uint32_t *tokens;	     /* store with tokens: count * block_tokens; else NULL */
 	struct job *prev, *next_job; /* on one of the run queues */
@@ -121,7 +123,8 @@ enum task_kind {
 	TASK_DEMOTE,	   /* GPU slot -> host slot */
 	TASK_FIT,
 	TASK_FIT_LAYER,
-	TASK_RECODE /* a block -> lane->recode.raw -> its staging, and back to see */
+	TASK_SEQUENCE, /* a block -> a prefix */
+	TASK_RECODE    /* a block -> lane->recode.raw -> its staging, and back to see */
 };
 
 /*
@@ -142,8 +145,9 @@ struct task {
 	uint8_t *staging;      /* record under construction; borrowed from lane->gpu_headers, or an
 			       * owned mapping of lane->staging_bytes */
 	uint32_t raw_slot;     /* in lane->stage: a canonical raw block; POOL_NONE: none */
-	struct device_region packed; /* that block as a region; owns nothing */
-	uint8_t *sample;	     /* reserved of the profiler; NULL: none */
+	struct device_region packed;	/* that block as a region; owns nothing */
+	uint8_t *sample;		/* reserved of the profiler; NULL: none */
+	struct lane_sequence *sequence; /* busy with this task; NULL: none */
 	/* store, once encoded: */
 	void *staged; /* the payload on the GPU, to be given back; NULL: it lies in staging */
 	struct codec_info info;
@@ -156,6 +160,34 @@ struct task {
 struct task_queue {
 	struct task *head, *tail;
 	unsigned count;
+};
+
+/* ---- sequences ---- */
+
+#define SEQUENCE_BLOCKS_MAX 65536u
+
+struct sequence_step {
+	uint32_t block, generation;
+};
+
+/* A place for one sequence's prefix. */
+struct lane_sequence {
+	struct codec_sequence *s; /* owned; NULL: the place is free */
+	struct namespace *ns;
+	struct ns_profile *profile;  /* used */
+	uint8_t taken;		     /* by a load, or by recode */
+	uint8_t busy;		     /* a task of theirs has it */
+	uint8_t background;	     /* it catches up when there is time */
+	int32_t failed;		     /* why catching up did */
+	uint32_t count;		     /* blocks that it holds */
+	struct sequence_step *holds; /* owned, [sequences_blocks_max()] */
+	uint32_t step;		     /* block that is on its way in, held; or BLOCK_NONE */
+	struct task task;	     /* that step */
+	uint8_t *raw;		     /* owned mapping: where it is decoded to */
+	uint64_t raw_bytes;
+	struct device_region packed; /* that as a region; owns nothing */
+	uint64_t bytes;		     /* of s */
+	uint64_t used_ns;	     /* when it was given back */
 };
 
 /* ---- leases ---- */
@@ -195,16 +227,18 @@ enum recode_step { RECODE_NONE, RECODE_DECODE, RECODE_ENCODE, RECODE_CHECK };
 
 struct recode {
 	enum recode_step step;
-	uint8_t running;	       /* the step's task is on the device */
-	uint8_t look;		       /* there may be blocks that are worth it */
-	uint32_t block;		       /* held while step is not NONE */
+	uint8_t running;    /* the step's task is on the device */
+	uint8_t speculator; /* enum codec_speculator: what the block is to be coded with */
+	uint8_t look;	    /* there may be blocks that are worth it */
+	uint32_t block;	    /* held while step is not NONE */
 	uint32_t list_prev, list_next; /* where it stood on its list */
 	uint32_t prev_generation, next_generation;
 	uint32_t next, left; /* the search through the index: where, and how much of it is left */
 	uint64_t begin_ns;   /* when the block was taken */
 	uint64_t busy_ns;    /* when somebody else last wanted the machine */
 	uint8_t *raw;	     /* owned mapping of lane->staging_bytes */
-	struct device_region packed; /* that as a region; owns nothing */
+	struct device_region packed;	/* that as a region; owns nothing */
+	struct lane_sequence *sequence; /* taken; NULL: none */
 	struct task task;
 };
 
@@ -292,6 +326,10 @@ struct lane {
 	uint8_t layer_busy;
 	uint64_t sample_bytes; /* set aside for samples of all namespaces */
 	struct recode recode;
+	struct lane_sequence *sequence; /* owned, [model_sequences] */
+	struct sequence_step *path;	/* owned, [SEQUENCE_BLOCKS_MAX]: scratch */
+	uint64_t sequences_bytes;
+	unsigned sequence_steps; /* on the device */
 	uint64_t staging_bytes;
 
 	struct lease *lease;	  /* [sessions_max * leases_max] */
@@ -454,6 +492,28 @@ void profiles_set_block(struct lane *lane, struct block *b, struct ns_profile *n
 uint8_t profiles_mark(const struct ns_profile *np);
 void profiles_seen(struct lane *lane, struct namespace *ns, struct ns_profile *np, uint8_t asked,
 		   uint64_t bytes);
+
+void profiles_take_shipped(struct lane *lane, struct namespace *ns); /* if there is one */
+
+/* sequences.c */
+int sequences_start(struct lane *lane);
+void sequences_stop(struct lane *lane);
+void sequences_run(struct lane *lane);
+uint32_t sequences_blocks_max(const struct lane *lane, const struct namespace *ns);
+int sequences_reachable(struct lane *lane, uint32_t block); /* is all of its prefix here? */
+/*
+ * A prefix to code this block after, with this profile: *pq if that is one already taken, else one that is taken now.
+ * 1: it holds just the blocks before this one, and is free for a task; 0: not yet, ask again; -ENODATA, -ESTALE,
+ * -EBADMSG: some of these are gone, or are others; -E2BIG: they are too many; -ENODEV: no model; -ENOMEM; -EIO.  *pq is
+ * to be given back in any case.
+ */
+int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t block,
+		   struct ns_profile *np, int background);
+void sequences_begin(struct lane_sequence *q); /* a task goes on from it, with this block */
+void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t block, int32_t res);
+void sequences_back(struct lane_sequence *q);				/* forget the last block */
+void sequences_give_back(struct lane *lane, struct lane_sequence **pq); /* takes NULL in it */
+void sequences_task_done(struct lane *lane, struct task *task);
 
 /* recode.c */
 int recode_start(struct lane *lane);

@@ -82,6 +82,21 @@ static void read_payload(struct lane *lane, struct task *t)
 	t->dev.in_bytes = b->record_bytes - b->padding_bytes - off;
 	t->dev.profile = b->profile ? profiles_of_block(lane, b)->p : NULL;
 	t->dev.expect_xxh3 = b->raw_xxh3;
+	t->dev.position = b->position;
+	if (b->model)
+		t->dev.sequence = job->sequence->s;
+}
+
+/* On the CPU; a block that is coded after others goes on from these. */
+static int start_on_cpu(struct lane *lane, struct task *t)
+{
+	int r = task_start(lane, t, lane->device);
+
+	if (r == 0 && t->dev.sequence) {
+		t->sequence = t->job->sequence;
+		sequences_begin(t->sequence);
+	}
+	return r;
 }
 
 static int start_decode(struct lane *lane, struct task *t)
@@ -98,7 +113,7 @@ static int start_decode(struct lane *lane, struct task *t)
 	};
 	read_payload(lane, t);
 	if (!t->of_gpu)
-		return task_start(lane, t, lane->device);
+		return start_on_cpu(lane, t);
 	gpu_event_begin(lane, t);
 	r = task_start(lane, t, lane->gpu);
 	if (r < 0) {
@@ -123,7 +138,7 @@ static int start_decode_stage(struct lane *lane, struct task *t)
 	gpu_event_begin(lane, t);
 	t->dev = (struct device_task){ .op = DEVICE_DECODE, .region = &t->packed };
 	read_payload(lane, t);
-	r = task_start(lane, t, lane->device);
+	r = start_on_cpu(lane, t);
 	if (r < 0) {
 		t->dev.res = r;
 		gpu_event_end(lane, t);
@@ -189,6 +204,40 @@ static int start_moved(struct lane *lane, struct job *job, uint32_t i)
 	return 1;
 }
 
+static void no_prefix(struct lane *lane, struct job *job, uint32_t i, int r)
+{
+	switch (r) {
+	case -ENODEV:
+		fail_item(lane, job, i, -ENODATA, SKVC_ABI_REASON_MODEL_GONE);
+		break;
+	case -ENODATA:
+	case -ESTALE:
+	case -EBADMSG:
+	case -E2BIG:
+		fail_item(lane, job, i, -ENODATA, SKVC_ABI_REASON_PREFIX_GONE);
+		break;
+	default:
+		fail_item(lane, job, i, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
+		break;
+	}
+}
+
+/* A block that `model` coded: the blocks before it come first, whoever has asked for them. */
+static int start_after_prefix(struct lane *lane, struct job *job, uint32_t i)
+{
+	const struct block *b = index_block(lane->index, job->items[i].block);
+	int r = sequences_take(lane, &job->sequence, job->items[i].block,
+			       profiles_of_block(lane, b), 0);
+
+	if (r > 0)
+		return start_item(lane, job, i);
+	if (r == 0)
+		return 0;
+	job->next++;
+	no_prefix(lane, job, i, r);
+	return 1;
+}
+
 static int start_whole(struct lane *lane, struct job *job, uint32_t i)
 {
 	const struct block *b = index_block(lane->index, job->items[i].block);
@@ -198,6 +247,8 @@ static int start_whole(struct lane *lane, struct job *job, uint32_t i)
 		fail_item(lane, job, i, -EIO, SKVC_ABI_REASON_DEVICE_ERROR);
 		return 1;
 	}
+	if (b->model)
+		return start_after_prefix(lane, job, i);
 	return job->region->device ? start_item(lane, job, i) : start_moved(lane, job, i);
 }
 
@@ -265,14 +316,24 @@ static void loaded(struct lane *lane, struct task *t)
 	item_over(lane, job, t->item);
 }
 
+static uint16_t refusal_reason(int32_t res, uint8_t refusal)
+{
+	if (res != -ESTALE)
+		return SKVC_ABI_REASON_CORRUPT;
+	return refusal == CODEC_REFUSAL_PREFIX || refusal == CODEC_REFUSAL_GUESSES
+		       ? SKVC_ABI_REASON_PREFIX_GONE
+		       : SKVC_ABI_REASON_PROFILE_GONE;
+}
+
 static void not_loaded(struct lane *lane, struct task *t, int32_t res)
 {
 	struct job *job = t->job;
 
 	if (res == -EBADMSG || res == -ESTALE) {
 		tier_quarantine(lane, job->items[t->item].block);
-		fail_item(lane, job, t->item, -ENODATA,
-			  res == -ESTALE ? SKVC_ABI_REASON_PROFILE_GONE : SKVC_ABI_REASON_CORRUPT);
+		fail_item(lane, job, t->item, -ENODATA, refusal_reason(res, t->dev.refusal));
+	} else if (res == -ENODEV) {
+		fail_item(lane, job, t->item, -ENODATA, SKVC_ABI_REASON_MODEL_GONE);
 	} else if (res == -ECANCELED) {
 		fail_item(lane, job, t->item, res, job->abort_reason);
 	} else {
@@ -288,6 +349,10 @@ void load_task_done(struct lane *lane, struct task *t)
 	stats_add(&lane->stats,
 		  t->of_gpu && t->kind != TASK_DECODE_STAGE ? STAT_GPU_DECODE_NS : STAT_DECODE_NS,
 		  t->dev.busy_ns);
+	if (t->sequence) {
+		sequences_end(lane, t->sequence, job->items[t->item].block, res);
+		t->sequence = NULL;
+	}
 	if (res == 0 && t->kind == TASK_DECODE_STAGE) {
 		res = job->aborted ? -ECANCELED : start_copy_in(lane, t);
 		if (res == 0)

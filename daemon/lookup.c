@@ -43,6 +43,19 @@ static uint16_t matches(struct lane *lane, const struct namespace *ns, uint32_t 
 	return SKVC_ABI_REASON_NONE;
 }
 
+/* Its parent was gone, and has been stored again since. */
+static void link_again(struct lane *lane, uint32_t id, uint32_t parent)
+{
+	const struct block *b = index_block(lane->index, id), *p;
+
+	if (parent == BLOCK_NONE || index_parent(lane->index, id) != BLOCK_NONE)
+		return;
+	p = index_block(lane->index, parent);
+	if (p->position != CODEC_POSITION_UNKNOWN &&
+	    b->position == p->position + lane->ns[b->ns]->geom.block_tokens)
+		index_set_parent(lane->index, id, parent);
+}
+
 static void count_hits(struct lane *lane, struct namespace *ns, uint32_t asked, uint32_t hits,
 		       uint32_t hits_nvme, uint32_t hits_gpu)
 {
@@ -62,6 +75,7 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 	uint64_t ttl_ns = sqe->arg ? sqe->arg : lane->config.lease_ttl_ns;
 	uint32_t parent = parent_key ? index_find(lane->index, ns->id, parent_key) : BLOCK_NONE;
 	uint32_t nvme = 0, gpu = 0;
+	int chain = 0;
 	struct lease *l;
 
 	if (ttl_ns > lane->config.lease_ttl_max_ns)
@@ -81,6 +95,14 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 				      : matches(lane, ns, id, parent, parent_key || i, its_tokens);
 		if (cqe->reason)
 			break;
+		link_again(lane, id, parent);
+		if (index_block(lane->index, id)->model && !chain) {
+			if (!sequences_reachable(lane, id)) {
+				cqe->reason = SKVC_ABI_REASON_PREFIX_GONE;
+				break;
+			}
+			chain = 1; /* of the next ones it is the same, and this one */
+		}
 		tier_hold(lane, id);
 		l->blocks[l->count++] = id;
 		if (index_block(lane->index, id)->state != BLOCK_RESIDENT) {

@@ -29,6 +29,7 @@
 #include "daemon/lane.h"
 #include "daemon/listener.h"
 #include "daemon/log.h"
+#include "daemon/models.h"
 #include "daemon/registry.h"
 #include "daemon/secret.h"
 #include "gpu/codec/codec.h"
@@ -54,6 +55,7 @@ struct skvcd {
 	struct lane *lane;
 	sd_event *event;
 	struct control *control;
+	struct models *models;
 	struct bus *bus;
 	uint64_t watchdog_us; /* 0: systemd does not watch */
 	uint64_t heartbeat;   /* of the lane, when it was last seen to move */
@@ -268,7 +270,11 @@ static int start(struct skvcd *d, char *err)
 		r = control_new(d->event, &d->config, d->lane, d->registry, &d->listener,
 				&d->control);
 	if (r >= 0)
+		r = models_new(d->event, &d->config, control_model_loaded, d->control, &d->models);
+	if (r >= 0) {
+		control_use_models(d->control, d->models);
 		r = add_sources(d);
+	}
 	if (r < 0) {
 		(void)snprintf(err, MAIN_ERR_BYTES, "event loop: %s", strerror(-r));
 		return r;
@@ -292,10 +298,12 @@ static void stop_lane(struct skvcd *d)
 static void stop(struct skvcd *d)
 {
 	d->bus = bus_free(d->bus);
+	models_stop(d->models);
 	d->control = control_free(d->control);
 	d->event = sd_event_unref(d->event);
 	stop_lane(d); /* control watched its outbox, bus read its counters */
 	d->registry = registry_free(d->registry);
+	d->models = models_free(d->models); /* profiles borrowed them */
 	listener_close(&d->listener);
 }
 

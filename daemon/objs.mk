@@ -19,6 +19,7 @@ DAEMON_SRCS := \
 	daemon/lookup.c \
 	daemon/mailbox.c \
 	daemon/main.c \
+	daemon/models.c \
 	daemon/nvme_file.c \
 	daemon/nvme_log.c \
 	daemon/placement.c \
@@ -32,6 +33,8 @@ DAEMON_SRCS := \
 	daemon/registry.c \
 	daemon/request.c \
 	daemon/secret.c \
+	daemon/sequences.c \
+	daemon/shipped.c \
 	daemon/stats.c \
 	daemon/store.c \
 	daemon/tier.c \

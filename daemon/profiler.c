@@ -53,8 +53,7 @@ static void set_state(struct namespace *ns, enum ns_fit to)
 
 static int wants_layer(const struct lane *lane)
 {
-	return lane->config.speculator == CONFIG_SPECULATOR_LAYER ||
-	       lane->config.speculator == CONFIG_SPECULATOR_AUTO;
+	return lane->config.speculator >= CONFIG_SPECULATOR_LAYER;
 }
 
 /* How far back its maps may look within the bound on a profile's size. */
@@ -173,6 +172,8 @@ int profiler_ns_init(struct lane *lane, struct namespace *ns)
 	if (lane->config.speculator < CONFIG_SPECULATOR_CHANNEL)
 		return 0;
 	ns->previous = choose_previous(lane, ns);
+	if (ns->newest) /* it was shipped: a sample is taken when it does not keep what it promises */
+		return 0;
 	r = sample_begin(lane, ns);
 	return r == -E2BIG ? 0 : r; /* then `generic` it is */
 }
@@ -297,6 +298,7 @@ static void start_layer(struct lane *lane, struct namespace *ns)
 
 static void run_ns(struct lane *lane, struct namespace *ns)
 {
+	profiles_take_shipped(lane, ns);
 	switch (ns->fit_state) {
 	case NS_FIT_IDLE:
 		if (ns->sample_again &&
@@ -359,12 +361,13 @@ static void go_on(struct lane *lane, struct namespace *ns)
 static void install(struct lane *lane, struct namespace *ns, struct codec_profile *p,
 		    uint64_t channel_milli, uint64_t layer_milli)
 {
-	if (profiles_room(ns)) {
+	if (profiles_room(ns) && !(ns->newest && ns->newest->can_model)) {
 		profiles_install(lane, ns, p, ns->fitted_tokens, channel_milli, layer_milli);
 		return;
 	}
 	codec_profile_free(p);
-	profiler_note(lane, ns, PROFILE_NOTE_NO_SLOT, 0);
+	profiler_note(lane, ns, profiles_room(ns) ? PROFILE_NOTE_NO_BETTER : PROFILE_NOTE_NO_SLOT,
+		      0);
 }
 
 /* Maps are fitted on all but the first sample, which is too small for them, unless it is the only one. */

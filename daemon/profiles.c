@@ -53,6 +53,7 @@ static void show(struct ns_profile *np)
 	atomic_store_explicit(&np->previous, layer.previous, memory_order_relaxed);
 	atomic_store_explicit(&np->rotary_pairs, layer.rotary_pairs, memory_order_relaxed);
 	atomic_store_explicit(&np->newest, 1, memory_order_relaxed);
+	atomic_store_explicit(&np->model, np->can_model, memory_order_relaxed);
 	atomic_store_explicit(&np->version, np->number, memory_order_release);
 }
 
@@ -101,6 +102,7 @@ int profiles_room(const struct namespace *ns)
 void profiles_install(struct lane *lane, struct namespace *ns, struct codec_profile *p,
 		      uint64_t tokens, uint64_t channel_milli, uint64_t layer_milli)
 {
+	const struct codec_model_info model = codec_profile_model(p);
 	struct ns_profile *np = ns->profile, *old = ns->newest;
 	size_t bytes;
 
@@ -112,6 +114,8 @@ void profiles_install(struct lane *lane, struct namespace *ns, struct codec_prof
 	np->users = 1;
 	np->number = ++ns->profiles_made;
 	np->can_layer = layer_milli != 0;
+	np->can_model = model.attached;
+	np->wants_ids = model.ids;
 	np->promised[0] = channel_milli;
 	np->promised[1] = layer_milli;
 	memset(np->seen_blocks, 0, sizeof(np->seen_blocks));
@@ -132,6 +136,22 @@ void profiles_install(struct lane *lane, struct namespace *ns, struct codec_prof
 	(void)mailbox_send(
 		&lane->outbox,
 		&(struct mail){ .type = LANE_PROFILE_NEW, .subject = ns, .value = np->number });
+}
+
+/* One that came as a file.  Without room for it, it waits until old blocks have gone. */
+void profiles_take_shipped(struct lane *lane, struct namespace *ns)
+{
+	struct codec_profile *p;
+	uint64_t layer_milli;
+
+	if (!atomic_load_explicit(&ns->shipped, memory_order_relaxed) || !profiles_room(ns))
+		return;
+	p = atomic_exchange_explicit(&ns->shipped, NULL, memory_order_acq_rel);
+	if (!p)
+		return;
+	layer_milli = profiles_milli(codec_profile_layer(p).expected_bits);
+	profiles_install(lane, ns, p, 0, profiles_milli(codec_profile_expected_bits(p)),
+			 lane->config.speculator >= CONFIG_SPECULATOR_LAYER ? layer_milli : 0);
 }
 
 /* The lane ends; blocks and tasks are gone. */
@@ -187,7 +207,7 @@ void profiles_seen(struct lane *lane, struct namespace *ns, struct ns_profile *n
 	unsigned i = asked == CODEC_SPEC_LAYER;
 	uint64_t blocks, milli;
 
-	if (!np || np != ns->newest || i > np->can_layer)
+	if (!np || np != ns->newest || i > np->can_layer || asked == CODEC_SPEC_MODEL)
 		return;
 	blocks = ++np->seen_blocks[i];
 	np->seen_bytes[i] += bytes;
@@ -197,7 +217,8 @@ void profiles_seen(struct lane *lane, struct namespace *ns, struct ns_profile *n
 	if (blocks < (uint64_t)lane->config.drift_blocks << ns->drifts)
 		return;
 	np->seen_blocks[i] = np->seen_bytes[i] = 0;
-	if (!lane->config.drift_percent || ns->fit_state != NS_FIT_IDLE || ns->sample_again)
+	if (np->can_model || !lane->config.drift_percent || ns->fit_state != NS_FIT_IDLE ||
+	    ns->sample_again)
 		return;
 	if (milli * 100 <= np->promised[i] * (100 + lane->config.drift_percent)) {
 		ns->drifts = 0;

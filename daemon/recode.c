@@ -8,6 +8,9 @@
  * and compared by the block's checksum.  The block gets it only if it is smaller and nobody else holds the block:
  * who has a lease, or loads, goes on with the record that he found.  Whatever fails, the block keeps what it
  * has.  No step is begun while any load or store is under way, and a block has one try for each profile.
+ *
+ * With `model` the block is coded after its prefix, which sequences.c brings: that may take long, and is given up as
+ * soon as anybody else comes.  What was brought stays for the next try.
  */
 #include <assert.h>
 #include <errno.h>
@@ -61,6 +64,18 @@ static int gpu_cannot(const struct lane *lane, const struct namespace *ns, uint8
 	       !lane->gpu->ops->can_encode(lane->gpu, &ns->geom, ns->newest->p, speculator);
 }
 
+/* After its prefix?  Whether all of that is here is seen when it is needed. */
+static int may_model(const struct lane *lane, const struct block *b)
+{
+	const struct namespace *ns = lane->ns[b->ns];
+	const struct ns_profile *np = ns->newest;
+
+	return lane->config.speculator == CONFIG_SPECULATOR_MODEL && np->can_model &&
+	       !b->model_tried && b->position != CODEC_POSITION_UNKNOWN &&
+	       b->position / ns->geom.block_tokens < sequences_blocks_max(lane, ns) &&
+	       (!np->wants_ids || b->flags & BLOCK_HAS_TOKENS);
+}
+
 /* With what?  CODEC_SPEC_RAW: leave it. */
 static uint8_t target(const struct lane *lane, const struct block *b)
 {
@@ -68,8 +83,11 @@ static uint8_t target(const struct lane *lane, const struct block *b)
 	const struct ns_profile *newest = ns->newest;
 
 	/* Who asks for something quick by name gets that and nothing in idle time. */
-	if (lane->config.speculator < CONFIG_SPECULATOR_LAYER || !newest ||
-	    b->tried == profiles_mark(newest))
+	if (lane->config.speculator < CONFIG_SPECULATOR_LAYER || !newest || b->model)
+		return CODEC_SPEC_RAW;
+	if (may_model(lane, b))
+		return CODEC_SPEC_MODEL;
+	if (b->tried == profiles_mark(newest))
 		return CODEC_SPEC_RAW;
 	if (newest->can_layer && b->position != CODEC_POSITION_UNKNOWN &&
 	    !gpu_cannot(lane, ns, CODEC_SPEC_LAYER))
@@ -149,6 +167,7 @@ static void over(struct lane *lane)
 	struct recode *r = &lane->recode;
 
 	assert(!r->running && r->step != RECODE_NONE);
+	sequences_give_back(lane, &r->sequence);
 	profiles_drop(lane, r->task.profile);
 	r->task.profile = NULL;
 	r->step = RECODE_NONE;
@@ -161,8 +180,12 @@ static void over(struct lane *lane)
 static void keep_old(struct lane *lane, enum stats_id why)
 {
 	struct recode *r = &lane->recode;
+	struct block *b = index_block(lane->index, r->block);
 
-	index_block(lane->index, r->block)->tried = profiles_mark(r->task.profile);
+	if (r->speculator == CODEC_SPEC_MODEL)
+		b->model_tried = 1;
+	else
+		b->tried = profiles_mark(r->task.profile);
 	stats_add(&lane->stats, why, 1);
 	over(lane);
 }
@@ -188,18 +211,23 @@ static void step_decode(struct lane *lane, const struct block *b, struct device_
 
 static void step_encode(struct lane *lane, const struct block *b, struct device_task *d)
 {
-	struct task *t = &lane->recode.task;
+	struct recode *r = &lane->recode;
+	struct task *t = &r->task;
 	uint64_t off = payload_off(lane, b);
 
 	*d = (struct device_task){
 		.op = DEVICE_ENCODE,
-		.speculator = target(lane, b),
+		.speculator = r->speculator,
 		.position = b->position,
 		.profile = t->profile->p,
-		.verify = 1,
+		.sequence = r->sequence ? r->sequence->s : NULL,
+		.verify = !r->sequence, /* the model would run once more, and does at the check */
 		.out = t->staging + off,
 		.out_cap_bytes = lane->staging_bytes - off,
 	};
+	if (b->flags & BLOCK_HAS_TOKENS)
+		d->tokens = (const int32_t *)((const uint8_t *)pool_ptr(lane->pool, b->slot) +
+					      sizeof(struct record_header));
 }
 
 static void step_check(struct lane *lane, const struct block *b, struct device_task *d)
@@ -213,11 +241,29 @@ static void step_check(struct lane *lane, const struct block *b, struct device_t
 		.in = t->staging + payload_off(lane, b),
 		.in_bytes = t->info.encoded_bytes,
 		.profile = t->info.speculator >= CODEC_SPEC_CHANNEL ? t->profile->p : NULL,
+		.sequence = lane->recode.sequence ? lane->recode.sequence->s : NULL,
+		.position = b->position,
 		.expect_xxh3 = b->raw_xxh3,
 	};
 }
 
-static void start_step(struct lane *lane)
+/* The step can be done now: 1; 0: not yet, or it was given up. */
+static int prefix_ready(struct lane *lane)
+{
+	struct recode *r = &lane->recode;
+	int n;
+
+	if (r->speculator != CODEC_SPEC_MODEL || r->step == RECODE_DECODE)
+		return 1;
+	n = sequences_take(lane, &r->sequence, r->block, r->task.profile, 1);
+	if (n == -ENOMEM || n == -EIO)
+		give_up(lane);
+	else if (n < 0)
+		keep_old(lane, STAT_RECODE_KEPT_BLOCKS);
+	return n > 0;
+}
+
+static int start_step(struct lane *lane)
 {
 	static void (*const make[])(struct lane *, const struct block *, struct device_task *) = {
 		[RECODE_DECODE] = step_decode,
@@ -227,14 +273,20 @@ static void start_step(struct lane *lane)
 	struct recode *r = &lane->recode;
 	const struct block *b = index_block(lane->index, r->block);
 
+	if (!prefix_ready(lane))
+		return 0;
 	make[r->step](lane, b, &r->task.dev);
 	r->task.kind = TASK_RECODE;
 	r->task.dev.background = 1;
 	r->task.dev.region = &r->packed;
-	if (task_start(lane, &r->task, lane->device) < 0)
+	if (task_start(lane, &r->task, lane->device) < 0) {
 		give_up(lane);
-	else
-		r->running = 1;
+		return 0;
+	}
+	r->running = 1;
+	if (r->task.dev.sequence)
+		sequences_begin(r->sequence);
+	return 1;
 }
 
 static void begin(struct lane *lane, uint32_t id)
@@ -248,6 +300,7 @@ static void begin(struct lane *lane, uint32_t id)
 	r->next_generation = generation(lane, r->list_next);
 	tier_hold(lane, id);
 	r->block = id;
+	r->speculator = target(lane, index_block(lane->index, id));
 	r->task.block = id;
 	r->task.profile = profiles_use(ns->newest);
 	r->packed = (struct device_region){
@@ -255,7 +308,7 @@ static void begin(struct lane *lane, uint32_t id)
 	};
 	r->step = RECODE_DECODE;
 	r->begin_ns = lane->now_ns;
-	start_step(lane);
+	(void)start_step(lane);
 }
 
 /* ---- what came of a step ---- */
@@ -289,12 +342,17 @@ static void encoded(struct lane *lane)
 	r->task.info = r->task.dev.info;
 	profiles_seen(lane, lane->ns[b->ns], r->task.profile, r->task.dev.speculator,
 		      r->task.info.encoded_bytes);
-	if (r->task.info.raw_xxh3 != b->raw_xxh3)
+	if (r->task.info.raw_xxh3 != b->raw_xxh3) {
+		if (r->sequence)
+			sequences_back(r->sequence);
 		keep_old(lane, STAT_RECODE_FAILED);
-	else if (padded(lane, bytes) >= b->record_bytes)
+	} else if (padded(lane, bytes) >= b->record_bytes) {
 		keep_old(lane, STAT_RECODE_KEPT_BLOCKS);
-	else
+	} else {
 		r->step = RECODE_CHECK;
+		if (r->sequence)
+			sequences_back(r->sequence);
+	}
 }
 
 /* A slot for a smaller record of the block: in a full pool the one that it has makes room for it. */
@@ -350,8 +408,11 @@ static void checked(struct lane *lane)
 	replace(lane, r->block, t->staging, bytes, padded(lane, bytes));
 	profiles_set_block(lane, b, t->info.speculator >= CODEC_SPEC_CHANNEL ? t->profile : NULL);
 	b->tried = profiles_mark(t->profile);
+	b->model = t->info.speculator == CODEC_SPEC_MODEL;
+	b->model_tried = r->speculator == CODEC_SPEC_MODEL;
 	stats_add(&lane->stats, STAT_RECODED_BLOCKS, 1);
 	stats_add(&lane->stats, STAT_LAYER_BLOCKS, t->info.speculator == CODEC_SPEC_LAYER);
+	stats_add(&lane->stats, STAT_MODEL_BLOCKS, b->model);
 	stats_add(&lane->stats, STAT_RECODE_SAVED_BYTES, before - b->record_bytes);
 	over(lane);
 }
@@ -363,6 +424,8 @@ void recode_task_done(struct lane *lane, struct task *t)
 	assert(t == &r->task && r->running);
 	r->running = 0;
 	stats_add(&lane->stats, STAT_RECODE_NS, t->dev.busy_ns);
+	if (t->dev.sequence)
+		sequences_end(lane, r->sequence, r->block, t->dev.res);
 	if (index_block(lane->index, r->block)->state != BLOCK_RESIDENT) { /* dropped meanwhile */
 		give_up(lane);
 		return;
@@ -391,6 +454,16 @@ static int idle(const struct lane *lane)
 	return !lane->jobs_count && lane->now_ns - lane->recode.busy_ns >= RECODE_IDLE_NS;
 }
 
+/* Others wait for the block, or for the place of its prefix. */
+static int too_long(const struct lane *lane)
+{
+	const struct recode *r = &lane->recode;
+
+	if (r->speculator == CODEC_SPEC_MODEL)
+		return lane->jobs_count != 0;
+	return lane->now_ns - r->begin_ns > RECODE_GIVE_UP_NS;
+}
+
 int recode_waits(const struct lane *lane)
 {
 	return lane->recode.step != RECODE_NONE || lane->recode.look || lane->recode.left;
@@ -409,14 +482,11 @@ unsigned recode_run(struct lane *lane)
 		const struct block *b = index_block(lane->index, r->block);
 
 		if (lane->stopping || b->state != BLOCK_RESIDENT || b->refs > 1 ||
-		    r->task.profile != lane->ns[b->ns]->newest ||
-		    lane->now_ns - r->begin_ns > RECODE_GIVE_UP_NS)
+		    r->task.profile != lane->ns[b->ns]->newest || too_long(lane)) {
 			give_up(lane);
-		else if (idle(lane))
-			start_step(lane);
-		else
-			return 0;
-		return 1;
+			return 1;
+		}
+		return idle(lane) ? (unsigned)start_step(lane) : 0;
 	}
 	if (lane->stopping || !idle(lane))
 		return 0;

@@ -43,6 +43,8 @@ struct registry *registry_free(struct registry *r)
 	if (!r)
 		return NULL;
 	for (uint32_t i = 0; i < r->namespaces_count; i++) {
+		codec_profile_free(
+			atomic_load_explicit(&r->namespaces[i]->shipped, memory_order_acquire));
 		codec_geometry_deinit(&r->namespaces[i]->geom);
 		free(r->namespaces[i]);
 	}

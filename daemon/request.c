@@ -78,7 +78,7 @@ void task_put(struct lane *lane, struct task *t)
 	struct task_queue *q = t->of_gpu ? &lane->gpu_tasks_free : &lane->tasks_free;
 
 	assert(!t->device && !t->staged && !t->sample && !t->waits && !t->reads_pages &&
-	       t->raw_slot == POOL_NONE);
+	       !t->sequence && t->raw_slot == POOL_NONE);
 	profiles_drop(lane, t->profile);
 	t->profile = NULL;
 	t->job = NULL;
@@ -208,6 +208,7 @@ static void job_free(struct lane *lane, struct job *job)
 	if (job->state == JOB_QUEUED || job->state == JOB_RUNNING)
 		job_queue_remove(queue_of(lane, job), job);
 	hold_regions(job, -1);
+	sequences_give_back(lane, &job->sequence);
 	lane->progress_jobs -= (unsigned)wants_progress(job);
 	pool_release(lane->args, job->args_slot);
 	s->jobs_live--;
@@ -432,6 +433,9 @@ static void task_done(struct lane *lane, struct task *t)
 		break;
 	case TASK_FIT_LAYER:
 		profiler_layer_done(lane, t);
+		break;
+	case TASK_SEQUENCE:
+		sequences_task_done(lane, t);
 		break;
 	case TASK_RECODE:
 		recode_task_done(lane, t);

@@ -46,6 +46,8 @@ struct ns_profile {
 	uint32_t users;
 	uint32_t number;      /* counts up in the namespace, from 1 */
 	uint8_t can_layer;    /* it has maps from layer to layer */
+	uint8_t can_model;    /* it has a model's part, and the model */
+	uint8_t wants_ids;    /* that codes blocks with token ids only */
 	uint64_t promised[2]; /* of `channel` and of `layer`: bits a scalar * 1000 */
 	uint64_t seen_blocks[2], seen_bytes[2]; /* since the last look: what blocks take really */
 	/* lane writes, control reads; version is 0 while the others change */
@@ -53,7 +55,7 @@ struct ns_profile {
 	_Atomic uint64_t digest; /* its first 8 bytes */
 	_Atomic uint64_t bytes, tokens, blocks;
 	_Atomic uint64_t expected_milli, measured_milli;
-	_Atomic uint32_t layer, previous, rotary_pairs, newest;
+	_Atomic uint32_t layer, previous, rotary_pairs, newest, model;
 };
 
 /*
@@ -83,6 +85,7 @@ struct namespace
 	uint8_t digest[32];    /* BLAKE2b of tenant salt, model, client's salt, geometry digest */
 	char model[256];
 	struct codec_geometry geom;
+	_Atomic(struct codec_profile *) shipped; /* control gives one, the lane takes it; owned */
 	/* lane only */
 	struct ns_profile profile[NS_PROFILES_MAX];
 	struct ns_profile *newest; /* NULL: none yet */

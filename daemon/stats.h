@@ -57,6 +57,10 @@
 	X(C, PROFILE_DRIFTS, "profile_drifts", "profiles",                                         \
 	  "profiles that blocks had become larger with than promised")                             \
 	X(C, LAYER_BLOCKS, "layer_blocks", "blocks", "blocks coded with layer")                    \
+	X(C, MODEL_BLOCKS, "model_blocks", "blocks", "blocks coded with model")                    \
+	X(C, SEQUENCE_STEPS, "sequence_steps", "blocks",                                           \
+	  "blocks decoded because one behind them needs its prefix")                               \
+	X(C, SEQUENCE_NS, "sequence_ns", "ns", "device time spent on that")                        \
 	X(C, RECODED_BLOCKS, "recoded_blocks", "blocks",                                           \
 	  "blocks coded again with a stronger speculator")                                         \
 	X(C, RECODE_SAVED_BYTES, "recode_saved_bytes", "bytes", "what that saved")                 \
@@ -101,6 +105,8 @@
 	X(G, GPU_HEALTH, "gpu_health", "state", "0 no GPU, 1 in service, 2 failed")                \
 	X(G, PROFILES, "profiles", "profiles", "profiles that are in use")                         \
 	X(G, PROFILE_BYTES, "profile_bytes", "bytes", "their size")                                \
+	X(G, SEQUENCES, "sequences", "sequences", "prefixes that are kept ready for model")        \
+	X(G, SEQUENCE_BYTES, "sequence_bytes", "bytes", "their size")                              \
 	X(G, SAMPLE_BYTES, "sample_bytes", "bytes",                                                \
 	  "memory set aside for samples of new namespaces")                                        \
 	X(G, NVME_BYTES, "nvme_bytes", "bytes", "size of the NVMe log")                            \

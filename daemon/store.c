@@ -203,6 +203,7 @@ static uint8_t quick_speculator(const struct lane *lane, const struct namespace 
 {
 	switch (lane->config.speculator) {
 	case CONFIG_SPECULATOR_AUTO:
+	case CONFIG_SPECULATOR_MODEL: /* it needs the prefix: recode.c */
 		return CODEC_SPEC_CHANNEL;
 	case CONFIG_SPECULATOR_LAYER:
 		return ns->newest && ns->newest->can_layer ? CODEC_SPEC_LAYER : CODEC_SPEC_CHANNEL;

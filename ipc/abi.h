@@ -228,7 +228,11 @@ struct skvc_abi_cqe {
 	X(BAD_EVENT, "bad-event",                                                                \
 	  "no such event handle in this session, or it was not reached in time")                 \
 	X(BAD_LAYOUT, "bad-layout", "the layout does not fit the allocation")                    \
-	X(BAD_MEMORY, "bad-memory", "the GPU memory or event could not be opened")
+	X(BAD_MEMORY, "bad-memory", "the GPU memory or event could not be opened")               \
+	X(PREFIX_GONE, "prefix-gone",                                                            \
+	  "the block was coded after blocks of its sequence that are gone, or are others now")   \
+	X(MODEL_GONE, "model-gone",                                                              \
+	  "the model that coded the block is not loaded; skvcctl model add loads it")
 
 enum skvc_abi_reason {
 #define SKVC_ABI_REASON_ENUM(name, word, text) SKVC_ABI_REASON_##name,

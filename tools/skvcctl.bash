@@ -9,11 +9,17 @@ _skvcctl() {
 		COMPREPLY=($(compgen -f -- "$cur"))
 		return
 		;;
+	model)
+		COMPREPLY=($(compgen -W "add remove list" -- "$cur"))
+		return
+		;;
 	esac
-	if [[ $cur == -* ]]; then
+	if [[ ${COMP_WORDS[COMP_CWORD - 3]} == model ]]; then
+		COMPREPLY=($(compgen -d -- "$cur"))
+	elif [[ $cur == -* ]]; then
 		COMPREPLY=($(compgen -W "-b --bus --system -j --json -w --watch -h --help -V --version" -- "$cur"))
 	else
-		COMPREPLY=($(compgen -W "stats namespaces profiles sessions tenants ping version" -- "$cur"))
+		COMPREPLY=($(compgen -W "stats namespaces profiles models model sessions tenants ping version" -- "$cur"))
 	fi
 }
 

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -19,6 +20,9 @@ static const char usage_text[] =
 	"  stats        capacity saved, hits, pool, NVMe, traffic, latencies, refusals\n"
 	"  namespaces   what is cached: one entry per model, geometry and tenant\n"
 	"  profiles     what namespaces are compressed with, and how well\n"
+	"  models       models that blocks can be coded with\n"
+	"  model add NAME FOLDER, model remove NAME\n"
+	"               load one (Hugging Face layout), now and at each start; or no more\n"
 	"  sessions     who is connected\n"
 	"  tenants      compressed bytes charged, and quotas\n"
 	"  ping         does it answer, and how fast\n"
@@ -66,6 +70,7 @@ static const struct command commands[] = {
 	{ "profiles", SKVCCTL_GET_PROFILES, skvcctl_print_profiles },
 	{ "sessions", SKVCCTL_GET_SESSIONS, skvcctl_print_sessions },
 	{ "tenants", SKVCCTL_GET_TENANTS, skvcctl_print_tenants },
+	{ "models", SKVCCTL_GET_MODELS, skvcctl_print_models },
 	{ "ping", SKVCCTL_GET_VERSION, print_ping },
 	{ "version", SKVCCTL_GET_VERSION, print_version },
 };
@@ -179,6 +184,66 @@ static int run(const struct options *o, const struct command *command)
 	return (int)e;
 }
 
+/* ---- model add, model remove ---- */
+
+static const struct skvcctl_model *model_named(const struct skvcctl_picture *p, const char *name)
+{
+	for (size_t i = 0; i < p->models_count; i++)
+		if (!strcmp(p->models[i].name, name) && strcmp(p->models[i].state, "removed") != 0)
+			return &p->models[i];
+	return NULL;
+}
+
+/* Until it is loaded, or is not: that takes as long as reading the weights does. */
+static enum skvcctl_exit model_wait(const struct options *o, const char *name, char *err,
+				    size_t err_bytes)
+{
+	const struct timespec pause = { .tv_nsec = 100000000 };
+
+	for (;;) {
+		struct skvcctl_picture p = { 0 };
+		const struct skvcctl_model *m;
+		enum skvcctl_exit e = skvcctl_fetch(&o->source, SKVCCTL_GET_MODELS, &p, err,
+						    err_bytes);
+		bool ready, failed;
+
+		if (e != SKVCCTL_OK)
+			return e;
+		m = model_named(&p, name);
+		ready = m && !strcmp(m->state, "ready");
+		failed = !m || !strcmp(m->state, "failed");
+		if (ready)
+			(void)printf("%s: %" PRIu32 " layers, digest %.16s\n", name, m->layers,
+				     m->digest);
+		if (failed)
+			(void)snprintf(err, err_bytes, "%.400s", m ? m->err : "it was removed");
+		skvcctl_picture_deinit(&p);
+		if (ready || failed)
+			return ready ? SKVCCTL_OK : SKVCCTL_FAILURE;
+		(void)nanosleep(&pause, NULL);
+	}
+}
+
+/* words: what stands behind "model". */
+static int model_command(const struct options *o, int count, char **words)
+{
+	char err[SKVCCTL_ERR_BYTES] = "";
+	enum skvcctl_exit e;
+
+	if (count == 3 && !strcmp(words[0], "add")) {
+		e = skvcctl_model_add(&o->source, words[1], words[2], err, sizeof(err));
+		if (e == SKVCCTL_OK)
+			e = model_wait(o, words[1], err, sizeof(err));
+	} else if (count == 2 && !strcmp(words[0], "remove")) {
+		e = skvcctl_model_remove(&o->source, words[1], err, sizeof(err));
+	} else {
+		return usage_error("model add NAME FOLDER, or model remove NAME", "");
+	}
+	if (e != SKVCCTL_OK)
+		(void)fprintf(stderr, "skvcctl: %s\n", err);
+	return (int)e;
+}
+
 int main(int argc, char **argv)
 {
 	struct options o = { .source = { .path = getenv("SKVC_BUS") } };
@@ -191,6 +256,8 @@ int main(int argc, char **argv)
 		return r;
 	if (optind == argc)
 		return usage_error("a command is missing", "");
+	if (!strcmp(argv[optind], "model"))
+		return model_command(&o, argc - optind - 1, argv + optind + 1);
 	if (optind + 1 < argc)
 		return usage_error("one command at a time, not also ", argv[optind + 1]);
 	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)

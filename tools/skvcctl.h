@@ -38,6 +38,12 @@ struct skvcctl_profile {
 	uint32_t rotary_pairs;
 	char tenant[32], model[256], digest[17], state[16];
 	uint64_t bytes, tokens, expected_milli, measured_milli, blocks;
+	uint32_t can_model; /* it has a model's part, and the model is loaded */
+};
+
+struct skvcctl_model {
+	char name[65], folder[4096], state[16], err[640], digest[65];
+	uint32_t layers, vocab; /* 0: not loaded */
 };
 
 struct skvcctl_session {
@@ -64,6 +70,8 @@ struct skvcctl_picture {
 	size_t sessions_count;
 	struct skvcctl_tenant *tenants;
 	size_t tenants_count;
+	struct skvcctl_model *models;
+	size_t models_count;
 };
 
 struct skvcctl_source {
@@ -79,11 +87,17 @@ struct skvcctl_source {
 #define SKVCCTL_GET_TENANTS 16u
 #define SKVCCTL_GET_ALL 31u
 #define SKVCCTL_GET_PROFILES 32u /* not part of ALL: an older daemon has no such method */
+#define SKVCCTL_GET_MODELS 64u	 /* nor this */
 
 /* Returns an exit code; on anything but OK, one line in err that says what to do. */
 enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned what,
 				struct skvcctl_picture *ret, char *err, size_t err_bytes);
 void skvcctl_picture_deinit(struct skvcctl_picture *p);
+/* The daemon begins to load it; SKVCCTL_GET_MODELS tells how that ends. */
+enum skvcctl_exit skvcctl_model_add(const struct skvcctl_source *source, const char *name,
+				    const char *folder, char *err, size_t err_bytes);
+enum skvcctl_exit skvcctl_model_remove(const struct skvcctl_source *source, const char *name,
+				       char *err, size_t err_bytes);
 /* 0 when there is no such number: an older daemon. */
 uint64_t skvcctl_value(const struct skvcctl_picture *p, enum skvcctl_kind kind, const char *name);
 
@@ -92,6 +106,7 @@ void skvcctl_print_namespaces(const struct skvcctl_picture *p, FILE *out);
 void skvcctl_print_profiles(const struct skvcctl_picture *p, FILE *out);
 void skvcctl_print_sessions(const struct skvcctl_picture *p, FILE *out);
 void skvcctl_print_tenants(const struct skvcctl_picture *p, FILE *out);
+void skvcctl_print_models(const struct skvcctl_picture *p, FILE *out);
 
 /* The parts named by `what`, as one object.  0 or -ENOMEM. */
 int skvcctl_print_json(const struct skvcctl_picture *p, unsigned what, FILE *out);

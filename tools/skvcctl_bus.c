@@ -249,12 +249,13 @@ static int read_profiles(sd_bus_message *m, struct skvcctl_picture *p)
 	struct skvcctl_profile *row;
 	int r;
 
-	r = sd_bus_message_enter_container(m, 'a', "(ussusuuttttts)");
+	r = sd_bus_message_enter_container(m, 'a', "(ussusuutttttsu)");
 	while (r >= 0) {
 		memset(&f, 0, sizeof(f));
-		r = sd_bus_message_read(m, "(ussusuuttttts)", &f.ns, &tenant, &model, &f.version,
+		r = sd_bus_message_read(m, "(ussusuutttttsu)", &f.ns, &tenant, &model, &f.version,
 					&digest, &f.lookback, &f.rotary_pairs, &f.bytes, &f.tokens,
-					&f.expected_milli, &f.measured_milli, &f.blocks, &state);
+					&f.expected_milli, &f.measured_milli, &f.blocks, &state,
+					&f.can_model);
 		if (r <= 0)
 			break;
 		COPY(f.tenant, tenant);
@@ -316,6 +317,34 @@ static int read_tenants(sd_bus_message *m, struct skvcctl_picture *p)
 			return -ENOMEM;
 		*row = t;
 		p->tenants_count++;
+	}
+	return r;
+}
+
+static int read_models(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	const char *name, *folder, *state, *err, *digest;
+	struct skvcctl_model o;
+	struct skvcctl_model *row;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(sssssuu)");
+	while (r >= 0) {
+		memset(&o, 0, sizeof(o));
+		r = sd_bus_message_read(m, "(sssssuu)", &name, &folder, &state, &err, &digest,
+					&o.layers, &o.vocab);
+		if (r <= 0)
+			break;
+		COPY(o.name, name);
+		COPY(o.folder, folder);
+		COPY(o.state, state);
+		COPY(o.err, err);
+		COPY(o.digest, digest);
+		row = grow((void **)&p->models, p->models_count, sizeof(o), SKVCCTL_ROWS_MAX);
+		if (!row)
+			return -ENOMEM;
+		*row = o;
+		p->models_count++;
 	}
 	return r;
 }
@@ -385,6 +414,7 @@ static const struct part {
 	{ SKVCCTL_GET_PROFILES, "ListProfiles", read_profiles },
 	{ SKVCCTL_GET_SESSIONS, "ListSessions", read_sessions },
 	{ SKVCCTL_GET_TENANTS, "ListTenants", read_tenants },
+	{ SKVCCTL_GET_MODELS, "ListModels", read_models },
 };
 
 static enum skvcctl_exit get_part(struct link *l, const struct part *part,
@@ -424,6 +454,60 @@ enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned wh
 	return SKVCCTL_OK;
 }
 
+/* ---- models ---- */
+
+static enum skvcctl_exit change_models(struct link *l, const char *method, const char *name,
+				       const char *folder)
+{
+	sd_bus_error error = SD_BUS_ERROR_NULL;
+	enum skvcctl_exit e = connect_link(l);
+	int r;
+
+	if (e != SKVCCTL_OK)
+		return e;
+	r = folder ? sd_bus_call_method(l->bus, l->destination, BUS_PATH, BUS_NAME, method, &error,
+					NULL, "ss", name, folder)
+		   : sd_bus_call_method(l->bus, l->destination, BUS_PATH, BUS_NAME, method, &error,
+					NULL, "s", name);
+	if (r < 0 && sd_bus_error_has_name(&error, SD_BUS_ERROR_INVALID_ARGS)) {
+		copy(l->err, l->err_bytes, error.message ? error.message : "refused");
+		e = SKVCCTL_FAILURE;
+	} else if (r < 0 && sd_bus_error_has_name(&error, SD_BUS_ERROR_ACCESS_DENIED)) {
+		(void)snprintf(l->err, l->err_bytes,
+			       "not permitted: run as root or as the daemon's own user");
+		e = SKVCCTL_FAILURE;
+	} else if (r < 0) {
+		e = failed(l, r, method);
+	}
+	sd_bus_error_free(&error);
+	(void)sd_bus_close_unref(l->bus);
+	return e;
+}
+
+enum skvcctl_exit skvcctl_model_remove(const struct skvcctl_source *source, const char *name,
+				       char *err, size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+
+	return change_models(&l, "RemoveModel", name, NULL);
+}
+
+enum skvcctl_exit skvcctl_model_add(const struct skvcctl_source *source, const char *name,
+				    const char *folder, char *err, size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	char *path = realpath(folder, NULL);
+	enum skvcctl_exit e;
+
+	if (!path) {
+		(void)snprintf(err, err_bytes, "%s: %s", folder, strerror(errno));
+		return SKVCCTL_FAILURE;
+	}
+	e = change_models(&l, "AddModel", name, path);
+	free(path);
+	return e;
+}
+
 void skvcctl_picture_deinit(struct skvcctl_picture *p)
 {
 	free(p->stats);
@@ -431,6 +515,7 @@ void skvcctl_picture_deinit(struct skvcctl_picture *p)
 	free(p->profiles);
 	free(p->sessions);
 	free(p->tenants);
+	free(p->models);
 	memset(p, 0, sizeof(*p));
 }
 

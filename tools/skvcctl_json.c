@@ -136,6 +136,25 @@ static void add_sessions(cJSON *root, const struct skvcctl_picture *p)
 	}
 }
 
+static void add_models(cJSON *root, const struct skvcctl_picture *p)
+{
+	cJSON *array = cJSON_AddArrayToObject(root, "models");
+
+	for (size_t i = 0; i < p->models_count; i++) {
+		const struct skvcctl_model *m = &p->models[i];
+		cJSON *row = cJSON_CreateObject();
+
+		(void)cJSON_AddStringToObject(row, "name", m->name);
+		(void)cJSON_AddStringToObject(row, "folder", m->folder);
+		(void)cJSON_AddStringToObject(row, "state", m->state);
+		(void)cJSON_AddStringToObject(row, "error", m->err);
+		(void)cJSON_AddStringToObject(row, "digest", m->digest);
+		add_u64(row, "layers", m->layers);
+		add_u64(row, "vocab", m->vocab);
+		(void)cJSON_AddItemToArray(array, row);
+	}
+}
+
 static void add_tenants(cJSON *root, const struct skvcctl_picture *p)
 {
 	cJSON *array = cJSON_AddArrayToObject(root, "tenants");
@@ -172,6 +191,8 @@ int skvcctl_print_json(const struct skvcctl_picture *p, unsigned what, FILE *out
 		add_namespaces(root, p);
 	if (what & SKVCCTL_GET_PROFILES)
 		add_profiles(root, p);
+	if (what & SKVCCTL_GET_MODELS)
+		add_models(root, p);
 	if (what & SKVCCTL_GET_SESSIONS)
 		add_sessions(root, p);
 	text = cJSON_Print(root);

@@ -298,6 +298,8 @@ void skvcctl_print_profiles(const struct skvcctl_picture *p, FILE *out)
 				      f->lookback - 1, f->rotary_pairs);
 		else
 			(void)fprintf(out, "channel");
+		if (f->can_model)
+			(void)fprintf(out, ", model");
 		(void)fprintf(out, ", %s, %s\n", skvcctl_format_bytes(f->bytes, size), f->state);
 		(void)fprintf(out,
 			      "      fitted on %" PRIu64 " tokens, %" PRIu64
@@ -323,4 +325,22 @@ void skvcctl_print_tenants(const struct skvcctl_picture *p, FILE *out)
 		(void)fprintf(out, "Nobody has connected yet.\n");
 	else
 		print_tenant_rows(p, p->tenants_count, out);
+}
+
+void skvcctl_print_models(const struct skvcctl_picture *p, FILE *out)
+{
+	if (!p->models_count)
+		(void)fprintf(out, "No model was added.\n");
+	for (size_t i = 0; i < p->models_count; i++) {
+		const struct skvcctl_model *m = &p->models[i];
+
+		(void)fprintf(out, "%s  %s  %s\n", m->name, m->state, m->folder);
+		if (m->layers)
+			(void)fprintf(out,
+				      "   digest %.16s, %" PRIu32 " layers, vocabulary of %" PRIu32
+				      "\n",
+				      m->digest, m->layers, m->vocab);
+		if (m->err[0])
+			(void)fprintf(out, "   %s\n", m->err);
+	}
 }

@@ -309,7 +309,6 @@ static void test_damaged(void **state)
 
 	(void)state;
 	rng_init(&r, 99);
-	gpu_place_make(&rig, &to, &t->kv, GPU_KV_NHD, MANY);
 	for (unsigned round = 0; round < FLIPS / MANY; round++) {
 		gpu_codec_rig_forget(&rig);
 		gpu_place_make(&rig, &to, &t->kv, GPU_KV_NHD, MANY);
@@ -327,8 +326,8 @@ static void test_damaged(void **state)
 			assert_true(jobs[i].task.res == -EBADMSG || jobs[i].task.res == -ESTALE);
 		}
 		assert_int_equal(rig.d->ops->dead(rig.d), 0);
+		gpu_place_drop(&to);
 	}
-	gpu_place_drop(&to);
 }
 
 int main(void)

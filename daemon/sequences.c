@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * sequences.c - prefixes for the `model` speculator: a block that it codes can be coded, and decoded, only after
+ * all blocks before it in its sequence.  A place holds one sequence's prefix, ready to go on from; who takes one for
+ * a block gets it when it holds just the blocks before that one.  What is missing is decoded into it here, from
+ * wherever those blocks are; what is too much is forgotten.
+ *
+ *	free -> taken		for a block; idle ones that hold part of its prefix first, then the longest unused
+ *	taken -> running	a task has it: one that catches up, or its owner's
+ *	running -> taken	it holds a block more, or not
+ *	taken -> idle		given back; kept for a while, for whoever goes on from there
+ *	idle -> free		nobody did
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "daemon/lane_state.h"
+#include "daemon/record.h"
+
+/* ---- places ---- */
+
+static int runs(const struct lane_sequence *q)
+{
+	return q->busy || q->task.device;
+}
+
+static void place_free(struct lane *lane, struct lane_sequence *q)
+{
+	assert(!q->taken && !runs(q));
+	if (!q->s)
+		return;
+	lane->sequences_bytes -= q->bytes;
+	stats_set(&lane->stats, STAT_SEQUENCE_BYTES, lane->sequences_bytes);
+	stats_sub(&lane->stats, STAT_SEQUENCES, 1);
+	q->s = codec_sequence_free(q->s);
+	(void)munmap(q->raw, q->raw_bytes);
+	free(q->holds);
+	profiles_drop(lane, q->profile);
+	*q = (struct lane_sequence){ .task.raw_slot = POOL_NONE };
+}
+
+static int place_make(struct lane *lane, struct lane_sequence *q, struct namespace *ns,
+		      struct ns_profile *np)
+{
+	void *raw = mmap(NULL, ns->geom.raw_bytes, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int r;
+
+	if (raw == MAP_FAILED)
+		return -ENOMEM;
+	q->holds = calloc(sequences_blocks_max(lane, ns), sizeof(*q->holds));
+	r = q->holds ? codec_sequence_new(&ns->geom, np->p, NULL, &q->s) : -ENOMEM;
+	if (r < 0) {
+		(void)munmap(raw, ns->geom.raw_bytes);
+		free(q->holds);
+		q->holds = NULL;
+		return r;
+	}
+	q->raw = raw;
+	q->raw_bytes = ns->geom.raw_bytes;
+	q->packed = (struct device_region){
+		.geom = &ns->geom, .base = raw, .bytes = ns->geom.raw_bytes, .blocks_count = 1
+	};
+	q->profile = profiles_use(np);
+	q->ns = ns;
+	stats_add(&lane->stats, STAT_SEQUENCES, 1);
+	return 0;
+}
+
+static void count_bytes(struct lane *lane, struct lane_sequence *q)
+{
+	uint64_t bytes = codec_sequence_bytes(q->s);
+
+	lane->sequences_bytes += bytes - q->bytes;
+	q->bytes = bytes;
+	stats_set(&lane->stats, STAT_SEQUENCE_BYTES, lane->sequences_bytes);
+}
+
+/* ---- paths ---- */
+
+uint32_t sequences_blocks_max(const struct lane *lane, const struct namespace *ns)
+{
+	uint32_t n = lane->config.model_tokens_max / ns->geom.block_tokens;
+
+	return n < SEQUENCE_BLOCKS_MAX ? n : SEQUENCE_BLOCKS_MAX;
+}
+
+/*
+ * The blocks before this one, first to last, in lane->path.  Their number; -ENODATA: one of them is gone; -E2BIG:
+ * too many.
+ */
+static int path_to(struct lane *lane, uint32_t id)
+{
+	const struct block *b = index_block(lane->index, id);
+	const struct namespace *ns = lane->ns[b->ns];
+	uint32_t tokens = ns->geom.block_tokens, n = b->position / tokens;
+
+	if (b->position == CODEC_POSITION_UNKNOWN || b->position % tokens)
+		return -ENODATA;
+	if (n >= sequences_blocks_max(lane, ns))
+		return -E2BIG;
+	for (uint32_t i = n; i-- > 0;) {
+		id = index_parent(lane->index, id);
+		if (id == BLOCK_NONE)
+			return -ENODATA;
+		b = index_block(lane->index, id);
+		if (b->ns != ns->id || b->position != i * tokens || !lookup_visible(b))
+			return -ENODATA;
+		lane->path[i] = (struct sequence_step){ .block = id, .generation = b->generation };
+	}
+	return (int)n;
+}
+
+int sequences_reachable(struct lane *lane, uint32_t id)
+{
+	return path_to(lane, id) >= 0;
+}
+
+static uint32_t common(const struct lane *lane, const struct lane_sequence *q, uint32_t n)
+{
+	uint32_t i = 0;
+
+	while (i < n && i < q->count && q->holds[i].block == lane->path[i].block &&
+	       q->holds[i].generation == lane->path[i].generation)
+		i++;
+	return i;
+}
+
+/* Does it hold just the blocks before this one?  Its last one says it for all. */
+static int stands_before(const struct lane *lane, const struct lane_sequence *q, uint32_t id)
+{
+	const struct block *b = index_block(lane->index, id);
+	uint32_t parent = index_parent(lane->index, id);
+
+	if ((uint64_t)q->count * q->ns->geom.block_tokens != b->position)
+		return 0;
+	if (!q->count)
+		return 1;
+	return parent != BLOCK_NONE && q->holds[q->count - 1].block == parent &&
+	       q->holds[q->count - 1].generation == index_block(lane->index, parent)->generation;
+}
+
+static void cut(struct lane_sequence *q, uint32_t count)
+{
+	int r = codec_sequence_truncate(q->s, count * q->ns->geom.block_tokens);
+
+	assert(r == 0);
+	q->count = count;
+}
+
+/* ---- taking ---- */
+
+/* The one to go on with: it shares most with the path; else a free place; else the longest unused. */
+static struct lane_sequence *choose(struct lane *lane, const struct ns_profile *np, uint32_t n)
+{
+	struct lane_sequence *best = NULL, *empty = NULL, *oldest = NULL;
+	uint32_t most = 0;
+
+	for (uint32_t i = 0; i < lane->config.model_sequences; i++) {
+		struct lane_sequence *q = &lane->sequence[i];
+
+		if (q->taken || runs(q))
+			continue;
+		if (!q->s) {
+			empty = q;
+		} else if (q->profile == np && common(lane, q, n) >= (best ? most + 1 : 1)) {
+			best = q;
+			most = common(lane, q, n);
+		} else if (!oldest || q->used_ns < oldest->used_ns) {
+			oldest = q;
+		}
+	}
+	return best ? best : empty ? empty : oldest;
+}
+
+static int take(struct lane *lane, uint32_t id, struct ns_profile *np, struct lane_sequence **ret)
+{
+	struct namespace *ns = lane->ns[index_block(lane->index, id)->ns];
+	int n = path_to(lane, id), r = 0;
+	struct lane_sequence *q;
+
+	if (n < 0)
+		return n;
+	q = choose(lane, np, (uint32_t)n);
+	if (!q)
+		return 0;
+	if (q->s && q->profile != np)
+		place_free(lane, q);
+	if (!q->s)
+		r = place_make(lane, q, ns, np);
+	if (r < 0)
+		return r;
+	q->taken = 1;
+	q->failed = 0;
+	*ret = q;
+	return 1;
+}
+
+/* In a slot that the CPU reads?  1; 0: later; -ENODATA: never; -ESTALE: not after what this one holds. */
+static int within_reach(struct lane *lane, const struct lane_sequence *q, uint32_t id)
+{
+	const struct block *b = index_block(lane->index, id);
+
+	if (b->model && profiles_of_block(lane, b) != q->profile)
+		return -ESTALE;
+	switch (b->state) {
+	case BLOCK_RESIDENT:
+		if (tier_gpu_lost(lane, b))
+			return -ENODATA;
+		return b->slot != POOL_NONE ? 1 : tier_gpu_want_host(lane, id);
+	case BLOCK_NVME:
+		return b->flags & BLOCK_WANTED ? 0 : -ENODATA;
+	case BLOCK_FETCHING:
+		return 0;
+	default:
+		return -ENODATA;
+	}
+}
+
+static int start_step(struct lane *lane, struct lane_sequence *q, uint32_t id)
+{
+	const struct block *b = index_block(lane->index, id);
+	uint64_t off = record_payload_off(b->flags & BLOCK_HAS_TOKENS ? q->ns->geom.block_tokens
+								      : 0);
+	int r;
+
+	q->task.kind = TASK_SEQUENCE;
+	q->task.block = id;
+	q->task.dev = (struct device_task){
+		.op = DEVICE_DECODE,
+		.region = &q->packed,
+		.sequence = q->s,
+		.position = b->position,
+		.in = (uint8_t *)pool_ptr(lane->pool, b->slot) + off,
+		.in_bytes = b->record_bytes - b->padding_bytes - off,
+		.profile = b->profile ? profiles_of_block(lane, b)->p : NULL,
+		.expect_xxh3 = b->raw_xxh3,
+		.background = q->background,
+	};
+	r = task_start(lane, &q->task, lane->device);
+	if (r == 0) {
+		lane->sequence_steps++;
+		return 0;
+	}
+	tier_unhold(lane, id);
+	q->step = BLOCK_NONE;
+	return r == -EAGAIN ? 0 : r;
+}
+
+/* One block nearer.  It is held from when it is wanted until it is in. */
+static int catch_up(struct lane *lane, struct lane_sequence *q, uint32_t n)
+{
+	uint32_t keep = common(lane, q, n), id;
+	int r;
+
+	if (keep < q->count)
+		cut(q, keep);
+	id = lane->path[keep].block;
+	if (q->step != id) {
+		if (q->step != BLOCK_NONE)
+			tier_unhold(lane, q->step);
+		tier_hold(lane, id);
+		tier_want(lane, id);
+		q->step = id;
+	}
+	r = within_reach(lane, q, id);
+	if (r > 0)
+		return start_step(lane, q, id);
+	if (r < 0) {
+		q->step = BLOCK_NONE;
+		tier_unhold(lane, id);
+	}
+	return r;
+}
+
+int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t id, struct ns_profile *np,
+		   int background)
+{
+	struct lane_sequence *q = *pq;
+	int n, r;
+
+	if (!q) {
+		r = take(lane, id, np, pq);
+		if (r <= 0)
+			return r;
+		q = *pq;
+		q->background = (uint8_t)background;
+		q->step = BLOCK_NONE;
+	}
+	if (runs(q))
+		return 0;
+	if (q->failed) {
+		r = q->failed;
+		q->failed = 0;
+		return r;
+	}
+	if (q->profile != np)
+		return -ESTALE;
+	if (stands_before(lane, q, id))
+		return 1;
+	n = path_to(lane, id);
+	if (n < 0)
+		return n;
+	if (common(lane, q, (uint32_t)n) == (uint32_t)n) {
+		cut(q, (uint32_t)n);
+		return 1;
+	}
+	return catch_up(lane, q, (uint32_t)n);
+}
+
+/* ---- while it is taken ---- */
+
+static void holds_too(struct lane *lane, struct lane_sequence *q, uint32_t id)
+{
+	q->holds[q->count++] = (struct sequence_step){
+		.block = id, .generation = index_block(lane->index, id)->generation
+	};
+	assert(codec_sequence_position(q->s) == q->count * q->ns->geom.block_tokens);
+	count_bytes(lane, q);
+}
+
+void sequences_begin(struct lane_sequence *q)
+{
+	assert(q->taken && !runs(q));
+	q->busy = 1;
+}
+
+void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t id, int32_t res)
+{
+	assert(q->busy);
+	q->busy = 0;
+	if (res == 0)
+		holds_too(lane, q, id);
+}
+
+/* As it was before this block. */
+void sequences_back(struct lane_sequence *q)
+{
+	assert(q->count && !runs(q));
+	cut(q, q->count - 1);
+}
+
+void sequences_give_back(struct lane *lane, struct lane_sequence **pq)
+{
+	struct lane_sequence *q = *pq;
+
+	*pq = NULL;
+	if (!q)
+		return;
+	assert(q->taken && !q->busy);
+	q->taken = 0;
+	q->used_ns = lane->now_ns;
+	if (q->step != BLOCK_NONE && !q->task.device) {
+		tier_unhold(lane, q->step);
+		q->step = BLOCK_NONE;
+	}
+}
+
+void sequences_task_done(struct lane *lane, struct task *t)
+{
+	struct lane_sequence *q =
+		(struct lane_sequence *)((uint8_t *)t - offsetof(struct lane_sequence, task));
+	uint32_t id = q->step;
+
+	assert(id == t->block && lane->sequence_steps > 0);
+	lane->sequence_steps--;
+	stats_add(&lane->stats, STAT_SEQUENCE_NS, t->dev.busy_ns);
+	stats_add(&lane->stats, STAT_SEQUENCE_STEPS, 1);
+	q->step = BLOCK_NONE;
+	if (t->dev.res == 0) {
+		holds_too(lane, q, id);
+	} else {
+		q->failed = t->dev.res;
+		/* What does not decode after what is before it never will. */
+		if (t->dev.res == -EBADMSG || t->dev.res == -ESTALE)
+			tier_quarantine(lane, id);
+	}
+	tier_unhold(lane, id);
+}
+
+/* ---- the turn ---- */
+
+void sequences_run(struct lane *lane)
+{
+	for (uint32_t i = 0; i < lane->config.model_sequences; i++) {
+		struct lane_sequence *q = &lane->sequence[i];
+
+		if (q->s && !q->taken && !runs(q) &&
+		    (lane->stopping || lane->now_ns - q->used_ns > lane->config.model_idle_ns))
+			place_free(lane, q);
+	}
+}
+
+int sequences_start(struct lane *lane)
+{
+	lane->sequence = calloc(lane->config.model_sequences + 1u, sizeof(*lane->sequence));
+	lane->path = calloc(SEQUENCE_BLOCKS_MAX, sizeof(*lane->path));
+	if (!lane->sequence || !lane->path)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < lane->config.model_sequences; i++)
+		lane->sequence[i].task.raw_slot = POOL_NONE;
+	return 0;
+}
+
+/* No task runs any more, and nobody has one. */
+void sequences_stop(struct lane *lane)
+{
+	for (uint32_t i = 0; lane->sequence && i < lane->config.model_sequences; i++)
+		place_free(lane, &lane->sequence[i]);
+	free(lane->sequence);
+	free(lane->path);
+	lane->sequence = NULL;
+	lane->path = NULL;
+}
