@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bench_codec.h - the part of `skvc-bench codec` that runs on a GPU, or on the simulated one, through
- * gpu/device.h alone.
+ * bench_codec.h - parts of `skvc-bench codec`: what runs on a GPU, or on the simulated one, through
+ * gpu/device.h alone; and what is coded block after block.
  */
 #ifndef SKVCD_TOOLS_BENCH_CODEC_H
 #define SKVCD_TOOLS_BENCH_CODEC_H
@@ -12,6 +12,7 @@
 
 #include "gpu/codec/codec.h"
 #include "gpu/model/report.h"
+#include "tools/bench_model_point.h"
 
 struct codec_gpu_options {
 	bool sim;
@@ -58,6 +59,9 @@ struct codec_gpu_results {
 /* 0, or -errno with a line in r.  -EBADMSG: a block came back other than it was. */
 int bench_codec_gpu(const struct codec_gpu_options *o, const struct codec_gpu_input *in,
 		    struct codec_gpu_results *ret, const struct report *r);
+
+/* The same for the `model` speculator, on the CPU; prints.  0, or -errno with a line on stderr. */
+int bench_codec_model(const struct bench_model_ask *ask, bool json);
 
 /* Path of the shared object with the CUDA device, beside this program: bin/../lib/skvcd/. */
 void bench_cuda_library(char *ret, size_t ret_bytes);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 SKVC_BENCH_SRCS := \
 	tools/bench_codec_gpu.c \
+	tools/bench_codec_model.c \
 	tools/bench_coder.c \
 	tools/bench_cost.c \
 	tools/bench_cuda.c \
@@ -14,6 +15,7 @@ SKVC_BENCH_SRCS := \
 	tools/bench_gpu_sim.c \
 	tools/bench_kv.c \
 	tools/bench_model.c \
+	tools/bench_model_point.c \
 	tools/bench_offload.c \
 	tools/bench_samples.c \
 	tools/demo_daemon.c \

@@ -43,7 +43,8 @@ struct options {
 	enum kv_shape shape;
 	bool gpu; /* after the CPU, as `device` says */
 	struct codec_gpu_options device;
-	bool json, verbose;
+	uint32_t model_tokens; /* of `calibrate`, for `model` */
+	bool json, verbose, no_ids;
 };
 
 struct codec_bench {
@@ -456,10 +457,13 @@ static const char usage_text[] =
 	"  --kv FILE            KV cache to measure on (safetensors: k.<layer>, v.<layer>)\n"
 	"  --calibrate FILE     KV cache of other tokens to fit the statistics on; without it the\n"
 	"                       first half of --kv is fitted and the second half measured\n"
-	"  --speculator NAME    channel (default), layer, generic or raw\n"
+	"  --speculator NAME    channel (default), layer, model, generic or raw\n"
 	"  --previous N         layers that `layer` looks back, 0 to 6 (2); 0: means\n"
 	"  --profile FILE       a profile of `skvc-bench calibrate` instead, as it is\n"
-	"  --model DIR          the target model (config.json): what the guess costs of its prefill\n"
+	"  --model DIR          the target model (config.json): what the guess costs of its prefill;\n"
+	"                       `model` runs it, and needs --calibrate and token ids in both files\n"
+	"  --model-tokens N     of --calibrate, to fit `model` on (4096); 0: all\n"
+	"  --no-ids             `model` does not know the token ids\n"
 	"  --verbose            bits of each layer\n"
 	"  --device NAME        cpu (default), gpu or sim, a GPU played by the CPU; the GPU's numbers\n"
 	"                       stand beside the CPU's\n"
@@ -478,7 +482,7 @@ static const char usage_text[] =
 
 static int speculator_parse(const char *name, uint8_t *ret_speculator)
 {
-	for (unsigned i = 0; i <= (unsigned)CODEC_SPEC_LAYER; i++)
+	for (unsigned i = 0; i <= (unsigned)CODEC_SPEC_MODEL; i++)
 		if (!strcmp(name, codec_speculator_name((uint8_t)i))) {
 			*ret_speculator = (uint8_t)i;
 			return 0;
@@ -496,6 +500,8 @@ static int options_parse(int argc, char **argv, struct options *o)
 		{ "previous", required_argument, NULL, 'p' },
 		{ "profile", required_argument, NULL, 'P' },
 		{ "model", required_argument, NULL, 'M' },
+		{ "model-tokens", required_argument, NULL, 'T' },
+		{ "no-ids", no_argument, NULL, 'I' },
 		{ "verbose", no_argument, NULL, 'v' },
 		{ "device", required_argument, NULL, 'd' },
 		{ "gpu", required_argument, NULL, 'u' },
@@ -537,6 +543,14 @@ static int options_parse(int argc, char **argv, struct options *o)
 			break;
 		case 'M':
 			o->model = optarg;
+			break;
+		case 'T':
+			if (bench_count_parse(optarg, 0, 1u << 24, &o->model_tokens) < 0)
+				return bench_usage_error("codec",
+							 "not a number of tokens: ", optarg);
+			break;
+		case 'I':
+			o->no_ids = true;
 			break;
 		case 'v':
 			o->verbose = true;
@@ -598,6 +612,25 @@ static int options_parse(int argc, char **argv, struct options *o)
 	return o->kv ? 0 : bench_usage_error("codec", "--kv FILE is missing", "");
 }
 
+/* Blocks that are coded one after the other go another way. */
+static int model_main(const struct options *o)
+{
+	const struct bench_model_ask ask = { .folder = o->model,
+					     .calibrate = o->calibrate,
+					     .kv = o->kv,
+					     .tokens = o->model_tokens,
+					     .block = o->block_tokens,
+					     .no_ids = o->no_ids };
+
+	if (!o->model || !o->calibrate)
+		return bench_usage_error("codec", "model needs --model DIR and --calibrate FILE",
+					 "");
+	if (o->gpu || o->profile || o->shape != KV_SHAPE_FILE)
+		return bench_usage_error(
+			"codec", "model is measured on the CPU, fitted, as the file is", "");
+	return bench_codec_model(&ask, o->json) < 0;
+}
+
 static void pin_thread(struct codec_bench *b)
 {
 	cpu_set_t set;
@@ -617,6 +650,7 @@ int bench_codec_main(int argc, char **argv)
 		.o = { .speculator = CODEC_SPEC_CHANNEL,
 		       .previous = 2,
 		       .block_tokens = 16,
+		       .model_tokens = 4096,
 		       .seconds = 1,
 		       .device = { .bytes = 1ull << 30, .staging_bytes = 4ull << 30 } },
 	};
@@ -627,6 +661,8 @@ int bench_codec_main(int argc, char **argv)
 	if (codec_isa_set(b.o.isa) < 0)
 		return bench_usage_error("codec", "this processor cannot do ", b.o.isa);
 	pin_thread(&b);
+	if (b.o.speculator == CODEC_SPEC_MODEL)
+		return model_main(&b.o);
 	b.o.device.seconds = b.o.seconds;
 	r = bench_prepare(&b);
 	if (r == 0) {

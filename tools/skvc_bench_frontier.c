@@ -7,20 +7,24 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tools/bench_coder.h"
 #include "tools/bench_cost.h"
 #include "tools/bench_fit.h"
 #include "tools/bench_frontier.h"
+#include "tools/bench_model_point.h"
 #include "gpu/model/file.h"
 #include "gpu/model/report.h"
 #include "tools/skvc_bench.h"
 
 #define PREVIOUS_MAX 6u
+#define MODEL_TOKENS 4096u /* that `model` is fitted on */
 #define POINTS_BYTES_MAX (1u << 20)
 
 struct options {
@@ -47,7 +51,7 @@ static void print_point(const struct frontier_point *p)
 		(void)printf("%8.4f ", p->x);
 	else
 		(void)printf("%8s ", "?");
-	(void)printf("%14.2f %14.2f\n", p->encode_gbps, p->decode_gbps);
+	(void)printf("%14.4g %14.4g\n", p->encode_gbps, p->decode_gbps);
 	(void)fflush(stdout); /* the next one may take a minute */
 }
 
@@ -138,6 +142,42 @@ static int speculators_measure(struct frontier_bench *b)
 		codec_profile_free(p);
 	}
 	return r;
+}
+
+/* Where there are weights to run. */
+static int model_measure(struct frontier_bench *b)
+{
+	char path[PATH_MAX];
+
+	if (!b->o.model)
+		return 0;
+	(void)snprintf(path, sizeof(path), "%s/model.safetensors", b->o.model);
+	if (access(path, R_OK) < 0) {
+		(void)snprintf(path, sizeof(path), "%s/model.safetensors.index.json", b->o.model);
+		if (access(path, R_OK) < 0)
+			return 0;
+	}
+	for (unsigned no_ids = 0; no_ids < 2; no_ids++) {
+		const struct bench_model_ask ask = { .folder = b->o.model,
+						     .calibrate = b->o.calibrate,
+						     .kv = b->o.kv,
+						     .tokens = MODEL_TOKENS,
+						     .block = b->o.block_tokens,
+						     .no_ids = no_ids };
+		struct frontier_point at = { 0 };
+		struct bench_model_point p;
+		int r = bench_model_measure(&ask, &p);
+
+		if (r < 0)
+			return r;
+		(void)snprintf(at.name, sizeof(at.name), "model%s", no_ids ? ", no ids" : "");
+		at.ratio = (double)p.t.raw_bytes / (double)p.t.coded_bytes;
+		at.x = p.x;
+		at.encode_gbps = 1e-9 * (double)p.t.raw_bytes / p.t.encode_s;
+		at.decode_gbps = 1e-9 * (double)p.t.raw_bytes / p.t.decode_s;
+		point_add(b, &at);
+	}
+	return 0;
 }
 
 /* ---- points of others ---- */
@@ -264,7 +304,8 @@ static const char usage_text[] =
 	"\n"
 	"  --kv FILE            KV cache to measure on (safetensors: k.<layer>, v.<layer>)\n"
 	"  --calibrate FILE     KV cache of other tokens to fit on\n"
-	"  --model DIR          the target model (config.json), for x\n"
+	"  --model DIR          the target model, for x; config.json is enough for that.  With its\n"
+	"                       weights, and token ids in both files, `model` is measured, too\n"
 	"  --points FILE        JSON list of points measured elsewhere: name, ratio, x, encode_gbps,\n"
 	"                       decode_gbps\n"
 	"  --previous-max N     `layer` looks back up to so many layers, 1 to 6 (6)\n"
@@ -366,6 +407,8 @@ static int bench_run(struct frontier_bench *b)
 		r = yardsticks_measure(b);
 	if (r == 0)
 		r = speculators_measure(b);
+	if (r == 0)
+		r = model_measure(b);
 	if (r == 0 && b->o.points)
 		r = points_read(b);
 	return r;

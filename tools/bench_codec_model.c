@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * bench_codec_model.c - `skvc-bench codec --speculator model`: blocks that are coded after their prefix have an
+ * order, so they are measured sequence by sequence, each once.
+ */
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <stdio.h>
+
+#include "tools/bench_codec.h"
+
+static void print_text(const struct bench_model_ask *ask, const struct bench_model_point *p)
+{
+	const struct bench_model_totals *t = &p->t;
+	const double raw = (double)t->raw_bytes, scalars = (double)t->scalars;
+
+	(void)printf("file        %s\n", ask->kv);
+	(void)printf("shape       %u layers, %s; blocks of %u tokens, %.0f bytes\n", p->layers,
+		     p->dtype, ask->block, raw / (double)t->blocks);
+	(void)printf("model       %s, %s token ids\n", ask->folder,
+		     ask->no_ids ? "without" : "with");
+	(void)printf("calibrated  on %u tokens of %s\n", p->fitted_tokens, ask->calibrate);
+	(void)printf("evaluated   %llu blocks, all restored byte-exact; %llu not by model\n",
+		     (unsigned long long)t->blocks, (unsigned long long)t->fallbacks);
+	(void)printf("codec       model, %s, one thread\n", codec_isa_name());
+	(void)printf("\n%-22s %8s %14s %12s\n", "", "ratio", "encode GB/s", "decode GB/s");
+	(void)printf("%-22s %8.3f %14.4f %12.4f\n", "model", raw / (double)t->coded_bytes,
+		     1e-9 * raw / t->encode_s, 1e-9 * raw / t->decode_s);
+	(void)printf("\nbits per scalar %.3f, expected from the calibration %.3f; escapes %.5f per "
+		     "scalar\n",
+		     8.0 * (double)t->coded_bytes / scalars, p->expected_bits,
+		     (double)t->escapes / scalars);
+	(void)printf("ideal       %.3f bits per scalar; coded, headers, ids and states included: "
+		     "%+.2f %%\n",
+		     t->ideal_bits / scalars,
+		     100 * (8.0 * (double)t->coded_bytes / t->ideal_bits - 1));
+	(void)printf("predictor   %.0f int8 operations per token; x = %.4f of a bf16 prefill\n",
+		     p->operations, p->x);
+}
+
+static int print_json(const struct bench_model_ask *ask, const struct bench_model_point *p)
+{
+	const struct bench_model_totals *t = &p->t;
+	const double raw = (double)t->raw_bytes, scalars = (double)t->scalars;
+	cJSON *j = cJSON_CreateObject();
+	char *text;
+
+	cJSON_AddStringToObject(j, "file", ask->kv);
+	cJSON_AddStringToObject(j, "calibrated_on", ask->calibrate);
+	cJSON_AddNumberToObject(j, "calibrated_tokens", p->fitted_tokens);
+	cJSON_AddStringToObject(j, "speculator", "model");
+	cJSON_AddStringToObject(j, "device", "cpu");
+	cJSON_AddStringToObject(j, "isa", codec_isa_name());
+	cJSON_AddStringToObject(j, "model", ask->folder);
+	cJSON_AddBoolToObject(j, "token_ids", !ask->no_ids);
+	cJSON_AddStringToObject(j, "dtype", p->dtype);
+	cJSON_AddNumberToObject(j, "block_tokens", ask->block);
+	cJSON_AddNumberToObject(j, "blocks", (double)t->blocks);
+	cJSON_AddNumberToObject(j, "verified_blocks", (double)t->blocks);
+	cJSON_AddNumberToObject(j, "fallback_blocks", (double)t->fallbacks);
+	cJSON_AddNumberToObject(j, "raw_bytes", raw);
+	cJSON_AddNumberToObject(j, "encoded_bytes", (double)t->coded_bytes);
+	cJSON_AddNumberToObject(j, "ratio", raw / (double)t->coded_bytes);
+	cJSON_AddNumberToObject(j, "bits_per_scalar", 8.0 * (double)t->coded_bytes / scalars);
+	cJSON_AddNumberToObject(j, "expected_bits_per_scalar", p->expected_bits);
+	cJSON_AddNumberToObject(j, "ideal_bits_per_scalar", t->ideal_bits / scalars);
+	cJSON_AddNumberToObject(j, "escapes_per_scalar", (double)t->escapes / scalars);
+	cJSON_AddNumberToObject(j, "encode_gbps", 1e-9 * raw / t->encode_s);
+	cJSON_AddNumberToObject(j, "decode_gbps", 1e-9 * raw / t->decode_s);
+	cJSON_AddNumberToObject(j, "operations_per_token", p->operations);
+	cJSON_AddNumberToObject(j, "x", p->x);
+	text = cJSON_Print(j);
+	if (text)
+		(void)printf("%s\n", text);
+	cJSON_free(text);
+	cJSON_Delete(j);
+	return text ? 0 : -ENOMEM;
+}
+
+int bench_codec_model(const struct bench_model_ask *ask, bool json)
+{
+	struct bench_model_point p;
+	int r = bench_model_measure(ask, &p);
+
+	if (r < 0)
+		return r;
+	if (json)
+		return print_json(ask, &p);
+	print_text(ask, &p);
+	return 0;
+}
