@@ -140,6 +140,9 @@ static const struct config_key config_keys[] = {
 	  "32768", "no block behind so many tokens of its sequence is coded with model" },
 	{ "model", "idle", CONFIG_TIME, FIELD(model_idle_ns), 0, 3600 * SEC, 0, NULL, "10s",
 	  "a prefix that nobody goes on from is kept so long" },
+	{ "model", "fit_tokens", CONFIG_COUNT, FIELD(model_fit_tokens), 64, 1 << 20, 0, NULL,
+	  "4096",
+	  "a namespace without a profile for its model is fitted on so many stored tokens" },
 
 	{ "limits", "blocks_max", CONFIG_COUNT, FIELD(blocks_max), 4096, 16 << 20, CONFIG_OR_ZERO,
 	  NULL, "0", "blocks in the index; 0: one per 16 KiB of pool and NVMe" },

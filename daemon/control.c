@@ -288,6 +288,7 @@ static void profile_note(const struct mail *mail)
 			"[profile] sample: no room for enough of its blocks to fit layer on",
 		[PROFILE_NOTE_NO_BETTER] = "a new profile is no better; the old one stays",
 		[PROFILE_NOTE_FAILED] = "no profile could be fitted",
+		[PROFILE_NOTE_NO_MODEL] = "nothing could be fitted for its model",
 		[PROFILE_NOTE_NO_SLOT] = "too many old profiles are in use; a new one was not kept",
 		[PROFILE_NOTE_DRIFT] =
 			"blocks are larger than the profile promised; another sample is taken",

@@ -282,6 +282,7 @@ static unsigned run_rest(struct lane *lane)
 	n += tier_run(lane);
 	n += lease_run(lane);
 	n += recode_run(lane);
+	n += model_fit_run(lane);
 	sequences_run(lane);
 	return n;
 }
@@ -319,7 +320,7 @@ static int may_stop(const struct lane *lane)
 {
 	return lane->stopping && !lane->sessions_count && !lane->jobs_count && !lane->fit_busy &&
 	       !lane->layer_busy && lane->recode.step == RECODE_NONE && !lane->sequence_steps &&
-	       !tier_busy(lane);
+	       !lane->model_fit.running && !tier_busy(lane);
 }
 
 static void *lane_main(void *arg)
@@ -402,7 +403,7 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 
 	lane->tasks_count = 2 * workers + 2;
 	r = cpu_device_new(workers,
-			   lane->tasks_count + 3 + lane->config.model_sequences +
+			   lane->tasks_count + 4 + lane->config.model_sequences +
 				   (lane->gpu ? LANE_GPU_TASKS : 0),
 			   lane->device_fd, lane->config.spin_ns, &d);
 	if (r < 0) {
@@ -437,6 +438,8 @@ static int start_tasks(struct lane *lane)
 		task_put(lane, &lane->task[i]);
 	}
 	r = sequences_start(lane);
+	if (r == 0)
+		r = model_fit_start(lane);
 	return r < 0 ? r : recode_start(lane);
 }
 
@@ -498,6 +501,7 @@ static struct lane *lane_free(struct lane *lane)
 	gpu_stop(lane);
 	tier_stop(lane);
 	sequences_stop(lane);
+	model_fit_stop(lane);
 	for (uint32_t i = 0; lane->ns && i < c->namespaces_max; i++)
 		if (lane->ns[i])
 			profiler_ns_deinit(lane, lane->ns[i]);

@@ -39,6 +39,7 @@ enum profile_note {
 	PROFILE_NOTE_NO_BETTER, /* a fitted profile was not: the old one stays */
 	PROFILE_NOTE_FAILED,	/* res: why a fit failed */
 	PROFILE_NOTE_NO_SLOT, /* blocks of NS_PROFILES_MAX profiles are here: a new one was not kept */
+	PROFILE_NOTE_NO_MODEL, /* res: why no parameters could be fitted for its model */
 	PROFILE_NOTE_DRIFT /* blocks take more than the newest profile promised: another sample */
 };
 

@@ -15,6 +15,7 @@
  *	profiler.c	samples of new namespaces -> fit -> profile
  *	profiles.c	profiles of a namespace: the newest, who uses the others, drift
  *	sequences.c	prefixes that blocks are coded after with model
+ *	model_fit.c	parameters for model, fitted on what is stored
  *	recode.c	blocks coded again with a stronger speculator when there is time
  *	quota.c		compressed bytes charged to tenants
  *
@@ -123,7 +124,9 @@ enum task_kind {
 	TASK_DEMOTE,	   /* GPU slot -> host slot */
 	TASK_FIT,
 	TASK_FIT_LAYER,
+	TASK_FIT_MODEL,
 	TASK_SEQUENCE, /* a block -> a prefix */
+	TASK_GATHER,   /* a block -> lane->model_fit.raw */
 	TASK_RECODE    /* a block -> lane->recode.raw -> its staging, and back to see */
 };
 
@@ -212,6 +215,26 @@ struct lane_nvme_op {
 	struct nvme_op op; /* first */
 	struct lane *lane;
 	struct lane_nvme_op *next;
+};
+
+/* ---- fitting a model ---- */
+
+enum model_fit_step { MODEL_FIT_NONE, MODEL_FIT_SCAN_INDEX, MODEL_FIT_GATHER, MODEL_FIT_FIT };
+
+struct model_fit {
+	enum model_fit_step step;
+	uint8_t running; /* a task of the step's */
+	struct namespace *ns;
+	uint32_t turn;		     /* of the namespaces: the last that was looked at */
+	uint32_t goal, count, next;  /* blocks: wanted, found, decoded */
+	uint32_t scan;		     /* entries of the index that were looked at */
+	struct sequence_step *entry; /* owned, [goal], like the two below */
+	uint32_t *positions;
+	int32_t *ids; /* [goal * block_tokens] */
+	uint8_t *raw; /* owned mapping: the blocks */
+	uint64_t raw_bytes, look_ns;
+	struct device_region packed; /* the block at hand; owns nothing */
+	struct task task;	     /* that decodes it */
 };
 
 /* ---- coding again ---- */
@@ -326,6 +349,7 @@ struct lane {
 	uint8_t layer_busy;
 	uint64_t sample_bytes; /* set aside for samples of all namespaces */
 	struct recode recode;
+	struct model_fit model_fit;
 	struct lane_sequence *sequence; /* owned, [model_sequences] */
 	struct sequence_step *path;	/* owned, [SEQUENCE_BLOCKS_MAX]: scratch */
 	uint64_t sequences_bytes;
@@ -501,6 +525,9 @@ void sequences_stop(struct lane *lane);
 void sequences_run(struct lane *lane);
 uint32_t sequences_blocks_max(const struct lane *lane, const struct namespace *ns);
 int sequences_reachable(struct lane *lane, uint32_t block); /* is all of its prefix here? */
+/* The blocks before this one, first to last, in lane->path.  Their number; -ENODATA: one of them is gone; -E2BIG: too
+ * many. */
+int sequences_path(struct lane *lane, uint32_t block);
 /*
  * A prefix to code this block after, with this profile: *pq if that is one already taken, else one that is taken now.
  * 1: it holds just the blocks before this one, and is free for a task; 0: not yet, ask again; -ENODATA, -ESTALE,
@@ -515,7 +542,15 @@ void sequences_back(struct lane_sequence *q);				/* forget the last block */
 void sequences_give_back(struct lane *lane, struct lane_sequence **pq); /* takes NULL in it */
 void sequences_task_done(struct lane *lane, struct task *task);
 
+/* model_fit.c */
+int model_fit_start(struct lane *lane);
+void model_fit_stop(struct lane *lane);
+unsigned model_fit_run(struct lane *lane);
+void model_fit_gathered(struct lane *lane, struct task *task);
+void model_fit_done(struct lane *lane, struct task *task);
+
 /* recode.c */
+int recode_idle(const struct lane *lane); /* has nobody wanted the machine for a moment? */
 int recode_start(struct lane *lane);
 void recode_stop(struct lane *lane);
 int recode_wants(const struct lane *lane, const struct block *b);

@@ -80,7 +80,8 @@ static void *load_main(void *user)
 	struct model_entry *e = m->loading;
 	const uint64_t one = 1;
 
-	if (mspec_model_load(e->folder, false, &e->model, e->err, sizeof(e->err)) < 0 && !e->err[0])
+	/* With all planes: parameters may be fitted for it. */
+	if (mspec_model_load(e->folder, true, &e->model, e->err, sizeof(e->err)) < 0 && !e->err[0])
 		(void)snprintf(e->err, sizeof(e->err), "%.256s: no memory", e->folder);
 	(void)!write(m->fd, &one, sizeof(one));
 	return NULL;
@@ -219,9 +220,17 @@ const struct model_entry *models_at(const struct models *m, unsigned i)
 
 const struct mspec_model *models_find(const struct models *m, const uint8_t *digest)
 {
-	for (unsigned i = 0; i < m->count; i++)
+	for (unsigned i = 0; m && i < m->count; i++)
 		if (m->entry[i]->state == MODEL_READY &&
 		    !memcmp(mspec_model_digest(m->entry[i]->model), digest, MODEL_DIGEST_BYTES))
+			return m->entry[i]->model;
+	return NULL;
+}
+
+const struct mspec_model *models_named(const struct models *m, const char *name)
+{
+	for (unsigned i = 0; m && i < m->count; i++)
+		if (m->entry[i]->state == MODEL_READY && !strcmp(m->entry[i]->name, name))
 			return m->entry[i]->model;
 	return NULL;
 }

@@ -62,6 +62,8 @@ int models_remove(struct models *m, const char *name);
 
 const struct model_entry *models_at(const struct models *m, unsigned i); /* NULL: no more */
 /* READY with this digest, or NULL. */
+/* READY and of this name, or NULL.  m: NULL is none, here and below. */
+const struct mspec_model *models_named(const struct models *m, const char *name);
 const struct mspec_model *models_find(const struct models *m, const uint8_t *digest);
 const char *model_state_name(enum model_state state);
 

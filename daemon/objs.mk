@@ -19,6 +19,7 @@ DAEMON_SRCS := \
 	daemon/lookup.c \
 	daemon/mailbox.c \
 	daemon/main.c \
+	daemon/model_fit.c \
 	daemon/models.c \
 	daemon/nvme_file.c \
 	daemon/nvme_log.c \

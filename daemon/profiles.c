@@ -31,6 +31,12 @@ uint64_t profiles_milli(double bits)
 	return bits > 0 ? (uint64_t)llround(bits * 1000) : 0;
 }
 
+/* The strongest that it can do, as an index of what it promised. */
+static unsigned strongest(const struct ns_profile *np)
+{
+	return np->can_model ? 2 : np->can_layer;
+}
+
 /* ---- life ---- */
 
 /* Control reads version, the rest, and version again: see session.h. */
@@ -46,7 +52,7 @@ static void show(struct ns_profile *np)
 	(void)codec_profile_bytes(np->p, &bytes);
 	store_relaxed(&np->digest, prefix);
 	store_relaxed(&np->bytes, bytes);
-	store_relaxed(&np->expected_milli, np->promised[np->can_layer]);
+	store_relaxed(&np->expected_milli, np->promised[strongest(np)]);
 	store_relaxed(&np->measured_milli, 0);
 	store_relaxed(&np->blocks, 0);
 	atomic_store_explicit(&np->layer, np->can_layer, memory_order_relaxed);
@@ -118,6 +124,7 @@ void profiles_install(struct lane *lane, struct namespace *ns, struct codec_prof
 	np->wants_ids = model.ids;
 	np->promised[0] = channel_milli;
 	np->promised[1] = layer_milli;
+	np->promised[2] = profiles_milli(model.expected_bits);
 	memset(np->seen_blocks, 0, sizeof(np->seen_blocks));
 	memset(np->seen_bytes, 0, sizeof(np->seen_bytes));
 	store_relaxed(&np->tokens, tokens);
@@ -127,7 +134,7 @@ void profiles_install(struct lane *lane, struct namespace *ns, struct codec_prof
 		atomic_store_explicit(&old->newest, 0, memory_order_relaxed);
 	profiles_drop(lane, old);
 	atomic_store_explicit(&ns->profile_version, np->number, memory_order_relaxed);
-	store_relaxed(&ns->profile_bits_milli, np->promised[np->can_layer]);
+	store_relaxed(&ns->profile_bits_milli, np->promised[strongest(np)]);
 	stats_add(&lane->stats, STAT_PROFILES_FITTED, 1);
 	stats_add(&lane->stats, STAT_PROFILES_LAYER, np->can_layer);
 	stats_add(&lane->stats, STAT_PROFILES, 1);
@@ -204,15 +211,15 @@ static uint64_t milli_of(const struct namespace *ns, uint64_t bytes, uint64_t bl
 void profiles_seen(struct lane *lane, struct namespace *ns, struct ns_profile *np, uint8_t asked,
 		   uint64_t bytes)
 {
-	unsigned i = asked == CODEC_SPEC_LAYER;
+	unsigned i = asked == CODEC_SPEC_MODEL ? 2 : asked == CODEC_SPEC_LAYER;
 	uint64_t blocks, milli;
 
-	if (!np || np != ns->newest || i > np->can_layer || asked == CODEC_SPEC_MODEL)
+	if (!np || np != ns->newest || i > strongest(np))
 		return;
 	blocks = ++np->seen_blocks[i];
 	np->seen_bytes[i] += bytes;
 	milli = milli_of(ns, np->seen_bytes[i], blocks);
-	if (i == np->can_layer)
+	if (i == strongest(np))
 		store_relaxed(&np->measured_milli, milli);
 	if (blocks < (uint64_t)lane->config.drift_blocks << ns->drifts)
 		return;

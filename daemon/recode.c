@@ -449,7 +449,7 @@ void recode_task_done(struct lane *lane, struct task *t)
 
 /* ---- the turn ---- */
 
-static int idle(const struct lane *lane)
+int recode_idle(const struct lane *lane)
 {
 	return !lane->jobs_count && lane->now_ns - lane->recode.busy_ns >= RECODE_IDLE_NS;
 }
@@ -486,9 +486,9 @@ unsigned recode_run(struct lane *lane)
 			give_up(lane);
 			return 1;
 		}
-		return idle(lane) ? (unsigned)start_step(lane) : 0;
+		return recode_idle(lane) ? (unsigned)start_step(lane) : 0;
 	}
-	if (lane->stopping || !idle(lane))
+	if (lane->stopping || !recode_idle(lane))
 		return 0;
 	id = find(lane);
 	if (id != BLOCK_NONE)

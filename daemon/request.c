@@ -434,6 +434,12 @@ static void task_done(struct lane *lane, struct task *t)
 	case TASK_FIT_LAYER:
 		profiler_layer_done(lane, t);
 		break;
+	case TASK_FIT_MODEL:
+		model_fit_done(lane, t);
+		break;
+	case TASK_GATHER:
+		model_fit_gathered(lane, t);
+		break;
 	case TASK_SEQUENCE:
 		sequences_task_done(lane, t);
 		break;

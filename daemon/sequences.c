@@ -87,11 +87,7 @@ uint32_t sequences_blocks_max(const struct lane *lane, const struct namespace *n
 	return n < SEQUENCE_BLOCKS_MAX ? n : SEQUENCE_BLOCKS_MAX;
 }
 
-/*
- * The blocks before this one, first to last, in lane->path.  Their number; -ENODATA: one of them is gone; -E2BIG:
- * too many.
- */
-static int path_to(struct lane *lane, uint32_t id)
+int sequences_path(struct lane *lane, uint32_t id)
 {
 	const struct block *b = index_block(lane->index, id);
 	const struct namespace *ns = lane->ns[b->ns];
@@ -115,7 +111,7 @@ static int path_to(struct lane *lane, uint32_t id)
 
 int sequences_reachable(struct lane *lane, uint32_t id)
 {
-	return path_to(lane, id) >= 0;
+	return sequences_path(lane, id) >= 0;
 }
 
 static uint32_t common(const struct lane *lane, const struct lane_sequence *q, uint32_t n)
@@ -178,7 +174,7 @@ static struct lane_sequence *choose(struct lane *lane, const struct ns_profile *
 static int take(struct lane *lane, uint32_t id, struct ns_profile *np, struct lane_sequence **ret)
 {
 	struct namespace *ns = lane->ns[index_block(lane->index, id)->ns];
-	int n = path_to(lane, id), r = 0;
+	int n = sequences_path(lane, id), r = 0;
 	struct lane_sequence *q;
 
 	if (n < 0)
@@ -300,7 +296,7 @@ int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t id, st
 		return -ESTALE;
 	if (stands_before(lane, q, id))
 		return 1;
-	n = path_to(lane, id);
+	n = sequences_path(lane, id);
 	if (n < 0)
 		return n;
 	if (common(lane, q, (uint32_t)n) == (uint32_t)n) {

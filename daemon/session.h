@@ -48,8 +48,8 @@ struct ns_profile {
 	uint8_t can_layer;    /* it has maps from layer to layer */
 	uint8_t can_model;    /* it has a model's part, and the model */
 	uint8_t wants_ids;    /* that codes blocks with token ids only */
-	uint64_t promised[2]; /* of `channel` and of `layer`: bits a scalar * 1000 */
-	uint64_t seen_blocks[2], seen_bytes[2]; /* since the last look: what blocks take really */
+	uint64_t promised[3]; /* of `channel`, `layer`, `model`: bits a scalar * 1000 */
+	uint64_t seen_blocks[3], seen_bytes[3]; /* since the last look: what blocks take really */
 	/* lane writes, control reads; version is 0 while the others change */
 	_Atomic uint32_t version;
 	_Atomic uint64_t digest; /* its first 8 bytes */
@@ -86,6 +86,8 @@ struct namespace
 	char model[256];
 	struct codec_geometry geom;
 	_Atomic(struct codec_profile *) shipped; /* control gives one, the lane takes it; owned */
+	_Atomic(const struct mspec_model *)
+		fit_model; /* control sets it: the one of its name; borrowed */
 	/* lane only */
 	struct ns_profile profile[NS_PROFILES_MAX];
 	struct ns_profile *newest; /* NULL: none yet */
@@ -101,10 +103,11 @@ struct namespace
 	uint8_t sample_failed;	 /* one of them failed */
 	uint8_t sample_again;	 /* take another, when there is memory */
 	uint64_t fitted_tokens;
-	uint64_t fit_wanted_ns; /* since when it is due */
-	uint8_t fit_next;	/* index into config fit_tokens */
-	uint8_t previous;	/* layers to look back; NS_PREVIOUS_NONE: no maps */
-	uint8_t drifts;		/* that another profile did not cure, so far */
+	uint64_t fit_wanted_ns;	  /* since when it is due */
+	uint8_t fit_next;	  /* index into config fit_tokens */
+	uint8_t previous;	  /* layers to look back; NS_PREVIOUS_NONE: no maps */
+	uint8_t drifts;		  /* that another profile did not cure, so far */
+	uint8_t model_fit_failed; /* no use in trying again */
 	struct codec_profile
 		*base; /* owned: statistics that maps are being added to; NULL: newest's */
 	uint64_t base_promised;

@@ -51,17 +51,36 @@ static struct codec_profile *read_profile(const struct config *config,
 	return p;
 }
 
+/*
+ * The namespace's model as files and models are called after it, and again without its revision, which stands behind
+ * an '@'.  Returns how many names that are.
+ */
+static unsigned names_of(const struct namespace *ns, char ret[2][sizeof(ns->model)])
+{
+	const char *at = strchr(ns->model, '@');
+
+	for (unsigned i = 0; i < 2; i++) {
+		memcpy(ret[i], ns->model, sizeof(ns->model));
+		if (i && at)
+			ret[i][at - ns->model] = '\0';
+		for (char *c = ret[i]; *c; c++)
+			if (!isalnum((unsigned char)*c) && *c != '.' && *c != '-')
+				*c = '_';
+	}
+	return at ? 2 : 1;
+}
+
 static struct codec_profile *read_named(const struct config *config, const struct namespace *ns,
 					const char *directory, char *path, size_t path_bytes)
 {
-	char name[sizeof(ns->model)];
+	char names[2][sizeof(ns->model)];
+	struct codec_profile *p = NULL;
 
-	(void)snprintf(name, sizeof(name), "%s", ns->model);
-	for (char *c = name; *c; c++)
-		if (!isalnum((unsigned char)*c) && *c != '.' && *c != '-')
-			*c = '_';
-	(void)snprintf(path, path_bytes, "%s/%s" SHIPPED_SUFFIX, directory, name);
-	return read_profile(config, &ns->geom, path);
+	for (unsigned i = 0, n = names_of(ns, names); i < n && !p; i++) {
+		(void)snprintf(path, path_bytes, "%s/%s" SHIPPED_SUFFIX, directory, names[i]);
+		p = read_profile(config, &ns->geom, path);
+	}
+	return p;
 }
 
 static int is_profile(const struct dirent *entry)
@@ -114,6 +133,17 @@ static void attach(const struct models *models, const struct namespace *ns, stru
 			 path);
 }
 
+/* For a fit of the daemon's own. */
+static void offer_model(const struct models *models, struct namespace *ns)
+{
+	const struct mspec_model *m = NULL;
+	char names[2][sizeof(ns->model)];
+
+	for (unsigned i = 0, n = names_of(ns, names); i < n && !m; i++)
+		m = models_named(models, names[i]);
+	atomic_store_explicit(&ns->fit_model, m, memory_order_release);
+}
+
 static void offer(struct namespace *ns, struct codec_profile *p)
 {
 	/* One that the lane has not taken yet is ours still. */
@@ -127,6 +157,7 @@ void shipped_offer(const struct config *config, const struct models *models, str
 
 	if (config->speculator < CONFIG_SPECULATOR_CHANNEL)
 		return;
+	offer_model(models, ns);
 	p = find(config, ns, path, sizeof(path));
 	if (!p)
 		return;
@@ -147,6 +178,7 @@ void shipped_offer_model(const struct config *config, const struct models *model
 		struct codec_profile *p = find(config, ns, path, sizeof(path));
 		struct codec_model_info wants = { 0 };
 
+		offer_model(models, ns);
 		if (!p)
 			continue;
 		wants = codec_profile_model(p);

@@ -164,6 +164,8 @@ static int task_run(struct codec_workspace *ws, struct device_task *t)
 		return cpu_fit(ws, t);
 	if (t->op == DEVICE_FIT_LAYER)
 		return cpu_fit_layer(ws, t);
+	if (t->op == DEVICE_FIT_MODEL)
+		return cpu_fit_model(t);
 	g = t->region->geom;
 	v = task_view(t);
 	switch (t->op) {
@@ -297,7 +299,7 @@ static int cpu_device_start(struct device *dev, struct device_task *task)
 	if (task->op == DEVICE_FIT) {
 		assert(task->geom && task->fit);
 		w = worker_of(d, WORKER_FITS);
-	} else if (task->op == DEVICE_FIT_LAYER) {
+	} else if (task->op == DEVICE_FIT_LAYER || task->op == DEVICE_FIT_MODEL) {
 		assert(task->geom && task->profile && task->positions);
 		w = worker_of(d, WORKER_FITS_LAYER);
 	} else if (task->background) {

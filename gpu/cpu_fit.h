@@ -11,5 +11,6 @@
 /* DEVICE_FIT and DEVICE_FIT_LAYER.  0 or negative errno. */
 int cpu_fit(struct codec_workspace *ws, struct device_task *t);
 int cpu_fit_layer(struct codec_workspace *ws, struct device_task *t);
+int cpu_fit_model(struct device_task *t); /* DEVICE_FIT_MODEL; -EINVAL: not this model's geometry */
 
 #endif

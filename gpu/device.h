@@ -28,6 +28,8 @@ enum device_op {
 	DEVICE_FIT, /* add sample blocks to a fit, perhaps freeze it; low priority; CPU device only */
 	/* make a profile that can do LAYER out of sample blocks; takes up to minutes; CPU device only */
 	DEVICE_FIT_LAYER,
+	/* add a model's part to a profile, fitted on sample blocks; takes up to minutes; CPU device only */
+	DEVICE_FIT_MODEL,
 	DEVICE_OP_COUNT
 };
 
@@ -72,20 +74,22 @@ struct device_task {
 	 * task's res is 0 the block has been appended to it, else it is as it was.  position: the sequence's own.
 	 * NULL: unknown.  CPU device only. */
 	struct codec_sequence *sequence;
-	const int32_t
-		*tokens; /* ENCODE: the block's token ids, borrowed until completion, or NULL */
-	const struct codec_geometry *geom;   /* FIT, FIT_LAYER (others: region->geom) */
-	const struct codec_profile *profile; /* borrowed until completion, may be NULL; FIT_LAYER:
-					      * whose statistics the new one has too */
-	/* DECODE: payload; COPY_IN: raw block; FIT, FIT_LAYER: samples_count canonical blocks, borrowed
-	 * and, when positions are given, moved about */
+	const int32_t *tokens; /* ENCODE: the block's token ids, borrowed until completion, or NULL;
+				* FIT_MODEL: those of all samples */
+	const struct mspec_model *model;   /* FIT_MODEL: borrowed as long as the profile lives */
+	const struct codec_geometry *geom; /* FIT, FIT_LAYER, FIT_MODEL (others: region->geom) */
+	/* borrowed until completion, may be NULL; FIT_LAYER, FIT_MODEL: whose parts the new one has too */
+	const struct codec_profile *profile;
+	/* DECODE: payload; COPY_IN: raw block; FIT, FIT_LAYER, FIT_MODEL: samples_count canonical blocks,
+	 * borrowed and, when positions are given to FIT, moved about */
 	const void *in;
 	uint64_t in_bytes;
 	uint8_t in_place; /* DECODE: enum device_place of `in` */
 	uint32_t samples_count;
 	uint32_t samples_first; /* FIT: those before are in the statistics already */
 	/* FIT: of each sample; those of unknown ones are thrown out, and the samples with them: the first
-	 * samples_kept stay.  NULL: all may be overwritten.  FIT_LAYER: all are known. */
+	 * samples_kept stay.  NULL: all may be overwritten.  FIT_LAYER: all are known.  FIT_MODEL: they are of
+	 * whole sequences, block after block, each beginning at 0. */
 	uint32_t *positions;
 	struct codec_fit *fit; /* FIT: borrowed, no other task uses it meanwhile */
 	/* FIT with fit_finish, FIT_LAYER: the one to beat, if any */
@@ -93,8 +97,9 @@ struct device_task {
 	uint8_t previous;   /* FIT_LAYER: layers looked back */
 	uint8_t fit_finish; /* FIT: also freeze a profile */
 	uint8_t discard;    /* FIT, FIT_LAYER: the samples' pages are given back to the system */
-	_Atomic(uint32_t) cancel; /* FIT_LAYER: set by the lane, it ends soon with -ECANCELED */
-	uint8_t verify;		  /* ENCODE: decode again before it counts */
+	_Atomic(uint32_t)
+		cancel; /* FIT_LAYER, FIT_MODEL: set by the lane, it ends soon with -ECANCELED */
+	uint8_t verify; /* ENCODE: decode again before it counts */
 	uint8_t background;   /* work that may wait: counts against the device's background share */
 	uint64_t expect_xxh3; /* DECODE */
 	uint32_t skip_tokens; /* DECODE, COPY_IN: leading tokens of the block left untouched */
@@ -111,11 +116,12 @@ struct device_task {
 	 * there until unstage(); only MOVE tasks may read it. */
 	void *staged;
 	/* FIT with fit_finish, FIT_LAYER: owned by the caller.  NULL when it is no better. */
-	struct codec_profile *ret_profile;
+	struct codec_profile
+		*ret_profile;  /* FIT_MODEL: also when it is no better; the model is attached */
 	uint32_t samples_kept; /* FIT with positions */
 	/* Bits a scalar of stored blocks, all included.  FIT with fit_finish: of the last samples; FIT_LAYER:
-	 * of samples that were not fitted on. */
-	double bits_channel, bits_layer, bits_rival;
+	 * of samples that were not fitted on; FIT_MODEL: as the fit promises. */
+	double bits_channel, bits_layer, bits_model, bits_rival;
 	uint64_t busy_ns; /* time a worker spent on it, or its share of a batch's time on the GPU */
 	/* while running: written by the worker, read by the lane (relaxed; a hint until completion) */
 	_Atomic(uint32_t) segments_done; /* DECODE */

@@ -35,6 +35,7 @@ GPU_SRCS := \
 	gpu/codec/sequence.c \
 	gpu/cpu_device.c \
 	gpu/cpu_fit.c \
+	gpu/cpu_fit_model.c \
 	gpu/cuda_load.c \
 	gpu/device_region.c \
 	gpu/fault_device.c \

@@ -126,6 +126,8 @@ struct mspec_fit_options {
 	void (*layer_done)(void *user, uint32_t layer,
 			   const double *rms); /* see below; may be NULL */
 	void *user;
+	/* Another thread sets it: the finish ends soon with -ECANCELED.  NULL: nobody does. */
+	const _Atomic(uint32_t) *cancel;
 };
 
 /* What layer_done() is told: root mean squares, in the cache's units but for the hidden state. */

@@ -12,6 +12,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -182,6 +183,8 @@ static int walk(struct mspec_fit *f, uint32_t layer, int32_t *hidden,
 
 			if (r < 0)
 				return r;
+			if (f->o.cancel && atomic_load_explicit(f->o.cancel, memory_order_relaxed))
+				return -ECANCELED;
 			memcpy(f->pass.hidden, h, (size_t)n * c->hidden * sizeof(h[0]));
 			fn(f, layer, &chunk);
 			memcpy(h, f->pass.hidden, (size_t)n * c->hidden * sizeof(h[0]));

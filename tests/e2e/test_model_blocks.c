@@ -391,6 +391,29 @@ static void test_many_at_once(void **state)
 		skvc_close(w[i].session);
 }
 
+/* Nothing was shipped: it learns from what is stored. */
+static void test_fitted_by_itself(void **state)
+{
+	static const char *const overrides[] = { "codec.speculator=model",
+						 "profile.priority=normal", "codec.fit_tokens=80",
+						 "model.fit_tokens=160", NULL };
+	struct worker w;
+
+	(void)state;
+	assert_ok(private_daemon_start(&daemon_, 0, overrides));
+	worker_open(&w);
+	assert_int_equal(store(&w, 0, 0, BLOCKS).count, BLOCKS);
+	is("profiles_fitted", 1);
+	add_model();
+	assert_int_equal(store(&w, 1, 0, BLOCKS).count, BLOCKS);
+	is("model_blocks", 2 * BLOCKS);
+	says("profiles", 0, ", model");
+	for (uint32_t chain = 0; chain < 2; chain++)
+		fetch(&w, chain, 0, BLOCKS);
+	assert_int_equal(daemon_stats_now(&daemon_, "checksum_failures"), 0);
+	skvc_close(w.session);
+}
+
 static void test_models_that_are_not(void **state)
 {
 	char words[256];
@@ -435,6 +458,7 @@ int main(void)
 		cmocka_unit_test_teardown(test_without_its_prefix_a_miss, stop),
 		cmocka_unit_test_teardown(test_from_nvme, stop),
 		cmocka_unit_test_teardown(test_many_at_once, stop),
+		cmocka_unit_test_teardown(test_fitted_by_itself, stop),
 		cmocka_unit_test_teardown(test_models_that_are_not, stop),
 	};
 
