@@ -74,6 +74,8 @@ static void axes(const struct panel *p, const char *title, const char *label, FI
 {
 	static const double ratios[] = { 1, 1.2, 1.5, 2, 3, 4, 6, 8, 10 };
 	double bottom = PLOT_TOP + PLOT_HEIGHT, right = p->left + PLOT_WIDTH;
+	/* Over many decades there is room for these alone. */
+	int all = log10(p->to / p->from) < 3;
 	char number[32];
 
 	text(out, p->left, PLOT_TOP - 12, "start", "t", title);
@@ -89,7 +91,7 @@ static void axes(const struct panel *p, const char *title, const char *label, FI
 		for (int k = 1; k < 10; k += k == 1 ? 1 : k == 2 ? 3 : 5) {
 			double v = pow(10, e) * k; /* 1, 2 and 5 of each decade */
 
-			if (v < p->from || v > p->to)
+			if (v < p->from || v > p->to || (k > 1 && !all))
 				continue;
 			line(out, place_x(p, v), PLOT_TOP, place_x(p, v), bottom, "g");
 			(void)snprintf(number, sizeof(number), "%g", v);
