@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * fuzz_sequence.c - blocks that `model` codes, and the profile they need, with bytes changed and the payload's check
- * put right: refused, or decoded to what the block's own checksum says.  Whatever comes of it, the sequence stands where
- * it stood, and the block as it was decodes.
+ * put right: refused, or decoded to what the block's own checksum says.  Whatever comes of it, the sequence stands
+ * where it stood, and the block as it was decodes.
  *
  * Input: a byte (low bits: which block; high bit: the profile is what is edited), then triples of an offset, u16
  * little endian, and the byte that goes there.
