@@ -329,6 +329,8 @@ void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t id, int3
 	q->busy = 0;
 	if (res == 0)
 		holds_too(lane, q, id);
+	else
+		cut(q, q->count); /* whatever the device did before it failed */
 }
 
 /* As it was before this block. */
@@ -368,6 +370,7 @@ void sequences_task_done(struct lane *lane, struct task *t)
 	if (t->dev.res == 0) {
 		holds_too(lane, q, id);
 	} else {
+		cut(q, q->count);
 		q->failed = t->dev.res;
 		/* What does not decode after what is before it never will. */
 		if (t->dev.res == -EBADMSG || t->dev.res == -ESTALE)

@@ -4,7 +4,7 @@
  * them.  For tests and for `skvcd --fault`; costs nothing when it is not there.
  *
  * Spec: rules separated by commas, each op:fault[:every=N]
- *   op     encode, decode, copy, copy_in, move, fit, fit_layer
+ *   op     encode, decode, copy, copy_in, move, fit, fit_layer, fit_model
  *   fault  eio, enomem      the task completes with that error
  *          corrupt          one bit is flipped.  copy: of the output; decode, copy_in: of the input;
  *                           encode: of the output, or, on a device that stages, of what the next move
@@ -98,8 +98,9 @@ struct fault_device {
 	struct slot *slots;	     /* owned; tasks_max */
 };
 
-static const char *const op_names[DEVICE_OP_COUNT] = { "encode", "decode", "copy",     "copy_in",
-						       "move",	 "fit",	   "fit_layer" };
+static const char *const op_names[DEVICE_OP_COUNT] = {
+	"encode", "decode", "copy", "copy_in", "move", "fit", "fit_layer", "fit_model"
+};
 
 static struct fault_device *fault_device_of(struct device *d)
 {

@@ -391,6 +391,73 @@ static void test_many_at_once(void **state)
 		skvc_close(w[i].session);
 }
 
+/* Whatever fails on the way, what is reported as restored is exact, and nothing hangs or stays held. */
+static void test_failing_device(void **state)
+{
+	struct skvc_completion c;
+	uint64_t restored = 0;
+	struct worker w;
+
+	(void)state;
+	start(0, "fault.device=decode:eio:every=5");
+	add_model();
+	worker_open(&w);
+	for (uint32_t chain = 0; chain < CHAINS; chain++)
+		(void)store(&w, chain, 0, BLOCKS);
+	private_daemon_sleep_ms(300); /* some are coded again, some are not */
+	for (uint32_t round = 0; round < 40; round++) {
+		c = lookup(&w, round % CHAINS, 0, BLOCKS);
+		if (!c.count)
+			continue;
+		restored += load(&w, c.lease, 0, 0, c.count).count;
+		release(&w, c.lease);
+	}
+	assert_true(restored > 0);
+	assert_true(daemon_stats_now(&daemon_, "load_failed_blocks") > 0);
+	for (uint32_t chain = 0; chain < CHAINS; chain++)
+		for (uint32_t i = BLOCKS; i-- > 0;)
+			drop(&w, chain, i);
+	is("pool_used_bytes", 0);
+	skvc_close(w.session);
+}
+
+/* Files that are no profile, and ids that are no tokens, cost nothing but size. */
+static void test_nonsense(void **state)
+{
+	int32_t own = rig->ids[3];
+	char path[128];
+	struct worker w;
+	FILE *f;
+
+	(void)state;
+	(void)snprintf(path, sizeof(path), "%s/tiny.skvp", folder);
+	f = fopen(path, "r+b");
+	assert_non_null(f);
+	assert_int_equal(fseek(f, -100, SEEK_END), 0);
+	assert_int_equal(fputc(0x5a, f), 0x5a);
+	assert_int_equal(fputc(0xa5, f), 0xa5);
+	assert_int_equal(fclose(f), 0);
+	start(0, NULL);
+	add_model();
+	worker_open(&w);
+	assert_int_equal(store(&w, 0, 0, BLOCKS).count, BLOCKS);
+	fetch(&w, 0, 0, BLOCKS);
+	assert_int_equal(daemon_stats_now(&daemon_, "model_blocks"), 0);
+	skvc_close(w.session);
+	assert_int_equal(private_daemon_stop(&daemon_), 0);
+	write_profile("tiny.skvp");
+	start(0, NULL);
+	add_model();
+	worker_open(&w);
+	rig->ids[3] =
+		-5; /* of the first block: it is coded without the model, the others with it */
+	assert_int_equal(store(&w, 0, 0, BLOCKS).count, BLOCKS);
+	rig->ids[3] = own;
+	is("model_blocks", BLOCKS - 1);
+	fetch(&w, 0, 0, BLOCKS);
+	skvc_close(w.session);
+}
+
 /* Nothing was shipped: it learns from what is stored. */
 static void test_fitted_by_itself(void **state)
 {
@@ -458,6 +525,8 @@ int main(void)
 		cmocka_unit_test_teardown(test_without_its_prefix_a_miss, stop),
 		cmocka_unit_test_teardown(test_from_nvme, stop),
 		cmocka_unit_test_teardown(test_many_at_once, stop),
+		cmocka_unit_test_teardown(test_failing_device, stop),
+		cmocka_unit_test_teardown(test_nonsense, stop),
 		cmocka_unit_test_teardown(test_fitted_by_itself, stop),
 		cmocka_unit_test_teardown(test_models_that_are_not, stop),
 	};
