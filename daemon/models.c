@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * models.c - see models.h.  The loader thread has one entry at a time and writes its model and err only; the
- * control thread looks at these after it has joined the thread.
+ * models.c - see models.h.  The loader thread has one folder at a time, and its result in struct load, which the
+ * control thread looks at after it has joined the thread.
  */
 #include "daemon/models.h"
 
@@ -23,6 +23,13 @@
 
 #include "daemon/log.h"
 
+struct load { /* the thread's while it runs */
+	char folder[PATH_MAX];
+	struct mspec_model *model;
+	char err[MODELS_ERR_BYTES];
+	int fd; /* borrowed: told when it is over */
+};
+
 struct models {
 	sd_event_source *source;
 	models_loaded_fn loaded;
@@ -30,7 +37,8 @@ struct models {
 	char folder[PATH_MAX + 8];	       /* of the links */
 	struct model_entry *entry[MODELS_MAX]; /* owned */
 	unsigned count;
-	struct model_entry *loading; /* what the thread has; NULL: there is none */
+	struct model_entry *loading; /* whose folder the thread has; NULL: there is none */
+	struct load load;
 	pthread_t thread;
 	int fd; /* owned eventfd: the thread has ended */
 };
@@ -76,14 +84,13 @@ static void link_make(const struct models *m, const struct model_entry *e)
 
 static void *load_main(void *user)
 {
-	struct models *m = user;
-	struct model_entry *e = m->loading;
+	struct load *l = user;
 	const uint64_t one = 1;
 
 	/* With all planes: parameters may be fitted for it. */
-	if (mspec_model_load(e->folder, true, &e->model, e->err, sizeof(e->err)) < 0 && !e->err[0])
-		(void)snprintf(e->err, sizeof(e->err), "%.256s: no memory", e->folder);
-	(void)!write(m->fd, &one, sizeof(one));
+	if (mspec_model_load(l->folder, true, &l->model, l->err, sizeof(l->err)) < 0 && !l->err[0])
+		(void)snprintf(l->err, sizeof(l->err), "%.256s: no memory", l->folder);
+	(void)!write(l->fd, &one, sizeof(one));
 	return NULL;
 }
 
@@ -97,7 +104,9 @@ static void load_next(struct models *m)
 			continue;
 		e->state = MODEL_LOADING;
 		m->loading = e;
-		r = pthread_create(&m->thread, NULL, load_main, m);
+		m->load = (struct load){ .fd = m->fd };
+		memcpy(m->load.folder, e->folder, sizeof(m->load.folder));
+		r = pthread_create(&m->thread, NULL, load_main, &m->load);
 		if (r) {
 			m->loading = NULL;
 			e->state = MODEL_FAILED;
@@ -121,6 +130,8 @@ static int on_loaded(sd_event_source *source, int fd, uint32_t events, void *use
 		return 0;
 	(void)pthread_join(m->thread, NULL);
 	m->loading = NULL;
+	e->model = m->load.model;
+	memcpy(e->err, m->load.err, sizeof(e->err));
 	e->state = e->model ? MODEL_READY : MODEL_FAILED;
 	if (e->model)
 		link_make(m, e);
@@ -293,8 +304,10 @@ struct models *models_free(struct models *m)
 	if (!m)
 		return NULL;
 	models_stop(m);
-	if (m->loading)
+	if (m->loading) {
 		(void)pthread_join(m->thread, NULL);
+		mspec_model_free(m->load.model);
+	}
 	for (unsigned i = 0; i < m->count; i++) {
 		mspec_model_free(m->entry[i]->model);
 		free(m->entry[i]);

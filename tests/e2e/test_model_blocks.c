@@ -73,8 +73,12 @@ static int stop(void **state)
 static void start(uint64_t nvme_bytes, const char *more)
 {
 	char directory[160];
-	const char *const overrides[] = { directory, "codec.speculator=model",
-					  "profile.priority=normal", more, NULL };
+	const char *const overrides[] = { directory,
+					  "codec.speculator=model",
+					  "profile.priority=normal",
+					  "codec.fit_tokens=1000000", /* others have none */
+					  more,
+					  NULL };
 
 	(void)snprintf(directory, sizeof(directory), "profile.directory=%s", folder);
 	assert_ok(private_daemon_start(&daemon_, nvme_bytes, overrides));
