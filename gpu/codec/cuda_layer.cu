@@ -30,8 +30,15 @@ extern "C" {
 #include "gpu/codec/cuda_layer_run.cuh"
 #include "gpu/codec/cuda_objects.cuh"
 
-#define STREAM_WARPS 24u
+#define STREAM_WARPS \
+	32u /* at most; a multiple of LAYER_TAU_STREAMS_MAX, whose streams share a tau */
+#define QUADS \
+	(STREAM_WARPS / LAYER_TAU_STREAMS_MAX) /* streams that share a tau are in one of them */
 #define PLAIN_THREADS 256u
+#define SYMBOL_THREADS 512u
+#define SYMBOL_BLOCKS 2 /* to a multiprocessor */
+#define ENCODE_THREADS 256u
+#define ENCODE_BLOCKS 4
 #define ROWS_BEYOND 8u /* guesses are read ahead */
 
 /* ---- one kernel after another ---- */
@@ -150,27 +157,22 @@ __device__ static inline void patterns_load(const struct gpu_layer_run *r,
 					    const struct gpu_segment *seg, uint32_t row,
 					    uint32_t column, uint32_t bytes, uint32_t (&p)[4])
 {
-	if (!PAGES) {
-		const int4 v = *(const int4 *)(r->mu + (uint64_t)row * r->mu_columns + column);
+	const uint8_t *at = PAGES ? segment_base(task->region, seg, task->block_index) +
+					    (uint64_t)(row % r->tokens) * seg->token_stride +
+					    column_off(seg, column)
+				  : (const uint8_t *)(r->mu + (uint64_t)row * r->mu_columns +
+						      column / CODEC_LANES * CODEC_LANES) +
+					    column % CODEC_LANES * bytes;
+	const bool vector = !PAGES || seg->vector;
 
-		p[0] = (uint32_t)v.x;
-		p[1] = (uint32_t)v.y;
-		p[2] = (uint32_t)v.z;
-		p[3] = (uint32_t)v.w;
-		return;
-	}
-	const uint8_t *at = segment_base(task->region, seg, task->block_index) +
-			    (uint64_t)(row % r->tokens) * seg->token_stride +
-			    column_off(seg, column);
-
-	if (seg->vector && bytes == 2u) {
+	if (vector && bytes == 2u) {
 		const uint2 v = *(const uint2 *)at;
 
 		p[0] = v.x & 0xffffu;
 		p[1] = v.x >> 16;
 		p[2] = v.y & 0xffffu;
 		p[3] = v.y >> 16;
-	} else if (seg->vector) {
+	} else if (vector) {
 		const uint32_t v = *(const uint32_t *)at;
 
 		for (uint32_t k = 0; k < 4; k++)
@@ -181,84 +183,115 @@ __device__ static inline void patterns_load(const struct gpu_layer_run *r,
 	}
 }
 
-/* Four columns of a row: values, turned back, as inputs. */
+struct inputs_place { /* of a row */
+	const struct gpu_layer_run *r;
+	const struct gpu_layer_segment *s;
+	const struct gpu_task *task;
+	const struct gpu_segment *seg;
+	uint8_t *out;
+	uint32_t row;
+};
+
 template <int DT, bool PAGES>
-__device__ static inline uint32_t inputs_of(const struct gpu_layer_run *r,
-					    const struct gpu_layer_segment *s,
-					    const struct gpu_task *task,
-					    const struct gpu_segment *seg, uint32_t row,
-					    uint32_t column)
+__device__ static inline void inputs_load(const struct inputs_place *w, uint32_t column,
+					  int32_t (&v)[4])
 {
-	const struct residual_type t = residual_type_of(DT);
-	const uint32_t bytes = t.bits / 8u, e = column % s->head_dim;
-	const uint4 mul = *(const uint4 *)(s->in_mul + column);
-	const uint32_t m[4] = { mul.x, mul.y, mul.z, mul.w };
-	uint32_t p[4], out = 0;
-	int32_t v[4];
+	uint32_t p[4];
 
-	patterns_load<PAGES>(r, task, seg, row, column, bytes, p);
+	patterns_load<PAGES>(w->r, w->task, w->seg, w->row, column, residual_type_of(DT).bits / 8u,
+			     p);
+#pragma unroll
 	for (uint32_t k = 0; k < 4; k++)
-		v[k] = residual_fixed(t, p[k]);
-	if (s->pairs && s->interleaved && e < 2u * s->pairs) {
-		layer_unrotate(layer_turn_at(r, row, e / 2u), &v[0], &v[1]);
-		layer_unrotate(layer_turn_at(r, row, e / 2u + 1u), &v[2], &v[3]);
-	} else if (s->pairs && e < 2u * s->pairs) {
-		const bool second = e >= s->pairs;
-
-		patterns_load<PAGES>(r, task, seg, row,
-				     second ? column - s->pairs : column + s->pairs, bytes, p);
-		for (uint32_t k = 0; k < 4; k++) {
-			const struct layer_turn turn =
-				layer_turn_at(r, row, (second ? e - s->pairs : e) + k);
-			int32_t a = v[k], other = residual_fixed(t, p[k]);
-
-			if (second)
-				layer_unrotate(turn, &other, &a);
-			else
-				layer_unrotate(turn, &a, &other);
-			v[k] = a;
-		}
-	}
-	for (uint32_t k = 0; k < 4; k++)
-		out |= ((uint32_t)layer_input(v[k], m[k]) & 0xffu) << 8u * k;
-	return out;
+		v[k] = layer_fixed<DT>(p[k]);
 }
 
-/* A thread: four columns of a row.  PAGES: of every segment in turn (blockIdx.y). */
+__device__ static inline void inputs_store(const struct inputs_place *w, uint32_t column,
+					   const int32_t (&v)[4])
+{
+	const uint4 mul = *(const uint4 *)(w->s->in_mul + column);
+	const uint32_t m[4] = { mul.x, mul.y, mul.z, mul.w };
+	uint32_t out = 0;
+
+#pragma unroll
+	for (uint32_t k = 0; k < 4; k++) {
+		/* layer_input() */
+		const int32_t x = w->s->narrow ? (int32_t)(((int64_t)v[k] * (int32_t)m[k] +
+							    ((int64_t)1 << 31)) >>
+							   32)
+					       : layer_input(v[k], m[k]);
+
+		out |= ((uint32_t)min(max(x, -127), 127) & 0xffu) << 8u * k;
+	}
+	*(uint32_t *)(w->out +
+		      ((uint64_t)(column / PIECE) * w->r->rows_pieces + w->row / PIECE) *
+			      PIECE_BYTES +
+		      piece_at(w->row % PIECE, column % PIECE)) = out;
+}
+
+/* Four columns of a row: values, turned back, as inputs.  pair: the other elements lie `pairs` on; both are made. */
+template <int DT, bool PAGES>
+__device__ static inline void inputs_make(const struct inputs_place *w, uint32_t column, uint32_t e,
+					  bool pair)
+{
+	const uint32_t pairs = w->s->pairs;
+	int32_t v[4], other[4];
+
+	inputs_load<DT, PAGES>(w, column, v);
+	if (pair) {
+		inputs_load<DT, PAGES>(w, column + pairs, other);
+#pragma unroll
+		for (uint32_t k = 0; k < 4; k++)
+			layer_unrotate_any(layer_turn_at(w->r, w->row, e + k), &v[k], &other[k]);
+		inputs_store(w, column + pairs, other);
+	} else if (w->s->interleaved && e < 2u * pairs) {
+		layer_unrotate_any(layer_turn_at(w->r, w->row, e / 2u), &v[0], &v[1]);
+		layer_unrotate_any(layer_turn_at(w->r, w->row, e / 2u + 1u), &v[2], &v[3]);
+	}
+	inputs_store(w, column, v);
+}
+
+/* A thread: four columns of a row, or twice four that are pairs.  PAGES: of every segment in turn (blockIdx.y). */
 template <bool PAGES>
 __global__ __launch_bounds__(PLAIN_THREADS) void layer_inputs_kernel(
 	const __grid_constant__ struct gpu_layer_run r, uint32_t position, uint8_t *out)
 {
 	const uint32_t which = PAGES ? blockIdx.y : position;
 	const struct gpu_layer_segment s = r.layer.segment[which];
-	const uint32_t quads = s.columns / 4u, i = blockIdx.x * PLAIN_THREADS + threadIdx.x;
-	const uint32_t row = i / quads, column = i % quads * 4u;
+	const uint32_t pairs = s.interleaved ? 0 : s.pairs, rest = s.head_dim - 2u * pairs;
+	const uint32_t twice = s.columns / s.head_dim * pairs / 4u, quads = s.columns / 4u - twice;
+	const uint32_t i = blockIdx.x * PLAIN_THREADS + threadIdx.x, row = i / quads,
+		       quad = i % quads;
+	const bool pair = quad < twice;
+	const uint32_t part = (pair ? pairs : rest) / 4u, at = pair ? quad : quad - twice;
+	const uint32_t e = at % part * 4u + (pair ? 0 : 2u * pairs);
 
 	next_may_begin();
 	before_is_done();
 	if (row >= r.rows)
 		return;
-	const struct gpu_task *task = &r.task[row / r.tokens];
-	const struct gpu_segment *seg = &task->region->g.segment[s.segment];
-	uint32_t v;
+	struct inputs_place w;
+
+	w.r = &r;
+	w.s = &s;
+	w.task = &r.task[row / r.tokens];
+	w.seg = &w.task->region->g.segment[s.segment];
+	w.out = out + (PAGES ? (uint64_t)s.first_piece * r.rows_pieces * PIECE_BYTES : 0);
+	w.row = row;
+	const uint32_t column = at / part * s.head_dim + e;
 
 	switch (s.dtype) {
 	case 1:
-		v = inputs_of<1, PAGES>(&r, &s, task, seg, row, column);
+		inputs_make<1, PAGES>(&w, column, e, pair);
 		break;
 	case 2:
-		v = inputs_of<2, PAGES>(&r, &s, task, seg, row, column);
+		inputs_make<2, PAGES>(&w, column, e, pair);
 		break;
 	case 3:
-		v = inputs_of<3, PAGES>(&r, &s, task, seg, row, column);
+		inputs_make<3, PAGES>(&w, column, e, pair);
 		break;
 	default:
-		v = inputs_of<4, PAGES>(&r, &s, task, seg, row, column);
+		inputs_make<4, PAGES>(&w, column, e, pair);
 	}
-	out += PAGES ? (uint64_t)s.first_piece * r.rows_pieces * PIECE_BYTES : 0;
-	*(uint32_t *)(out +
-		      ((uint64_t)(column / PIECE) * r.rows_pieces + row / PIECE) * PIECE_BYTES +
-		      piece_at(row % PIECE, column % PIECE)) = v;
 }
 
 /* ---- streams ---- */
@@ -270,13 +303,68 @@ __device__ static inline void tables_load(uint8_t *to, const void *from, uint32_
 		((uint4 *)to)[i] = ((const uint4 *)from)[i];
 }
 
-#define DECODE_TABLES (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC)
+#define DECODE_TABLES (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_GRID_BYTES)
 static_assert((XXH3_TABLE_BYTES + DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
 
 __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 {
 	return XXH3_TABLE_BYTES + DECODE_TABLES +
 	       STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens) + 16u; /* a tau is read ahead */
+}
+
+/* A barrier of the `each` warps from a multiple of each on that share a tau. */
+__device__ __forceinline__ static void tau_barrier(uint32_t warp, uint32_t each)
+{
+	if (each == 1u)
+		__syncwarp();
+	else
+		asm volatile("bar.sync %0, %1;" ::"r"(warp / each), "r"(each * WARP_LANES)
+			     : "memory");
+}
+
+/* One stream's part of a segment, by a warp. */
+template <int DT, bool WRITE>
+__device__ static inline void stream_decode(const struct gpu_layer_run *r,
+					    const struct gpu_layer_segment *s,
+					    struct gpu_layer_stream *stream, uint32_t i,
+					    uint32_t position, uint32_t warp, uint32_t lane)
+{
+	uint8_t *const tables = shared + XXH3_TABLE_BYTES, *const warps = tables + DECODE_TABLES;
+	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + lane };
+	const uint32_t streams = r->layer.streams_count, each = warp_uniform(s->tau_streams),
+		       t = i / streams;
+	struct layer_decoder d;
+	struct layer_job j;
+
+	j.run = r;
+	j.s = s;
+	j.task = &r->task[t];
+	j.seg = &j.task->region->g.segment[s->segment];
+	j.task_index = t;
+	j.leaf = warps + STREAM_WARPS * RING_BYTES + warp * LEAF_BYTES;
+	j.tau = warps + STREAM_WARPS * (RING_BYTES + LEAF_BYTES) +
+		(warp & ~(each - 1u)) * r->tokens;
+	j.leaves = (uint64_t *)(r->leaves + t * r->leaves_stride);
+	d.lane = lane;
+	d.below = (1u << lane) - 1u;
+	d.token = tables;
+	d.enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
+	d.grids = (const uint16_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	layer_stream_load(stream, &d, (uint16_t *)(warps + warp * RING_BYTES));
+	if ((warp & (each - 1u)) == 0)
+		layer_taus(&d, r->layer.tables[s->tables].tau_dec, r->tokens, j.tau);
+	tau_barrier(warp, each);
+
+	const struct layer_share h = layer_share_of(warp_uniform(s->columns), i % streams, streams);
+	const bool differs = layer_share_decode<DT, WRITE>(&j, &d, &xx, h);
+	const bool bad = layer_stream_park(stream, &d, position + 1u == r->layer.segments_count,
+					   !WRITE && differs);
+
+	if (bad && lane == 0 && WRITE)
+		atomicOr(&r->status[t], CUDA_STATUS_MALFORMED);
+	else if (bad && lane == 0)
+		r->of[t].bad = 1;
+	__syncwarp();
 }
 
 template <int DT, bool WRITE>
@@ -287,127 +375,106 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 	const uint32_t lane = threadIdx.x % WARP_LANES,
 		       warp = warp_uniform(threadIdx.x / WARP_LANES);
 	const struct gpu_layer_segment *s = &r.layer.segment[position];
-	const bool last = position + 1u == r.layer.segments_count;
-	uint8_t *const tables = shared + XXH3_TABLE_BYTES, *const warps = tables + DECODE_TABLES;
-	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + lane };
+	uint8_t *const tables = shared + XXH3_TABLE_BYTES;
+	const uint32_t i = warp_uniform(blockIdx.x * (blockDim.x / WARP_LANES) + warp);
 
 	next_may_begin();
 	if (threadIdx.x < WARP_LANES)
 		xxh3_table_fill((uint64_t *)shared, threadIdx.x);
-	tables_load(tables, &r.layer.tables[s->tables], DECODE_TABLES);
+	tables_load(tables, &r.layer.tables[s->tables], LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	tables_load(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC, &r.layer.grids[DT - 1],
+		    LAYER_GRID_BYTES);
 	__syncthreads();
 	before_is_done();
-	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.tasks_count * r.layer.streams_count;
-	     i += gridDim.x * STREAM_WARPS) {
-		const uint32_t t = i / r.layer.streams_count;
-		struct layer_decoder d;
-		struct layer_job j;
+	/* Once, not in a loop: the compiler sees then that all lanes of a warp go the same way. */
+	if (i < r.tasks_count * r.layer.streams_count &&
+	    warp_uniform(r.of[i / r.layer.streams_count].live))
+		stream_decode<DT, WRITE>(&r, s, &stream[i], i, position, warp, lane);
+}
 
-		if (!warp_uniform(r.of[t].live))
-			continue;
-		j.run = &r;
-		j.s = s;
-		j.task = &r.task[t];
-		j.seg = &j.task->region->g.segment[s->segment];
-		j.task_index = t;
-		j.leaf = warps + STREAM_WARPS * RING_BYTES + warp * LEAF_BYTES;
-		j.tau = warps + STREAM_WARPS * (RING_BYTES + LEAF_BYTES) + warp * r.tokens;
-		j.leaves = (uint64_t *)(r.leaves + t * r.leaves_stride);
-		d.lane = lane;
-		d.below = (1u << lane) - 1u;
-		d.token = tables;
-		d.enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
-		layer_stream_load(&stream[i], &d, (uint16_t *)(warps + warp * RING_BYTES));
-		const bool differs = layer_share_decode<DT, WRITE>(
-			&j, &d, &xx,
-			layer_share_of(s->columns, i % r.layer.streams_count,
-				       r.layer.streams_count));
+#define SYMBOL_TABLES (LAYER_SHARED_ENC + LAYER_GRID_BYTES)
 
-		const bool bad = layer_stream_park(&stream[i], &d, last, !WRITE && differs);
+template <int DT>
+__global__ __launch_bounds__(SYMBOL_THREADS, SYMBOL_BLOCKS) void layer_symbols_kernel(
+	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
+{
+	const uint32_t lane = threadIdx.x % WARP_LANES, each = SYMBOL_THREADS / WARP_LANES;
+	const struct gpu_layer_segment *s = &r.layer.segment[position];
+	const uint32_t streams = r.layer.streams_count, parts = streams / s->tau_streams;
+	struct layer_rows w;
 
-		if (bad && lane == 0 && WRITE)
-			atomicOr(&r.status[t], CUDA_STATUS_MALFORMED);
-		else if (bad && lane == 0)
-			r.of[t].bad = 1;
-		__syncwarp();
+	next_may_begin();
+	tables_load(shared, r.layer.tables[s->tables].enc, LAYER_SHARED_ENC);
+	tables_load(shared + LAYER_SHARED_ENC, &r.layer.grids[DT - 1], LAYER_GRID_BYTES);
+	__syncthreads();
+	before_is_done();
+	w.s = s;
+	w.enc = (const uint32_t *)shared;
+	w.grids = (const uint16_t *)(shared + LAYER_SHARED_ENC);
+	w.lane = lane;
+	for (uint32_t i = warp_uniform(blockIdx.x * each + threadIdx.x / WARP_LANES);
+	     i < r.rows * parts; i += gridDim.x * each) {
+		const uint32_t row = i / parts, part = i % parts, t = row / r.tokens;
+
+		w.token = row % r.tokens;
+		w.task = &r.task[t];
+		w.seg = &w.task->region->g.segment[s->segment];
+		w.mu = r.mu + (uint64_t)row * r.mu_columns;
+		w.symbol = r.symbol + (uint64_t)row * r.mu_columns;
+		const uint32_t tau = layer_row_symbols<DT>(
+			&w, layer_share_of(warp_uniform(s->columns), part, parts));
+
+		if (lane == 0)
+			r.tau[(t * streams + part * s->tau_streams) * r.tokens + w.token] =
+				(uint8_t)tau;
 	}
 }
 
 template <int DT>
-__global__ __launch_bounds__(PLAIN_THREADS) void layer_symbols_kernel(
+__global__ __launch_bounds__(ENCODE_THREADS, ENCODE_BLOCKS) void layer_encode_kernel(
 	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
 {
+	__shared__ __align__(16) uint32_t rcp[CODEC_PROB_SUM];
 	const uint32_t lane = threadIdx.x % WARP_LANES;
-	const uint32_t i = blockIdx.x * (PLAIN_THREADS / WARP_LANES) + threadIdx.x / WARP_LANES;
-	const uint32_t streams = r.layer.streams_count, row = i / streams, stream = i % streams;
+	const uint32_t i = warp_uniform((blockIdx.x * ENCODE_THREADS + threadIdx.x) / WARP_LANES);
 	const struct gpu_layer_segment *s = &r.layer.segment[position];
+	const uint32_t streams = r.layer.streams_count, t = i / streams;
+	struct gpu_layer_stream *stream = &r.stream[i];
 
 	next_may_begin();
-	before_is_done();
-	if (row >= r.rows)
-		return;
-	const uint32_t t = row / r.tokens, token = row % r.tokens;
-	const struct gpu_task *task = &r.task[t];
-	const uint32_t tau = layer_row_symbols<DT>(
-		&r, s, task, &task->region->g.segment[s->segment],
-		layer_share_of(s->columns, stream, streams), row, token, lane);
-
-	if (lane == 0)
-		r.tau[(t * streams + stream) * r.tokens + token] = (uint8_t)tau;
-}
-
-#define ENCODE_TABLES (LAYER_SHARED_ENC + CODEC_PROB_SUM * 4u)
-
-template <int DT>
-__global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_encode_kernel(
-	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
-{
-	const uint32_t lane = threadIdx.x % WARP_LANES,
-		       warp = warp_uniform(threadIdx.x / WARP_LANES);
-	const struct gpu_layer_segment *s = &r.layer.segment[position];
-	uint32_t *const rcp = (uint32_t *)(shared + LAYER_SHARED_ENC);
-	const uint32_t streams = r.layer.streams_count;
-
-	next_may_begin();
-	tables_load(shared, r.layer.tables[s->tables].enc, LAYER_SHARED_ENC);
-	for (uint32_t f = threadIdx.x; f < CODEC_PROB_SUM; f += blockDim.x)
-		rcp[f] = f > 1 ? (uint32_t)(((uint64_t)1 << 32) / f) : 0xffffffffu;
+	tables_load((uint8_t *)rcp, r.layer.tables[s->tables].rcp, sizeof(rcp));
 	__syncthreads();
 	before_is_done();
-	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.tasks_count * streams;
-	     i += gridDim.x * STREAM_WARPS) {
-		struct gpu_layer_stream *stream = &r.stream[i];
-		const uint32_t t = i / streams;
-		const struct gpu_task *task = &r.task[t];
-		struct layer_coder c;
+	if (i >= r.tasks_count * streams || warp_uniform(stream->bad))
+		return;
+	const struct gpu_task *task = &r.task[t];
+	const uint32_t of_tau = i % warp_uniform(s->tau_streams);
+	struct layer_coder c;
 
-		if (warp_uniform(stream->bad))
-			continue;
-		c.x = stream->state[lane];
-		c.above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
-		c.words = (uint16_t *)stream->words;
-		c.enc = (const uint32_t *)shared;
-		c.rcp = rcp;
-		c.escapes = 0;
-		const bool fits = layer_share_encode<DT>(
-			&r, s, task, &task->region->g.segment[s->segment],
-			layer_share_of(s->columns, i % streams, streams), t,
-			r.tau + (uint64_t)i * r.tokens, (const uint16_t *)stream->limit, &c, lane);
-		const uint32_t escapes = layer_warp_sum(c.escapes);
+	c.x = stream->state[lane];
+	c.above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
+	c.words = (uint16_t *)stream->words;
+	c.enc = &r.layer.tables[s->tables].enc[0][0];
+	c.rcp = rcp;
+	c.escapes = 0;
+	const bool fits = layer_share_encode<DT>(
+		&r, s, task, &task->region->g.segment[s->segment],
+		layer_share_of(warp_uniform(s->columns), i % streams, streams), t,
+		r.tau + (uint64_t)(i - of_tau) * r.tokens, of_tau == 0,
+		(const uint16_t *)stream->limit, &c, lane);
+	const uint32_t escapes = layer_warp_sum(c.escapes);
 
-		stream->state[lane] = c.x;
-		__syncwarp();
-		if (lane == 0) {
-			stream->left += (uint32_t)((stream->words - (uint64_t)c.words) / 2u);
-			stream->words = (uint64_t)c.words;
-			if (escapes)
-				atomicAdd(&r.of[t].escapes, escapes);
-			if (!fits) {
-				stream->bad = 1;
-				r.of[t].bad = 1;
-			}
+	stream->state[lane] = c.x;
+	__syncwarp();
+	if (lane == 0) {
+		stream->left += (uint32_t)((stream->words - (uint64_t)c.words) / 2u);
+		stream->words = (uint64_t)c.words;
+		if (escapes)
+			atomicAdd(&r.of[t].escapes, escapes);
+		if (!fits) {
+			stream->bad = 1;
+			r.of[t].bad = 1;
 		}
-		__syncwarp();
 	}
 }
 
@@ -457,6 +524,17 @@ __global__ void layer_pack_kernel(const __grid_constant__ struct gpu_batch b,
 
 /* ---- launches ---- */
 
+typedef void gemm_kernel(struct gpu_layer_run, struct gpu_layer_io);
+
+static gemm_kernel *const gemm_kernels[2][GEMM_TURNS] = {
+	{ layer_gemm_kernel<0, false>, layer_gemm_kernel<1, false>, layer_gemm_kernel<2, false>,
+	  layer_gemm_kernel<4, false>, layer_gemm_kernel<8, false>,
+	  layer_gemm_kernel<GEMM_UNTURNED, false> },
+	{ layer_gemm_kernel<0, true>, layer_gemm_kernel<1, true>, layer_gemm_kernel<2, true>,
+	  layer_gemm_kernel<4, true>, layer_gemm_kernel<8, true>,
+	  layer_gemm_kernel<GEMM_UNTURNED, true> },
+};
+
 int cuda_layer_init(void)
 {
 	const void *decoders[] = {
@@ -469,9 +547,12 @@ int cuda_layer_init(void)
 		(const void *)layer_decode_kernel<3, false>,
 		(const void *)layer_decode_kernel<4, false>,
 	};
-	cudaError_t e = cudaFuncSetAttribute(
-		layer_gemm_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)GEMM_SHARED);
+	cudaError_t e = cudaSuccess;
 
+	for (uint32_t i = 0; i < 2u * GEMM_TURNS && e == cudaSuccess; i++)
+		e = cudaFuncSetAttribute((const void *)gemm_kernels[i / GEMM_TURNS][i % GEMM_TURNS],
+					 cudaFuncAttributeMaxDynamicSharedMemorySize,
+					 (int)GEMM_SHARED);
 	for (unsigned i = 0; i < sizeof(decoders) / sizeof(decoders[0]) && e == cudaSuccess; i++)
 		e = cudaFuncSetAttribute(decoders[i], cudaFuncAttributeMaxDynamicSharedMemorySize,
 					 (int)SHARED_MAX);
@@ -584,9 +665,10 @@ static struct gpu_layer_io io_of(const struct cuda_layer *l, uint32_t position, 
 static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
 			const struct gpu_layer_io *io, cudaStream_t stream)
 {
-	(void)launch_early(layer_gemm_kernel,
-			   dim3(r->rows_pieces * 2u, l->segment[io->position].pieces), GEMM_THREADS,
-			   GEMM_SHARED, stream, *r, *io);
+	const struct cuda_layer_segment *s = &l->segment[io->position];
+
+	(void)launch_early(gemm_kernels[s->narrow][s->turn], dim3(r->rows_pieces, s->pieces),
+			   GEMM_THREADS, GEMM_SHARED, stream, *r, *io);
 }
 
 static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)
@@ -604,14 +686,21 @@ static uint32_t inputs_blocks(const struct gpu_layer_run *r, uint32_t pieces)
 			  PLAIN_THREADS);
 }
 
-static uint32_t streams_blocks(const struct gpu_layer_run *r)
+static uint32_t sms_count(void)
 {
-	const uint32_t items = r->tasks_count * r->layer.streams_count;
 	int device = 0, sms = 1;
 
 	(void)cudaGetDevice(&device);
 	(void)cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-	return items < (uint32_t)sms ? items : (uint32_t)sms;
+	return (uint32_t)sms;
+}
+
+/* Thread blocks for so many items, `each` in one, but no more than `most` to a multiprocessor. */
+static uint32_t blocks_of(uint32_t items, uint32_t each, uint32_t most)
+{
+	const uint32_t blocks = (items + each - 1u) / each;
+
+	return blocks < most * sms_count() ? blocks : most * sms_count();
 }
 
 template <bool WRITE>
@@ -623,9 +712,17 @@ static void launch_streams(const struct cuda_layer *l, const struct gpu_layer_ru
 		layer_decode_kernel<3, WRITE>, layer_decode_kernel<4, WRITE>
 	};
 
-	(void)launch_early(kernel[l->segment[position].dtype - 1u], dim3(streams_blocks(r)),
-			   STREAM_WARPS * WARP_LANES, decode_shared(r->tokens), stream, *r, streams,
-			   position);
+	const uint32_t most = STREAM_WARPS / LAYER_TAU_STREAMS_MAX,
+		       quads = (r->tasks_count * r->layer.streams_count + LAYER_TAU_STREAMS_MAX -
+				1u) /
+			       LAYER_TAU_STREAMS_MAX;
+	const uint32_t spread = (quads + sms_count() - 1u) / sms_count(),
+		       each = spread < most ? spread : most;
+
+	(void)launch_early(kernel[l->segment[position].dtype - 1u],
+			   dim3((quads + each - 1u) / each),
+			   each * LAYER_TAU_STREAMS_MAX * WARP_LANES, decode_shared(r->tokens),
+			   stream, *r, streams, position);
 }
 
 int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,
@@ -679,13 +776,17 @@ static void launch_symbols(const struct cuda_layer *l, const struct gpu_layer_ru
 									  layer_encode_kernel<2>,
 									  layer_encode_kernel<3>,
 									  layer_encode_kernel<4> };
-	const uint32_t each = PLAIN_THREADS / WARP_LANES, rows = r->rows * r->layer.streams_count;
-	const uint32_t type = l->segment[position].dtype - 1u;
+	const uint32_t items = r->tasks_count * r->layer.streams_count;
+	const struct cuda_layer_segment *s = &l->segment[position];
 
-	(void)launch_early(symbols[type], dim3((rows + each - 1u) / each), PLAIN_THREADS, 0, stream,
-			   *r, position);
-	(void)launch_early(encode[type], dim3(streams_blocks(r)), STREAM_WARPS * WARP_LANES,
-			   ENCODE_TABLES, stream, *r, position);
+	(void)launch_early(symbols[s->dtype - 1u],
+			   dim3(blocks_of(r->rows * (r->layer.streams_count / s->tau_streams),
+					  SYMBOL_THREADS / WARP_LANES, SYMBOL_BLOCKS)),
+			   SYMBOL_THREADS, SYMBOL_TABLES, stream, *r, position);
+	(void)launch_early(
+		encode[s->dtype - 1u],
+		dim3((items + ENCODE_THREADS / WARP_LANES - 1u) / (ENCODE_THREADS / WARP_LANES)),
+		ENCODE_THREADS, 0, stream, *r, position);
 }
 
 int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,

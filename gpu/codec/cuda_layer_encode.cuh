@@ -90,7 +90,7 @@ __device__ __forceinline__ static uint32_t layer_symbol_of(struct layer_symbol<D
 	s->token = escape ? RESIDUAL_ESC : s->token;
 	uint32_t entry = enc[g.class_ * RESIDUAL_TOKENS + s->token];
 
-	if (escape || (entry & 0xffffu) == 0) {
+	if (escape || (entry & ENTRY_FREQ_MASK) == 0) {
 		s->token = RESIDUAL_ESC;
 		s->count = 0;
 		s->push(pattern, (int32_t)t.bits);
@@ -99,27 +99,23 @@ __device__ __forceinline__ static uint32_t layer_symbol_of(struct layer_symbol<D
 	return entry;
 }
 
-__device__ __forceinline__ static uint32_t layer_cost(uint32_t freq)
-{
-	const uint32_t l = (uint32_t)residual_log2(freq);
-
-	return LAYER_COST_ONE * (CODEC_PROB_BITS - l) -
-	       (l >= 2 ? freq >> (l - 2u) & 3u : freq << (2u - l) & 3u);
-}
-
-/* |error| / sigma in 64ths, at most 256 sigma; what residual_code.c's error_ratio() gives. */
+/* |error| / sigma in 64ths, at most 256 sigma: residual_error_at(). */
 __device__ __forceinline__ static uint32_t layer_error_ratio(uint32_t d, int32_t scale)
 {
 	const uint32_t root = scale & 2 ? (scale & 1 ? 9742u : 11585u)
 					: (scale & 1 ? 13777u : 16384u);
-	const int32_t sh = (scale >> 2) + 8;
-	uint64_t v = (uint64_t)d * root;
+	const int32_t sh = min((scale >> 2) + 8, 63);
+	const uint64_t v = (uint64_t)d * root; /* below 2^46 */
+	const uint32_t high = (uint32_t)(v >> 32);
 
-	if (sh >= 0)
-		v = sh > 63 ? 0 : v >> sh;
-	else
-		v = sh < -20 ? 16384u : v << -sh;
-	return v < 16384u ? (uint32_t)v : 16384u;
+	if (sh < 0) {
+		const uint64_t wide = sh < -20 ? 16384u : v << -sh;
+
+		return wide < 16384u ? (uint32_t)wide : 16384u;
+	}
+	if (sh >= 32)
+		return min(high >> (sh - 32), 16384u);
+	return high >> sh ? 16384u : min(__funnelshift_r((uint32_t)v, high, sh), 16384u);
 }
 
 struct layer_page { /* a lane's column of a segment in the pages */
@@ -156,81 +152,197 @@ __device__ __forceinline__ static uint32_t layer_warp_sum(uint32_t v)
 }
 
 /*
- * What coding a scalar takes, as the first step leaves it for the second.  x: frequency | start << 10 | bits of the
- * first raw item << 20 | of the second << 25 | SYMBOL_MORE when there is a third | SYMBOL_ESCAPE; y: the items, 16 bits
- * each.  Of a row of raw patterns: y is the pattern.
+ * What coding a scalar takes, as the first step leaves it for the second.  x: the token's entry, but with bits of the
+ * first raw item and SYMBOL_MORE, when there is a third, where its cost was; bits of the second << 26 |
+ * SYMBOL_ESCAPE.  y: the items, 16 bits each.  Of a row of raw patterns: y is the pattern.
  */
-#define SYMBOL_START_SHIFT 10u
-#define SYMBOL_FIRST_SHIFT 20u
-#define SYMBOL_SECOND_SHIFT 25u
-#define SYMBOL_MORE (1u << 30)
+#define SYMBOL_ENTRY_MASK 0x03ff03ffu
+#define SYMBOL_FIRST_SHIFT 10u
+#define SYMBOL_MORE (1u << 15)
+#define SYMBOL_SECOND_SHIFT 26u
 #define SYMBOL_ESCAPE (1u << 31)
 
-template <int DT>
-__device__ __forceinline__ static uint2 layer_symbol_pack(const struct layer_symbol<DT> *s,
-							  uint32_t entry)
-{
-	const uint32_t first = s->count > 0 ? s->bits[0] : 0,
-		       second = s->count > 1 ? s->bits[1] : 0;
+struct layer_coded {
+	uint2 symbol;
+	uint32_t cost;
+};
 
-	return make_uint2((entry & 0xffffu) | entry >> 16 << SYMBOL_START_SHIFT |
-				  first << SYMBOL_FIRST_SHIFT | second << SYMBOL_SECOND_SHIFT |
-				  (s->count > 2 ? SYMBOL_MORE : 0) |
-				  (s->token == RESIDUAL_ESC ? SYMBOL_ESCAPE : 0),
-			  (s->count > 0 ? s->item[0] : 0) | (s->count > 1 ? s->item[1] << 16 : 0));
+template <int DT>
+__device__ __forceinline__ static struct layer_coded layer_symbol_coded(struct residual_grid g,
+									uint32_t pattern,
+									const uint32_t *enc)
+{
+	struct layer_symbol<DT> s;
+	const uint32_t entry = layer_symbol_of<DT>(&s, g, pattern, enc);
+	const uint32_t first = s.count > 0 ? s.bits[0] : 0, second = s.count > 1 ? s.bits[1] : 0;
+	struct layer_coded c;
+
+	c.cost = entry >> ENTRY_COST_SHIFT & 63u;
+#pragma unroll
+	for (uint32_t i = 0; i < layer_symbol<DT>::ITEMS; i++)
+		c.cost += i < s.count ? LAYER_COST_ONE * s.bits[i] : 0;
+	c.symbol = make_uint2((entry & SYMBOL_ENTRY_MASK) | first << SYMBOL_FIRST_SHIFT |
+				      second << SYMBOL_SECOND_SHIFT |
+				      (s.count > 2 ? SYMBOL_MORE : 0) |
+				      (s.token == RESIDUAL_ESC ? SYMBOL_ESCAPE : 0),
+			      (s.count > 0 ? s.item[0] : 0) | (s.count > 1 ? s.item[1] << 16 : 0));
+	return c;
 }
 
-/* One token's row slice of a stream: residual_pick_tau(), row_is_raw(), and its symbols. */
+/*
+ * The same for bf16, without branches but for what is rare: below the unit are n bits of the mantissa, or 7 and then
+ * those behind their first one bit, or the pattern.  All lanes of a warp.
+ */
+template <>
+__device__ __forceinline__ struct layer_coded layer_symbol_coded<1>(struct residual_grid g,
+								    uint32_t pattern,
+								    const uint32_t *enc) {
+	const uint32_t mag = pattern & 0x7fffu, e = mag >> 7;
+	const uint32_t mant = (mag & 127u) | min(e, 1u) << 7;
+	const int32_t sh = (int32_t)max(e, 1u) - 118 - g.q, n = max(-sh, 0);
+	const uint32_t a = n > 31 ? 0 : mant << max(sh, 0) % 32 >> n;
+	const int32_t x = (int32_t)(a ^ (0u - ((pattern >> 15) ^ g.flip)));
+	const int32_t r = x - g.mu;
+	const bool zero = a == 0, escape = mag > 0x7f7fu || sh > RESIDUAL_SHIFT_MAX;
+	const int32_t rest = zero ? n - 7 : n; /* bits below the first item of a value near zero */
+	const uint32_t group = rest > 31 ? 0 : mant >> max(rest, 0);
+	uint32_t token = (uint32_t)(r + RESIDUAL_NEAR);
+	uint32_t first = zero ? group : mant, first_bits = zero ? 7u : (uint32_t)n;
+	uint32_t second = group ? mant : pattern, second_bits = !zero	? 0
+								: group ? (uint32_t)rest
+									: 16u;
+	uint32_t third_bits = 0;
+	struct layer_coded c;
+
+	if (__any_sync(FULL_MASK, escape || token > 2u * RESIDUAL_NEAR)) {
+		const uint32_t far = (uint32_t)abs(r) - (RESIDUAL_NEAR + 1u);
+		const uint32_t j = (uint32_t)residual_log2((far & 0xfffu) + 4u) - 2u;
+
+		if (escape ||
+		    (token > 2u * RESIDUAL_NEAR && far >= (4u << RESIDUAL_BUCKETS) - 4u)) {
+			token = RESIDUAL_ESC;
+		} else if (token > 2u * RESIDUAL_NEAR) {
+			token = (r > 0 ? RESIDUAL_BUCKET_POS : RESIDUAL_BUCKET_NEG) + j;
+			third_bits = second_bits;
+			second = first;
+			second_bits = first_bits;
+			first = far + 4u - (4u << j);
+			first_bits = j + 2u;
+		}
+	}
+	uint32_t entry = enc[g.class_ * RESIDUAL_TOKENS + token];
+	const bool escapes = token == RESIDUAL_ESC || (entry & ENTRY_FREQ_MASK) == 0;
+
+	if (__any_sync(FULL_MASK, escapes) && escapes) {
+		entry = enc[g.class_ * RESIDUAL_TOKENS + RESIDUAL_ESC];
+		first = pattern;
+		first_bits = 16;
+		second_bits = 0;
+		third_bits = 0;
+	}
+	c.cost = (entry >> ENTRY_COST_SHIFT & 63u) +
+		 LAYER_COST_ONE * (first_bits + second_bits + third_bits);
+	c.symbol = make_uint2(
+		(entry & SYMBOL_ENTRY_MASK) | first_bits << SYMBOL_FIRST_SHIFT |
+			second_bits << SYMBOL_SECOND_SHIFT | (third_bits ? SYMBOL_MORE : 0) |
+			(escapes ? SYMBOL_ESCAPE : 0),
+		(first & ((1u << first_bits) - 1u)) | (second & ((1u << second_bits) - 1u)) << 16);
+	return c;
+}
+
+#define ROW_GROUPS 4u /* of a row, in registers at once */
+
+struct layer_rows { /* what symbols are made of, and where they go */
+	const struct gpu_layer_segment *s;
+	const struct gpu_task *task;
+	const struct gpu_segment *seg;
+	const uint32_t *enc; /* shared, like the next */
+	const uint16_t *grids;
+	const int32_t *mu; /* of the token */
+	uint2 *symbol;
+	uint32_t token, lane;
+};
+
+struct layer_scalars {
+	uint32_t pattern[ROW_GROUPS];
+	int32_t mu[ROW_GROUPS], base[ROW_GROUPS];
+};
+
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_row_symbols(const struct gpu_layer_run *r,
-							     const struct gpu_layer_segment *s,
-							     const struct gpu_task *task,
-							     const struct gpu_segment *seg,
-							     struct layer_share h, uint32_t row,
-							     uint32_t token, uint32_t lane)
+__device__ __forceinline__ static void layer_scalars_load(struct layer_scalars *v,
+							  const struct layer_rows *w,
+							  uint32_t group, uint32_t end)
+{
+#pragma unroll
+	for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+		const uint32_t c = min(group + k, end - 1u) * CODEC_LANES + w->lane;
+		const struct layer_page p = layer_page_of(w->task, w->seg, c);
+
+		v->pattern[k] = layer_page_pattern<DT>(&p, w->token);
+		v->mu[k] = w->mu[c];
+		v->base[k] = w->s->base[c];
+	}
+}
+
+/* residual_pick_tau(), of a sum of errors. */
+__device__ __forceinline__ static uint32_t layer_pick_tau(uint32_t sum, uint32_t columns,
+							  uint32_t lane)
+{
+	const bool above = lane < RESIDUAL_TAU_COUNT - 1u &&
+			   sum > (uint64_t)layer_tau_part[lane % (RESIDUAL_TAU_COUNT - 1u)] *
+					   columns;
+
+	return __popc(__ballot_sync(FULL_MASK, above)); /* thresholds rise */
+}
+
+/* One token's row slice of those that share its tau: the tau, row_is_raw(), and its symbols. */
+template <int DT>
+__device__ __forceinline__ static uint32_t layer_row_symbols(const struct layer_rows *w,
+							     struct layer_share h)
 {
 	const struct residual_type t = residual_type_of(DT);
-	const int32_t *mu = r->mu + (uint64_t)row * r->mu_columns;
-	uint2 *symbol = r->symbol + (uint64_t)row * r->mu_columns;
 	const uint32_t n = (h.group_end - h.group_begin) * CODEC_LANES;
-	const uint32_t *enc = &r->layer.tables[s->tables].enc[0][0];
-	uint32_t sum = 0, cost = 0, tau = 0;
+	struct layer_scalars v;
+	uint32_t sum = 0, cost = 0, tau;
 
-#pragma unroll 4
-	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
-		const uint32_t c = g * CODEC_LANES + lane;
-		const struct layer_page p = layer_page_of(task, seg, c);
-		const int64_t d = (int64_t)residual_fixed(t, layer_page_pattern<DT>(&p, token)) -
-				  mu[c];
+	for (uint32_t g = h.group_begin; g < h.group_end; g += ROW_GROUPS) {
+		layer_scalars_load<DT>(&v, w, g, h.group_end);
+#pragma unroll
+		for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+			const int32_t x = layer_fixed<DT>(v.pattern[k]);
+			const uint32_t d = x > v.mu[k] ? (uint32_t)x - (uint32_t)v.mu[k]
+						       : (uint32_t)v.mu[k] - (uint32_t)x;
+			const uint32_t ratio = layer_error_ratio(d, v.base[k]);
 
-		sum += layer_error_ratio((uint32_t)(d < 0 ? -d : d), s->base[c]);
+			sum += g + k < h.group_end ? ratio : 0;
+		}
 	}
 	sum = layer_warp_sum(sum); /* at most columns * 2^14 < 2^31 */
-	for (uint32_t i = 0; i < RESIDUAL_TAU_COUNT - 1u; i++)
-		tau += sum > (uint64_t)layer_tau_part[i] * n;
-#pragma unroll 1
-	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
-		const uint32_t c = g * CODEC_LANES + lane;
-		const struct layer_page p = layer_page_of(task, seg, c);
-		struct layer_symbol<DT> sym;
-		const uint32_t entry = layer_symbol_of<DT>(
-			&sym, layer_grid<DT>(mu[c], layer_scale(s->base[c], tau)),
-			layer_page_pattern<DT>(&p, token), enc);
-
-		cost += layer_cost(entry & 0xffffu);
+	tau = layer_pick_tau(sum, n, w->lane);
+	for (uint32_t g = h.group_begin; g < h.group_end; g += ROW_GROUPS) {
+		if (n > ROW_GROUPS * CODEC_LANES)
+			layer_scalars_load<DT>(&v, w, g, h.group_end);
 #pragma unroll
-		for (uint32_t i = 0; i < layer_symbol<DT>::ITEMS; i++)
-			cost += i < sym.count ? LAYER_COST_ONE * sym.bits[i] : 0;
-		symbol[c] = layer_symbol_pack<DT>(&sym, entry);
+		for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+			if (g + k >= h.group_end)
+				break;
+			const struct layer_coded c = layer_symbol_coded<DT>(
+				layer_grid(layer_grids_of(w->grids, v.base[k]), v.base[k], v.mu[k],
+					   tau),
+				v.pattern[k], w->enc);
+
+			cost += c.cost;
+			w->symbol[(g + k) * CODEC_LANES + w->lane] = c.symbol;
+		}
 	}
 	cost = layer_warp_sum(cost);
 	if (cost < LAYER_COST_ONE * t.bits * n)
 		return tau;
 	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
-		const uint32_t c = g * CODEC_LANES + lane;
-		const struct layer_page p = layer_page_of(task, seg, c);
+		const uint32_t c = g * CODEC_LANES + w->lane;
+		const struct layer_page p = layer_page_of(w->task, w->seg, c);
 
-		symbol[c] = make_uint2(0, layer_page_pattern<DT>(&p, token));
+		w->symbol[c] = make_uint2(0, layer_page_pattern<DT>(&p, w->token));
 	}
 	return RESIDUAL_TAU_RAW;
 }
@@ -241,8 +353,8 @@ struct layer_coder { /* one lane's */
 	uint32_t x;
 	uint32_t above;	     /* mask of the lanes behind it */
 	uint16_t *words;     /* the lowest written */
-	const uint32_t *enc; /* shared, like the next */
-	const uint32_t *rcp; /* of a frequency, as codec_enc_entry() has it */
+	const uint32_t *enc; /* device, rarely read */
+	const uint32_t *rcp; /* shared: of a frequency, as codec_enc_entry() has it */
 	uint32_t escapes;
 };
 
@@ -261,7 +373,8 @@ __device__ __forceinline__ static void layer_spill(struct layer_coder *c, bool s
 __device__ __forceinline__ static void layer_put_token(struct layer_coder *c, uint32_t entry,
 						       bool here)
 {
-	const uint32_t freq = here ? entry & 0xffffu : 1u, start = entry >> 16;
+	const uint32_t freq = here ? entry & ENTRY_FREQ_MASK : 1u,
+		       start = entry >> ENTRY_START_SHIFT & ENTRY_FREQ_MASK;
 
 	layer_spill(c, here && codec_rans_encode_spills(c->x, freq));
 	/* codec_rans_encode_step(): the reciprocal gives the quotient or one less. */
@@ -304,7 +417,7 @@ __device__ __forceinline__ static void layer_put_symbols(struct layer_coder *c, 
 	if (__any_sync(FULL_MASK, second > 0))
 		layer_put_raw(c, s.y >> 16, second, second > 0);
 	layer_put_raw(c, s.y & 0xffffu, first, first > 0);
-	layer_put_token(c, (s.x & 1023u) | (s.x >> SYMBOL_START_SHIFT & 1023u) << 16, true);
+	layer_put_token(c, s.x, true);
 }
 
 #define LAYER_AHEAD_ROWS 4u /* symbols in registers before their rows */
@@ -343,8 +456,9 @@ __device__ __forceinline__ static bool layer_group_encode(const struct gpu_layer
 		}
 		if (__any_sync(FULL_MASK, (now.x & SYMBOL_MORE) != 0))
 			layer_put_row<DT>(c,
-					  layer_grid<DT>(r->mu[at + (uint64_t)t * r->mu_columns],
-							 layer_scale(base, step)),
+					  residual_grid(residual_type_of(DT),
+							r->mu[at + (uint64_t)t * r->mu_columns],
+							layer_scale(base, step)),
 					  layer_page_pattern<DT>(p, t));
 		else
 			layer_put_symbols(c, now);
@@ -353,15 +467,13 @@ __device__ __forceinline__ static bool layer_group_encode(const struct gpu_layer
 	return true;
 }
 
-/* A stream's share of a segment.  Returns false when the words do not fit: it would not shrink. */
+/* A stream's share of a segment; first: of those that share its taus.  Returns false when the words do not fit: it would not shrink. */
 template <int DT>
-__device__ __forceinline__ static bool layer_share_encode(const struct gpu_layer_run *r,
-							  const struct gpu_layer_segment *s,
-							  const struct gpu_task *task,
-							  const struct gpu_segment *seg,
-							  struct layer_share h, uint32_t task_index,
-							  const uint8_t *tau, const uint16_t *limit,
-							  struct layer_coder *c, uint32_t lane)
+__device__ __forceinline__ static bool layer_share_encode(
+	const struct gpu_layer_run *r, const struct gpu_layer_segment *s,
+	const struct gpu_task *task, const struct gpu_segment *seg, struct layer_share h,
+	uint32_t task_index, const uint8_t *tau, bool first, const uint16_t *limit,
+	struct layer_coder *c, uint32_t lane)
 {
 	const uint32_t tokens = r->tokens;
 	const struct gpu_layer_tables *tables = &r->layer.tables[s->tables];
@@ -374,7 +486,7 @@ __device__ __forceinline__ static bool layer_share_encode(const struct gpu_layer
 		if (!layer_group_encode<DT>(r, s->base[column], &p, at, tau, limit, c))
 			return false;
 	}
-	for (uint32_t row = (tokens + WARP_LANES - 1u) / WARP_LANES; row-- > 0;) {
+	for (uint32_t row = first ? (tokens + WARP_LANES - 1u) / WARP_LANES : 0; row-- > 0;) {
 		const uint32_t t = row * WARP_LANES + lane;
 		const bool here = t < tokens;
 

@@ -12,7 +12,9 @@
 
 struct cuda_layer_segment { /* what launches must know */
 	uint32_t pieces, first_piece;
-	uint32_t inputs, dtype;
+	uint32_t inputs, dtype, tau_streams;
+	uint32_t turn; /* which of gemm_rotate()'s */
+	bool narrow;
 	bool taken; /* by a later one */
 };
 

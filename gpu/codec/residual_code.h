@@ -27,8 +27,9 @@
 #include "gpu/codec/residual.h"
 
 #define RESIDUAL_STREAMS_MAX 64u
-#define RESIDUAL_STREAM_SCALARS 49152u /* of one stream of `model`, at least: its states cost 1024 bits */
-#define RESIDUAL_TAU_GROUPS 4u	       /* so many columns share a tau, at least */
+#define RESIDUAL_STREAM_SCALARS \
+	49152u		       /* of one stream of `model`, at least: its states cost 1024 bits */
+#define RESIDUAL_TAU_GROUPS 4u /* so many columns share a tau, at least */
 
 /* The token statistics of one sort of segment (keys or values), frozen. */
 struct residual_tables {
