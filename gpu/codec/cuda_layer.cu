@@ -408,24 +408,30 @@ __global__ __launch_bounds__(SYMBOL_THREADS, SYMBOL_BLOCKS) void layer_symbols_k
 	tables_load(shared + LAYER_SHARED_ENC, &r.layer.grids[DT - 1], LAYER_GRID_BYTES);
 	__syncthreads();
 	before_is_done();
-	w.s = s;
+	w.base = s->base;
 	w.enc = (const uint32_t *)shared;
 	w.grids = (const uint16_t *)(shared + LAYER_SHARED_ENC);
 	w.lane = lane;
 	for (uint32_t i = warp_uniform(blockIdx.x * each + threadIdx.x / WARP_LANES);
 	     i < r.rows * parts; i += gridDim.x * each) {
-		const uint32_t row = i / parts, part = i % parts, t = row / r.tokens;
+		const uint32_t row = i / parts, part = i % parts, t = row / r.tokens,
+			       token = row % r.tokens;
 
-		w.token = row % r.tokens;
-		w.task = &r.task[t];
-		w.seg = &w.task->region->g.segment[s->segment];
+		const struct gpu_task *task = &r.task[t];
+		const struct gpu_segment *seg = &task->region->g.segment[s->segment];
+
+		w.page = segment_base(task->region, seg, task->block_index) +
+			 token * seg->token_stride;
+		w.head_stride = seg->head_stride;
+		w.head_dim = seg->head_dim;
+		w.head_magic = seg->head_magic;
 		w.mu = r.mu + (uint64_t)row * r.mu_columns;
 		w.symbol = r.symbol + (uint64_t)row * r.mu_columns;
 		const uint32_t tau = layer_row_symbols<DT>(
 			&w, layer_share_of(warp_uniform(s->columns), part, parts));
 
 		if (lane == 0)
-			r.tau[(t * streams + part * s->tau_streams) * r.tokens + w.token] =
+			r.tau[(t * streams + part * s->tau_streams) * r.tokens + token] =
 				(uint8_t)tau;
 	}
 }
@@ -453,22 +459,23 @@ __global__ __launch_bounds__(ENCODE_THREADS, ENCODE_BLOCKS) void layer_encode_ke
 
 	c.x = stream->state[lane];
 	c.above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
-	c.words = (uint16_t *)stream->words;
+	asm volatile("" : "+r"(c.above)); /* keep it */
+	c.limit = (uint8_t *)stream->limit;
+	c.at = (uint32_t)(stream->words - stream->limit);
 	c.enc = &r.layer.tables[s->tables].enc[0][0];
 	c.rcp = rcp;
 	c.escapes = 0;
+	const uint32_t before = c.at;
 	const bool fits = layer_share_encode<DT>(
-		&r, s, task, &task->region->g.segment[s->segment],
-		layer_share_of(warp_uniform(s->columns), i % streams, streams), t,
-		r.tau + (uint64_t)(i - of_tau) * r.tokens, of_tau == 0,
-		(const uint16_t *)stream->limit, &c, lane);
+		&r, s, task, layer_share_of(warp_uniform(s->columns), i % streams, streams), t,
+		r.tau + (uint64_t)(i - of_tau) * r.tokens, of_tau == 0, &c, lane);
 	const uint32_t escapes = layer_warp_sum(c.escapes);
 
 	stream->state[lane] = c.x;
 	__syncwarp();
 	if (lane == 0) {
-		stream->left += (uint32_t)((stream->words - (uint64_t)c.words) / 2u);
-		stream->words = (uint64_t)c.words;
+		stream->left += (before - c.at) / 2u;
+		stream->words = stream->limit + c.at;
 		if (escapes)
 			atomicAdd(&r.of[t].escapes, escapes);
 		if (!fits) {

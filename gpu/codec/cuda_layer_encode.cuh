@@ -99,7 +99,7 @@ __device__ __forceinline__ static uint32_t layer_symbol_of(struct layer_symbol<D
 	return entry;
 }
 
-/* |error| / sigma in 64ths, at most 256 sigma: residual_error_at(). */
+/* |error| / sigma in 64ths, at most 256 sigma: residual_error_at().  All lanes of a warp. */
 __device__ __forceinline__ static uint32_t layer_error_ratio(uint32_t d, int32_t scale)
 {
 	const uint32_t root = scale & 2 ? (scale & 1 ? 9742u : 11585u)
@@ -108,13 +108,11 @@ __device__ __forceinline__ static uint32_t layer_error_ratio(uint32_t d, int32_t
 	const uint64_t v = (uint64_t)d * root; /* below 2^46 */
 	const uint32_t high = (uint32_t)(v >> 32);
 
-	if (sh < 0) {
-		const uint64_t wide = sh < -20 ? 16384u : v << -sh;
+	if (__any_sync(FULL_MASK, (uint32_t)sh > 31u)) {
+		const uint64_t wide = sh >= 0 ? v >> sh : sh < -20 ? 16384u : v << -sh;
 
 		return wide < 16384u ? (uint32_t)wide : 16384u;
 	}
-	if (sh >= 32)
-		return min(high >> (sh - 32), 16384u);
 	return high >> sh ? 16384u : min(__funnelshift_r((uint32_t)v, high, sh), 16384u);
 }
 
@@ -253,15 +251,26 @@ __device__ __forceinline__ struct layer_coded layer_symbol_coded<1>(struct resid
 #define ROW_GROUPS 4u /* of a row, in registers at once */
 
 struct layer_rows { /* what symbols are made of, and where they go */
-	const struct gpu_layer_segment *s;
-	const struct gpu_task *task;
-	const struct gpu_segment *seg;
+	const int16_t *base;
+	const uint8_t *page; /* of the token */
+	uint64_t head_stride;
+	uint32_t head_dim, head_magic;
 	const uint32_t *enc; /* shared, like the next */
 	const uint16_t *grids;
 	const int32_t *mu; /* of the token */
 	uint2 *symbol;
-	uint32_t token, lane;
+	uint32_t lane;
 };
+
+template <int DT>
+__device__ __forceinline__ static uint32_t layer_rows_pattern(const struct layer_rows *w,
+							      uint32_t column)
+{
+	const uint32_t bytes = DT <= 2 ? 2u : 1u, head = __umulhi(column, w->head_magic);
+	const uint8_t *at = w->page + head * w->head_stride + (column - head * w->head_dim) * bytes;
+
+	return DT <= 2 ? *(const uint16_t *)at : *at;
+}
 
 struct layer_scalars {
 	uint32_t pattern[ROW_GROUPS];
@@ -276,11 +285,10 @@ __device__ __forceinline__ static void layer_scalars_load(struct layer_scalars *
 #pragma unroll
 	for (uint32_t k = 0; k < ROW_GROUPS; k++) {
 		const uint32_t c = min(group + k, end - 1u) * CODEC_LANES + w->lane;
-		const struct layer_page p = layer_page_of(w->task, w->seg, c);
 
-		v->pattern[k] = layer_page_pattern<DT>(&p, w->token);
+		v->pattern[k] = layer_rows_pattern<DT>(w, c);
 		v->mu[k] = w->mu[c];
-		v->base[k] = w->s->base[c];
+		v->base[k] = w->base[c];
 	}
 }
 
@@ -340,9 +348,8 @@ __device__ __forceinline__ static uint32_t layer_row_symbols(const struct layer_
 		return tau;
 	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
 		const uint32_t c = g * CODEC_LANES + w->lane;
-		const struct layer_page p = layer_page_of(w->task, w->seg, c);
 
-		w->symbol[c] = make_uint2(0, layer_page_pattern<DT>(&p, w->token));
+		w->symbol[c] = make_uint2(0, layer_rows_pattern<DT>(w, c));
 	}
 	return RESIDUAL_TAU_RAW;
 }
@@ -352,7 +359,8 @@ __device__ __forceinline__ static uint32_t layer_row_symbols(const struct layer_
 struct layer_coder { /* one lane's */
 	uint32_t x;
 	uint32_t above;	     /* mask of the lanes behind it */
-	uint16_t *words;     /* the lowest written */
+	uint32_t at;	     /* of the lowest word written, in bytes behind the limit */
+	uint8_t *limit;	     /* words are not written below */
 	const uint32_t *enc; /* device, rarely read */
 	const uint32_t *rcp; /* shared: of a frequency, as codec_enc_entry() has it */
 	uint32_t escapes;
@@ -362,12 +370,13 @@ struct layer_coder { /* one lane's */
 __device__ __forceinline__ static void layer_spill(struct layer_coder *c, bool spills)
 {
 	const uint32_t mask = __ballot_sync(FULL_MASK, spills);
+	const uint32_t at = c->at - 2u - 2u * __popc(mask & c->above);
 
 	if (spills) {
-		*(c->words - 1 - __popc(mask & c->above)) = (uint16_t)c->x;
+		*(uint16_t *)(c->limit + at) = (uint16_t)c->x;
 		c->x >>= 16;
 	}
-	c->words -= __popc(mask);
+	c->at -= 2u * __popc(mask);
 }
 
 __device__ __forceinline__ static void layer_put_token(struct layer_coder *c, uint32_t entry,
@@ -387,11 +396,12 @@ __device__ __forceinline__ static void layer_put_token(struct layer_coder *c, ui
 	c->x = here ? (q << CODEC_PROB_BITS) + rest + start : c->x;
 }
 
+/* bits: 0..16; value has no others. */
 __device__ __forceinline__ static void layer_put_raw(struct layer_coder *c, uint32_t value,
-						     uint32_t bits, bool here)
+						     uint32_t bits)
 {
-	layer_spill(c, here && (uint64_t)c->x << bits >> 32 != 0);
-	c->x = here ? c->x << bits | value : c->x;
+	layer_spill(c, __funnelshift_l(c->x, 0, bits) != 0);
+	c->x = c->x << bits | value;
 }
 
 /* A row with more than two items in some lane: once more from its values. */
@@ -405,7 +415,8 @@ __device__ __forceinline__ static void layer_put_row(struct layer_coder *c, stru
 #pragma unroll
 	for (uint32_t i = layer_symbol<DT>::ITEMS; i-- > 0;)
 		if (__any_sync(FULL_MASK, sym.count > i))
-			layer_put_raw(c, sym.item[i], sym.bits[i], sym.count > i);
+			layer_put_raw(c, sym.count > i ? sym.item[i] : 0,
+				      sym.count > i ? sym.bits[i] : 0);
 	layer_put_token(c, entry, true);
 }
 
@@ -415,83 +426,111 @@ __device__ __forceinline__ static void layer_put_symbols(struct layer_coder *c, 
 		       second = s.x >> SYMBOL_SECOND_SHIFT & 31u;
 
 	if (__any_sync(FULL_MASK, second > 0))
-		layer_put_raw(c, s.y >> 16, second, second > 0);
-	layer_put_raw(c, s.y & 0xffffu, first, first > 0);
+		layer_put_raw(c, s.y >> 16, second);
+	layer_put_raw(c, s.y & 0xffffu, first);
 	layer_put_token(c, s.x, true);
 }
 
-#define LAYER_AHEAD_ROWS 4u /* symbols in registers before their rows */
+#define CODE_ROWS 4u /* at once; symbols of as many more are on their way */
 
-/* Rows of a group, the last first; limit: words are not written below.  False: they do not fit. */
+struct layer_group { /* of rows, to be coded */
+	const struct gpu_layer_run *run;
+	const uint8_t *tau;  /* of all tokens, 4-byte aligned */
+	const uint2 *symbol; /* this lane's column of the first row, likewise */
+	const int32_t *mu;
+	struct layer_page page;
+	int32_t base;
+};
+
 template <int DT>
-__device__ __forceinline__ static bool layer_group_encode(const struct gpu_layer_run *r,
-							  int32_t base, const struct layer_page *p,
-							  uint64_t at, const uint8_t *tau,
-							  const uint16_t *limit,
-							  struct layer_coder *c)
+__device__ __forceinline__ static void layer_rows_encode(const struct layer_group *g,
+							 struct layer_coder *c, uint32_t t,
+							 const uint2 (&s)[CODE_ROWS])
 {
-	const uint32_t tokens = r->tokens;
-	const uint2 *symbol = r->symbol + at;
-	uint2 s[LAYER_AHEAD_ROWS];
+	const uint32_t taus = *(const uint32_t *)(g->tau + t);
+	/* A byte of RESIDUAL_TAU_RAW, the largest, has a bit that no other has. */
+	const bool raws = __any_sync(FULL_MASK, (taus & RESIDUAL_TAU_RAW * 0x01010101u) != 0);
 
 #pragma unroll
-	for (uint32_t k = 0; k < LAYER_AHEAD_ROWS; k++)
-		s[k] = symbol[(uint64_t)(tokens - 1u - k) * r->mu_columns];
-#pragma unroll 1
-	for (uint32_t t = tokens; t-- > 0;) {
-		const uint32_t ahead = t >= LAYER_AHEAD_ROWS ? t - LAYER_AHEAD_ROWS : 0,
-			       step = tau[t];
-		const uint2 now = s[0];
+	for (uint32_t k = CODE_ROWS; k-- > 0;) {
+		const uint32_t tau = taus >> 8u * k & 0xffu;
 
-#pragma unroll
-		for (uint32_t k = 0; k + 1u < LAYER_AHEAD_ROWS; k++)
-			s[k] = s[k + 1u];
-		s[LAYER_AHEAD_ROWS - 1u] = symbol[(uint64_t)ahead * r->mu_columns];
-		if (__any_sync(FULL_MASK, (const uint8_t *)c->words - (const uint8_t *)limit <
-						  (int64_t)LAYER_ROW_BYTES))
-			return false;
-		if (__any_sync(FULL_MASK, step == RESIDUAL_TAU_RAW)) {
-			layer_put_raw(c, now.y, DT <= 2 ? 16u : 8u, true);
+		if (raws && tau == RESIDUAL_TAU_RAW) {
+			layer_put_raw(c, s[k].y, DT <= 2 ? 16u : 8u);
 			continue;
 		}
-		if (__any_sync(FULL_MASK, (now.x & SYMBOL_MORE) != 0))
-			layer_put_row<DT>(c,
-					  residual_grid(residual_type_of(DT),
-							r->mu[at + (uint64_t)t * r->mu_columns],
-							layer_scale(base, step)),
-					  layer_page_pattern<DT>(p, t));
+		if (__any_sync(FULL_MASK, (s[k].x & SYMBOL_MORE) != 0))
+			layer_put_row<DT>(
+				c,
+				residual_grid(residual_type_of(DT),
+					      g->mu[(uint64_t)(t + k) * g->run->mu_columns],
+					      layer_scale(g->base, tau)),
+				layer_page_pattern<DT>(&g->page, t + k));
 		else
-			layer_put_symbols(c, now);
-		c->escapes += now.x >> 31;
+			layer_put_symbols(c, s[k]);
+		c->escapes += s[k].x >> 31;
+	}
+}
+
+/* Rows of a group, the last first.  False: their words do not fit. */
+template <int DT>
+__device__ __forceinline__ static bool layer_group_encode(const struct layer_group *g,
+							  struct layer_coder *c)
+{
+	const uint32_t pitch = g->run->mu_columns;
+	const uint2 *next = g->symbol + (uint64_t)(g->run->tokens - CODE_ROWS) * pitch;
+	uint2 s[CODE_ROWS], ahead[CODE_ROWS];
+
+#pragma unroll
+	for (uint32_t k = 0; k < CODE_ROWS; k++)
+		ahead[k] = next[k * pitch];
+#pragma unroll 1
+	for (uint32_t t = g->run->tokens; t > 0;) {
+		t -= CODE_ROWS;
+		next -= t > 0 ? CODE_ROWS * pitch : 0;
+#pragma unroll
+		for (uint32_t k = 0; k < CODE_ROWS; k++) {
+			s[k] = ahead[k];
+			ahead[k] = next[k * pitch];
+		}
+		if (__any_sync(FULL_MASK, c->at < CODE_ROWS * LAYER_ROW_BYTES))
+			return false;
+		layer_rows_encode<DT>(g, c, t, s);
 	}
 	return true;
 }
 
-/* A stream's share of a segment; first: of those that share its taus.  Returns false when the words do not fit: it would not shrink. */
+/* A stream's share of a segment; first: of those that share its taus.  False: its words do not fit. */
 template <int DT>
-__device__ __forceinline__ static bool layer_share_encode(
-	const struct gpu_layer_run *r, const struct gpu_layer_segment *s,
-	const struct gpu_task *task, const struct gpu_segment *seg, struct layer_share h,
-	uint32_t task_index, const uint8_t *tau, bool first, const uint16_t *limit,
-	struct layer_coder *c, uint32_t lane)
+__device__ __forceinline__ static bool layer_share_encode(const struct gpu_layer_run *r,
+							  const struct gpu_layer_segment *s,
+							  const struct gpu_task *task,
+							  struct layer_share h, uint32_t task_index,
+							  const uint8_t *tau, bool first,
+							  struct layer_coder *c, uint32_t lane)
 {
+	const struct gpu_segment *seg = &task->region->g.segment[s->segment];
 	const uint32_t tokens = r->tokens;
 	const struct gpu_layer_tables *tables = &r->layer.tables[s->tables];
 
 	for (uint32_t group = h.group_end; group-- > h.group_begin;) {
 		const uint32_t column = group * CODEC_LANES + lane;
-		const struct layer_page p = layer_page_of(task, seg, column);
 		const uint64_t at = (uint64_t)task_index * tokens * r->mu_columns + column;
+		const struct layer_group g = { .run = r,
+					       .tau = tau,
+					       .symbol = r->symbol + at,
+					       .mu = r->mu + at,
+					       .page = layer_page_of(task, seg, column),
+					       .base = s->base[column] };
 
-		if (!layer_group_encode<DT>(r, s->base[column], &p, at, tau, limit, c))
+		if (!layer_group_encode<DT>(&g, c))
 			return false;
 	}
 	for (uint32_t row = first ? (tokens + WARP_LANES - 1u) / WARP_LANES : 0; row-- > 0;) {
 		const uint32_t t = row * WARP_LANES + lane;
 		const bool here = t < tokens;
 
-		if (__any_sync(FULL_MASK, (const uint8_t *)c->words - (const uint8_t *)limit <
-						  (int64_t)LAYER_ROW_BYTES))
+		if (__any_sync(FULL_MASK, c->at < LAYER_ROW_BYTES))
 			return false;
 		layer_put_token(c, here ? tables->tau_enc[tau[t]] : 0, here);
 	}
