@@ -183,6 +183,8 @@ __device__ static inline void patterns_load(const struct gpu_layer_run *r,
 	}
 }
 
+#define INPUT_ROWS 4u /* of a thread; of one task */
+
 struct inputs_place { /* of a row */
 	const struct gpu_layer_run *r;
 	const struct gpu_layer_segment *s;
@@ -250,47 +252,42 @@ __device__ static inline void inputs_make(const struct inputs_place *w, uint32_t
 	inputs_store(w, column, v);
 }
 
-/* A thread: four columns of a row, or twice four that are pairs.  PAGES: of every segment in turn (blockIdx.y). */
+/* A thread: four columns of some rows, or twice four that are pairs.  PAGES: of every segment in turn (blockIdx.y). */
 template <bool PAGES>
 __global__ __launch_bounds__(PLAIN_THREADS) void layer_inputs_kernel(
 	const __grid_constant__ struct gpu_layer_run r, uint32_t position, uint8_t *out)
 {
 	const uint32_t which = PAGES ? blockIdx.y : position;
 	const struct gpu_layer_segment s = r.layer.segment[which];
-	const uint32_t pairs = s.interleaved ? 0 : s.pairs, rest = s.head_dim - 2u * pairs;
-	const uint32_t twice = s.columns / s.head_dim * pairs / 4u, quads = s.columns / 4u - twice;
-	const uint32_t i = blockIdx.x * PLAIN_THREADS + threadIdx.x, row = i / quads,
-		       quad = i % quads;
-	const bool pair = quad < twice;
-	const uint32_t part = (pair ? pairs : rest) / 4u, at = pair ? quad : quad - twice;
-	const uint32_t e = at % part * 4u + (pair ? 0 : 2u * pairs);
+	const uint32_t i = blockIdx.x * PLAIN_THREADS + threadIdx.x, row = i / s.quads * INPUT_ROWS,
+		       quad = i % s.quads;
+	const bool pair = quad < s.quads_twice;
+	const uint32_t pairs = s.interleaved ? 0 : s.pairs, rest = s.head_dim - 2u * pairs,
+		       part = (pair ? pairs : rest) / 4u, at = pair ? quad : quad - s.quads_twice;
+	const uint32_t head = at / part, e = (at - head * part) * 4u + (pair ? 0 : 2u * pairs);
+	struct inputs_place w;
 
 	next_may_begin();
 	before_is_done();
 	if (row >= r.rows)
 		return;
-	struct inputs_place w;
-
 	w.r = &r;
 	w.s = &s;
 	w.task = &r.task[row / r.tokens];
 	w.seg = &w.task->region->g.segment[s.segment];
 	w.out = out + (PAGES ? (uint64_t)s.first_piece * r.rows_pieces * PIECE_BYTES : 0);
-	w.row = row;
-	const uint32_t column = at / part * s.head_dim + e;
+#pragma unroll 1
+	for (w.row = row; w.row < row + INPUT_ROWS; w.row++) {
+		const uint32_t column = head * s.head_dim + e;
 
-	switch (s.dtype) {
-	case 1:
-		inputs_make<1, PAGES>(&w, column, e, pair);
-		break;
-	case 2:
-		inputs_make<2, PAGES>(&w, column, e, pair);
-		break;
-	case 3:
-		inputs_make<3, PAGES>(&w, column, e, pair);
-		break;
-	default:
-		inputs_make<4, PAGES>(&w, column, e, pair);
+		if (s.dtype == 1)
+			inputs_make<1, PAGES>(&w, column, e, pair);
+		else if (s.dtype == 2)
+			inputs_make<2, PAGES>(&w, column, e, pair);
+		else if (s.dtype == 3)
+			inputs_make<3, PAGES>(&w, column, e, pair);
+		else
+			inputs_make<4, PAGES>(&w, column, e, pair);
 	}
 }
 
@@ -349,8 +346,9 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 	d.below = (1u << lane) - 1u;
 	d.token = tables;
 	d.enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
-	d.grids = (const uint16_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	d.grids = (const int16_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
 	layer_stream_load(stream, &d, (uint16_t *)(warps + warp * RING_BYTES));
+	tau_barrier(warp, each); /* the last stream's are not read any more */
 	if ((warp & (each - 1u)) == 0)
 		layer_taus(&d, r->layer.tables[s->tables].tau_dec, r->tokens, j.tau);
 	tau_barrier(warp, each);
@@ -376,7 +374,7 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 		       warp = warp_uniform(threadIdx.x / WARP_LANES);
 	const struct gpu_layer_segment *s = &r.layer.segment[position];
 	uint8_t *const tables = shared + XXH3_TABLE_BYTES;
-	const uint32_t i = warp_uniform(blockIdx.x * (blockDim.x / WARP_LANES) + warp);
+	const uint32_t all = r.tasks_count * r.layer.streams_count;
 
 	next_may_begin();
 	if (threadIdx.x < WARP_LANES)
@@ -386,10 +384,16 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 		    LAYER_GRID_BYTES);
 	__syncthreads();
 	before_is_done();
-	/* Once, not in a loop: the compiler sees then that all lanes of a warp go the same way. */
-	if (i < r.tasks_count * r.layer.streams_count &&
-	    warp_uniform(r.of[i / r.layer.streams_count].live))
-		stream_decode<DT, WRITE>(&r, s, &stream[i], i, position, warp, lane);
+	/* Bounds of loops are the same in all lanes, here and below: the compiler then provides for nothing else. */
+	for (uint32_t quad = blockIdx.x + gridDim.x * (warp / LAYER_TAU_STREAMS_MAX);;
+	     quad += gridDim.x * (blockDim.x / WARP_LANES / LAYER_TAU_STREAMS_MAX)) {
+		const uint32_t i = quad * LAYER_TAU_STREAMS_MAX + warp % LAYER_TAU_STREAMS_MAX;
+
+		if (i >= all)
+			break;
+		if (warp_uniform(r.of[i / r.layer.streams_count].live))
+			stream_decode<DT, WRITE>(&r, s, &stream[i], i, position, warp, lane);
+	}
 }
 
 #define SYMBOL_TABLES (LAYER_SHARED_ENC + LAYER_GRID_BYTES)
@@ -410,7 +414,7 @@ __global__ __launch_bounds__(SYMBOL_THREADS, SYMBOL_BLOCKS) void layer_symbols_k
 	before_is_done();
 	w.base = s->base;
 	w.enc = (const uint32_t *)shared;
-	w.grids = (const uint16_t *)(shared + LAYER_SHARED_ENC);
+	w.grids = (const int16_t *)(shared + LAYER_SHARED_ENC);
 	w.lane = lane;
 	for (uint32_t i = warp_uniform(blockIdx.x * each + threadIdx.x / WARP_LANES);
 	     i < r.rows * parts; i += gridDim.x * each) {
@@ -689,7 +693,8 @@ static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)
 
 static uint32_t inputs_blocks(const struct gpu_layer_run *r, uint32_t pieces)
 {
-	return (uint32_t)(((uint64_t)r->rows * pieces * (PIECE / 4u) + PLAIN_THREADS - 1u) /
+	return (uint32_t)(((uint64_t)r->rows / INPUT_ROWS * pieces * (PIECE / 4u) + PLAIN_THREADS -
+			   1u) /
 			  PLAIN_THREADS);
 }
 
@@ -723,11 +728,11 @@ static void launch_streams(const struct cuda_layer *l, const struct gpu_layer_ru
 		       quads = (r->tasks_count * r->layer.streams_count + LAYER_TAU_STREAMS_MAX -
 				1u) /
 			       LAYER_TAU_STREAMS_MAX;
-	const uint32_t spread = (quads + sms_count() - 1u) / sms_count(),
+	const uint32_t blocks = quads < sms_count() ? quads : sms_count(),
+		       spread = (quads + blocks - 1u) / blocks,
 		       each = spread < most ? spread : most;
 
-	(void)launch_early(kernel[l->segment[position].dtype - 1u],
-			   dim3((quads + each - 1u) / each),
+	(void)launch_early(kernel[l->segment[position].dtype - 1u], dim3(blocks),
 			   each * LAYER_TAU_STREAMS_MAX * WARP_LANES, decode_shared(r->tokens),
 			   stream, *r, streams, position);
 }

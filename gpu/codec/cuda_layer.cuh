@@ -24,7 +24,9 @@ struct gpu_layer_segment {
 	uint32_t inputs_pieces;	  /* pieces of their columns */
 	uint32_t head_dim, pairs; /* pairs 0: not turned */
 	uint32_t interleaved;
-	uint32_t tables; /* which */
+	uint32_t quads;	      /* of columns, for inputs; */
+	uint32_t quads_twice; /* the first have their pairs in others that are not counted */
+	uint32_t tables;      /* which */
 	uint32_t dtype;
 	uint32_t tau_streams;	/* residual_tau_streams() */
 	uint32_t taken;		/* by a later segment */
@@ -50,16 +52,16 @@ struct gpu_layer_tables { /* of tokens, in device memory; the first two go to sh
  * that a column's base, clamped once, and a step need no clamp.
  */
 struct gpu_layer_grids {
-	uint16_t grid[256][32];
+	int16_t grid[256][32];
 };
 
 #define GRID_SCALE_FIRST (-96)
 #define GRID_BASE_MIN \
 	(-90) /* every step leads below RESIDUAL_SCALE_MIN, as it does from lower ones */
 #define GRID_BASE_MAX 134
-#define GRID_FAR 32u /* the class is residual_far_class()'s to say */
-#define GRID_PHASE_SHIFT 7u
-#define GRID_CLASS_SHIFT 9u
+#define GRID_FAR 0x8000u /* the class is residual_far_class()'s to say */
+#define GRID_PHASE_SHIFT 5u
+#define GRID_CLASS_SHIFT 7u
 #define LAYER_DTYPES 4u
 #define GEMM_TURNS 6u		 /* neighbours; 8, 16, 32, 64 pairs apart; none */
 #define LAYER_TAU_STREAMS_MAX 4u /* that share a tau */
@@ -165,15 +167,19 @@ CODEC_HD struct layer_share layer_share_of(uint32_t columns, uint32_t stream, ui
 	return h;
 }
 
-__device__ static inline struct layer_turn layer_turn_at(const struct gpu_layer_run *r,
-							 uint32_t row, uint32_t pair)
+__device__ static inline struct layer_turn layer_turn_unpacked(uint32_t v)
 {
-	const uint32_t v = r->turn[row * r->layer.pairs + pair];
 	struct layer_turn t;
 
 	t.cos = (int16_t)v;
 	t.sin = (int32_t)v >> 16;
 	return t;
+}
+
+__device__ static inline struct layer_turn layer_turn_at(const struct gpu_layer_run *r,
+							 uint32_t row, uint32_t pair)
+{
+	return layer_turn_unpacked(r->turn[row * r->layer.pairs + pair]);
 }
 
 /* ---- residual.h's and layer.h's, with what the GPU is good at ---- */
@@ -247,8 +253,7 @@ __device__ static inline int32_t layer_scale(int32_t base, uint32_t tau)
 }
 
 /* Where a column's scales begin in a table of grids: each step is two of its rows. */
-__device__ __forceinline__ static const uint16_t *layer_grids_of(const uint16_t *grids,
-								 int32_t base)
+__device__ __forceinline__ static const int16_t *layer_grids_of(const int16_t *grids, int32_t base)
 {
 	const int32_t clamped = min(max(base, GRID_BASE_MIN), GRID_BASE_MAX);
 
@@ -256,22 +261,23 @@ __device__ __forceinline__ static const uint16_t *layer_grids_of(const uint16_t 
 }
 
 /* residual_grid() of a column with this base.  All lanes of a warp. */
-__device__ __forceinline__ static struct residual_grid layer_grid(const uint16_t *grids_of,
+__device__ __forceinline__ static struct residual_grid layer_grid(const int16_t *grids_of,
 								  int32_t base, int32_t mu,
 								  uint32_t tau)
 {
 	const uint32_t a = (uint32_t)abs(mu);
-	const uint32_t e = grids_of[tau * 64u + (uint32_t)residual_log2(a | 1u)];
-	const uint32_t fine = __funnelshift_r(a, 0, e); /* a >> (q - 2): the shift is modulo 32 */
+	const int32_t e = grids_of[tau * 64u + (uint32_t)residual_log2(a | 1u)];
+	const uint32_t fine =
+		__funnelshift_r(a, 0, (uint32_t)e); /* a >> (q - 2): the shift is modulo 32 */
 	struct residual_grid g;
 
 	g.flip = (uint32_t)mu >> 31;
-	g.q = (int32_t)(e & 31u) + 2;
+	g.q = (e & 31) + 2;
 	g.mu = (int32_t)(fine >> 2);
-	g.class_ = (e >> GRID_CLASS_SHIFT) + (fine & e >> GRID_PHASE_SHIFT & 3u);
-	if (__any_sync(FULL_MASK, e & GRID_FAR))
-		g.class_ = e & GRID_FAR ? residual_far_class(a, g.q, layer_scale(base, tau))
-					: g.class_;
+	g.class_ = (uint32_t)(e >> GRID_CLASS_SHIFT) +
+		   (fine & (uint32_t)(e >> GRID_PHASE_SHIFT) & 3u);
+	if (__any_sync(FULL_MASK, e < 0))
+		g.class_ = e < 0 ? residual_far_class(a, g.q, layer_scale(base, tau)) : g.class_;
 	return g;
 }
 

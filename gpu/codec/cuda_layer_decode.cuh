@@ -19,9 +19,9 @@ struct layer_decoder { /* one lane's */
 	uint32_t x;
 	uint32_t below; /* mask of the lanes before it */
 	uint32_t lane;
-	const uint8_t *token;  /* shared: [class][slot] */
-	const uint32_t *enc;   /* shared: [class][token] */
-	const uint16_t *grids; /* shared */
+	const uint8_t *token; /* shared: [class][slot] */
+	const uint32_t *enc;  /* shared: [class][token] */
+	const int16_t *grids; /* shared */
 	struct warp_words w;
 };
 
@@ -311,15 +311,14 @@ __device__ __forceinline__ static void tile_keep(int32_t *mu, uint32_t pitch, co
 		((uint4 *)(mu + v / parts * pitch))[v % parts] = ((const uint4 *)tile)[v];
 }
 
-/* 16 rows of a group into the tile.  A guess is read two rows ahead, also beyond the last one. */
-template <int DT>
+/* 16 rows of a group into the tile.  A guess is read two rows ahead, also beyond the last one.  RAWS: some are raw. */
+template <int DT, bool RAWS>
 __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const uint8_t *tau,
 						  int32_t base, const int32_t *mu, uint32_t pitch,
 						  uint8_t *tile)
 {
 	const uint32_t bytes = DT <= 2 ? 2u : 1u;
-	const bool raws = __any_sync(FULL_MASK, tau[d->lane % TILE_ROWS] == RESIDUAL_TAU_RAW);
-	const uint16_t *const grids = layer_grids_of(d->grids, base);
+	const int16_t *const grids = layer_grids_of(d->grids, base);
 	struct residual_grid g = layer_grid(grids, base, *mu, tau[0]);
 	int32_t m = mu[pitch];
 
@@ -334,7 +333,7 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 		/* While this row's states are on their way. */
 		next = layer_grid(grids, base, m, tau[k + 1u]);
 		m = *mu;
-		if (raws && __any_sync(FULL_MASK, tau[k] == RESIDUAL_TAU_RAW))
+		if (RAWS && __any_sync(FULL_MASK, tau[k] == RESIDUAL_TAU_RAW))
 			pattern = layer_take_raw(d, 8u * bytes);
 		else
 			pattern = layer_row<DT>(d, g);
@@ -373,7 +372,13 @@ __device__ __forceinline__ static bool layer_share_decode(const struct layer_job
 			uint8_t *tile = j->leaf +
 					(BYTES == 1 ? (index & 1u) * (LEAF_BYTES / 2u) : 0);
 
-			layer_tile<DT>(d, j->tau + t, scale, mu + d->lane, r->mu_columns, tile);
+			if (__any_sync(FULL_MASK,
+				       j->tau[t + d->lane % TILE_ROWS] == RESIDUAL_TAU_RAW))
+				layer_tile<DT, true>(d, j->tau + t, scale, mu + d->lane,
+						     r->mu_columns, tile);
+			else
+				layer_tile<DT, false>(d, j->tau + t, scale, mu + d->lane,
+						      r->mu_columns, tile);
 			if (!WRITE) {
 				differs |= tile_differs<BYTES>(&way, t, tile, d->lane);
 				__syncwarp();

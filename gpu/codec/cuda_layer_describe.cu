@@ -193,10 +193,10 @@ static void grids_fill(struct gpu_layer_grids *out, uint32_t dtype)
 			const uint32_t phase = phased ? a >> (g.q - 2) & 3u : 0;
 			const bool far = g.class_ >= 52;
 
-			out->grid[i][top] = (uint16_t)((uint32_t)(g.q - 2) | (far ? GRID_FAR : 0) |
-						       (phased ? 3u : 0) << GRID_PHASE_SHIFT |
-						       (far ? 0 : g.class_ - phase)
-							       << GRID_CLASS_SHIFT);
+			out->grid[i][top] = (int16_t)((uint32_t)(g.q - 2) | (far ? GRID_FAR : 0) |
+						      (phased ? 3u : 0) << GRID_PHASE_SHIFT |
+						      (far ? 0 : g.class_ - phase)
+							      << GRID_CLASS_SHIFT);
 		}
 }
 
@@ -245,6 +245,8 @@ static void segment_describe(struct gpu_layer_segment *out, const struct codec_g
 	out->head_dim = s->head_dim;
 	out->pairs = s->turned ? p->pairs : 0;
 	out->interleaved = p->interleaved;
+	out->quads_twice = p->interleaved ? 0 : s->columns / s->head_dim * out->pairs / 4u;
+	out->quads = s->columns / 4u - out->quads_twice;
 	out->tables = s->tables;
 	out->dtype = dtype_of(g, s);
 	out->tau_streams = residual_tau_streams(s->columns, p->streams_count);

@@ -256,7 +256,7 @@ struct layer_rows { /* what symbols are made of, and where they go */
 	uint64_t head_stride;
 	uint32_t head_dim, head_magic;
 	const uint32_t *enc; /* shared, like the next */
-	const uint16_t *grids;
+	const int16_t *grids;
 	const int32_t *mu; /* of the token */
 	uint2 *symbol;
 	uint32_t lane;

@@ -3,10 +3,10 @@
  * cuda_layer_gemm.cuh - the guess of a segment for all rows of a batch: int8 products by the tensor cores, summed in
  * int32, then layer_output() and the turn of keys while the sums are still in registers.
  *
- * A thread block makes 128 rows of 128 columns.  One warp fetches pieces of weights and of inputs (cuda_layer.cuh)
- * into a ring in shared memory, by bulk copies; two groups of four warps multiply, each half of the rows: the second-
- * level cache gives no more than that asks for.  The sum is exact, so its order does not matter.  GPUs without these
- * instructions use a plain loop.
+ * A thread block makes 128 rows of 128 columns.  Pieces of weights and of inputs (cuda_layer.cuh) come into a ring in
+ * shared memory, by bulk copies; two groups of four warps multiply, each half of the rows: the second-level cache gives
+ * no more than that asks for.  What comes after the sums takes about as long as the products, so two thread blocks share
+ * a multiprocessor.  The sum is exact, so its order does not matter.  GPUs without these instructions use a plain loop.
  */
 #ifndef SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
 #define SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
@@ -14,41 +14,43 @@
 #include "gpu/codec/cuda_hopper.cuh"
 #include "gpu/codec/cuda_layer.cuh"
 
-#define GEMM_STAGES 4u
+#define GEMM_STAGES 3u
 #define GEMM_GROUPS 2u /* that multiply */
 #define GEMM_ROWS 64u  /* of one of them */
 #define GEMM_ROWS_BYTES (GEMM_ROWS * PIECE)
 #define GEMM_STAGE_BYTES (2u * PIECE_BYTES)
 #define GEMM_SHARED (GEMM_STAGES * GEMM_STAGE_BYTES + 1024u + 2u * GEMM_STAGES * 8u)
-#define GEMM_WORKERS (GEMM_GROUPS * 128u)
-#define GEMM_THREADS (GEMM_WORKERS + 32u) /* and the warp that fetches */
+#define GEMM_THREADS (GEMM_GROUPS * 128u)
+#define GEMM_BLOCKS 2 /* to a multiprocessor */
 #define GEMM_UNTURNED 99u
 #define GEMM_SUMS 64u /* of a thread: 2 rows of 32 columns */
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* One thread: the pieces of a tile, in order, as room becomes free. */
-__device__ static void gemm_fetch(const struct gpu_layer_run *r, const struct gpu_layer_io *io,
-				  const uint8_t *weights, uint32_t ring, uint32_t barriers)
+struct gemm_feed {		  /* one thread's: the pieces of a tile, in order */
+	uint32_t input, piece, n; /* next */
+};
+
+__device__ __forceinline__ static void gemm_fetch(struct gemm_feed *f,
+						  const struct gpu_layer_run *r,
+						  const struct gpu_layer_io *io,
+						  const uint8_t *weights, uint32_t ring,
+						  uint32_t barriers)
 {
-	uint32_t n = 0;
+	const uint32_t stage = f->n % GEMM_STAGES, full = barriers + 16u * stage,
+		       to = ring + stage * GEMM_STAGE_BYTES;
 
-	for (uint32_t i = 0; i < io->count; i++)
-		for (uint32_t k = 0; k < io->pieces[i]; k++, n++) {
-			const uint32_t stage = n % GEMM_STAGES, turn = n / GEMM_STAGES;
-			const uint32_t full = barriers + 16u * stage,
-				       to = ring + stage * GEMM_STAGE_BYTES;
-
-			if (turn > 0)
-				mbar_wait(full + 8u, (turn - 1u) & 1u);
-			mbar_expect(full, GEMM_STAGE_BYTES);
-			bulk_fetch(to,
-				   io->in[i] + ((uint64_t)k * r->rows_pieces + blockIdx.x) *
-						       PIECE_BYTES,
-				   PIECE_BYTES, full);
-			bulk_fetch(to + PIECE_BYTES, weights + (uint64_t)n * PIECE_BYTES,
-				   PIECE_BYTES, full);
-		}
+	mbar_expect(full, GEMM_STAGE_BYTES);
+	bulk_fetch(to,
+		   io->in[f->input] +
+			   ((uint64_t)f->piece * r->rows_pieces + blockIdx.x) * PIECE_BYTES,
+		   PIECE_BYTES, full);
+	bulk_fetch(to + PIECE_BYTES, weights + (uint64_t)f->n * PIECE_BYTES, PIECE_BYTES, full);
+	f->n++;
+	if (++f->piece == io->pieces[f->input]) {
+		f->piece = 0;
+		f->input++;
+	}
 }
 
 __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
@@ -57,8 +59,11 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 					uint8_t *shared)
 {
 	const uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
-	const uint32_t ring = (base + 1023u) & ~1023u;
+	const uint32_t ring = (base + 1023u) & ~1023u, all = s->inputs_pieces;
 	const uint32_t barriers = ring + GEMM_STAGES * GEMM_STAGE_BYTES;
+	const uint8_t *weights = s->weights + (uint64_t)blockIdx.y * all * PIECE_BYTES;
+	const uint32_t rows = warp_uniform(threadIdx.x / 128u) * GEMM_ROWS_BYTES;
+	struct gemm_feed feed = { 0, 0, 0 };
 
 	if (threadIdx.x == 0) {
 		for (uint32_t i = 0; i < GEMM_STAGES; i++) {
@@ -67,22 +72,16 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 		}
 		asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 		asm volatile("fence.proxy.async;" ::: "memory");
+		while (feed.n < all && feed.n < GEMM_STAGES)
+			gemm_fetch(&feed, r, io, weights, ring, barriers);
 	}
 	__syncthreads();
-	if (threadIdx.x >= GEMM_WORKERS) {
-		if (threadIdx.x == GEMM_WORKERS)
-			gemm_fetch(r, io,
-				   s->weights +
-					   (uint64_t)blockIdx.y * s->inputs_pieces * PIECE_BYTES,
-				   ring, barriers);
-		return;
-	}
-	const uint32_t rows = warp_uniform(threadIdx.x / 128u) * GEMM_ROWS_BYTES;
-
-	for (uint32_t n = 0; n < s->inputs_pieces; n++) {
+	for (uint32_t n = 0; n < all; n++) {
 		const uint32_t stage = n % GEMM_STAGES, at = ring + stage * GEMM_STAGE_BYTES;
+		const uint32_t empty = barriers + 16u * ((n + GEMM_STAGES - 1u) % GEMM_STAGES) + 8u;
 
 		mbar_wait(barriers + 16u * stage, n / GEMM_STAGES & 1u);
+		__syncwarp();
 		asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
 		for (uint32_t k = 0; k < PIECE / 32u; k++)
@@ -92,7 +91,11 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 		/* The piece before this one has been read; this one may still be. */
 		asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
 		if (n > 0 && threadIdx.x % 128u == 0)
-			mbar_arrive(barriers + 16u * ((n - 1u) % GEMM_STAGES) + 8u);
+			mbar_arrive(empty);
+		if (n > 0 && threadIdx.x == 0 && feed.n < all) {
+			mbar_wait(empty, (n - 1u) / GEMM_STAGES & 1u);
+			gemm_fetch(&feed, r, io, weights, ring, barriers);
+		}
 	}
 	asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
@@ -111,8 +114,6 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 	const uint32_t row = threadIdx.x / WARP_LANES * 16u + lane / 4u;
 	const uint8_t *w = s->weights + (uint64_t)blockIdx.y * s->inputs_pieces * PIECE_BYTES;
 
-	if (threadIdx.x >= GEMM_WORKERS)
-		return;
 	for (uint32_t i = 0; i < io->count; i++)
 		for (uint32_t k = 0; k < io->pieces[i]; k++, w += PIECE_BYTES) {
 			const uint8_t *a = io->in[i] + ((uint64_t)k * r->rows_pieces + blockIdx.x) *
@@ -183,51 +184,60 @@ __device__ static inline void gemm_rotate(const struct gpu_layer_run *r,
 	}
 }
 
+struct __align__(16) gemm_column
+{
+	int32_t bias, mul;
+	uint32_t shift, reserved;
+};
+
 template <bool NARROW>
-__device__ static inline void gemm_outputs(const struct gpu_layer_segment *s,
+__device__ static inline void gemm_outputs(const struct gemm_column *column,
 					   int32_t (&d)[GEMM_SUMS])
 {
-	const uint32_t first = blockIdx.y * PIECE + threadIdx.x % 4u * 2u;
+	const uint32_t first = threadIdx.x % 4u * 2u;
 
 #pragma unroll
 	for (uint32_t j = 0; j < GEMM_SUMS / 4u; j++)
 #pragma unroll
 		for (uint32_t k = 0; k < 2; k++) {
-			const uint32_t c = first + 8u * j + k;
-			const int32_t bias = s->bias[c], mul = s->mul[c];
-			const uint32_t shift = s->shift[c];
+			const struct gemm_column c = column[first + 8u * j + k];
 
 #pragma unroll
 			for (uint32_t i = 0; i < 4u; i += 2u) {
 				int32_t *v = &d[4u * j + i + k];
 
-				*v = NARROW ? layer_output_narrow(*v, bias, mul, shift)
-					    : layer_output(*v, bias, mul, shift);
+				*v = NARROW ? layer_output_narrow(*v, c.bias, c.mul, c.shift)
+					    : layer_output(*v, c.bias, c.mul, c.shift);
 			}
 		}
 }
 
 /* grid: pieces of rows, pieces of columns.  STEP: gemm_rotate()'s, GEMM_UNTURNED: not. */
 template <uint32_t STEP, bool NARROW>
-__global__ __launch_bounds__(GEMM_THREADS, 1) void layer_gemm_kernel(
+__global__ __launch_bounds__(GEMM_THREADS, GEMM_BLOCKS) void layer_gemm_kernel(
 	const __grid_constant__ struct gpu_layer_run r,
 	const __grid_constant__ struct gpu_layer_io io)
 {
 	extern __shared__ uint8_t ring[];
+	__shared__ struct gemm_column column[PIECE];
 	const struct gpu_layer_segment s = r.layer.segment[io.position];
 	const uint32_t lane = threadIdx.x % WARP_LANES;
 	const uint32_t row = blockIdx.x * PIECE + threadIdx.x / WARP_LANES * 16u + lane / 4u;
 	int32_t d[GEMM_SUMS];
 
 	next_may_begin();
+	if (threadIdx.x < PIECE) {
+		const uint32_t c = blockIdx.y * PIECE + threadIdx.x;
+
+		column[threadIdx.x] = (struct gemm_column){ s.bias[c], s.mul[c], s.shift[c], 0 };
+	}
+	__syncthreads();
 	before_is_done();
 #pragma unroll
 	for (uint32_t i = 0; i < GEMM_SUMS; i++)
 		d[i] = 0;
 	gemm_sums(&r, &io, &s, d, ring);
-	if (threadIdx.x >= GEMM_WORKERS)
-		return;
-	gemm_outputs<NARROW>(&s, d);
+	gemm_outputs<NARROW>(column, d);
 	if (STEP != GEMM_UNTURNED)
 		gemm_rotate<STEP, NARROW>(&r, &s, d, row);
 #pragma unroll
