@@ -26,6 +26,7 @@ extern "C" {
 #include "gpu/codec/cuda_layer_decode.cuh"
 #include "gpu/codec/cuda_layer_encode.cuh"
 #include "gpu/codec/cuda_layer_gemm.cuh"
+#include "gpu/codec/cuda_layer_inputs.cuh"
 #include "gpu/codec/cuda_layer_pack.cuh"
 #include "gpu/codec/cuda_layer_run.cuh"
 #include "gpu/codec/cuda_objects.cuh"
@@ -34,7 +35,6 @@ extern "C" {
 	32u /* at most; a multiple of LAYER_TAU_STREAMS_MAX, whose streams share a tau */
 #define QUADS \
 	(STREAM_WARPS / LAYER_TAU_STREAMS_MAX) /* streams that share a tau are in one of them */
-#define PLAIN_THREADS 256u
 #define SYMBOL_THREADS 512u
 #define SYMBOL_BLOCKS 2 /* to a multiprocessor */
 #define ENCODE_THREADS 256u
@@ -148,149 +148,6 @@ __global__ void layer_turn_kernel(const __grid_constant__ struct gpu_layer_run r
 	r.turn[i] = ((uint32_t)t.cos & 0xffffu) | (uint32_t)t.sin << 16;
 }
 
-/* ---- inputs ---- */
-
-/* Four patterns: where decoding left them, or from the pages. */
-template <bool PAGES>
-__device__ static inline void patterns_load(const struct gpu_layer_run *r,
-					    const struct gpu_task *task,
-					    const struct gpu_segment *seg, uint32_t row,
-					    uint32_t column, uint32_t bytes, uint32_t (&p)[4])
-{
-	const uint8_t *at = PAGES ? segment_base(task->region, seg, task->block_index) +
-					    (uint64_t)(row % r->tokens) * seg->token_stride +
-					    column_off(seg, column)
-				  : (const uint8_t *)(r->mu + (uint64_t)row * r->mu_columns +
-						      column / CODEC_LANES * CODEC_LANES) +
-					    column % CODEC_LANES * bytes;
-	const bool vector = !PAGES || seg->vector;
-
-	if (vector && bytes == 2u) {
-		const uint2 v = *(const uint2 *)at;
-
-		p[0] = v.x & 0xffffu;
-		p[1] = v.x >> 16;
-		p[2] = v.y & 0xffffu;
-		p[3] = v.y >> 16;
-	} else if (vector) {
-		const uint32_t v = *(const uint32_t *)at;
-
-		for (uint32_t k = 0; k < 4; k++)
-			p[k] = v >> 8u * k & 0xffu;
-	} else {
-		for (uint32_t k = 0; k < 4; k++)
-			p[k] = bytes == 2u ? ((const uint16_t *)at)[k] : at[k];
-	}
-}
-
-#define INPUT_ROWS 4u /* of a thread; of one task */
-
-struct inputs_place { /* of a row */
-	const struct gpu_layer_run *r;
-	const struct gpu_layer_segment *s;
-	const struct gpu_task *task;
-	const struct gpu_segment *seg;
-	uint8_t *out;
-	uint32_t row;
-};
-
-template <int DT, bool PAGES>
-__device__ static inline void inputs_load(const struct inputs_place *w, uint32_t column,
-					  int32_t (&v)[4])
-{
-	uint32_t p[4];
-
-	patterns_load<PAGES>(w->r, w->task, w->seg, w->row, column, residual_type_of(DT).bits / 8u,
-			     p);
-#pragma unroll
-	for (uint32_t k = 0; k < 4; k++)
-		v[k] = layer_fixed<DT>(p[k]);
-}
-
-__device__ static inline void inputs_store(const struct inputs_place *w, uint32_t column,
-					   const int32_t (&v)[4])
-{
-	const uint4 mul = *(const uint4 *)(w->s->in_mul + column);
-	const uint32_t m[4] = { mul.x, mul.y, mul.z, mul.w };
-	uint32_t out = 0;
-
-#pragma unroll
-	for (uint32_t k = 0; k < 4; k++) {
-		/* layer_input() */
-		const int32_t x = w->s->narrow ? (int32_t)(((int64_t)v[k] * (int32_t)m[k] +
-							    ((int64_t)1 << 31)) >>
-							   32)
-					       : layer_input(v[k], m[k]);
-
-		out |= ((uint32_t)min(max(x, -127), 127) & 0xffu) << 8u * k;
-	}
-	*(uint32_t *)(w->out +
-		      ((uint64_t)(column / PIECE) * w->r->rows_pieces + w->row / PIECE) *
-			      PIECE_BYTES +
-		      piece_at(w->row % PIECE, column % PIECE)) = out;
-}
-
-/* Four columns of a row: values, turned back, as inputs.  pair: the other elements lie `pairs` on; both are made. */
-template <int DT, bool PAGES>
-__device__ static inline void inputs_make(const struct inputs_place *w, uint32_t column, uint32_t e,
-					  bool pair)
-{
-	const uint32_t pairs = w->s->pairs;
-	int32_t v[4], other[4];
-
-	inputs_load<DT, PAGES>(w, column, v);
-	if (pair) {
-		inputs_load<DT, PAGES>(w, column + pairs, other);
-#pragma unroll
-		for (uint32_t k = 0; k < 4; k++)
-			layer_unrotate_any(layer_turn_at(w->r, w->row, e + k), &v[k], &other[k]);
-		inputs_store(w, column + pairs, other);
-	} else if (w->s->interleaved && e < 2u * pairs) {
-		layer_unrotate_any(layer_turn_at(w->r, w->row, e / 2u), &v[0], &v[1]);
-		layer_unrotate_any(layer_turn_at(w->r, w->row, e / 2u + 1u), &v[2], &v[3]);
-	}
-	inputs_store(w, column, v);
-}
-
-/* A thread: four columns of some rows, or twice four that are pairs.  PAGES: of every segment in turn (blockIdx.y). */
-template <bool PAGES>
-__global__ __launch_bounds__(PLAIN_THREADS) void layer_inputs_kernel(
-	const __grid_constant__ struct gpu_layer_run r, uint32_t position, uint8_t *out)
-{
-	const uint32_t which = PAGES ? blockIdx.y : position;
-	const struct gpu_layer_segment s = r.layer.segment[which];
-	const uint32_t i = blockIdx.x * PLAIN_THREADS + threadIdx.x, row = i / s.quads * INPUT_ROWS,
-		       quad = i % s.quads;
-	const bool pair = quad < s.quads_twice;
-	const uint32_t pairs = s.interleaved ? 0 : s.pairs, rest = s.head_dim - 2u * pairs,
-		       part = (pair ? pairs : rest) / 4u, at = pair ? quad : quad - s.quads_twice;
-	const uint32_t head = at / part, e = (at - head * part) * 4u + (pair ? 0 : 2u * pairs);
-	struct inputs_place w;
-
-	next_may_begin();
-	before_is_done();
-	if (row >= r.rows)
-		return;
-	w.r = &r;
-	w.s = &s;
-	w.task = &r.task[row / r.tokens];
-	w.seg = &w.task->region->g.segment[s.segment];
-	w.out = out + (PAGES ? (uint64_t)s.first_piece * r.rows_pieces * PIECE_BYTES : 0);
-#pragma unroll 1
-	for (w.row = row; w.row < row + INPUT_ROWS; w.row++) {
-		const uint32_t column = head * s.head_dim + e;
-
-		if (s.dtype == 1)
-			inputs_make<1, PAGES>(&w, column, e, pair);
-		else if (s.dtype == 2)
-			inputs_make<2, PAGES>(&w, column, e, pair);
-		else if (s.dtype == 3)
-			inputs_make<3, PAGES>(&w, column, e, pair);
-		else
-			inputs_make<4, PAGES>(&w, column, e, pair);
-	}
-}
-
 /* ---- streams ---- */
 
 /* Of tables to shared memory: `bytes` from `from`, by the whole thread block. */
@@ -300,8 +157,11 @@ __device__ static inline void tables_load(uint8_t *to, const void *from, uint32_
 		((uint4 *)to)[i] = ((const uint4 *)from)[i];
 }
 
-#define DECODE_TABLES (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_GRID_BYTES)
+#define DECODE_TABLES                                                                   \
+	((LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_GRID_BYTES + RING_BYTES - 1u) & \
+	 ~(RING_BYTES - 1u))
 static_assert((XXH3_TABLE_BYTES + DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
+static_assert(LAYER_SHARED_ENC % 16u == 0 && LAYER_GRID_BYTES % 16u == 0, "tables are aligned");
 
 __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 {

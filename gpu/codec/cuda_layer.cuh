@@ -38,10 +38,12 @@ struct gpu_layer_segment {
 	const uint8_t *shift;
 };
 
+#define ENC_PITCH (RESIDUAL_TOKENS + 1u) /* odd: lanes of like tokens find theirs in other banks */
+
 struct gpu_layer_tables { /* of tokens, in device memory; the first two go to shared memory */
 	uint8_t token[RESIDUAL_CLASSES][CODEC_PROB_SUM];
-	uint32_t enc[RESIDUAL_CLASSES][RESIDUAL_TOKENS]; /* as residual_tables has them */
-	uint32_t tau_dec[CODEC_PROB_SUM];		 /* codec_dec_entry */
+	uint32_t enc[RESIDUAL_CLASSES][ENC_PITCH]; /* as residual_tables has them */
+	uint32_t tau_dec[CODEC_PROB_SUM];	   /* codec_dec_entry */
 	uint32_t tau_enc[RESIDUAL_TAU_SYMBOLS + 3u];
 	uint32_t rcp[CODEC_PROB_SUM]; /* of a frequency, as codec_enc_entry() has it */
 };
@@ -51,8 +53,10 @@ struct gpu_layer_tables { /* of tokens, in device memory; the first two go to sh
  * mask of the phase << GRID_PHASE_SHIFT | class << GRID_CLASS_SHIFT.  Scales beyond the limits are there as well, so
  * that a column's base, clamped once, and a step need no clamp.
  */
+#define GRID_PITCH 33u /* odd: lanes whose guesses are alike in size find theirs in other banks */
+
 struct gpu_layer_grids {
-	int16_t grid[256][32];
+	int16_t grid[256][GRID_PITCH];
 };
 
 #define GRID_SCALE_FIRST (-96)
@@ -74,7 +78,7 @@ static_assert(GRID_BASE_MIN + 24 <= RESIDUAL_SCALE_MIN && GRID_BASE_MAX - 6 >= R
 #define ENTRY_START_SHIFT 16u
 
 #define LAYER_SHARED_TOKEN (RESIDUAL_CLASSES * CODEC_PROB_SUM)
-#define LAYER_SHARED_ENC (RESIDUAL_CLASSES * RESIDUAL_TOKENS * 4u)
+#define LAYER_SHARED_ENC (RESIDUAL_CLASSES * ENC_PITCH * 4u)
 
 struct gpu_layer { /* a profile's */
 	const struct gpu_layer_segment *segment;
@@ -257,7 +261,7 @@ __device__ __forceinline__ static const int16_t *layer_grids_of(const int16_t *g
 {
 	const int32_t clamped = min(max(base, GRID_BASE_MIN), GRID_BASE_MAX);
 
-	return grids + (clamped + residual_tau(0) - GRID_SCALE_FIRST) * 32;
+	return grids + (clamped + residual_tau(0) - GRID_SCALE_FIRST) * (int32_t)GRID_PITCH;
 }
 
 /* residual_grid() of a column with this base.  All lanes of a warp. */
@@ -266,7 +270,7 @@ __device__ __forceinline__ static struct residual_grid layer_grid(const int16_t 
 								  uint32_t tau)
 {
 	const uint32_t a = (uint32_t)abs(mu);
-	const int32_t e = grids_of[tau * 64u + (uint32_t)residual_log2(a | 1u)];
+	const int32_t e = grids_of[tau * 2u * GRID_PITCH + (uint32_t)residual_log2(a | 1u)];
 	const uint32_t fine =
 		__funnelshift_r(a, 0, (uint32_t)e); /* a >> (q - 2): the shift is modulo 32 */
 	struct residual_grid g;

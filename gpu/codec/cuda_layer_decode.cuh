@@ -38,7 +38,7 @@ __device__ __forceinline__ static uint32_t layer_take_token(struct layer_decoder
 {
 	const uint32_t slot = d->x & (CODEC_PROB_SUM - 1u);
 	const uint32_t token = d->token[class_ * CODEC_PROB_SUM + slot];
-	const uint32_t e = d->enc[class_ * RESIDUAL_TOKENS + token];
+	const uint32_t e = d->enc[class_ * ENC_PITCH + token];
 
 	d->x = (e & ENTRY_FREQ_MASK) * (d->x >> CODEC_PROB_BITS) + slot - (e >> ENTRY_START_SHIFT);
 	layer_refill(d);

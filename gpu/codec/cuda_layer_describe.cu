@@ -169,8 +169,8 @@ static void tables_fill(struct gpu_layer_tables *out, const struct residual_tabl
 		for (uint32_t i = 0; i < CODEC_PROB_SUM; i++)
 			out->token[c][i] = (uint8_t)(t->dec[c][i] >> CODEC_DEC_TOKEN_SHIFT &
 						     CODEC_DEC_TOKEN_MASK);
-	static_assert(sizeof(out->enc) == sizeof(t->enc), "the same table");
-	memcpy(out->enc, t->enc, sizeof(out->enc));
+	for (uint32_t c = 0; c < RESIDUAL_CLASSES; c++)
+		memcpy(out->enc[c], t->enc[c], sizeof(t->enc[c]));
 	memcpy(out->tau_dec, t->tau_dec, sizeof(out->tau_dec));
 	memcpy(out->tau_enc, t->tau_enc, sizeof(t->tau_enc));
 	for (uint32_t f = 0; f < CODEC_PROB_SUM; f++)

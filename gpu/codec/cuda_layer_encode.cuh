@@ -88,13 +88,13 @@ __device__ __forceinline__ static uint32_t layer_symbol_of(struct layer_symbol<D
 	if (!escape && sh < 0)
 		layer_push_low<DT>(s, pattern, mant, -sh, residual_sub(t, g.q));
 	s->token = escape ? RESIDUAL_ESC : s->token;
-	uint32_t entry = enc[g.class_ * RESIDUAL_TOKENS + s->token];
+	uint32_t entry = enc[g.class_ * ENC_PITCH + s->token];
 
 	if (escape || (entry & ENTRY_FREQ_MASK) == 0) {
 		s->token = RESIDUAL_ESC;
 		s->count = 0;
 		s->push(pattern, (int32_t)t.bits);
-		entry = enc[g.class_ * RESIDUAL_TOKENS + RESIDUAL_ESC];
+		entry = enc[g.class_ * ENC_PITCH + RESIDUAL_ESC];
 	}
 	return entry;
 }
@@ -228,11 +228,11 @@ __device__ __forceinline__ struct layer_coded layer_symbol_coded<1>(struct resid
 			first_bits = j + 2u;
 		}
 	}
-	uint32_t entry = enc[g.class_ * RESIDUAL_TOKENS + token];
+	uint32_t entry = enc[g.class_ * ENC_PITCH + token];
 	const bool escapes = token == RESIDUAL_ESC || (entry & ENTRY_FREQ_MASK) == 0;
 
 	if (__any_sync(FULL_MASK, escapes) && escapes) {
-		entry = enc[g.class_ * RESIDUAL_TOKENS + RESIDUAL_ESC];
+		entry = enc[g.class_ * ENC_PITCH + RESIDUAL_ESC];
 		first = pattern;
 		first_bits = 16;
 		second_bits = 0;

@@ -5,8 +5,9 @@
  *
  * A thread block makes 128 rows of 128 columns.  Pieces of weights and of inputs (cuda_layer.cuh) come into a ring in
  * shared memory, by bulk copies; two groups of four warps multiply, each half of the rows: the second-level cache gives
- * no more than that asks for.  What comes after the sums takes about as long as the products, so two thread blocks share
- * a multiprocessor.  The sum is exact, so its order does not matter.  GPUs without these instructions use a plain loop.
+ * no more than that asks for.  What comes after the sums takes about as long as the products, so two thread blocks
+ * share a multiprocessor.  The sum is exact, so its order does not matter.  GPUs without these instructions use a plain
+ * loop.
  */
 #ifndef SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
 #define SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
