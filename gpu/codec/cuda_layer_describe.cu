@@ -383,6 +383,12 @@ int cuda_layer_new(const struct codec_geometry *g, const struct codec_profile *p
 		launches_fill(l, g, p);
 		e = memory_fill(l, g, p, seg, head, stream);
 	}
+	if (e == cudaSuccess)
+		e = cudaStreamCreateWithFlags(&l->side, cudaStreamNonBlocking);
+	if (e == cudaSuccess)
+		e = cudaEventCreateWithFlags(&l->fork, cudaEventDisableTiming);
+	if (e == cudaSuccess)
+		e = cudaEventCreateWithFlags(&l->join, cudaEventDisableTiming);
 	free(seg);
 	free(head);
 	if (e != cudaSuccess) {
@@ -405,6 +411,12 @@ struct cuda_layer *cuda_layer_free(struct cuda_layer *l)
 {
 	if (!l)
 		return NULL;
+	if (l->fork)
+		(void)cudaEventDestroy(l->fork);
+	if (l->join)
+		(void)cudaEventDestroy(l->join);
+	if (l->side)
+		(void)cudaStreamDestroy(l->side);
 	(void)cudaFree(l->memory);
 	free(l->segment);
 	free(l);

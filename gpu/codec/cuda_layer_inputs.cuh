@@ -10,6 +10,21 @@
 
 #define PLAIN_THREADS 256u
 
+/* Every row's turns. */
+__global__ void layer_turn_kernel(const __grid_constant__ struct gpu_layer_run r)
+{
+	const uint32_t i = blockIdx.x * PLAIN_THREADS + threadIdx.x, row = i / r.layer.pairs;
+
+	if (row >= r.rows_pieces * PIECE)
+		return;
+	const uint32_t task = min(row / r.tokens, r.tasks_count - 1u);
+	const struct layer_turn t = layer_turn_of(r.layer.freq[i % r.layer.pairs],
+						  r.of[task].position + row % r.tokens,
+						  (int)r.layer.round_bf16);
+
+	r.turn[i] = ((uint32_t)t.cos & 0xffffu) | (uint32_t)t.sin << 16;
+}
+
 /* Four patterns: where decoding left them, or from the pages. */
 template <bool PAGES>
 __device__ static inline void patterns_load(const struct gpu_layer_run *r,

@@ -32,6 +32,8 @@ struct cuda_layer { /* a profile's part */
 	struct cuda_layer_segment *segment; /* owned */
 	double poor;			    /* bytes * 8 * 100 above it are poor */
 	uint8_t *memory;		    /* device */
+	cudaStream_t side;		    /* for the second half of a large batch to be encoded */
+	cudaEvent_t fork, join;
 };
 
 /* 0: the profile has no such part; 1: the kernels can do it; -1: they cannot. */
