@@ -26,12 +26,20 @@ extern "C" {
 #include "gpu/codec/cuda_layer_decode.cuh"
 #include "gpu/codec/cuda_layer_encode.cuh"
 #include "gpu/codec/cuda_layer_gemm.cuh"
+#include "gpu/codec/cuda_layer_inputs.cuh"
 #include "gpu/codec/cuda_layer_pack.cuh"
 #include "gpu/codec/cuda_layer_run.cuh"
 #include "gpu/codec/cuda_objects.cuh"
 
-#define STREAM_WARPS 24u
-#define PLAIN_THREADS 256u
+#ifndef STREAM_WARPS
+#define STREAM_WARPS \
+	32u /* at most; a multiple of LAYER_TAU_STREAMS_MAX, whose streams share a tau */
+#endif
+#define STREAM_BLOCKS (32 / STREAM_WARPS) /* to a multiprocessor, by registers */
+#define SYMBOL_THREADS 512u
+#define SYMBOL_BLOCKS 2 /* to a multiprocessor */
+#define ENCODE_THREADS 256u
+#define ENCODE_BLOCKS 4
 #define ROWS_BEYOND 8u /* guesses are read ahead */
 
 /* ---- one kernel after another ---- */
@@ -127,140 +135,6 @@ __global__ void layer_again_kernel(const __grid_constant__ struct gpu_layer_run 
 	}
 }
 
-__global__ void layer_turn_kernel(const __grid_constant__ struct gpu_layer_run r)
-{
-	const uint32_t i = blockIdx.x * PLAIN_THREADS + threadIdx.x, row = i / r.layer.pairs;
-
-	if (row >= r.rows_pieces * PIECE)
-		return;
-	const uint32_t task = min(row / r.tokens, r.tasks_count - 1u);
-	const struct layer_turn t = layer_turn_of(r.layer.freq[i % r.layer.pairs],
-						  r.of[task].position + row % r.tokens,
-						  (int)r.layer.round_bf16);
-
-	r.turn[i] = ((uint32_t)t.cos & 0xffffu) | (uint32_t)t.sin << 16;
-}
-
-/* ---- inputs ---- */
-
-/* Four patterns: where decoding left them, or from the pages. */
-template <bool PAGES>
-__device__ static inline void patterns_load(const struct gpu_layer_run *r,
-					    const struct gpu_task *task,
-					    const struct gpu_segment *seg, uint32_t row,
-					    uint32_t column, uint32_t bytes, uint32_t (&p)[4])
-{
-	if (!PAGES) {
-		const int4 v = *(const int4 *)(r->mu + (uint64_t)row * r->mu_columns + column);
-
-		p[0] = (uint32_t)v.x;
-		p[1] = (uint32_t)v.y;
-		p[2] = (uint32_t)v.z;
-		p[3] = (uint32_t)v.w;
-		return;
-	}
-	const uint8_t *at = segment_base(task->region, seg, task->block_index) +
-			    (uint64_t)(row % r->tokens) * seg->token_stride +
-			    column_off(seg, column);
-
-	if (seg->vector && bytes == 2u) {
-		const uint2 v = *(const uint2 *)at;
-
-		p[0] = v.x & 0xffffu;
-		p[1] = v.x >> 16;
-		p[2] = v.y & 0xffffu;
-		p[3] = v.y >> 16;
-	} else if (seg->vector) {
-		const uint32_t v = *(const uint32_t *)at;
-
-		for (uint32_t k = 0; k < 4; k++)
-			p[k] = v >> 8u * k & 0xffu;
-	} else {
-		for (uint32_t k = 0; k < 4; k++)
-			p[k] = bytes == 2u ? ((const uint16_t *)at)[k] : at[k];
-	}
-}
-
-/* Four columns of a row: values, turned back, as inputs. */
-template <int DT, bool PAGES>
-__device__ static inline uint32_t inputs_of(const struct gpu_layer_run *r,
-					    const struct gpu_layer_segment *s,
-					    const struct gpu_task *task,
-					    const struct gpu_segment *seg, uint32_t row,
-					    uint32_t column)
-{
-	const struct residual_type t = residual_type_of(DT);
-	const uint32_t bytes = t.bits / 8u, e = column % s->head_dim;
-	const uint4 mul = *(const uint4 *)(s->in_mul + column);
-	const uint32_t m[4] = { mul.x, mul.y, mul.z, mul.w };
-	uint32_t p[4], out = 0;
-	int32_t v[4];
-
-	patterns_load<PAGES>(r, task, seg, row, column, bytes, p);
-	for (uint32_t k = 0; k < 4; k++)
-		v[k] = residual_fixed(t, p[k]);
-	if (s->pairs && s->interleaved && e < 2u * s->pairs) {
-		layer_unrotate(layer_turn_at(r, row, e / 2u), &v[0], &v[1]);
-		layer_unrotate(layer_turn_at(r, row, e / 2u + 1u), &v[2], &v[3]);
-	} else if (s->pairs && e < 2u * s->pairs) {
-		const bool second = e >= s->pairs;
-
-		patterns_load<PAGES>(r, task, seg, row,
-				     second ? column - s->pairs : column + s->pairs, bytes, p);
-		for (uint32_t k = 0; k < 4; k++) {
-			const struct layer_turn turn =
-				layer_turn_at(r, row, (second ? e - s->pairs : e) + k);
-			int32_t a = v[k], other = residual_fixed(t, p[k]);
-
-			if (second)
-				layer_unrotate(turn, &other, &a);
-			else
-				layer_unrotate(turn, &a, &other);
-			v[k] = a;
-		}
-	}
-	for (uint32_t k = 0; k < 4; k++)
-		out |= ((uint32_t)layer_input(v[k], m[k]) & 0xffu) << 8u * k;
-	return out;
-}
-
-/* A thread: four columns of a row.  PAGES: of every segment in turn (blockIdx.y). */
-template <bool PAGES>
-__global__ __launch_bounds__(PLAIN_THREADS) void layer_inputs_kernel(
-	const __grid_constant__ struct gpu_layer_run r, uint32_t position, uint8_t *out)
-{
-	const uint32_t which = PAGES ? blockIdx.y : position;
-	const struct gpu_layer_segment s = r.layer.segment[which];
-	const uint32_t quads = s.columns / 4u, i = blockIdx.x * PLAIN_THREADS + threadIdx.x;
-	const uint32_t row = i / quads, column = i % quads * 4u;
-
-	next_may_begin();
-	before_is_done();
-	if (row >= r.rows)
-		return;
-	const struct gpu_task *task = &r.task[row / r.tokens];
-	const struct gpu_segment *seg = &task->region->g.segment[s.segment];
-	uint32_t v;
-
-	switch (s.dtype) {
-	case 1:
-		v = inputs_of<1, PAGES>(&r, &s, task, seg, row, column);
-		break;
-	case 2:
-		v = inputs_of<2, PAGES>(&r, &s, task, seg, row, column);
-		break;
-	case 3:
-		v = inputs_of<3, PAGES>(&r, &s, task, seg, row, column);
-		break;
-	default:
-		v = inputs_of<4, PAGES>(&r, &s, task, seg, row, column);
-	}
-	out += PAGES ? (uint64_t)s.first_piece * r.rows_pieces * PIECE_BYTES : 0;
-	*(uint32_t *)(out +
-		      ((uint64_t)(column / PIECE) * r.rows_pieces + row / PIECE) * PIECE_BYTES +
-		      piece_at(row % PIECE, column % PIECE)) = v;
-}
-
 /* ---- streams ---- */
 
 /* Of tables to shared memory: `bytes` from `from`, by the whole thread block. */
@@ -270,13 +144,72 @@ __device__ static inline void tables_load(uint8_t *to, const void *from, uint32_
 		((uint4 *)to)[i] = ((const uint4 *)from)[i];
 }
 
-#define DECODE_TABLES (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC)
+#define DECODE_TABLES                                                                   \
+	((LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_GRID_BYTES + RING_BYTES - 1u) & \
+	 ~(RING_BYTES - 1u))
 static_assert((XXH3_TABLE_BYTES + DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
+static_assert(LAYER_SHARED_ENC % 16u == 0 && LAYER_GRID_BYTES % 16u == 0, "tables are aligned");
 
 __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 {
 	return XXH3_TABLE_BYTES + DECODE_TABLES +
 	       STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens) + 16u; /* a tau is read ahead */
+}
+
+/* A barrier of the `each` warps from a multiple of each on that share a tau. */
+__device__ __forceinline__ static void tau_barrier(uint32_t warp, uint32_t each)
+{
+	if (each == 1u)
+		__syncwarp();
+	else
+		asm volatile("bar.sync %0, %1;" ::"r"(warp / each), "r"(each * WARP_LANES)
+			     : "memory");
+}
+
+/* One stream's part of a segment, by a warp. */
+template <int DT, bool WRITE>
+__device__ static inline void stream_decode(const struct gpu_layer_run *r,
+					    const struct gpu_layer_segment *s,
+					    struct gpu_layer_stream *stream, uint32_t i,
+					    uint32_t position, uint32_t warp, uint32_t lane)
+{
+	uint8_t *const tables = shared + XXH3_TABLE_BYTES, *const warps = tables + DECODE_TABLES;
+	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + lane };
+	const uint32_t streams = r->layer.streams_count, each = warp_uniform(s->tau_streams),
+		       t = i / streams;
+	struct layer_decoder d;
+	struct layer_job j;
+
+	j.run = r;
+	j.s = s;
+	j.task = &r->task[t];
+	j.seg = &j.task->region->g.segment[s->segment];
+	j.task_index = t;
+	j.leaf = warps + STREAM_WARPS * RING_BYTES + warp * LEAF_BYTES;
+	j.tau = warps + STREAM_WARPS * (RING_BYTES + LEAF_BYTES) +
+		(warp & ~(each - 1u)) * r->tokens;
+	j.leaves = (uint64_t *)(r->leaves + t * r->leaves_stride);
+	d.lane = lane;
+	d.below = (1u << lane) - 1u;
+	d.token = tables;
+	d.enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
+	d.grids = (const int16_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	layer_stream_load(stream, &d, (uint16_t *)(warps + warp * RING_BYTES));
+	tau_barrier(warp, each); /* the last stream's are not read any more */
+	if ((warp & (each - 1u)) == 0)
+		layer_taus(&d, r->layer.tables[s->tables].tau_dec, r->tokens, j.tau);
+	tau_barrier(warp, each);
+
+	const struct layer_share h = layer_share_of(warp_uniform(s->columns), i % streams, streams);
+	const bool differs = layer_share_decode<DT, WRITE>(&j, &d, &xx, h);
+	const bool bad = layer_stream_park(stream, &d, position + 1u == r->layer.segments_count,
+					   !WRITE && differs);
+
+	if (bad && lane == 0 && WRITE)
+		atomicOr(&r->status[t], CUDA_STATUS_MALFORMED);
+	else if (bad && lane == 0)
+		r->of[t].bad = 1;
+	__syncwarp();
 }
 
 template <int DT, bool WRITE>
@@ -287,127 +220,119 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 	const uint32_t lane = threadIdx.x % WARP_LANES,
 		       warp = warp_uniform(threadIdx.x / WARP_LANES);
 	const struct gpu_layer_segment *s = &r.layer.segment[position];
-	const bool last = position + 1u == r.layer.segments_count;
-	uint8_t *const tables = shared + XXH3_TABLE_BYTES, *const warps = tables + DECODE_TABLES;
-	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + lane };
+	uint8_t *const tables = shared + XXH3_TABLE_BYTES;
+	const uint32_t all = r.tasks_count * r.layer.streams_count;
 
 	next_may_begin();
 	if (threadIdx.x < WARP_LANES)
 		xxh3_table_fill((uint64_t *)shared, threadIdx.x);
-	tables_load(tables, &r.layer.tables[s->tables], DECODE_TABLES);
+	tables_load(tables, &r.layer.tables[s->tables], LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	tables_load(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC, &r.layer.grids[DT - 1],
+		    LAYER_GRID_BYTES);
 	__syncthreads();
 	before_is_done();
-	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.tasks_count * r.layer.streams_count;
-	     i += gridDim.x * STREAM_WARPS) {
-		const uint32_t t = i / r.layer.streams_count;
-		struct layer_decoder d;
-		struct layer_job j;
+	/* Bounds of loops are the same in all lanes, here and below: the compiler then provides for nothing else. */
+	for (uint32_t quad = blockIdx.x + gridDim.x * (warp / LAYER_TAU_STREAMS_MAX);;
+	     quad += gridDim.x * (blockDim.x / WARP_LANES / LAYER_TAU_STREAMS_MAX)) {
+		const uint32_t i = quad * LAYER_TAU_STREAMS_MAX + warp % LAYER_TAU_STREAMS_MAX;
 
-		if (!warp_uniform(r.of[t].live))
-			continue;
-		j.run = &r;
-		j.s = s;
-		j.task = &r.task[t];
-		j.seg = &j.task->region->g.segment[s->segment];
-		j.task_index = t;
-		j.leaf = warps + STREAM_WARPS * RING_BYTES + warp * LEAF_BYTES;
-		j.tau = warps + STREAM_WARPS * (RING_BYTES + LEAF_BYTES) + warp * r.tokens;
-		j.leaves = (uint64_t *)(r.leaves + t * r.leaves_stride);
-		d.lane = lane;
-		d.below = (1u << lane) - 1u;
-		d.token = tables;
-		d.enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
-		layer_stream_load(&stream[i], &d, (uint16_t *)(warps + warp * RING_BYTES));
-		const bool differs = layer_share_decode<DT, WRITE>(
-			&j, &d, &xx,
-			layer_share_of(s->columns, i % r.layer.streams_count,
-				       r.layer.streams_count));
+		if (i >= all)
+			break;
+		if (warp_uniform(r.of[i / r.layer.streams_count].live))
+			stream_decode<DT, WRITE>(&r, s, &stream[i], i, position, warp, lane);
+	}
+}
 
-		const bool bad = layer_stream_park(&stream[i], &d, last, !WRITE && differs);
+#define SYMBOL_TABLES (LAYER_SHARED_ENC + LAYER_GRID_BYTES)
 
-		if (bad && lane == 0 && WRITE)
-			atomicOr(&r.status[t], CUDA_STATUS_MALFORMED);
-		else if (bad && lane == 0)
-			r.of[t].bad = 1;
-		__syncwarp();
+template <int DT>
+__global__ __launch_bounds__(SYMBOL_THREADS, SYMBOL_BLOCKS) void layer_symbols_kernel(
+	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
+{
+	const uint32_t lane = threadIdx.x % WARP_LANES, each = SYMBOL_THREADS / WARP_LANES;
+	const struct gpu_layer_segment *s = &r.layer.segment[position];
+	const uint32_t streams = r.layer.streams_count, parts = streams / s->tau_streams;
+	struct layer_rows w;
+
+	next_may_begin();
+	tables_load(shared, r.layer.tables[s->tables].enc, LAYER_SHARED_ENC);
+	tables_load(shared + LAYER_SHARED_ENC, &r.layer.grids[DT - 1], LAYER_GRID_BYTES);
+	__syncthreads();
+	before_is_done();
+	w.base = s->base;
+	w.enc = (const uint32_t *)shared;
+	w.grids = (const int16_t *)(shared + LAYER_SHARED_ENC);
+	w.lane = lane;
+	for (uint32_t i = warp_uniform(blockIdx.x * each + threadIdx.x / WARP_LANES);
+	     i < r.rows * parts; i += gridDim.x * each) {
+		const uint32_t row = i / parts, part = i % parts, t = row / r.tokens,
+			       token = row % r.tokens;
+
+		const struct gpu_task *task = &r.task[t];
+		const struct gpu_segment *seg = &task->region->g.segment[s->segment];
+
+		w.page = segment_base(task->region, seg, task->block_index) +
+			 token * seg->token_stride;
+		w.head_stride = seg->head_stride;
+		w.head_dim = seg->head_dim;
+		w.head_magic = seg->head_magic;
+		w.mu = r.mu + (uint64_t)row * r.mu_columns;
+		w.symbol = r.symbol + (uint64_t)row * r.mu_columns;
+		const uint32_t tau = layer_row_symbols<DT>(
+			&w, layer_share_of(warp_uniform(s->columns), part, parts));
+
+		if (lane == 0)
+			r.tau[(t * streams + part * s->tau_streams) * r.tokens + token] =
+				(uint8_t)tau;
 	}
 }
 
 template <int DT>
-__global__ __launch_bounds__(PLAIN_THREADS) void layer_symbols_kernel(
+__global__ __launch_bounds__(ENCODE_THREADS, ENCODE_BLOCKS) void layer_encode_kernel(
 	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
 {
+	__shared__ __align__(16) uint32_t rcp[CODEC_PROB_SUM];
 	const uint32_t lane = threadIdx.x % WARP_LANES;
-	const uint32_t i = blockIdx.x * (PLAIN_THREADS / WARP_LANES) + threadIdx.x / WARP_LANES;
-	const uint32_t streams = r.layer.streams_count, row = i / streams, stream = i % streams;
+	const uint32_t i = warp_uniform((blockIdx.x * ENCODE_THREADS + threadIdx.x) / WARP_LANES);
 	const struct gpu_layer_segment *s = &r.layer.segment[position];
+	const uint32_t streams = r.layer.streams_count, t = i / streams;
+	struct gpu_layer_stream *stream = &r.stream[i];
 
 	next_may_begin();
-	before_is_done();
-	if (row >= r.rows)
-		return;
-	const uint32_t t = row / r.tokens, token = row % r.tokens;
-	const struct gpu_task *task = &r.task[t];
-	const uint32_t tau = layer_row_symbols<DT>(
-		&r, s, task, &task->region->g.segment[s->segment],
-		layer_share_of(s->columns, stream, streams), row, token, lane);
-
-	if (lane == 0)
-		r.tau[(t * streams + stream) * r.tokens + token] = (uint8_t)tau;
-}
-
-#define ENCODE_TABLES (LAYER_SHARED_ENC + CODEC_PROB_SUM * 4u)
-
-template <int DT>
-__global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_encode_kernel(
-	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
-{
-	const uint32_t lane = threadIdx.x % WARP_LANES,
-		       warp = warp_uniform(threadIdx.x / WARP_LANES);
-	const struct gpu_layer_segment *s = &r.layer.segment[position];
-	uint32_t *const rcp = (uint32_t *)(shared + LAYER_SHARED_ENC);
-	const uint32_t streams = r.layer.streams_count;
-
-	next_may_begin();
-	tables_load(shared, r.layer.tables[s->tables].enc, LAYER_SHARED_ENC);
-	for (uint32_t f = threadIdx.x; f < CODEC_PROB_SUM; f += blockDim.x)
-		rcp[f] = f > 1 ? (uint32_t)(((uint64_t)1 << 32) / f) : 0xffffffffu;
+	tables_load((uint8_t *)rcp, r.layer.tables[s->tables].rcp, sizeof(rcp));
 	__syncthreads();
 	before_is_done();
-	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.tasks_count * streams;
-	     i += gridDim.x * STREAM_WARPS) {
-		struct gpu_layer_stream *stream = &r.stream[i];
-		const uint32_t t = i / streams;
-		const struct gpu_task *task = &r.task[t];
-		struct layer_coder c;
+	if (i >= r.tasks_count * streams || warp_uniform(stream->bad))
+		return;
+	const struct gpu_task *task = &r.task[t];
+	const uint32_t of_tau = i % warp_uniform(s->tau_streams);
+	struct layer_coder c;
 
-		if (warp_uniform(stream->bad))
-			continue;
-		c.x = stream->state[lane];
-		c.above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
-		c.words = (uint16_t *)stream->words;
-		c.enc = (const uint32_t *)shared;
-		c.rcp = rcp;
-		c.escapes = 0;
-		const bool fits = layer_share_encode<DT>(
-			&r, s, task, &task->region->g.segment[s->segment],
-			layer_share_of(s->columns, i % streams, streams), t,
-			r.tau + (uint64_t)i * r.tokens, (const uint16_t *)stream->limit, &c, lane);
-		const uint32_t escapes = layer_warp_sum(c.escapes);
+	c.x = stream->state[lane];
+	c.above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
+	asm volatile("" : "+r"(c.above)); /* keep it */
+	c.limit = (uint8_t *)stream->limit;
+	c.at = (uint32_t)(stream->words - stream->limit);
+	c.enc = &r.layer.tables[s->tables].enc[0][0];
+	c.rcp = rcp;
+	c.escapes = 0;
+	const uint32_t before = c.at;
+	const bool fits = layer_share_encode<DT>(
+		&r, s, task, layer_share_of(warp_uniform(s->columns), i % streams, streams), t,
+		r.tau + (uint64_t)(i - of_tau) * r.tokens, of_tau == 0, &c, lane);
+	const uint32_t escapes = layer_warp_sum(c.escapes);
 
-		stream->state[lane] = c.x;
-		__syncwarp();
-		if (lane == 0) {
-			stream->left += (uint32_t)((stream->words - (uint64_t)c.words) / 2u);
-			stream->words = (uint64_t)c.words;
-			if (escapes)
-				atomicAdd(&r.of[t].escapes, escapes);
-			if (!fits) {
-				stream->bad = 1;
-				r.of[t].bad = 1;
-			}
+	stream->state[lane] = c.x;
+	__syncwarp();
+	if (lane == 0) {
+		stream->left += (before - c.at) / 2u;
+		stream->words = stream->limit + c.at;
+		if (escapes)
+			atomicAdd(&r.of[t].escapes, escapes);
+		if (!fits) {
+			stream->bad = 1;
+			r.of[t].bad = 1;
 		}
-		__syncwarp();
 	}
 }
 
@@ -457,6 +382,30 @@ __global__ void layer_pack_kernel(const __grid_constant__ struct gpu_batch b,
 
 /* ---- launches ---- */
 
+typedef void gemm_kernel(struct gpu_layer_run, struct gpu_layer_io);
+
+static gemm_kernel *const gemm_kernels[2][GEMM_TURNS] = {
+	{ layer_gemm_kernel<0, false>, layer_gemm_kernel<1, false>, layer_gemm_kernel<2, false>,
+	  layer_gemm_kernel<4, false>, layer_gemm_kernel<8, false>,
+	  layer_gemm_kernel<GEMM_UNTURNED, false> },
+	{ layer_gemm_kernel<0, true>, layer_gemm_kernel<1, true>, layer_gemm_kernel<2, true>,
+	  layer_gemm_kernel<4, true>, layer_gemm_kernel<8, true>,
+	  layer_gemm_kernel<GEMM_UNTURNED, true> },
+};
+
+/* So much shared memory, and the multiprocessor set for more, so that different kernels may meet there. */
+static cudaError_t shared_allow(const void *kernel, uint32_t bytes)
+{
+	const cudaError_t e = cudaFuncSetAttribute(
+		kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+
+	return e != cudaSuccess
+		       ? e
+		       : cudaFuncSetAttribute(kernel,
+					      cudaFuncAttributePreferredSharedMemoryCarveout,
+					      (int)cudaSharedmemCarveoutMaxShared);
+}
+
 int cuda_layer_init(void)
 {
 	const void *decoders[] = {
@@ -469,12 +418,13 @@ int cuda_layer_init(void)
 		(const void *)layer_decode_kernel<3, false>,
 		(const void *)layer_decode_kernel<4, false>,
 	};
-	cudaError_t e = cudaFuncSetAttribute(
-		layer_gemm_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)GEMM_SHARED);
+	cudaError_t e = cudaSuccess;
 
+	for (uint32_t i = 0; i < 2u * GEMM_TURNS && e == cudaSuccess; i++)
+		e = shared_allow((const void *)gemm_kernels[i / GEMM_TURNS][i % GEMM_TURNS],
+				 GEMM_SHARED);
 	for (unsigned i = 0; i < sizeof(decoders) / sizeof(decoders[0]) && e == cudaSuccess; i++)
-		e = cudaFuncSetAttribute(decoders[i], cudaFuncAttributeMaxDynamicSharedMemorySize,
-					 (int)SHARED_MAX);
+		e = shared_allow(decoders[i], SHARED_MAX);
 	if (e == cudaSuccess)
 		e = cudaMemcpyToSymbol(xxh3_secret, XXH3_kSecret, XXH3_SECRET_BYTES);
 	return e;
@@ -584,9 +534,10 @@ static struct gpu_layer_io io_of(const struct cuda_layer *l, uint32_t position, 
 static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
 			const struct gpu_layer_io *io, cudaStream_t stream)
 {
-	(void)launch_early(layer_gemm_kernel,
-			   dim3(r->rows_pieces * 2u, l->segment[io->position].pieces), GEMM_THREADS,
-			   GEMM_SHARED, stream, *r, *io);
+	const struct cuda_layer_segment *s = &l->segment[io->position];
+
+	(void)launch_early(gemm_kernels[s->narrow][s->turn], dim3(r->rows_pieces, s->pieces),
+			   GEMM_THREADS, GEMM_SHARED, stream, *r, *io);
 }
 
 static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)
@@ -600,18 +551,26 @@ static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)
 
 static uint32_t inputs_blocks(const struct gpu_layer_run *r, uint32_t pieces)
 {
-	return (uint32_t)(((uint64_t)r->rows * pieces * (PIECE / 4u) + PLAIN_THREADS - 1u) /
+	return (uint32_t)(((uint64_t)r->rows / INPUT_ROWS * pieces * (PIECE / 4u) + PLAIN_THREADS -
+			   1u) /
 			  PLAIN_THREADS);
 }
 
-static uint32_t streams_blocks(const struct gpu_layer_run *r)
+static uint32_t sms_count(void)
 {
-	const uint32_t items = r->tasks_count * r->layer.streams_count;
 	int device = 0, sms = 1;
 
 	(void)cudaGetDevice(&device);
 	(void)cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-	return items < (uint32_t)sms ? items : (uint32_t)sms;
+	return (uint32_t)sms;
+}
+
+/* Thread blocks for so many items, `each` in one, but no more than `most` to a multiprocessor. */
+static uint32_t blocks_of(uint32_t items, uint32_t each, uint32_t most)
+{
+	const uint32_t blocks = (items + each - 1u) / each;
+
+	return blocks < most * sms_count() ? blocks : most * sms_count();
 }
 
 template <bool WRITE>
@@ -623,9 +582,17 @@ static void launch_streams(const struct cuda_layer *l, const struct gpu_layer_ru
 		layer_decode_kernel<3, WRITE>, layer_decode_kernel<4, WRITE>
 	};
 
-	(void)launch_early(kernel[l->segment[position].dtype - 1u], dim3(streams_blocks(r)),
-			   STREAM_WARPS * WARP_LANES, decode_shared(r->tokens), stream, *r, streams,
-			   position);
+	const uint32_t most = STREAM_WARPS / LAYER_TAU_STREAMS_MAX,
+		       quads = (r->tasks_count * r->layer.streams_count + LAYER_TAU_STREAMS_MAX -
+				1u) /
+			       LAYER_TAU_STREAMS_MAX;
+	const uint32_t blocks = quads < sms_count() ? quads : sms_count(),
+		       spread = (quads + blocks - 1u) / blocks,
+		       each = spread < most ? spread : most;
+
+	(void)launch_early(kernel[l->segment[position].dtype - 1u], dim3(blocks),
+			   each * LAYER_TAU_STREAMS_MAX * WARP_LANES, decode_shared(r->tokens),
+			   stream, *r, streams, position);
 }
 
 int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,
@@ -651,21 +618,78 @@ int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uin
 	return cudaGetLastError();
 }
 
-/* Decode what was encoded, from where it lies, and compare it with the pages. */
-static void launch_verify(const struct cuda_layer *l, const struct gpu_layer_run *r,
-			  const struct layer_places *p, uint8_t *scratch, cudaStream_t stream)
+/*
+ * A large batch is encoded as two, on two streams: the kernels of one begin and end beside those of the other.
+ * Measured on an H100: 6 % faster; decoding was not.
+ */
+struct layer_part {
+	struct gpu_layer_run r;
+	uint8_t *inputs;
+	struct gpu_layer_stream *keep; /* to verify */
+	cudaStream_t stream;
+};
+
+struct layer_parts {
+	const struct cuda_layer *layer;
+	uint32_t count;
+	struct layer_part part[2];
+};
+
+#define PART_ROWS 512u /* of one of two, at least */
+#define PART_TASKS 8u  /* a multiple of: rows of the second begin with a piece */
+
+/* The part of r's tasks from `first` on, so many. */
+static struct gpu_layer_run run_part(const struct gpu_layer_run *r, uint32_t first, uint32_t count)
 {
-	struct gpu_layer_stream *keep = (struct gpu_layer_stream *)(scratch + p->keep);
-	const uint32_t items = r->tasks_count * r->layer.streams_count,
-		       each = PLAIN_THREADS / WARP_LANES;
+	struct gpu_layer_run part = *r;
+	const uint64_t row = (uint64_t)first * r->tokens;
 
-	layer_again_kernel<<<(items + each - 1u) / each, PLAIN_THREADS, 0, stream>>>(*r, keep);
-	for (uint32_t i = 0; i < r->layer.segments_count; i++) {
-		const struct gpu_layer_io io = io_of(l, i, scratch + p->inputs, r->rows_pieces, 0);
+	part.tasks_count = count;
+	part.rows = count * r->tokens;
+	part.rows_pieces = (part.rows + PIECE - 1u) / PIECE;
+	part.task += first;
+	part.of += first;
+	part.stream += first * r->layer.streams_count;
+	part.turn += row * r->layer.pairs;
+	part.mu += row * r->mu_columns;
+	part.tau += row * r->layer.streams_count;
+	part.symbol += row * r->mu_columns;
+	part.leaves += first * r->leaves_stride;
+	part.status += first;
+	return part;
+}
 
-		launch_gemm(l, r, &io, stream);
-		launch_streams<false>(l, r, keep, i, stream);
-	}
+static struct layer_parts parts_begin(const struct cuda_layer *l, const struct gpu_layer_run *r,
+				      const struct layer_places *at, uint8_t *scratch,
+				      cudaStream_t stream)
+{
+	const bool two = r->rows >= 2u * PART_ROWS && r->tasks_count >= 2u * PART_TASKS;
+	const uint32_t first = two ? (r->tasks_count / 2u + PART_TASKS - 1u) / PART_TASKS *
+					       PART_TASKS
+				   : r->tasks_count;
+	struct layer_parts p;
+
+	p.layer = l;
+	p.count = two ? 2u : 1u;
+	p.part[0] = { run_part(r, 0, first), scratch + at->inputs,
+		      (struct gpu_layer_stream *)(scratch + at->keep), stream };
+	if (!two)
+		return p;
+	p.part[1] = { run_part(r, first, r->tasks_count - first),
+		      p.part[0].inputs +
+			      (uint64_t)l->shape.pieces * p.part[0].r.rows_pieces * PIECE_BYTES,
+		      p.part[0].keep + first * r->layer.streams_count, l->side };
+	(void)cudaEventRecord(l->fork, stream);
+	(void)cudaStreamWaitEvent(l->side, l->fork, 0);
+	return p;
+}
+
+static void parts_end(const struct layer_parts *p)
+{
+	if (p->count < 2u)
+		return;
+	(void)cudaEventRecord(p->layer->join, p->layer->side);
+	(void)cudaStreamWaitEvent(p->part[0].stream, p->layer->join, 0);
 }
 
 static void launch_symbols(const struct cuda_layer *l, const struct gpu_layer_run *r,
@@ -679,37 +703,83 @@ static void launch_symbols(const struct cuda_layer *l, const struct gpu_layer_ru
 									  layer_encode_kernel<2>,
 									  layer_encode_kernel<3>,
 									  layer_encode_kernel<4> };
-	const uint32_t each = PLAIN_THREADS / WARP_LANES, rows = r->rows * r->layer.streams_count;
-	const uint32_t type = l->segment[position].dtype - 1u;
+	const uint32_t items = r->tasks_count * r->layer.streams_count;
+	const struct cuda_layer_segment *s = &l->segment[position];
 
-	(void)launch_early(symbols[type], dim3((rows + each - 1u) / each), PLAIN_THREADS, 0, stream,
-			   *r, position);
-	(void)launch_early(encode[type], dim3(streams_blocks(r)), STREAM_WARPS * WARP_LANES,
-			   ENCODE_TABLES, stream, *r, position);
+	(void)launch_early(symbols[s->dtype - 1u],
+			   dim3(blocks_of(r->rows * (r->layer.streams_count / s->tau_streams),
+					  SYMBOL_THREADS / WARP_LANES, SYMBOL_BLOCKS)),
+			   SYMBOL_THREADS, SYMBOL_TABLES, stream, *r, position);
+	(void)launch_early(
+		encode[s->dtype - 1u],
+		dim3((items + ENCODE_THREADS / WARP_LANES - 1u) / (ENCODE_THREADS / WARP_LANES)),
+		ENCODE_THREADS, 0, stream, *r, position);
+}
+
+/* Decode what was encoded, from where it lies, and compare it with the pages. */
+static void launch_verify(const struct layer_parts *p)
+{
+	const uint32_t each = PLAIN_THREADS / WARP_LANES;
+
+	for (uint32_t k = 0; k < p->count; k++) {
+		const struct layer_part *w = &p->part[k];
+		const uint32_t items = w->r.tasks_count * w->r.layer.streams_count;
+
+		layer_again_kernel<<<(items + each - 1u) / each, PLAIN_THREADS, 0, w->stream>>>(
+			w->r, w->keep);
+	}
+	for (uint32_t i = 0; i < p->part[0].r.layer.segments_count; i++)
+		for (uint32_t k = 0; k < p->count; k++) {
+			const struct layer_part *w = &p->part[k];
+			const struct gpu_layer_io io = io_of(p->layer, i, w->inputs,
+							     w->r.rows_pieces, 0);
+
+			launch_gemm(p->layer, &w->r, &io, w->stream);
+			launch_streams<false>(p->layer, &w->r, w->keep, i, w->stream);
+		}
+}
+
+/* All segments, the last first. */
+static void launch_encode(const struct layer_parts *p)
+{
+	const uint32_t segments = p->part[0].r.layer.segments_count;
+
+	for (uint32_t k = 0; k < p->count; k++) {
+		const struct layer_part *w = &p->part[k];
+
+		layer_inputs_kernel<true>
+			<<<dim3(inputs_blocks(&w->r, p->layer->shape.pieces_max), segments),
+			   PLAIN_THREADS, 0, w->stream>>>(w->r, 0, w->inputs);
+	}
+	for (uint32_t i = segments; i-- > 0;)
+		for (uint32_t k = 0; k < p->count; k++) {
+			const struct layer_part *w = &p->part[k];
+			const struct gpu_layer_io io = io_of(p->layer, i, w->inputs,
+							     w->r.rows_pieces, 0);
+
+			launch_gemm(p->layer, &w->r, &io, w->stream);
+			launch_symbols(p->layer, &w->r, i, w->stream);
+		}
 }
 
 int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,
 		      int verify, struct CUstream_st *stream, struct gpu_layer_task **ret_tasks)
 {
-	const struct layer_places p = places_of(&l->shape, b->tasks_count, true);
-	const struct gpu_layer_run r = run_of(l, b, &p, scratch);
+	const struct layer_places at = places_of(&l->shape, b->tasks_count, true);
+	const struct gpu_layer_run r = run_of(l, b, &at, scratch);
 	const uint32_t streams = r.layer.streams_count, warps = streams + b->chunks_count;
+
+	struct layer_parts p;
 
 	*ret_tasks = r.of;
 	layer_begin_kernel<<<r.tasks_count, WARP_LANES, 0, stream>>>(
-		*b, r, scratch + p.words, streams * l->shape.stream_bytes, l->shape.stream_bytes);
+		*b, r, scratch + at.words, streams * l->shape.stream_bytes, l->shape.stream_bytes);
 	launch_turns(&r, stream);
-	layer_inputs_kernel<true>
-		<<<dim3(inputs_blocks(&r, l->shape.pieces_max), r.layer.segments_count),
-		   PLAIN_THREADS, 0, stream>>>(r, 0, scratch + p.inputs);
-	for (uint32_t i = r.layer.segments_count; i-- > 0;) {
-		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces, 0);
-
-		launch_gemm(l, &r, &io, stream);
-		launch_symbols(l, &r, i, stream);
-	}
+	p = parts_begin(l, &r, &at, scratch, stream);
+	launch_encode(&p);
 	if (verify)
-		launch_verify(l, &r, &p, scratch, stream);
+		launch_verify(&p);
+	parts_end(&p);
 	layer_finish_kernel<<<r.tasks_count, ROOT_THREADS, XXH3_TABLE_BYTES, stream>>>(
 		*b, r, l->shape.coded_bytes, l->poor);
 	layer_pack_kernel<<<dim3((warps + SMALL_WARPS - 1u) / SMALL_WARPS, r.tasks_count),

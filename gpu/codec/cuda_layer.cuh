@@ -24,8 +24,13 @@ struct gpu_layer_segment {
 	uint32_t inputs_pieces;	  /* pieces of their columns */
 	uint32_t head_dim, pairs; /* pairs 0: not turned */
 	uint32_t interleaved;
-	uint32_t tables; /* which */
+	uint32_t quads;	      /* of columns, for inputs; */
+	uint32_t quads_twice; /* the first have their pairs in others that are not counted */
+	uint32_t tables;      /* which */
 	uint32_t dtype;
+	uint32_t tau_streams;	/* residual_tau_streams() */
+	uint32_t taken;		/* by a later segment */
+	uint32_t narrow;	/* no guess of a sum is beyond 2^30, and in_mul is below 2^31 */
 	const uint8_t *weights; /* [pieces][inputs_pieces] */
 	const uint32_t *in_mul; /* padded to whole pieces, like the next four */
 	const int32_t *bias, *mul;
@@ -33,19 +38,52 @@ struct gpu_layer_segment {
 	const uint8_t *shift;
 };
 
+#define ENC_PITCH (RESIDUAL_TOKENS + 1u) /* odd: lanes of like tokens find theirs in other banks */
+
 struct gpu_layer_tables { /* of tokens, in device memory; the first two go to shared memory */
 	uint8_t token[RESIDUAL_CLASSES][CODEC_PROB_SUM];
-	uint32_t enc[RESIDUAL_CLASSES][RESIDUAL_TOKENS]; /* frequency | start << 16 */
-	uint32_t tau_dec[CODEC_PROB_SUM];		 /* codec_dec_entry */
+	uint32_t enc[RESIDUAL_CLASSES][ENC_PITCH]; /* as residual_tables has them */
+	uint32_t tau_dec[CODEC_PROB_SUM];	   /* codec_dec_entry */
 	uint32_t tau_enc[RESIDUAL_TAU_SYMBOLS + 3u];
+	uint32_t rcp[CODEC_PROB_SUM]; /* of a frequency, as codec_enc_entry() has it */
 };
 
+/*
+ * What residual_grid() gives, of an element type, for each scale and position of |mu|'s highest bit: q - 2 | GRID_FAR |
+ * mask of the phase << GRID_PHASE_SHIFT | class << GRID_CLASS_SHIFT.  Scales beyond the limits are there as well, so
+ * that a column's base, clamped once, and a step need no clamp.
+ */
+#define GRID_PITCH 33u /* odd: lanes whose guesses are alike in size find theirs in other banks */
+
+struct gpu_layer_grids {
+	int16_t grid[256][GRID_PITCH];
+};
+
+#define GRID_SCALE_FIRST (-96)
+#define GRID_BASE_MIN \
+	(-90) /* every step leads below RESIDUAL_SCALE_MIN, as it does from lower ones */
+#define GRID_BASE_MAX 134
+#define GRID_FAR 0x8000u /* the class is residual_far_class()'s to say */
+#define GRID_PHASE_SHIFT 5u
+#define GRID_CLASS_SHIFT 7u
+#define LAYER_DTYPES 4u
+#define GEMM_TURNS 6u		 /* neighbours; 8, 16, 32, 64 pairs apart; none */
+#define LAYER_TAU_STREAMS_MAX 4u /* that share a tau */
+#define LAYER_GRID_BYTES ((uint32_t)sizeof(struct gpu_layer_grids))
+static_assert(GRID_BASE_MIN + 24 <= RESIDUAL_SCALE_MIN && GRID_BASE_MAX - 6 >= RESIDUAL_SCALE_MAX,
+	      "a clamped base is as good");
+
+#define ENTRY_FREQ_MASK 1023u /* of enc; bits 10..15: cost, in quarters of a bit; start << 16 */
+#define ENTRY_COST_SHIFT 10u
+#define ENTRY_START_SHIFT 16u
+
 #define LAYER_SHARED_TOKEN (RESIDUAL_CLASSES * CODEC_PROB_SUM)
-#define LAYER_SHARED_ENC (RESIDUAL_CLASSES * RESIDUAL_TOKENS * 4u)
+#define LAYER_SHARED_ENC (RESIDUAL_CLASSES * ENC_PITCH * 4u)
 
 struct gpu_layer { /* a profile's */
 	const struct gpu_layer_segment *segment;
 	const struct gpu_layer_tables *tables;
+	const struct gpu_layer_grids *grids; /* of dtype - 1 */
 	const uint64_t *freq;
 	uint32_t segments_count, streams_count, pairs, round_bf16;
 };
@@ -82,9 +120,9 @@ struct gpu_layer_run { /* kernel argument: a batch on its way through the segmen
 	struct gpu_layer_stream *stream; /* [task][stream] */
 	uint32_t *turn;			 /* [row][pair]: cosine | sine << 16 */
 	int32_t *mu;			 /* [row][mu_columns]; decoding leaves the patterns in it */
-	uint8_t *tau;			 /* encode: [task][stream][token] */
-	uint2 *symbol;			 /* encode: [row][mu_columns], cuda_layer_encode.cuh */
-	uint8_t *leaves;		 /* of the first task */
+	uint8_t *tau;	 /* encode: [task][stream][token], of the first that share it */
+	uint2 *symbol;	 /* encode: [row][mu_columns], cuda_layer_encode.cuh */
+	uint8_t *leaves; /* of the first task */
 	uint64_t leaves_stride;
 	uint32_t *status;
 };
@@ -133,10 +171,8 @@ CODEC_HD struct layer_share layer_share_of(uint32_t columns, uint32_t stream, ui
 	return h;
 }
 
-__device__ static inline struct layer_turn layer_turn_at(const struct gpu_layer_run *r,
-							 uint32_t row, uint32_t pair)
+__device__ static inline struct layer_turn layer_turn_unpacked(uint32_t v)
 {
-	const uint32_t v = r->turn[row * r->layer.pairs + pair];
 	struct layer_turn t;
 
 	t.cos = (int16_t)v;
@@ -144,32 +180,108 @@ __device__ static inline struct layer_turn layer_turn_at(const struct gpu_layer_
 	return t;
 }
 
+__device__ static inline struct layer_turn layer_turn_at(const struct gpu_layer_run *r,
+							 uint32_t row, uint32_t pair)
+{
+	return layer_turn_unpacked(r->turn[row * r->layer.pairs + pair]);
+}
+
+/* ---- residual.h's and layer.h's, with what the GPU is good at ---- */
+
+/* v >> LAYER_TURN_BITS, where that fits. */
+__device__ __forceinline__ static int32_t layer_turned(int64_t v)
+{
+	return (int32_t)__funnelshift_r((uint32_t)v, (uint32_t)(v >> 32), LAYER_TURN_BITS);
+}
+
+/* layer_clamp(v >> LAYER_TURN_BITS), v below 2^47. */
+__device__ __forceinline__ static int32_t layer_turned_clamped(int64_t v)
+{
+	const int32_t high = (int32_t)(v >> 32), sign = high >> 31;
+	const int32_t x = high >> (LAYER_TURN_BITS - 1) == sign ? layer_turned(v)
+								: sign ^ RESIDUAL_MU_MAX;
+
+	return max(x, -RESIDUAL_MU_MAX);
+}
+
+/* layer_rotate() of what is below 2^30. */
+__device__ __forceinline__ static void layer_rotate_narrow(struct layer_turn t, int32_t *a,
+							   int32_t *b)
+{
+	const int64_t half = (int64_t)1 << (LAYER_TURN_BITS - 1);
+	const int32_t x = *a, y = *b;
+
+	*a = layer_turned(((int64_t)x * t.cos + half) + (int64_t)y * -t.sin);
+	*b = layer_turned(((int64_t)y * t.cos + half) + (int64_t)x * t.sin);
+}
+
+/* layer_unrotate() */
+__device__ __forceinline__ static void layer_unrotate_any(struct layer_turn t, int32_t *a,
+							  int32_t *b)
+{
+	const int64_t half = (int64_t)1 << (LAYER_TURN_BITS - 1);
+	const int32_t x = *a, y = *b;
+
+	*a = layer_turned_clamped(((int64_t)x * t.cos + half) + (int64_t)y * t.sin);
+	*b = layer_turned_clamped(((int64_t)y * t.cos + half) + (int64_t)x * -t.sin);
+}
+
+/* layer_output(), where `narrow` says that it needs no clamp. */
+__device__ __forceinline__ static int32_t layer_output_narrow(int32_t acc, int32_t bias,
+							      int32_t mul, uint32_t shift)
+{
+	const int64_t v = (int64_t)acc * mul + (((int64_t)1 << shift) >> 1);
+	const int32_t high = (int32_t)(v >> 32);
+
+	return bias + (shift & 32u ? high >> (shift & 31u)
+				   : (int32_t)__funnelshift_r((uint32_t)v, (uint32_t)high, shift));
+}
+
+/* residual_fixed() */
+template <int DT> __device__ __forceinline__ static int32_t layer_fixed(uint32_t pattern)
+{
+	if (DT != 1)
+		return residual_fixed(residual_type_of(DT), pattern);
+	/* A conversion does it, but for what is 2^30 and more, and not a number. */
+	const uint32_t mag = pattern & 0x7fffu, most = (127u + 30u - RESIDUAL_FRAC) << 7;
+	const int32_t v =
+		__float2int_rz(__uint_as_float(pattern << 16) * (float)(1u << RESIDUAL_FRAC));
+	const int32_t clamped = pattern >> 15 ? -RESIDUAL_MU_MAX : RESIDUAL_MU_MAX;
+
+	return mag < most ? v : mag > 0x7f7fu ? 0 : clamped;
+}
+
 __device__ static inline int32_t layer_scale(int32_t base, uint32_t tau)
 {
 	return min(max(base + residual_tau(tau), RESIDUAL_SCALE_MIN), RESIDUAL_SCALE_MAX);
 }
 
-/* residual_grid(), with the classes that matter free of branches. */
-template <int DT>
-__device__ static inline struct residual_grid layer_grid(int32_t mu, int32_t scale)
+/* Where a column's scales begin in a table of grids: each step is two of its rows. */
+__device__ __forceinline__ static const int16_t *layer_grids_of(const int16_t *grids, int32_t base)
 {
-	const struct residual_type t = residual_type_of(DT);
+	const int32_t clamped = min(max(base, GRID_BASE_MIN), GRID_BASE_MAX);
+
+	return grids + (clamped + residual_tau(0) - GRID_SCALE_FIRST) * (int32_t)GRID_PITCH;
+}
+
+/* residual_grid() of a column with this base.  All lanes of a warp. */
+__device__ __forceinline__ static struct residual_grid layer_grid(const int16_t *grids_of,
+								  int32_t base, int32_t mu,
+								  uint32_t tau)
+{
 	const uint32_t a = (uint32_t)abs(mu);
-	const int32_t lm = residual_log2(a | 1u), k = scale >> 2;
+	const int32_t e = grids_of[tau * 2u * GRID_PITCH + (uint32_t)residual_log2(a | 1u)];
+	const uint32_t fine =
+		__funnelshift_r(a, 0, (uint32_t)e); /* a >> (q - 2): the shift is modulo 32 */
 	struct residual_grid g;
 
 	g.flip = (uint32_t)mu >> 31;
-	g.q = min(max(max(k - 2, lm - t.mant_bits),
-		      max(RESIDUAL_FRAC - (t.bias - 1) - t.mant_bits, 2)),
-		  28);
-	g.mu = (int32_t)(a >> g.q);
-	const int32_t d = scale - 4 * g.q;
-	const int32_t near = 4 * max(11 - d, 0) + min(max((lm - k + 3) >> 1, 0), 3);
-	const int32_t low = 28 + 4 * min((3 - d) >> 1, 5) + (int32_t)(a >> (g.q - 2) & 3u);
-
-	g.class_ = (uint32_t)(d >= 8 ? near : d >= 4 ? 23 - d : low);
-	if (__any_sync(FULL_MASK, d <= -9))
-		g.class_ = d <= -9 ? residual_far_class(a, g.q, scale) : g.class_;
+	g.q = (e & 31) + 2;
+	g.mu = (int32_t)(fine >> 2);
+	g.class_ = (uint32_t)(e >> GRID_CLASS_SHIFT) +
+		   (fine & (uint32_t)(e >> GRID_PHASE_SHIFT) & 3u);
+	if (__any_sync(FULL_MASK, e < 0))
+		g.class_ = e < 0 ? residual_far_class(a, g.q, layer_scale(base, tau)) : g.class_;
 	return g;
 }
 

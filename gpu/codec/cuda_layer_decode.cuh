@@ -21,6 +21,7 @@ struct layer_decoder { /* one lane's */
 	uint32_t lane;
 	const uint8_t *token; /* shared: [class][slot] */
 	const uint32_t *enc;  /* shared: [class][token] */
+	const int16_t *grids; /* shared */
 	struct warp_words w;
 };
 
@@ -37,9 +38,9 @@ __device__ __forceinline__ static uint32_t layer_take_token(struct layer_decoder
 {
 	const uint32_t slot = d->x & (CODEC_PROB_SUM - 1u);
 	const uint32_t token = d->token[class_ * CODEC_PROB_SUM + slot];
-	const uint32_t e = d->enc[class_ * RESIDUAL_TOKENS + token];
+	const uint32_t e = d->enc[class_ * ENC_PITCH + token];
 
-	d->x = (e & 0xffffu) * (d->x >> CODEC_PROB_BITS) + slot - (e >> 16);
+	d->x = (e & ENTRY_FREQ_MASK) * (d->x >> CODEC_PROB_BITS) + slot - (e >> ENTRY_START_SHIFT);
 	layer_refill(d);
 	return token;
 }
@@ -150,16 +151,18 @@ __device__ __forceinline__ static uint32_t layer_row_any(struct layer_decoder *d
 /*
  * bf16 has 7 bits below the unit at most, and always as many as asked for: so a value near zero has one group of 7
  * bits, and then what is below its first one bit, or a pattern if it has none.  Three steps a row, without branches.
+ * A float of a small integer has its highest bits where bf16 has them.
  */
 __device__ __forceinline__ static uint32_t layer_row_bf16(struct layer_decoder *d,
 							  struct residual_grid g, uint32_t token)
 {
 	const int32_t x = (int32_t)token - RESIDUAL_NEAR + g.mu;
 	const uint32_t a = (uint32_t)(x ^ x >> 31), sign = ((uint32_t)x >> 31 ^ g.flip) << 15;
-	const int32_t n = 7 - layer_top(a), want = max(min(n, 7), 0);
+	const int32_t want = min(max(7 - layer_top(a), 0), 7);
 	const uint32_t bits = layer_take_raw(d, (uint32_t)want);
-	/* e << 7 | mantissa, whose leading one adds to e */
-	uint32_t mag = ((uint32_t)(g.q - n + 117) << 7) + ((a << want | bits) >> max(-n, 0));
+	/* Below 2^23: the guess has no more than 8 bits on its grid. */
+	const float whole = __int_as_float(0x4b000000 | (int32_t)(a << want | bits)) - 8388608.0f;
+	uint32_t mag = (__float_as_uint(whole) >> 16) + ((uint32_t)(g.q - want - 16) << 7);
 	const bool zero = a == 0;
 
 	if (__any_sync(FULL_MASK, zero)) {
@@ -174,6 +177,51 @@ __device__ __forceinline__ static uint32_t layer_row_bf16(struct layer_decoder *
 	return (mag & 0x7fffu) | sign;
 }
 
+/* Likewise where a lane's token is a bucket or an escape: its first item comes in the first step, the others later. */
+__device__ __forceinline__ static uint32_t layer_row_bf16_far(struct layer_decoder *d,
+							      struct residual_grid g,
+							      uint32_t token)
+{
+	const bool escape = token == RESIDUAL_ESC, far = token >= RESIDUAL_BUCKET_POS && !escape;
+	const bool neg = token >= RESIDUAL_BUCKET_NEG;
+	const uint32_t j = token - (neg ? RESIDUAL_BUCKET_NEG : RESIDUAL_BUCKET_POS) & 15u;
+	int32_t x = (int32_t)token - RESIDUAL_NEAR + g.mu;
+	int32_t want = min(max(7 - layer_top((uint32_t)(x ^ x >> 31)), 0), 7);
+	const uint32_t item = layer_take_raw(d, escape ? 16u : far ? j + 2u : (uint32_t)want);
+
+	if (far) {
+		const int32_t r = (int32_t)(4u << j) - 4 + RESIDUAL_NEAR + 1 + (int32_t)item;
+
+		x = (neg ? -r : r) + g.mu;
+		want = min(max(7 - layer_top((uint32_t)(x ^ x >> 31)), 0), 7);
+	}
+	const uint32_t a = (uint32_t)(x ^ x >> 31);
+	const bool zero = a == 0 && !escape;
+	const uint32_t after = zero ? (item ? (uint32_t)(7 - layer_top(item)) : 16u) : 0;
+
+	words_need(&d->w, d->lane);
+	const uint32_t second = layer_take_raw(d, escape ? 0 : far ? (uint32_t)want : after);
+	const uint32_t bits = far ? second : item;
+	uint32_t low = second;
+
+	if (__any_sync(FULL_MASK, far && zero)) {
+		const uint32_t third = layer_take_raw(d, !(far && zero) ? 0
+							 : bits ? (uint32_t)(7 - layer_top(bits))
+								: 16u);
+
+		low = far ? third : low;
+	}
+	const int32_t m = 7 - layer_top(bits);
+	const float whole = __int_as_float(0x4b000000 | (int32_t)(a << want | bits)) - 8388608.0f;
+	const uint32_t mag = zero ? ((uint32_t)(g.q - 7 - m + 117) << 7) + (bits << (m & 31) | low)
+				  : (__float_as_uint(whole) >> 16) +
+					     ((uint32_t)(g.q - want - 16) << 7);
+
+	return escape		   ? item
+	       : zero && bits == 0 ? low
+				   : (mag & 0x7fffu) | (((uint32_t)x >> 31 ^ g.flip) & 1u) << 15;
+}
+
 /* One row.  words_need() was asked. */
 template <int DT>
 __device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d,
@@ -181,16 +229,18 @@ __device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d,
 {
 	const uint32_t token = layer_take_token(d, g.class_);
 
-	if (DT == 1 && !__any_sync(FULL_MASK, token >= RESIDUAL_BUCKET_POS))
-		return layer_row_bf16(d, g, token);
-	return layer_row_any<DT>(d, g, token);
+	if (DT != 1)
+		return layer_row_any<DT>(d, g, token);
+	return __any_sync(FULL_MASK, token >= RESIDUAL_BUCKET_POS) ? layer_row_bf16_far(d, g, token)
+								   : layer_row_bf16(d, g, token);
 }
 
 /* The steps of all tokens, a byte each. */
 __device__ __forceinline__ static void layer_taus(struct layer_decoder *d, const uint32_t *tau_dec,
 						  uint32_t tokens, uint8_t *tau)
 {
-	for (uint32_t t = d->lane; t < tokens + d->lane; t += WARP_LANES) {
+	for (uint32_t first = 0; first < tokens; first += WARP_LANES) {
+		const uint32_t t = first + d->lane;
 		const bool here = t < tokens;
 
 		words_need(&d->w, d->lane);
@@ -212,17 +262,30 @@ struct layer_job { /* of a warp */
 	const struct gpu_segment *seg;
 	uint32_t task_index;
 	uint8_t *leaf; /* shared */
-	uint8_t *tau;  /* shared, a byte per token */
+	uint8_t *tau;  /* shared by those that share it: a byte per token */
 	uint64_t *leaves;
 };
 
-/* Does a lane's column of 16 rows hold other patterns than the tile? */
+/* Do 16 rows of the pages hold other patterns than the tile? */
 template <int BYTES>
 __device__ __forceinline__ static bool tile_differs(const struct tile_way *way, uint32_t token,
 						    const uint8_t *tile, uint32_t lane)
 {
+	const uint32_t parts = 32u * BYTES / 16u;
 	bool differs = false;
 
+	if (way->vector) {
+#pragma unroll
+		for (uint32_t v = lane; v < TILE_ROWS * parts; v += WARP_LANES) {
+			const uint32_t t = token + v / parts;
+			const uint4 a = *(const uint4 *)(way->at +
+							 (uint64_t)t * (uint32_t)way->stride),
+				    b = ((const uint4 *)tile)[v];
+
+			differs |= ((a.x ^ b.x) | (a.y ^ b.y) | (a.z ^ b.z) | (a.w ^ b.w)) != 0;
+		}
+		return differs;
+	}
 #pragma unroll 4
 	for (uint32_t k = 0; k < TILE_ROWS; k++) {
 		const uint8_t *from = way->at + (token + k) * way->stride;
@@ -236,41 +299,41 @@ __device__ __forceinline__ static bool tile_differs(const struct tile_way *way, 
 	return differs;
 }
 
-#define LAYER_AHEAD 4u /* guesses in registers before their rows */
+/* A tile's patterns to where its guesses were, for layer_inputs_kernel: the first bytes of each row's 128. */
+template <int BYTES>
+__device__ __forceinline__ static void tile_keep(int32_t *mu, uint32_t pitch, const uint8_t *tile,
+						 uint32_t lane)
+{
+	const uint32_t parts = 32u * BYTES / 16u;
 
-/*
- * 16 rows of a group into the tile, and as patterns where their guesses were.  Guesses are read a few rows ahead, also
- * beyond the last one.
- */
-template <int DT>
+#pragma unroll
+	for (uint32_t v = lane; v < TILE_ROWS * parts; v += WARP_LANES)
+		((uint4 *)(mu + v / parts * pitch))[v % parts] = ((const uint4 *)tile)[v];
+}
+
+/* 16 rows of a group into the tile.  A guess is read two rows ahead, also beyond the last one.  RAWS: some are raw. */
+template <int DT, bool RAWS>
 __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const uint8_t *tau,
-						  int32_t base, int32_t *mu, uint32_t pitch,
+						  int32_t base, const int32_t *mu, uint32_t pitch,
 						  uint8_t *tile)
 {
 	const uint32_t bytes = DT <= 2 ? 2u : 1u;
-	const bool raws = __any_sync(FULL_MASK, tau[d->lane % TILE_ROWS] == RESIDUAL_TAU_RAW);
-	const int32_t *ahead = mu + LAYER_AHEAD * pitch;
-	int32_t m[LAYER_AHEAD];
+	const int16_t *const grids = layer_grids_of(d->grids, base);
+	struct residual_grid g = layer_grid(grids, base, *mu, tau[0]);
+	int32_t m = mu[pitch];
 
-#pragma unroll
-	for (uint32_t k = 0; k < LAYER_AHEAD; k++)
-		m[k] = mu[k * pitch];
-	struct residual_grid g = layer_grid<DT>(m[0], layer_scale(base, tau[0]));
-
+	mu += 2u * pitch;
 	tile += d->lane * bytes;
 #pragma unroll 1
-	for (uint32_t k = 0; k < TILE_ROWS; k++, tile += 32u * bytes, mu += pitch, ahead += pitch) {
+	for (uint32_t k = 0; k < TILE_ROWS; k++, tile += 32u * bytes, mu += pitch) {
 		struct residual_grid next;
 		uint32_t pattern;
 
 		words_need(&d->w, d->lane);
-#pragma unroll
-		for (uint32_t i = 0; i + 1u < LAYER_AHEAD; i++)
-			m[i] = m[i + 1u];
-		m[LAYER_AHEAD - 1u] = *ahead;
 		/* While this row's states are on their way. */
-		next = layer_grid<DT>(m[0], layer_scale(base, tau[k + 1u]));
-		if (raws && __any_sync(FULL_MASK, tau[k] == RESIDUAL_TAU_RAW))
+		next = layer_grid(grids, base, m, tau[k + 1u]);
+		m = *mu;
+		if (RAWS && __any_sync(FULL_MASK, tau[k] == RESIDUAL_TAU_RAW))
 			pattern = layer_take_raw(d, 8u * bytes);
 		else
 			pattern = layer_row<DT>(d, g);
@@ -278,7 +341,6 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 			*(uint16_t *)tile = (uint16_t)pattern;
 		else
 			*tile = (uint8_t)pattern;
-		*mu = (int32_t)pattern;
 		g = next;
 	}
 	__syncwarp();
@@ -286,8 +348,10 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 
 /* WRITE: into the pages, leaves are kept.  Else: is it what lies there?  Returns whether it is not. */
 template <int DT, bool WRITE>
-__device__ static bool layer_share_decode(const struct layer_job *j, struct layer_decoder *d,
-					  const struct xxh3_lane *xx, struct layer_share h)
+__device__ __forceinline__ static bool layer_share_decode(const struct layer_job *j,
+							  struct layer_decoder *d,
+							  const struct xxh3_lane *xx,
+							  struct layer_share h)
 {
 	const int BYTES = DT <= 2 ? 2 : 1;
 	const struct gpu_layer_run *r = j->run;
@@ -295,27 +359,34 @@ __device__ static bool layer_share_decode(const struct layer_job *j, struct laye
 	uint8_t *base = segment_base(j->task->region, j->seg, j->task->block_index);
 	bool differs = false;
 
-	layer_taus(d, r->layer.tables[j->s->tables].tau_dec, tokens, j->tau);
 	for (uint32_t group = h.group_begin; group < h.group_end; group++) {
 		const uint32_t column = group * 32u + d->lane;
-		const struct tile_way way = tile_way_of<BYTES>(j->seg, base, group * 32u,
-							       WRITE ? vector : 0, d->lane);
-		int32_t *mu = r->mu + (uint64_t)j->task_index * tokens * r->mu_columns + column;
+		const struct tile_way way = tile_way_of<BYTES>(j->seg, base, group * 32u, vector,
+							       d->lane);
+		int32_t *mu = r->mu + (uint64_t)j->task_index * tokens * r->mu_columns +
+			      group * 32u;
 		const int32_t scale = j->s->base[column];
 
-		for (uint32_t t = 0; t < tokens; t += TILE_ROWS) {
+		for (uint32_t t = 0; t < tokens; t += TILE_ROWS, mu += TILE_ROWS * r->mu_columns) {
 			const uint32_t index = group * (tokens / TILE_ROWS) + t / TILE_ROWS;
 			uint8_t *tile = j->leaf +
 					(BYTES == 1 ? (index & 1u) * (LEAF_BYTES / 2u) : 0);
 
-			layer_tile<DT>(d, j->tau + t, scale, mu + (uint64_t)t * r->mu_columns,
-				       r->mu_columns, tile);
+			if (__any_sync(FULL_MASK,
+				       j->tau[t + d->lane % TILE_ROWS] == RESIDUAL_TAU_RAW))
+				layer_tile<DT, true>(d, j->tau + t, scale, mu + d->lane,
+						     r->mu_columns, tile);
+			else
+				layer_tile<DT, false>(d, j->tau + t, scale, mu + d->lane,
+						      r->mu_columns, tile);
 			if (!WRITE) {
 				differs |= tile_differs<BYTES>(&way, t, tile, d->lane);
 				__syncwarp();
 				continue;
 			}
 			tile_store<BYTES>(&way, t, j->task->skip_tokens, tile, d->lane);
+			if (j->s->taken)
+				tile_keep<BYTES>(mu, r->mu_columns, tile, d->lane);
 			if (BYTES == 2 || (index & 1u)) {
 				const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf,
 							       d->lane);

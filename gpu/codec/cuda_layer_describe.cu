@@ -63,6 +63,8 @@ int cuda_layer_can(const struct codec_geometry *g, const struct codec_profile *p
 	for (uint32_t i = 0; i < l->segments_count; i++) {
 		const struct layer_segment *s = &l->segments[i];
 
+		if (residual_tau_streams(s->columns, l->streams_count) > LAYER_TAU_STREAMS_MAX)
+			return -1;
 		if (s->columns % CODEC_LANES || s->head_dim % 4u || !turns_ok(l, s) ||
 		    !shares_ok(g, l, s))
 			return -1;
@@ -84,7 +86,10 @@ static uint32_t inputs_count(const struct layer_profile *p, uint32_t i)
 	return n;
 }
 
-/* An encoder's rows are no longer than raw ones, and each token has a tau of ten bits at most. */
+/*
+ * An encoder's rows are no longer than raw ones, but perhaps in one of the streams that share a tau and its choice;
+ * and each token has a tau of ten bits at most.
+ */
 static uint64_t stream_bytes(const struct codec_geometry *g, const struct layer_profile *p,
 			     uint32_t stream)
 {
@@ -95,7 +100,9 @@ static uint64_t stream_bytes(const struct codec_geometry *g, const struct layer_
 		const struct layer_share h = layer_share_of(s->columns, stream, p->streams_count);
 
 		bytes += (uint64_t)g->block_tokens * (h.group_end - h.group_begin) * CODEC_LANES *
-				 (s->type.bits / 8u) +
+				 (s->type.bits / 8u) *
+				 (residual_tau_streams(s->columns, p->streams_count) > 1 ? 2u
+											 : 1u) +
 			 2u * (uint64_t)g->block_tokens;
 	}
 	return up(bytes, 256);
@@ -141,7 +148,7 @@ static uint64_t scalars_of(const struct codec_geometry *g, const struct layer_pr
 /* ---- a profile's maps ---- */
 
 struct layer_map { /* where parts lie in the copy */
-	uint64_t segments, tables, freq, end;
+	uint64_t segments, tables, grids, freq, end;
 };
 
 static struct layer_map map_of(const struct layer_profile *p)
@@ -150,15 +157,10 @@ static struct layer_map map_of(const struct layer_profile *p)
 
 	m.segments = 0;
 	m.tables = up(p->segments_count * sizeof(struct gpu_layer_segment), 256);
-	m.freq = m.tables + up(LAYER_TABLES * sizeof(struct gpu_layer_tables), 256);
+	m.grids = m.tables + up(LAYER_TABLES * sizeof(struct gpu_layer_tables), 256);
+	m.freq = m.grids + LAYER_DTYPES * LAYER_GRID_BYTES;
 	m.end = m.freq + up(p->pairs * sizeof(uint64_t), 256);
 	return m;
-}
-
-/* Without the cost that the CPU keeps in an entry: frequency | start << 16. */
-static uint32_t entry_bare(uint32_t enc)
-{
-	return enc & ~((uint32_t)RESIDUAL_ENC_COST_MASK << RESIDUAL_ENC_COST_SHIFT);
 }
 
 static void tables_fill(struct gpu_layer_tables *out, const struct residual_tables *t)
@@ -168,11 +170,34 @@ static void tables_fill(struct gpu_layer_tables *out, const struct residual_tabl
 			out->token[c][i] = (uint8_t)(t->dec[c][i] >> CODEC_DEC_TOKEN_SHIFT &
 						     CODEC_DEC_TOKEN_MASK);
 	for (uint32_t c = 0; c < RESIDUAL_CLASSES; c++)
-		for (uint32_t i = 0; i < RESIDUAL_TOKENS; i++)
-			out->enc[c][i] = entry_bare(t->enc[c][i]);
+		memcpy(out->enc[c], t->enc[c], sizeof(t->enc[c]));
 	memcpy(out->tau_dec, t->tau_dec, sizeof(out->tau_dec));
-	for (uint32_t i = 0; i < RESIDUAL_TAU_SYMBOLS; i++)
-		out->tau_enc[i] = entry_bare(t->tau_enc[i]);
+	memcpy(out->tau_enc, t->tau_enc, sizeof(t->tau_enc));
+	for (uint32_t f = 0; f < CODEC_PROB_SUM; f++)
+		out->rcp[f] = f > 1 ? (uint32_t)(((uint64_t)1 << 32) / f) : 0xffffffffu;
+}
+
+static void grids_fill(struct gpu_layer_grids *out, uint32_t dtype)
+{
+	for (int32_t i = 0; i < 256; i++)
+		for (uint32_t top = 0; top < 32; top++) {
+			const int32_t at = i + GRID_SCALE_FIRST,
+				      scale = at < RESIDUAL_SCALE_MIN	? RESIDUAL_SCALE_MIN
+					      : at > RESIDUAL_SCALE_MAX ? RESIDUAL_SCALE_MAX
+									: at;
+			/* Phase 0, but for a that has no bits there. */
+			const uint32_t a = top < 31 ? 1u << top : RESIDUAL_MU_MAX;
+			const struct residual_grid g = residual_grid(residual_type_of(dtype),
+								     (int32_t)a, scale);
+			const bool phased = g.class_ >= 28 && g.class_ < 52;
+			const uint32_t phase = phased ? a >> (g.q - 2) & 3u : 0;
+			const bool far = g.class_ >= 52;
+
+			out->grid[i][top] = (int16_t)((uint32_t)(g.q - 2) | (far ? GRID_FAR : 0) |
+						      (phased ? 3u : 0) << GRID_PHASE_SHIFT |
+						      (far ? 0 : g.class_ - phase)
+							      << GRID_CLASS_SHIFT);
+		}
 }
 
 /* Bytes of a segment's arrays and weights. */
@@ -180,6 +205,28 @@ static uint64_t segment_bytes(const struct gpu_layer_segment *s)
 {
 	return up((uint64_t)s->pieces * PIECE * 15u, 256) +
 	       (uint64_t)s->pieces * s->inputs_pieces * PIECE_BYTES;
+}
+
+/* May the kernels take their shorter ways? */
+static bool segment_narrow(const struct layer_segment *s)
+{
+	for (uint32_t c = 0; c < s->columns; c++) {
+		const int8_t *w = s->weights + (uint64_t)c * s->inputs;
+		const int64_t bias = s->bias[c], mul = s->mul[c];
+		uint64_t sum = 0;
+
+		for (uint32_t i = 0; i < s->inputs; i++)
+			sum += (uint64_t)(w[i] < 0 ? -w[i] : w[i]);
+		/* Below 2^31 * 2^31. */
+		const uint64_t most = 128u * sum * (uint64_t)(mul < 0 ? -mul : mul);
+
+		if (s->in_mul[c] >> 31 || (mul != 0 && s->shift[c] > LAYER_SHIFT_MAX) ||
+		    (mul != 0 ? most >> s->shift[c] : 0) + (uint64_t)(bias < 0 ? -bias : bias) +
+				    1u >=
+			    1u << 30)
+			return false;
+	}
+	return true;
 }
 
 static void segment_describe(struct gpu_layer_segment *out, const struct codec_geometry *g,
@@ -198,8 +245,11 @@ static void segment_describe(struct gpu_layer_segment *out, const struct codec_g
 	out->head_dim = s->head_dim;
 	out->pairs = s->turned ? p->pairs : 0;
 	out->interleaved = p->interleaved;
+	out->quads_twice = p->interleaved ? 0 : s->columns / s->head_dim * out->pairs / 4u;
+	out->quads = s->columns / 4u - out->quads_twice;
 	out->tables = s->tables;
 	out->dtype = dtype_of(g, s);
+	out->tau_streams = residual_tau_streams(s->columns, p->streams_count);
 }
 
 /* The pieces of a segment's weights: of 128 columns, all its inputs in order, then the next 128. */
@@ -275,9 +325,15 @@ static cudaError_t memory_fill(struct cuda_layer *l, const struct codec_geometry
 		at += segment_bytes(&seg[i]);
 	}
 	free(buffer);
+	for (uint32_t i = 0; i < p->segments_count; i++) {
+		seg[i].taken = l->segment[i].taken;
+		seg[i].narrow = l->segment[i].narrow;
+	}
 	memcpy(head + m.segments, seg, p->segments_count * sizeof(*seg));
 	for (uint32_t i = 0; i < LAYER_TABLES; i++)
 		tables_fill((struct gpu_layer_tables *)(head + m.tables) + i, &p->tables[i]);
+	for (uint32_t i = 0; i < LAYER_DTYPES; i++)
+		grids_fill((struct gpu_layer_grids *)(head + m.grids) + i, i + 1u);
 	memcpy(head + m.freq, p->freq, p->pairs * sizeof(uint64_t));
 	if (e == cudaSuccess)
 		e = cudaMemcpyAsync(l->memory, head, m.end, cudaMemcpyHostToDevice, stream);
@@ -296,6 +352,11 @@ static void launches_fill(struct cuda_layer *l, const struct codec_geometry *g,
 		s->first_piece = first;
 		s->inputs = inputs_count(p, i);
 		s->dtype = dtype_of(g, &p->segments[i]);
+		s->turn = !p->segments[i].turned ? GEMM_TURNS - 1u
+			  : p->interleaved	 ? 0
+						 : (uint32_t)residual_log2(p->pairs) - 2u;
+		s->narrow = segment_narrow(&p->segments[i]);
+		s->tau_streams = residual_tau_streams(p->segments[i].columns, p->streams_count);
 		first += s->pieces;
 		for (uint32_t k = i - s->inputs; k < i; k++)
 			l->segment[k].taken = true;
@@ -322,6 +383,12 @@ int cuda_layer_new(const struct codec_geometry *g, const struct codec_profile *p
 		launches_fill(l, g, p);
 		e = memory_fill(l, g, p, seg, head, stream);
 	}
+	if (e == cudaSuccess)
+		e = cudaStreamCreateWithFlags(&l->side, cudaStreamNonBlocking);
+	if (e == cudaSuccess)
+		e = cudaEventCreateWithFlags(&l->fork, cudaEventDisableTiming);
+	if (e == cudaSuccess)
+		e = cudaEventCreateWithFlags(&l->join, cudaEventDisableTiming);
 	free(seg);
 	free(head);
 	if (e != cudaSuccess) {
@@ -330,6 +397,7 @@ int cuda_layer_new(const struct codec_geometry *g, const struct codec_profile *p
 	}
 	l->dev.segment = (const struct gpu_layer_segment *)(l->memory + m.segments);
 	l->dev.tables = (const struct gpu_layer_tables *)(l->memory + m.tables);
+	l->dev.grids = (const struct gpu_layer_grids *)(l->memory + m.grids);
 	l->dev.freq = (const uint64_t *)(l->memory + m.freq);
 	l->dev.segments_count = p->segments_count;
 	l->dev.streams_count = p->streams_count;
@@ -343,6 +411,12 @@ struct cuda_layer *cuda_layer_free(struct cuda_layer *l)
 {
 	if (!l)
 		return NULL;
+	if (l->fork)
+		(void)cudaEventDestroy(l->fork);
+	if (l->join)
+		(void)cudaEventDestroy(l->join);
+	if (l->side)
+		(void)cudaStreamDestroy(l->side);
 	(void)cudaFree(l->memory);
 	free(l->segment);
 	free(l);

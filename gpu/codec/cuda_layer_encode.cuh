@@ -88,38 +88,32 @@ __device__ __forceinline__ static uint32_t layer_symbol_of(struct layer_symbol<D
 	if (!escape && sh < 0)
 		layer_push_low<DT>(s, pattern, mant, -sh, residual_sub(t, g.q));
 	s->token = escape ? RESIDUAL_ESC : s->token;
-	uint32_t entry = enc[g.class_ * RESIDUAL_TOKENS + s->token];
+	uint32_t entry = enc[g.class_ * ENC_PITCH + s->token];
 
-	if (escape || (entry & 0xffffu) == 0) {
+	if (escape || (entry & ENTRY_FREQ_MASK) == 0) {
 		s->token = RESIDUAL_ESC;
 		s->count = 0;
 		s->push(pattern, (int32_t)t.bits);
-		entry = enc[g.class_ * RESIDUAL_TOKENS + RESIDUAL_ESC];
+		entry = enc[g.class_ * ENC_PITCH + RESIDUAL_ESC];
 	}
 	return entry;
 }
 
-__device__ __forceinline__ static uint32_t layer_cost(uint32_t freq)
-{
-	const uint32_t l = (uint32_t)residual_log2(freq);
-
-	return LAYER_COST_ONE * (CODEC_PROB_BITS - l) -
-	       (l >= 2 ? freq >> (l - 2u) & 3u : freq << (2u - l) & 3u);
-}
-
-/* |error| / sigma in 64ths, at most 256 sigma; what residual_code.c's error_ratio() gives. */
+/* |error| / sigma in 64ths, at most 256 sigma: residual_error_at().  All lanes of a warp. */
 __device__ __forceinline__ static uint32_t layer_error_ratio(uint32_t d, int32_t scale)
 {
 	const uint32_t root = scale & 2 ? (scale & 1 ? 9742u : 11585u)
 					: (scale & 1 ? 13777u : 16384u);
-	const int32_t sh = (scale >> 2) + 8;
-	uint64_t v = (uint64_t)d * root;
+	const int32_t sh = min((scale >> 2) + 8, 63);
+	const uint64_t v = (uint64_t)d * root; /* below 2^46 */
+	const uint32_t high = (uint32_t)(v >> 32);
 
-	if (sh >= 0)
-		v = sh > 63 ? 0 : v >> sh;
-	else
-		v = sh < -20 ? 16384u : v << -sh;
-	return v < 16384u ? (uint32_t)v : 16384u;
+	if (__any_sync(FULL_MASK, (uint32_t)sh > 31u)) {
+		const uint64_t wide = sh >= 0 ? v >> sh : sh < -20 ? 16384u : v << -sh;
+
+		return wide < 16384u ? (uint32_t)wide : 16384u;
+	}
+	return high >> sh ? 16384u : min(__funnelshift_r((uint32_t)v, high, sh), 16384u);
 }
 
 struct layer_page { /* a lane's column of a segment in the pages */
@@ -156,81 +150,206 @@ __device__ __forceinline__ static uint32_t layer_warp_sum(uint32_t v)
 }
 
 /*
- * What coding a scalar takes, as the first step leaves it for the second.  x: frequency | start << 10 | bits of the
- * first raw item << 20 | of the second << 25 | SYMBOL_MORE when there is a third | SYMBOL_ESCAPE; y: the items, 16 bits
- * each.  Of a row of raw patterns: y is the pattern.
+ * What coding a scalar takes, as the first step leaves it for the second.  x: the token's entry, but with bits of the
+ * first raw item and SYMBOL_MORE, when there is a third, where its cost was; bits of the second << 26 |
+ * SYMBOL_ESCAPE.  y: the items, 16 bits each.  Of a row of raw patterns: y is the pattern.
  */
-#define SYMBOL_START_SHIFT 10u
-#define SYMBOL_FIRST_SHIFT 20u
-#define SYMBOL_SECOND_SHIFT 25u
-#define SYMBOL_MORE (1u << 30)
+#define SYMBOL_ENTRY_MASK 0x03ff03ffu
+#define SYMBOL_FIRST_SHIFT 10u
+#define SYMBOL_MORE (1u << 15)
+#define SYMBOL_SECOND_SHIFT 26u
 #define SYMBOL_ESCAPE (1u << 31)
 
-template <int DT>
-__device__ __forceinline__ static uint2 layer_symbol_pack(const struct layer_symbol<DT> *s,
-							  uint32_t entry)
-{
-	const uint32_t first = s->count > 0 ? s->bits[0] : 0,
-		       second = s->count > 1 ? s->bits[1] : 0;
+struct layer_coded {
+	uint2 symbol;
+	uint32_t cost;
+};
 
-	return make_uint2((entry & 0xffffu) | entry >> 16 << SYMBOL_START_SHIFT |
-				  first << SYMBOL_FIRST_SHIFT | second << SYMBOL_SECOND_SHIFT |
-				  (s->count > 2 ? SYMBOL_MORE : 0) |
-				  (s->token == RESIDUAL_ESC ? SYMBOL_ESCAPE : 0),
-			  (s->count > 0 ? s->item[0] : 0) | (s->count > 1 ? s->item[1] << 16 : 0));
+template <int DT>
+__device__ __forceinline__ static struct layer_coded layer_symbol_coded(struct residual_grid g,
+									uint32_t pattern,
+									const uint32_t *enc)
+{
+	struct layer_symbol<DT> s;
+	const uint32_t entry = layer_symbol_of<DT>(&s, g, pattern, enc);
+	const uint32_t first = s.count > 0 ? s.bits[0] : 0, second = s.count > 1 ? s.bits[1] : 0;
+	struct layer_coded c;
+
+	c.cost = entry >> ENTRY_COST_SHIFT & 63u;
+#pragma unroll
+	for (uint32_t i = 0; i < layer_symbol<DT>::ITEMS; i++)
+		c.cost += i < s.count ? LAYER_COST_ONE * s.bits[i] : 0;
+	c.symbol = make_uint2((entry & SYMBOL_ENTRY_MASK) | first << SYMBOL_FIRST_SHIFT |
+				      second << SYMBOL_SECOND_SHIFT |
+				      (s.count > 2 ? SYMBOL_MORE : 0) |
+				      (s.token == RESIDUAL_ESC ? SYMBOL_ESCAPE : 0),
+			      (s.count > 0 ? s.item[0] : 0) | (s.count > 1 ? s.item[1] << 16 : 0));
+	return c;
 }
 
-/* One token's row slice of a stream: residual_pick_tau(), row_is_raw(), and its symbols. */
+/*
+ * The same for bf16, without branches but for what is rare: below the unit are n bits of the mantissa, or 7 and then
+ * those behind their first one bit, or the pattern.  All lanes of a warp.
+ */
+template <>
+__device__ __forceinline__ struct layer_coded layer_symbol_coded<1>(struct residual_grid g,
+								    uint32_t pattern,
+								    const uint32_t *enc) {
+	const uint32_t mag = pattern & 0x7fffu, e = mag >> 7;
+	const uint32_t mant = (mag & 127u) | min(e, 1u) << 7;
+	const int32_t sh = (int32_t)max(e, 1u) - 118 - g.q, n = max(-sh, 0);
+	const uint32_t a = n > 31 ? 0 : mant << max(sh, 0) % 32 >> n;
+	const int32_t x = (int32_t)(a ^ (0u - ((pattern >> 15) ^ g.flip)));
+	const int32_t r = x - g.mu;
+	const bool zero = a == 0, escape = mag > 0x7f7fu || sh > RESIDUAL_SHIFT_MAX;
+	const int32_t rest = zero ? n - 7 : n; /* bits below the first item of a value near zero */
+	const uint32_t group = rest > 31 ? 0 : mant >> max(rest, 0);
+	uint32_t token = (uint32_t)(r + RESIDUAL_NEAR);
+	uint32_t first = zero ? group : mant, first_bits = zero ? 7u : (uint32_t)n;
+	uint32_t second = group ? mant : pattern, second_bits = !zero	? 0
+								: group ? (uint32_t)rest
+									: 16u;
+	uint32_t third_bits = 0;
+	struct layer_coded c;
+
+	if (__any_sync(FULL_MASK, escape || token > 2u * RESIDUAL_NEAR)) {
+		const uint32_t far = (uint32_t)abs(r) - (RESIDUAL_NEAR + 1u);
+		const uint32_t j = (uint32_t)residual_log2((far & 0xfffu) + 4u) - 2u;
+
+		if (escape ||
+		    (token > 2u * RESIDUAL_NEAR && far >= (4u << RESIDUAL_BUCKETS) - 4u)) {
+			token = RESIDUAL_ESC;
+		} else if (token > 2u * RESIDUAL_NEAR) {
+			token = (r > 0 ? RESIDUAL_BUCKET_POS : RESIDUAL_BUCKET_NEG) + j;
+			third_bits = second_bits;
+			second = first;
+			second_bits = first_bits;
+			first = far + 4u - (4u << j);
+			first_bits = j + 2u;
+		}
+	}
+	uint32_t entry = enc[g.class_ * ENC_PITCH + token];
+	const bool escapes = token == RESIDUAL_ESC || (entry & ENTRY_FREQ_MASK) == 0;
+
+	if (__any_sync(FULL_MASK, escapes) && escapes) {
+		entry = enc[g.class_ * ENC_PITCH + RESIDUAL_ESC];
+		first = pattern;
+		first_bits = 16;
+		second_bits = 0;
+		third_bits = 0;
+	}
+	c.cost = (entry >> ENTRY_COST_SHIFT & 63u) +
+		 LAYER_COST_ONE * (first_bits + second_bits + third_bits);
+	c.symbol = make_uint2(
+		(entry & SYMBOL_ENTRY_MASK) | first_bits << SYMBOL_FIRST_SHIFT |
+			second_bits << SYMBOL_SECOND_SHIFT | (third_bits ? SYMBOL_MORE : 0) |
+			(escapes ? SYMBOL_ESCAPE : 0),
+		(first & ((1u << first_bits) - 1u)) | (second & ((1u << second_bits) - 1u)) << 16);
+	return c;
+}
+
+#define ROW_GROUPS 4u /* of a row, in registers at once */
+
+struct layer_rows { /* what symbols are made of, and where they go */
+	const int16_t *base;
+	const uint8_t *page; /* of the token */
+	uint64_t head_stride;
+	uint32_t head_dim, head_magic;
+	const uint32_t *enc; /* shared, like the next */
+	const int16_t *grids;
+	const int32_t *mu; /* of the token */
+	uint2 *symbol;
+	uint32_t lane;
+};
+
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_row_symbols(const struct gpu_layer_run *r,
-							     const struct gpu_layer_segment *s,
-							     const struct gpu_task *task,
-							     const struct gpu_segment *seg,
-							     struct layer_share h, uint32_t row,
-							     uint32_t token, uint32_t lane)
+__device__ __forceinline__ static uint32_t layer_rows_pattern(const struct layer_rows *w,
+							      uint32_t column)
+{
+	const uint32_t bytes = DT <= 2 ? 2u : 1u, head = __umulhi(column, w->head_magic);
+	const uint8_t *at = w->page + head * w->head_stride + (column - head * w->head_dim) * bytes;
+
+	return DT <= 2 ? *(const uint16_t *)at : *at;
+}
+
+struct layer_scalars {
+	uint32_t pattern[ROW_GROUPS];
+	int32_t mu[ROW_GROUPS], base[ROW_GROUPS];
+};
+
+template <int DT>
+__device__ __forceinline__ static void layer_scalars_load(struct layer_scalars *v,
+							  const struct layer_rows *w,
+							  uint32_t group, uint32_t end)
+{
+#pragma unroll
+	for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+		const uint32_t c = min(group + k, end - 1u) * CODEC_LANES + w->lane;
+
+		v->pattern[k] = layer_rows_pattern<DT>(w, c);
+		v->mu[k] = w->mu[c];
+		v->base[k] = w->base[c];
+	}
+}
+
+/* residual_pick_tau(), of a sum of errors. */
+__device__ __forceinline__ static uint32_t layer_pick_tau(uint32_t sum, uint32_t columns,
+							  uint32_t lane)
+{
+	const bool above = lane < RESIDUAL_TAU_COUNT - 1u &&
+			   sum > (uint64_t)layer_tau_part[lane % (RESIDUAL_TAU_COUNT - 1u)] *
+					   columns;
+
+	return __popc(__ballot_sync(FULL_MASK, above)); /* thresholds rise */
+}
+
+/* One token's row slice of those that share its tau: the tau, row_is_raw(), and its symbols. */
+template <int DT>
+__device__ __forceinline__ static uint32_t layer_row_symbols(const struct layer_rows *w,
+							     struct layer_share h)
 {
 	const struct residual_type t = residual_type_of(DT);
-	const int32_t *mu = r->mu + (uint64_t)row * r->mu_columns;
-	uint2 *symbol = r->symbol + (uint64_t)row * r->mu_columns;
 	const uint32_t n = (h.group_end - h.group_begin) * CODEC_LANES;
-	const uint32_t *enc = &r->layer.tables[s->tables].enc[0][0];
-	uint32_t sum = 0, cost = 0, tau = 0;
+	struct layer_scalars v;
+	uint32_t sum = 0, cost = 0, tau;
 
-#pragma unroll 4
-	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
-		const uint32_t c = g * CODEC_LANES + lane;
-		const struct layer_page p = layer_page_of(task, seg, c);
-		const int64_t d = (int64_t)residual_fixed(t, layer_page_pattern<DT>(&p, token)) -
-				  mu[c];
+	for (uint32_t g = h.group_begin; g < h.group_end; g += ROW_GROUPS) {
+		layer_scalars_load<DT>(&v, w, g, h.group_end);
+#pragma unroll
+		for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+			const int32_t x = layer_fixed<DT>(v.pattern[k]);
+			const uint32_t d = x > v.mu[k] ? (uint32_t)x - (uint32_t)v.mu[k]
+						       : (uint32_t)v.mu[k] - (uint32_t)x;
+			const uint32_t ratio = layer_error_ratio(d, v.base[k]);
 
-		sum += layer_error_ratio((uint32_t)(d < 0 ? -d : d), s->base[c]);
+			sum += g + k < h.group_end ? ratio : 0;
+		}
 	}
 	sum = layer_warp_sum(sum); /* at most columns * 2^14 < 2^31 */
-	for (uint32_t i = 0; i < RESIDUAL_TAU_COUNT - 1u; i++)
-		tau += sum > (uint64_t)layer_tau_part[i] * n;
-#pragma unroll 1
-	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
-		const uint32_t c = g * CODEC_LANES + lane;
-		const struct layer_page p = layer_page_of(task, seg, c);
-		struct layer_symbol<DT> sym;
-		const uint32_t entry = layer_symbol_of<DT>(
-			&sym, layer_grid<DT>(mu[c], layer_scale(s->base[c], tau)),
-			layer_page_pattern<DT>(&p, token), enc);
-
-		cost += layer_cost(entry & 0xffffu);
+	tau = layer_pick_tau(sum, n, w->lane);
+	for (uint32_t g = h.group_begin; g < h.group_end; g += ROW_GROUPS) {
+		if (n > ROW_GROUPS * CODEC_LANES)
+			layer_scalars_load<DT>(&v, w, g, h.group_end);
 #pragma unroll
-		for (uint32_t i = 0; i < layer_symbol<DT>::ITEMS; i++)
-			cost += i < sym.count ? LAYER_COST_ONE * sym.bits[i] : 0;
-		symbol[c] = layer_symbol_pack<DT>(&sym, entry);
+		for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+			if (g + k >= h.group_end)
+				break;
+			const struct layer_coded c = layer_symbol_coded<DT>(
+				layer_grid(layer_grids_of(w->grids, v.base[k]), v.base[k], v.mu[k],
+					   tau),
+				v.pattern[k], w->enc);
+
+			cost += c.cost;
+			w->symbol[(g + k) * CODEC_LANES + w->lane] = c.symbol;
+		}
 	}
 	cost = layer_warp_sum(cost);
 	if (cost < LAYER_COST_ONE * t.bits * n)
 		return tau;
 	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
-		const uint32_t c = g * CODEC_LANES + lane;
-		const struct layer_page p = layer_page_of(task, seg, c);
+		const uint32_t c = g * CODEC_LANES + w->lane;
 
-		symbol[c] = make_uint2(0, layer_page_pattern<DT>(&p, token));
+		w->symbol[c] = make_uint2(0, layer_rows_pattern<DT>(w, c));
 	}
 	return RESIDUAL_TAU_RAW;
 }
@@ -240,9 +359,10 @@ __device__ __forceinline__ static uint32_t layer_row_symbols(const struct gpu_la
 struct layer_coder { /* one lane's */
 	uint32_t x;
 	uint32_t above;	     /* mask of the lanes behind it */
-	uint16_t *words;     /* the lowest written */
-	const uint32_t *enc; /* shared, like the next */
-	const uint32_t *rcp; /* of a frequency, as codec_enc_entry() has it */
+	uint32_t at;	     /* of the lowest word written, in bytes behind the limit */
+	uint8_t *limit;	     /* words are not written below */
+	const uint32_t *enc; /* device, rarely read */
+	const uint32_t *rcp; /* shared: of a frequency, as codec_enc_entry() has it */
 	uint32_t escapes;
 };
 
@@ -250,18 +370,20 @@ struct layer_coder { /* one lane's */
 __device__ __forceinline__ static void layer_spill(struct layer_coder *c, bool spills)
 {
 	const uint32_t mask = __ballot_sync(FULL_MASK, spills);
+	const uint32_t at = c->at - 2u - 2u * __popc(mask & c->above);
 
 	if (spills) {
-		*(c->words - 1 - __popc(mask & c->above)) = (uint16_t)c->x;
+		*(uint16_t *)(c->limit + at) = (uint16_t)c->x;
 		c->x >>= 16;
 	}
-	c->words -= __popc(mask);
+	c->at -= 2u * __popc(mask);
 }
 
 __device__ __forceinline__ static void layer_put_token(struct layer_coder *c, uint32_t entry,
 						       bool here)
 {
-	const uint32_t freq = here ? entry & 0xffffu : 1u, start = entry >> 16;
+	const uint32_t freq = here ? entry & ENTRY_FREQ_MASK : 1u,
+		       start = entry >> ENTRY_START_SHIFT & ENTRY_FREQ_MASK;
 
 	layer_spill(c, here && codec_rans_encode_spills(c->x, freq));
 	/* codec_rans_encode_step(): the reciprocal gives the quotient or one less. */
@@ -274,11 +396,12 @@ __device__ __forceinline__ static void layer_put_token(struct layer_coder *c, ui
 	c->x = here ? (q << CODEC_PROB_BITS) + rest + start : c->x;
 }
 
+/* bits: 0..16; value has no others. */
 __device__ __forceinline__ static void layer_put_raw(struct layer_coder *c, uint32_t value,
-						     uint32_t bits, bool here)
+						     uint32_t bits)
 {
-	layer_spill(c, here && (uint64_t)c->x << bits >> 32 != 0);
-	c->x = here ? c->x << bits | value : c->x;
+	layer_spill(c, __funnelshift_l(c->x, 0, bits) != 0);
+	c->x = c->x << bits | value;
 }
 
 /* A row with more than two items in some lane: once more from its values. */
@@ -292,7 +415,8 @@ __device__ __forceinline__ static void layer_put_row(struct layer_coder *c, stru
 #pragma unroll
 	for (uint32_t i = layer_symbol<DT>::ITEMS; i-- > 0;)
 		if (__any_sync(FULL_MASK, sym.count > i))
-			layer_put_raw(c, sym.item[i], sym.bits[i], sym.count > i);
+			layer_put_raw(c, sym.count > i ? sym.item[i] : 0,
+				      sym.count > i ? sym.bits[i] : 0);
 	layer_put_token(c, entry, true);
 }
 
@@ -302,84 +426,111 @@ __device__ __forceinline__ static void layer_put_symbols(struct layer_coder *c, 
 		       second = s.x >> SYMBOL_SECOND_SHIFT & 31u;
 
 	if (__any_sync(FULL_MASK, second > 0))
-		layer_put_raw(c, s.y >> 16, second, second > 0);
-	layer_put_raw(c, s.y & 0xffffu, first, first > 0);
-	layer_put_token(c, (s.x & 1023u) | (s.x >> SYMBOL_START_SHIFT & 1023u) << 16, true);
+		layer_put_raw(c, s.y >> 16, second);
+	layer_put_raw(c, s.y & 0xffffu, first);
+	layer_put_token(c, s.x, true);
 }
 
-#define LAYER_AHEAD_ROWS 4u /* symbols in registers before their rows */
+#define CODE_ROWS 4u /* at once; symbols of as many more are on their way */
 
-/* Rows of a group, the last first; limit: words are not written below.  False: they do not fit. */
+struct layer_group { /* of rows, to be coded */
+	const struct gpu_layer_run *run;
+	const uint8_t *tau;  /* of all tokens, 4-byte aligned */
+	const uint2 *symbol; /* this lane's column of the first row, likewise */
+	const int32_t *mu;
+	struct layer_page page;
+	int32_t base;
+};
+
 template <int DT>
-__device__ __forceinline__ static bool layer_group_encode(const struct gpu_layer_run *r,
-							  int32_t base, const struct layer_page *p,
-							  uint64_t at, const uint8_t *tau,
-							  const uint16_t *limit,
-							  struct layer_coder *c)
+__device__ __forceinline__ static void layer_rows_encode(const struct layer_group *g,
+							 struct layer_coder *c, uint32_t t,
+							 const uint2 (&s)[CODE_ROWS])
 {
-	const uint32_t tokens = r->tokens;
-	const uint2 *symbol = r->symbol + at;
-	uint2 s[LAYER_AHEAD_ROWS];
+	const uint32_t taus = *(const uint32_t *)(g->tau + t);
+	/* A byte of RESIDUAL_TAU_RAW, the largest, has a bit that no other has. */
+	const bool raws = __any_sync(FULL_MASK, (taus & RESIDUAL_TAU_RAW * 0x01010101u) != 0);
 
 #pragma unroll
-	for (uint32_t k = 0; k < LAYER_AHEAD_ROWS; k++)
-		s[k] = symbol[(uint64_t)(tokens - 1u - k) * r->mu_columns];
-#pragma unroll 1
-	for (uint32_t t = tokens; t-- > 0;) {
-		const uint32_t ahead = t >= LAYER_AHEAD_ROWS ? t - LAYER_AHEAD_ROWS : 0,
-			       step = tau[t];
-		const uint2 now = s[0];
+	for (uint32_t k = CODE_ROWS; k-- > 0;) {
+		const uint32_t tau = taus >> 8u * k & 0xffu;
 
-#pragma unroll
-		for (uint32_t k = 0; k + 1u < LAYER_AHEAD_ROWS; k++)
-			s[k] = s[k + 1u];
-		s[LAYER_AHEAD_ROWS - 1u] = symbol[(uint64_t)ahead * r->mu_columns];
-		if (__any_sync(FULL_MASK, (const uint8_t *)c->words - (const uint8_t *)limit <
-						  (int64_t)LAYER_ROW_BYTES))
-			return false;
-		if (__any_sync(FULL_MASK, step == RESIDUAL_TAU_RAW)) {
-			layer_put_raw(c, now.y, DT <= 2 ? 16u : 8u, true);
+		if (raws && tau == RESIDUAL_TAU_RAW) {
+			layer_put_raw(c, s[k].y, DT <= 2 ? 16u : 8u);
 			continue;
 		}
-		if (__any_sync(FULL_MASK, (now.x & SYMBOL_MORE) != 0))
-			layer_put_row<DT>(c,
-					  layer_grid<DT>(r->mu[at + (uint64_t)t * r->mu_columns],
-							 layer_scale(base, step)),
-					  layer_page_pattern<DT>(p, t));
+		if (__any_sync(FULL_MASK, (s[k].x & SYMBOL_MORE) != 0))
+			layer_put_row<DT>(
+				c,
+				residual_grid(residual_type_of(DT),
+					      g->mu[(uint64_t)(t + k) * g->run->mu_columns],
+					      layer_scale(g->base, tau)),
+				layer_page_pattern<DT>(&g->page, t + k));
 		else
-			layer_put_symbols(c, now);
-		c->escapes += now.x >> 31;
+			layer_put_symbols(c, s[k]);
+		c->escapes += s[k].x >> 31;
+	}
+}
+
+/* Rows of a group, the last first.  False: their words do not fit. */
+template <int DT>
+__device__ __forceinline__ static bool layer_group_encode(const struct layer_group *g,
+							  struct layer_coder *c)
+{
+	const uint32_t pitch = g->run->mu_columns;
+	const uint2 *next = g->symbol + (uint64_t)(g->run->tokens - CODE_ROWS) * pitch;
+	uint2 s[CODE_ROWS], ahead[CODE_ROWS];
+
+#pragma unroll
+	for (uint32_t k = 0; k < CODE_ROWS; k++)
+		ahead[k] = next[k * pitch];
+#pragma unroll 1
+	for (uint32_t t = g->run->tokens; t > 0;) {
+		t -= CODE_ROWS;
+		next -= t > 0 ? CODE_ROWS * pitch : 0;
+#pragma unroll
+		for (uint32_t k = 0; k < CODE_ROWS; k++) {
+			s[k] = ahead[k];
+			ahead[k] = next[k * pitch];
+		}
+		if (__any_sync(FULL_MASK, c->at < CODE_ROWS * LAYER_ROW_BYTES))
+			return false;
+		layer_rows_encode<DT>(g, c, t, s);
 	}
 	return true;
 }
 
-/* A stream's share of a segment.  Returns false when the words do not fit: it would not shrink. */
+/* A stream's share of a segment; first: of those that share its taus.  False: its words do not fit. */
 template <int DT>
 __device__ __forceinline__ static bool layer_share_encode(const struct gpu_layer_run *r,
 							  const struct gpu_layer_segment *s,
 							  const struct gpu_task *task,
-							  const struct gpu_segment *seg,
 							  struct layer_share h, uint32_t task_index,
-							  const uint8_t *tau, const uint16_t *limit,
+							  const uint8_t *tau, bool first,
 							  struct layer_coder *c, uint32_t lane)
 {
+	const struct gpu_segment *seg = &task->region->g.segment[s->segment];
 	const uint32_t tokens = r->tokens;
 	const struct gpu_layer_tables *tables = &r->layer.tables[s->tables];
 
 	for (uint32_t group = h.group_end; group-- > h.group_begin;) {
 		const uint32_t column = group * CODEC_LANES + lane;
-		const struct layer_page p = layer_page_of(task, seg, column);
 		const uint64_t at = (uint64_t)task_index * tokens * r->mu_columns + column;
+		const struct layer_group g = { .run = r,
+					       .tau = tau,
+					       .symbol = r->symbol + at,
+					       .mu = r->mu + at,
+					       .page = layer_page_of(task, seg, column),
+					       .base = s->base[column] };
 
-		if (!layer_group_encode<DT>(r, s->base[column], &p, at, tau, limit, c))
+		if (!layer_group_encode<DT>(&g, c))
 			return false;
 	}
-	for (uint32_t row = (tokens + WARP_LANES - 1u) / WARP_LANES; row-- > 0;) {
+	for (uint32_t row = first ? (tokens + WARP_LANES - 1u) / WARP_LANES : 0; row-- > 0;) {
 		const uint32_t t = row * WARP_LANES + lane;
 		const bool here = t < tokens;
 
-		if (__any_sync(FULL_MASK, (const uint8_t *)c->words - (const uint8_t *)limit <
-						  (int64_t)LAYER_ROW_BYTES))
+		if (__any_sync(FULL_MASK, c->at < LAYER_ROW_BYTES))
 			return false;
 		layer_put_token(c, here ? tables->tau_enc[tau[t]] : 0, here);
 	}

@@ -3,10 +3,11 @@
  * cuda_layer_gemm.cuh - the guess of a segment for all rows of a batch: int8 products by the tensor cores, summed in
  * int32, then layer_output() and the turn of keys while the sums are still in registers.
  *
- * A thread block makes 64 rows of 128 columns.  One warp fetches pieces of weights and half pieces of inputs
- * (cuda_layer.cuh) into a ring in shared memory, by bulk copies; four warps multiply.  What comes after the sums takes
- * about as long as the products, so several thread blocks share a multiprocessor and are not in step.  The sum is
- * exact, so its order does not matter.  GPUs without these instructions use a plain loop.
+ * A thread block makes 128 rows of 128 columns.  Pieces of weights and of inputs (cuda_layer.cuh) come into a ring in
+ * shared memory, by bulk copies; two groups of four warps multiply, each half of the rows: the second-level cache gives
+ * no more than that asks for.  What comes after the sums takes about as long as the products, so two thread blocks
+ * share a multiprocessor.  The sum is exact, so its order does not matter.  GPUs without these instructions use a plain
+ * loop.
  */
 #ifndef SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
 #define SKVCD_GPU_CODEC_CUDA_LAYER_GEMM_CUH
@@ -15,40 +16,42 @@
 #include "gpu/codec/cuda_layer.cuh"
 
 #define GEMM_STAGES 3u
-#define GEMM_ROWS 64u
+#define GEMM_GROUPS 2u /* that multiply */
+#define GEMM_ROWS 64u  /* of one of them */
 #define GEMM_ROWS_BYTES (GEMM_ROWS * PIECE)
-#define GEMM_STAGE_BYTES (GEMM_ROWS_BYTES + PIECE_BYTES)
+#define GEMM_STAGE_BYTES (2u * PIECE_BYTES)
 #define GEMM_SHARED (GEMM_STAGES * GEMM_STAGE_BYTES + 1024u + 2u * GEMM_STAGES * 8u)
-#define GEMM_THREADS 160u /* 128 and the warp that fetches */
-#ifndef GEMM_BLOCKS
+#define GEMM_THREADS (GEMM_GROUPS * 128u)
 #define GEMM_BLOCKS 2 /* to a multiprocessor */
-#endif
+#define GEMM_UNTURNED 99u
 #define GEMM_SUMS 64u /* of a thread: 2 rows of 32 columns */
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* One thread: the pieces of a tile, in order, as room becomes free. */
-__device__ static void gemm_fetch(const struct gpu_layer_run *r, const struct gpu_layer_io *io,
-				  const uint8_t *weights, uint32_t ring, uint32_t barriers)
+struct gemm_feed {		  /* one thread's: the pieces of a tile, in order */
+	uint32_t input, piece, n; /* next */
+};
+
+__device__ __forceinline__ static void gemm_fetch(struct gemm_feed *f,
+						  const struct gpu_layer_run *r,
+						  const struct gpu_layer_io *io,
+						  const uint8_t *weights, uint32_t ring,
+						  uint32_t barriers)
 {
-	uint32_t n = 0;
+	const uint32_t stage = f->n % GEMM_STAGES, full = barriers + 16u * stage,
+		       to = ring + stage * GEMM_STAGE_BYTES;
 
-	for (uint32_t i = 0; i < io->count; i++)
-		for (uint32_t k = 0; k < io->pieces[i]; k++, n++) {
-			const uint32_t stage = n % GEMM_STAGES, turn = n / GEMM_STAGES;
-			const uint32_t full = barriers + 16u * stage,
-				       to = ring + stage * GEMM_STAGE_BYTES;
-
-			if (turn > 0)
-				mbar_wait(full + 8u, (turn - 1u) & 1u);
-			mbar_expect(full, GEMM_STAGE_BYTES);
-			bulk_fetch(to,
-				   io->in[i] + (uint64_t)k * r->rows_pieces * PIECE_BYTES +
-					   (uint64_t)blockIdx.x * GEMM_ROWS_BYTES,
-				   GEMM_ROWS_BYTES, full);
-			bulk_fetch(to + GEMM_ROWS_BYTES, weights + (uint64_t)n * PIECE_BYTES,
-				   PIECE_BYTES, full);
-		}
+	mbar_expect(full, GEMM_STAGE_BYTES);
+	bulk_fetch(to,
+		   io->in[f->input] +
+			   ((uint64_t)f->piece * r->rows_pieces + blockIdx.x) * PIECE_BYTES,
+		   PIECE_BYTES, full);
+	bulk_fetch(to + PIECE_BYTES, weights + (uint64_t)f->n * PIECE_BYTES, PIECE_BYTES, full);
+	f->n++;
+	if (++f->piece == io->pieces[f->input]) {
+		f->piece = 0;
+		f->input++;
+	}
 }
 
 __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
@@ -57,40 +60,43 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 					uint8_t *shared)
 {
 	const uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
-	const uint32_t ring = (base + 1023u) & ~1023u;
+	const uint32_t ring = (base + 1023u) & ~1023u, all = s->inputs_pieces;
 	const uint32_t barriers = ring + GEMM_STAGES * GEMM_STAGE_BYTES;
+	const uint8_t *weights = s->weights + (uint64_t)blockIdx.y * all * PIECE_BYTES;
+	const uint32_t rows = warp_uniform(threadIdx.x / 128u) * GEMM_ROWS_BYTES;
+	struct gemm_feed feed = { 0, 0, 0 };
 
 	if (threadIdx.x == 0) {
 		for (uint32_t i = 0; i < GEMM_STAGES; i++) {
 			mbar_init(barriers + 16u * i, 1);
-			mbar_init(barriers + 16u * i + 8u, 1);
+			mbar_init(barriers + 16u * i + 8u, GEMM_GROUPS);
 		}
 		asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 		asm volatile("fence.proxy.async;" ::: "memory");
+		while (feed.n < all && feed.n < GEMM_STAGES)
+			gemm_fetch(&feed, r, io, weights, ring, barriers);
 	}
 	__syncthreads();
-	if (threadIdx.x >= 128u) {
-		if (threadIdx.x == 128u)
-			gemm_fetch(r, io,
-				   s->weights +
-					   (uint64_t)blockIdx.y * s->inputs_pieces * PIECE_BYTES,
-				   ring, barriers);
-		return;
-	}
-	for (uint32_t n = 0; n < s->inputs_pieces; n++) {
+	for (uint32_t n = 0; n < all; n++) {
 		const uint32_t stage = n % GEMM_STAGES, at = ring + stage * GEMM_STAGE_BYTES;
+		const uint32_t empty = barriers + 16u * ((n + GEMM_STAGES - 1u) % GEMM_STAGES) + 8u;
 
 		mbar_wait(barriers + 16u * stage, n / GEMM_STAGES & 1u);
+		__syncwarp();
 		asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
 		for (uint32_t k = 0; k < PIECE / 32u; k++)
-			multiply_64x128(d, tile_descriptor(at + 32u * k),
-					tile_descriptor(at + GEMM_ROWS_BYTES + 32u * k));
+			multiply_64x128(d, tile_descriptor(at + rows + 32u * k),
+					tile_descriptor(at + PIECE_BYTES + 32u * k));
 		asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 		/* The piece before this one has been read; this one may still be. */
 		asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-		if (n > 0 && threadIdx.x == 0)
-			mbar_arrive(barriers + 16u * ((n - 1u) % GEMM_STAGES) + 8u);
+		if (n > 0 && threadIdx.x % 128u == 0)
+			mbar_arrive(empty);
+		if (n > 0 && threadIdx.x == 0 && feed.n < all) {
+			mbar_wait(empty, (n - 1u) / GEMM_STAGES & 1u);
+			gemm_fetch(&feed, r, io, weights, ring, barriers);
+		}
 	}
 	asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
@@ -106,17 +112,13 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 					uint8_t *)
 {
 	const uint32_t lane = threadIdx.x % WARP_LANES;
-	const uint32_t row = blockIdx.x % 2u * GEMM_ROWS + threadIdx.x / WARP_LANES * 16u +
-			     lane / 4u;
+	const uint32_t row = threadIdx.x / WARP_LANES * 16u + lane / 4u;
 	const uint8_t *w = s->weights + (uint64_t)blockIdx.y * s->inputs_pieces * PIECE_BYTES;
 
-	if (threadIdx.x >= 128u)
-		return;
 	for (uint32_t i = 0; i < io->count; i++)
 		for (uint32_t k = 0; k < io->pieces[i]; k++, w += PIECE_BYTES) {
-			const uint8_t *a = io->in[i] +
-					   ((uint64_t)k * r->rows_pieces + blockIdx.x / 2u) *
-						   PIECE_BYTES;
+			const uint8_t *a = io->in[i] + ((uint64_t)k * r->rows_pieces + blockIdx.x) *
+							       PIECE_BYTES;
 
 			for (uint32_t c = 0; c < PIECE; c += 4u) {
 				const int32_t x = *(const int32_t *)(a + piece_at(row, c)),
@@ -137,11 +139,20 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 
 #endif
 
+template <bool NARROW>
+__device__ __forceinline__ static void gemm_turn(struct layer_turn t, int32_t *a, int32_t *b)
+{
+	if (NARROW)
+		layer_rotate_narrow(t, a, b);
+	else
+		layer_rotate(t, a, b);
+}
+
 /*
  * Turn what a thread has: of each row, columns 8 j + 2 (lane % 4) + {0, 1}.  STEP: groups of eight columns from one
  * element of a pair to the other; 0: they are neighbours.
  */
-template <uint32_t STEP>
+template <uint32_t STEP, bool NARROW>
 __device__ static inline void gemm_rotate(const struct gpu_layer_run *r,
 					  const struct gpu_layer_segment *s,
 					  int32_t (&d)[GEMM_SUMS], uint32_t row)
@@ -157,9 +168,9 @@ __device__ static inline void gemm_rotate(const struct gpu_layer_run *r,
 
 			if (pair >= s->pairs)
 				continue;
-			layer_rotate(layer_turn_at(r, row, pair), &d[4u * j], &d[4u * j + 1u]);
-			layer_rotate(layer_turn_at(r, row + 8u, pair), &d[4u * j + 2u],
-				     &d[4u * j + 3u]);
+			gemm_turn<NARROW>(layer_turn_at(r, row, pair), &d[4u * j], &d[4u * j + 1u]);
+			gemm_turn<NARROW>(layer_turn_at(r, row + 8u, pair), &d[4u * j + 2u],
+					  &d[4u * j + 3u]);
 			continue;
 		}
 		if (j + STEP >= GEMM_SUMS / 4u || e / 8u + 1u > STEP)
@@ -168,62 +179,68 @@ __device__ static inline void gemm_rotate(const struct gpu_layer_run *r,
 		for (uint32_t k = 0; k < 4; k++) {
 			const uint32_t pair = e + 2u * quad + (k & 1u);
 
-			layer_rotate(layer_turn_at(r, row + (k & 2u) * 4u, pair), &d[4u * j + k],
-				     &d[(4u * (j + STEP) + k) % GEMM_SUMS]);
+			gemm_turn<NARROW>(layer_turn_at(r, row + (k & 2u) * 4u, pair),
+					  &d[4u * j + k], &d[(4u * (j + STEP) + k) % GEMM_SUMS]);
 		}
 	}
 }
 
-__device__ static inline void gemm_outputs(const struct gpu_layer_segment *s,
+struct __align__(16) gemm_column
+{
+	int32_t bias, mul;
+	uint32_t shift, reserved;
+};
+
+template <bool NARROW>
+__device__ static inline void gemm_outputs(const struct gemm_column *column,
 					   int32_t (&d)[GEMM_SUMS])
 {
-	const uint32_t first = blockIdx.y * PIECE + threadIdx.x % 4u * 2u;
+	const uint32_t first = threadIdx.x % 4u * 2u;
 
 #pragma unroll
 	for (uint32_t j = 0; j < GEMM_SUMS / 4u; j++)
 #pragma unroll
 		for (uint32_t k = 0; k < 2; k++) {
-			const uint32_t c = first + 8u * j + k;
-			const int32_t bias = s->bias[c], mul = s->mul[c];
-			const uint32_t shift = s->shift[c];
+			const struct gemm_column c = column[first + 8u * j + k];
 
-			d[4u * j + k] = layer_output(d[4u * j + k], bias, mul, shift);
-			d[4u * j + 2u + k] = layer_output(d[4u * j + 2u + k], bias, mul, shift);
+#pragma unroll
+			for (uint32_t i = 0; i < 4u; i += 2u) {
+				int32_t *v = &d[4u * j + i + k];
+
+				*v = NARROW ? layer_output_narrow(*v, c.bias, c.mul, c.shift)
+					    : layer_output(*v, c.bias, c.mul, c.shift);
+			}
 		}
 }
 
-/* grid: half pieces of rows, pieces of columns. */
+/* grid: pieces of rows, pieces of columns.  STEP: gemm_rotate()'s, GEMM_UNTURNED: not. */
+template <uint32_t STEP, bool NARROW>
 __global__ __launch_bounds__(GEMM_THREADS, GEMM_BLOCKS) void layer_gemm_kernel(
 	const __grid_constant__ struct gpu_layer_run r,
 	const __grid_constant__ struct gpu_layer_io io)
 {
 	extern __shared__ uint8_t ring[];
+	__shared__ struct gemm_column column[PIECE];
 	const struct gpu_layer_segment s = r.layer.segment[io.position];
 	const uint32_t lane = threadIdx.x % WARP_LANES;
-	const uint32_t row = blockIdx.x * GEMM_ROWS + threadIdx.x / WARP_LANES * 16u + lane / 4u;
+	const uint32_t row = blockIdx.x * PIECE + threadIdx.x / WARP_LANES * 16u + lane / 4u;
 	int32_t d[GEMM_SUMS];
 
 	next_may_begin();
+	if (threadIdx.x < PIECE) {
+		const uint32_t c = blockIdx.y * PIECE + threadIdx.x;
+
+		column[threadIdx.x] = (struct gemm_column){ s.bias[c], s.mul[c], s.shift[c], 0 };
+	}
+	__syncthreads();
 	before_is_done();
 #pragma unroll
 	for (uint32_t i = 0; i < GEMM_SUMS; i++)
 		d[i] = 0;
 	gemm_sums(&r, &io, &s, d, ring);
-	if (threadIdx.x >= 128u)
-		return;
-	gemm_outputs(&s, d);
-	if (s.pairs) {
-		if (s.interleaved)
-			gemm_rotate<0>(&r, &s, d, row);
-		else if (s.pairs == 64u)
-			gemm_rotate<8>(&r, &s, d, row);
-		else if (s.pairs == 32u)
-			gemm_rotate<4>(&r, &s, d, row);
-		else if (s.pairs == 16u)
-			gemm_rotate<2>(&r, &s, d, row);
-		else
-			gemm_rotate<1>(&r, &s, d, row);
-	}
+	gemm_outputs<NARROW>(column, d);
+	if (STEP != GEMM_UNTURNED)
+		gemm_rotate<STEP, NARROW>(&r, &s, d, row);
 #pragma unroll
 	for (uint32_t j = 0; j < GEMM_SUMS / 4u; j++) {
 		const uint32_t c = blockIdx.y * PIECE + 8u * j + lane % 4u * 2u;

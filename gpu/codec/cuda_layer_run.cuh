@@ -12,7 +12,9 @@
 
 struct cuda_layer_segment { /* what launches must know */
 	uint32_t pieces, first_piece;
-	uint32_t inputs, dtype;
+	uint32_t inputs, dtype, tau_streams;
+	uint32_t turn; /* which of gemm_rotate()'s */
+	bool narrow;
 	bool taken; /* by a later one */
 };
 
@@ -30,6 +32,8 @@ struct cuda_layer { /* a profile's part */
 	struct cuda_layer_segment *segment; /* owned */
 	double poor;			    /* bytes * 8 * 100 above it are poor */
 	uint8_t *memory;		    /* device */
+	cudaStream_t side;		    /* for the second half of a large batch to be encoded */
+	cudaEvent_t fork, join;
 };
 
 /* 0: the profile has no such part; 1: the kernels can do it; -1: they cannot. */

@@ -27,7 +27,8 @@
 #define LAYER_TABLES 2u
 #define LAYER_INPUTS_MAX (2u * LAYER_PREVIOUS_MAX + 1u)
 #define LAYER_ALIGN 64u
-#define LAYER_POOR_PERCENT 125u /* of what a profile promises: then perhaps `channel` is better */
+#define LAYER_STREAM_BYTES 65536u /* raw, of one stream, at least: its states cost 128 */
+#define LAYER_POOR_PERCENT 125u	  /* of what a profile promises: then perhaps `channel` is better */
 
 struct layer_section {
 	uint32_t magic;

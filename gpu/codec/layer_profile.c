@@ -222,8 +222,8 @@ static int profile_build(struct layer_profile *p, const struct codec_geometry *g
 	const struct layer_section_segment *fs =
 		(const struct layer_section_segment *)(const void *)(section + at.segments);
 	size_t off = at.first;
-	uint32_t columns_min = UINT32_MAX;
-	uint64_t scalars = 0;
+	uint32_t columns_min = UINT32_MAX, groups = 1;
+	uint64_t raw = 0;
 	int r = segments_check(g, h, fs);
 
 	if (r == 0 && layer_section_bytes(g, fs, h->segments_count, h->pairs) != h->bytes)
@@ -243,11 +243,15 @@ static int profile_build(struct layer_profile *p, const struct codec_geometry *g
 	r = p->segments ? tables_build(p, section + at.freqs) : -ENOMEM;
 	for (uint32_t i = 0; r == 0 && i < h->segments_count; i++) {
 		r = segment_build(p, g, i, fs, section, &off);
-		scalars += (uint64_t)p->segments[i].columns * g->block_tokens;
+		if (r < 0)
+			break;
+		raw += codec_segment_bytes(g, p->segments[i].segment);
+		if (p->segments[i].type.bits == 8)
+			groups = 2; /* 16 tokens of them make a leaf of the checksum */
 		if (p->segments[i].columns < columns_min)
 			columns_min = p->segments[i].columns;
 	}
-	p->streams_count = residual_streams(scalars, columns_min);
+	p->streams_count = residual_streams(raw, columns_min, LAYER_STREAM_BYTES, groups);
 	return r;
 }
 

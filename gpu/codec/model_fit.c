@@ -235,7 +235,8 @@ static void count_part(struct mspec_fit *f, const struct chunk *c, uint32_t segm
 	const struct mspec_layer *l = &f->p->layers[segment / 2u];
 	const uint8_t *patterns = chunk_patterns(f, c, segment);
 	const uint32_t streams =
-		residual_streams((uint64_t)COUNT_TOKENS * kv * 2u * f->m->config.layers, kv);
+		residual_streams((uint64_t)COUNT_TOKENS * kv * 2u * f->m->config.layers, kv,
+				 RESIDUAL_STREAM_SCALARS, RESIDUAL_TAU_GROUPS);
 
 	for (uint32_t t = 0; t < c->count; t += COUNT_TOKENS) {
 		const struct residual_segment s = {

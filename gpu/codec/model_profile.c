@@ -143,7 +143,8 @@ static int profile_build(struct model_profile *p, const struct codec_geometry *g
 	p->ids = facts.ids;
 	p->id_bits = facts.ids ? bits_of(h->vocab) : 0;
 	p->expected_bits = h->expected_bits_q16 / 65536.0;
-	p->streams_count = residual_streams(p->segments_count * kv * g->block_tokens, (uint32_t)kv);
+	p->streams_count = residual_streams(p->segments_count * kv * g->block_tokens, (uint32_t)kv,
+					    RESIDUAL_STREAM_SCALARS, RESIDUAL_TAU_GROUPS);
 	return 0;
 }
 

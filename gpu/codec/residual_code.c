@@ -77,12 +77,13 @@ int residual_tables_build(const struct residual_freqs *f, struct residual_tables
 	return r;
 }
 
-uint32_t residual_streams(uint64_t scalars, uint32_t columns_min)
+uint32_t residual_streams(uint64_t size, uint32_t columns_min, uint32_t size_each,
+			  uint32_t groups_each)
 {
 	uint32_t groups = (columns_min + CODEC_LANES - 1u) / CODEC_LANES, n = 1;
 
-	while (2u * n * RESIDUAL_STREAM_GROUPS <= groups && 2u * n <= RESIDUAL_STREAMS_MAX &&
-	       scalars / (2u * n) >= RESIDUAL_STREAM_SCALARS)
+	while (2u * n * groups_each <= groups && 2u * n <= RESIDUAL_STREAMS_MAX &&
+	       size / (2u * n) >= size_each)
 		n *= 2u;
 	return n;
 }
@@ -237,32 +238,69 @@ static void bits_add(const struct residual_list *list, size_t first, size_t tau_
 	}
 }
 
-static int share_encode(struct residual_list *list, const struct residual_segment *s,
-			const struct residual_share *h, const uint8_t *patterns, uint64_t *escapes,
-			struct residual_bits *bits)
+/* The streams of a tau: what each codes, and where its rows of this segment begin. */
+struct part {
+	uint32_t streams_count;
+	struct residual_list *list;
+	struct residual_share share[RESIDUAL_STREAMS_MAX];
+	size_t first[RESIDUAL_STREAMS_MAX];
+	size_t tau_rows; /* of the first stream */
+};
+
+/* Rows of tau, still to be filled, and of all groups. */
+static int part_rows(struct part *p, const struct residual_segment *s, const uint8_t *patterns,
+		     const uint8_t *tau, struct residual_weight *weight)
 {
-	const struct codec_kernels *k = codec_kernels_get();
+	for (uint32_t i = 0; i < p->streams_count; i++) {
+		struct residual_list *list = &p->list[i];
+		const struct residual_share *h = &p->share[i];
+		size_t groups = h->group_end - h->group_begin;
+
+		p->first[i] = list->rows_count;
+		if (list_reserve(list, p->tau_rows + groups * s->tokens_count) < 0)
+			return -ENOMEM;
+		if (i == 0)
+			list->rows_count += p->tau_rows;
+		for (uint32_t g = h->group_begin; g < h->group_end; g++)
+			codec_kernels_get()->residual_symbols(s, g, patterns, tau, list, weight);
+	}
+	return 0;
+}
+
+static void part_make_raw(struct part *p, const struct residual_segment *s, const uint8_t *patterns,
+			  uint32_t token)
+{
+	for (uint32_t i = 0; i < p->streams_count; i++) {
+		struct residual_list *list = &p->list[i];
+		const struct residual_share *h = &p->share[i];
+		size_t row = p->first[i] + (i == 0 ? p->tau_rows : 0) + token;
+
+		for (uint32_t g = h->group_begin; g < h->group_end; g++, row += s->tokens_count)
+			row_make_raw(list, &list->row[row], s, patterns, token, g);
+	}
+}
+
+static int part_encode(struct part *p, const struct residual_segment *s, const uint8_t *patterns,
+		       uint64_t *escapes, struct residual_bits *bits)
+{
+	const struct residual_share *end = &p->share[p->streams_count - 1u];
 	struct residual_weight weight[RESIDUAL_TOKENS_MAX];
 	uint64_t errors[RESIDUAL_TOKENS_MAX];
 	uint8_t tau[RESIDUAL_TOKENS_MAX];
-	uint32_t groups = h->group_end - h->group_begin, columns = h->column_end - h->column_begin;
-	size_t first = list->rows_count,
-	       tau_rows = (s->tokens_count + CODEC_LANES - 1u) / CODEC_LANES;
+	uint32_t columns = end->column_end - p->share[0].column_begin;
 
 	assert(s->tokens_count <= RESIDUAL_TOKENS_MAX);
-	if (groups == 0 || s->tokens_count == 0)
+	if (p->share[0].group_begin == end->group_end || s->tokens_count == 0)
 		return 0;
-	if (list_reserve(list, tau_rows + (size_t)groups * s->tokens_count) < 0)
-		return -ENOMEM;
+	p->tau_rows = (s->tokens_count + CODEC_LANES - 1u) / CODEC_LANES;
 	memset(errors, 0, s->tokens_count * sizeof(errors[0]));
 	memset(weight, 0, s->tokens_count * sizeof(weight[0]));
-	for (uint32_t g = h->group_begin; g < h->group_end; g++)
-		k->residual_errors(s, g, patterns, errors);
+	for (uint32_t g = p->share[0].group_begin; g < end->group_end; g++)
+		codec_kernels_get()->residual_errors(s, g, patterns, errors);
 	for (uint32_t t = 0; t < s->tokens_count; t++)
 		tau[t] = (uint8_t)tau_of(errors[t], columns);
-	list->rows_count += tau_rows;
-	for (uint32_t g = h->group_begin; g < h->group_end; g++)
-		k->residual_symbols(s, g, patterns, tau, list, weight);
+	if (part_rows(p, s, patterns, tau, weight) < 0)
+		return -ENOMEM;
 	for (uint32_t t = 0; t < s->tokens_count; t++) {
 		/* Would the token's patterns, as they are, be no longer? */
 		if (weight[t].cost < (uint64_t)RESIDUAL_COST_ONE * s->type.bits * columns) {
@@ -270,24 +308,26 @@ static int share_encode(struct residual_list *list, const struct residual_segmen
 			continue;
 		}
 		tau[t] = RESIDUAL_TAU_RAW;
-		for (uint32_t g = 0; g < groups; g++)
-			row_make_raw(list,
-				     &list->row[first + tau_rows + (size_t)g * s->tokens_count + t],
-				     s, patterns, t, h->group_begin + g);
+		part_make_raw(p, s, patterns, t);
 	}
-	tau_encode(list, first, s, tau);
-	if (bits)
-		bits_add(list, first, tau_rows, bits);
+	tau_encode(&p->list[0], p->first[0], s, tau);
+	for (uint32_t i = 0; bits && i < p->streams_count; i++)
+		bits_add(&p->list[i], p->first[i], i == 0 ? p->tau_rows : 0, bits);
 	return 0;
 }
 
 int residual_encode(struct residual_encoder *e, const struct residual_segment *s,
 		    const uint8_t *patterns, uint64_t *escapes, struct residual_bits *bits)
 {
-	for (uint32_t i = 0; i < e->streams_count; i++) {
-		struct residual_share h = residual_share_of(s, i, e->streams_count);
-		int r = share_encode(&e->list[i], s, &h, patterns, escapes, bits);
+	uint32_t each = residual_tau_streams(s->columns, e->streams_count);
 
+	for (uint32_t i = 0; i < e->streams_count; i += each) {
+		struct part p = { .streams_count = each, .list = &e->list[i] };
+		int r;
+
+		for (uint32_t k = 0; k < each; k++)
+			p.share[k] = residual_share_of(s, i + k, e->streams_count);
+		r = part_encode(&p, s, patterns, escapes, bits);
 		if (r < 0)
 			return r;
 	}
@@ -384,16 +424,8 @@ int residual_decoder_start(struct residual_decoder *d, uint32_t streams_count, c
 	return at == in_bytes ? 0 : -EBADMSG;
 }
 
-static int share_decode(struct residual_stream *st, const struct residual_segment *s,
-			const struct residual_share *h, uint8_t *patterns)
+static int taus_decode(struct residual_stream *st, const struct residual_segment *s, uint8_t *tau)
 {
-	const struct codec_kernels *k = codec_kernels_get();
-	uint8_t tau[RESIDUAL_TOKENS_MAX];
-	int r = 0;
-
-	assert(s->tokens_count <= RESIDUAL_TOKENS_MAX);
-	if (h->group_begin == h->group_end)
-		return 0;
 	for (uint32_t t = 0; t < s->tokens_count; t++) {
 		uint32_t symbol;
 
@@ -401,21 +433,28 @@ static int share_decode(struct residual_stream *st, const struct residual_segmen
 			return -EBADMSG;
 		tau[t] = (uint8_t)symbol;
 	}
-	for (uint32_t g = h->group_begin; r == 0 && g < h->group_end; g++)
-		r = k->residual_decode(st, s, g, tau, patterns);
-	return r;
+	return 0;
 }
 
 int residual_decode(struct residual_decoder *d, const struct residual_segment *s, uint8_t *patterns)
 {
-	for (uint32_t i = 0; i < d->streams_count; i++) {
-		struct residual_share h = residual_share_of(s, i, d->streams_count);
-		int r = share_decode(&d->stream[i], s, &h, patterns);
+	const struct codec_kernels *k = codec_kernels_get();
+	uint32_t each = residual_tau_streams(s->columns, d->streams_count);
+	uint8_t tau[RESIDUAL_TOKENS_MAX];
+	int r = 0;
 
-		if (r < 0)
-			return r;
+	assert(s->tokens_count <= RESIDUAL_TOKENS_MAX);
+	for (uint32_t i = 0; r == 0 && i < d->streams_count; i++) {
+		struct residual_share h = residual_share_of(s, i, d->streams_count),
+				      last = residual_share_of(s, i / each * each + each - 1u,
+							       d->streams_count);
+
+		if (i % each == 0 && h.group_begin < last.group_end)
+			r = taus_decode(&d->stream[i], s, tau);
+		for (uint32_t g = h.group_begin; r == 0 && g < h.group_end; g++)
+			r = k->residual_decode(&d->stream[i], s, g, tau, patterns);
 	}
-	return 0;
+	return r;
 }
 
 int residual_decoder_finish(struct residual_decoder *d)

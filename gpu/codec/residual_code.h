@@ -4,9 +4,11 @@
  * predicted segments of a block, so that a small block pays for its coder states once.
  *
  * A block has residual_streams() streams.  Stream s of N codes, of every segment, the column groups
- * [s * G / N, (s + 1) * G / N) of its G groups of CODEC_LANES columns.  Of each segment in order:
+ * [s * G / N, (s + 1) * G / N) of its G groups of CODEC_LANES columns.  A token has one tau for the columns
+ * of residual_tau_streams() streams, K of them from a multiple of K on; the first of these codes it.  Of
+ * each segment in order:
  *
- *   ceil(T / 32) rows of tau symbols, token t in lane t % 32 of row t / 32
+ *   ceil(T / 32) rows of tau symbols, token t in lane t % 32 of row t / 32, if the stream codes any
  *   for each group of columns, for each token: a row
  *
  * A row's tokens come first, in lane order, then rounds: raw item i of every lane that has one, in lane
@@ -25,8 +27,9 @@
 #include "gpu/codec/residual.h"
 
 #define RESIDUAL_STREAMS_MAX 64u
-#define RESIDUAL_STREAM_SCALARS 49152u /* of one stream, at least: its states cost 1024 bits */
-#define RESIDUAL_STREAM_GROUPS 4u      /* of one stream, at least: so many columns share a tau */
+#define RESIDUAL_STREAM_SCALARS \
+	49152u		       /* of one stream of `model`, at least: its states cost 1024 bits */
+#define RESIDUAL_TAU_GROUPS 4u /* so many columns share a tau, at least */
 
 /* The token statistics of one sort of segment (keys or values), frozen. */
 struct residual_tables {
@@ -60,9 +63,20 @@ struct residual_bits {
 	double token, raw, tau;
 };
 
-/* Streams of a block with so many predicted scalars, whose narrowest segment has so many columns: a power
- * of two. */
-uint32_t residual_streams(uint64_t scalars, uint32_t columns_min);
+/* Streams of a block of this size, in any unit, whose narrowest segment has so many columns: a power of two.
+ * Each has so much of the size and so many column groups, at least. */
+uint32_t residual_streams(uint64_t size, uint32_t columns_min, uint32_t size_each,
+			  uint32_t groups_each);
+/* Streams that share a token's tau in a segment of so many columns: a power of two, divides streams_count. */
+CODEC_HD uint32_t residual_tau_streams(uint32_t columns, uint32_t streams_count)
+{
+	const uint32_t groups = (columns + CODEC_LANES - 1u) / CODEC_LANES;
+	uint32_t k = 1;
+
+	while (streams_count / k * RESIDUAL_TAU_GROUPS > groups && streams_count / k % 2u == 0)
+		k *= 2u;
+	return k;
+}
 
 struct residual_encoder;
 struct residual_decoder;

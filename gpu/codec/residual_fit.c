@@ -13,8 +13,10 @@
 void residual_count(struct residual_counts *c, const struct residual_segment *s,
 		    const uint8_t *patterns, uint32_t streams_count)
 {
-	for (uint32_t i = 0; i < streams_count; i++) {
-		const struct residual_share h = residual_share_of(s, i, streams_count);
+	uint32_t parts = streams_count / residual_tau_streams(s->columns, streams_count);
+
+	for (uint32_t i = 0; i < parts; i++) {
+		const struct residual_share h = residual_share_of(s, i, parts);
 
 		for (uint32_t t = 0; h.column_begin < h.column_end && t < s->tokens_count; t++) {
 			uint32_t tau = residual_pick_tau(s, patterns, t, h.column_begin,

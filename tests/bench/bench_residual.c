@@ -160,7 +160,8 @@ int main(int argc, char **argv)
 	r->segments = argc > 3 ? (uint32_t)atoi(argv[3]) : 32;
 	r->segment_bytes = 2u * (size_t)tokens * columns;
 	r->coded_cap = 2u * r->segments * r->segment_bytes + 65536u;
-	r->streams = residual_streams((uint64_t)r->segments * tokens * columns, columns);
+	r->streams = residual_streams((uint64_t)r->segments * tokens * columns, columns,
+				      RESIDUAL_STREAM_SCALARS, RESIDUAL_TAU_GROUPS);
 	r->s = calloc(r->segments, sizeof(*r->s));
 	r->in = calloc(r->segments, sizeof(*r->in));
 	r->back = malloc(r->segment_bytes);
