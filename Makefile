@@ -319,7 +319,8 @@ $(B)/bin/skvcd: $(DAEMON_OBJS) $(B)/lib/gpu.a $(B)/lib/ipc.a
 	$(LINK) $(filter %.a,$^) $(DAEMON_LIBS)
 
 $(B)/bin/skvcctl: $(call obj,$(SKVCCTL_SRCS))
-$(B)/bin/skvc-bench: $(call obj,$(SKVC_BENCH_SRCS))
+# `replay` plays with the daemon's own table and policy.
+$(B)/bin/skvc-bench: $(call obj,$(SKVC_BENCH_SRCS) daemon/index.c daemon/policy.c daemon/policy_worth.c)
 $(B)/bin/skvc-demo: $(call obj,$(SKVC_DEMO_SRCS))
 $(B)/bin/skvc-kvdump: $(call obj,$(SKVC_KVDUMP_SRCS))
 # The tools use the library as an outside engine would: the shared one, its public symbols only.
