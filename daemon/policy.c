@@ -21,6 +21,7 @@
 #define SCAN_MAX 256u		  /* blocks asked about for one victim */
 #define CLASS_LAST (USES_MAX + 1) /* used once, as the last of its request */
 #define USES_MAX 4u
+#define CHANCE_MIN (1.0f / 256) /* of a use while it is there, for a block to be stored */
 #define GHOST_WAYS 4u
 #define GHOSTS_PER_BLOCK 2u /* of the cache, at two bytes each */
 #define GHOST_USES 7u	    /* bits of an entry */
@@ -55,9 +56,9 @@ struct policy {
 	uint32_t now;	     /* uses */
 	uint32_t epoch;
 	uint32_t epoch_uses;
-	uint32_t began[EPOCHS];		/* when the epoch of this queue began */
-	uint64_t filled[WORTH_CLASSES]; /* bit: the queue may have blocks */
-	float marginal; /* worth of the last victims, smoothed; 0: none had to go yet */
+	uint32_t began[EPOCHS];		 /* when the epoch of this queue began */
+	uint64_t filled[WORTH_CLASSES];	 /* bit: the queue may have blocks */
+	float age_at_end[WORTH_CLASSES]; /* of victims, smoothed; 0: there was none yet */
 };
 
 static struct node *map_lazily(uint64_t count)
@@ -246,6 +247,11 @@ static void ghost_put(struct policy *p, uint64_t hash, uint32_t uses)
 
 /* ---- the life of a block ---- */
 
+static uint32_t max(uint32_t a, uint32_t b)
+{
+	return a > b ? a : b;
+}
+
 static uint32_t class_of(uint32_t uses, bool last)
 {
 	return uses == 1 && last ? CLASS_LAST : uses - 1;
@@ -268,7 +274,10 @@ bool policy_admits(struct policy *p, uint64_t hash, bool last)
 {
 	uint32_t uses = one_more(ghost_uses(p, hash)), class = class_of(uses, last);
 
-	if (worth_of(p->worth, class, 0) >= p->marginal)
+	/* Within the time of a whole cache of uses: what goes earlier may be worth more than it got. */
+	if (!p->age_at_end[class] ||
+	    worth_chance(p->worth, class, max(p->blocks_max, (uint32_t)p->age_at_end[class])) >=
+		    CHANCE_MIN)
 		return true;
 	count_use(p, hash, class);
 	ghost_put(p, hash, uses);
@@ -370,23 +379,35 @@ static uint32_t oldest(const struct policy *p, uint64_t queues)
 	return (uint32_t)__builtin_ctzll(behind ? behind : queues);
 }
 
+/* Of the oldest of these queues of a class. */
+static uint32_t age_of(const struct policy *p, uint64_t queues)
+{
+	return p->now - p->began[oldest(p, queues)];
+}
+
 /* The class with the least worth at the head of what is left of its queues; WORTH_CLASSES: none. */
-static uint32_t least(const struct policy *p, const uint64_t left[WORTH_CLASSES], float *ret_worth)
+static uint32_t least(const struct policy *p, const uint64_t left[WORTH_CLASSES])
 {
 	uint32_t class = WORTH_CLASSES;
+	float worth = 0;
 
 	for (uint32_t c = 0; c < WORTH_CLASSES; c++) {
-		float worth;
+		float its = left[c] ? worth_of(p->worth, c, age_of(p, left[c])) : 0;
 
-		if (!left[c])
-			continue;
-		worth = worth_of(p->worth, c, p->now - p->began[oldest(p, left[c])]);
-		if (class == WORTH_CLASSES || worth < *ret_worth) {
-			*ret_worth = worth;
+		if (left[c] && (class == WORTH_CLASSES || its < worth)) {
+			worth = its;
 			class = c;
 		}
 	}
 	return class;
+}
+
+/* Over some hundred victims, so that one odd age says little. */
+static void count_victim(struct policy *p, uint32_t class, uint32_t age)
+{
+	float *end = &p->age_at_end[class];
+
+	*end = *end > 0 ? *end + ((float)age - *end) / 256 : (float)age + 1;
 }
 
 uint32_t policy_victim(struct policy *p, bool (*may_go)(void *user, uint32_t id), void *user)
@@ -397,8 +418,7 @@ uint32_t policy_victim(struct policy *p, bool (*may_go)(void *user, uint32_t id)
 	for (uint32_t c = 0; c < WORTH_CLASSES; c++)
 		left[c] = p->filled[c];
 	while (asked < SCAN_MAX) {
-		float worth = 0;
-		uint32_t class = least(p, left, &worth), queue, head, id;
+		uint32_t class = least(p, left), queue, head, id;
 
 		if (class == WORTH_CLASSES)
 			break;
@@ -406,8 +426,7 @@ uint32_t policy_victim(struct policy *p, bool (*may_go)(void *user, uint32_t id)
 		head = head_of(p, class, queue);
 		id = first_of(p, head, &asked, may_go, user);
 		if (id != POLICY_NONE) {
-			/* Over some hundred victims, so that one odd head does not close the door. */
-			p->marginal += (worth - p->marginal) / 256;
+			count_victim(p, class, age_of(p, left[class]));
 			return id;
 		}
 		left[class] &= ~(1ull << queue);

@@ -25,8 +25,9 @@ int policy_new(uint32_t nodes_max, uint32_t blocks_max, struct policy **ret_poli
 struct policy *policy_free(struct policy *p);
 
 /*
- * Is a block worth storing?  Always, while nothing had to go yet.  Asked once for each block that is not
- * there; one that is refused counts as used, so that it is known when it comes again.
+ * Is a block worth storing?  Not when blocks of its class hardly ever are used again before they have to go.
+ * Asked once for each block that is not there; one that is refused counts as used, so that it is known
+ * when it comes again.
  * @hash: of its key, evenly spread.  @last: the last block of its request, which a longer one replaces.
  */
 bool policy_admits(struct policy *p, uint64_t hash, bool last);

@@ -37,6 +37,7 @@ struct worth {
 	double uses[WORTH_CLASSES][WORTH_BINS];
 	double time[WORTH_CLASSES][WORTH_BINS];
 	float worth[WORTH_CLASSES][WORTH_BINS];
+	float chance[WORTH_CLASSES][WORTH_BINS]; /* to be used before the bin ends */
 };
 
 static uint32_t bin_of(uint32_t age)
@@ -62,8 +63,10 @@ static double edge_of(uint32_t bin)
 static void guess(struct worth *w)
 {
 	for (uint32_t c = 0; c < WORTH_CLASSES; c++)
-		for (uint32_t b = 0; b < WORTH_BINS; b++)
+		for (uint32_t b = 0; b < WORTH_BINS; b++) {
 			w->worth[c][b] = (float)(PRIOR_RATE_TIMES_AGE / (1 + edge_of(b)));
+			w->chance[c][b] = 1;
+		}
 }
 
 int worth_new(uint32_t blocks_max, struct worth **ret_worth)
@@ -108,6 +111,12 @@ float worth_of(const struct worth *w, uint32_t class, uint32_t age)
 {
 	assert(class < WORTH_CLASSES);
 	return w->worth[class][bin_of(age)];
+}
+
+float worth_chance(const struct worth *w, uint32_t class, uint32_t age)
+{
+	assert(class < WORTH_CLASSES);
+	return w->chance[class][bin_of(age)];
 }
 
 /* Watched at ages since rates were learned, or since its last use, to now. */
@@ -166,10 +175,12 @@ static void worths_of_class(struct worth *w, uint32_t class, const double all[WO
 	for (uint32_t from = 0; from < WORTH_BINS; from++) {
 		double alive = 1, waited = 0, best = 0;
 
-		for (uint32_t b = from; b < WORTH_BINS && alive > 1e-6; b++) {
+		for (uint32_t b = from; b < WORTH_BINS; b++) {
 			waited += alive * time[b];
 			alive *= left[b];
 			best = fmax(best, (1 - alive) / waited);
+			if (!from)
+				w->chance[class][b] = (float)(1 - alive);
 		}
 		w->worth[class][from] = (float)best;
 	}

@@ -19,6 +19,8 @@ struct worth *worth_free(struct worth *w);
 void worth_use(struct worth *w, uint64_t hash, uint32_t class, uint32_t now);
 /* Uses per use of the cache that one block's room brings; comparable among classes and ages. */
 float worth_of(const struct worth *w, uint32_t class, uint32_t age);
+/* Of a block that was just used, to be used again before this age. */
+float worth_chance(const struct worth *w, uint32_t class, uint32_t age);
 uint64_t worth_bytes(const struct worth *w);
 
 #endif

@@ -340,7 +340,7 @@ static void one_hit_wonders_do_not_stay(void **state)
 		c.free[c.free_count++] = i;
 	for (uint32_t round = 0; round < 40; round++) {
 		if (round == 20)
-			c.hits = 0;
+			c.hits = c.refused = 0;
 		for (uint32_t i = 0; i < LOOP; i++) {
 			ask(&c, i);
 			for (uint32_t k = 0; k < 3; k++)
@@ -349,6 +349,7 @@ static void one_hit_wonders_do_not_stay(void **state)
 	}
 	print_message("hits %u of %u, refused %u\n", c.hits, 20 * LOOP, c.refused);
 	assert_true(c.hits > 20 * LOOP * 9 / 10);
+	assert_true(c.refused > 20 * LOOP * 3 / 2);
 	policy_free(c.p);
 }
 
@@ -370,6 +371,17 @@ static void worth_follows_what_happens(void **state)
 	worth_free(w);
 }
 
+static void memory_is_bounded(void **state)
+{
+	struct policy *p;
+
+	(void)state;
+	assert_int_equal(policy_new(10000000, 10000000, &p), 0); /* mapped or zeroed lazily */
+	print_message("%.1f bytes a block\n", (double)policy_bytes(p) / 1e7);
+	assert_true(policy_bytes(p) <= 22 * 10000000ull);
+	policy_free(p);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -380,6 +392,7 @@ int main(void)
 		cmocka_unit_test(it_begins_as_lru),
 		cmocka_unit_test(one_hit_wonders_do_not_stay),
 		cmocka_unit_test(worth_follows_what_happens),
+		cmocka_unit_test(memory_is_bounded),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
