@@ -2,7 +2,7 @@
 /*
  * policy.c - the queues of leaves, and what is remembered of blocks that went.
  *
- * A class has EPOCHS queues by last use, an epoch being a sixteenth of what the cache holds.  When a new one
+ * A class has EPOCHS queues by last use, an epoch being an eighth of what the cache holds.  When a new one
  * begins, the oldest queue is joined to the one of all older.  A leaf is on the queue of its class and
  * epoch while nobody holds it; unlinking needs no more than its neighbours, for the heads are nodes, too.
  */
@@ -17,7 +17,7 @@
 #include "daemon/policy_worth.h"
 
 #define EPOCHS 64u		  /* the first queue is of all that are older than the others */
-#define EPOCHS_PER_CACHE 16u	  /* in as many uses as the cache has blocks */
+#define EPOCHS_PER_CACHE 8u	  /* in as many uses as the cache has blocks */
 #define SCAN_MAX 256u		  /* blocks asked about for one victim */
 #define CLASS_LAST (USES_MAX + 1) /* used once, as the last of its request */
 #define USES_MAX 4u
@@ -47,7 +47,6 @@ _Static_assert(CLASS_LAST < WORTH_CLASSES, "one class for each count of uses, an
 struct policy {
 	struct node *node; /* owned mapping, nodes_max and the heads */
 	uint32_t nodes_max;
-	uint32_t blocks_max;
 	uint32_t count;
 	uint16_t *
 		ghost; /* owned; sets of GHOST_WAYS, the newest first: hash, uses in the low bits */
@@ -82,7 +81,6 @@ int policy_new(uint32_t nodes_max, uint32_t blocks_max, struct policy **ret_poli
 		return -ENOMEM;
 	assert(nodes_max > 0 && nodes_max < POLICY_NONE - WORTH_CLASSES * EPOCHS);
 	p->nodes_max = nodes_max;
-	p->blocks_max = blocks_max;
 	p->ghost_sets = (uint32_t)((uint64_t)blocks_max * GHOSTS_PER_BLOCK / GHOST_WAYS) + 1;
 	p->ghost = calloc(p->ghost_sets, GHOST_WAYS * sizeof(*p->ghost));
 	p->node = map_lazily(nodes_max + WORTH_CLASSES * EPOCHS);
@@ -91,7 +89,7 @@ int policy_new(uint32_t nodes_max, uint32_t blocks_max, struct policy **ret_poli
 	for (uint32_t i = head_of(p, 0, 0); i < head_of(p, WORTH_CLASSES, 0); i++)
 		p->node[i].prev = p->node[i].next = i;
 	p->epoch = EPOCHS;
-	p->epoch_uses = blocks_max / EPOCHS_PER_CACHE + 1;
+	p->epoch_uses = 1;
 	*ret_policy = p;
 	return 0;
 }
@@ -202,6 +200,8 @@ static void begin_epoch(struct policy *p)
 	p->began[0] = p->began[queue];
 	p->epoch++;
 	p->began[queue] = p->now;
+	p->epoch_uses = p->count / EPOCHS_PER_CACHE + 1;
+	worth_set_blocks(p->worth, p->count);
 }
 
 /* ---- what is remembered of blocks that are not there ---- */
@@ -276,7 +276,7 @@ bool policy_admits(struct policy *p, uint64_t hash, bool last)
 
 	/* Within the time of a whole cache of uses: what goes earlier may be worth more than it got. */
 	if (!p->age_at_end[class] ||
-	    worth_chance(p->worth, class, max(p->blocks_max, (uint32_t)p->age_at_end[class])) >=
+	    worth_chance(p->worth, class, max(p->count, (uint32_t)p->age_at_end[class])) >=
 		    CHANCE_MIN)
 		return true;
 	count_use(p, hash, class);

@@ -20,7 +20,7 @@
 
 struct policy;
 
-/* Ids are below nodes_max; about blocks_max of them are in the tier when it is full.  0, -ENOMEM. */
+/* Ids are below nodes_max; memory is for a tier of up to about blocks_max of them.  0, -ENOMEM. */
 int policy_new(uint32_t nodes_max, uint32_t blocks_max, struct policy **ret_policy);
 struct policy *policy_free(struct policy *p);
 

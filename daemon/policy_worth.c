@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * policy_worth.c - one key in 2^shift is watched, whether its block is in the cache or not: so what is learned does
+ * policy_worth.c - one key in 2^shift is watched for a while, whether its block is in the cache or not: so what is learned does
  * not depend on what was evicted.  For each class and bin of age it is counted how long keys were watched
  * in it, and how many uses ended that: their ratio is the rate of uses.  A key that has to make room for
  * another is counted as far as it was watched.
@@ -14,6 +14,8 @@
 #include <stdlib.h>
 
 #define WAYS 8u
+#define TAG_THERE (1u << 31) /* in every tag */
+#define SHIFT_MAX 20u
 #define WATCHED_MAX (1u << 16) /* keys, for caches of up to 8 times that; then an eighth */
 #define WATCH_TIMES 8u	       /* as many keys' fates as the cache has blocks: their age */
 #define FIRST_LEARN 1024u      /* uses before the first rates, then twice that, ... */
@@ -80,17 +82,40 @@ int worth_new(uint32_t blocks_max, struct worth **ret_worth)
 	while (w->watched_count < wanted &&
 	       (w->watched_count < WATCHED_MAX || w->watched_count < blocks_max / 8))
 		w->watched_count *= 2;
-	while ((uint64_t)w->watched_count << w->shift < wanted)
-		w->shift++;
 	w->watched = calloc(w->watched_count, sizeof(*w->watched));
 	if (!w->watched)
 		return worth_free(w), -ENOMEM;
 	w->learn_every = FIRST_LEARN;
-	w->forget_uses = MEMORY_TIMES * ((double)blocks_max + 1);
-	w->prior_uses = fmax(PRIOR_USES_MIN, PRIOR_USES / (double)(1u << w->shift));
+	worth_set_blocks(w, 0);
 	guess(w);
 	*ret_worth = w;
 	return 0;
+}
+
+static bool is_sampled(const struct worth *w, uint32_t tag)
+{
+	return !(tag / WORTH_CLASSES & ((1u << w->shift) - 1));
+}
+
+void worth_set_blocks(struct worth *w, uint32_t blocks)
+{
+	uint64_t wanted = (uint64_t)WATCH_TIMES * blocks;
+	uint32_t shift = w->shift;
+
+	while (shift < SHIFT_MAX && (uint64_t)w->watched_count << shift < wanted)
+		shift++;
+	while (shift > 0 && (uint64_t)w->watched_count << shift >= 4 * wanted)
+		shift--;
+	w->forget_uses = MEMORY_TIMES * ((double)blocks + 1);
+	w->prior_uses = fmax(PRIOR_USES_MIN, PRIOR_USES / (double)(1u << shift));
+	if (shift <= w->shift) {
+		w->shift = shift;
+		return;
+	}
+	w->shift = shift;
+	for (uint32_t i = 0; i < w->watched_count; i++)
+		if (!is_sampled(w, w->watched[i].tag))
+			w->watched[i].tag = 0; /* its uses would not be seen any more */
 }
 
 struct worth *worth_free(struct worth *w)
@@ -208,17 +233,18 @@ static void learn(struct worth *w, uint32_t now)
 
 void worth_use(struct worth *w, uint64_t hash, uint32_t class, uint32_t now)
 {
-	uint32_t tag = ((uint32_t)(hash >> 32) | WORTH_CLASSES) & ~(WORTH_CLASSES - 1);
+	uint32_t tag = (uint32_t)(hash >> 32) & ~(WORTH_CLASSES - 1) & ~TAG_THERE;
 	struct watched *set, *k = NULL;
 
 	assert(class < WORTH_CLASSES);
 	if (now - w->learned_at >= w->learn_every)
 		learn(w, now);
-	if (hash & ((1ull << w->shift) - 1))
+	if (!is_sampled(w, tag))
 		return;
-	set = &w->watched[(uint32_t)(hash >> w->shift) & (w->watched_count - 1) & ~(WAYS - 1)];
+	tag |= TAG_THERE;
+	set = &w->watched[(uint32_t)hash & (w->watched_count - 1) & ~(WAYS - 1)];
 	for (uint32_t i = 0; i < WAYS; i++) {
-		if (set[i].tag && (set[i].tag & ~(WORTH_CLASSES - 1)) == tag) {
+		if ((set[i].tag & ~(WORTH_CLASSES - 1)) == tag) {
 			k = &set[i];
 			break;
 		}

@@ -13,8 +13,11 @@
 
 struct worth;
 
+/* Memory for a cache of up to so many blocks. */
 int worth_new(uint32_t blocks_max, struct worth **ret_worth);
 struct worth *worth_free(struct worth *w);
+/* So many blocks are in the cache now: that decides how large a sample is needed. */
+void worth_set_blocks(struct worth *w, uint32_t blocks);
 /* A block was used: it is of this class from now on, until it is used again. */
 void worth_use(struct worth *w, uint64_t hash, uint32_t class, uint32_t now);
 /* Uses per use of the cache that one block's room brings; comparable among classes and ages. */
