@@ -9,7 +9,8 @@
 #   make torture        the model test, long (TORTURE_SECONDS=)
 #   make lint           formatting, static analysis, the rules of the house
 #   make fuzz           libFuzzer over every target (FUZZ_SECONDS= each, FUZZ= one)
-#   make plots KV= CALIBRATE=  the picture of README: ratio against cost and speed
+#   make plots KV= CALIBRATE=  a picture of README: ratio against cost and speed
+#   make plots TRACE=   the other one: hit ratio against capacity
 #   make asan, tsan     sanitizer flavours; the same as SAN=asan, SAN=tsan
 #   make deps           install what is missing (as root), or say what it is
 #   make install DESTDIR= prefix= libdir= ...
@@ -319,7 +320,8 @@ $(B)/bin/skvcd: $(DAEMON_OBJS) $(B)/lib/gpu.a $(B)/lib/ipc.a
 	$(LINK) $(filter %.a,$^) $(DAEMON_LIBS)
 
 $(B)/bin/skvcctl: $(call obj,$(SKVCCTL_SRCS))
-$(B)/bin/skvc-bench: $(call obj,$(SKVC_BENCH_SRCS))
+# `replay` plays with the daemon's own table and policy.
+$(B)/bin/skvc-bench: $(call obj,$(SKVC_BENCH_SRCS) daemon/index.c daemon/policy.c daemon/policy_worth.c)
 $(B)/bin/skvc-demo: $(call obj,$(SKVC_DEMO_SRCS))
 $(B)/bin/skvc-kvdump: $(call obj,$(SKVC_KVDUMP_SRCS))
 # The tools use the library as an outside engine would: the shared one, its public symbols only.
@@ -440,12 +442,15 @@ torture: all tests
 
 # ---- the rest -----------------------------------------------------------------------------------
 
-# KV= is measured, CALIBRATE= other tokens of the same model, MODEL= its folder; POINTS= of others.
+# KV= is measured, CALIBRATE= other tokens of the same model, MODEL= its folder; POINTS= of others.  TRACE= is replayed.
 .PHONY: plots
 plots: $(B)/bin/skvc-bench
-	$(Q)test -n "$(KV)" -a -n "$(CALIBRATE)" || { echo 'make plots KV=FILE CALIBRATE=FILE [MODEL=DIR] [POINTS=FILE]'; exit 2; }
-	$(Q)mkdir -p tools/plots && $(B)/bin/skvc-bench frontier --kv $(KV) --calibrate $(CALIBRATE) \
-		$(if $(MODEL),--model $(MODEL)) $(if $(POINTS),--points $(POINTS)) --svg tools/plots/frontier.svg
+	$(Q)test -n "$(TRACE)" -o -n "$(KV)" -a -n "$(CALIBRATE)" || { \
+		echo 'make plots KV=FILE CALIBRATE=FILE [MODEL=DIR] [POINTS=FILE], TRACE=FILE, or both'; exit 2; }
+	$(Q)mkdir -p tools/plots
+	$(if $(KV),$(Q)$(B)/bin/skvc-bench frontier --kv $(KV) --calibrate $(CALIBRATE) \
+		$(if $(MODEL),--model $(MODEL)) $(if $(POINTS),--points $(POINTS)) --svg tools/plots/frontier.svg)
+	$(if $(TRACE),$(Q)$(B)/bin/skvc-bench replay --trace $(TRACE) --svg tools/plots/replay.svg)
 
 demo: all
 	$(Q)if [ -x tools/demo.sh ]; then exec tools/demo.sh; else exec $(B)/bin/skvc-demo tour; fi

@@ -92,6 +92,12 @@ uint32_t index_end(const struct index *ix)
 	return ix->fresh;
 }
 
+uint64_t index_bytes(const struct index *ix)
+{
+	return sizeof(*ix) + (uint64_t)ix->blocks_max * sizeof(*ix->block) +
+	       ((uint64_t)ix->mask + 1) * sizeof(*ix->bucket);
+}
+
 static uint32_t bucket_of(const struct index *ix, uint32_t ns, uint32_t group, const uint8_t *key,
 			  uint8_t key_len)
 {

@@ -98,7 +98,8 @@ void index_set_state(struct index *ix, uint32_t id,
 void index_set_parent(struct index *ix, uint32_t id, uint32_t parent);
 uint32_t index_parent(const struct index *ix, uint32_t id); /* BLOCK_NONE when it has gone */
 uint32_t index_count(const struct index *ix);
-uint32_t index_end(const struct index *ix); /* ids below were used at least once */
+uint32_t index_end(const struct index *ix);   /* ids below were used at least once */
+uint64_t index_bytes(const struct index *ix); /* all memory, when full */
 
 void block_list_init(struct block_list *l);
 void block_list_push(struct index *ix, struct block_list *l, uint32_t id); /* at the tail */

@@ -24,6 +24,8 @@ DAEMON_SRCS := \
 	daemon/nvme_file.c \
 	daemon/nvme_log.c \
 	daemon/placement.c \
+	daemon/policy.c \
+	daemon/policy_worth.c \
 	daemon/pool.c \
 	daemon/pool_arena.c \
 	daemon/profiler.c \

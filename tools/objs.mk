@@ -21,6 +21,10 @@ SKVC_BENCH_SRCS := \
 	tools/demo_daemon.c \
 	tools/model_threads.c \
 	tools/progress.c \
+	tools/replay_daemon.c \
+	tools/replay_policies.c \
+	tools/replay_table.c \
+	tools/replay_trace.c \
 	tools/skvc_bench.c \
 	tools/skvc_bench_calibrate.c \
 	tools/skvc_bench_codec.c \
@@ -28,6 +32,7 @@ SKVC_BENCH_SRCS := \
 	tools/skvc_bench_ipc.c \
 	tools/skvc_bench_model.c \
 	tools/skvc_bench_neighbour.c \
+	tools/skvc_bench_replay.c \
 	tools/skvc_bench_tier.c \
 	tools/skvcctl_bus.c
 SKVC_DEMO_SRCS := \

@@ -46,8 +46,30 @@ _skvcd() {
 }
 
 _skvc_bench() {
-	((COMP_CWORD == 1)) && COMPREPLY=($(compgen -W "codec ipc --help --version" -- "${COMP_WORDS[1]}"))
-	((COMP_CWORD > 1)) && COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))
+	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+
+	if ((COMP_CWORD == 1)); then
+		COMPREPLY=($(compgen -W "calibrate codec frontier ipc model neighbour replay tier --help --version" -- "$cur"))
+		return
+	fi
+	if [[ ${COMP_WORDS[1]} == replay ]]; then
+		case $prev in
+		--policy)
+			COMPREPLY=($(compgen -W "lru s3fifo arc default optimum" -- "$cur"))
+			return
+			;;
+		--model-size)
+			COMPREPLY=($(compgen -W "llama-3.1-8b llama-3.1-70b qwen3-8b qwen3-32b" -- "$cur"))
+			return
+			;;
+		esac
+		if [[ $cur == -* ]]; then
+			COMPREPLY=($(compgen -W "--trace --policy --capacity --nvme-capacity --model-size --block-tokens
+				--block-bytes --svg --json --help" -- "$cur"))
+			return
+		fi
+	fi
+	COMPREPLY=($(compgen -f -- "$cur"))
 }
 
 complete -F _skvcctl skvcctl

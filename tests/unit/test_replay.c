@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * test_replay.c - `skvc-bench replay`'s policies on traces whose answers are known by hand or by trying everything, and
+ * what its reader takes and refuses.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <errno.h>
+
+#include <cmocka.h>
+
+#include "gpu/model/report.h"
+#include "tools/replay_policies.h"
+#include "tools/replay_trace.h"
+
+#define END (-1)
+
+static uint64_t hits_of(const struct replay_trace *t,
+			int (*run)(const struct replay_trace *t, uint32_t capacity,
+				   struct replay_result *r),
+			uint32_t capacity)
+{
+	struct replay_result r;
+
+	assert_int_equal(run(t, capacity, &r), 0);
+	return r.hits;
+}
+
+static void a_scan_between(void **state)
+{
+	/* Three blocks fit: a prefix of three twice, something else once, and the prefix again. */
+	static const int64_t ids[] = { 7, 8, 9, END, 7, 8, 9, END, 5, END, 7, 8, 9, END };
+	struct replay_trace t;
+
+	(void)state;
+	assert_int_equal(replay_trace_make(ids, 4, &t), 0);
+	assert_int_equal(t.blocks, 4);
+	assert_int_equal(t.first[4], 10);
+	/* 3 of the second request; the scan costs the last block of the prefix: 2 of the last. */
+	assert_int_equal(hits_of(&t, replay_lru, 3), 5);
+	assert_int_equal(hits_of(&t, replay_daemon, 3), 5);  /* nothing is known yet */
+	assert_int_equal(hits_of(&t, replay_optimum, 3), 6); /* the scan is not kept */
+	assert_int_equal(hits_of(&t, replay_arc, 3), 5);
+	for (uint32_t p = 0; p < REPLAY_POLICIES; p++)
+		assert_int_equal(hits_of(&t, replay_policies[p].run, 4), 6);
+	replay_trace_deinit(&t);
+}
+
+static void a_request_that_does_not_fit(void **state)
+{
+	static const int64_t ids[] = { 1, 2, 3, 4, 5, END, END, 1, 2, 3, 4, 5, END };
+	struct replay_trace t;
+
+	(void)state;
+	assert_int_equal(replay_trace_make(ids, 3, &t), 0);
+	for (uint32_t capacity = 1; capacity <= 5; capacity++) {
+		assert_int_equal(hits_of(&t, replay_lru, capacity), capacity);
+		assert_int_equal(hits_of(&t, replay_daemon, capacity), capacity);
+		assert_int_equal(hits_of(&t, replay_optimum, capacity), capacity);
+	}
+	replay_trace_deinit(&t);
+}
+
+/* A hit behind a gap is none: its parent is not there. */
+static void only_leading_blocks_count(void **state)
+{
+	static const int64_t ids[] = { 2, END, 1, 2, END, 1, 2, END, 1, 1, END };
+	struct replay_trace t;
+
+	(void)state;
+	assert_int_equal(replay_trace_make(ids, 4, &t), 0);
+	for (uint32_t p = 0; p < REPLAY_POLICIES; p++)
+		assert_int_equal(hits_of(&t, replay_policies[p].run, 10), 0 + 2 + 2);
+	replay_trace_deinit(&t);
+}
+
+/* ---- random trees ---- */
+
+#define NODES 6u
+#define REQUESTS 7u
+#define ROOM (REQUESTS * (NODES + 1))
+
+static uint64_t seed;
+
+static uint32_t rnd(uint32_t below)
+{
+	seed ^= seed << 13;
+	seed ^= seed >> 7;
+	seed ^= seed << 17;
+	return (uint32_t)((seed >> 32) % below);
+}
+
+/* Requests that are paths from a root of a random tree of nodes; ids holds requests * (nodes + 1). */
+static void make_paths(int64_t *ids, uint32_t nodes, uint32_t requests)
+{
+	uint32_t parent[512], path[512];
+
+	for (uint32_t i = 0; i < nodes; i++)
+		parent[i] = i && rnd(4) ? rnd(i) : i;
+	for (uint32_t r = 0; r < requests; r++) {
+		uint32_t at = rnd(nodes), n = 0;
+
+		path[n++] = at;
+		for (; parent[at] != at; at = parent[at])
+			path[n++] = parent[at];
+		while (n > 0)
+			*ids++ = path[--n];
+		*ids++ = END;
+	}
+}
+
+static uint32_t bits_of(const struct replay_trace *t, uint32_t request)
+{
+	uint32_t bits = 0;
+
+	for (uint32_t i = t->first[request]; i < t->first[request + 1]; i++)
+		bits |= 1u << t->block[i];
+	return bits;
+}
+
+/* The most hits of all ways to choose what stays after each request. */
+static uint32_t try_everything(const struct replay_trace *t, uint32_t capacity)
+{
+	int best[1u << NODES], next[1u << NODES], most = 0;
+
+	for (uint32_t s = 0; s < 1u << NODES; s++)
+		best[s] = s ? -1 : 0;
+	for (uint32_t r = 0; r < t->requests; r++) {
+		memset(next, -1, sizeof(next));
+		for (uint32_t s = 0; s < 1u << NODES; s++) {
+			uint32_t at = t->first[r], all = s | bits_of(t, r);
+			int hits = best[s];
+
+			if (best[s] < 0)
+				continue;
+			for (; at < t->first[r + 1] && s & 1u << t->block[at]; at++)
+				hits++;
+			for (uint32_t keep = all;; keep = (keep - 1) & all) {
+				if ((uint32_t)__builtin_popcount(keep) <= capacity &&
+				    hits > next[keep])
+					next[keep] = hits;
+				if (!keep)
+					break;
+			}
+		}
+		memcpy(best, next, sizeof(best));
+	}
+	for (uint32_t s = 0; s < 1u << NODES; s++)
+		most = best[s] > most ? best[s] : most;
+	return (uint32_t)most;
+}
+
+static void the_optimum_is_one(void **state)
+{
+	(void)state;
+	for (uint32_t n = 0; n < 300; n++) {
+		int64_t ids[ROOM];
+		struct replay_trace t;
+		uint32_t capacity = 1 + rnd(NODES);
+
+		make_paths(ids, NODES, REQUESTS);
+		assert_int_equal(replay_trace_make(ids, REQUESTS, &t), 0);
+		assert_int_equal(hits_of(&t, replay_optimum, capacity),
+				 try_everything(&t, capacity));
+		replay_trace_deinit(&t);
+	}
+}
+
+static void nobody_beats_the_optimum(void **state)
+{
+	static int64_t ids[2000 * 201];
+	struct replay_trace t;
+
+	(void)state;
+	for (uint32_t n = 0; n < 10; n++) {
+		uint64_t all, most;
+		uint32_t capacity;
+
+		make_paths(ids, 200, 2000);
+		assert_int_equal(replay_trace_make(ids, 2000, &t), 0);
+		capacity = 1 + rnd(t.blocks);
+		most = hits_of(&t, replay_optimum, capacity);
+		all = t.first[t.requests] - t.blocks;
+		for (uint32_t p = 0; p < REPLAY_POLICIES; p++) {
+			assert_true(hits_of(&t, replay_policies[p].run, capacity) <= most);
+			assert_int_equal(hits_of(&t, replay_policies[p].run, t.blocks), all);
+		}
+		replay_trace_deinit(&t);
+	}
+}
+
+/* ---- the reader ---- */
+
+static int read_text(const char *text, struct replay_trace *t, char err[REPORT_BYTES])
+{
+	char path[] = "/tmp/test_replay.XXXXXX";
+	int fd = mkstemp(path), r;
+
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+	close(fd);
+	r = replay_trace_read(&(struct report){ "trace", err, REPORT_BYTES }, path, t);
+	unlink(path);
+	return r;
+}
+
+static void reads_json_lines(void **state)
+{
+	struct replay_trace t;
+	char err[REPORT_BYTES];
+
+	(void)state;
+	assert_int_equal(read_text("{\"timestamp\": 1, \"hash_ids\": [4, 9007199254740991]}\n\n"
+				   "{\"hash_ids\": []}\n{\"hash_ids\": [4, 0]}",
+				   &t, err),
+			 0);
+	assert_int_equal(t.requests, 3);
+	assert_int_equal(t.blocks, 3);
+	assert_int_equal(t.first[3], 4);
+	assert_int_equal(t.block[2], 0);
+	assert_int_equal(t.block[3], 2);
+	replay_trace_deinit(&t);
+}
+
+static void refuses_what_is_no_trace(void **state)
+{
+	static const char *const wrong[] = {
+		"",
+		"\n\n",
+		"{\"hash_ids\": []}\n",
+		"{\"hash_ids\": [1]}\n{\"hash_ids\": 1}\n",
+		"{\"hash_ids\": [1]}\n{\"ids\": [1]}\n",
+		"{\"hash_ids\": [1]}\n{\"hash_ids\": [1, -1]}\n",
+		"{\"hash_ids\": [1]}\n{\"hash_ids\": [1.5]}\n",
+		"{\"hash_ids\": [1]}\n{\"hash_ids\": [1e300]}\n",
+		"{\"hash_ids\": [1]}\n{\"hash_ids\": [\"1\"]}\n",
+		"{\"hash_ids\": [1]}\n{\"hash_ids\": [1]\n",
+		"{\"hash_ids\": [1]}\nno JSON\n",
+	};
+	char err[REPORT_BYTES];
+	struct replay_trace t;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		assert_int_equal(read_text(wrong[i], &t, err), -EINVAL);
+		assert_null(t.block);
+		assert_non_null(strstr(err, i < 3 ? "no request" : "line 2"));
+	}
+	assert_int_equal(replay_trace_read(&(struct report){ "trace", err, sizeof(err) },
+					   "/nonexistent", &t),
+			 -ENOENT);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_scan_between),
+		cmocka_unit_test(a_request_that_does_not_fit),
+		cmocka_unit_test(only_leading_blocks_count),
+		cmocka_unit_test(the_optimum_is_one),
+		cmocka_unit_test(nobody_beats_the_optimum),
+		cmocka_unit_test(reads_json_lines),
+		cmocka_unit_test(refuses_what_is_no_trace),
+	};
+
+	seed = (uint64_t)time(NULL) * 0x9e3779b97f4a7c15ull | 1;
+	print_message("seed %llu\n", (unsigned long long)seed);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

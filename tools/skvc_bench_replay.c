@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * skvc_bench_replay.c - `skvc-bench replay`: a trace of requests against caches of several sizes, without data: how
+ * many blocks the daemon's policy finds, beside LRU, S3-FIFO, ARC and what can be found at all.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/model/report.h"
+#include "tools/replay_table.h"
+#include "tools/skvc_bench.h"
+
+#define BLOCK_TOKENS 512u /* of the traces that are published */
+
+struct options {
+	const char *trace, *svg;
+	uint64_t token_bytes; /* of a model's KV cache; 0: not known */
+	uint32_t block_tokens;
+	bool json;
+};
+
+/* KV cache of one token in bf16: layers * KV heads * head dim * 2 (K, V) * 2 bytes. */
+static const struct model_size {
+	const char *name;
+	uint64_t token_bytes;
+} model_sizes[] = {
+	{ "llama-3.1-8b", 32 * 8 * 128 * 4 },
+	{ "llama-3.1-70b", 80 * 8 * 128 * 4 },
+	{ "qwen3-8b", 36 * 8 * 128 * 4 },
+	{ "qwen3-32b", 64 * 8 * 128 * 4 },
+};
+
+static const char usage_text[] =
+	"Usage: skvc-bench replay --trace FILE [OPTION]...\n"
+	"\n"
+	"  --trace FILE        requests, one JSON object a line, with a list hash_ids\n"
+	"  --policy LIST       of lru, s3fifo, arc, default, optimum (all): `lru,default`\n"
+	"  --capacity LIST     of the cache, in %% of the blocks of the trace (5,10,20,30,40,50)\n"
+	"  --nvme-capacity P   a second tier behind it, in %% of the same\n"
+	"  --model-size NAME   for sizes in bytes: llama-3.1-8b, llama-3.1-70b, qwen3-8b, qwen3-32b\n"
+	"  --block-tokens N    tokens of a block of the trace, for the same (512)\n"
+	"  --block-bytes SIZE  bytes of a block, instead of both\n"
+	"  --svg OUT           write a picture\n"
+	"  --json              one JSON object\n";
+
+/* ---- options ---- */
+
+static int policies_parse(const char *text, bool wanted[REPLAY_POLICIES])
+{
+	for (uint32_t p = 0; p < REPLAY_POLICIES; p++)
+		wanted[p] = false;
+	while (*text) {
+		size_t n = strcspn(text, ",");
+		uint32_t p = 0;
+
+		while (p < REPLAY_POLICIES && (strlen(replay_policies[p].name) != n ||
+					       strncmp(replay_policies[p].name, text, n) != 0))
+			p++;
+		if (p == REPLAY_POLICIES)
+			return -EINVAL;
+		wanted[p] = true;
+		text += n;
+		if (*text == ',' && !*++text)
+			return -EINVAL;
+	}
+	return 0;
+}
+
+static int percent_parse(const char *text, char **ret_end, double *ret_percent)
+{
+	double percent = strtod(text, ret_end);
+
+	if (*ret_end == text || !(percent > 0 && percent <= 100))
+		return -EINVAL;
+	*ret_percent = percent;
+	return 0;
+}
+
+static int capacities_parse(const char *text, struct replay_table *t)
+{
+	char *end;
+
+	for (t->capacities = 0; t->capacities < REPLAY_CAPACITIES_MAX; text = end + 1) {
+		if (percent_parse(text, &end, &t->percent[t->capacities++]) < 0)
+			return -EINVAL;
+		if (*end != ',')
+			return *end ? -EINVAL : 0;
+	}
+	return -EINVAL;
+}
+
+static int model_parse(const char *name, struct options *o)
+{
+	for (size_t i = 0; i < sizeof(model_sizes) / sizeof(model_sizes[0]); i++)
+		if (!strcmp(model_sizes[i].name, name)) {
+			o->token_bytes = model_sizes[i].token_bytes;
+			return 0;
+		}
+	return -EINVAL;
+}
+
+static int option(int c, const char *value, struct options *o, struct replay_table *t)
+{
+	char *end;
+
+	/* flat switch */
+	switch (c) {
+	case 't':
+		o->trace = value;
+		return 0;
+	case 'p':
+		if (policies_parse(value, t->wanted) < 0)
+			return bench_usage_error("replay", "no list of policies: ", value);
+		return 0;
+	case 'c':
+		if (capacities_parse(value, t) < 0)
+			return bench_usage_error("replay", "no list of percentages: ", value);
+		return 0;
+	case 'n':
+		if (percent_parse(value, &end, &t->nvme_percent) < 0 || *end)
+			return bench_usage_error("replay", "no percentage: ", value);
+		return 0;
+	case 'm':
+		if (model_parse(value, o) < 0)
+			return bench_usage_error("replay", "unknown model: ", value);
+		return 0;
+	case 'k':
+		if (bench_count_parse(value, 1, 1u << 20, &o->block_tokens) < 0)
+			return bench_usage_error("replay", "no number of tokens: ", value);
+		return 0;
+	case 'b':
+		if (bench_size_parse(value, &t->block_bytes) < 0)
+			return bench_usage_error("replay", "no size: ", value);
+		return 0;
+	case 's':
+		o->svg = value;
+		return 0;
+	case 'j':
+		o->json = true;
+		return 0;
+	case 'h':
+		(void)fputs(usage_text, stdout);
+		return -1;
+	default:
+		return 2;
+	}
+}
+
+/* 0, or the exit status; < 0: that is 0. */
+static int options_parse(int argc, char **argv, struct options *o, struct replay_table *t)
+{
+	static const struct option longs[] = {
+		{ "trace", required_argument, NULL, 't' },
+		{ "policy", required_argument, NULL, 'p' },
+		{ "capacity", required_argument, NULL, 'c' },
+		{ "nvme-capacity", required_argument, NULL, 'n' },
+		{ "model-size", required_argument, NULL, 'm' },
+		{ "block-tokens", required_argument, NULL, 'k' },
+		{ "block-bytes", required_argument, NULL, 'b' },
+		{ "svg", required_argument, NULL, 's' },
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int c, r;
+
+	optind = 0; /* the caller's argv is not ours to go on with */
+	while ((c = getopt_long(argc, argv, "h", longs, NULL)) != -1) {
+		r = option(c, optarg, o, t);
+		if (r != 0)
+			return r;
+	}
+	if (optind < argc)
+		return bench_usage_error("replay", "too many arguments: ", argv[optind]);
+	if (!o->trace)
+		return bench_usage_error("replay", "--trace FILE is missing", "");
+	if (!t->block_bytes)
+		t->block_bytes = o->token_bytes * o->block_tokens;
+	return 0;
+}
+
+/* ---- the runs ---- */
+
+static uint32_t blocks_of(const struct replay_table *t, double percent)
+{
+	double blocks = floor(t->working_set * percent / 100);
+
+	return blocks < 1 ? 1 : (uint32_t)blocks;
+}
+
+/*
+ * What both tiers hold together is what the policy keeps at the sum of their sizes, and the host holds what
+ * it keeps at the host's: so a block that leaves the host lies on NVMe until it leaves that.
+ */
+static int point_measure(const struct replay_trace *trace, const struct replay_policy *policy,
+			 const struct replay_table *t, double percent, struct replay_point *p)
+{
+	int r;
+
+	p->blocks = blocks_of(t, percent);
+	r = policy->run(trace, p->blocks, &p->host);
+	p->all = p->host;
+	if (r == 0 && t->nvme_percent > 0) {
+		p->nvme_blocks = blocks_of(t, t->nvme_percent);
+		r = policy->run(trace, p->blocks + p->nvme_blocks, &p->all);
+	}
+	return r;
+}
+
+static int measure(const struct replay_trace *trace, struct replay_table *t)
+{
+	int r = 0;
+
+	t->requests = trace->requests;
+	t->working_set = trace->blocks;
+	t->named = trace->first[trace->requests];
+	for (uint32_t p = 0; r == 0 && p < REPLAY_POLICIES; p++)
+		for (uint32_t c = 0; r == 0 && t->wanted[p] && c < t->capacities; c++)
+			r = point_measure(trace, &replay_policies[p], t, t->percent[c],
+					  &t->point[p][c]);
+	if (r < 0)
+		(void)fprintf(stderr, "skvc-bench replay: %s\n", strerror(-r));
+	return r;
+}
+
+static int svg_write(const struct replay_table *t, const char *path)
+{
+	FILE *out = fopen(path, "w");
+	int r = 0;
+
+	if (out) {
+		replay_table_svg(t, out);
+		if (ferror(out))
+			r = -EIO;
+		if (fclose(out) != 0)
+			r = -errno;
+	} else {
+		r = -errno;
+	}
+	if (r < 0)
+		(void)fprintf(stderr, "skvc-bench: %s: %s\n", path, strerror(-r));
+	return r;
+}
+
+int bench_replay_main(int argc, char **argv)
+{
+	static struct replay_table t; /* of some 40 KiB */
+	struct options o = { .block_tokens = BLOCK_TOKENS };
+	struct replay_trace trace;
+	char err[REPORT_BYTES] = "";
+	int r;
+
+	t = (struct replay_table){ .capacities = 6, .percent = { 5, 10, 20, 30, 40, 50 } };
+	for (uint32_t p = 0; p < REPLAY_POLICIES; p++)
+		t.wanted[p] = true;
+	r = options_parse(argc, argv, &o, &t);
+	if (r != 0)
+		return r < 0 ? 0 : r;
+	t.file = o.trace;
+	r = replay_trace_read(&(struct report){ o.trace, err, sizeof(err) }, o.trace, &trace);
+	if (r < 0) {
+		(void)fprintf(stderr, "skvc-bench: %s\n", err);
+		return 1;
+	}
+	r = measure(&trace, &t);
+	if (r == 0 && o.json)
+		r = replay_table_json(&t, stdout);
+	else if (r == 0)
+		replay_table_print(&t, stdout);
+	if (r == 0 && o.svg)
+		r = svg_write(&t, o.svg);
+	replay_trace_deinit(&trace);
+	return r == 0 ? 0 : 1;
+}
