@@ -66,7 +66,7 @@ say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)')
 
 # ---- flags --------------------------------------------------------------------------------------
 
-PKGS := liburing numa libzstd libsystemd libxxhash libsodium libcjson inih openblas lapacke
+PKGS := liburing numa libzstd libsystemd libmicrohttpd libxxhash libsodium libcjson inih openblas lapacke
 # Expanded at first use, in a recipe: on a fresh machine `deps` has to run before pkg-config can answer.
 pkg = $(shell pkg-config $(1) 2>/dev/null)
 PKG_CFLAGS = $(eval PKG_CFLAGS := $$(call pkg,--cflags $(PKGS)))$(PKG_CFLAGS)
@@ -481,6 +481,7 @@ INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(b
 	644:systemd/org.skvcd.Skvcd1.conf:$(dbuspolicydir)/org.skvcd.Skvcd1.conf \
 	644:systemd/skvcd.conf:$(docdir)/skvcd.conf.example \
 	644:tools/skvcctl.bash:$(completiondir)/skvcctl \
+	644:tools/grafana/skvcd.json:$(docdir)/grafana/skvcd.json \
 	644:ipc/PROTOCOL.md:$(docdir)/PROTOCOL.md \
 	644:README.md:$(docdir)/README.md \
 	644:CHANGELOG.md:$(docdir)/CHANGELOG.md \

@@ -23,6 +23,7 @@
 
 #include "daemon/listener.h"
 #include "daemon/log.h"
+#include "daemon/metrics.h"
 #include "daemon/util/clock.h"
 
 #define BUS_NAME "org.skvcd.Skvcd1"
@@ -155,6 +156,22 @@ static int on_describe_stats(sd_bus_message *call, void *user, sd_bus_error *err
 	if (r >= 0)
 		r = sd_bus_message_close_container(reply);
 	return reply_send(reply, r);
+}
+
+static int on_get_metrics(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	struct bus *bus = user;
+	char *text = NULL;
+	size_t bytes;
+	int r = may_answer(call);
+
+	(void)error;
+	if (r >= 0)
+		r = metrics_text(bus->control, &text, &bytes);
+	if (r >= 0)
+		r = sd_bus_reply_method_return(call, "s", text);
+	free(text);
+	return r;
 }
 
 static int append_namespace(sd_bus_message *m, const struct namespace *ns)
@@ -424,6 +441,8 @@ static const sd_bus_vtable bus_vtable[] = {
 	SD_BUS_METHOD_WITH_ARGS("DescribeStats", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(ssss)", name_kind_unit_text), on_describe_stats,
 				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("GetMetrics", SD_BUS_NO_ARGS, SD_BUS_RESULT("s", text),
+				on_get_metrics, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("ListNamespaces", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(usssuuttttttuu)", namespaces), on_list_namespaces,
 				SD_BUS_VTABLE_UNPRIVILEGED),

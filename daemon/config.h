@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #define CONFIG_TENANTS_MAX 64u
@@ -100,6 +101,8 @@ struct config {
 	uint64_t event_wait_ns; /* a job whose ready event is not seen by then is given up; 30 s */
 	uint64_t gpu_wait_ns;	/* a GPU that ends nothing for so long hangs; 60 s */
 	uint64_t quota_bytes;	/* of a tenant without a section; 0: none */
+	/* [metrics] */
+	char metrics_listen[64]; /* address:port of GET /metrics; empty: nowhere */
 	/* [tenant NAME] */
 	uint32_t tenants_count;
 	struct config_tenant tenants[CONFIG_TENANTS_MAX];
@@ -166,6 +169,8 @@ const char *config_key_set(struct config *c, const struct config_key *k, const c
 size_t config_key_allowed(const struct config_key *k, char *buf, size_t buf_bytes);
 int config_parse_u64(const char *s, const char **ret_end, uint64_t *ret); /* -EINVAL, -ERANGE */
 int config_parse_size(const char *s, uint64_t *ret);			  /* with K, M, G or T */
+/* "127.0.0.1:9472" or "[::1]:9472": names are not resolved.  0 or -EINVAL. */
+int config_parse_address(const char *s, struct sockaddr_storage *ret, socklen_t *ret_len);
 const char *config_speculator_name(uint32_t speculator);
 void config_print_help(FILE *out); /* a commented skvcd.conf with every key and default */
 

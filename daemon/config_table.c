@@ -8,9 +8,11 @@
  */
 #include "daemon/config.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <netinet/in.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <string.h>
@@ -161,6 +163,9 @@ static const struct config_key config_keys[] = {
 	{ "limits", "quota", CONFIG_SIZE, FIELD(quota_bytes), 0, 1024 * TIB, 0, NULL, "0",
 	  "compressed bytes of a tenant that has no section of its own; 0: no limit" },
 
+	{ "metrics", "listen", CONFIG_TEXT, FIELD(metrics_listen), 0, 63, 0, NULL, "",
+	  "address and port where Prometheus finds /metrics, as 127.0.0.1:9472; empty: nowhere" },
+
 	{ "fault", "device", CONFIG_TEXT, FIELD(fault_device), 0, 127, 0, NULL, "",
 	  "inject faults into the compute device; for tests only" },
 	{ "fault", "nvme", CONFIG_TEXT, FIELD(fault_nvme), 0, 127, 0, NULL, "",
@@ -272,6 +277,43 @@ static int parse_with_unit(const char *s, const struct unit *units, uint64_t *re
 int config_parse_size(const char *s, uint64_t *ret)
 {
 	return parse_with_unit(s, size_units, ret);
+}
+
+static int parse_port(const char *s, uint16_t *ret)
+{
+	const char *end;
+	uint64_t port;
+
+	if (config_parse_u64(s, &end, &port) < 0 || *end || port > UINT16_MAX)
+		return -EINVAL;
+	*ret = htons((uint16_t)port);
+	return 0;
+}
+
+int config_parse_address(const char *s, struct sockaddr_storage *ret, socklen_t *ret_len)
+{
+	struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)ret;
+	struct sockaddr_in *in = (struct sockaddr_in *)ret;
+	const char *colon = strrchr(s, ':');
+	size_t len = colon ? (size_t)(colon - s) : 0;
+	char host[INET6_ADDRSTRLEN];
+
+	memset(ret, 0, sizeof(*ret));
+	if (len < 3 || len >= sizeof(host))
+		return -EINVAL;
+	if (s[0] == '[' && s[len - 1] == ']') {
+		(void)snprintf(host, sizeof(host), "%.*s", (int)len - 2, s + 1);
+		in6->sin6_family = AF_INET6;
+		*ret_len = sizeof(*in6);
+		return inet_pton(AF_INET6, host, &in6->sin6_addr) == 1
+			       ? parse_port(colon + 1, &in6->sin6_port)
+			       : -EINVAL;
+	}
+	(void)snprintf(host, sizeof(host), "%.*s", (int)len, s);
+	in->sin_family = AF_INET;
+	*ret_len = sizeof(*in);
+	return inet_pton(AF_INET, host, &in->sin_addr) == 1 ? parse_port(colon + 1, &in->sin_port)
+							    : -EINVAL;
 }
 
 static int parse_whole(const char *s, uint64_t *ret)

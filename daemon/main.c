@@ -29,6 +29,8 @@
 #include "daemon/lane.h"
 #include "daemon/listener.h"
 #include "daemon/log.h"
+#include "daemon/metrics.h"
+#include "daemon/metrics_http.h"
 #include "daemon/models.h"
 #include "daemon/registry.h"
 #include "daemon/secret.h"
@@ -57,8 +59,9 @@ struct skvcd {
 	struct control *control;
 	struct models *models;
 	struct bus *bus;
-	uint64_t watchdog_us; /* 0: systemd does not watch */
-	uint64_t heartbeat;   /* of the lane, when it was last seen to move */
+	struct metrics_http *metrics; /* NULL: nobody is to be told */
+	uint64_t watchdog_us;	      /* 0: systemd does not watch */
+	uint64_t heartbeat;	      /* of the lane, when it was last seen to move */
 };
 
 static const char usage_text[] =
@@ -71,6 +74,7 @@ static const char usage_text[] =
 	"  -o SECTION.KEY=VALUE       override one key; may be repeated\n"
 	"      --check-config         check the configuration and exit\n"
 	"      --help-config          print every key with its default and range\n"
+	"      --help-metrics         print every metric with its meaning\n"
 	"  -d, --debug                log more\n"
 	"  -h, --help                 this text\n"
 	"  -V, --version              the version\n"
@@ -80,11 +84,12 @@ static const char usage_text[] =
 /* Returns -1 to go on, or the exit status. */
 static int parse_options(int argc, char **argv, struct options *o)
 {
-	enum { OPT_CHECK = 256, OPT_HELP_CONFIG };
+	enum { OPT_CHECK = 256, OPT_HELP_CONFIG, OPT_HELP_METRICS };
 	static const struct option longs[] = {
 		{ "config", required_argument, NULL, 'c' },
 		{ "check-config", no_argument, NULL, OPT_CHECK },
 		{ "help-config", no_argument, NULL, OPT_HELP_CONFIG },
+		{ "help-metrics", no_argument, NULL, OPT_HELP_METRICS },
 		{ "debug", no_argument, NULL, 'd' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' },
@@ -110,6 +115,9 @@ static int parse_options(int argc, char **argv, struct options *o)
 			break;
 		case OPT_HELP_CONFIG:
 			config_print_help(stdout);
+			return 0;
+		case OPT_HELP_METRICS:
+			metrics_print_help(stdout);
 			return 0;
 		case 'd':
 			o->debug = 1;
@@ -279,7 +287,8 @@ static int start(struct skvcd *d, char *err)
 		(void)snprintf(err, MAIN_ERR_BYTES, "event loop: %s", strerror(-r));
 		return r;
 	}
-	return bus_new(d->event, d->control, &d->bus, err, MAIN_ERR_BYTES);
+	r = bus_new(d->event, d->control, &d->bus, err, MAIN_ERR_BYTES);
+	return r < 0 ? r : metrics_http_new(d->event, d->control, &d->metrics, err, MAIN_ERR_BYTES);
 }
 
 static void stop_lane(struct skvcd *d)
@@ -297,6 +306,7 @@ static void stop_lane(struct skvcd *d)
 
 static void stop(struct skvcd *d)
 {
+	d->metrics = metrics_http_free(d->metrics);
 	d->bus = bus_free(d->bus);
 	models_stop(d->models);
 	d->control = control_free(d->control);

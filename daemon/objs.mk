@@ -19,6 +19,8 @@ DAEMON_SRCS := \
 	daemon/lookup.c \
 	daemon/mailbox.c \
 	daemon/main.c \
+	daemon/metrics.c \
+	daemon/metrics_http.c \
 	daemon/model_fit.c \
 	daemon/models.c \
 	daemon/nvme_file.c \

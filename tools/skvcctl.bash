@@ -17,7 +17,7 @@ _skvcctl() {
 	if [[ ${COMP_WORDS[COMP_CWORD - 3]} == model ]]; then
 		COMPREPLY=($(compgen -d -- "$cur"))
 	elif [[ $cur == -* ]]; then
-		COMPREPLY=($(compgen -W "-b --bus --system -j --json -w --watch -h --help -V --version" -- "$cur"))
+		COMPREPLY=($(compgen -W "-b --bus --system -j --json --prometheus -w --watch -h --help -V --version" -- "$cur"))
 	else
 		COMPREPLY=($(compgen -W "stats namespaces profiles models model sessions tenants ping version" -- "$cur"))
 	fi
@@ -42,7 +42,7 @@ _skvcd() {
 		return
 		;;
 	esac
-	COMPREPLY=($(compgen -W "-c --config -o --check-config --help-config -d --debug -h --help -V --version" -- "$cur"))
+	COMPREPLY=($(compgen -W "-c --config -o --check-config --help-config --help-metrics -d --debug -h --help -V --version" -- "$cur"))
 }
 
 _skvc_bench() {

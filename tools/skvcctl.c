@@ -33,6 +33,7 @@ static const char usage_text[] =
 	"                       " SKVCCTL_DEFAULT_BUS ")\n"
 	"      --system         ask through the system bus instead\n"
 	"  -j, --json           for programs; the keys do not change\n"
+	"      --prometheus     stats: as Prometheus reads them\n"
 	"  -w, --watch[=SECS]   print again every SECS seconds (2)\n"
 	"  -h, --help           this text\n"
 	"  -V, --version        the version of skvcctl\n"
@@ -42,6 +43,7 @@ static const char usage_text[] =
 struct options {
 	struct skvcctl_source source;
 	bool json;
+	bool prometheus;
 	unsigned watch_s; /* 0: once */
 };
 
@@ -101,11 +103,12 @@ static int parse_watch(const char *arg, unsigned *ret_s)
 /* Returns -1 to go on, or the exit status. */
 static int parse_options(int argc, char **argv, struct options *o)
 {
-	enum { OPT_SYSTEM = 256 };
+	enum { OPT_SYSTEM = 256, OPT_PROMETHEUS };
 	static const struct option longs[] = {
 		{ "bus", required_argument, NULL, 'b' },
 		{ "system", no_argument, NULL, OPT_SYSTEM },
 		{ "json", no_argument, NULL, 'j' },
+		{ "prometheus", no_argument, NULL, OPT_PROMETHEUS },
 		{ "watch", optional_argument, NULL, 'w' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' },
@@ -120,6 +123,9 @@ static int parse_options(int argc, char **argv, struct options *o)
 			break;
 		case OPT_SYSTEM:
 			o->source.system = true;
+			break;
+		case OPT_PROMETHEUS:
+			o->prometheus = true;
 			break;
 		case 'j':
 			o->json = true;
@@ -140,6 +146,19 @@ static int parse_options(int argc, char **argv, struct options *o)
 		}
 	}
 	return -1;
+}
+
+static enum skvcctl_exit print_metrics(const struct options *o)
+{
+	char err[SKVCCTL_ERR_BYTES] = "", *text = NULL;
+	enum skvcctl_exit e = skvcctl_metrics(&o->source, &text, err, sizeof(err));
+
+	if (e == SKVCCTL_OK)
+		(void)fputs(text, stdout);
+	else
+		(void)fprintf(stderr, "skvcctl: %s\n", err);
+	free(text);
+	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : e;
 }
 
 static enum skvcctl_exit run_once(const struct options *o, const struct command *command,
@@ -260,6 +279,10 @@ int main(int argc, char **argv)
 		return model_command(&o, argc - optind - 1, argv + optind + 1);
 	if (optind + 1 < argc)
 		return usage_error("one command at a time, not also ", argv[optind + 1]);
+	if (o.prometheus && (o.json || o.watch_s || strcmp(argv[optind], "stats") != 0))
+		return usage_error("--prometheus is for stats, by itself", "");
+	if (o.prometheus)
+		return (int)print_metrics(&o);
 	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
 		if (!strcmp(commands[i].name, argv[optind]))
 			return run(&o, &commands[i]);

@@ -98,6 +98,9 @@ enum skvcctl_exit skvcctl_model_add(const struct skvcctl_source *source, const c
 				    const char *folder, char *err, size_t err_bytes);
 enum skvcctl_exit skvcctl_model_remove(const struct skvcctl_source *source, const char *name,
 				       char *err, size_t err_bytes);
+/* What Prometheus would read: owned text, as the daemon wrote it. */
+enum skvcctl_exit skvcctl_metrics(const struct skvcctl_source *source, char **ret_text, char *err,
+				  size_t err_bytes);
 /* 0 when there is no such number: an older daemon. */
 uint64_t skvcctl_value(const struct skvcctl_picture *p, enum skvcctl_kind kind, const char *name);
 

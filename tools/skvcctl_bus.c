@@ -454,6 +454,30 @@ enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned wh
 	return SKVCCTL_OK;
 }
 
+/* ---- metrics ---- */
+
+enum skvcctl_exit skvcctl_metrics(const struct skvcctl_source *source, char **ret_text, char *err,
+				  size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	enum skvcctl_exit e = connect_link(&l);
+	sd_bus_message *reply = NULL;
+	const char *text;
+	int r;
+
+	if (e == SKVCCTL_OK)
+		e = call(&l, "GetMetrics", &reply);
+	if (e == SKVCCTL_OK) {
+		r = sd_bus_message_read(reply, "s", &text);
+		*ret_text = r < 0 ? NULL : strdup(text);
+		if (!*ret_text)
+			e = failed(&l, r < 0 ? r : -ENOMEM, "GetMetrics");
+	}
+	sd_bus_message_unref(reply);
+	(void)sd_bus_close_unref(l.bus);
+	return e;
+}
+
 /* ---- models ---- */
 
 static enum skvcctl_exit change_models(struct link *l, const char *method, const char *name,
