@@ -5,7 +5,7 @@ _skvcctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
 
 	case $prev in
-	-b | --bus)
+	-b | --bus | -c | --config)
 		COMPREPLY=($(compgen -f -- "$cur"))
 		return
 		;;
@@ -17,9 +17,9 @@ _skvcctl() {
 	if [[ ${COMP_WORDS[COMP_CWORD - 3]} == model ]]; then
 		COMPREPLY=($(compgen -d -- "$cur"))
 	elif [[ $cur == -* ]]; then
-		COMPREPLY=($(compgen -W "-b --bus --system -j --json --prometheus -w --watch -h --help -V --version" -- "$cur"))
+		COMPREPLY=($(compgen -W "-b --bus -c --config --system -j --json --prometheus -w --watch -h --help -V --version" -- "$cur"))
 	else
-		COMPREPLY=($(compgen -W "stats namespaces profiles models model sessions tenants ping version" -- "$cur"))
+		COMPREPLY=($(compgen -W "stats namespaces profiles models model sessions tenants doctor ping version" -- "$cur"))
 	fi
 }
 

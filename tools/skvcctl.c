@@ -3,6 +3,7 @@
  * skvcctl.c - options and commands.  Fetches one picture of the daemon per command and prints it.
  */
 #include "tools/skvcctl.h"
+#include "tools/skvcctl_doctor.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -25,6 +26,7 @@ static const char usage_text[] =
 	"               load one (Hugging Face layout), now and at each start; or no more\n"
 	"  sessions     who is connected\n"
 	"  tenants      compressed bytes charged, and quotas\n"
+	"  doctor       is this machine fit for skvcd, and how to mend it if not\n"
 	"  ping         does it answer, and how fast\n"
 	"  version      of skvcctl and of the daemon\n"
 	"\n"
@@ -33,6 +35,7 @@ static const char usage_text[] =
 	"                       " SKVCCTL_DEFAULT_BUS ")\n"
 	"      --system         ask through the system bus instead\n"
 	"  -j, --json           for programs; the keys do not change\n"
+	"  -c, --config FILE    doctor: what the daemon runs with\n"
 	"      --prometheus     stats: as Prometheus reads them\n"
 	"  -w, --watch[=SECS]   print again every SECS seconds (2)\n"
 	"  -h, --help           this text\n"
@@ -44,7 +47,8 @@ struct options {
 	struct skvcctl_source source;
 	bool json;
 	bool prometheus;
-	unsigned watch_s; /* 0: once */
+	const char *config; /* doctor; NULL: the default one */
+	unsigned watch_s;   /* 0: once */
 };
 
 struct command {
@@ -106,6 +110,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 	enum { OPT_SYSTEM = 256, OPT_PROMETHEUS };
 	static const struct option longs[] = {
 		{ "bus", required_argument, NULL, 'b' },
+		{ "config", required_argument, NULL, 'c' },
 		{ "system", no_argument, NULL, OPT_SYSTEM },
 		{ "json", no_argument, NULL, 'j' },
 		{ "prometheus", no_argument, NULL, OPT_PROMETHEUS },
@@ -116,10 +121,13 @@ static int parse_options(int argc, char **argv, struct options *o)
 	};
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "b:jw::hV", longs, NULL)) != -1) {
+	while ((opt = getopt_long(argc, argv, "b:c:jw::hV", longs, NULL)) != -1) {
 		switch (opt) { /* flat switch */
 		case 'b':
 			o->source.path = optarg;
+			break;
+		case 'c':
+			o->config = optarg;
 			break;
 		case OPT_SYSTEM:
 			o->source.system = true;
@@ -203,6 +211,22 @@ static int run(const struct options *o, const struct command *command)
 	return (int)e;
 }
 
+static int doctor(const struct options *o)
+{
+	static struct doctor_facts facts;
+	static struct doctor_report report;
+
+	doctor_look(&o->source, o->config, &facts);
+	doctor_judge(&facts, &report);
+	if (o->json && doctor_print_json(&report, stdout) < 0)
+		return SKVCCTL_FAILURE;
+	if (!o->json)
+		doctor_print(&report, isatty(STDOUT_FILENO) && !getenv("NO_COLOR"), stdout);
+	if (fflush(stdout) || ferror(stdout))
+		return SKVCCTL_FAILURE;
+	return doctor_worst(&report) == DOCTOR_FAILURE ? SKVCCTL_FAILURE : SKVCCTL_OK;
+}
+
 /* ---- model add, model remove ---- */
 
 static const struct skvcctl_model *model_named(const struct skvcctl_picture *p, const char *name)
@@ -279,6 +303,8 @@ int main(int argc, char **argv)
 		return model_command(&o, argc - optind - 1, argv + optind + 1);
 	if (optind + 1 < argc)
 		return usage_error("one command at a time, not also ", argv[optind + 1]);
+	if (!strcmp(argv[optind], "doctor"))
+		return doctor(&o);
 	if (o.prometheus && (o.json || o.watch_s || strcmp(argv[optind], "stats") != 0))
 		return usage_error("--prometheus is for stats, by itself", "");
 	if (o.prometheus)
