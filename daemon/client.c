@@ -56,7 +56,7 @@ int client_host_init(struct client_host *host, const struct config *config, stru
 	host->registry = registry;
 	host->stats = stats;
 	host->gpu = lane_gpu(lane);
-	host->late_max = 2 * config->sessions_max;
+	host->late_max = 2 * config->sessions_max + 2; /* and one letter each of control.c's own */
 	host->by_slot = calloc(config->sessions_max, sizeof(struct client *));
 	host->packet = malloc(CTL_MSG_BYTES_MAX);
 	host->late = calloc(host->late_max, sizeof(*host->late));
@@ -85,10 +85,10 @@ void client_host_flush(struct client_host *host)
 	host->late_count -= sent;
 }
 
-void client_host_post(struct client_host *host, uint32_t type, struct session *session,
-		      void *object, uint64_t value)
+void client_host_post(struct client_host *host, uint32_t type, void *subject, void *object,
+		      uint64_t value)
 {
-	struct mail mail = { .type = type, .subject = session, .object = object, .value = value };
+	struct mail mail = { .type = type, .subject = subject, .object = object, .value = value };
 
 	client_host_flush(host);
 	if (!host->late_count && !mailbox_send(lane_inbox(host->lane), &mail))
@@ -370,6 +370,11 @@ static void hello(struct client *c, const struct ctl_hello *m)
 		     "daemon speaks %u.%u: install matching versions",
 		     m->abi_major, m->abi_minor, m->abi_major_min, m->abi_minor_min, SKVC_ABI_MAJOR,
 		     SKVC_ABI_MINOR);
+		return;
+	}
+	if (c->host->draining) {
+		fail(c, -ESHUTDOWN, SKVC_ABI_REASON_SHUTDOWN,
+		     "the daemon drains: it takes no new sessions");
 		return;
 	}
 	if (take_slot(c) < 0) {

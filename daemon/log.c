@@ -27,8 +27,9 @@
 #define LOG_LINE_BYTES 768u
 #define LOG_CLIENT_LINES_PER_S 10u
 
-static int log_debug;	 /* set once by log_init(), before there are threads */
-static bool log_journal; /* likewise */
+static _Atomic int
+	log_debug;	 /* control writes, any thread reads: a line more or less does no harm */
+static bool log_journal; /* set once by log_init(), before there are threads */
 /* Chatter and warnings are limited apart, so that the one cannot drown the other.  Any thread. */
 static struct limit {
 	_Atomic uint64_t window;    /* second << 32 | lines in it; by compare and exchange */
@@ -48,9 +49,19 @@ static bool stderr_is_journal(void)
 	return st.st_dev == dev && st.st_ino == ino;
 }
 
+void log_set_debug(int debug)
+{
+	atomic_store_explicit(&log_debug, debug, memory_order_relaxed);
+}
+
+static bool says(enum log_level level)
+{
+	return level < LOG_LEVEL_DEBUG || atomic_load_explicit(&log_debug, memory_order_relaxed);
+}
+
 void log_init(int debug)
 {
-	log_debug = debug;
+	log_set_debug(debug);
 	log_journal = stderr_is_journal();
 }
 
@@ -98,7 +109,7 @@ void log_line(enum log_level level, const char *format, ...)
 	char text[LOG_LINE_BYTES];
 	va_list args;
 
-	if (level >= LOG_LEVEL_DEBUG && !log_debug)
+	if (!says(level))
 		return;
 	va_start(args, format);
 	(void)vsnprintf(text, sizeof(text), format, args);
@@ -139,7 +150,7 @@ void log_client(enum log_level level, const struct session *session, uint16_t re
 	uint64_t kept_back;
 	va_list args;
 
-	if (level >= LOG_LEVEL_DEBUG && !log_debug)
+	if (!says(level))
 		return;
 	if (!may_log(limit))
 		return;

@@ -19,6 +19,7 @@ enum log_level {
 };
 
 void log_init(int debug);
+void log_set_debug(int debug); /* at any time */
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* About a client: adds pid, uid, session and reason fields; at most 10 a second, says how many it kept back. */
 void log_client(enum log_level level, const struct session *session, uint16_t reason,

@@ -33,7 +33,9 @@
 #include "daemon/metrics_http.h"
 #include "daemon/models.h"
 #include "daemon/registry.h"
+#include "daemon/reload.h"
 #include "daemon/secret.h"
+#include "daemon/util/clock.h"
 #include "gpu/codec/codec.h"
 
 #define MAIN_CONFIG SYSCONFDIR "/skvcd/skvcd.conf"
@@ -51,6 +53,7 @@ struct options {
 
 /* Everything that is started, in order; main_stop() takes it down backwards from wherever it got. */
 struct skvcd {
+	const struct options *options;
 	struct config config;
 	struct listener listener;
 	struct registry *registry;
@@ -156,6 +159,45 @@ static int load_config(const struct options *o, struct config *ret, char *err)
 
 /* ---- while it runs ---- */
 
+static int reload(void *user, char *ret_text, size_t text_bytes)
+{
+	static struct config next; /* large for a stack; control thread only */
+	struct skvcd *d = user;
+	char err[MAIN_ERR_BYTES] = "";
+	struct reload result;
+	int r = load_config(d->options, &next, err);
+
+	if (r >= 0) {
+		reload_take(&d->config, &next, &result);
+		r = control_config_changed(d->control);
+		if (r < 0)
+			(void)snprintf(err, sizeof(err), "the data path is behind: try again");
+	}
+	if (r < 0) {
+		log_line(LOG_LEVEL_ERR, "not reloaded, the old configuration stays: %s", err);
+		(void)snprintf(ret_text, text_bytes, "%s", err);
+		return r;
+	}
+	log_set_debug(d->options->debug || (int)d->config.log_debug);
+	log_line(LOG_LEVEL_NOTICE, "reloaded: %u keys changed, %u need a restart", result.changed,
+		 result.waiting);
+	(void)snprintf(ret_text, text_bytes, "%s", result.text);
+	return 0;
+}
+
+static int on_reload(sd_event_source *source, const struct signalfd_siginfo *si, void *user)
+{
+	struct skvcd *d = user;
+	char text[RELOAD_TEXT_BYTES];
+
+	(void)source;
+	(void)si;
+	(void)sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%" PRIu64, clock_now_ns() / 1000);
+	(void)reload(d, text, sizeof(text));
+	(void)sd_notify(0, "READY=1");
+	return 0;
+}
+
 static int on_signal(sd_event_source *source, const struct signalfd_siginfo *si, void *user)
 {
 	struct skvcd *d = user;
@@ -203,6 +245,8 @@ static int add_sources(struct skvcd *d)
 	r = sd_event_add_signal(d->event, NULL, SIGTERM, on_signal, d);
 	if (r >= 0)
 		r = sd_event_add_signal(d->event, NULL, SIGINT, on_signal, d);
+	if (r >= 0)
+		r = sd_event_add_signal(d->event, NULL, SIGHUP, on_reload, d);
 	if (r >= 0 && getenv("NOTIFY_SOCKET"))
 		r = sd_event_add_time_relative(d->event, NULL, CLOCK_MONOTONIC, MAIN_STATUS_US, 0,
 					       on_status, d);
@@ -233,6 +277,7 @@ static void block_signals(void)
 	(void)sigemptyset(&set);
 	(void)sigaddset(&set, SIGTERM);
 	(void)sigaddset(&set, SIGINT);
+	(void)sigaddset(&set, SIGHUP);
 	(void)sigprocmask(SIG_BLOCK, &set, NULL);
 	(void)signal(SIGPIPE, SIG_IGN);
 }
@@ -281,6 +326,7 @@ static int start(struct skvcd *d, char *err)
 		r = models_new(d->event, &d->config, control_model_loaded, d->control, &d->models);
 	if (r >= 0) {
 		control_use_models(d->control, d->models);
+		control_on_reload(d->control, reload, d);
 		r = add_sources(d);
 	}
 	if (r < 0) {
@@ -359,7 +405,7 @@ int main(int argc, char **argv)
 {
 	static struct skvcd d = { .listener =
 					  LISTENER_NONE }; /* the configuration alone is 16 KiB */
-	struct options options = { 0 };
+	static struct options options; /* a reload applies the overrides again */
 	char err[MAIN_ERR_BYTES] = "";
 	int r;
 
@@ -372,6 +418,8 @@ int main(int argc, char **argv)
 		log_line(LOG_LEVEL_ERR, "%s", err);
 		return 1;
 	}
+	d.options = &options;
+	log_set_debug(options.debug || (int)d.config.log_debug);
 	if (options.check_only) {
 		(void)printf("configuration is good\n");
 		return 0;

@@ -159,12 +159,12 @@ static void add_tenants(FILE *out, const struct registry *registry)
 			head(out, &tenant_rows[k]);
 		for (uint32_t i = 0; i < registry->tenants_count; i++) {
 			const struct tenant *t = registry->tenants[i];
-			uint64_t charged = atomic_load_explicit(&t->charged_bytes,
-								memory_order_relaxed);
+			const _Atomic uint64_t *value = k ? &t->quota_bytes : &t->charged_bytes;
 
 			(void)fprintf(out, "%s{tenant=", tenant_rows[k].name);
 			metrics_label(out, t->name);
-			(void)fprintf(out, "} %" PRIu64 "\n", k ? t->quota_bytes : charged);
+			(void)fprintf(out, "} %" PRIu64 "\n",
+				      atomic_load_explicit(value, memory_order_relaxed));
 		}
 	}
 }

@@ -2,12 +2,14 @@
 DAEMON_SRCS := \
 	daemon/arena.c \
 	daemon/bus.c \
+	daemon/bus_lists.c \
 	daemon/client.c \
 	daemon/client_gpu.c \
 	daemon/client_request.c \
 	daemon/config.c \
 	daemon/config_table.c \
 	daemon/control.c \
+	daemon/evict.c \
 	daemon/index.c \
 	daemon/intake.c \
 	daemon/lane.c \
@@ -34,6 +36,7 @@ DAEMON_SRCS := \
 	daemon/recode.c \
 	daemon/record.c \
 	daemon/registry.c \
+	daemon/reload.c \
 	daemon/request.c \
 	daemon/secret.c \
 	daemon/sequences.c \

@@ -60,6 +60,7 @@ SKVC_KVDUMP_SRCS := \
 SKVCCTL_SRCS := \
 	tools/skvcctl.c \
 	tools/skvcctl_bus.c \
+	tools/skvcctl_change.c \
 	tools/skvcctl_doctor.c \
 	tools/skvcctl_facts.c \
 	tools/skvcctl_json.c \

@@ -3,6 +3,7 @@
 
 _skvcctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+	local before=${COMP_WORDS[COMP_CWORD - 2]:-}
 
 	case $prev in
 	-b | --bus | -c | --config)
@@ -10,16 +11,33 @@ _skvcctl() {
 		return
 		;;
 	model)
-		COMPREPLY=($(compgen -W "add remove list" -- "$cur"))
+		COMPREPLY=($(compgen -W "add remove" -- "$cur"))
+		return
+		;;
+	evict)
+		COMPREPLY=($(compgen -W "tenant namespace all" -- "$cur"))
+		return
+		;;
+	drain)
+		COMPREPLY=($(compgen -W "wait off" -- "$cur"))
+		return
+		;;
+	quota | tenant)
+		COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" tenants 2>/dev/null |
+			sed -n 's/^  \([^ ]*\) .*/\1/p')" -- "$cur"))
 		return
 		;;
 	esac
-	if [[ ${COMP_WORDS[COMP_CWORD - 3]} == model ]]; then
+	if [[ $before == quota ]]; then
+		COMPREPLY=($(compgen -W "none" -- "$cur"))
+	elif [[ ${COMP_WORDS[COMP_CWORD - 3]:-} == model ]]; then
 		COMPREPLY=($(compgen -d -- "$cur"))
 	elif [[ $cur == -* ]]; then
-		COMPREPLY=($(compgen -W "-b --bus -c --config --system -j --json --prometheus -w --watch -h --help -V --version" -- "$cur"))
+		COMPREPLY=($(compgen -W "-b --bus -c --config --system -j --json --prometheus -w --watch -h --help -V
+			--version" -- "$cur"))
 	else
-		COMPREPLY=($(compgen -W "stats namespaces profiles models model sessions tenants doctor ping version" -- "$cur"))
+		COMPREPLY=($(compgen -W "stats namespaces profiles models sessions tenants ping version doctor quota evict
+			drain reload model" -- "$cur"))
 	fi
 }
 

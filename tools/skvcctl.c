@@ -3,6 +3,7 @@
  * skvcctl.c - options and commands.  Fetches one picture of the daemon per command and prints it.
  */
 #include "tools/skvcctl.h"
+#include "tools/skvcctl_change.h"
 #include "tools/skvcctl_doctor.h"
 
 #include <errno.h>
@@ -15,31 +16,29 @@
 
 static const char usage_text[] =
 	"Usage: skvcctl [OPTION]... COMMAND\n"
-	"Look at a running skvcd.\n"
+	"Look at a running skvcd, and manage it.\n"
 	"\n"
-	"Commands:\n"
-	"  stats        capacity saved, hits, pool, NVMe, traffic, latencies, refusals\n"
-	"  namespaces   what is cached: one entry per model, geometry and tenant\n"
-	"  profiles     what namespaces are compressed with, and how well\n"
-	"  models       models that blocks can be coded with\n"
+	"  stats                  one screen: capacity, hits, traffic, latencies\n"
+	"  namespaces             what is cached, by model, geometry and tenant\n"
+	"  profiles               what namespaces are compressed with, and how well\n"
+	"  models, sessions, tenants\n"
+	"  ping, version          does it answer; which versions are these\n"
+	"  doctor                 is this machine fit for skvcd, and how to mend it\n"
+	"As root or the daemon's own user:\n"
+	"  quota TENANT SIZE      until a reload; none: no limit\n"
+	"  evict tenant NAME, evict namespace ID, evict all\n"
+	"                         drop blocks that nobody uses at the moment\n"
+	"  drain [wait|off]       take no new sessions; wait until none is left; go on\n"
+	"  reload                 read the configuration again\n"
 	"  model add NAME FOLDER, model remove NAME\n"
-	"               load one (Hugging Face layout), now and at each start; or no more\n"
-	"  sessions     who is connected\n"
-	"  tenants      compressed bytes charged, and quotas\n"
-	"  doctor       is this machine fit for skvcd, and how to mend it if not\n"
-	"  ping         does it answer, and how fast\n"
-	"  version      of skvcctl and of the daemon\n"
 	"\n"
-	"Options:\n"
-	"  -b, --bus PATH       the daemon's bus socket (default: $SKVC_BUS, else\n"
-	"                       " SKVCCTL_DEFAULT_BUS ")\n"
-	"      --system         ask through the system bus instead\n"
-	"  -j, --json           for programs; the keys do not change\n"
-	"  -c, --config FILE    doctor: what the daemon runs with\n"
-	"      --prometheus     stats: as Prometheus reads them\n"
-	"  -w, --watch[=SECS]   print again every SECS seconds (2)\n"
-	"  -h, --help           this text\n"
-	"  -V, --version        the version of skvcctl\n"
+	"  -b, --bus PATH         its bus socket ($SKVC_BUS, else " SKVCCTL_DEFAULT_BUS ")\n"
+	"      --system           ask through the system bus instead\n"
+	"  -j, --json             for programs; the keys do not change\n"
+	"      --prometheus       stats: as Prometheus reads them\n"
+	"  -w, --watch[=SECS]     print again every SECS seconds (2)\n"
+	"  -c, --config FILE      doctor: what the daemon runs with\n"
+	"  -h, --help, -V, --version\n"
 	"\n"
 	"Exit status: 0 done, 1 failure, 2 wrong usage, 3 no daemon answers there.\n";
 
@@ -227,66 +226,6 @@ static int doctor(const struct options *o)
 	return doctor_worst(&report) == DOCTOR_FAILURE ? SKVCCTL_FAILURE : SKVCCTL_OK;
 }
 
-/* ---- model add, model remove ---- */
-
-static const struct skvcctl_model *model_named(const struct skvcctl_picture *p, const char *name)
-{
-	for (size_t i = 0; i < p->models_count; i++)
-		if (!strcmp(p->models[i].name, name) && strcmp(p->models[i].state, "removed") != 0)
-			return &p->models[i];
-	return NULL;
-}
-
-/* Until it is loaded, or is not: that takes as long as reading the weights does. */
-static enum skvcctl_exit model_wait(const struct options *o, const char *name, char *err,
-				    size_t err_bytes)
-{
-	const struct timespec pause = { .tv_nsec = 100000000 };
-
-	for (;;) {
-		struct skvcctl_picture p = { 0 };
-		const struct skvcctl_model *m;
-		enum skvcctl_exit e = skvcctl_fetch(&o->source, SKVCCTL_GET_MODELS, &p, err,
-						    err_bytes);
-		bool ready, failed;
-
-		if (e != SKVCCTL_OK)
-			return e;
-		m = model_named(&p, name);
-		ready = m && !strcmp(m->state, "ready");
-		failed = !m || !strcmp(m->state, "failed");
-		if (ready)
-			(void)printf("%s: %" PRIu32 " layers, digest %.16s\n", name, m->layers,
-				     m->digest);
-		if (failed)
-			(void)snprintf(err, err_bytes, "%.400s", m ? m->err : "it was removed");
-		skvcctl_picture_deinit(&p);
-		if (ready || failed)
-			return ready ? SKVCCTL_OK : SKVCCTL_FAILURE;
-		(void)nanosleep(&pause, NULL);
-	}
-}
-
-/* words: what stands behind "model". */
-static int model_command(const struct options *o, int count, char **words)
-{
-	char err[SKVCCTL_ERR_BYTES] = "";
-	enum skvcctl_exit e;
-
-	if (count == 3 && !strcmp(words[0], "add")) {
-		e = skvcctl_model_add(&o->source, words[1], words[2], err, sizeof(err));
-		if (e == SKVCCTL_OK)
-			e = model_wait(o, words[1], err, sizeof(err));
-	} else if (count == 2 && !strcmp(words[0], "remove")) {
-		e = skvcctl_model_remove(&o->source, words[1], err, sizeof(err));
-	} else {
-		return usage_error("model add NAME FOLDER, or model remove NAME", "");
-	}
-	if (e != SKVCCTL_OK)
-		(void)fprintf(stderr, "skvcctl: %s\n", err);
-	return (int)e;
-}
-
 int main(int argc, char **argv)
 {
 	struct options o = { .source = { .path = getenv("SKVC_BUS") } };
@@ -299,8 +238,9 @@ int main(int argc, char **argv)
 		return r;
 	if (optind == argc)
 		return usage_error("a command is missing", "");
-	if (!strcmp(argv[optind], "model"))
-		return model_command(&o, argc - optind - 1, argv + optind + 1);
+	r = skvcctl_change(&o.source, argc - optind, argv + optind);
+	if (r >= 0)
+		return r;
 	if (optind + 1 < argc)
 		return usage_error("one command at a time, not also ", argv[optind + 1]);
 	if (!strcmp(argv[optind], "doctor"))

@@ -79,19 +79,6 @@ static uint64_t read_key(const char *path, const char *key)
 
 /* ---- the configuration: the few keys that are asked for; what is wrong with it skvcd knows ---- */
 
-static uint64_t parse_size(const char *value)
-{
-	static const char units[] = "KMGT";
-	char *end;
-	uint64_t v = strtoull(value, &end, 10);
-	const char *unit;
-
-	while (*end == ' ')
-		end++;
-	unit = *end ? strchr(units, *end) : NULL;
-	return unit ? v << (10 * (unit - units + 1)) : v;
-}
-
 static void take_key(struct doctor_config *c, const char *section, const char *key,
 		     const char *value)
 {
@@ -108,9 +95,9 @@ static void take_key(struct doctor_config *c, const char *section, const char *k
 	TEXT("gpu.device", gpu_device);
 #undef TEXT
 	if (!strcmp(name, "host.pool"))
-		c->pool_bytes = parse_size(value);
+		(void)skvcctl_parse_bytes(value, &c->pool_bytes);
 	else if (!strcmp(name, "nvme.size"))
-		c->nvme_bytes = parse_size(value);
+		(void)skvcctl_parse_bytes(value, &c->nvme_bytes);
 	else if (!strcmp(name, "host.numa_node"))
 		c->numa_node = (int)strtol(value, NULL, 10);
 	else if (!strcmp(name, "host.lock_memory"))
