@@ -149,6 +149,7 @@ sysconfdir ?= /etc
 unitdir ?= $(prefix)/lib/systemd/system
 sysusersdir ?= $(prefix)/lib/sysusers.d
 tmpfilesdir ?= $(prefix)/lib/tmpfiles.d
+catalogdir ?= $(prefix)/lib/systemd/catalog
 dbuspolicydir ?= $(prefix)/share/dbus-1/system.d
 
 # ---- sources ------------------------------------------------------------------------------------
@@ -478,6 +479,7 @@ INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(b
 	644:systemd/skvcd.socket:$(unitdir)/skvcd.socket \
 	644:systemd/skvcd.sysusers:$(sysusersdir)/skvcd.conf \
 	644:systemd/skvcd.tmpfiles:$(tmpfilesdir)/skvcd.conf \
+	644:daemon/skvcd.catalog:$(catalogdir)/skvcd.catalog \
 	644:systemd/org.skvcd.Skvcd1.conf:$(dbuspolicydir)/org.skvcd.Skvcd1.conf \
 	644:systemd/skvcd.conf:$(docdir)/skvcd.conf.example \
 	644:tools/skvcctl.bash:$(completiondir)/skvcctl \

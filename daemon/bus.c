@@ -443,7 +443,7 @@ static int may_ask(int sock)
 		return 1;
 	s.pid = peer.pid;
 	s.uid = peer.uid;
-	log_client(LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_NOT_PERMITTED,
+	log_client(LOG_EVENT_NOT_PERMITTED, LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_NOT_PERMITTED,
 		   "may not ask on the bus socket");
 	return 0;
 }

@@ -242,15 +242,16 @@ static void fail(struct client *c, int res, uint16_t reason, const char *format,
 	stats_reason(c->host->stats, reason);
 	if (reason == SKVC_ABI_REASON_BAD_MESSAGE)
 		stats_add(c->host->stats, STAT_SESSIONS_FAILED, 1);
-	log_client(LOG_LEVEL_WARNING, &c->session, reason, "connection ended: %s", text);
+	log_client(LOG_EVENT_SESSION_FAILED, LOG_LEVEL_WARNING, &c->session, reason,
+		   "connection ended: %s", text);
 	end(c, reason);
 }
 
 void client_gone(struct client *c)
 {
 	if (c->state != CLIENT_ENDING && c->state != CLIENT_OVER && c->session.id)
-		log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_CLIENT_GONE,
-			   "client is gone");
+		log_client(LOG_EVENT_SESSION_CLOSED, LOG_LEVEL_INFO, &c->session,
+			   SKVC_ABI_REASON_CLIENT_GONE, "client is gone");
 	end(c, SKVC_ABI_REASON_CLIENT_GONE);
 	c->drop_socket = true; /* nobody is at its other end */
 }
@@ -289,7 +290,8 @@ void client_refuse(struct client *c, int res, uint16_t reason, const char *forma
 	error_fill(c, &m, res, reason, text);
 	if (reason != SKVC_ABI_REASON_NONE)
 		stats_reason(c->host->stats, reason);
-	log_client(LOG_LEVEL_DEBUG, &c->session, reason, "request refused: %s", text);
+	log_client(LOG_EVENT_NONE, LOG_LEVEL_DEBUG, &c->session, reason, "request refused: %s",
+		   text);
 	client_answer(c, CTL_ERROR, &m, sizeof(m), NULL, 0);
 }
 
@@ -417,7 +419,7 @@ static void welcome(struct client *c)
 	int fds[3] = { c->segment_fd, c->session.sq_fd, c->session.cq_fd };
 
 	set_state(c, CLIENT_IDLE);
-	log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_NONE,
+	log_client(LOG_EVENT_SESSION_OPENED, LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_NONE,
 		   "connected as %s of tenant %s", c->session.role ? "scheduler" : "worker",
 		   c->session.tenant->name);
 	client_answer(c, CTL_WELCOME, &m, sizeof(m), fds, 3);
@@ -561,7 +563,8 @@ static void gone(struct client *c)
 	if (c->state == CLIENT_LEAVING) {
 		ctl_msg_init(&m.h, CTL_OK, sizeof(m), c->seq);
 		(void)fdpass_send(c->sock, &m, sizeof(m), NULL, 0);
-		log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_NONE, "left");
+		log_client(LOG_EVENT_SESSION_CLOSED, LOG_LEVEL_INFO, &c->session,
+			   SKVC_ABI_REASON_NONE, "left");
 	}
 	over(c);
 }
@@ -582,8 +585,8 @@ void client_mail(struct client *c, const struct mail *mail)
 		client_request_done(c, mail);
 		break;
 	case LANE_SESSION_FAILED:
-		log_client(LOG_LEVEL_WARNING, &c->session, (uint16_t)mail->value,
-			   "session ended: the client broke the contract");
+		log_client(LOG_EVENT_SESSION_FAILED, LOG_LEVEL_WARNING, &c->session,
+			   (uint16_t)mail->value, "session ended: the client broke the contract");
 		end(c, (uint16_t)mail->value);
 		break;
 	case LANE_SESSION_GONE:

@@ -196,7 +196,8 @@ static void connected(struct control *control, int sock)
 		struct session s = { .pid = peer.pid, .uid = peer.uid };
 
 		stats_reason(&control->stats, SKVC_ABI_REASON_SESSIONS_FULL);
-		log_client(LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_SESSIONS_FULL,
+		log_client(LOG_EVENT_SESSION_FAILED, LOG_LEVEL_WARNING, &s,
+			   SKVC_ABI_REASON_SESSIONS_FULL,
 			   "too many connections that say nothing: this one is closed");
 		(void)close(sock);
 		if (peer.pidfd >= 0)
@@ -255,18 +256,20 @@ static int on_accept(sd_event_source *source, int fd, uint32_t events, void *use
 
 static void gpu_failed(const struct mail *mail)
 {
-	log_line(LOG_LEVEL_ERR,
-		 "the GPU has failed: %s; its memory is not served until a restart, host memory is",
-		 strerror(-mail->res));
+	log_event(
+		LOG_EVENT_GPU_FAILED, LOG_LEVEL_ERR,
+		"the GPU has failed: %s; its memory is not served until a restart, host memory is",
+		strerror(-mail->res));
 }
 
 static void nvme_health(const struct mail *mail)
 {
 	if (mail->value == 1)
-		log_line(LOG_LEVEL_NOTICE, "NVMe tier is in service");
+		log_event(LOG_EVENT_NVME_IN, LOG_LEVEL_NOTICE, "NVMe tier is in service");
 	else
-		log_line(LOG_LEVEL_WARNING, "NVMe tier is out of service: %s; it is tried again",
-			 mail->res ? strerror(-mail->res) : "too many errors");
+		log_event(LOG_EVENT_NVME_OUT, LOG_LEVEL_WARNING,
+			  "NVMe tier is out of service: %s; it is tried again",
+			  mail->res ? strerror(-mail->res) : "too many errors");
 }
 
 static void profile_new(const struct mail *mail)
@@ -315,10 +318,10 @@ static void evicted(struct control *control, const struct mail *mail)
 
 	assert(done);
 	control->evict_done = NULL;
-	log_line(LOG_LEVEL_NOTICE,
-		 "evicted as asked: %" PRIu64 " blocks of %" PRIu64 " bytes; %" PRIu64
-		 " are held and stay",
-		 result.blocks, result.bytes, result.kept);
+	log_event(LOG_EVENT_EVICTED, LOG_LEVEL_NOTICE,
+		  "evicted as asked: %" PRIu64 " blocks of %" PRIu64 " bytes; %" PRIu64
+		  " are held and stay",
+		  result.blocks, result.bytes, result.kept);
 	done(control->evict_user, &result);
 }
 
@@ -389,7 +392,8 @@ void control_model_loaded(void *user, const struct model_entry *entry)
 	struct control *control = user;
 
 	if (entry->state != MODEL_READY) {
-		log_line(LOG_LEVEL_WARNING, "model %s is not loaded: %s", entry->name, entry->err);
+		log_event(LOG_EVENT_MODEL_FAILED, LOG_LEVEL_WARNING, "model %s is not loaded: %s",
+			  entry->name, entry->err);
 		return;
 	}
 	log_line(LOG_LEVEL_NOTICE, "model %s is loaded from %s", entry->name, entry->folder);
@@ -534,8 +538,8 @@ int control_set_quota(struct control *control, const char *tenant, uint64_t quot
 		return -EAGAIN;
 	atomic_store_explicit(&t->quota_bytes, quota_bytes, memory_order_relaxed);
 	post(control, LANE_TRIM, NULL, NULL);
-	log_line(LOG_LEVEL_NOTICE, "quota of tenant %s: %" PRIu64 " bytes, until a reload", t->name,
-		 quota_bytes);
+	log_event(LOG_EVENT_QUOTA, LOG_LEVEL_NOTICE,
+		  "quota of tenant %s: %" PRIu64 " bytes, until a reload", t->name, quota_bytes);
 	return 0;
 }
 
@@ -560,10 +564,10 @@ void control_drain(struct control *control, bool on)
 	if (control->host.draining == on)
 		return;
 	control->host.draining = on;
-	log_line(LOG_LEVEL_NOTICE,
-		 on ? "draining as asked: no new session is taken, %" PRIu32 " are here"
-		    : "no longer draining; %" PRIu32 " sessions are here",
-		 control->host.sessions_count);
+	log_event(LOG_EVENT_DRAIN, LOG_LEVEL_NOTICE,
+		  on ? "draining as asked: no new session is taken, %" PRIu32 " are here"
+		     : "no longer draining; %" PRIu32 " sessions are here",
+		  control->host.sessions_count);
 }
 
 bool control_draining(const struct control *control)

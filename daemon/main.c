@@ -174,13 +174,14 @@ static int reload(void *user, char *ret_text, size_t text_bytes)
 			(void)snprintf(err, sizeof(err), "the data path is behind: try again");
 	}
 	if (r < 0) {
-		log_line(LOG_LEVEL_ERR, "not reloaded, the old configuration stays: %s", err);
+		log_event(LOG_EVENT_RELOAD_FAILED, LOG_LEVEL_ERR,
+			  "not reloaded, the old configuration stays: %s", err);
 		(void)snprintf(ret_text, text_bytes, "%s", err);
 		return r;
 	}
 	log_set_debug(d->options->debug || (int)d->config.log_debug);
-	log_line(LOG_LEVEL_NOTICE, "reloaded: %u keys changed, %u need a restart", result.changed,
-		 result.waiting);
+	log_event(LOG_EVENT_RELOADED, LOG_LEVEL_NOTICE,
+		  "reloaded: %u keys changed, %u need a restart", result.changed, result.waiting);
 	(void)snprintf(ret_text, text_bytes, "%s", result.text);
 	return 0;
 }
@@ -231,8 +232,8 @@ static int on_watchdog(sd_event_source *source, uint64_t usec, void *user)
 	if (beat != d->heartbeat)
 		(void)sd_notify(0, "WATCHDOG=1");
 	else
-		log_line(LOG_LEVEL_ERR, "the data path has not moved for %" PRIu64 " ms",
-			 d->watchdog_us / 2000);
+		log_event(LOG_EVENT_STUCK, LOG_LEVEL_ERR,
+			  "the data path has not moved for %" PRIu64 " ms", d->watchdog_us / 2000);
 	d->heartbeat = beat;
 	(void)sd_event_source_set_time_relative(source, d->watchdog_us / 2);
 	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
@@ -367,12 +368,12 @@ static int run(struct skvcd *d)
 {
 	int r;
 
-	log_line(LOG_LEVEL_NOTICE,
-		 "skvcd " SKVCD_VERSION " serves on %s: pool %" PRIu64 " MiB, NVMe %s, codec %s "
-		 "on the CPU (%s)",
-		 d->config.socket, d->config.pool_bytes >> 20,
-		 d->config.nvme_path[0] ? d->config.nvme_path : "none",
-		 config_speculator_name(d->config.speculator), codec_isa_name());
+	log_event(LOG_EVENT_STARTED, LOG_LEVEL_NOTICE,
+		  "skvcd " SKVCD_VERSION " serves on %s: pool %" PRIu64 " MiB, NVMe %s, codec %s "
+		  "on the CPU (%s)",
+		  d->config.socket, d->config.pool_bytes >> 20,
+		  d->config.nvme_path[0] ? d->config.nvme_path : "none",
+		  config_speculator_name(d->config.speculator), codec_isa_name());
 	(void)sd_notify(0, "READY=1\nSTATUS=Serving");
 	r = sd_event_loop(d->event);
 	if (r < 0) {
@@ -415,7 +416,7 @@ int main(int argc, char **argv)
 		return r;
 	log_init(options.debug);
 	if (load_config(&options, &d.config, err) < 0) {
-		log_line(LOG_LEVEL_ERR, "%s", err);
+		log_event(LOG_EVENT_START_FAILED, LOG_LEVEL_ERR, "%s", err);
 		return 1;
 	}
 	d.options = &options;
@@ -428,12 +429,12 @@ int main(int argc, char **argv)
 	block_signals();
 	r = start(&d, err);
 	if (r < 0) {
-		log_line(LOG_LEVEL_ERR, "%s", err);
+		log_event(LOG_EVENT_START_FAILED, LOG_LEVEL_ERR, "%s", err);
 		stop(&d);
 		return 1;
 	}
 	r = run(&d);
 	stop(&d);
-	log_line(LOG_LEVEL_NOTICE, "stopped");
+	log_event(LOG_EVENT_STOPPED, LOG_LEVEL_NOTICE, "stopped");
 	return r;
 }
