@@ -467,6 +467,7 @@ asan tsan:
 # What goes where: mode, file, target.  install and uninstall read the same list.
 docdir ?= $(prefix)/share/doc/skvcd
 completiondir ?= $(prefix)/share/bash-completion/completions
+zshdir ?= $(prefix)/share/zsh/site-functions
 man_target = $(mandir)/man$(patsubst .%,%,$(suffix $(1)))/$(notdir $(1))
 INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(bindir)/$(p)) \
 	755:$(B)/bin/skvcd:$(sbindir)/skvcd \
@@ -483,6 +484,7 @@ INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(b
 	644:systemd/org.skvcd.Skvcd1.conf:$(dbuspolicydir)/org.skvcd.Skvcd1.conf \
 	644:systemd/skvcd.conf:$(docdir)/skvcd.conf.example \
 	644:tools/skvcctl.bash:$(completiondir)/skvcctl \
+	644:tools/skvcctl.zsh:$(zshdir)/_skvcctl \
 	644:tools/grafana/skvcd.json:$(docdir)/grafana/skvcd.json \
 	644:ipc/PROTOCOL.md:$(docdir)/PROTOCOL.md \
 	644:README.md:$(docdir)/README.md \

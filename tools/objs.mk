@@ -64,4 +64,6 @@ SKVCCTL_SRCS := \
 	tools/skvcctl_doctor.c \
 	tools/skvcctl_facts.c \
 	tools/skvcctl_json.c \
-	tools/skvcctl_table.c
+	tools/skvcctl_screen.c \
+	tools/skvcctl_table.c \
+	tools/skvcctl_top.c

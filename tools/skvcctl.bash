@@ -36,7 +36,7 @@ _skvcctl() {
 		COMPREPLY=($(compgen -W "-b --bus -c --config --system -j --json --prometheus -w --watch -h --help -V
 			--version" -- "$cur"))
 	else
-		COMPREPLY=($(compgen -W "stats namespaces profiles models sessions tenants ping version doctor quota evict
+		COMPREPLY=($(compgen -W "stats top namespaces profiles models sessions tenants ping version doctor quota evict
 			drain reload model" -- "$cur"))
 	fi
 }

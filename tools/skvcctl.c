@@ -5,6 +5,7 @@
 #include "tools/skvcctl.h"
 #include "tools/skvcctl_change.h"
 #include "tools/skvcctl_doctor.h"
+#include "tools/skvcctl_top.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -19,6 +20,7 @@ static const char usage_text[] =
 	"Look at a running skvcd, and manage it.\n"
 	"\n"
 	"  stats                  one screen: capacity, hits, traffic, latencies\n"
+	"  top                    the same, live: tiers, traffic, tenants, sessions\n"
 	"  namespaces             what is cached, by model, geometry and tenant\n"
 	"  profiles               what namespaces are compressed with, and how well\n"
 	"  models, sessions, tenants\n"
@@ -245,6 +247,8 @@ int main(int argc, char **argv)
 		return usage_error("one command at a time, not also ", argv[optind + 1]);
 	if (!strcmp(argv[optind], "doctor"))
 		return doctor(&o);
+	if (!strcmp(argv[optind], "top") && !o.json && !o.prometheus)
+		return skvcctl_top(&o.source, o.watch_s ? o.watch_s : 1, o.watch_s > 0);
 	if (o.prometheus && (o.json || o.watch_s || strcmp(argv[optind], "stats") != 0))
 		return usage_error("--prometheus is for stats, by itself", "");
 	if (o.prometheus)

@@ -3,6 +3,7 @@
 
 promtext.py FILE                 the text is well-formed; says how many families and samples it has
 promtext.py FILE DASHBOARD.json  and has every metric that the dashboard's queries name
+promtext.py --rules DASHBOARD.json   its queries, for promtool check rules
 """
 import json
 import re
@@ -139,7 +140,20 @@ def check_dashboard(families, path):
     print(f"{path}: {len(ids)} panels, {len(asked)} metrics, all known")
 
 
+def print_rules(path):
+    """The dashboard's queries as recording rules, for promtool check rules to parse."""
+    with open(path, encoding="utf-8") as f:
+        dashboard = json.load(f)
+    print("groups:\n- name: dashboard\n  rules:")
+    for number, query in enumerate(queries(dashboard["panels"])):
+        query = query.replace("$__rate_interval", "1m").replace("'", "''")
+        print(f"  - record: dashboard:query:{number}\n    expr: '{query}'")
+
+
 def main():
+    if sys.argv[1] == "--rules":
+        print_rules(sys.argv[2])
+        return
     with open(sys.argv[1], encoding="utf-8") as f:
         families = parse(f.read())
     samples = sum(len(f["samples"]) for f in families.values())
