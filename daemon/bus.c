@@ -150,6 +150,23 @@ static int on_describe_stats(sd_bus_message *call, void *user, sd_bus_error *err
 	return bus_reply_send(reply, r);
 }
 
+static int on_describe_reasons(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	sd_bus_message *reply = NULL;
+	int r = bus_reply_new(call, &reply);
+
+	(void)user;
+	(void)error;
+	if (r >= 0)
+		r = sd_bus_message_open_container(reply, 'a', "(ss)");
+	for (unsigned i = 1; r >= 0 && i < SKVC_ABI_REASON_COUNT; i++)
+		r = sd_bus_message_append(reply, "(ss)", stats_reason_word((uint16_t)i),
+					  stats_reason_text((uint16_t)i));
+	if (r >= 0)
+		r = sd_bus_message_close_container(reply);
+	return bus_reply_send(reply, r);
+}
+
 static int on_get_metrics(sd_bus_message *call, void *user, sd_bus_error *error)
 {
 	struct bus *bus = user;
@@ -345,6 +362,9 @@ static const sd_bus_vtable bus_vtable[] = {
 				on_get_stats, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("DescribeStats", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(ssss)", name_kind_unit_text), on_describe_stats,
+				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("DescribeReasons", SD_BUS_NO_ARGS,
+				SD_BUS_RESULT("a(ss)", word_text), on_describe_reasons,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("GetMetrics", SD_BUS_NO_ARGS, SD_BUS_RESULT("s", text),
 				on_get_metrics, SD_BUS_VTABLE_UNPRIVILEGED),

@@ -32,6 +32,17 @@ static const char *const reason_words[SKVC_ABI_REASON_COUNT] = {
 #undef STATS_REASON
 };
 
+static const char *const reason_texts[SKVC_ABI_REASON_COUNT] = {
+#define STATS_REASON_TEXT(name, word, text) [SKVC_ABI_REASON_##name] = (text),
+	SKVC_ABI_REASONS(STATS_REASON_TEXT)
+#undef STATS_REASON_TEXT
+};
+
+const char *stats_reason_text(uint16_t reason)
+{
+	return reason < SKVC_ABI_REASON_COUNT ? reason_texts[reason] : "unknown";
+}
+
 const char *stats_reason_word(uint16_t reason)
 {
 	return reason < SKVC_ABI_REASON_COUNT ? reason_words[reason] : "unknown";

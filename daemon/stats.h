@@ -183,6 +183,7 @@ static inline uint64_t stats_get(const struct stats *s, enum stats_id id)
 	return atomic_load_explicit(&s->value[id], memory_order_relaxed);
 }
 
+const char *stats_reason_text(uint16_t reason);	     /* "no room in the host pool at this moment" */
 const char *stats_reason_word(uint16_t reason);	     /* "pool-full"; "unknown" */
 void stats_reason(struct stats *s, uint16_t reason); /* count one refusal by cause */
 void stats_record_ns(struct stats *s, enum stats_hist_id hist, uint64_t ns);

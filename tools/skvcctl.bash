@@ -22,6 +22,11 @@ _skvcctl() {
 		COMPREPLY=($(compgen -W "wait off" -- "$cur"))
 		return
 		;;
+	explain)
+		COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" stats --json 2>/dev/null |
+			sed -n 's/^\t\t"\([^"]*\)":.*/\1/p')" -- "$cur"))
+		return
+		;;
 	quota | tenant)
 		COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" tenants 2>/dev/null |
 			sed -n 's/^  \([^ ]*\) .*/\1/p')" -- "$cur"))
@@ -36,7 +41,7 @@ _skvcctl() {
 		COMPREPLY=($(compgen -W "-b --bus -c --config --system -j --json --prometheus -w --watch -h --help -V
 			--version" -- "$cur"))
 	else
-		COMPREPLY=($(compgen -W "stats top namespaces profiles models sessions tenants ping version doctor quota evict
+		COMPREPLY=($(compgen -W "stats top namespaces profiles models sessions tenants ping version doctor explain quota evict
 			drain reload model" -- "$cur"))
 	fi
 }

@@ -5,6 +5,7 @@
 #include "tools/skvcctl.h"
 #include "tools/skvcctl_change.h"
 #include "tools/skvcctl_doctor.h"
+#include "tools/skvcctl_explain.h"
 #include "tools/skvcctl_top.h"
 
 #include <errno.h>
@@ -24,6 +25,7 @@ static const char usage_text[] =
 	"  namespaces             what is cached, by model, geometry and tenant\n"
 	"  profiles               what namespaces are compressed with, and how well\n"
 	"  models, sessions, tenants\n"
+	"  explain [WORD]         what a reason or a counter means, and what to do\n"
 	"  ping, version          does it answer; which versions are these\n"
 	"  doctor                 is this machine fit for skvcd, and how to mend it\n"
 	"As root or the daemon's own user:\n"
@@ -228,6 +230,26 @@ static int doctor(const struct options *o)
 	return doctor_worst(&report) == DOCTOR_FAILURE ? SKVCCTL_FAILURE : SKVCCTL_OK;
 }
 
+/* word: NULL, all that was refused so far. */
+static int explain(const struct options *o, const char *word)
+{
+	struct skvcctl_picture p = { 0 };
+	char err[SKVCCTL_ERR_BYTES] = "";
+	enum skvcctl_exit e = skvcctl_fetch(&o->source, SKVCCTL_GET_STATS | SKVCCTL_GET_TEXTS, &p,
+					    err, sizeof(err));
+
+	if (e == SKVCCTL_OK && skvcctl_explain(&p, word, stdout) < 0) {
+		(void)snprintf(err, sizeof(err),
+			       "%.64s: no such reason or counter; skvcctl stats --json has all",
+			       word);
+		e = SKVCCTL_FAILURE;
+	}
+	if (e != SKVCCTL_OK)
+		(void)fprintf(stderr, "skvcctl: %s\n", err);
+	skvcctl_picture_deinit(&p);
+	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : (int)e;
+}
+
 int main(int argc, char **argv)
 {
 	struct options o = { .source = { .path = getenv("SKVC_BUS") } };
@@ -243,6 +265,8 @@ int main(int argc, char **argv)
 	r = skvcctl_change(&o.source, argc - optind, argv + optind);
 	if (r >= 0)
 		return r;
+	if (!strcmp(argv[optind], "explain") && argc - optind <= 2)
+		return explain(&o, argv[optind + 1]);
 	if (optind + 1 < argc)
 		return usage_error("one command at a time, not also ", argv[optind + 1]);
 	if (!strcmp(argv[optind], "doctor"))

@@ -57,6 +57,10 @@ struct skvcctl_tenant {
 	uint64_t charged_bytes, quota_bytes;
 };
 
+struct skvcctl_text { /* what a counter, a gauge or a reason means */
+	char name[64], kind[16], unit[16], text[160];
+};
+
 struct skvcctl_picture {
 	char version[32], health[32], status[256];
 	uint64_t ping_ns;
@@ -72,6 +76,8 @@ struct skvcctl_picture {
 	size_t tenants_count;
 	struct skvcctl_model *models;
 	size_t models_count;
+	struct skvcctl_text *texts;
+	size_t texts_count;
 };
 
 struct skvcctl_source {
@@ -88,6 +94,8 @@ struct skvcctl_source {
 #define SKVCCTL_GET_ALL 31u
 #define SKVCCTL_GET_PROFILES 32u /* not part of ALL: an older daemon has no such method */
 #define SKVCCTL_GET_MODELS 64u	 /* nor this */
+
+#define SKVCCTL_GET_TEXTS 128u /* nor this */
 
 /* Returns an exit code; on anything but OK, one line in err that says what to do. */
 enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned what,

@@ -51,6 +51,7 @@ _skvcctl() {
 		'ping:does it answer'
 		'version:of skvcctl and of the daemon'
 		'doctor:is this machine fit for skvcd'
+		'explain:what a reason or a counter means'
 		'quota:what a tenant may take'
 		'evict:drop blocks that nobody uses'
 		'drain:take no new sessions'

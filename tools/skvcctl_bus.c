@@ -215,6 +215,44 @@ static int read_kinds(sd_bus_message *m, struct skvcctl_picture *p)
 	return r;
 }
 
+static int add_text(struct skvcctl_picture *p, const char *name, const char *kind, const char *unit,
+		    const char *text)
+{
+	struct skvcctl_text *t = grow((void **)&p->texts, p->texts_count, sizeof(*t),
+				      SKVCCTL_STATS_MAX);
+
+	if (!t)
+		return -ENOMEM;
+	COPY(t->name, name);
+	COPY(t->kind, kind);
+	COPY(t->unit, unit);
+	COPY(t->text, text);
+	p->texts_count++;
+	return 0;
+}
+
+static int read_stat_texts(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	const char *name, *kind, *unit, *text;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(ssss)");
+	while (r >= 0 && (r = sd_bus_message_read(m, "(ssss)", &name, &kind, &unit, &text)) > 0)
+		r = add_text(p, name, kind, unit, text);
+	return r;
+}
+
+static int read_reason_texts(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	const char *word, *text;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(ss)");
+	while (r >= 0 && (r = sd_bus_message_read(m, "(ss)", &word, &text)) > 0)
+		r = add_text(p, word, "reason", "refusals", text);
+	return r;
+}
+
 static int read_namespaces(sd_bus_message *m, struct skvcctl_picture *p)
 {
 	struct skvcctl_namespace n;
@@ -417,6 +455,8 @@ static const struct part {
 	{ SKVCCTL_GET_SESSIONS, "ListSessions", read_sessions },
 	{ SKVCCTL_GET_TENANTS, "ListTenants", read_tenants },
 	{ SKVCCTL_GET_MODELS, "ListModels", read_models },
+	{ SKVCCTL_GET_TEXTS, "DescribeStats", read_stat_texts },
+	{ SKVCCTL_GET_TEXTS, "DescribeReasons", read_reason_texts },
 };
 
 static enum skvcctl_exit get_part(struct link *l, const struct part *part,
@@ -613,6 +653,7 @@ void skvcctl_picture_deinit(struct skvcctl_picture *p)
 	free(p->sessions);
 	free(p->tenants);
 	free(p->models);
+	free(p->texts);
 	memset(p, 0, sizeof(*p));
 }
 
