@@ -67,7 +67,7 @@ say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)')
 
 # ---- flags --------------------------------------------------------------------------------------
 
-PKGS := liburing numa libzstd libsystemd libxxhash libsodium libcjson inih openblas lapacke
+PKGS := liburing numa libzstd libsystemd libmicrohttpd libxxhash libsodium libcjson inih openblas lapacke
 # Expanded at first use, in a recipe: on a fresh machine `deps` has to run before pkg-config can answer.
 pkg = $(shell pkg-config $(1) 2>/dev/null)
 PKG_CFLAGS = $(eval PKG_CFLAGS := $$(call pkg,--cflags $(PKGS)))$(PKG_CFLAGS)
@@ -150,6 +150,7 @@ sysconfdir ?= /etc
 unitdir ?= $(prefix)/lib/systemd/system
 sysusersdir ?= $(prefix)/lib/sysusers.d
 tmpfilesdir ?= $(prefix)/lib/tmpfiles.d
+catalogdir ?= $(prefix)/lib/systemd/catalog
 dbuspolicydir ?= $(prefix)/share/dbus-1/system.d
 
 # ---- sources ------------------------------------------------------------------------------------
@@ -379,7 +380,7 @@ list = $(if $(1),printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)
 # What a flavour has nothing to say about: TSan about code without threads and about I/O errors, both
 # about times and installing.
 SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_config test_ctl_msg \
-	test_sqe_check test_index test_record test_limits test_nvme_faults test_steady test_demo \
+	test_doctor test_reload test_sqe_check test_index test_record test_limits test_nvme_faults test_steady test_demo \
 	test_tools test_bench test_install test_staging test_cuda_device test_gpu_codec test_gpu_engine \
 	test_residual test_product test_layer test_layer_hostile test_layer_size test_codec_model_folder \
 	test_speculators \
@@ -471,6 +472,7 @@ asan tsan:
 # What goes where: mode, file, target.  install and uninstall read the same list.
 docdir ?= $(prefix)/share/doc/skvcd
 completiondir ?= $(prefix)/share/bash-completion/completions
+zshdir ?= $(prefix)/share/zsh/site-functions
 man_target = $(mandir)/man$(patsubst .%,%,$(suffix $(1)))/$(notdir $(1))
 INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(bindir)/$(p)) \
 	755:$(B)/bin/skvcd:$(sbindir)/skvcd \
@@ -483,9 +485,12 @@ INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(b
 	644:systemd/skvcd.socket:$(unitdir)/skvcd.socket \
 	644:systemd/skvcd.sysusers:$(sysusersdir)/skvcd.conf \
 	644:systemd/skvcd.tmpfiles:$(tmpfilesdir)/skvcd.conf \
+	644:daemon/skvcd.catalog:$(catalogdir)/skvcd.catalog \
 	644:systemd/org.skvcd.Skvcd1.conf:$(dbuspolicydir)/org.skvcd.Skvcd1.conf \
 	644:systemd/skvcd.conf:$(docdir)/skvcd.conf.example \
 	644:tools/skvcctl.bash:$(completiondir)/skvcctl \
+	644:tools/skvcctl.zsh:$(zshdir)/_skvcctl \
+	644:tools/grafana/skvcd.json:$(docdir)/grafana/skvcd.json \
 	644:ipc/PROTOCOL.md:$(docdir)/PROTOCOL.md \
 	644:README.md:$(docdir)/README.md \
 	644:CHANGELOG.md:$(docdir)/CHANGELOG.md \

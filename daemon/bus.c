@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bus.c - org.skvcd.Skvcd1 on /org/skvcd/Skvcd1: counters, namespaces, sessions, tenants, models.  Control thread.
+ * bus.c - org.skvcd.Skvcd1 on /org/skvcd/Skvcd1: counters, namespaces, sessions, tenants, models, and an
+ * operator's few wishes.  Control thread.
  *
- * Everything but the list of models is read: no other method changes the daemon, and none makes the lane do
- * anything, since its counters are atomics that are read where they lie.  A peer that asks without reading answers is
- * dropped before its answers fill our memory.
+ * Reading makes the lane do nothing: its counters are atomics that are read where they lie.  What changes the
+ * daemon (vtable below, without UNPRIVILEGED) is root's and the daemon's own user's.  A peer that asks without
+ * reading answers is dropped before its answers fill our memory.
  */
-#include "daemon/bus.h"
+#include "daemon/bus_internal.h"
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,32 +19,23 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <systemd/sd-bus.h>
-#include <systemd/sd-event.h>
 #include <systemd/sd-id128.h>
 
-#include "daemon/listener.h"
 #include "daemon/log.h"
+#include "daemon/metrics.h"
+#include "daemon/reload.h"
 #include "daemon/util/clock.h"
 
 #define BUS_NAME "org.skvcd.Skvcd1"
 #define BUS_PATH "/org/skvcd/Skvcd1"
-#define BUS_PEERS_MAX 16u
+#define BUS_INTERFACE 1u /* counts what was added to the interface; methods never change */
+#define BUS_LOOK_US 1000000u
 #define BUS_UNREAD_MAX 32u /* answers that a peer may leave unread */
-
-struct bus {
-	sd_event *event;	       /* borrowed */
-	const struct control *control; /* borrowed */
-	struct listener listener;
-	sd_event_source *accept_source;
-	sd_bus *system;		      /* NULL: there is none */
-	sd_bus *peers[BUS_PEERS_MAX]; /* NULL: free */
-};
 
 /* ---- methods ---- */
 
-/* -ENOBUFS ends the connection's dispatch with an error reply that is not sent either. */
-static int may_answer(sd_bus_message *call)
+/* -ENOBUFS ends the dispatch with an error reply that is not sent either. */
+int bus_may_answer(sd_bus_message *call)
 {
 	uint64_t unread = 0;
 	sd_bus *bus = sd_bus_message_get_bus(call);
@@ -55,7 +48,7 @@ static int may_answer(sd_bus_message *call)
 }
 
 /* Sends and drops a reply that was built, or drops it and hands the error on. */
-static int reply_send(sd_bus_message *reply, int r)
+int bus_reply_send(sd_bus_message *reply, int r)
 {
 	if (r >= 0)
 		r = sd_bus_send(NULL, reply, NULL);
@@ -63,16 +56,16 @@ static int reply_send(sd_bus_message *reply, int r)
 	return r;
 }
 
-static int reply_new(sd_bus_message *call, sd_bus_message **ret_reply)
+int bus_reply_new(sd_bus_message *call, sd_bus_message **ret_reply)
 {
-	int r = may_answer(call);
+	int r = bus_may_answer(call);
 
 	return r < 0 ? r : sd_bus_message_new_method_return(call, ret_reply);
 }
 
 static int on_ping(sd_bus_message *call, void *user, sd_bus_error *error)
 {
-	int r = may_answer(call);
+	int r = bus_may_answer(call);
 
 	(void)user;
 	(void)error;
@@ -123,7 +116,7 @@ static int on_get_stats(sd_bus_message *call, void *user, sd_bus_error *error)
 	int r;
 
 	(void)error;
-	r = reply_new(call, &reply);
+	r = bus_reply_new(call, &reply);
 	if (r >= 0)
 		r = sd_bus_message_open_container(reply, 'a', "{st}");
 	for (unsigned i = 0; r >= 0 && i < STAT_COUNT; i++)
@@ -135,7 +128,7 @@ static int on_get_stats(sd_bus_message *call, void *user, sd_bus_error *error)
 		r = append_latencies(reply, control_lane_stats(bus->control));
 	if (r >= 0)
 		r = sd_bus_message_close_container(reply);
-	return reply_send(reply, r);
+	return bus_reply_send(reply, r);
 }
 
 static int on_describe_stats(sd_bus_message *call, void *user, sd_bus_error *error)
@@ -145,7 +138,7 @@ static int on_describe_stats(sd_bus_message *call, void *user, sd_bus_error *err
 
 	(void)user;
 	(void)error;
-	r = reply_new(call, &reply);
+	r = bus_reply_new(call, &reply);
 	if (r >= 0)
 		r = sd_bus_message_open_container(reply, 'a', "(ssss)");
 	for (unsigned i = 0; r >= 0 && i < STAT_COUNT; i++)
@@ -154,203 +147,40 @@ static int on_describe_stats(sd_bus_message *call, void *user, sd_bus_error *err
 					  stats_info[i].unit, stats_info[i].text);
 	if (r >= 0)
 		r = sd_bus_message_close_container(reply);
-	return reply_send(reply, r);
+	return bus_reply_send(reply, r);
 }
 
-static int append_namespace(sd_bus_message *m, const struct namespace *ns)
+static int on_describe_reasons(sd_bus_message *call, void *user, sd_bus_error *error)
 {
-	char digest[2 * sizeof(ns->digest) + 1];
-
-	for (size_t i = 0; i < sizeof(ns->digest); i++)
-		(void)snprintf(digest + 2 * i, 3, "%02x", ns->digest[i]);
-	return sd_bus_message_append(
-		m, "(usssuuttttttuu)", ns->id, ns->tenant->name, ns->model, digest,
-		ns->geom.block_tokens, ns->geom.segments_count, ns->geom.raw_bytes,
-		atomic_load_explicit(&ns->blocks, memory_order_relaxed),
-		atomic_load_explicit(&ns->raw_bytes, memory_order_relaxed),
-		atomic_load_explicit(&ns->coded_bytes, memory_order_relaxed),
-		atomic_load_explicit(&ns->hits, memory_order_relaxed),
-		atomic_load_explicit(&ns->misses, memory_order_relaxed),
-		atomic_load_explicit(&ns->profile_version, memory_order_relaxed),
-		(uint32_t)atomic_load_explicit(&ns->profile_bits_milli, memory_order_relaxed));
-}
-
-/* An array of what `append` makes of each namespace. */
-static int reply_namespaces(sd_bus_message *call, const struct bus *bus, const char *contents,
-			    int (*append)(sd_bus_message *m, const struct namespace *ns))
-{
-	const struct registry *registry = control_registry(bus->control);
 	sd_bus_message *reply = NULL;
-	int r = reply_new(call, &reply);
+	int r = bus_reply_new(call, &reply);
 
+	(void)user;
+	(void)error;
 	if (r >= 0)
-		r = sd_bus_message_open_container(reply, 'a', contents);
-	for (uint32_t i = 0; r >= 0 && i < registry->namespaces_count; i++)
-		r = append(reply, registry->namespaces[i]);
+		r = sd_bus_message_open_container(reply, 'a', "(ss)");
+	for (unsigned i = 1; r >= 0 && i < SKVC_ABI_REASON_COUNT; i++)
+		r = sd_bus_message_append(reply, "(ss)", stats_reason_word((uint16_t)i),
+					  stats_reason_text((uint16_t)i));
 	if (r >= 0)
 		r = sd_bus_message_close_container(reply);
-	return reply_send(reply, r);
+	return bus_reply_send(reply, r);
 }
 
-static int on_list_namespaces(sd_bus_message *call, void *user, sd_bus_error *error)
+static int on_get_metrics(sd_bus_message *call, void *user, sd_bus_error *error)
 {
+	struct bus *bus = user;
+	char *text = NULL;
+	size_t bytes;
+	int r = bus_may_answer(call);
+
 	(void)error;
-	return reply_namespaces(call, user, "(usssuuttttttuu)", append_namespace);
-}
-
-static const char *profile_state(const struct namespace *ns, uint32_t newest)
-{
-	static const char *const at_work[NS_FIT_COUNT] = {
-		[NS_FIT_SAMPLING] = "sampling",	  [NS_FIT_DUE] = "fitting",
-		[NS_FIT_FITTING] = "fitting",	  [NS_FIT_LAYER_DUE] = "fitting-layer",
-		[NS_FIT_LAYER] = "fitting-layer",
-	};
-	uint32_t fit = atomic_load_explicit(&ns->fit_shown, memory_order_relaxed);
-
-	if (!newest)
-		return "old";
-	return at_work[fit] ? at_work[fit] : "in-use";
-}
-
-/* A slot that the lane is changing is passed over: the next picture has it. */
-static int append_profile(sd_bus_message *m, const struct namespace *ns,
-			  const struct ns_profile *np)
-{
-	uint32_t version = atomic_load_explicit(&np->version, memory_order_acquire);
-	uint32_t layer = atomic_load_explicit(&np->layer, memory_order_relaxed);
-	uint32_t previous = atomic_load_explicit(&np->previous, memory_order_relaxed);
-	uint32_t pairs = atomic_load_explicit(&np->rotary_pairs, memory_order_relaxed);
-	uint32_t newest = atomic_load_explicit(&np->newest, memory_order_relaxed);
-	uint32_t model = atomic_load_explicit(&np->model, memory_order_relaxed);
-	uint64_t bytes = atomic_load_explicit(&np->bytes, memory_order_relaxed);
-	uint64_t tokens = atomic_load_explicit(&np->tokens, memory_order_relaxed);
-	uint64_t expected = atomic_load_explicit(&np->expected_milli, memory_order_relaxed);
-	uint64_t measured = atomic_load_explicit(&np->measured_milli, memory_order_relaxed);
-	uint64_t blocks = atomic_load_explicit(&np->blocks, memory_order_relaxed);
-	char digest[17];
-
-	(void)snprintf(digest, sizeof(digest), "%016" PRIx64,
-		       atomic_load_explicit(&np->digest, memory_order_relaxed));
-	atomic_thread_fence(memory_order_acquire);
-	if (!version || atomic_load_explicit(&np->version, memory_order_relaxed) != version)
-		return 0;
-	return sd_bus_message_append(m, "(ussusuutttttsu)", ns->id, ns->tenant->name, ns->model,
-				     version, digest, layer ? previous + 1 : 0, pairs, bytes,
-				     tokens, expected, measured, blocks, profile_state(ns, newest),
-				     model);
-}
-
-/* Those of each namespace; one that has none yet has a row of version 0. */
-static int append_profiles(sd_bus_message *m, const struct namespace *ns)
-{
-	int r = 0;
-
-	for (unsigned i = 0; r >= 0 && i < NS_PROFILES_MAX; i++)
-		r = append_profile(m, ns, &ns->profile[i]);
-	if (r >= 0 && !atomic_load_explicit(&ns->profile_version, memory_order_relaxed))
-		r = sd_bus_message_append(m, "(ussusuutttttsu)", ns->id, ns->tenant->name,
-					  ns->model, 0, "", 0, 0, (uint64_t)0, (uint64_t)0,
-					  (uint64_t)0, (uint64_t)0, (uint64_t)0,
-					  profile_state(ns, 1), 0);
+	if (r >= 0)
+		r = metrics_text(bus->control, &text, &bytes);
+	if (r >= 0)
+		r = sd_bus_reply_method_return(call, "s", text);
+	free(text);
 	return r;
-}
-
-static int on_list_profiles(sd_bus_message *call, void *user, sd_bus_error *error)
-{
-	(void)error;
-	return reply_namespaces(call, user, "(ussusuutttttsu)", append_profiles);
-}
-
-static int append_session(sd_bus_message *m, const struct session *s)
-{
-	uint64_t now_ns = clock_now_ns();
-
-	return sd_bus_message_append(
-		m, "(uuusssttttuut)", s->id, (uint32_t)s->pid, (uint32_t)s->uid, s->tenant->name,
-		s->name, s->role ? "scheduler" : "worker",
-		atomic_load_explicit(&s->ops, memory_order_relaxed),
-		atomic_load_explicit(&s->store_blocks, memory_order_relaxed),
-		atomic_load_explicit(&s->load_blocks, memory_order_relaxed),
-		atomic_load_explicit(&s->lookup_blocks, memory_order_relaxed),
-		(uint32_t)atomic_load_explicit(&s->jobs, memory_order_relaxed),
-		(uint32_t)atomic_load_explicit(&s->leases, memory_order_relaxed),
-		now_ns > s->opened_ns ? now_ns - s->opened_ns : 0);
-}
-
-static int on_list_sessions(sd_bus_message *call, void *user, sd_bus_error *error)
-{
-	struct bus *bus = user;
-	sd_bus_message *reply = NULL;
-	int r;
-
-	(void)error;
-	r = reply_new(call, &reply);
-	if (r >= 0)
-		r = sd_bus_message_open_container(reply, 'a', "(uuusssttttuut)");
-	for (uint32_t i = 0; r >= 0 && i < control_config(bus->control)->sessions_max; i++) {
-		const struct session *s = control_session(bus->control, i);
-
-		if (s)
-			r = append_session(reply, s);
-	}
-	if (r >= 0)
-		r = sd_bus_message_close_container(reply);
-	return reply_send(reply, r);
-}
-
-static int on_list_tenants(sd_bus_message *call, void *user, sd_bus_error *error)
-{
-	struct bus *bus = user;
-	const struct registry *registry = control_registry(bus->control);
-	sd_bus_message *reply = NULL;
-	int r;
-
-	(void)error;
-	r = reply_new(call, &reply);
-	if (r >= 0)
-		r = sd_bus_message_open_container(reply, 'a', "(stt)");
-	for (uint32_t i = 0; r >= 0 && i < registry->tenants_count; i++) {
-		const struct tenant *t = registry->tenants[i];
-
-		r = sd_bus_message_append(
-			reply, "(stt)", t->name,
-			atomic_load_explicit(&t->charged_bytes, memory_order_relaxed),
-			t->quota_bytes);
-	}
-	if (r >= 0)
-		r = sd_bus_message_close_container(reply);
-	return reply_send(reply, r);
-}
-
-static int append_model(sd_bus_message *m, const struct model_entry *e)
-{
-	static const struct model_config none = { 0 };
-	const struct model_config *c = e->model ? mspec_model_config(e->model) : &none;
-	const uint8_t *digest = e->model ? mspec_model_digest(e->model) : NULL;
-	char hex[2 * MODEL_DIGEST_BYTES + 1] = "";
-
-	for (size_t i = 0; digest && i < MODEL_DIGEST_BYTES; i++)
-		(void)snprintf(hex + 2 * i, 3, "%02x", digest[i]);
-	return sd_bus_message_append(m, "(sssssuu)", e->name, e->folder, model_state_name(e->state),
-				     e->err, hex, c->layers, c->vocab);
-}
-
-static int on_list_models(sd_bus_message *call, void *user, sd_bus_error *error)
-{
-	const struct bus *bus = user;
-	const struct models *models = control_models(bus->control);
-	const struct model_entry *e;
-	sd_bus_message *reply = NULL;
-	int r = reply_new(call, &reply);
-
-	(void)error;
-	if (r >= 0)
-		r = sd_bus_message_open_container(reply, 'a', "(sssssuu)");
-	for (unsigned i = 0; r >= 0 && (e = models_at(models, i)) != NULL; i++)
-		r = append_model(reply, e);
-	if (r >= 0)
-		r = sd_bus_message_close_container(reply);
-	return reply_send(reply, r);
 }
 
 /* Answered at once: ListModels says what came of it. */
@@ -359,7 +189,7 @@ static int on_add_model(sd_bus_message *call, void *user, sd_bus_error *error)
 	struct bus *bus = user;
 	const char *name, *folder;
 	char err[MODELS_ERR_BYTES] = "";
-	int r = may_answer(call);
+	int r = bus_may_answer(call);
 
 	if (r >= 0)
 		r = sd_bus_message_read(call, "ss", &name, &folder);
@@ -375,7 +205,7 @@ static int on_remove_model(sd_bus_message *call, void *user, sd_bus_error *error
 {
 	struct bus *bus = user;
 	const char *name;
-	int r = may_answer(call);
+	int r = bus_may_answer(call);
 
 	if (r >= 0)
 		r = sd_bus_message_read(call, "s", &name);
@@ -385,6 +215,114 @@ static int on_remove_model(sd_bus_message *call, void *user, sd_bus_error *error
 		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
 					 "%s: no model of this name is loaded", name);
 	return sd_bus_reply_method_return(call, "");
+}
+
+/* ---- an operator's wishes ---- */
+
+static void look(struct bus *bus);
+
+static int on_set_quota(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	struct bus *bus = user;
+	const char *tenant;
+	uint64_t bytes;
+	int r = bus_may_answer(call);
+
+	if (r >= 0)
+		r = sd_bus_message_read(call, "st", &tenant, &bytes);
+	if (r < 0)
+		return r;
+	if (bytes > UINT64_C(1) << 50)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
+					 "quota: at most 1024 TiB; 0: no limit");
+	r = control_set_quota(bus->control, tenant, bytes);
+	if (r == -EAGAIN)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED,
+					 "the data path is behind: try again");
+	if (r < 0)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
+					 "%s: nobody has connected as this tenant", tenant);
+	return sd_bus_reply_method_return(call, "");
+}
+
+/* The call waits for its answer here; NULL: the daemon ends first, and so does the connection. */
+static void evicted(void *user, const struct control_evicted *result)
+{
+	sd_bus_message *call = user;
+
+	if (result)
+		(void)sd_bus_reply_method_return(call, "ttt", result->blocks, result->bytes,
+						 result->kept);
+	sd_bus_message_unref(call);
+}
+
+static int on_evict(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	struct bus *bus = user;
+	const char *tenant;
+	uint32_t ns;
+	int r = bus_may_answer(call);
+
+	if (r >= 0)
+		r = sd_bus_message_read(call, "su", &tenant, &ns);
+	if (r < 0)
+		return r;
+	r = control_evict(bus->control, tenant, ns, evicted, call);
+	if (r == -ENOENT)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
+					 "there is no such tenant, or no such namespace");
+	if (r < 0)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED,
+					 "blocks are being evicted already: try again");
+	sd_bus_message_ref(call);
+	return 1;
+}
+
+static int on_drain(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	struct bus *bus = user;
+	int on, r = bus_may_answer(call);
+
+	(void)error;
+	if (r >= 0)
+		r = sd_bus_message_read(call, "b", &on);
+	if (r < 0)
+		return r;
+	control_drain(bus->control, on != 0);
+	r = sd_bus_reply_method_return(call, "");
+	look(bus);
+	return r;
+}
+
+static int on_reload(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	struct bus *bus = user;
+	char text[RELOAD_TEXT_BYTES] = "";
+	int r = bus_may_answer(call);
+
+	if (r < 0)
+		return r;
+	if (control_reload(bus->control, text, sizeof(text)) < 0)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_FAILED, "%s", text);
+	return sd_bus_reply_method_return(call, "s", text);
+}
+
+/* ---- properties ---- */
+
+static int get_interface(sd_bus *sd, const char *path, const char *interface, const char *property,
+			 sd_bus_message *reply, void *user, sd_bus_error *error)
+{
+	(void)sd, (void)path, (void)interface, (void)property, (void)user, (void)error;
+	return sd_bus_message_append(reply, "u", BUS_INTERFACE);
+}
+
+static int get_draining(sd_bus *sd, const char *path, const char *interface, const char *property,
+			sd_bus_message *reply, void *user, sd_bus_error *error)
+{
+	struct bus *bus = user;
+
+	(void)sd, (void)path, (void)interface, (void)property, (void)error;
+	return sd_bus_message_append(reply, "b", control_draining(bus->control));
 }
 
 static int get_version(sd_bus *sd, const char *path, const char *interface, const char *property,
@@ -414,7 +352,8 @@ static int get_status(sd_bus *sd, const char *path, const char *interface, const
 	return sd_bus_message_append(reply, "s", line);
 }
 
-/* Unprivileged: who may talk to us is decided by the socket's mode, or by the bus policy. */
+/* Unprivileged: who may talk to us is decided by the socket's mode, or by the bus policy.
+ * org.skvcd.Skvcd1(5) has all of these. */
 static const sd_bus_vtable bus_vtable[] = {
 	SD_BUS_VTABLE_START(0),
 	SD_BUS_METHOD_WITH_ARGS("Ping", SD_BUS_NO_ARGS, SD_BUS_RESULT("s", version), on_ping,
@@ -424,26 +363,41 @@ static const sd_bus_vtable bus_vtable[] = {
 	SD_BUS_METHOD_WITH_ARGS("DescribeStats", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(ssss)", name_kind_unit_text), on_describe_stats,
 				SD_BUS_VTABLE_UNPRIVILEGED),
-	SD_BUS_METHOD_WITH_ARGS("ListNamespaces", SD_BUS_NO_ARGS,
-				SD_BUS_RESULT("a(usssuuttttttuu)", namespaces), on_list_namespaces,
+	SD_BUS_METHOD_WITH_ARGS("DescribeReasons", SD_BUS_NO_ARGS,
+				SD_BUS_RESULT("a(ss)", word_text), on_describe_reasons,
 				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("GetMetrics", SD_BUS_NO_ARGS, SD_BUS_RESULT("s", text),
+				on_get_metrics, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("ListNamespaces", SD_BUS_NO_ARGS,
+				SD_BUS_RESULT("a(usssuuttttttuu)", namespaces),
+				bus_on_list_namespaces, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("ListProfiles", SD_BUS_NO_ARGS,
-				SD_BUS_RESULT("a(ussusuutttttsu)", profiles), on_list_profiles,
+				SD_BUS_RESULT("a(ussusuutttttsu)", profiles), bus_on_list_profiles,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("ListModels", SD_BUS_NO_ARGS, SD_BUS_RESULT("a(sssssuu)", models),
-				on_list_models, SD_BUS_VTABLE_UNPRIVILEGED),
+				bus_on_list_models, SD_BUS_VTABLE_UNPRIVILEGED),
 	/* These read files as the daemon does: root's and the daemon's own user's. */
 	SD_BUS_METHOD_WITH_ARGS("AddModel", SD_BUS_ARGS("s", name, "s", folder), SD_BUS_NO_RESULT,
 				on_add_model, 0),
 	SD_BUS_METHOD_WITH_ARGS("RemoveModel", SD_BUS_ARGS("s", name), SD_BUS_NO_RESULT,
 				on_remove_model, 0),
+	/* These change what everybody has. */
+	SD_BUS_METHOD_WITH_ARGS("SetQuota", SD_BUS_ARGS("s", tenant, "t", bytes), SD_BUS_NO_RESULT,
+				on_set_quota, 0),
+	SD_BUS_METHOD_WITH_ARGS("Evict", SD_BUS_ARGS("s", tenant, "u", ns),
+				SD_BUS_RESULT("t", blocks, "t", bytes, "t", kept_blocks), on_evict,
+				0),
+	SD_BUS_METHOD_WITH_ARGS("Drain", SD_BUS_ARGS("b", on), SD_BUS_NO_RESULT, on_drain, 0),
+	SD_BUS_METHOD_WITH_ARGS("Reload", SD_BUS_NO_ARGS, SD_BUS_RESULT("s", text), on_reload, 0),
 	SD_BUS_METHOD_WITH_ARGS("ListSessions", SD_BUS_NO_ARGS,
-				SD_BUS_RESULT("a(uuusssttttuut)", sessions), on_list_sessions,
+				SD_BUS_RESULT("a(uuusssttttuut)", sessions), bus_on_list_sessions,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("ListTenants", SD_BUS_NO_ARGS, SD_BUS_RESULT("a(stt)", tenants),
-				on_list_tenants, SD_BUS_VTABLE_UNPRIVILEGED),
+				bus_on_list_tenants, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_PROPERTY("Version", "s", get_version, 0, SD_BUS_VTABLE_PROPERTY_CONST),
-	SD_BUS_PROPERTY("Health", "s", get_health, 0, 0),
+	SD_BUS_PROPERTY("InterfaceVersion", "u", get_interface, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+	SD_BUS_PROPERTY("Health", "s", get_health, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
+	SD_BUS_PROPERTY("Draining", "b", get_draining, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
 	SD_BUS_PROPERTY("StatusLine", "s", get_status, 0, 0),
 	SD_BUS_VTABLE_END,
 };
@@ -509,7 +463,7 @@ static int may_ask(int sock)
 		return 1;
 	s.pid = peer.pid;
 	s.uid = peer.uid;
-	log_client(LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_NOT_PERMITTED,
+	log_client(LOG_EVENT_NOT_PERMITTED, LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_NOT_PERMITTED,
 		   "may not ask on the bus socket");
 	return 0;
 }
@@ -545,6 +499,47 @@ static int on_accept(sd_event_source *source, int fd, uint32_t events, void *use
 	return 0;
 }
 
+/* ---- changes ---- */
+
+static void tell(struct bus *bus, const char *property)
+{
+	if (bus->system)
+		(void)sd_bus_emit_properties_changed(bus->system, BUS_PATH, BUS_NAME, property,
+						     NULL);
+	for (unsigned i = 0; i < BUS_PEERS_MAX; i++) {
+		uint64_t unread = 0;
+
+		/* One that does not read is told no more. */
+		if (bus->peers[i] && sd_bus_get_n_queued_write(bus->peers[i], &unread) >= 0 &&
+		    unread <= BUS_UNREAD_MAX)
+			(void)sd_bus_emit_properties_changed(bus->peers[i], BUS_PATH, BUS_NAME,
+							     property, NULL);
+	}
+}
+
+static void look(struct bus *bus)
+{
+	const char *health = control_health(bus->control);
+	bool draining = control_draining(bus->control);
+
+	if (bus->draining != draining) {
+		bus->draining = draining;
+		tell(bus, "Draining");
+	}
+	if (strcmp(bus->health, health) != 0) {
+		bus->health = health;
+		tell(bus, "Health");
+	}
+}
+
+static int on_look(sd_event_source *source, uint64_t usec, void *user)
+{
+	(void)usec;
+	look(user);
+	(void)sd_event_source_set_time_relative(source, BUS_LOOK_US);
+	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+}
+
 /* ---- the system bus ---- */
 
 static int on_named(sd_bus_message *message, void *user, sd_bus_error *error)
@@ -575,7 +570,7 @@ static void join_system(struct bus *bus)
 	bus->system = sd_bus_close_unref(bus->system);
 }
 
-int bus_new(struct sd_event *event, const struct control *control, struct bus **ret_bus, char *err,
+int bus_new(struct sd_event *event, struct control *control, struct bus **ret_bus, char *err,
 	    size_t err_bytes)
 {
 	const struct config *config = control_config(control);
@@ -602,6 +597,14 @@ int bus_new(struct sd_event *event, const struct control *control, struct bus **
 		bus_free(bus);
 		return r;
 	}
+	bus->health = control_health(control);
+	r = sd_event_add_time_relative(event, &bus->look_source, CLOCK_MONOTONIC, BUS_LOOK_US,
+				       BUS_LOOK_US / 10, on_look, bus);
+	if (r < 0) {
+		(void)snprintf(err, err_bytes, "bus: %s", strerror(-r));
+		bus_free(bus);
+		return r;
+	}
 	join_system(bus);
 	*ret_bus = bus;
 	return 0;
@@ -612,6 +615,7 @@ struct bus *bus_free(struct bus *bus)
 	if (!bus)
 		return NULL;
 	bus->accept_source = sd_event_source_disable_unref(bus->accept_source);
+	bus->look_source = sd_event_source_disable_unref(bus->look_source);
 	for (unsigned i = 0; i < BUS_PEERS_MAX; i++)
 		bus->peers[i] = sd_bus_close_unref(bus->peers[i]);
 	bus->system = sd_bus_flush_close_unref(bus->system);

@@ -56,7 +56,7 @@ int client_host_init(struct client_host *host, const struct config *config, stru
 	host->registry = registry;
 	host->stats = stats;
 	host->gpu = lane_gpu(lane);
-	host->late_max = 2 * config->sessions_max;
+	host->late_max = 2 * config->sessions_max + 2; /* and one letter each of control.c's own */
 	host->by_slot = calloc(config->sessions_max, sizeof(struct client *));
 	host->packet = malloc(CTL_MSG_BYTES_MAX);
 	host->late = calloc(host->late_max, sizeof(*host->late));
@@ -85,10 +85,10 @@ void client_host_flush(struct client_host *host)
 	host->late_count -= sent;
 }
 
-void client_host_post(struct client_host *host, uint32_t type, struct session *session,
-		      void *object, uint64_t value)
+void client_host_post(struct client_host *host, uint32_t type, void *subject, void *object,
+		      uint64_t value)
 {
-	struct mail mail = { .type = type, .subject = session, .object = object, .value = value };
+	struct mail mail = { .type = type, .subject = subject, .object = object, .value = value };
 
 	client_host_flush(host);
 	if (!host->late_count && !mailbox_send(lane_inbox(host->lane), &mail))
@@ -242,15 +242,16 @@ static void fail(struct client *c, int res, uint16_t reason, const char *format,
 	stats_reason(c->host->stats, reason);
 	if (reason == SKVC_ABI_REASON_BAD_MESSAGE)
 		stats_add(c->host->stats, STAT_SESSIONS_FAILED, 1);
-	log_client(LOG_LEVEL_WARNING, &c->session, reason, "connection ended: %s", text);
+	log_client(LOG_EVENT_SESSION_FAILED, LOG_LEVEL_WARNING, &c->session, reason,
+		   "connection ended: %s", text);
 	end(c, reason);
 }
 
 void client_gone(struct client *c)
 {
 	if (c->state != CLIENT_ENDING && c->state != CLIENT_OVER && c->session.id)
-		log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_CLIENT_GONE,
-			   "client is gone");
+		log_client(LOG_EVENT_SESSION_CLOSED, LOG_LEVEL_INFO, &c->session,
+			   SKVC_ABI_REASON_CLIENT_GONE, "client is gone");
 	end(c, SKVC_ABI_REASON_CLIENT_GONE);
 	c->drop_socket = true; /* nobody is at its other end */
 }
@@ -289,7 +290,8 @@ void client_refuse(struct client *c, int res, uint16_t reason, const char *forma
 	error_fill(c, &m, res, reason, text);
 	if (reason != SKVC_ABI_REASON_NONE)
 		stats_reason(c->host->stats, reason);
-	log_client(LOG_LEVEL_DEBUG, &c->session, reason, "request refused: %s", text);
+	log_client(LOG_EVENT_NONE, LOG_LEVEL_DEBUG, &c->session, reason, "request refused: %s",
+		   text);
 	client_answer(c, CTL_ERROR, &m, sizeof(m), NULL, 0);
 }
 
@@ -372,6 +374,11 @@ static void hello(struct client *c, const struct ctl_hello *m)
 		     SKVC_ABI_MINOR);
 		return;
 	}
+	if (c->host->draining) {
+		fail(c, -ESHUTDOWN, SKVC_ABI_REASON_SHUTDOWN,
+		     "the daemon drains: it takes no new sessions");
+		return;
+	}
 	if (take_slot(c) < 0) {
 		fail(c, -EUSERS, SKVC_ABI_REASON_SESSIONS_FULL,
 		     "%u sessions are connected; raise [daemon] "
@@ -412,7 +419,7 @@ static void welcome(struct client *c)
 	int fds[3] = { c->segment_fd, c->session.sq_fd, c->session.cq_fd };
 
 	set_state(c, CLIENT_IDLE);
-	log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_NONE,
+	log_client(LOG_EVENT_SESSION_OPENED, LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_NONE,
 		   "connected as %s of tenant %s", c->session.role ? "scheduler" : "worker",
 		   c->session.tenant->name);
 	client_answer(c, CTL_WELCOME, &m, sizeof(m), fds, 3);
@@ -556,7 +563,8 @@ static void gone(struct client *c)
 	if (c->state == CLIENT_LEAVING) {
 		ctl_msg_init(&m.h, CTL_OK, sizeof(m), c->seq);
 		(void)fdpass_send(c->sock, &m, sizeof(m), NULL, 0);
-		log_client(LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_NONE, "left");
+		log_client(LOG_EVENT_SESSION_CLOSED, LOG_LEVEL_INFO, &c->session,
+			   SKVC_ABI_REASON_NONE, "left");
 	}
 	over(c);
 }
@@ -577,8 +585,8 @@ void client_mail(struct client *c, const struct mail *mail)
 		client_request_done(c, mail);
 		break;
 	case LANE_SESSION_FAILED:
-		log_client(LOG_LEVEL_WARNING, &c->session, (uint16_t)mail->value,
-			   "session ended: the client broke the contract");
+		log_client(LOG_EVENT_SESSION_FAILED, LOG_LEVEL_WARNING, &c->session,
+			   (uint16_t)mail->value, "session ended: the client broke the contract");
 		end(c, (uint16_t)mail->value);
 		break;
 	case LANE_SESSION_GONE:

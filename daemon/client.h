@@ -57,6 +57,7 @@ struct client_host {
 	struct device *gpu; /* borrowed, lane_gpu(): only its import calls and dead(); or NULL */
 	struct client **by_slot; /* owned, [config->sessions_max]; NULL: free */
 	uint32_t sessions_count;
+	bool draining;		/* nobody new is taken */
 	uint32_t sessions_made; /* ids go on from here */
 	uint64_t arenas_bytes;	/* of all sessions */
 	uint8_t *packet;	/* owned, CTL_MSG_BYTES_MAX: the packet at hand */
@@ -109,8 +110,8 @@ int client_host_init(struct client_host *host, const struct config *config, stru
 		     struct registry *registry, struct stats *stats);
 void client_host_deinit(struct client_host *host);
 /* To the lane; kept and sent later when its box is full. */
-void client_host_post(struct client_host *host, uint32_t type, struct session *session,
-		      void *object, uint64_t value);
+void client_host_post(struct client_host *host, uint32_t type, void *subject, void *object,
+		      uint64_t value);
 void client_host_flush(struct client_host *host);
 
 /* Takes sock and peer->pidfd over, also when it fails. */

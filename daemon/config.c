@@ -524,6 +524,8 @@ static int check_tenants(const struct config *c, char *err, size_t err_bytes)
 int config_check(const struct config *c, char *err, size_t err_bytes)
 {
 	uint64_t segment = c->nvme_segment_bytes;
+	struct sockaddr_storage address;
+	socklen_t len;
 
 	if (c->accept_percent >= c->full_percent)
 		return fail(err, err_bytes,
@@ -555,6 +557,11 @@ int config_check(const struct config *c, char *err, size_t err_bytes)
 			    "[limits] lease_ttl: longer than lease_ttl_max; allowed: at "
 			    "most %" PRIu64 "ms",
 			    c->lease_ttl_max_ns / 1000000);
+	if (c->metrics_listen[0] && config_parse_address(c->metrics_listen, &address, &len) < 0)
+		return fail(err, err_bytes,
+			    "[metrics] listen: \"%.64s\" is no address and port; allowed: "
+			    "empty, 127.0.0.1:9472, [::1]:9472",
+			    c->metrics_listen);
 	if (c->bus_socket[0] && !strcmp(c->bus_socket, c->socket))
 		return fail(err, err_bytes,
 			    "[daemon] bus_socket: same as socket; allowed: another path");

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * config.h - skvcd.conf: every key, its default and its range, in one table (config.c).  Read once at
- * start-up by the control thread; immutable afterwards and shared by all threads.
+ * config.h - skvcd.conf: every key, its default and its range, in one table (config.c).  Read at start-up by
+ * the control thread; afterwards only a reload changes it, and only keys that are CONFIG_LIVE: in the control
+ * thread's copy, and by mail in the lane's.
  */
 #ifndef SKVCD_DAEMON_CONFIG_H
 #define SKVCD_DAEMON_CONFIG_H
@@ -10,11 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #define CONFIG_TENANTS_MAX 64u
 #define CONFIG_SOCKET_BYTES 108u
 #define CONFIG_FITS_MAX 4u
+#define CONFIG_VALUE_BYTES 256u
 #define CONFIG_ALLOWED_BYTES 128u /* room for the longest range in words */
 
 /* The first ones as enum codec_speculator has them. */
@@ -46,6 +49,7 @@ struct config {
 	uint32_t sessions_max;	 /* 1..256 (three letters each fit a mailbox), default 64 */
 	uint32_t namespaces_max; /* 1..1024, default 64 */
 	uint64_t spin_ns;	 /* lane busy-polls this long before it sleeps; default 50 us */
+	uint32_t log_debug;	 /* 1: as with --debug */
 	uint32_t cpu_workers;	 /* codec threads; 0: cores - 1, at least 1, at most 16 */
 	/* [host] */
 	uint64_t pool_bytes;	 /* 1 GiB; >= 16 MiB */
@@ -100,6 +104,8 @@ struct config {
 	uint64_t event_wait_ns; /* a job whose ready event is not seen by then is given up; 30 s */
 	uint64_t gpu_wait_ns;	/* a GPU that ends nothing for so long hangs; 60 s */
 	uint64_t quota_bytes;	/* of a tenant without a section; 0: none */
+	/* [metrics] */
+	char metrics_listen[64]; /* address:port of GET /metrics; empty: nowhere */
 	/* [tenant NAME] */
 	uint32_t tenants_count;
 	struct config_tenant tenants[CONFIG_TENANTS_MAX];
@@ -141,6 +147,7 @@ enum config_type {
 };
 
 #define CONFIG_OR_ZERO 1u /* 0 is allowed beside min..max */
+#define CONFIG_LIVE 2u	  /* a reload changes it; the others need a restart */
 
 struct config_key {
 	const char *section;
@@ -164,8 +171,15 @@ size_t config_key_index(const struct config_key *k);
 const char *config_key_set(struct config *c, const struct config_key *k, const char *value);
 /* What may be written there, in words; returns the length.  buf_bytes >= CONFIG_ALLOWED_BYTES. */
 size_t config_key_allowed(const struct config_key *k, char *buf, size_t buf_bytes);
+/* As one would write it. */
+void config_key_value(const struct config *c, const struct config_key *k, char *buf,
+		      size_t buf_bytes);
+/* What a reload may change, from one to the other; tenants are not touched. */
+void config_copy_live(struct config *to, const struct config *from);
 int config_parse_u64(const char *s, const char **ret_end, uint64_t *ret); /* -EINVAL, -ERANGE */
 int config_parse_size(const char *s, uint64_t *ret);			  /* with K, M, G or T */
+/* "127.0.0.1:9472" or "[::1]:9472": names are not resolved.  0 or -EINVAL. */
+int config_parse_address(const char *s, struct sockaddr_storage *ret, socklen_t *ret_len);
 const char *config_speculator_name(uint32_t speculator);
 void config_print_help(FILE *out); /* a commented skvcd.conf with every key and default */
 

@@ -8,9 +8,11 @@
  */
 #include "daemon/config.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <netinet/in.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <string.h>
@@ -34,6 +36,7 @@ static const char *const speculator_names[CONFIG_SPECULATOR_COUNT + 1] = {
 	[CONFIG_SPECULATOR_CHANNEL] = "channel", [CONFIG_SPECULATOR_LAYER] = "layer",
 	[CONFIG_SPECULATOR_MODEL] = "model",	 [CONFIG_SPECULATOR_AUTO] = "auto",
 };
+static const char *const log_names[] = { "info", "debug", NULL };
 static const char *const priority_names[] = { "idle", "low", "normal", NULL };
 static const char *const previous_names[CONFIG_PREVIOUS_AUTO + 2] = {
 	"0", "1", "2", "3", "4", "5", "6", [CONFIG_PREVIOUS_AUTO] = "auto"
@@ -63,6 +66,8 @@ static const struct config_key config_keys[] = {
 	  "namespaces of all tenants, until the daemon ends" },
 	{ "daemon", "spin", CONFIG_TIME, FIELD(spin_ns), 0, 10 * MSEC, 0, NULL, "50us",
 	  "how long the data path polls before it sleeps" },
+	{ "daemon", "log", CONFIG_CHOICE, FIELD(log_debug), 0, 1, CONFIG_LIVE, log_names, "info",
+	  "what is worth a line in the log; debug: every refused request, too" },
 	{ "daemon", "cpu_workers", CONFIG_COUNT, FIELD(cpu_workers), 0, 64, 0, NULL, "0",
 	  "codec threads; 0: one less than there are cores, 1 to 16" },
 
@@ -72,12 +77,12 @@ static const struct config_key config_keys[] = {
 	  "NUMA node of the pool and of arenas; -1: no preference" },
 	{ "host", "lock_memory", CONFIG_CHOICE, FIELD(lock_memory), 0, 1, 0, bool_names, "yes",
 	  "lock pool and arenas into memory; needs LimitMEMLOCK" },
-	{ "host", "spill_percent", CONFIG_COUNT, FIELD(spill_percent), 1, 99, 0, NULL, "60",
-	  "blocks are written to NVMe ahead of need above this fill of the pool" },
-	{ "host", "full_percent", CONFIG_COUNT, FIELD(full_percent), 2, 100, 0, NULL, "97",
-	  "stores wait, then are refused, above this fill of the pool" },
-	{ "host", "accept_percent", CONFIG_COUNT, FIELD(accept_percent), 1, 99, 0, NULL, "92",
-	  "and are taken again below this one" },
+	{ "host", "spill_percent", CONFIG_COUNT, FIELD(spill_percent), 1, 99, CONFIG_LIVE, NULL,
+	  "60", "blocks are written to NVMe ahead of need above this fill of the pool" },
+	{ "host", "full_percent", CONFIG_COUNT, FIELD(full_percent), 2, 100, CONFIG_LIVE, NULL,
+	  "97", "stores wait, then are refused, above this fill of the pool" },
+	{ "host", "accept_percent", CONFIG_COUNT, FIELD(accept_percent), 1, 99, CONFIG_LIVE, NULL,
+	  "92", "and are taken again below this one" },
 	{ "host", "arena_session", CONFIG_SIZE, FIELD(arena_session_bytes), 0, 64 * TIB, 0, NULL,
 	  "16G", "arenas of one session together" },
 	{ "host", "arena_total", CONFIG_SIZE, FIELD(arena_total_bytes), 0, 64 * TIB, 0, NULL, "64G",
@@ -111,7 +116,7 @@ static const struct config_key config_keys[] = {
 
 	{ "codec", "speculator", CONFIG_CHOICE, FIELD(speculator), 0, CONFIG_SPECULATOR_COUNT - 1,
 	  0, speculator_names, "auto", "how blocks are compressed" },
-	{ "codec", "verify", CONFIG_CHOICE, FIELD(verify), 0, 1, 0, bool_names, "yes",
+	{ "codec", "verify", CONFIG_CHOICE, FIELD(verify), 0, 1, CONFIG_LIVE, bool_names, "yes",
 	  "decode every block again before it counts as stored" },
 	{ "codec", "fit_tokens", CONFIG_COUNTS, FIELD(fit_tokens), 16, 1 << 20, 0, NULL,
 	  "512, 4096, 20000",
@@ -129,17 +134,18 @@ static const struct config_key config_keys[] = {
 	  "512M", "the largest profile" },
 	{ "profile", "priority", CONFIG_CHOICE, FIELD(profile_priority), 0, 2, 0, priority_names,
 	  "idle", "how the threads run that fit layer and code blocks again" },
-	{ "profile", "drift_percent", CONFIG_COUNT, FIELD(drift_percent), 0, 1000, 0, NULL, "10",
+	{ "profile", "drift_percent", CONFIG_COUNT, FIELD(drift_percent), 0, 1000, CONFIG_LIVE,
+	  NULL, "10",
 	  "a new profile is fitted when blocks take so much more than it promised; 0: never" },
-	{ "profile", "drift_blocks", CONFIG_COUNT, FIELD(drift_blocks), 1, 1 << 20, 0, NULL, "256",
-	  "in the mean of this many blocks" },
+	{ "profile", "drift_blocks", CONFIG_COUNT, FIELD(drift_blocks), 1, 1 << 20, CONFIG_LIVE,
+	  NULL, "256", "in the mean of this many blocks" },
 
 	{ "model", "sequences", CONFIG_COUNT, FIELD(model_sequences), 1, 256, 0, NULL, "4",
 	  "prefixes that are kept ready to code their next block" },
 	{ "model", "tokens_max", CONFIG_COUNT, FIELD(model_tokens_max), 1, 1 << 20, 0, NULL,
 	  "32768", "no block behind so many tokens of its sequence is coded with model" },
-	{ "model", "idle", CONFIG_TIME, FIELD(model_idle_ns), 0, 3600 * SEC, 0, NULL, "10s",
-	  "a prefix that nobody goes on from is kept so long" },
+	{ "model", "idle", CONFIG_TIME, FIELD(model_idle_ns), 0, 3600 * SEC, CONFIG_LIVE, NULL,
+	  "10s", "a prefix that nobody goes on from is kept so long" },
 	{ "model", "fit_tokens", CONFIG_COUNT, FIELD(model_fit_tokens), 64, 1 << 20, 0, NULL,
 	  "4096",
 	  "a namespace without a profile for its model is fitted on so many stored tokens" },
@@ -148,18 +154,24 @@ static const struct config_key config_keys[] = {
 	  NULL, "0", "blocks in the index; 0: one per 16 KiB of pool and NVMe" },
 	{ "limits", "leases_max", CONFIG_COUNT, FIELD(leases_max), 1, SKVC_ABI_LEASES_MAX, 0, NULL,
 	  "1024", "leases of one session" },
-	{ "limits", "lease_ttl", CONFIG_TIME, FIELD(lease_ttl_ns), 1 * MSEC, SKVC_ABI_TTL_NS_MAX, 0,
-	  NULL, "30s", "how long a lease lasts when the client does not say" },
+	{ "limits", "lease_ttl", CONFIG_TIME, FIELD(lease_ttl_ns), 1 * MSEC, SKVC_ABI_TTL_NS_MAX,
+	  CONFIG_LIVE, NULL, "30s", "how long a lease lasts when the client does not say" },
 	{ "limits", "lease_ttl_max", CONFIG_TIME, FIELD(lease_ttl_max_ns), 1 * MSEC,
-	  SKVC_ABI_TTL_NS_MAX, 0, NULL, "300s", "the longest lease or pin a client may ask for" },
-	{ "limits", "store_wait", CONFIG_TIME, FIELD(store_wait_ns), 0, 60 * SEC, 0, NULL, "2s",
-	  "a store waits this long for room before it is refused" },
-	{ "limits", "event_wait", CONFIG_TIME, FIELD(event_wait_ns), 1 * MSEC, 3600 * SEC, 0, NULL,
-	  "30s", "a load or store whose ready event was not reached by then is given up" },
-	{ "limits", "gpu_wait", CONFIG_TIME, FIELD(gpu_wait_ns), 100 * MSEC, 3600 * SEC, 0, NULL,
-	  "60s", "the daemon ends when the GPU has not ended work by then: it hangs" },
-	{ "limits", "quota", CONFIG_SIZE, FIELD(quota_bytes), 0, 1024 * TIB, 0, NULL, "0",
+	  SKVC_ABI_TTL_NS_MAX, CONFIG_LIVE, NULL, "300s",
+	  "the longest lease or pin a client may ask for" },
+	{ "limits", "store_wait", CONFIG_TIME, FIELD(store_wait_ns), 0, 60 * SEC, CONFIG_LIVE, NULL,
+	  "2s", "a store waits this long for room before it is refused" },
+	{ "limits", "event_wait", CONFIG_TIME, FIELD(event_wait_ns), 1 * MSEC, 3600 * SEC,
+	  CONFIG_LIVE, NULL, "30s",
+	  "a load or store whose ready event was not reached by then is given up" },
+	{ "limits", "gpu_wait", CONFIG_TIME, FIELD(gpu_wait_ns), 100 * MSEC, 3600 * SEC,
+	  CONFIG_LIVE, NULL, "60s",
+	  "the daemon ends when the GPU has not ended work by then: it hangs" },
+	{ "limits", "quota", CONFIG_SIZE, FIELD(quota_bytes), 0, 1024 * TIB, CONFIG_LIVE, NULL, "0",
 	  "compressed bytes of a tenant that has no section of its own; 0: no limit" },
+
+	{ "metrics", "listen", CONFIG_TEXT, FIELD(metrics_listen), 0, 63, 0, NULL, "",
+	  "address and port where Prometheus finds /metrics, as 127.0.0.1:9472; empty: nowhere" },
 
 	{ "fault", "device", CONFIG_TEXT, FIELD(fault_device), 0, 127, 0, NULL, "",
 	  "inject faults into the compute device; for tests only" },
@@ -272,6 +284,43 @@ static int parse_with_unit(const char *s, const struct unit *units, uint64_t *re
 int config_parse_size(const char *s, uint64_t *ret)
 {
 	return parse_with_unit(s, size_units, ret);
+}
+
+static int parse_port(const char *s, uint16_t *ret)
+{
+	const char *end;
+	uint64_t port;
+
+	if (config_parse_u64(s, &end, &port) < 0 || *end || port > UINT16_MAX)
+		return -EINVAL;
+	*ret = htons((uint16_t)port);
+	return 0;
+}
+
+int config_parse_address(const char *s, struct sockaddr_storage *ret, socklen_t *ret_len)
+{
+	struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)ret;
+	struct sockaddr_in *in = (struct sockaddr_in *)ret;
+	const char *colon = strrchr(s, ':');
+	size_t len = colon ? (size_t)(colon - s) : 0;
+	char host[INET6_ADDRSTRLEN];
+
+	memset(ret, 0, sizeof(*ret));
+	if (len < 3 || len >= sizeof(host))
+		return -EINVAL;
+	if (s[0] == '[' && s[len - 1] == ']') {
+		(void)snprintf(host, sizeof(host), "%.*s", (int)len - 2, s + 1);
+		in6->sin6_family = AF_INET6;
+		*ret_len = sizeof(*in6);
+		return inet_pton(AF_INET6, host, &in6->sin6_addr) == 1
+			       ? parse_port(colon + 1, &in6->sin6_port)
+			       : -EINVAL;
+	}
+	(void)snprintf(host, sizeof(host), "%.*s", (int)len, s);
+	in->sin_family = AF_INET;
+	*ret_len = sizeof(*in);
+	return inet_pton(AF_INET, host, &in->sin_addr) == 1 ? parse_port(colon + 1, &in->sin_port)
+							    : -EINVAL;
 }
 
 static int parse_whole(const char *s, uint64_t *ret)
@@ -471,6 +520,50 @@ const char *config_key_set(struct config *c, const struct config_key *k, const c
 	return NULL;
 }
 
+static uint64_t field_value(const struct config *c, const struct config_key *k)
+{
+	const uint8_t *field = (const uint8_t *)c + k->off;
+
+	return k->field_bytes == sizeof(uint64_t) ? *(const uint64_t *)field
+						  : *(const uint32_t *)field;
+}
+
+void config_key_value(const struct config *c, const struct config_key *k, char *buf,
+		      size_t buf_bytes)
+{
+	const uint8_t *field = (const uint8_t *)c + k->off;
+	struct text t = { buf, buf_bytes, 0 };
+	uint64_t v;
+
+	buf[0] = '\0';
+	switch (k->type) {
+	case CONFIG_TEXT:
+		text_add(&t, "%s", (const char *)field);
+		break;
+	case CONFIG_COUNTS:
+		for (unsigned i = 0; i < CONFIG_FITS_MAX && ((const uint64_t *)field)[i]; i++)
+			text_add(&t, "%s%" PRIu64, i ? ", " : "", ((const uint64_t *)field)[i]);
+		break;
+	case CONFIG_CHOICE:
+		text_add(&t, "%s", k->choices[field_value(c, k)]);
+		break;
+	default:
+		v = field_value(c, k);
+		format_number(&t, k, k->type == CONFIG_INT ? (int32_t)v : (int64_t)v);
+	}
+}
+
+void config_copy_live(struct config *to, const struct config *from)
+{
+	for (size_t i = 0; i < CONFIG_KEYS_COUNT; i++) {
+		const struct config_key *k = &config_keys[i];
+
+		if (k->flags & CONFIG_LIVE)
+			memcpy((uint8_t *)to + k->off, (const uint8_t *)from + k->off,
+			       k->field_bytes);
+	}
+}
+
 void config_default(struct config *ret)
 {
 	memset(ret, 0, sizeof(*ret));
@@ -499,7 +592,8 @@ void config_print_help(FILE *out)
 			(void)fprintf(out, "%s[%s]\n", i ? "\n" : "", k->section);
 		section = k->section;
 		(void)config_key_allowed(k, allowed, sizeof(allowed));
-		(void)fprintf(out, "# %s\n# allowed: %s\n#%s =%s%s\n", k->text, allowed, k->key,
+		(void)fprintf(out, "# %s\n# allowed: %s%s\n#%s =%s%s\n", k->text, allowed,
+			      k->flags & CONFIG_LIVE ? "; a reload changes it" : "", k->key,
 			      k->value[0] ? " " : "", k->value);
 	}
 	(void)fprintf(

@@ -46,6 +46,10 @@ struct control {
 	uint32_t clients_count, clients_max;
 	sd_event_source *accept_source, *accept_timer, *mail_source, *flush_source, *stop_source;
 	bool stopping;
+	control_evict_done evict_done; /* NULL: nobody waits */
+	void *evict_user;
+	control_reload_fn reload;
+	void *reload_user;
 };
 
 /* ---- clients in the loop ---- */
@@ -192,7 +196,8 @@ static void connected(struct control *control, int sock)
 		struct session s = { .pid = peer.pid, .uid = peer.uid };
 
 		stats_reason(&control->stats, SKVC_ABI_REASON_SESSIONS_FULL);
-		log_client(LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_SESSIONS_FULL,
+		log_client(LOG_EVENT_SESSION_FAILED, LOG_LEVEL_WARNING, &s,
+			   SKVC_ABI_REASON_SESSIONS_FULL,
 			   "too many connections that say nothing: this one is closed");
 		(void)close(sock);
 		if (peer.pidfd >= 0)
@@ -251,18 +256,20 @@ static int on_accept(sd_event_source *source, int fd, uint32_t events, void *use
 
 static void gpu_failed(const struct mail *mail)
 {
-	log_line(LOG_LEVEL_ERR,
-		 "the GPU has failed: %s; its memory is not served until a restart, host memory is",
-		 strerror(-mail->res));
+	log_event(
+		LOG_EVENT_GPU_FAILED, LOG_LEVEL_ERR,
+		"the GPU has failed: %s; its memory is not served until a restart, host memory is",
+		strerror(-mail->res));
 }
 
 static void nvme_health(const struct mail *mail)
 {
 	if (mail->value == 1)
-		log_line(LOG_LEVEL_NOTICE, "NVMe tier is in service");
+		log_event(LOG_EVENT_NVME_IN, LOG_LEVEL_NOTICE, "NVMe tier is in service");
 	else
-		log_line(LOG_LEVEL_WARNING, "NVMe tier is out of service: %s; it is tried again",
-			 mail->res ? strerror(-mail->res) : "too many errors");
+		log_event(LOG_EVENT_NVME_OUT, LOG_LEVEL_WARNING,
+			  "NVMe tier is out of service: %s; it is tried again",
+			  mail->res ? strerror(-mail->res) : "too many errors");
 }
 
 static void profile_new(const struct mail *mail)
@@ -302,6 +309,22 @@ static void profile_note(const struct mail *mail)
 		 mail->res < 0 ? strerror(-mail->res) : "");
 }
 
+static void evicted(struct control *control, const struct mail *mail)
+{
+	struct control_evicted result = { .blocks = mail->value,
+					  .bytes = (uint64_t)(uintptr_t)mail->object,
+					  .kept = (uint64_t)mail->res };
+	control_evict_done done = control->evict_done;
+
+	assert(done);
+	control->evict_done = NULL;
+	log_event(LOG_EVENT_EVICTED, LOG_LEVEL_NOTICE,
+		  "evicted as asked: %" PRIu64 " blocks of %" PRIu64 " bytes; %" PRIu64
+		  " are held and stay",
+		  result.blocks, result.bytes, result.kept);
+	done(control->evict_user, &result);
+}
+
 static void one_mail(struct control *control, const struct mail *mail)
 {
 	struct session *s = mail->subject;
@@ -319,6 +342,9 @@ static void one_mail(struct control *control, const struct mail *mail)
 		return;
 	case LANE_GPU_HEALTH:
 		gpu_failed(mail);
+		return;
+	case LANE_EVICT:
+		evicted(control, mail);
 		return;
 	default:
 		assert(s->slot < control->config->sessions_max);
@@ -366,7 +392,8 @@ void control_model_loaded(void *user, const struct model_entry *entry)
 	struct control *control = user;
 
 	if (entry->state != MODEL_READY) {
-		log_line(LOG_LEVEL_WARNING, "model %s is not loaded: %s", entry->name, entry->err);
+		log_event(LOG_EVENT_MODEL_FAILED, LOG_LEVEL_WARNING, "model %s is not loaded: %s",
+			  entry->name, entry->err);
 		return;
 	}
 	log_line(LOG_LEVEL_NOTICE, "model %s is loaded from %s", entry->name, entry->folder);
@@ -446,6 +473,8 @@ struct control *control_free(struct control *control)
 	if (!control)
 		return NULL;
 	assert(!control->clients_count);
+	if (control->evict_done)
+		control->evict_done(control->evict_user, NULL);
 	control->accept_source = drop(control->accept_source);
 	control->accept_timer = drop(control->accept_timer);
 	control->mail_source = drop(control->mail_source);
@@ -488,6 +517,91 @@ void control_stop(struct control *control)
 		client_shutdown(c);
 		settle(control, c);
 	}
+}
+
+/* ---- to change ---- */
+
+static void post(struct control *control, enum lane_mail type, void *subject, void *object)
+{
+	client_host_post(&control->host, type, subject, object, 0);
+	if (control->host.late_count)
+		(void)sd_event_source_set_enabled(control->flush_source, SD_EVENT_ONESHOT);
+}
+
+int control_set_quota(struct control *control, const char *tenant, uint64_t quota_bytes)
+{
+	struct tenant *t = registry_tenant_named(control->registry, tenant);
+
+	if (!t)
+		return -ENOENT;
+	if (control->host.late_count)
+		return -EAGAIN;
+	atomic_store_explicit(&t->quota_bytes, quota_bytes, memory_order_relaxed);
+	post(control, LANE_TRIM, NULL, NULL);
+	log_event(LOG_EVENT_QUOTA, LOG_LEVEL_NOTICE,
+		  "quota of tenant %s: %" PRIu64 " bytes, until a reload", t->name, quota_bytes);
+	return 0;
+}
+
+int control_evict(struct control *control, const char *tenant, uint32_t ns, control_evict_done done,
+		  void *user)
+{
+	const struct registry *registry = control->registry;
+	struct tenant *t = tenant[0] ? registry_tenant_named(registry, tenant) : NULL;
+
+	if ((tenant[0] && !t) || (ns != CONTROL_NS_ANY && ns >= registry->namespaces_count))
+		return -ENOENT;
+	if (control->evict_done || control->stopping)
+		return -EBUSY;
+	control->evict_done = done;
+	control->evict_user = user;
+	post(control, LANE_EVICT, t, ns == CONTROL_NS_ANY ? NULL : registry->namespaces[ns]);
+	return 0;
+}
+
+void control_drain(struct control *control, bool on)
+{
+	if (control->host.draining == on)
+		return;
+	control->host.draining = on;
+	log_event(LOG_EVENT_DRAIN, LOG_LEVEL_NOTICE,
+		  on ? "draining as asked: no new session is taken, %" PRIu32 " are here"
+		     : "no longer draining; %" PRIu32 " sessions are here",
+		  control->host.sessions_count);
+}
+
+bool control_draining(const struct control *control)
+{
+	return control->host.draining;
+}
+
+void control_on_reload(struct control *control, control_reload_fn fn, void *user)
+{
+	control->reload = fn;
+	control->reload_user = user;
+}
+
+int control_reload(struct control *control, char *ret_text, size_t text_bytes)
+{
+	if (control->reload)
+		return control->reload(control->reload_user, ret_text, text_bytes);
+	(void)snprintf(ret_text, text_bytes, "this daemon has no configuration to read again");
+	return -ENOTSUP;
+}
+
+int control_config_changed(struct control *control)
+{
+	struct config *copy;
+
+	if (control->host.late_count)
+		return -EAGAIN; /* the lane is behind; one letter of ours is enough */
+	copy = malloc(sizeof(*copy));
+	if (!copy)
+		return -ENOMEM;
+	memcpy(copy, control->config, sizeof(*copy));
+	registry_take_quotas(control->registry);
+	post(control, LANE_CONFIG, copy, NULL);
+	return 0;
 }
 
 /* ---- to look at ---- */
@@ -537,6 +651,8 @@ const char *control_health(const struct control *control)
 {
 	if (control->stopping)
 		return "stopping";
+	if (control->host.draining)
+		return "draining";
 	return control_stat(control, STAT_NVME_HEALTH) == 2 ? "degraded" : "ok";
 }
 

@@ -128,6 +128,17 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 		r->closing = 1;
 		s->regions_closing++;
 		break;
+	case LANE_EVICT:
+		evict_begin(lane, m);
+		break;
+	case LANE_CONFIG:
+		config_copy_live(&lane->config, m->subject);
+		free(m->subject);
+		lane->evict.trim = 1; /* quotas may be others */
+		break;
+	case LANE_TRIM:
+		lane->evict.trim = 1;
+		break;
 	case LANE_STOP:
 		lane->stopping = 1;
 		lane->stop_ns = lane->now_ns;
@@ -147,6 +158,21 @@ static unsigned run_mail(struct lane *lane)
 		n++;
 	}
 	return n;
+}
+
+/* An operator's wish goes on in each turn until it is answered. */
+static unsigned run_evict(struct lane *lane)
+{
+	const struct lane_evict *e = &lane->evict;
+	unsigned n = evict_run(lane);
+
+	if (n && !e->running)
+		answer(lane,
+		       &(struct mail){ .type = LANE_EVICT,
+				       .value = e->blocks,
+				       .object = (void *)(uintptr_t)e->bytes },
+		       e->kept < INT32_MAX ? (int32_t)e->kept : INT32_MAX);
+	return n + evict_trim(lane);
 }
 
 /* ---- sessions ---- */
@@ -293,6 +319,7 @@ static unsigned turn(struct lane *lane)
 
 	lane->now_ns = clock_now_ns();
 	n = run_mail(lane);
+	n += run_evict(lane);
 	n += run_sessions(lane);
 	n += uring_reap(lane->uring, LANE_REAP_BATCH);
 	if (under_way(lane) || lane->now_ns - lane->rest_ns >= LANE_REST_NS)

@@ -16,12 +16,17 @@
 struct lane;
 
 enum lane_mail {
-	/* control -> lane.  subject, object and value as named; each has exactly one answer, except STOP */
+	/* control -> lane.  subject, object and value as named; each has one answer, except CONFIG, TRIM, STOP */
 	LANE_SESSION_ADD = 1, /* subject session -> answer SESSION_ADD (res 0 or -errno) */
 	LANE_SESSION_END, /* subject session, value reason -> answer SESSION_GONE when drained */
 	LANE_NS_ADD,	  /* subject session, object namespace, value handle -> answer NS_ADD */
 	LANE_REGION_ADD,  /* subject session, object region, value handle -> answer REGION_ADD */
 	LANE_REGION_END, /* subject session, object region, value handle -> answer REGION_END when unused */
+	/* subject tenant or NULL, object namespace or NULL, value id -> answer EVICT when done: value the blocks
+	 * that went, object their bytes (a number), res how many are held and stay.  One at a time. */
+	LANE_EVICT,
+	LANE_CONFIG, /* subject a struct config, checked: the lane takes what may change, and frees it; no answer */
+	LANE_TRIM, /* a quota may be below what is charged: evict down to it; no answer */
 	LANE_STOP, /* drain everything; the thread ends (lane_join) */
 	/* lane -> control, unasked */
 	LANE_SESSION_FAILED, /* subject session, value reason: client broke the contract; END must follow */

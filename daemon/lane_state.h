@@ -18,6 +18,7 @@
  *	model_fit.c	parameters for model, fitted on what is stored
  *	recode.c	blocks coded again with a stronger speculator when there is time
  *	quota.c		compressed bytes charged to tenants
+ *	evict.c		blocks that an operator wants gone
  *
  * Order inside one turn of the loop: mail, rings, device, NVMe, requests, tiers, deadlines.
  */
@@ -265,6 +266,19 @@ struct recode {
 	struct task task;
 };
 
+/* ---- evicting for an operator ---- */
+
+struct lane_evict {
+	int trim; /* tenants may be above their quotas */
+	int running;
+	struct tenant *tenant; /* NULL: anybody's */
+	struct namespace *ns;  /* NULL: any */
+	uint64_t id;	       /* of the letter */
+	uint32_t next;	       /* entry of the index */
+	uint32_t kept;	       /* somebody holds them */
+	uint64_t blocks, bytes;
+};
+
 struct lane_registered {
 	void *base;
 	uint64_t bytes;
@@ -349,6 +363,7 @@ struct lane {
 	uint8_t layer_busy;
 	uint64_t sample_bytes; /* set aside for samples of all namespaces */
 	struct recode recode;
+	struct lane_evict evict;
 	struct model_fit model_fit;
 	struct lane_sequence *sequence; /* owned, [model_sequences] */
 	struct sequence_step *path;	/* owned, [SEQUENCE_BLOCKS_MAX]: scratch */
@@ -558,6 +573,12 @@ int recode_pending(const struct lane *lane, const struct block *b);
 unsigned recode_run(struct lane *lane);
 void recode_task_done(struct lane *lane, struct task *task);
 int recode_waits(const struct lane *lane); /* look at it again soon, though nobody wakes the lane */
+
+/* evict.c */
+void evict_begin(struct lane *lane, const struct mail *mail);
+unsigned evict_run(struct lane *lane); /* 1: it did something; running is 0 when that was all */
+
+unsigned evict_trim(struct lane *lane); /* a bounded part of bringing tenants below their quotas */
 
 /* quota.c */
 int quota_charge(struct tenant *tenant, uint64_t bytes); /* 0, -EDQUOT */

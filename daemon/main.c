@@ -29,9 +29,13 @@
 #include "daemon/lane.h"
 #include "daemon/listener.h"
 #include "daemon/log.h"
+#include "daemon/metrics.h"
+#include "daemon/metrics_http.h"
 #include "daemon/models.h"
 #include "daemon/registry.h"
+#include "daemon/reload.h"
 #include "daemon/secret.h"
+#include "daemon/util/clock.h"
 #include "gpu/codec/codec.h"
 
 #define MAIN_CONFIG SYSCONFDIR "/skvcd/skvcd.conf"
@@ -49,6 +53,7 @@ struct options {
 
 /* Everything that is started, in order; main_stop() takes it down backwards from wherever it got. */
 struct skvcd {
+	const struct options *options;
 	struct config config;
 	struct listener listener;
 	struct registry *registry;
@@ -57,8 +62,9 @@ struct skvcd {
 	struct control *control;
 	struct models *models;
 	struct bus *bus;
-	uint64_t watchdog_us; /* 0: systemd does not watch */
-	uint64_t heartbeat;   /* of the lane, when it was last seen to move */
+	struct metrics_http *metrics; /* NULL: nobody is to be told */
+	uint64_t watchdog_us;	      /* 0: systemd does not watch */
+	uint64_t heartbeat;	      /* of the lane, when it was last seen to move */
 };
 
 static const char usage_text[] =
@@ -71,6 +77,7 @@ static const char usage_text[] =
 	"  -o SECTION.KEY=VALUE       override one key; may be repeated\n"
 	"      --check-config         check the configuration and exit\n"
 	"      --help-config          print every key with its default and range\n"
+	"      --help-metrics         print every metric with its meaning\n"
 	"  -d, --debug                log more\n"
 	"  -h, --help                 this text\n"
 	"  -V, --version              the version\n"
@@ -80,11 +87,12 @@ static const char usage_text[] =
 /* Returns -1 to go on, or the exit status. */
 static int parse_options(int argc, char **argv, struct options *o)
 {
-	enum { OPT_CHECK = 256, OPT_HELP_CONFIG };
+	enum { OPT_CHECK = 256, OPT_HELP_CONFIG, OPT_HELP_METRICS };
 	static const struct option longs[] = {
 		{ "config", required_argument, NULL, 'c' },
 		{ "check-config", no_argument, NULL, OPT_CHECK },
 		{ "help-config", no_argument, NULL, OPT_HELP_CONFIG },
+		{ "help-metrics", no_argument, NULL, OPT_HELP_METRICS },
 		{ "debug", no_argument, NULL, 'd' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' },
@@ -110,6 +118,9 @@ static int parse_options(int argc, char **argv, struct options *o)
 			break;
 		case OPT_HELP_CONFIG:
 			config_print_help(stdout);
+			return 0;
+		case OPT_HELP_METRICS:
+			metrics_print_help(stdout);
 			return 0;
 		case 'd':
 			o->debug = 1;
@@ -148,6 +159,46 @@ static int load_config(const struct options *o, struct config *ret, char *err)
 
 /* ---- while it runs ---- */
 
+static int reload(void *user, char *ret_text, size_t text_bytes)
+{
+	static struct config next; /* large for a stack; control thread only */
+	struct skvcd *d = user;
+	char err[MAIN_ERR_BYTES] = "";
+	struct reload result;
+	int r = load_config(d->options, &next, err);
+
+	if (r >= 0) {
+		reload_take(&d->config, &next, &result);
+		r = control_config_changed(d->control);
+		if (r < 0)
+			(void)snprintf(err, sizeof(err), "the data path is behind: try again");
+	}
+	if (r < 0) {
+		log_event(LOG_EVENT_RELOAD_FAILED, LOG_LEVEL_ERR,
+			  "not reloaded, the old configuration stays: %s", err);
+		(void)snprintf(ret_text, text_bytes, "%s", err);
+		return r;
+	}
+	log_set_debug(d->options->debug || (int)d->config.log_debug);
+	log_event(LOG_EVENT_RELOADED, LOG_LEVEL_NOTICE,
+		  "reloaded: %u keys changed, %u need a restart", result.changed, result.waiting);
+	(void)snprintf(ret_text, text_bytes, "%s", result.text);
+	return 0;
+}
+
+static int on_reload(sd_event_source *source, const struct signalfd_siginfo *si, void *user)
+{
+	struct skvcd *d = user;
+	char text[RELOAD_TEXT_BYTES];
+
+	(void)source;
+	(void)si;
+	(void)sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%" PRIu64, clock_now_ns() / 1000);
+	(void)reload(d, text, sizeof(text));
+	(void)sd_notify(0, "READY=1");
+	return 0;
+}
+
 static int on_signal(sd_event_source *source, const struct signalfd_siginfo *si, void *user)
 {
 	struct skvcd *d = user;
@@ -181,8 +232,8 @@ static int on_watchdog(sd_event_source *source, uint64_t usec, void *user)
 	if (beat != d->heartbeat)
 		(void)sd_notify(0, "WATCHDOG=1");
 	else
-		log_line(LOG_LEVEL_ERR, "the data path has not moved for %" PRIu64 " ms",
-			 d->watchdog_us / 2000);
+		log_event(LOG_EVENT_STUCK, LOG_LEVEL_ERR,
+			  "the data path has not moved for %" PRIu64 " ms", d->watchdog_us / 2000);
 	d->heartbeat = beat;
 	(void)sd_event_source_set_time_relative(source, d->watchdog_us / 2);
 	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
@@ -195,6 +246,8 @@ static int add_sources(struct skvcd *d)
 	r = sd_event_add_signal(d->event, NULL, SIGTERM, on_signal, d);
 	if (r >= 0)
 		r = sd_event_add_signal(d->event, NULL, SIGINT, on_signal, d);
+	if (r >= 0)
+		r = sd_event_add_signal(d->event, NULL, SIGHUP, on_reload, d);
 	if (r >= 0 && getenv("NOTIFY_SOCKET"))
 		r = sd_event_add_time_relative(d->event, NULL, CLOCK_MONOTONIC, MAIN_STATUS_US, 0,
 					       on_status, d);
@@ -225,6 +278,7 @@ static void block_signals(void)
 	(void)sigemptyset(&set);
 	(void)sigaddset(&set, SIGTERM);
 	(void)sigaddset(&set, SIGINT);
+	(void)sigaddset(&set, SIGHUP);
 	(void)sigprocmask(SIG_BLOCK, &set, NULL);
 	(void)signal(SIGPIPE, SIG_IGN);
 }
@@ -273,13 +327,15 @@ static int start(struct skvcd *d, char *err)
 		r = models_new(d->event, &d->config, control_model_loaded, d->control, &d->models);
 	if (r >= 0) {
 		control_use_models(d->control, d->models);
+		control_on_reload(d->control, reload, d);
 		r = add_sources(d);
 	}
 	if (r < 0) {
 		(void)snprintf(err, MAIN_ERR_BYTES, "event loop: %s", strerror(-r));
 		return r;
 	}
-	return bus_new(d->event, d->control, &d->bus, err, MAIN_ERR_BYTES);
+	r = bus_new(d->event, d->control, &d->bus, err, MAIN_ERR_BYTES);
+	return r < 0 ? r : metrics_http_new(d->event, d->control, &d->metrics, err, MAIN_ERR_BYTES);
 }
 
 static void stop_lane(struct skvcd *d)
@@ -297,6 +353,7 @@ static void stop_lane(struct skvcd *d)
 
 static void stop(struct skvcd *d)
 {
+	d->metrics = metrics_http_free(d->metrics);
 	d->bus = bus_free(d->bus);
 	models_stop(d->models);
 	d->control = control_free(d->control);
@@ -311,12 +368,12 @@ static int run(struct skvcd *d)
 {
 	int r;
 
-	log_line(LOG_LEVEL_NOTICE,
-		 "skvcd " SKVCD_VERSION " serves on %s: pool %" PRIu64 " MiB, NVMe %s, codec %s "
-		 "on the CPU (%s)",
-		 d->config.socket, d->config.pool_bytes >> 20,
-		 d->config.nvme_path[0] ? d->config.nvme_path : "none",
-		 config_speculator_name(d->config.speculator), codec_isa_name());
+	log_event(LOG_EVENT_STARTED, LOG_LEVEL_NOTICE,
+		  "skvcd " SKVCD_VERSION " serves on %s: pool %" PRIu64 " MiB, NVMe %s, codec %s "
+		  "on the CPU (%s)",
+		  d->config.socket, d->config.pool_bytes >> 20,
+		  d->config.nvme_path[0] ? d->config.nvme_path : "none",
+		  config_speculator_name(d->config.speculator), codec_isa_name());
 	(void)sd_notify(0, "READY=1\nSTATUS=Serving");
 	r = sd_event_loop(d->event);
 	if (r < 0) {
@@ -349,7 +406,7 @@ int main(int argc, char **argv)
 {
 	static struct skvcd d = { .listener =
 					  LISTENER_NONE }; /* the configuration alone is 16 KiB */
-	struct options options = { 0 };
+	static struct options options; /* a reload applies the overrides again */
 	char err[MAIN_ERR_BYTES] = "";
 	int r;
 
@@ -359,9 +416,11 @@ int main(int argc, char **argv)
 		return r;
 	log_init(options.debug);
 	if (load_config(&options, &d.config, err) < 0) {
-		log_line(LOG_LEVEL_ERR, "%s", err);
+		log_event(LOG_EVENT_START_FAILED, LOG_LEVEL_ERR, "%s", err);
 		return 1;
 	}
+	d.options = &options;
+	log_set_debug(options.debug || (int)d.config.log_debug);
 	if (options.check_only) {
 		(void)printf("configuration is good\n");
 		return 0;
@@ -370,12 +429,12 @@ int main(int argc, char **argv)
 	block_signals();
 	r = start(&d, err);
 	if (r < 0) {
-		log_line(LOG_LEVEL_ERR, "%s", err);
+		log_event(LOG_EVENT_START_FAILED, LOG_LEVEL_ERR, "%s", err);
 		stop(&d);
 		return 1;
 	}
 	r = run(&d);
 	stop(&d);
-	log_line(LOG_LEVEL_NOTICE, "stopped");
+	log_event(LOG_EVENT_STOPPED, LOG_LEVEL_NOTICE, "stopped");
 	return r;
 }

@@ -2,12 +2,14 @@
 DAEMON_SRCS := \
 	daemon/arena.c \
 	daemon/bus.c \
+	daemon/bus_lists.c \
 	daemon/client.c \
 	daemon/client_gpu.c \
 	daemon/client_request.c \
 	daemon/config.c \
 	daemon/config_table.c \
 	daemon/control.c \
+	daemon/evict.c \
 	daemon/index.c \
 	daemon/intake.c \
 	daemon/lane.c \
@@ -19,6 +21,8 @@ DAEMON_SRCS := \
 	daemon/lookup.c \
 	daemon/mailbox.c \
 	daemon/main.c \
+	daemon/metrics.c \
+	daemon/metrics_http.c \
 	daemon/model_fit.c \
 	daemon/models.c \
 	daemon/nvme_file.c \
@@ -34,6 +38,7 @@ DAEMON_SRCS := \
 	daemon/recode.c \
 	daemon/record.c \
 	daemon/registry.c \
+	daemon/reload.c \
 	daemon/request.c \
 	daemon/secret.c \
 	daemon/sequences.c \

@@ -12,8 +12,10 @@ int quota_charge(struct tenant *tenant, uint64_t bytes)
 {
 	uint64_t charged = atomic_load_explicit(&tenant->charged_bytes, memory_order_relaxed);
 
-	/* charged + bytes > quota, without overflow: charged <= quota always holds when there is one */
-	if (tenant->quota_bytes && bytes > tenant->quota_bytes - charged)
+	uint64_t quota = atomic_load_explicit(&tenant->quota_bytes, memory_order_relaxed);
+
+	/* charged + bytes > quota, without overflow; a quota may have become less than what is charged */
+	if (quota && (charged >= quota || bytes > quota - charged))
 		return -EDQUOT;
 	atomic_store_explicit(&tenant->charged_bytes, charged + bytes, memory_order_relaxed);
 	return 0;

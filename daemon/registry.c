@@ -120,10 +120,31 @@ int registry_tenant(struct registry *r, uid_t uid, struct tenant **ret_tenant)
 	t->id = r->tenants_count;
 	memcpy(t->name, name, sizeof(name));
 	tenant_salt(r, name, t->salt);
-	t->quota_bytes = quota_bytes;
+	atomic_store_explicit(&t->quota_bytes, quota_bytes, memory_order_relaxed);
 	r->tenants[r->tenants_count++] = t;
 	*ret_tenant = t;
 	return 0;
+}
+
+struct tenant *registry_tenant_named(const struct registry *r, const char *name)
+{
+	for (uint32_t i = 0; i < r->tenants_count; i++)
+		if (!strcmp(r->tenants[i]->name, name))
+			return r->tenants[i];
+	return NULL;
+}
+
+void registry_take_quotas(struct registry *r)
+{
+	for (uint32_t i = 0; i < r->tenants_count; i++) {
+		struct tenant *t = r->tenants[i];
+		uint64_t quota_bytes = r->config->quota_bytes;
+
+		for (uint32_t k = 0; k < r->config->tenants_count; k++)
+			if (!strcmp(r->config->tenants[k].name, t->name))
+				quota_bytes = r->config->tenants[k].quota_bytes;
+		atomic_store_explicit(&t->quota_bytes, quota_bytes, memory_order_relaxed);
+	}
 }
 
 int registry_namespace(struct registry *r, const struct registry_ns_key *key,

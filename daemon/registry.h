@@ -33,6 +33,11 @@ struct registry *registry_free(struct registry *r);
 /* The tenant of a user: the section whose uids hold it, else one of its own.  -EUSERS, -ENOMEM. */
 int registry_tenant(struct registry *r, uid_t uid, struct tenant **ret_tenant);
 
+/* NULL: nobody has connected as this tenant yet. */
+struct tenant *registry_tenant_named(const struct registry *r, const char *name);
+/* The configuration has changed: every tenant's quota is what it says again. */
+void registry_take_quotas(struct registry *r);
+
 struct registry_ns_key { /* all borrowed for the call */
 	struct tenant *tenant;
 	const char *model;

@@ -33,7 +33,7 @@ struct tenant {
 	uint32_t id;			/* index in the control thread's table; immutable */
 	char name[32];			/* "uid-1000", or the section's name; immutable */
 	uint8_t salt[32];		/* the daemon's own, derived from its secret; immutable */
-	uint64_t quota_bytes;		/* 0: none; immutable for now */
+	_Atomic uint64_t quota_bytes;	/* 0: none; control writes */
 	_Atomic uint64_t charged_bytes; /* lane writes */
 };
 

@@ -15,9 +15,15 @@ const struct stats_info stats_info[STAT_COUNT] = {
 };
 
 const char *const stats_hist_name[STATS_HIST_COUNT] = {
-	[STATS_HIST_LOOKUP] = "lookup",		[STATS_HIST_LOAD] = "load",
-	[STATS_HIST_STORE_FREE] = "store_free", [STATS_HIST_STORE] = "store",
-	[STATS_HIST_NVME_READ] = "nvme_read",	[STATS_HIST_NVME_WRITE] = "nvme_write",
+#define STATS_HIST_NAME(id, name, text) [STATS_HIST_##id] = (name),
+	STATS_HIST_TABLE(STATS_HIST_NAME)
+#undef STATS_HIST_NAME
+};
+
+const char *const stats_hist_text[STATS_HIST_COUNT] = {
+#define STATS_HIST_TEXT(id, name, text) [STATS_HIST_##id] = (text),
+	STATS_HIST_TABLE(STATS_HIST_TEXT)
+#undef STATS_HIST_TEXT
 };
 
 static const char *const reason_words[SKVC_ABI_REASON_COUNT] = {
@@ -25,6 +31,17 @@ static const char *const reason_words[SKVC_ABI_REASON_COUNT] = {
 	SKVC_ABI_REASONS(STATS_REASON)
 #undef STATS_REASON
 };
+
+static const char *const reason_texts[SKVC_ABI_REASON_COUNT] = {
+#define STATS_REASON_TEXT(name, word, text) [SKVC_ABI_REASON_##name] = (text),
+	SKVC_ABI_REASONS(STATS_REASON_TEXT)
+#undef STATS_REASON_TEXT
+};
+
+const char *stats_reason_text(uint16_t reason)
+{
+	return reason < SKVC_ABI_REASON_COUNT ? reason_texts[reason] : "unknown";
+}
 
 const char *stats_reason_word(uint16_t reason)
 {
@@ -70,6 +87,13 @@ void stats_record_ns(struct stats *s, enum stats_hist_id hist, uint64_t ns)
 	bump(&s->hist_sum_ns[hist], ns);
 }
 
+void stats_hist_copy(const struct stats *s, enum stats_hist_id hist,
+		     uint64_t ret_count[STATS_BUCKETS])
+{
+	for (unsigned i = 0; i < STATS_BUCKETS; i++)
+		ret_count[i] = atomic_load_explicit(&s->hist[hist][i], memory_order_relaxed);
+}
+
 uint64_t stats_hist_samples(const struct stats *s, enum stats_hist_id hist)
 {
 	uint64_t n = 0;
@@ -85,10 +109,9 @@ uint64_t stats_percentile_ns(const struct stats *s, enum stats_hist_id hist, dou
 	double rank;
 
 	/* A copy: the writer goes on meanwhile, and the walk must end inside what was summed. */
-	for (unsigned i = 0; i < STATS_BUCKETS; i++) {
-		count[i] = atomic_load_explicit(&s->hist[hist][i], memory_order_relaxed);
+	stats_hist_copy(s, hist, count);
+	for (unsigned i = 0; i < STATS_BUCKETS; i++)
 		total += count[i];
-	}
 	if (!total)
 		return 0;
 	rank = p < 0.0 ? 0.0 : p > 1.0 ? (double)total : p * (double)total;

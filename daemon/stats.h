@@ -26,7 +26,8 @@
 	  "blocks that were there already")                                                        \
 	X(C, STORE_REFUSED_BLOCKS, "store_refused_blocks", "blocks", "blocks not taken")           \
 	X(C, STORE_RAW_BYTES, "store_raw_bytes", "bytes", "raw bytes of committed blocks")         \
-	X(C, STORE_CODED_BYTES, "store_coded_bytes", "bytes", "their compressed bytes")            \
+	X(C, STORE_CODED_BYTES, "store_coded_bytes", "bytes",                                      \
+	  "compressed bytes of committed blocks")                                                  \
 	X(C, LOAD_BLOCKS, "load_blocks", "blocks", "blocks restored byte-exact")                   \
 	X(C, LOAD_FAILED_BLOCKS, "load_failed_blocks", "blocks",                                   \
 	  "leased blocks that could not be restored")                                              \
@@ -42,14 +43,14 @@
 	X(C, GPU_DECODE_NS, "gpu_decode_ns", "ns", "GPU time spent decoding")                      \
 	X(C, GPU_DEMOTED_BLOCKS, "gpu_demoted_blocks", "blocks",                                   \
 	  "blocks moved from the GPU pool to the host pool")                                       \
-	X(C, GPU_DEMOTED_BYTES, "gpu_demoted_bytes", "bytes", "their compressed bytes")            \
+	X(C, GPU_DEMOTED_BYTES, "gpu_demoted_bytes", "bytes", "compressed bytes moved that way")   \
 	X(C, GPU_LOST_BLOCKS, "gpu_lost_blocks", "blocks",                                         \
 	  "blocks of the GPU pool that went with the GPU")                                         \
 	X(C, GPU_FAILED, "gpu_failed", "tasks", "tasks on the GPU that failed")                    \
 	X(C, EVICTED_BLOCKS, "evicted_blocks", "blocks", "blocks dropped for room")                \
 	X(C, PROFILES_FITTED, "profiles_fitted", "profiles", "profiles frozen")                    \
 	X(C, PROFILES_LAYER, "profiles_layer", "profiles",                                         \
-	  "of these, with maps from layer to layer")                                               \
+	  "profiles frozen with maps from layer to layer")                                         \
 	X(C, PROFILES_REJECTED, "profiles_rejected", "profiles",                                   \
 	  "profiles that were fitted and no better than the old one")                              \
 	X(C, PROFILES_FREED, "profiles_freed", "profiles",                                         \
@@ -60,17 +61,17 @@
 	X(C, MODEL_BLOCKS, "model_blocks", "blocks", "blocks coded with model")                    \
 	X(C, SEQUENCE_STEPS, "sequence_steps", "blocks",                                           \
 	  "blocks decoded because one behind them needs its prefix")                               \
-	X(C, SEQUENCE_NS, "sequence_ns", "ns", "device time spent on that")                        \
+	X(C, SEQUENCE_NS, "sequence_ns", "ns", "device time spent decoding prefixes")              \
 	X(C, RECODED_BLOCKS, "recoded_blocks", "blocks",                                           \
 	  "blocks coded again with a stronger speculator")                                         \
-	X(C, RECODE_SAVED_BYTES, "recode_saved_bytes", "bytes", "what that saved")                 \
+	X(C, RECODE_SAVED_BYTES, "recode_saved_bytes", "bytes", "what coding again saved")         \
 	X(C, RECODE_KEPT_BLOCKS, "recode_kept_blocks", "blocks",                                   \
-	  "blocks that it would not have made smaller")                                            \
+	  "blocks that coding again would not have made smaller")                                  \
 	X(C, RECODE_STOPPED, "recode_stopped", "blocks",                                           \
-	  "blocks given up for work in the foreground")                                            \
+	  "blocks not coded again after all, for work in the foreground")                          \
 	X(C, RECODE_FAILED, "recode_failed", "blocks",                                             \
-	  "blocks that did not come back exact, or at all, and stayed as they were")               \
-	X(C, RECODE_NS, "recode_ns", "ns", "device time spent on that")                            \
+	  "blocks that, coded again, did not come back exact, and stayed as they were")            \
+	X(C, RECODE_NS, "recode_ns", "ns", "device time spent coding again")                       \
 	X(C, SPILL_BLOCKS, "spill_blocks", "blocks", "blocks written to NVMe")                     \
 	X(C, SPILL_BYTES, "spill_bytes", "bytes", "bytes written to NVMe")                         \
 	X(C, FETCH_BLOCKS, "fetch_blocks", "blocks", "blocks read from NVMe")                      \
@@ -93,24 +94,25 @@
 	X(G, BLOCKS_NVME, "blocks_nvme", "blocks", "blocks on NVMe")                               \
 	X(G, INDEX_BLOCKS_MAX, "index_blocks_max", "blocks", "blocks the index can hold")          \
 	X(G, RAW_BYTES, "raw_bytes", "bytes", "raw bytes of all blocks in the index")              \
-	X(G, CODED_BYTES, "coded_bytes", "bytes", "their compressed bytes")                        \
+	X(G, CODED_BYTES, "coded_bytes", "bytes", "compressed bytes of all blocks in the index")   \
 	X(G, POOL_BYTES, "pool_bytes", "bytes", "size of the host pool")                           \
 	X(G, POOL_USED_BYTES, "pool_used_bytes", "bytes", "bytes of the pool that records fill")   \
 	X(G, POOL_SLOT_BYTES, "pool_slot_bytes", "bytes",                                          \
-	  "bytes of the slots these records lie in")                                               \
-	X(G, POOL_SLAB_BYTES, "pool_slab_bytes", "bytes", "bytes of the slabs these slots lie in") \
+	  "bytes of the pool's slots that have a record")                                          \
+	X(G, POOL_SLAB_BYTES, "pool_slab_bytes", "bytes",                                          \
+	  "bytes of the pool's slabs that have slots in use")                                      \
 	X(G, GPU_BLOCKS, "gpu_blocks", "blocks", "blocks in the GPU pool")                         \
 	X(G, GPU_POOL_BYTES, "gpu_pool_bytes", "bytes", "size of the GPU pool")                    \
 	X(G, GPU_USED_BYTES, "gpu_used_bytes", "bytes", "bytes of the GPU pool that records fill") \
 	X(G, GPU_HEALTH, "gpu_health", "state", "0 no GPU, 1 in service, 2 failed")                \
 	X(G, PROFILES, "profiles", "profiles", "profiles that are in use")                         \
-	X(G, PROFILE_BYTES, "profile_bytes", "bytes", "their size")                                \
+	X(G, PROFILE_BYTES, "profile_bytes", "bytes", "size of profiles in use")                   \
 	X(G, SEQUENCES, "sequences", "sequences", "prefixes that are kept ready for model")        \
-	X(G, SEQUENCE_BYTES, "sequence_bytes", "bytes", "their size")                              \
+	X(G, SEQUENCE_BYTES, "sequence_bytes", "bytes", "size of prefixes that are kept")          \
 	X(G, SAMPLE_BYTES, "sample_bytes", "bytes",                                                \
 	  "memory set aside for samples of new namespaces")                                        \
 	X(G, NVME_BYTES, "nvme_bytes", "bytes", "size of the NVMe log")                            \
-	X(G, NVME_LIVE_BYTES, "nvme_live_bytes", "bytes", "bytes of live records in it")           \
+	X(G, NVME_LIVE_BYTES, "nvme_live_bytes", "bytes", "bytes of live records on NVMe")         \
 	X(G, NVME_HEALTH, "nvme_health", "state", "0 no tier, 1 in service, 2 out of service")     \
 	X(G, NVME_INFLIGHT, "nvme_inflight", "operations", "reads and writes in flight")           \
 	X(G, DEVICE_INFLIGHT, "device_inflight", "tasks", "tasks on the compute devices")
@@ -122,14 +124,20 @@ enum stats_id {
 		STAT_COUNT
 };
 
+/* Durations: name, meaning. */
+#define STATS_HIST_TABLE(X)                                                             \
+	X(LOOKUP, "lookup", "lookups, from the ring entry to its completion")           \
+	X(LOAD, "load", "loads, from the ring entry to the last block")                 \
+	X(STORE_FREE, "store_free", "stores, until the engine may have its pages back") \
+	X(STORE, "store", "stores, until the blocks are committed")                     \
+	X(NVME_READ, "nvme_read", "reads from NVMe")                                    \
+	X(NVME_WRITE, "nvme_write", "writes to NVMe")
+
 enum stats_hist_id {
-	STATS_HIST_LOOKUP, /* intake to completion */
-	STATS_HIST_LOAD,
-	STATS_HIST_STORE_FREE, /* intake to SOURCE_FREE */
-	STATS_HIST_STORE,      /* intake to COMMITTED */
-	STATS_HIST_NVME_READ,
-	STATS_HIST_NVME_WRITE,
-	STATS_HIST_COUNT
+#define STATS_HIST_ENUM(id, name, text) STATS_HIST_##id,
+	STATS_HIST_TABLE(STATS_HIST_ENUM)
+#undef STATS_HIST_ENUM
+		STATS_HIST_COUNT
 };
 
 #define STATS_BUCKETS 160u /* 4 per octave from 1 ns: up to 2^40 ns */
@@ -150,6 +158,7 @@ struct stats_info {
 
 extern const struct stats_info stats_info[STAT_COUNT];
 extern const char *const stats_hist_name[STATS_HIST_COUNT];
+extern const char *const stats_hist_text[STATS_HIST_COUNT];
 
 /* Single writer: a plain load and a plain store, both relaxed so that readers see whole words. */
 static inline void stats_add(struct stats *s, enum stats_id id, uint64_t n)
@@ -174,11 +183,15 @@ static inline uint64_t stats_get(const struct stats *s, enum stats_id id)
 	return atomic_load_explicit(&s->value[id], memory_order_relaxed);
 }
 
+const char *stats_reason_text(uint16_t reason);	     /* "no room in the host pool at this moment" */
 const char *stats_reason_word(uint16_t reason);	     /* "pool-full"; "unknown" */
 void stats_reason(struct stats *s, uint16_t reason); /* count one refusal by cause */
 void stats_record_ns(struct stats *s, enum stats_hist_id hist, uint64_t ns);
 uint64_t stats_percentile_ns(const struct stats *s, enum stats_hist_id hist,
 			     double p); /* 0: empty */
 uint64_t stats_hist_samples(const struct stats *s, enum stats_hist_id hist);
+/* A copy; buckets below 4 * n hold what took less than 2^n ns. */
+void stats_hist_copy(const struct stats *s, enum stats_hist_id hist,
+		     uint64_t ret_count[STATS_BUCKETS]);
 
 #endif

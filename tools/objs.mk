@@ -65,5 +65,11 @@ SKVC_KVDUMP_SRCS := \
 SKVCCTL_SRCS := \
 	tools/skvcctl.c \
 	tools/skvcctl_bus.c \
+	tools/skvcctl_change.c \
+	tools/skvcctl_doctor.c \
+	tools/skvcctl_explain.c \
+	tools/skvcctl_facts.c \
 	tools/skvcctl_json.c \
-	tools/skvcctl_table.c
+	tools/skvcctl_screen.c \
+	tools/skvcctl_table.c \
+	tools/skvcctl_top.c

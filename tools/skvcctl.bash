@@ -3,23 +3,46 @@
 
 _skvcctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+	local before=${COMP_WORDS[COMP_CWORD - 2]:-}
 
 	case $prev in
-	-b | --bus)
+	-b | --bus | -c | --config)
 		COMPREPLY=($(compgen -f -- "$cur"))
 		return
 		;;
 	model)
-		COMPREPLY=($(compgen -W "add remove list" -- "$cur"))
+		COMPREPLY=($(compgen -W "add remove" -- "$cur"))
+		return
+		;;
+	evict)
+		COMPREPLY=($(compgen -W "tenant namespace all" -- "$cur"))
+		return
+		;;
+	drain)
+		COMPREPLY=($(compgen -W "wait off" -- "$cur"))
+		return
+		;;
+	explain)
+		COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" stats --json 2>/dev/null |
+			sed -n 's/^\t\t"\([^"]*\)":.*/\1/p')" -- "$cur"))
+		return
+		;;
+	quota | tenant)
+		COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" tenants 2>/dev/null |
+			sed -n 's/^  \([^ ]*\) .*/\1/p')" -- "$cur"))
 		return
 		;;
 	esac
-	if [[ ${COMP_WORDS[COMP_CWORD - 3]} == model ]]; then
+	if [[ $before == quota ]]; then
+		COMPREPLY=($(compgen -W "none" -- "$cur"))
+	elif [[ ${COMP_WORDS[COMP_CWORD - 3]:-} == model ]]; then
 		COMPREPLY=($(compgen -d -- "$cur"))
 	elif [[ $cur == -* ]]; then
-		COMPREPLY=($(compgen -W "-b --bus --system -j --json -w --watch -h --help -V --version" -- "$cur"))
+		COMPREPLY=($(compgen -W "-b --bus -c --config --system -j --json --prometheus -w --watch -h --help -V
+			--version" -- "$cur"))
 	else
-		COMPREPLY=($(compgen -W "stats namespaces profiles models model sessions tenants ping version" -- "$cur"))
+		COMPREPLY=($(compgen -W "stats top namespaces profiles models sessions tenants ping version doctor explain quota evict
+			drain reload model" -- "$cur"))
 	fi
 }
 
@@ -42,7 +65,7 @@ _skvcd() {
 		return
 		;;
 	esac
-	COMPREPLY=($(compgen -W "-c --config -o --check-config --help-config -d --debug -h --help -V --version" -- "$cur"))
+	COMPREPLY=($(compgen -W "-c --config -o --check-config --help-config --help-metrics -d --debug -h --help -V --version" -- "$cur"))
 }
 
 _skvc_bench() {

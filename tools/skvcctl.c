@@ -3,6 +3,10 @@
  * skvcctl.c - options and commands.  Fetches one picture of the daemon per command and prints it.
  */
 #include "tools/skvcctl.h"
+#include "tools/skvcctl_change.h"
+#include "tools/skvcctl_doctor.h"
+#include "tools/skvcctl_explain.h"
+#include "tools/skvcctl_top.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -14,35 +18,40 @@
 
 static const char usage_text[] =
 	"Usage: skvcctl [OPTION]... COMMAND\n"
-	"Look at a running skvcd.\n"
+	"Look at a running skvcd, and manage it.\n"
 	"\n"
-	"Commands:\n"
-	"  stats        capacity saved, hits, pool, NVMe, traffic, latencies, refusals\n"
-	"  namespaces   what is cached: one entry per model, geometry and tenant\n"
-	"  profiles     what namespaces are compressed with, and how well\n"
-	"  models       models that blocks can be coded with\n"
+	"  stats                  one screen: capacity, hits, traffic, latencies\n"
+	"  top                    the same, live: tiers, traffic, tenants, sessions\n"
+	"  namespaces             what is cached, by model, geometry and tenant\n"
+	"  profiles               what namespaces are compressed with, and how well\n"
+	"  models, sessions, tenants\n"
+	"  explain [WORD]         what a reason or a counter means, and what to do\n"
+	"  ping, version          does it answer; which versions are these\n"
+	"  doctor                 is this machine fit for skvcd, and how to mend it\n"
+	"As root or the daemon's own user:\n"
+	"  quota TENANT SIZE      until a reload; none: no limit\n"
+	"  evict tenant NAME, evict namespace ID, evict all\n"
+	"                         drop blocks that nobody uses at the moment\n"
+	"  drain [wait|off]       take no new sessions; wait until none is left; go on\n"
+	"  reload                 read the configuration again\n"
 	"  model add NAME FOLDER, model remove NAME\n"
-	"               load one (Hugging Face layout), now and at each start; or no more\n"
-	"  sessions     who is connected\n"
-	"  tenants      compressed bytes charged, and quotas\n"
-	"  ping         does it answer, and how fast\n"
-	"  version      of skvcctl and of the daemon\n"
 	"\n"
-	"Options:\n"
-	"  -b, --bus PATH       the daemon's bus socket (default: $SKVC_BUS, else\n"
-	"                       " SKVCCTL_DEFAULT_BUS ")\n"
-	"      --system         ask through the system bus instead\n"
-	"  -j, --json           for programs; the keys do not change\n"
-	"  -w, --watch[=SECS]   print again every SECS seconds (2)\n"
-	"  -h, --help           this text\n"
-	"  -V, --version        the version of skvcctl\n"
+	"  -b, --bus PATH         its bus socket ($SKVC_BUS, else " SKVCCTL_DEFAULT_BUS ")\n"
+	"      --system           ask through the system bus instead\n"
+	"  -j, --json             for programs; the keys do not change\n"
+	"      --prometheus       stats: as Prometheus reads them\n"
+	"  -w, --watch[=SECS]     print again every SECS seconds (2)\n"
+	"  -c, --config FILE      doctor: what the daemon runs with\n"
+	"  -h, --help, -V, --version\n"
 	"\n"
 	"Exit status: 0 done, 1 failure, 2 wrong usage, 3 no daemon answers there.\n";
 
 struct options {
 	struct skvcctl_source source;
 	bool json;
-	unsigned watch_s; /* 0: once */
+	bool prometheus;
+	const char *config; /* doctor; NULL: the default one */
+	unsigned watch_s;   /* 0: once */
 };
 
 struct command {
@@ -101,11 +110,13 @@ static int parse_watch(const char *arg, unsigned *ret_s)
 /* Returns -1 to go on, or the exit status. */
 static int parse_options(int argc, char **argv, struct options *o)
 {
-	enum { OPT_SYSTEM = 256 };
+	enum { OPT_SYSTEM = 256, OPT_PROMETHEUS };
 	static const struct option longs[] = {
 		{ "bus", required_argument, NULL, 'b' },
+		{ "config", required_argument, NULL, 'c' },
 		{ "system", no_argument, NULL, OPT_SYSTEM },
 		{ "json", no_argument, NULL, 'j' },
+		{ "prometheus", no_argument, NULL, OPT_PROMETHEUS },
 		{ "watch", optional_argument, NULL, 'w' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' },
@@ -113,13 +124,19 @@ static int parse_options(int argc, char **argv, struct options *o)
 	};
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "b:jw::hV", longs, NULL)) != -1) {
+	while ((opt = getopt_long(argc, argv, "b:c:jw::hV", longs, NULL)) != -1) {
 		switch (opt) { /* flat switch */
 		case 'b':
 			o->source.path = optarg;
 			break;
+		case 'c':
+			o->config = optarg;
+			break;
 		case OPT_SYSTEM:
 			o->source.system = true;
+			break;
+		case OPT_PROMETHEUS:
+			o->prometheus = true;
 			break;
 		case 'j':
 			o->json = true;
@@ -140,6 +157,19 @@ static int parse_options(int argc, char **argv, struct options *o)
 		}
 	}
 	return -1;
+}
+
+static enum skvcctl_exit print_metrics(const struct options *o)
+{
+	char err[SKVCCTL_ERR_BYTES] = "", *text = NULL;
+	enum skvcctl_exit e = skvcctl_metrics(&o->source, &text, err, sizeof(err));
+
+	if (e == SKVCCTL_OK)
+		(void)fputs(text, stdout);
+	else
+		(void)fprintf(stderr, "skvcctl: %s\n", err);
+	free(text);
+	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : e;
 }
 
 static enum skvcctl_exit run_once(const struct options *o, const struct command *command,
@@ -184,64 +214,40 @@ static int run(const struct options *o, const struct command *command)
 	return (int)e;
 }
 
-/* ---- model add, model remove ---- */
-
-static const struct skvcctl_model *model_named(const struct skvcctl_picture *p, const char *name)
+static int doctor(const struct options *o)
 {
-	for (size_t i = 0; i < p->models_count; i++)
-		if (!strcmp(p->models[i].name, name) && strcmp(p->models[i].state, "removed") != 0)
-			return &p->models[i];
-	return NULL;
+	static struct doctor_facts facts;
+	static struct doctor_report report;
+
+	doctor_look(&o->source, o->config, &facts);
+	doctor_judge(&facts, &report);
+	if (o->json && doctor_print_json(&report, stdout) < 0)
+		return SKVCCTL_FAILURE;
+	if (!o->json)
+		doctor_print(&report, isatty(STDOUT_FILENO) && !getenv("NO_COLOR"), stdout);
+	if (fflush(stdout) || ferror(stdout))
+		return SKVCCTL_FAILURE;
+	return doctor_worst(&report) == DOCTOR_FAILURE ? SKVCCTL_FAILURE : SKVCCTL_OK;
 }
 
-/* Until it is loaded, or is not: that takes as long as reading the weights does. */
-static enum skvcctl_exit model_wait(const struct options *o, const char *name, char *err,
-				    size_t err_bytes)
+/* word: NULL, all that was refused so far. */
+static int explain(const struct options *o, const char *word)
 {
-	const struct timespec pause = { .tv_nsec = 100000000 };
-
-	for (;;) {
-		struct skvcctl_picture p = { 0 };
-		const struct skvcctl_model *m;
-		enum skvcctl_exit e = skvcctl_fetch(&o->source, SKVCCTL_GET_MODELS, &p, err,
-						    err_bytes);
-		bool ready, failed;
-
-		if (e != SKVCCTL_OK)
-			return e;
-		m = model_named(&p, name);
-		ready = m && !strcmp(m->state, "ready");
-		failed = !m || !strcmp(m->state, "failed");
-		if (ready)
-			(void)printf("%s: %" PRIu32 " layers, digest %.16s\n", name, m->layers,
-				     m->digest);
-		if (failed)
-			(void)snprintf(err, err_bytes, "%.400s", m ? m->err : "it was removed");
-		skvcctl_picture_deinit(&p);
-		if (ready || failed)
-			return ready ? SKVCCTL_OK : SKVCCTL_FAILURE;
-		(void)nanosleep(&pause, NULL);
-	}
-}
-
-/* words: what stands behind "model". */
-static int model_command(const struct options *o, int count, char **words)
-{
+	struct skvcctl_picture p = { 0 };
 	char err[SKVCCTL_ERR_BYTES] = "";
-	enum skvcctl_exit e;
+	enum skvcctl_exit e = skvcctl_fetch(&o->source, SKVCCTL_GET_STATS | SKVCCTL_GET_TEXTS, &p,
+					    err, sizeof(err));
 
-	if (count == 3 && !strcmp(words[0], "add")) {
-		e = skvcctl_model_add(&o->source, words[1], words[2], err, sizeof(err));
-		if (e == SKVCCTL_OK)
-			e = model_wait(o, words[1], err, sizeof(err));
-	} else if (count == 2 && !strcmp(words[0], "remove")) {
-		e = skvcctl_model_remove(&o->source, words[1], err, sizeof(err));
-	} else {
-		return usage_error("model add NAME FOLDER, or model remove NAME", "");
+	if (e == SKVCCTL_OK && skvcctl_explain(&p, word, stdout) < 0) {
+		(void)snprintf(err, sizeof(err),
+			       "%.64s: no such reason or counter; skvcctl stats --json has all",
+			       word);
+		e = SKVCCTL_FAILURE;
 	}
 	if (e != SKVCCTL_OK)
 		(void)fprintf(stderr, "skvcctl: %s\n", err);
-	return (int)e;
+	skvcctl_picture_deinit(&p);
+	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : (int)e;
 }
 
 int main(int argc, char **argv)
@@ -256,10 +262,21 @@ int main(int argc, char **argv)
 		return r;
 	if (optind == argc)
 		return usage_error("a command is missing", "");
-	if (!strcmp(argv[optind], "model"))
-		return model_command(&o, argc - optind - 1, argv + optind + 1);
+	r = skvcctl_change(&o.source, argc - optind, argv + optind);
+	if (r >= 0)
+		return r;
+	if (!strcmp(argv[optind], "explain") && argc - optind <= 2)
+		return explain(&o, argv[optind + 1]);
 	if (optind + 1 < argc)
 		return usage_error("one command at a time, not also ", argv[optind + 1]);
+	if (!strcmp(argv[optind], "doctor"))
+		return doctor(&o);
+	if (!strcmp(argv[optind], "top") && !o.json && !o.prometheus)
+		return skvcctl_top(&o.source, o.watch_s ? o.watch_s : 1, o.watch_s > 0);
+	if (o.prometheus && (o.json || o.watch_s || strcmp(argv[optind], "stats") != 0))
+		return usage_error("--prometheus is for stats, by itself", "");
+	if (o.prometheus)
+		return (int)print_metrics(&o);
 	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
 		if (!strcmp(commands[i].name, argv[optind]))
 			return run(&o, &commands[i]);

@@ -57,6 +57,10 @@ struct skvcctl_tenant {
 	uint64_t charged_bytes, quota_bytes;
 };
 
+struct skvcctl_text { /* what a counter, a gauge or a reason means */
+	char name[64], kind[16], unit[16], text[160];
+};
+
 struct skvcctl_picture {
 	char version[32], health[32], status[256];
 	uint64_t ping_ns;
@@ -72,6 +76,8 @@ struct skvcctl_picture {
 	size_t tenants_count;
 	struct skvcctl_model *models;
 	size_t models_count;
+	struct skvcctl_text *texts;
+	size_t texts_count;
 };
 
 struct skvcctl_source {
@@ -89,6 +95,8 @@ struct skvcctl_source {
 #define SKVCCTL_GET_PROFILES 32u /* not part of ALL: an older daemon has no such method */
 #define SKVCCTL_GET_MODELS 64u	 /* nor this */
 
+#define SKVCCTL_GET_TEXTS 128u /* nor this */
+
 /* Returns an exit code; on anything but OK, one line in err that says what to do. */
 enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned what,
 				struct skvcctl_picture *ret, char *err, size_t err_bytes);
@@ -98,6 +106,29 @@ enum skvcctl_exit skvcctl_model_add(const struct skvcctl_source *source, const c
 				    const char *folder, char *err, size_t err_bytes);
 enum skvcctl_exit skvcctl_model_remove(const struct skvcctl_source *source, const char *name,
 				       char *err, size_t err_bytes);
+/* These are root's and the daemon's own user's. */
+enum skvcctl_exit skvcctl_set_quota(const struct skvcctl_source *source, const char *tenant,
+				    uint64_t bytes, char *err, size_t err_bytes);
+
+#define SKVCCTL_NS_ANY UINT32_MAX
+
+struct skvcctl_evicted {
+	uint64_t blocks, bytes; /* that went */
+	uint64_t kept;		/* blocks that somebody holds */
+};
+
+/* tenant "": anybody's. */
+enum skvcctl_exit skvcctl_evict(const struct skvcctl_source *source, const char *tenant,
+				uint32_t ns, struct skvcctl_evicted *ret, char *err,
+				size_t err_bytes);
+enum skvcctl_exit skvcctl_drain(const struct skvcctl_source *source, bool on, char *err,
+				size_t err_bytes);
+/* A line for each key that changed, or waits for a restart. */
+enum skvcctl_exit skvcctl_reload(const struct skvcctl_source *source, char *ret_text,
+				 size_t text_bytes, char *err, size_t err_bytes);
+/* What Prometheus would read: owned text, as the daemon wrote it. */
+enum skvcctl_exit skvcctl_metrics(const struct skvcctl_source *source, char **ret_text, char *err,
+				  size_t err_bytes);
 /* 0 when there is no such number: an older daemon. */
 uint64_t skvcctl_value(const struct skvcctl_picture *p, enum skvcctl_kind kind, const char *name);
 
@@ -112,6 +143,7 @@ void skvcctl_print_models(const struct skvcctl_picture *p, FILE *out);
 int skvcctl_print_json(const struct skvcctl_picture *p, unsigned what, FILE *out);
 
 /* "1.50 GiB", "12.3 us": at most 15 bytes and NUL; returns buf. */
+int skvcctl_parse_bytes(const char *text, uint64_t *ret); /* "20G"; 0 or -EINVAL */
 const char *skvcctl_format_bytes(uint64_t bytes, char buf[16]);
 const char *skvcctl_format_ns(uint64_t ns, char buf[16]);
 

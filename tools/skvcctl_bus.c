@@ -6,6 +6,7 @@
 #include "tools/skvcctl.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -18,6 +19,7 @@
 #define BUS_NAME "org.skvcd.Skvcd1"
 #define BUS_PATH "/org/skvcd/Skvcd1"
 #define BUS_TIMEOUT_US 5000000u
+#define CHANGE_TIMEOUT_US 60000000u /* a large index takes a while to evict */
 
 struct link {
 	sd_bus *bus;			     /* owned */
@@ -210,6 +212,44 @@ static int read_kinds(sd_bus_message *m, struct skvcctl_picture *p)
 		for (size_t i = 0; !strcmp(kind, "counter") && i < p->stats_count; i++)
 			if (p->stats[i].kind == SKVCCTL_GAUGE && !strcmp(p->stats[i].name, name))
 				p->stats[i].kind = SKVCCTL_COUNTER;
+	return r;
+}
+
+static int add_text(struct skvcctl_picture *p, const char *name, const char *kind, const char *unit,
+		    const char *text)
+{
+	struct skvcctl_text *t = grow((void **)&p->texts, p->texts_count, sizeof(*t),
+				      SKVCCTL_STATS_MAX);
+
+	if (!t)
+		return -ENOMEM;
+	COPY(t->name, name);
+	COPY(t->kind, kind);
+	COPY(t->unit, unit);
+	COPY(t->text, text);
+	p->texts_count++;
+	return 0;
+}
+
+static int read_stat_texts(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	const char *name, *kind, *unit, *text;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(ssss)");
+	while (r >= 0 && (r = sd_bus_message_read(m, "(ssss)", &name, &kind, &unit, &text)) > 0)
+		r = add_text(p, name, kind, unit, text);
+	return r;
+}
+
+static int read_reason_texts(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	const char *word, *text;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(ss)");
+	while (r >= 0 && (r = sd_bus_message_read(m, "(ss)", &word, &text)) > 0)
+		r = add_text(p, word, "reason", "refusals", text);
 	return r;
 }
 
@@ -415,6 +455,8 @@ static const struct part {
 	{ SKVCCTL_GET_SESSIONS, "ListSessions", read_sessions },
 	{ SKVCCTL_GET_TENANTS, "ListTenants", read_tenants },
 	{ SKVCCTL_GET_MODELS, "ListModels", read_models },
+	{ SKVCCTL_GET_TEXTS, "DescribeStats", read_stat_texts },
+	{ SKVCCTL_GET_TEXTS, "DescribeReasons", read_reason_texts },
 };
 
 static enum skvcctl_exit get_part(struct link *l, const struct part *part,
@@ -454,33 +496,128 @@ enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned wh
 	return SKVCCTL_OK;
 }
 
-/* ---- models ---- */
+/* ---- metrics ---- */
 
-static enum skvcctl_exit change_models(struct link *l, const char *method, const char *name,
-				       const char *folder)
+enum skvcctl_exit skvcctl_metrics(const struct skvcctl_source *source, char **ret_text, char *err,
+				  size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	enum skvcctl_exit e = connect_link(&l);
+	sd_bus_message *reply = NULL;
+	const char *text;
+	int r;
+
+	if (e == SKVCCTL_OK)
+		e = call(&l, "GetMetrics", &reply);
+	if (e == SKVCCTL_OK) {
+		r = sd_bus_message_read(reply, "s", &text);
+		*ret_text = r < 0 ? NULL : strdup(text);
+		if (!*ret_text)
+			e = failed(&l, r < 0 ? r : -ENOMEM, "GetMetrics");
+	}
+	sd_bus_message_unref(reply);
+	(void)sd_bus_close_unref(l.bus);
+	return e;
+}
+
+/* ---- changes ---- */
+
+/* What the daemon says itself is the best that can be said. */
+static enum skvcctl_exit refused(struct link *l, const sd_bus_error *error, int r,
+				 const char *method)
+{
+	static const char *const own[] = { SD_BUS_ERROR_INVALID_ARGS, SD_BUS_ERROR_FAILED,
+					   SD_BUS_ERROR_LIMITS_EXCEEDED };
+
+	for (size_t i = 0; i < sizeof(own) / sizeof(own[0]); i++)
+		if (sd_bus_error_has_name(error, own[i])) {
+			copy(l->err, l->err_bytes, error->message ? error->message : "refused");
+			return SKVCCTL_FAILURE;
+		}
+	if (sd_bus_error_has_name(error, SD_BUS_ERROR_UNKNOWN_METHOD))
+		(void)snprintf(l->err, l->err_bytes, "this skvcd is older and cannot do that");
+	else if (sd_bus_error_has_name(error, SD_BUS_ERROR_ACCESS_DENIED))
+		(void)snprintf(l->err, l->err_bytes,
+			       "not permitted: run as root or as the daemon's own user");
+	else
+		return failed(l, r, method);
+	return SKVCCTL_FAILURE;
+}
+
+/* One call that changes the daemon.  ret_reply: NULL, or the answer to be unreferenced. */
+static enum skvcctl_exit change(struct link *l, sd_bus_message **ret_reply, const char *method,
+				const char *types, ...)
 {
 	sd_bus_error error = SD_BUS_ERROR_NULL;
 	enum skvcctl_exit e = connect_link(l);
+	va_list args;
 	int r;
 
-	if (e != SKVCCTL_OK)
-		return e;
-	r = folder ? sd_bus_call_method(l->bus, l->destination, BUS_PATH, BUS_NAME, method, &error,
-					NULL, "ss", name, folder)
-		   : sd_bus_call_method(l->bus, l->destination, BUS_PATH, BUS_NAME, method, &error,
-					NULL, "s", name);
-	if (r < 0 && sd_bus_error_has_name(&error, SD_BUS_ERROR_INVALID_ARGS)) {
-		copy(l->err, l->err_bytes, error.message ? error.message : "refused");
-		e = SKVCCTL_FAILURE;
-	} else if (r < 0 && sd_bus_error_has_name(&error, SD_BUS_ERROR_ACCESS_DENIED)) {
-		(void)snprintf(l->err, l->err_bytes,
-			       "not permitted: run as root or as the daemon's own user");
-		e = SKVCCTL_FAILURE;
-	} else if (r < 0) {
-		e = failed(l, r, method);
+	if (e == SKVCCTL_OK) {
+		(void)sd_bus_set_method_call_timeout(l->bus, CHANGE_TIMEOUT_US);
+		va_start(args, types);
+		r = sd_bus_call_methodv(l->bus, l->destination, BUS_PATH, BUS_NAME, method, &error,
+					ret_reply, types, args);
+		va_end(args);
+		if (r < 0)
+			e = refused(l, &error, r, method);
 	}
 	sd_bus_error_free(&error);
-	(void)sd_bus_close_unref(l->bus);
+	(void)sd_bus_flush_close_unref(l->bus);
+	return e;
+}
+
+enum skvcctl_exit skvcctl_set_quota(const struct skvcctl_source *source, const char *tenant,
+				    uint64_t bytes, char *err, size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+
+	return change(&l, NULL, "SetQuota", "st", tenant, bytes);
+}
+
+enum skvcctl_exit skvcctl_evict(const struct skvcctl_source *source, const char *tenant,
+				uint32_t ns, struct skvcctl_evicted *ret, char *err,
+				size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	sd_bus_message *reply = NULL;
+	enum skvcctl_exit e = change(&l, &reply, "Evict", "su", tenant, ns);
+	int r;
+
+	if (e == SKVCCTL_OK) {
+		r = sd_bus_message_read(reply, "ttt", &ret->blocks, &ret->bytes, &ret->kept);
+		if (r < 0)
+			e = failed(&l, r, "Evict");
+	}
+	sd_bus_message_unref(reply);
+	return e;
+}
+
+enum skvcctl_exit skvcctl_drain(const struct skvcctl_source *source, bool on, char *err,
+				size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+
+	return change(&l, NULL, "Drain", "b", (int)on);
+}
+
+enum skvcctl_exit skvcctl_reload(const struct skvcctl_source *source, char *ret_text,
+				 size_t text_bytes, char *err, size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	sd_bus_message *reply = NULL;
+	enum skvcctl_exit e = change(&l, &reply, "Reload", NULL);
+	const char *text;
+	int r;
+
+	if (e == SKVCCTL_OK) {
+		r = sd_bus_message_read(reply, "s", &text);
+		if (r < 0)
+			e = failed(&l, r, "Reload");
+		else
+			(void)snprintf(ret_text, text_bytes, "%s", text);
+	}
+	sd_bus_message_unref(reply);
 	return e;
 }
 
@@ -489,7 +626,7 @@ enum skvcctl_exit skvcctl_model_remove(const struct skvcctl_source *source, cons
 {
 	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
 
-	return change_models(&l, "RemoveModel", name, NULL);
+	return change(&l, NULL, "RemoveModel", "s", name);
 }
 
 enum skvcctl_exit skvcctl_model_add(const struct skvcctl_source *source, const char *name,
@@ -503,7 +640,7 @@ enum skvcctl_exit skvcctl_model_add(const struct skvcctl_source *source, const c
 		(void)snprintf(err, err_bytes, "%s: %s", folder, strerror(errno));
 		return SKVCCTL_FAILURE;
 	}
-	e = change_models(&l, "AddModel", name, path);
+	e = change(&l, NULL, "AddModel", "ss", name, path);
 	free(path);
 	return e;
 }
@@ -516,6 +653,7 @@ void skvcctl_picture_deinit(struct skvcctl_picture *p)
 	free(p->sessions);
 	free(p->tenants);
 	free(p->models);
+	free(p->texts);
 	memset(p, 0, sizeof(*p));
 }
 

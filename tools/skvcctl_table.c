@@ -4,6 +4,7 @@
  */
 #include "tools/skvcctl.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -13,6 +14,29 @@
 
 #define TABLE_ROWS 6u /* of sessions and tenants below the counters; then "..." */
 #define TABLE_COLUMNS 78u
+
+int skvcctl_parse_bytes(const char *text, uint64_t *ret)
+{
+	static const char units[] = "KMGT";
+	const char *unit;
+	uint64_t v = 0;
+
+	if (*text < '0' || *text > '9')
+		return -EINVAL;
+	for (; *text >= '0' && *text <= '9'; text++)
+		if (__builtin_mul_overflow(v, 10, &v) ||
+		    __builtin_add_overflow(v, (unsigned)(*text - '0'), &v))
+			return -EINVAL;
+	while (*text == ' ')
+		text++;
+	unit = *text ? strchr(units, *text) : NULL;
+	if (*text && (!unit || text[1]))
+		return -EINVAL;
+	if (unit && __builtin_mul_overflow(v, UINT64_C(1) << (10 * (unit - units + 1)), &v))
+		return -EINVAL;
+	*ret = v;
+	return 0;
+}
 
 const char *skvcctl_format_bytes(uint64_t bytes, char buf[16])
 {

@@ -481,8 +481,9 @@ static void test_manual_agrees(void **state)
 		if (!strstr(man, want))
 			fail_msg("no entry for [%s] %s", k->section, k->key);
 		(void)config_key_allowed(k, allowed, sizeof(allowed));
-		(void)snprintf(want, sizeof(want), "\tDefault: %s. Allowed: %s.\n",
-			       k->value[0] ? k->value : "empty", allowed);
+		(void)snprintf(want, sizeof(want), "\tDefault: %s. Allowed: %s.%s\n",
+			       k->value[0] ? k->value : "empty", allowed,
+			       k->flags & CONFIG_LIVE ? " A reload changes it." : "");
 		if (!strstr(man, want))
 			fail_msg("[%s] %s: the manual lacks \"%s\"", k->section, k->key, want);
 	}
@@ -490,6 +491,33 @@ static void test_manual_agrees(void **state)
 		entries += strstr(p, "* = ") && strstr(p, "* = ") < strchr(p + 1, '\n');
 	assert_int_equal(entries, keys + 2); /* and the two of [tenant NAME] */
 	free(man);
+}
+
+/* A value reads back as it is written, and goes over to another configuration only if it is live. */
+static void test_values_and_live(void **state)
+{
+	struct config a, b, c;
+	char text[CONFIG_VALUE_BYTES];
+	unsigned live = 0;
+
+	(void)state;
+	config_default(&a);
+	config_default(&b);
+	for (const struct config_key *k = config_key_at(0); k; k = config_key_next(k)) {
+		config_key_value(&a, k, text, sizeof(text));
+		assert_string_equal(text, k->value);
+		memset((uint8_t *)&b + k->off, 1, k->field_bytes);
+	}
+	config_default(&c);
+	config_copy_live(&c, &b);
+	for (const struct config_key *k = config_key_at(0); k; k = config_key_next(k)) {
+		const struct config *want = k->flags & CONFIG_LIVE ? &b : &a;
+
+		assert_memory_equal((uint8_t *)&c + k->off, (const uint8_t *)want + k->off,
+				    k->field_bytes);
+		live += k->flags & CONFIG_LIVE ? 1 : 0;
+	}
+	assert_true(live >= 10);
 }
 
 static void test_example_loads(void **state)
@@ -534,6 +562,7 @@ int main(void)
 		cmocka_unit_test(test_files),
 		cmocka_unit_test(test_help_is_a_configuration),
 		cmocka_unit_test(test_manual_agrees),
+		cmocka_unit_test(test_values_and_live),
 		cmocka_unit_test(test_example_loads),
 	};
 

@@ -4,7 +4,9 @@
  * as JSON with keys that stay, and as tables that fit a screen.
  */
 #include "tools/skvcctl.h"
+#include "tools/skvcctl_explain.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -381,6 +383,31 @@ static void test_formats(void **state)
 	assert_string_equal(skvcctl_format_ns(UINT64_MAX, buf), "18446744074 s");
 }
 
+/* Every reason and counter has a meaning, and no advice is for a reason that there is not. */
+static void test_explain(void **state)
+{
+	struct skvcctl_picture p = fetch(SKVCCTL_GET_STATS | SKVCCTL_GET_TEXTS);
+	char *text = NULL;
+	size_t bytes, advised = 0;
+	FILE *out = open_memstream(&text, &bytes);
+
+	(void)state;
+	assert_int_equal(p.texts_count, STAT_COUNT + SKVC_ABI_REASON_COUNT - 1);
+	for (size_t i = 0; i < p.texts_count; i++) {
+		assert_true(p.texts[i].text[0] != '\0');
+		assert_int_equal(skvcctl_explain(&p, p.texts[i].name, out), 0);
+		advised += skvcctl_advice(p.texts[i].name) != NULL;
+	}
+	assert_int_equal(advised, SKVCCTL_ADVICES);
+	assert_int_equal(skvcctl_explain(&p, "nothing", out), -ENOENT);
+	assert_int_equal(skvcctl_explain(&p, NULL, out), 0);
+	assert_int_equal(fclose(out), 0);
+	assert_non_null(strstr(text, "-> raise [host] pool"));
+	assert_non_null(strstr(text, "Nothing was ever refused."));
+	free(text);
+	skvcctl_picture_deinit(&p);
+}
+
 /* ---- nobody there, or somebody else ---- */
 
 static void test_no_daemon(void **state)
@@ -458,6 +485,7 @@ int main(void)
 		cmocka_unit_test(test_table_says_what_matters),
 		cmocka_unit_test(test_tables_fit),
 		cmocka_unit_test(test_formats),
+		TEST(test_explain),
 		cmocka_unit_test(test_no_daemon),
 		TEST(test_the_clients_socket),
 		TEST(test_bad_peers),

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * bus_internal.h - what bus.c and bus_lists.c share: the bus, and how a call is answered.
+ */
+#ifndef SKVCD_DAEMON_BUS_INTERNAL_H
+#define SKVCD_DAEMON_BUS_INTERNAL_H
+
+#include <stdbool.h>
+
+#include <systemd/sd-bus.h>
+#include <systemd/sd-event.h>
+
+#include "daemon/bus.h"
+#include "daemon/listener.h"
+
+#define BUS_PEERS_MAX 16u
+
+struct bus {
+	sd_event *event;	 /* borrowed */
+	struct control *control; /* borrowed */
+	struct listener listener;
+	sd_event_source *accept_source;
+	sd_bus *system;		      /* NULL: there is none */
+	sd_bus *peers[BUS_PEERS_MAX]; /* NULL: free */
+	sd_event_source *look_source; /* once a second: has a property changed? */
+	const char *health;	      /* as it was last told; static text */
+	bool draining;
+};
+
+/* -ENOBUFS: the peer does not read its answers; its connection is closed. */
+int bus_may_answer(sd_bus_message *call);
+int bus_reply_new(sd_bus_message *call, sd_bus_message **ret_reply);
+/* Sends and drops a reply that was built, or drops it and hands the error on. */
+int bus_reply_send(sd_bus_message *reply, int r);
+
+/* bus_lists.c: sd_bus_message_handler_t; user is the bus. */
+int bus_on_list_namespaces(sd_bus_message *call, void *user, sd_bus_error *error);
+int bus_on_list_profiles(sd_bus_message *call, void *user, sd_bus_error *error);
+int bus_on_list_sessions(sd_bus_message *call, void *user, sd_bus_error *error);
+int bus_on_list_tenants(sd_bus_message *call, void *user, sd_bus_error *error);
+int bus_on_list_models(sd_bus_message *call, void *user, sd_bus_error *error);
+
+#endif
