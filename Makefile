@@ -13,6 +13,7 @@
 #   make asan, tsan     sanitizer flavours; the same as SAN=asan, SAN=tsan
 #   make deps           install what is missing (as root), or say what it is
 #   make install DESTDIR= prefix= libdir= ...
+#   make deb            Debian packages of HEAD, in build/deb
 #
 #   CC=clang  O=0  SAN=asan|tsan  WERROR=1  V=1  BUILD=folder
 #   CUDA=auto|0|1  CUDA_HOME=folder  CUDA_ARCHS='90 100'
@@ -476,6 +477,7 @@ INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(b
 	644:client-lib/skvc.h:$(includedir)/skvc.h \
 	644:$(B)/systemd/skvcd.service:$(unitdir)/skvcd.service \
 	644:systemd/skvcd.socket:$(unitdir)/skvcd.socket \
+	$(if $(CUDA_WHY_NOT),,644:systemd/skvcd-cuda.conf:$(unitdir)/skvcd.service.d/cuda.conf) \
 	644:systemd/skvcd.sysusers:$(sysusersdir)/skvcd.conf \
 	644:systemd/skvcd.tmpfiles:$(tmpfilesdir)/skvcd.conf \
 	644:systemd/org.skvcd.Skvcd1.conf:$(dbuspolicydir)/org.skvcd.Skvcd1.conf \
@@ -505,6 +507,10 @@ install: all $(B)/systemd/skvcd.service
 # The configuration stays.
 uninstall:
 	$(Q)for i in $(INSTALL_LIST); do rm -f '$(DESTDIR)'"$${i##*:}"; done; rm -f $(LIB_LINKS)
+
+.PHONY: deb
+deb:
+	$(Q)CUDA=$(CUDA) CUDA_HOME=$(CUDA_HOME) JOBS=$(JOBS) systemd/make-deb $(abspath $(BUILD)/deb)
 
 clean:
 	rm -rf $(BUILD)
