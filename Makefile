@@ -385,6 +385,8 @@ SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_
 	$(notdir $(FUZZ_BINS))
 SKIP_asan := test_steady test_install test_speculators
 run_here = $(foreach t,$(1),$(if $(filter $(SKIP_$(SAN)),$(notdir $(t))),,$(t)))
+# Packages are made for test_service by test_deb, which comes first; these skip where they are not root or have no network.
+SYSTEMD_SCRIPTS := $(sort $(wildcard tests/systemd/test_*))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
 # These skip where there is no GPU; what is a program runs over the simulated one as well.
 GPU_SCRIPTS := $(sort $(filter-out %.c %.h %.py %.cu,$(wildcard tests/gpu/test_*)))
@@ -401,6 +403,7 @@ $(B)/tests.list: all tests
 	$(call list,$(MODEL_BINS),120,alone); \
 	$(if $(SAN),,$(call list,$(GPU_BINS),300,alone);) \
 	$(foreach t,$(call run_here,$(GPU_BINS)),printf '%s\t480\talone\t%s\n' '$(FLAVOUR)/$(t:$(B)/tests/%=%)-sim' '$(TEST_ENV) SKVC_TEST_DEVICE=sim $(t)'; )\
+	$(if $(filter release,$(FLAVOUR)),printf '%s\t900\talone\t%s\n' $(foreach t,$(SYSTEMD_SCRIPTS),'$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)');) \
 	} >$@
 
 $(BUILD)/lint.list: | deps-check
