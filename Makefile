@@ -253,10 +253,12 @@ $(B)/cuda-flags: FORCE
 	printf '%s\n' '$(NVCC)' '$(subst ','\'',$(NVCC_FLAGS))' >$@.new; \
 	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
+# Intermediate files of nvcc's own choice have its pid in their names, and these get into the object.
 $(B)/obj/%.o: %.cu $(B)/cuda-flags
 	$(call say,NVCC,$@)
-	$(Q)mkdir -p $(@D)
-	$(Q)$(NVCC) $(NVCC_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
+	$(Q)rm -rf $(@:.o=.keep) && mkdir -p $(@:.o=.keep)
+	$(Q)$(NVCC) $(NVCC_FLAGS) --keep --keep-dir $(@:.o=.keep) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
+	$(Q)rm -rf $(@:.o=.keep)
 
 ALL_OBJS := $(IPC_OBJS) $(CLIENT_OBJS) $(GPU_OBJS) $(DAEMON_OBJS) $(TOOLS_OBJS) $(TESTLIB_OBJS) \
 	$(CUDA_OBJS) $(CUDA_KERNEL_OBJS) $(call obj,$(CUDA_FAKE_SRCS)) \

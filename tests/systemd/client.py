@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""client.py WHAT - the engine's side of tests/systemd/test_service, inside of the container: the package
-skvc as python3-skvc installed it, against skvcd as systemd runs it.
+"""client.py WHAT - the engine's side of tests/systemd/test_service, inside of the container: the
+package skvc as python3-skvc installed it, against skvcd as systemd runs it.
 
     offload N       store N blocks, get them back, compare
     count N         how many of these N blocks are there
@@ -93,7 +93,8 @@ def go_on(seconds):
                 raise
             gaps.append(f"{1000 * reconnect(session):.0f}")
             since = 0
-    print(f"gone {len(gaps)} times, back after {' '.join(gaps) or 'no'} ms, then {since} blocks there and back")
+    print(f"gone {len(gaps)} times, back after {' '.join(gaps) or 'no'} ms, "
+          f"then {since} blocks there and back")
     if gaps and not since:
         sys.exit("nothing was served after the last reconnection")
 
