@@ -18,7 +18,7 @@ import time
 
 import skvc
 
-EPIPE_SECONDS_MAX = 30
+EPIPE_SECONDS_MAX = 60
 PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
 WALL = 0x40000000
 
@@ -92,7 +92,7 @@ def go_on(seconds):
             if error.errno != errno.EPIPE:
                 raise
             gaps.append(f"{1000 * reconnect(session):.0f}")
-            since = 0
+            until, since = max(until, time.monotonic() + 1), 0
     print(f"gone {len(gaps)} times, back after {' '.join(gaps) or 'no'} ms, "
           f"then {since} blocks there and back")
     if gaps and not since:
