@@ -14,6 +14,7 @@
 #   make asan, tsan     sanitizer flavours; the same as SAN=asan, SAN=tsan
 #   make deps           install what is missing (as root), or say what it is
 #   make install DESTDIR= prefix= libdir= ...
+#   make deb            Debian packages of HEAD, in build/deb
 #
 #   CC=clang  O=0  SAN=asan|tsan  WERROR=1  V=1  BUILD=folder
 #   CUDA=auto|0|1  CUDA_HOME=folder  CUDA_ARCHS='90 100'
@@ -254,10 +255,12 @@ $(B)/cuda-flags: FORCE
 	printf '%s\n' '$(NVCC)' '$(subst ','\'',$(NVCC_FLAGS))' >$@.new; \
 	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
+# Intermediate files of nvcc's own choice have its pid in their names, and these get into the object.
 $(B)/obj/%.o: %.cu $(B)/cuda-flags
 	$(call say,NVCC,$@)
-	$(Q)mkdir -p $(@D)
-	$(Q)$(NVCC) $(NVCC_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
+	$(Q)rm -rf $(@:.o=.keep) && mkdir -p $(@:.o=.keep)
+	$(Q)$(NVCC) $(NVCC_FLAGS) --keep --keep-dir $(@:.o=.keep) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
+	$(Q)rm -rf $(@:.o=.keep)
 
 ALL_OBJS := $(IPC_OBJS) $(CLIENT_OBJS) $(GPU_OBJS) $(DAEMON_OBJS) $(TOOLS_OBJS) $(TESTLIB_OBJS) \
 	$(CUDA_OBJS) $(CUDA_KERNEL_OBJS) $(call obj,$(CUDA_FAKE_SRCS)) \
@@ -387,6 +390,8 @@ SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_
 	$(notdir $(FUZZ_BINS))
 SKIP_asan := test_steady test_install test_speculators
 run_here = $(foreach t,$(1),$(if $(filter $(SKIP_$(SAN)),$(notdir $(t))),,$(t)))
+# Packages are made for test_service by test_deb, which comes first; these skip where they are not root or have no network.
+SYSTEMD_SCRIPTS := $(sort $(wildcard tests/systemd/test_*))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
 # These skip where there is no GPU; what is a program runs over the simulated one as well.
 GPU_SCRIPTS := $(sort $(filter-out %.c %.h %.py %.cu,$(wildcard tests/gpu/test_*)))
@@ -403,6 +408,7 @@ $(B)/tests.list: all tests
 	$(call list,$(MODEL_BINS),120,alone); \
 	$(if $(SAN),,$(call list,$(GPU_BINS),300,alone);) \
 	$(foreach t,$(call run_here,$(GPU_BINS)),printf '%s\t480\talone\t%s\n' '$(FLAVOUR)/$(t:$(B)/tests/%=%)-sim' '$(TEST_ENV) SKVC_TEST_DEVICE=sim $(t)'; )\
+	$(if $(filter release,$(FLAVOUR)),printf '%s\t900\talone\t%s\n' $(foreach t,$(SYSTEMD_SCRIPTS),'$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)');) \
 	} >$@
 
 $(BUILD)/lint.list: | deps-check
@@ -483,6 +489,7 @@ INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(b
 	644:client-lib/skvc.h:$(includedir)/skvc.h \
 	644:$(B)/systemd/skvcd.service:$(unitdir)/skvcd.service \
 	644:systemd/skvcd.socket:$(unitdir)/skvcd.socket \
+	$(if $(CUDA_WHY_NOT),,644:systemd/skvcd-cuda.conf:$(unitdir)/skvcd.service.d/cuda.conf) \
 	644:systemd/skvcd.sysusers:$(sysusersdir)/skvcd.conf \
 	644:systemd/skvcd.tmpfiles:$(tmpfilesdir)/skvcd.conf \
 	644:daemon/skvcd.catalog:$(catalogdir)/skvcd.catalog \
@@ -515,6 +522,10 @@ install: all $(B)/systemd/skvcd.service
 # The configuration stays.
 uninstall:
 	$(Q)for i in $(INSTALL_LIST); do rm -f '$(DESTDIR)'"$${i##*:}"; done; rm -f $(LIB_LINKS)
+
+.PHONY: deb
+deb:
+	$(Q)CUDA=$(CUDA) CUDA_HOME=$(CUDA_HOME) JOBS=$(JOBS) systemd/make-deb $(abspath $(BUILD)/deb)
 
 clean:
 	rm -rf $(BUILD)

@@ -42,6 +42,7 @@
 #define MAIN_ERR_BYTES 1024u
 #define MAIN_OVERRIDES_MAX 64u
 #define MAIN_STATUS_US 5000000u
+#define MAIN_EX_CONFIG 78 /* sysexits.h; skvcd.service: no use in trying again */
 
 struct options {
 	const char *config; /* NULL: the default one, if it is there */
@@ -82,7 +83,8 @@ static const char usage_text[] =
 	"  -h, --help                 this text\n"
 	"  -V, --version              the version\n"
 	"\n"
-	"Exit status: 0 stopped in order, 1 failure, 2 wrong usage.  See skvcd(8).\n";
+	"Exit status: 0 stopped in order, 1 failure, 2 wrong usage, 78 wrong configuration.\n"
+	"See skvcd(8).\n";
 
 /* Returns -1 to go on, or the exit status. */
 static int parse_options(int argc, char **argv, struct options *o)
@@ -417,7 +419,7 @@ int main(int argc, char **argv)
 	log_init(options.debug);
 	if (load_config(&options, &d.config, err) < 0) {
 		log_event(LOG_EVENT_START_FAILED, LOG_LEVEL_ERR, "%s", err);
-		return 1;
+		return MAIN_EX_CONFIG;
 	}
 	d.options = &options;
 	log_set_debug(options.debug || (int)d.config.log_debug);
