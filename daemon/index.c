@@ -26,7 +26,10 @@ struct index {
 
 static const uint8_t legal[BLOCK_STATE_COUNT][BLOCK_STATE_COUNT] = {
 	[BLOCK_FREE] = { [BLOCK_STORING] = 1 },
-	[BLOCK_STORING] = { [BLOCK_RESIDENT] = 1, [BLOCK_DEAD] = 1, [BLOCK_FREE] = 1 },
+	[BLOCK_STORING] = { [BLOCK_RESIDENT] = 1,
+			    [BLOCK_NVME] = 1,
+			    [BLOCK_DEAD] = 1,
+			    [BLOCK_FREE] = 1 },
 	[BLOCK_RESIDENT] = { [BLOCK_NVME] = 1, [BLOCK_DEAD] = 1, [BLOCK_FREE] = 1 },
 	[BLOCK_NVME] = { [BLOCK_FETCHING] = 1, [BLOCK_DEAD] = 1, [BLOCK_FREE] = 1 },
 	[BLOCK_FETCHING] = { [BLOCK_RESIDENT] = 1, [BLOCK_NVME] = 1, [BLOCK_DEAD] = 1 },

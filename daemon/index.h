@@ -15,6 +15,7 @@
 /*
  *	FREE -> STORING			store began: reserved, invisible to lookups
  *	STORING -> RESIDENT		published: the record lies in a host slot or in a GPU slot
+ *	STORING -> NVME			found on NVMe when the daemon started
  *	RESIDENT -> NVME		host slot given up, the NVMe copy stays
  *	NVME -> FETCHING		a read into a host slot is in flight
  *	FETCHING -> RESIDENT | NVME	read and verified | failed, may be tried again

@@ -20,8 +20,13 @@ DAEMON_SRCS := \
 	daemon/mailbox.c \
 	daemon/main.c \
 	daemon/models.c \
+	daemon/nvme_blob.c \
 	daemon/nvme_file.c \
+	daemon/nvme_health.c \
+	daemon/nvme_keep.c \
 	daemon/nvme_log.c \
+	daemon/nvme_recover.c \
+	daemon/persist.c \
 	daemon/placement.c \
 	daemon/pool.c \
 	daemon/pool_arena.c \
@@ -32,6 +37,7 @@ DAEMON_SRCS := \
 	daemon/record.c \
 	daemon/registry.c \
 	daemon/request.c \
+	daemon/restore.c \
 	daemon/secret.c \
 	daemon/sequences.c \
 	daemon/shipped.c \

@@ -274,7 +274,9 @@ static void issue(struct uring *u, struct uring_op *op)
 	}
 
 	/* The file is index 0 of the registered ones. */
-	if (op->kind == URING_READ && fixed)
+	if (op->kind == URING_SYNC)
+		io_uring_prep_fsync(sqe, 0, IORING_FSYNC_DATASYNC);
+	else if (op->kind == URING_READ && fixed)
 		io_uring_prep_read_fixed(sqe, 0, op->data + op->moved, bytes, op->off + op->moved,
 					 (int)op->buf_index);
 	else if (op->kind == URING_READ)
@@ -359,6 +361,16 @@ int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const 
 	return queue(u, op, URING_WRITE);
 }
 
+int uring_sync(struct uring *u, struct uring_op *op)
+{
+	op->data = NULL;
+	op->bytes = 1; /* of a transfer: one that is not over */
+	op->off = 0;
+	op->buf_index = URING_BUF_NONE;
+	op->deadline_ns = URING_NEVER;
+	return queue(u, op, URING_SYNC);
+}
+
 static void report(struct uring *u, struct uring_op *op, int32_t res)
 {
 	assert(u->inflight_count > 0 && op->state != OP_IDLE);
@@ -383,7 +395,9 @@ static unsigned transferred(struct uring *u, struct uring_op *op, int32_t res)
 {
 	assert(op->state == OP_KERNEL);
 	op->state = OP_IDLE;
-	if (res > 0 && (uint32_t)res >= op->bytes - op->moved) {
+	if (op->kind == URING_SYNC && res >= 0) {
+		op->moved = op->bytes;
+	} else if (res > 0 && (uint32_t)res >= op->bytes - op->moved) {
 		op->moved = op->bytes;
 		res = (int32_t)op->bytes;
 		if (op->fault == URING_FAULT_FLIP && op->kind == URING_READ)

@@ -80,6 +80,12 @@ int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const 
 		uint32_t bytes, uint64_t off, uint64_t deadline_ns);
 
 /*
+ * Flush: what was written, and had completed, before this was queued is on the device's media when res is 0
+ * (fdatasync).  Counted as an operation, as the two above; no deadline, no injected faults.
+ */
+int uring_sync(struct uring *u, struct uring_op *op);
+
+/*
  * Watch an eventfd: done(op, 1) on each readiness (the eventfd is emptied inside), until removed; a
  * negative res is the last call.
  */
