@@ -65,6 +65,8 @@ struct uring {
 	struct op_list inflight, overdue, ready, watches;
 	struct uring_faults faults;
 	uint32_t flips;
+	void (*tap)(void *user, const struct uring_op *op, int done); /* tests */
+	void *tap_user;
 };
 
 /* ---- lists ---- */
@@ -203,6 +205,13 @@ int uring_set_fault(struct uring *u, const char *fault_spec)
 	return uring_fault_parse(fault_spec, &u->faults);
 }
 
+void uring_set_tap(struct uring *u, void (*tap)(void *user, const struct uring_op *op, int done),
+		   void *user)
+{
+	u->tap = tap;
+	u->tap_user = user;
+}
+
 /* The first entry into the kernel makes this thread the owner. */
 static int enable(struct uring *u)
 {
@@ -323,6 +332,8 @@ static int queue(struct uring *u, struct uring_op *op, unsigned kind)
 		at = at->prev;
 	list_insert_after(&u->inflight, at, op);
 	u->inflight_count++;
+	if (u->tap && kind != URING_READ)
+		u->tap(u->tap_user, op, 0);
 
 	if (op->fault == URING_FAULT_NONE || op->fault == URING_FAULT_SHORT ||
 	    op->fault == URING_FAULT_FLIP) {
@@ -381,6 +392,8 @@ static void report(struct uring *u, struct uring_op *op, int32_t res)
 		res = -ETIMEDOUT;
 	}
 	op->state = OP_IDLE;
+	if (u->tap && op->kind != URING_READ && res >= 0)
+		u->tap(u->tap_user, op, 1);
 	op->done(op, res);
 }
 

@@ -92,6 +92,10 @@ int uring_sync(struct uring *u, struct uring_op *op);
 int uring_watch(struct uring *u, struct uring_op *op, int fd);
 void uring_unwatch(struct uring *u, struct uring_op *op); /* done(op, -ECANCELED) follows */
 
+/* Tests: told of each write and flush when it is queued (done 0), and when it has ended well (done 1). */
+void uring_set_tap(struct uring *u, void (*tap)(void *user, const struct uring_op *op, int done),
+		   void *user);
+
 int uring_submit(struct uring *u);
 unsigned uring_reap(struct uring *u, unsigned max); /* calls done(); returns how many */
 /* Submit and wait for at most this long (UINT64_MAX: for ever), less when a deadline is near.  0: look. */

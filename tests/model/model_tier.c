@@ -589,8 +589,7 @@ static void step_kill_daemon(void)
 {
 	for (unsigned i = 0; i < CRASHERS; i++)
 		stop_crasher(i);
-	/* The note of a drop is written in the turns that follow it. */
-	private_daemon_sleep_ms(30);
+	private_daemon_sleep_ms(30); /* the note of a drop is written in the turns that follow it */
 	private_daemon_kill(&daemon_, SIGKILL);
 	for (unsigned i = 0; i < ENGINES; i++) {
 		uint64_t until = private_daemon_now_ns() + WAIT_NS;
