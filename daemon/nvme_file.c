@@ -32,7 +32,7 @@
 #define SUPERBLOCK_IO_BYTES NVME_FILE_ALIGN_BYTES_MAX
 #define BLANK_BYTES (1u << 20) /* a device counts as blank when this much of it is zero */
 #define ALIGN_BYTES_MIN 4096u
-#define BUSY_TRIES 500u
+#define BUSY_TRIES 1500u
 #define BUSY_PAUSE_NS 10000000
 
 /* Little endian, at offset 0 and at SUPERBLOCK_COPY_OFF; the rest is zero. */
@@ -95,7 +95,7 @@ static int open_path(const char *path, int flags)
 
 /*
  * A process that was killed has its ring, and with it this file, taken apart by the kernel a little after
- * it is gone: so what says "in use" is tried again, not for long.  Returns whether to.
+ * it is gone, seconds on a busy machine: so what says "in use" is tried again, not for ever.  Returns whether to.
  */
 static bool busy_wait(int r, unsigned *tries)
 {

@@ -488,6 +488,7 @@ static int make_tables(struct nvme_log *log)
 	if (p == MAP_FAILED)
 		return -errno;
 	log->entry = p;
+	(void)madvise(p, log->entry_bytes, MADV_HUGEPAGE);
 	log->free = log->open = log->full_head = log->full_tail = NONE;
 	for (unsigned i = 0; i < NVME_KIND_COUNT; i++)
 		log->blob[i].head = NONE;

@@ -2,12 +2,13 @@
 /*
  * nvme_recover.c - see nvme_recover.h.  In this order: all segments' headers; the newest complete meta blob and
  * checkpoint; the records of segments that are as new as the checkpoint's tail or newer, oldest first.  Then the
- * segments are put on the lists that they belong on.
+ * segments are put on the lists that they belong on.  A thread of its own reads the blobs ahead.
  */
 #include "daemon/nvme_recover.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,7 +17,21 @@
 #include "daemon/nvme_state.h"
 
 #define WINDOW_BYTES (4u << 20)
+#define HEADER_READS 128u /* times the alignment at most: a window */
+#define PIECES_AHEAD 8u
 #define RAW_BYTES_MAX (1u << 20) /* of a piece; more is no piece of ours */
+
+/* Pieces on their way from the thread that reads them to the one that takes them in. */
+struct pieces {
+	pthread_mutex_t lock;
+	pthread_cond_t moved;
+	struct {
+		uint8_t *raw; /* owned, RAW_BYTES_MAX */
+		uint32_t bytes;
+	} slot[PIECES_AHEAD];
+	uint32_t put, taken; /* so many were */
+	bool ended;
+};
 
 struct reading {
 	struct nvme_log *log;
@@ -25,8 +40,12 @@ struct reading {
 	uint8_t *buf; /* owned, aligned: a part of one segment */
 	uint32_t buf_bytes;
 	uint32_t segment, start, end; /* which; empty: start == end */
-	uint8_t *raw;		      /* owned, RAW_BYTES_MAX */
 	uint32_t *order;	      /* owned: segments, by sequence or by ordinal */
+	struct pieces pieces;
+	/* for the thread that reads a blob */
+	struct blob_list list;
+	struct nvme_blob_end blob_end;
+	enum nvme_kind kind;
 };
 
 /* ---- reading ---- */
@@ -90,27 +109,77 @@ static bool header_ok(const struct nvme_log *log, uint32_t id, const struct nvme
 	       h->sequence && h->sequence <= log->sequence;
 }
 
-static void read_headers(struct reading *rd)
+struct header_read {
+	struct uring_op op; /* first */
+	struct reading *rd;
+	uint8_t *buf;
+	uint32_t id;
+	bool busy;
+};
+
+static void header_read_done(struct uring_op *op, int32_t res)
+{
+	struct header_read *hr = (struct header_read *)op;
+	struct segment *s = &hr->rd->log->segment[hr->id];
+	struct nvme_segment_header h = { 0 };
+
+	hr->busy = false;
+	if (res < 0)
+		hr->rd->ret->segments_damaged++;
+	else
+		memcpy(&h, hr->buf, sizeof(h));
+	if (!header_ok(hr->rd->log, hr->id, &h))
+		return;
+	s->sequence = h.sequence;
+	s->kind = (uint8_t)h.kind;
+	s->blob = h.blob;
+	s->ordinal = h.ordinal;
+}
+
+/* Many at a time: there may be tens of thousands, and a disk takes its time for each.  Bytes lie in rd->buf. */
+static int read_all_headers(struct reading *rd, struct uring *u, struct header_read *hr)
 {
 	struct nvme_log *log = rd->log;
 	const uint32_t align = log->file.align_bytes;
+	uint32_t next = 0;
+	int r = 0;
 
-	for (uint32_t id = 0; id < log->segments; id++) {
-		struct segment *s = &log->segment[id];
-		struct nvme_segment_header h = { 0 };
-		ssize_t n = pread(log->file.fd, rd->buf, align, (off_t)nvme_segment_off(log, id));
-
-		if (n == (ssize_t)align)
-			memcpy(&h, rd->buf, sizeof(h));
-		else
-			rd->ret->segments_damaged++;
-		if (!header_ok(log, id, &h))
-			continue;
-		s->sequence = h.sequence;
-		s->kind = (uint8_t)h.kind;
-		s->blob = h.blob;
-		s->ordinal = h.ordinal;
+	while (r == 0 && (next < log->segments || uring_inflight(u))) {
+		for (unsigned i = 0; i < HEADER_READS && next < log->segments; i++) {
+			if (hr[i].busy)
+				continue;
+			hr[i].id = next++;
+			hr[i].buf = rd->buf + (size_t)i * align;
+			hr[i].busy = true;
+			r = uring_read(u, &hr[i].op, URING_BUF_NONE, hr[i].buf, align,
+				       nvme_segment_off(log, hr[i].id), URING_NEVER);
+			if (r < 0)
+				return r; /* of a ring of this size it cannot be */
+		}
+		r = uring_sleep(u, UINT64_MAX);
+		(void)uring_reap(u, HEADER_READS);
 	}
+	return r;
+}
+
+/* On a ring of its own: the lane's belongs to a thread that is not there yet. */
+static int read_headers(struct reading *rd)
+{
+	struct header_read *hr = calloc(HEADER_READS, sizeof(*hr));
+	struct uring *u = NULL;
+	int r = hr ? uring_new(HEADER_READS, NULL, &u) : -ENOMEM;
+
+	for (unsigned i = 0; r == 0 && i < HEADER_READS; i++) {
+		hr[i].rd = rd;
+		hr[i].op.done = header_read_done;
+	}
+	if (r == 0)
+		r = uring_register_file(u, rd->log->file.fd);
+	if (r == 0)
+		r = read_all_headers(rd, u, hr);
+	u = uring_free(u);
+	free(hr);
+	return r;
 }
 
 /* ---- blobs ---- */
@@ -171,10 +240,27 @@ static bool is_complete(struct reading *rd, struct blob_list *l, struct nvme_blo
 	return true;
 }
 
-/* Bytes to the next piece; 0: there is none here. */
-static uint32_t take_piece(struct reading *rd, const struct blob_list *l, enum nvme_kind kind,
-			   uint32_t segment, uint32_t off, uint32_t *number)
+static uint8_t *free_slot(struct pieces *q)
 {
+	pthread_mutex_lock(&q->lock);
+	while (q->put - q->taken == PIECES_AHEAD)
+		pthread_cond_wait(&q->moved, &q->lock);
+	pthread_mutex_unlock(&q->lock);
+	return q->slot[q->put % PIECES_AHEAD].raw;
+}
+
+static void put_slot(struct pieces *q, uint32_t bytes)
+{
+	pthread_mutex_lock(&q->lock);
+	q->slot[q->put++ % PIECES_AHEAD].bytes = bytes;
+	pthread_cond_signal(&q->moved);
+	pthread_mutex_unlock(&q->lock);
+}
+
+/* Bytes to the next piece; 0: there is none here. */
+static uint32_t read_piece(struct reading *rd, uint32_t segment, uint32_t off, uint32_t *number)
+{
+	const struct blob_list *l = &rd->list;
 	const uint32_t align = rd->log->file.align_bytes;
 	const uint8_t *p = get(rd, segment, off, align);
 	struct nvme_piece h;
@@ -192,59 +278,107 @@ static uint32_t take_piece(struct reading *rd, const struct blob_list *l, enum n
 	p = get(rd, segment, off, bytes);
 	if (!p || XXH3_64bits(p + sizeof(h), h.stored_bytes) != h.stored_xxh3)
 		return 0;
-	n = ZSTD_decompress(rd->raw, RAW_BYTES_MAX, p + sizeof(h), h.stored_bytes);
+	n = ZSTD_decompress(free_slot(&rd->pieces), RAW_BYTES_MAX, p + sizeof(h), h.stored_bytes);
 	if (ZSTD_isError(n) || n != h.raw_bytes || h.number < *number)
 		return 0;
 	rd->ret->pieces_damaged += h.number - *number;
 	*number = h.number + 1;
-	rd->ops->piece(rd->ops->user, (enum nvme_blob)kind, rd->raw, (uint32_t)n);
-	if (kind == NVME_KIND_CHECKPOINT)
+	put_slot(&rd->pieces, (uint32_t)n);
+	if (rd->kind == NVME_KIND_CHECKPOINT)
 		rd->ret->checkpoint_bytes += bytes;
 	return bytes;
 }
 
-static void read_pieces(struct reading *rd, struct blob_list *l, enum nvme_kind kind,
-			const struct nvme_blob_end *end)
+/* The thread that reads: checksums and decompression take as long as what is done with the pieces. */
+static void *read_pieces(void *arg)
 {
-	const uint32_t align = rd->log->file.align_bytes;
+	struct reading *rd = arg;
+	const uint32_t align = rd->log->file.align_bytes, pieces = rd->blob_end.pieces;
 	const uint32_t last = (uint32_t)rd->log->options.segment_bytes - align;
 	uint32_t number = 0;
 
-	for (uint32_t i = 0; i < l->segments; i++) {
+	for (uint32_t i = 0; i < rd->list.segments; i++) {
 		uint32_t off = nvme_segment_first(rd->log, rd->order[i]);
 
 		/* Behind a damaged one the next is looked for; behind the last nothing is. */
-		while (off < last && number < end->pieces) {
-			uint32_t bytes = take_piece(rd, l, kind, rd->order[i], off, &number);
+		while (off < last && number < pieces) {
+			uint32_t bytes = read_piece(rd, rd->order[i], off, &number);
 
-			l->bytes += bytes;
+			rd->list.bytes += bytes;
 			off += bytes ? bytes : align;
 		}
 	}
-	rd->ret->pieces_damaged += end->pieces > number ? end->pieces - number : 0;
+	rd->ret->pieces_damaged += pieces > number ? pieces - number : 0;
+	pthread_mutex_lock(&rd->pieces.lock);
+	rd->pieces.ended = true;
+	pthread_cond_signal(&rd->pieces.moved);
+	pthread_mutex_unlock(&rd->pieces.lock);
+	return NULL;
 }
 
-static void read_blob(struct reading *rd, enum nvme_kind kind)
+/* 1: there is another one; 0: that was all. */
+static int wait_piece(struct pieces *q)
+{
+	int more;
+
+	pthread_mutex_lock(&q->lock);
+	while (q->put == q->taken && !q->ended)
+		pthread_cond_wait(&q->moved, &q->lock);
+	more = q->put != q->taken;
+	pthread_mutex_unlock(&q->lock);
+	return more;
+}
+
+static int take_pieces(struct reading *rd)
+{
+	struct pieces *q = &rd->pieces;
+	pthread_t thread;
+	int r;
+
+	q->put = q->taken = 0;
+	q->ended = false;
+	r = -pthread_create(&thread, NULL, read_pieces, rd);
+	if (r < 0)
+		return r;
+	while (wait_piece(q)) {
+		uint32_t i = q->taken % PIECES_AHEAD;
+
+		rd->ops->piece(rd->ops->user, (enum nvme_blob)rd->kind, q->slot[i].raw,
+			       q->slot[i].bytes);
+		pthread_mutex_lock(&q->lock);
+		q->taken++;
+		pthread_cond_signal(&q->moved);
+		pthread_mutex_unlock(&q->lock);
+	}
+	(void)pthread_join(thread, NULL);
+	return 0;
+}
+
+static int read_blob(struct reading *rd, enum nvme_kind kind)
 {
 	struct nvme_log *log = rd->log;
 	uint64_t below = UINT64_MAX;
-	struct nvme_blob_end end;
-	struct blob_list l;
+	struct blob_list *l = &rd->list;
+	int r;
 
-	while (find_blob(rd, kind, &below, &l) == 0) {
-		if (!is_complete(rd, &l, &end))
+	rd->kind = kind;
+	while (find_blob(rd, kind, &below, l) == 0) {
+		if (!is_complete(rd, l, &rd->blob_end))
 			continue;
-		read_pieces(rd, &l, kind, &end);
-		for (uint32_t i = l.segments; i-- > 0;) {
+		r = take_pieces(rd);
+		if (r < 0)
+			return r;
+		for (uint32_t i = l->segments; i-- > 0;) {
 			log->segment[rd->order[i]].state = SEGMENT_BLOB;
-			log->segment[rd->order[i]].next = l.head;
-			l.head = rd->order[i];
+			log->segment[rd->order[i]].next = l->head;
+			l->head = rd->order[i];
 		}
-		log->blob[kind] = l;
+		log->blob[kind] = *l;
 		if (kind == NVME_KIND_CHECKPOINT)
 			rd->ret->has_checkpoint = 1;
-		return;
+		return 0;
 	}
+	return 0;
 }
 
 /* ---- records ---- */
@@ -275,6 +409,18 @@ int nvme_log_restore(struct nvme_log *log, uint32_t block, const struct nvme_pla
 			place->sectors * NVME_SECTOR_BYTES);
 	nvme_entry_held(log, block);
 	return 0;
+}
+
+void nvme_log_prefetch(const struct nvme_log *log, uint32_t segment, unsigned step)
+{
+	const struct segment *s = &log->segment[segment];
+
+	if (segment >= log->segments)
+		return;
+	if (step == 0)
+		__builtin_prefetch(s);
+	else if (s->blocks)
+		__builtin_prefetch(&log->entry[s->head], 1);
 }
 
 static void forget_at(struct reading *rd, const struct nvme_tomb *t)
@@ -413,9 +559,25 @@ static void put_on_lists(struct reading *rd, uint32_t data_count)
 
 static int start_reading(struct reading *rd)
 {
-	rd->raw = malloc(RAW_BYTES_MAX);
+	pthread_mutex_init(&rd->pieces.lock, NULL);
+	pthread_cond_init(&rd->pieces.moved, NULL);
+	for (unsigned i = 0; i < PIECES_AHEAD; i++) {
+		rd->pieces.slot[i].raw = malloc(RAW_BYTES_MAX);
+		if (!rd->pieces.slot[i].raw)
+			return -ENOMEM;
+	}
 	rd->order = calloc(rd->log->segments, sizeof(*rd->order));
-	return rd->raw && rd->order ? grow(rd, WINDOW_BYTES) : -ENOMEM;
+	return rd->order ? grow(rd, WINDOW_BYTES) : -ENOMEM;
+}
+
+static void end_reading(struct reading *rd)
+{
+	pthread_mutex_destroy(&rd->pieces.lock);
+	pthread_cond_destroy(&rd->pieces.moved);
+	for (unsigned i = 0; i < PIECES_AHEAD; i++)
+		free(rd->pieces.slot[i].raw);
+	free(rd->buf);
+	free(rd->order);
 }
 
 int nvme_log_recover(struct nvme_log *log, const struct nvme_recover_ops *ops,
@@ -430,10 +592,13 @@ int nvme_log_recover(struct nvme_log *log, const struct nvme_recover_ops *ops,
 		return 0;
 	log->closing = true; /* nothing of this is noted again */
 	r = start_reading(&rd);
+	if (r == 0)
+		r = read_headers(&rd);
+	if (r == 0)
+		r = read_blob(&rd, NVME_KIND_META);
+	if (r == 0)
+		r = read_blob(&rd, NVME_KIND_CHECKPOINT);
 	if (r == 0) {
-		read_headers(&rd);
-		read_blob(&rd, NVME_KIND_META);
-		read_blob(&rd, NVME_KIND_CHECKPOINT);
 		n = sort_data(&rd);
 		for (uint32_t i = 0; i < n; i++)
 			if (log->segment[rd.order[i]].sequence >=
@@ -442,8 +607,6 @@ int nvme_log_recover(struct nvme_log *log, const struct nvme_recover_ops *ops,
 		put_on_lists(&rd, n);
 	}
 	log->closing = false;
-	free(rd.buf);
-	free(rd.raw);
-	free(rd.order);
+	end_reading(&rd);
 	return r;
 }

@@ -36,7 +36,7 @@ struct nvme_recovered {
 	int has_checkpoint;
 };
 
-/* 0, -ENOMEM.  Without keep, or in a new file, there is nothing. */
+/* 0, -ENOMEM, or what a ring says.  Without keep, or in a new file, there is nothing. */
 int nvme_log_recover(struct nvme_log *log, const struct nvme_recover_ops *ops,
 		     struct nvme_recovered *ret);
 
@@ -45,5 +45,7 @@ int nvme_log_recover(struct nvme_log *log, const struct nvme_recover_ops *ops,
  * -EBADMSG: this is no place for a record; -EEXIST: the block has one.
  */
 int nvme_log_restore(struct nvme_log *log, uint32_t block, const struct nvme_place *place);
+/* Which will need these soon: for many of them step 0, then step 1. */
+void nvme_log_prefetch(const struct nvme_log *log, uint32_t segment, unsigned step);
 
 #endif

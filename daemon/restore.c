@@ -20,6 +20,8 @@
 #include "daemon/persist.h"
 
 #define OLD_IDS_MAX (1u << 27)
+#define TABLES_MAX 32u /* of a piece */
+#define AHEAD 16u
 #define PROFILE_BYTES_MAX (1ull << 30)
 
 /* Of an id in the last life. */
@@ -35,9 +37,12 @@ struct link {
 	struct skvc_abi_key key;	     /* len 0: by the above */
 };
 
+struct piece;
+
 struct restoring {
 	struct lane *lane;
 	struct old_block *old; /* owned mapping, OLD_IDS_MAX */
+	struct piece *piece;   /* owned */
 	struct link *link;     /* owned */
 	size_t links_count, links_room;
 	uint8_t *profile; /* owned: parts of one so far */
@@ -199,13 +204,13 @@ static int lengths_ok(const struct lane *lane, const struct namespace *ns,
 
 /* Into the index and the log: 0, or why not; then nothing has changed. */
 static int put(struct restoring *rs, struct namespace *ns, const struct saved_block *v,
-	       uint32_t *ret_id)
+	       uint32_t bucket, uint32_t *ret_id)
 {
 	struct lane *lane = rs->lane;
 	struct block *b;
 	int r;
 
-	r = index_insert(lane->index, ns->id, &v->key, ret_id);
+	r = index_insert_at(lane->index, bucket, ns->id, &v->key, ret_id);
 	if (r < 0)
 		return r;
 	b = index_block(lane->index, *ret_id);
@@ -233,7 +238,7 @@ static int put(struct restoring *rs, struct namespace *ns, const struct saved_bl
 }
 
 static int make_block(struct restoring *rs, struct namespace *ns, const struct saved_block *v,
-		      uint32_t *ret_id)
+		      uint32_t bucket, uint32_t *ret_id)
 {
 	struct lane *lane = rs->lane;
 	uint32_t id;
@@ -241,14 +246,14 @@ static int make_block(struct restoring *rs, struct namespace *ns, const struct s
 
 	if (!v->key.len || v->key.len > SKVC_ABI_KEY_BYTES || !lengths_ok(lane, ns, v))
 		return -EBADMSG;
-	id = index_find(lane->index, ns->id, &v->key);
+	id = index_find_at(lane->index, bucket, ns->id, &v->key);
 	if (id != BLOCK_NONE) {
 		r = replaces(lane, id, &v->place);
 		if (r < 0)
 			return r;
 		tier_forget(lane, id);
 	}
-	return put(rs, ns, v, ret_id);
+	return put(rs, ns, v, bucket, ret_id);
 }
 
 static void later(struct restoring *rs, const struct link *l)
@@ -311,74 +316,140 @@ static void read_tables(const struct lane *lane, const uint8_t *bytes, uint32_t 
 	}
 }
 
-static void take_entry(struct restoring *rs, const struct table *tables, uint32_t tables_count,
-		       const uint8_t *bytes, const uint32_t *off, uint32_t i)
-{
-	struct saved_block v = { 0 };
-	struct link l = { 0 };
-	uint8_t table, profile, flags;
-	uint16_t padding;
-	uint32_t id, old, generation;
+struct piece {
+	const uint8_t *bytes;
+	uint32_t off[PERSIST_COLUMN_COUNT + 1];
+	struct persist_piece h;
+	struct table tables[TABLES_MAX];
+	uint32_t bucket[PERSIST_ENTRIES_MAX];
+};
 
-#define GET(column, field) \
-	memcpy(&(field), bytes + off[PERSIST_##column] + (size_t)i * sizeof(field), sizeof(field))
-	GET(TABLE, table);
-	GET(PROFILE, profile);
-	GET(FLAGS, flags);
-	GET(KEY, v.key.bytes);
-	GET(KEY_LEN, v.key.len);
-	GET(GROUP, v.key.group);
-	GET(RAW_XXH3, v.raw_xxh3);
-	GET(TOKEN_HASH, v.token_hash);
-	GET(SEQUENCE, v.place.sequence);
-	GET(SEGMENT, v.place.segment);
-	GET(OFF_SECTORS, v.place.off_sectors);
-	GET(SECTORS, v.place.sectors);
-	GET(POSITION, v.position);
-	GET(PADDING, padding);
-	GET(ID, old);
-	GET(GENERATION, generation);
-	GET(PARENT, l.old_parent);
-	GET(PARENT_GENERATION, l.old_generation);
-#undef GET
+#define GET(p, column, i, field)                                                                \
+	memcpy(&(field), (p)->bytes + (p)->off[PERSIST_##column] + (size_t)(i) * sizeof(field), \
+	       sizeof(field))
+
+/* NULL: nobody knows it any more. */
+static const struct table *table_of(const struct piece *p, uint32_t i)
+{
+	uint8_t table;
+
+	GET(p, TABLE, i, table);
+	return table < p->h.tables && p->tables[table].ns ? &p->tables[table] : NULL;
+}
+
+static void get_key(const struct piece *p, uint32_t i, struct skvc_abi_key *ret)
+{
+	GET(p, KEY, i, ret->bytes);
+	GET(p, KEY_LEN, i, ret->len);
+	GET(p, GROUP, i, ret->group);
+}
+
+/* What is about to be looked at lies all over memory. */
+static void prefetch(const struct restoring *rs, struct piece *p)
+{
+	const struct lane *lane = rs->lane;
+	uint32_t segment;
+
+	for (uint32_t i = 0; i < p->h.count; i++) {
+		const struct table *t = table_of(p, i);
+		struct skvc_abi_key key = { 0 };
+
+		get_key(p, i, &key);
+		p->bucket[i] = index_bucket(lane->index, t ? t->ns->id : 0, &key);
+		index_prefetch(lane->index, p->bucket[i], 0);
+		GET(p, SEGMENT, i, segment);
+		nvme_log_prefetch(lane->log, segment, 0);
+	}
+}
+
+static void prefetch_next(const struct restoring *rs, const struct piece *p, uint32_t i)
+{
+	uint32_t segment;
+
+	if (i >= p->h.count)
+		return;
+	index_prefetch(rs->lane->index, p->bucket[i], 1);
+	GET(p, SEGMENT, i, segment);
+	nvme_log_prefetch(rs->lane->log, segment, 1);
+}
+
+/* 0, or it is refused. */
+static int make_entry(struct restoring *rs, const struct piece *p, uint32_t i, uint32_t *ret_id)
+{
+	const struct table *t = table_of(p, i);
+	struct saved_block v = { 0 };
+	uint8_t profile, flags;
+	uint16_t padding;
+
+	if (!t)
+		return -ENOENT;
+	get_key(p, i, &v.key);
+	GET(p, PROFILE, i, profile);
+	GET(p, FLAGS, i, flags);
+	GET(p, RAW_XXH3, i, v.raw_xxh3);
+	GET(p, TOKEN_HASH, i, v.token_hash);
+	GET(p, SEQUENCE, i, v.place.sequence);
+	GET(p, SEGMENT, i, v.place.segment);
+	GET(p, OFF_SECTORS, i, v.place.off_sectors);
+	GET(p, SECTORS, i, v.place.sectors);
+	GET(p, POSITION, i, v.position);
+	GET(p, PADDING, i, padding);
 	v.padding = padding;
 	v.has_tokens = flags & PERSIST_HAS_TOKENS;
 	v.model = !!(flags & PERSIST_MODEL);
-	if (profile && table < tables_count && profile <= NS_PROFILES_MAX)
-		v.profile = tables[table].profile[profile - 1];
-	if (table >= tables_count || !tables[table].ns || (profile && !v.profile) ||
-	    (v.model && !v.profile) || make_block(rs, tables[table].ns, &v, &id) < 0) {
+	if (profile > NS_PROFILES_MAX)
+		return -EBADMSG;
+	v.profile = profile ? t->profile[profile - 1] : NULL;
+	if ((profile || v.model) && !v.profile)
+		return -ENOENT;
+	return make_block(rs, t->ns, &v, p->bucket[i], ret_id);
+}
+
+static void take_entry(struct restoring *rs, const struct piece *p, uint32_t i)
+{
+	struct link l = { 0 };
+	uint32_t old, generation;
+
+	if (make_entry(rs, p, i, &l.id) < 0) {
 		rs->refused++;
 		return;
 	}
+	GET(p, ID, i, old);
+	GET(p, GENERATION, i, generation);
+	GET(p, PARENT, i, l.old_parent);
+	GET(p, PARENT_GENERATION, i, l.old_generation);
 	if (old < OLD_IDS_MAX)
-		rs->old[old] = (struct old_block){ .id = id + 1, .generation = generation };
+		rs->old[old] = (struct old_block){ .id = l.id + 1, .generation = generation };
 	if (l.old_parent >= OLD_IDS_MAX)
 		return;
-	l.id = id;
-	l.generation = index_block(rs->lane->index, id)->generation;
+	l.generation = index_block(rs->lane->index, l.id)->generation;
 	if (!link_now(rs, &l))
 		later(rs, &l);
 }
 
 static void take_index(struct restoring *rs, const uint8_t *bytes, uint32_t count)
 {
-	uint32_t off[PERSIST_COLUMN_COUNT + 1];
-	struct table tables[32];
-	struct persist_piece h;
+	struct piece *p = rs->piece;
 
-	if (count < sizeof(h))
+	if (count < sizeof(p->h))
 		return;
-	memcpy(&h, bytes, sizeof(h));
-	if (h.count > PERSIST_ENTRIES_MAX || h.tables > 32)
+	p->bytes = bytes;
+	memcpy(&p->h, bytes, sizeof(p->h));
+	if (p->h.count > PERSIST_ENTRIES_MAX || p->h.tables > TABLES_MAX)
 		return;
-	persist_columns(h.count, h.tables, off);
-	if (off[PERSIST_COLUMN_COUNT] != count)
+	persist_columns(p->h.count, p->h.tables, p->off);
+	if (p->off[PERSIST_COLUMN_COUNT] != count)
 		return;
-	read_tables(rs->lane, bytes, h.tables, tables);
-	for (uint32_t i = 0; i < h.count; i++)
-		take_entry(rs, tables, h.tables, bytes, off, i);
+	read_tables(rs->lane, bytes, p->h.tables, p->tables);
+	prefetch(rs, p);
+	for (uint32_t i = 0; i < AHEAD; i++)
+		prefetch_next(rs, p, i);
+	for (uint32_t i = 0; i < p->h.count; i++) {
+		prefetch_next(rs, p, i + AHEAD);
+		take_entry(rs, p, i);
+	}
 }
+#undef GET
 
 static void on_piece(void *user, enum nvme_blob kind, const uint8_t *bytes, uint32_t count)
 {
@@ -418,7 +489,7 @@ static int on_record(void *user, const struct record_header *h, const struct nvm
 	}
 	memcpy(v.key.bytes, h->key, sizeof(v.key.bytes));
 	v.padding = (uint32_t)((uint64_t)place->sectors * 512 - record_bytes(h));
-	r = make_block(rs, ns, &v, &id);
+	r = make_block(rs, ns, &v, index_bucket(rs->lane->index, ns->id, &v.key), &id);
 	if (r == -EALREADY || r == -EEXIST)
 		return 0;
 	if (r < 0)
@@ -485,12 +556,15 @@ int restore_run(struct lane *lane, char *err, unsigned err_bytes)
 	lane->now_ns = start_ns;
 	rs.old = mmap(NULL, OLD_IDS_MAX * sizeof(*rs.old), PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (rs.old != MAP_FAILED) {
+	rs.piece = malloc(sizeof(*rs.piece));
+	if (rs.old != MAP_FAILED && rs.piece) {
 		r = nvme_log_recover(lane->log, &ops, &found);
 		for (size_t i = 0; i < rs.links_count; i++)
 			(void)link_now(&rs, &rs.link[i]);
-		(void)munmap(rs.old, OLD_IDS_MAX * sizeof(*rs.old));
 	}
+	if (rs.old != MAP_FAILED)
+		(void)munmap(rs.old, OLD_IDS_MAX * sizeof(*rs.old));
+	free(rs.piece);
 	if (r == 0)
 		r = rs.error;
 	free(rs.profile);
