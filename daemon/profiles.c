@@ -187,10 +187,14 @@ int profiles_restore(struct lane *lane, struct namespace *ns, struct codec_profi
 	if (saved->number > ns->profiles_made)
 		ns->profiles_made = saved->number;
 	show(np);
-	if (saved->newest)
+	if (saved->newest) {
 		make_newest(lane, ns, profiles_use(np));
-	else
+		/* The last life had not come to its maps. */
+		ns->sample_again = lane->config.speculator >= CONFIG_SPECULATOR_LAYER &&
+				   !np->can_layer;
+	} else {
 		atomic_store_explicit(&np->newest, 0, memory_order_relaxed);
+	}
 	*ret = np;
 	return 0;
 }
