@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bench_restart [BLOCKS [FOLDER]] - how long a lane takes to start with a log of so many blocks (10 million): a made-up
- * checkpoint in a file of 16384 segments, as many as 1 TiB has at 64 MiB.  The segments are of 1 MiB, so that it fits
- * on a disk; there are no records in them, and none is read at a start.
+ * bench_restart [BLOCKS [FOLDER [STARTS]]] - how long a lane takes to start with a log of so many blocks (10 million):
+ * a made-up checkpoint in a file of 16384 segments, as many as 1 TiB has at 64 MiB.  The segments are of 1 MiB, so that
+ * it fits on a disk; there are no records in them, and none is read at a start.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -222,14 +222,14 @@ static int give_ns(void *user, const struct lane_saved_ns *saved, struct namespa
 				   saved->segments_count);
 }
 
-/* Of this process, user and system. */
-static double cpu_s(void)
+/* CPU time of this process. */
+static void cpu_s(double *ret_user, double *ret_system)
 {
 	struct rusage u;
 
 	(void)getrusage(RUSAGE_SELF, &u);
-	return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
-	       (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+	*ret_user = (double)u.ru_utime.tv_sec + (double)u.ru_utime.tv_usec / 1e6;
+	*ret_system = (double)u.ru_stime.tv_sec + (double)u.ru_stime.tv_usec / 1e6;
 }
 
 static void start_lane(const char *path, uint32_t blocks)
@@ -239,7 +239,7 @@ static void start_lane(const char *path, uint32_t blocks)
 	struct config c;
 	struct lane *lane;
 	char err[512];
-	double took, cpu;
+	double took, user[2], system[2];
 	int r;
 
 	config_default(&c);
@@ -251,13 +251,15 @@ static void start_lane(const char *path, uint32_t blocks)
 	c.nvme_segment_bytes = SEGMENT_BYTES;
 	(void)snprintf(c.nvme_path, sizeof(c.nvme_path), "%s", path);
 	(void)snprintf(c.gpu_device, sizeof(c.gpu_device), "none");
-	cpu = cpu_s();
+	cpu_s(&user[0], &system[0]);
 	start_ns = clock_now_ns();
 	r = lane_start(&c, &restore, &lane, err, sizeof(err));
 	took = (double)(clock_now_ns() - start_ns) / 1e9;
+	cpu_s(&user[1], &system[1]);
 	if (r < 0)
 		die(err, r);
-	printf("start: %.2f s, %.2f s of CPU time, for %llu blocks of %u\n", took, cpu_s() - cpu,
+	printf("start: %.2f s (CPU %.2f s user, %.2f s system) for %llu blocks of %u\n", took,
+	       user[1] - user[0], system[1] - system[0],
 	       (unsigned long long)stats_get(lane_stats(lane), STAT_NVME_RESTORED_BLOCKS), blocks);
 	(void)mailbox_send(lane_inbox(lane), &(struct mail){ .type = LANE_STOP });
 	(void)lane_join(lane);
@@ -268,14 +270,16 @@ static void start_lane(const char *path, uint32_t blocks)
 int main(int argc, char **argv)
 {
 	uint32_t blocks = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 0) : 10000000;
+	unsigned starts = argc > 3 ? (unsigned)strtoul(argv[3], NULL, 0) : 3;
 	char path[512];
 
+	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (sodium_init() < 0)
 		return 1;
 	(void)snprintf(path, sizeof(path), "%s/bench_restart.%d", argc > 2 ? argv[2] : ".",
 		       (int)getpid());
 	make_log(path, blocks);
-	for (unsigned i = 0; i < 3; i++)
+	for (unsigned i = 0; i < starts; i++)
 		start_lane(path, blocks);
 	(void)unlink(path);
 	return 0;

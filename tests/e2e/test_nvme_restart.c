@@ -170,6 +170,32 @@ static void test_again_and_again(void **state)
 	engine_close(&e);
 }
 
+/* The log goes round more than once; what is written beside the records stays small. */
+static void test_what_it_costs(void **state)
+{
+	static const char *const segments[] = { "nvme.segment=4M", NULL };
+	uint64_t written, spilled;
+	struct engine e;
+
+	(void)state;
+	assert_ok(private_daemon_start(&daemon_, TIER_BYTES, segments));
+	open_engine(&e);
+	for (uint64_t chain = 0; chain < 40; chain++)
+		store_chain(&e, chain);
+	(void)settled();
+	written = daemon_stats_get("nvme_written_bytes");
+	spilled = daemon_stats_get("spill_bytes");
+	print_message("%.1f MiB written for %.1f MiB of records: %.3f; %u segments reused, "
+		      "%u checkpoints\n",
+		      (double)written / (1 << 20), (double)spilled / (1 << 20),
+		      (double)written / (double)spilled,
+		      (unsigned)daemon_stats_get("nvme_reclaimed_segments"),
+		      (unsigned)daemon_stats_get("nvme_checkpoints"));
+	assert_true(spilled > TIER_BYTES && daemon_stats_get("nvme_reclaimed_segments") > 0);
+	assert_true(written * 10 <= spilled * 13);
+	engine_close(&e);
+}
+
 static void test_not_to_be_kept(void **state)
 {
 	static const char *const forget[] = { "nvme.persist=no", NULL };
@@ -204,6 +230,7 @@ int main(void)
 		cmocka_unit_test_teardown(test_after_kill, stop),
 		cmocka_unit_test_teardown(test_after_stop, stop),
 		cmocka_unit_test_teardown(test_again_and_again, stop),
+		cmocka_unit_test_teardown(test_what_it_costs, stop),
 		cmocka_unit_test_teardown(test_not_to_be_kept, stop),
 		cmocka_unit_test_teardown(test_a_file_that_does_not_fit, stop),
 	};
