@@ -118,8 +118,10 @@ static void ns_open(struct client *c, const struct ctl_ns_open *m)
 		client_refuse(c, r, REASON(MEMORY_LIMIT), "no memory for a namespace");
 		return;
 	}
-	if (c->host->registry->namespaces_count > known) /* it is new */
+	/* It is new, or new to whoever ships profiles. */
+	if (c->host->registry->namespaces_count > known || ns->restored)
 		shipped_offer(c->host->config, c->host->models, ns);
+	ns->restored = 0;
 	for (uint32_t i = SESSION_NS_MAX; i >= 1; i--) {
 		if (c->ns[i] == ns) {
 			answer_ns(c, i);

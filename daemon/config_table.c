@@ -100,6 +100,8 @@ static const struct config_key config_keys[] = {
 	  "5s", "a read or write that takes longer has failed" },
 	{ "nvme", "retry", CONFIG_TIME, FIELD(nvme_retry_ns), 1 * MSEC, 3600 * SEC, 0, NULL, "5s",
 	  "an ailing tier is tried again after this" },
+	{ "nvme", "persist", CONFIG_CHOICE, FIELD(nvme_persist), 0, 1, 0, bool_names, "yes",
+	  "what the tier holds is found again at the next start" },
 
 	{ "gpu", "device", CONFIG_TEXT, FIELD(gpu_device), 1, 63, 0, NULL, "auto",
 	  "auto, none, sim, an ordinal or a UUID (GPU-...)" },

@@ -26,7 +26,10 @@ struct index {
 
 static const uint8_t legal[BLOCK_STATE_COUNT][BLOCK_STATE_COUNT] = {
 	[BLOCK_FREE] = { [BLOCK_STORING] = 1 },
-	[BLOCK_STORING] = { [BLOCK_RESIDENT] = 1, [BLOCK_DEAD] = 1, [BLOCK_FREE] = 1 },
+	[BLOCK_STORING] = { [BLOCK_RESIDENT] = 1,
+			    [BLOCK_NVME] = 1,
+			    [BLOCK_DEAD] = 1,
+			    [BLOCK_FREE] = 1 },
 	[BLOCK_RESIDENT] = { [BLOCK_NVME] = 1, [BLOCK_DEAD] = 1, [BLOCK_FREE] = 1 },
 	[BLOCK_NVME] = { [BLOCK_FETCHING] = 1, [BLOCK_DEAD] = 1, [BLOCK_FREE] = 1 },
 	[BLOCK_FETCHING] = { [BLOCK_RESIDENT] = 1, [BLOCK_NVME] = 1, [BLOCK_DEAD] = 1 },
@@ -38,7 +41,11 @@ static void *map_lazily(uint64_t bytes)
 	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	return p == MAP_FAILED ? NULL : p;
+	if (p == MAP_FAILED)
+		return NULL;
+	(void)madvise(p, bytes,
+		      MADV_HUGEPAGE); /* fewer faults and TLB misses, where it is allowed */
+	return p;
 }
 
 int index_new(uint32_t blocks_max, struct index **ret_index)
@@ -113,9 +120,28 @@ static uint32_t bucket_of(const struct index *ix, uint32_t ns, uint32_t group, c
 	return hash & ix->mask;
 }
 
+uint32_t index_bucket(const struct index *ix, uint32_t ns, const struct skvc_abi_key *key)
+{
+	return bucket_of(ix, ns, key->group, key->bytes, key->len);
+}
+
+void index_prefetch(const struct index *ix, uint32_t bucket, unsigned step)
+{
+	if (step == 0)
+		__builtin_prefetch(&ix->bucket[bucket]);
+	else if (ix->bucket[bucket])
+		__builtin_prefetch(&ix->block[ix->bucket[bucket] - 1]);
+}
+
 uint32_t index_find(const struct index *ix, uint32_t ns, const struct skvc_abi_key *key)
 {
-	uint32_t id = ix->bucket[bucket_of(ix, ns, key->group, key->bytes, key->len)];
+	return index_find_at(ix, index_bucket(ix, ns, key), ns, key);
+}
+
+uint32_t index_find_at(const struct index *ix, uint32_t bucket, uint32_t ns,
+		       const struct skvc_abi_key *key)
+{
+	uint32_t id = ix->bucket[bucket];
 
 	while (id) {
 		const struct block *b = &ix->block[id - 1];
@@ -130,7 +156,13 @@ uint32_t index_find(const struct index *ix, uint32_t ns, const struct skvc_abi_k
 
 int index_insert(struct index *ix, uint32_t ns, const struct skvc_abi_key *key, uint32_t *ret_id)
 {
-	uint32_t id, generation, bucket;
+	return index_insert_at(ix, index_bucket(ix, ns, key), ns, key, ret_id);
+}
+
+int index_insert_at(struct index *ix, uint32_t bucket, uint32_t ns, const struct skvc_abi_key *key,
+		    uint32_t *ret_id)
+{
+	uint32_t id, generation;
 	struct block *b;
 
 	if (ix->free_head != BLOCK_NONE) {
@@ -153,7 +185,6 @@ int index_insert(struct index *ix, uint32_t ns, const struct skvc_abi_key *key, 
 	b->parent = BLOCK_NONE;
 	b->slot = b->gpu_slot = UINT32_MAX;
 	b->state = BLOCK_STORING;
-	bucket = bucket_of(ix, ns, b->group, b->key, b->key_len);
 	b->hash_next = ix->bucket[bucket];
 	ix->bucket[bucket] = id + 1;
 	ix->count++;

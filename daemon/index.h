@@ -15,6 +15,7 @@
 /*
  *	FREE -> STORING			store began: reserved, invisible to lookups
  *	STORING -> RESIDENT		published: the record lies in a host slot or in a GPU slot
+ *	STORING -> NVME			found on NVMe when the daemon started
  *	RESIDENT -> NVME		host slot given up, the NVMe copy stays
  *	NVME -> FETCHING		a read into a host slot is in flight
  *	FETCHING -> RESIDENT | NVME	read and verified | failed, may be tried again
@@ -91,6 +92,16 @@ struct block *index_block(const struct index *ix, uint32_t id);
 uint32_t index_find(const struct index *ix, uint32_t ns, const struct skvc_abi_key *key);
 /* A new block in state STORING.  0, -ENOSPC (table full).  The key must not be there. */
 int index_insert(struct index *ix, uint32_t ns, const struct skvc_abi_key *key, uint32_t *ret_id);
+/*
+ * The same in parts, for who has many keys at hand: their buckets, then prefetch step 0 of all and step 1 of all, and
+ * little is waited for when they are looked up.
+ */
+uint32_t index_bucket(const struct index *ix, uint32_t ns, const struct skvc_abi_key *key);
+void index_prefetch(const struct index *ix, uint32_t bucket, unsigned step);
+uint32_t index_find_at(const struct index *ix, uint32_t bucket, uint32_t ns,
+		       const struct skvc_abi_key *key);
+int index_insert_at(struct index *ix, uint32_t bucket, uint32_t ns, const struct skvc_abi_key *key,
+		    uint32_t *ret_id);
 void index_unlink(struct index *ix, uint32_t id);  /* no longer found by its key */
 void index_release(struct index *ix, uint32_t id); /* unlinked and off every list: back to FREE */
 void index_set_state(struct index *ix, uint32_t id,

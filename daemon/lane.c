@@ -71,11 +71,12 @@ static int ns_add(struct lane *lane, struct session *s, struct namespace *ns, ui
 	int r = 0;
 
 	assert(handle >= 1 && handle <= SESSION_NS_MAX && ns->id < lane->config.namespaces_max);
-	if (!lane->ns[ns->id]) {
+	if (!ns->opened) {
 		profiles_take_shipped(lane, ns);
 		r = profiler_ns_init(lane, ns);
 		if (r < 0)
 			return r;
+		ns->opened = 1;
 		lane->ns[ns->id] = ns;
 		if (ns->id >= lane->ns_end)
 			lane->ns_end = ns->id + 1;
@@ -334,7 +335,7 @@ static unsigned turn(struct lane *lane)
  */
 static void stop_late(const struct lane *lane)
 {
-	if (!lane->stopping || !tier_busy(lane) ||
+	if (!lane->stopping || !tier_busy(lane) || persist_progresses(lane) ||
 	    lane->now_ns - lane->stop_ns < 2 * lane->config.nvme_deadline_ns)
 		return;
 	log_line(LOG_LEVEL_ERR,
@@ -343,11 +344,11 @@ static void stop_late(const struct lane *lane)
 	_exit(1);
 }
 
-static int may_stop(const struct lane *lane)
+static int may_stop(struct lane *lane)
 {
 	return lane->stopping && !lane->sessions_count && !lane->jobs_count && !lane->fit_busy &&
 	       !lane->layer_busy && lane->recode.step == RECODE_NONE && !lane->sequence_steps &&
-	       !lane->model_fit.running && !tier_busy(lane);
+	       !lane->model_fit.running && !tier_busy(lane) && persist_may_stop(lane);
 }
 
 static void *lane_main(void *arg)
@@ -592,7 +593,8 @@ static int start_all(struct lane *lane, char *err, unsigned err_bytes)
 	return r;
 }
 
-int lane_start(const struct config *config, struct lane **ret_lane, char *err, unsigned err_bytes)
+int lane_start(const struct config *config, const struct lane_restore *restore,
+	       struct lane **ret_lane, char *err, unsigned err_bytes)
 {
 	struct lane *lane = aligned_alloc(64, (sizeof(*lane) + 63) & ~63ul);
 	int r;
@@ -604,6 +606,8 @@ int lane_start(const struct config *config, struct lane **ret_lane, char *err, u
 	memset(lane, 0, sizeof(*lane));
 	lane->config = *config;
 	lane->config.blocks_max = auto_blocks(config);
+	if (restore)
+		lane->restore = *restore;
 	lane->device_fd = lane->inbox.fd = lane->outbox.fd = -1;
 	r = start_all(lane, err, err_bytes);
 	if (r < 0) {

@@ -48,11 +48,29 @@ enum profile_note {
 	PROFILE_NOTE_DRIFT /* blocks take more than the newest profile promised: another sample */
 };
 
+/* A namespace as it was saved on NVMe with the blocks. */
+struct lane_saved_ns {
+	uint8_t digest[32];
+	char tenant[32];
+	uint8_t tag[16]; /* registry_tag() */
+	char model[256];
+	uint32_t block_tokens, segments_count;
+	const struct codec_segment *segments;
+};
+
+/* How blocks that are found on NVMe get their namespaces back; called by lane_start() only. */
+struct lane_restore {
+	int (*ns)(void *user, const struct lane_saved_ns *saved, struct namespace **ret_ns);
+	void *user;
+};
+
 /*
+ * restore: NULL: what is on NVMe is forgotten.
  * Make pool, index, ring, device and NVMe log as configured, then start the thread.  0, or -errno with one
  * line in err that says what failed and what to do.
  */
-int lane_start(const struct config *config, struct lane **ret_lane, char *err, unsigned err_bytes);
+int lane_start(const struct config *config, const struct lane_restore *restore,
+	       struct lane **ret_lane, char *err, unsigned err_bytes);
 /* After LANE_STOP was sent: wait for the thread, free everything.  Returns NULL. */
 struct lane *lane_join(struct lane *lane);
 

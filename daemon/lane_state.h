@@ -10,6 +10,8 @@
  *	store.c		begin -> gather and encode -> place -> publish -> complete
  *	load.c		wait for the record -> decode into the engine's pages -> complete
  *	tier.c		room in the pool, LRU, spill, fetch
+ *	persist.c	what is written to NVMe beside the records, so that they are found again
+ *	restore.c	and finding them
  *	tier_gpu.c	the GPU pool: room in it, what moves from it to the host pool, its loss
  *	lane_gpu.c	the GPU: made at start, its tasks, events, staging in host memory, its death
  *	profiler.c	samples of new namespaces -> fit -> profile
@@ -279,6 +281,28 @@ struct lane_evict {
 	uint64_t blocks, bytes;
 };
 
+/* ---- what is kept on NVMe beside the records ---- */
+
+#define PERSIST_ENTRIES_MAX 1400u
+
+struct persist {
+	uint8_t meta_due; /* a block on its way needs a namespace or a profile that is not saved */
+	uint8_t dirty;	  /* the checkpoint is behind */
+	uint8_t stop_tried;
+	uint32_t meta_number; /* of the meta blob that was begun last */
+	uint32_t meta_done;   /* and of the last complete one */
+	uint64_t next_ns;     /* not looked at before */
+	uint64_t changed_ns;  /* when it last became dirtier */
+	uint64_t written_ns;  /* when the last checkpoint was begun */
+	uint64_t stop_ns;     /* when writing the last one began */
+	/* of the blob under way */
+	uint32_t ns, slot; /* meta: which namespace, and 1 + which of its profiles; 0: itself */
+	struct ns_profile *profile; /* used while its parts are written */
+	uint64_t part_off;
+	uint32_t cursor; /* checkpoint: the next block */
+	uint32_t id[PERSIST_ENTRIES_MAX];
+};
+
 struct lane_registered {
 	void *base;
 	uint64_t bytes;
@@ -315,7 +339,8 @@ struct lane {
 	struct index *index;
 	struct pool *pool;
 	struct nvme_log *log; /* NULL: no tier */
-	uint64_t epoch;
+	struct lane_restore restore;
+	struct persist persist;
 	uint32_t granule_bytes;
 	struct pool *gpu_pool; /* over GPU memory; NULL: none */
 	int pool_registered;   /* with io_uring, as fixed buffers */
@@ -494,6 +519,23 @@ uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
 void tier_release_host(struct lane *lane, struct block *b);
 unsigned tier_busy(const struct lane *lane); /* operations that must end before a stop */
 
+int tier_restore(struct lane *lane, uint32_t block); /* STORING -> NVME; -EDQUOT: left as it is */
+
+/* persist.c */
+void persist_spills(struct lane *lane,
+		    const struct block *b); /* what its record needs has to be saved */
+void persist_changed(struct lane *lane);    /* a block came to NVMe, or left it */
+struct record_header;
+void persist_name_parent(const struct lane *lane, uint32_t block, struct record_header *h);
+int persist_record_ok(const struct lane *lane, uint32_t block); /* fetched: is it the one? */
+int persist_keeps(const struct lane *lane);			/* is NVMe to be found again? */
+unsigned persist_run(struct lane *lane);
+int persist_may_stop(struct lane *lane); /* the last checkpoint is written, or will not be */
+int persist_progresses(const struct lane *lane); /* at the stop: it is not a device that hangs */
+
+/* restore.c */
+int restore_run(struct lane *lane, char *err, unsigned err_bytes);
+
 /* tier_gpu.c */
 int tier_gpu_start(struct lane *lane, char *err, unsigned err_bytes);
 int tier_gpu_alloc(struct lane *lane, uint64_t bytes, uint32_t block); /* sets gpu_slot; -ENOSPC */
@@ -525,6 +567,15 @@ void profiles_drop(struct lane *lane, struct ns_profile *np);
 int profiles_room(const struct namespace *ns);
 void profiles_install(struct lane *lane, struct namespace *ns, struct codec_profile *p,
 		      uint64_t tokens, uint64_t channel_milli, uint64_t layer_milli);
+/* One that was saved; used once, for the caller.  -ENOSPC: no room; -EEXIST: it is there. */
+struct profile_saved {
+	uint32_t number;
+	uint8_t newest;
+	uint64_t tokens, promised[2];
+};
+int profiles_restore(struct lane *lane, struct namespace *ns, struct codec_profile *p,
+		     const struct profile_saved *saved, struct ns_profile **ret);
+struct ns_profile *profiles_find(struct namespace *ns, const uint8_t *digest); /* or NULL */
 void profiles_ns_deinit(struct namespace *ns);
 struct ns_profile *profiles_of_block(const struct lane *lane, const struct block *b); /* or NULL */
 void profiles_set_block(struct lane *lane, struct block *b, struct ns_profile *np);

@@ -304,6 +304,7 @@ static int open_socket(struct skvcd *d, char *err)
 
 static int start(struct skvcd *d, char *err)
 {
+	struct lane_restore restore = { .ns = registry_restore };
 	uint8_t secret[SECRET_BYTES];
 	int r;
 
@@ -318,7 +319,8 @@ static int start(struct skvcd *d, char *err)
 	explicit_bzero(secret, sizeof(secret));
 	if (r < 0)
 		return r;
-	r = lane_start(&d->config, &d->lane, err, MAIN_ERR_BYTES);
+	restore.user = d->registry;
+	r = lane_start(&d->config, &restore, &d->lane, err, MAIN_ERR_BYTES);
 	if (r < 0)
 		return r;
 	r = sd_event_new(&d->event);

@@ -24,22 +24,25 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "daemon/nvme_format.h"
+
 #define SUPERBLOCK_MAGIC 0x314c564e43564b53ull /* "SKVCNVL1" */
-#define SUPERBLOCK_VERSION 1u
+#define SUPERBLOCK_VERSION NVME_FORMAT_VERSION
+#define SUPERBLOCK_COPY_OFF 16384u /* in the same I/O */
 #define SUPERBLOCK_IO_BYTES NVME_FILE_ALIGN_BYTES_MAX
 #define BLANK_BYTES (1u << 20) /* a device counts as blank when this much of it is zero */
 #define ALIGN_BYTES_MIN 4096u
-#define BUSY_TRIES 500u
+#define BUSY_TRIES 1500u
 #define BUSY_PAUSE_NS 10000000
 
-/* Little endian, at offset 0; the rest of its block is zero. */
+/* Little endian, at offset 0 and at SUPERBLOCK_COPY_OFF; the rest is zero. */
 struct superblock {
 	uint64_t magic;
 	uint32_t version;
 	uint32_t header_bytes; /* NVME_FILE_HEADER_BYTES */
 	uint64_t bytes;
 	uint64_t segment_bytes;
-	uint64_t epoch;	  /* one more at every opening; the first is random */
+	uint64_t epoch;	  /* one more at every opening, from 1 */
 	uint8_t uuid[16]; /* of this file, made with it */
 	uint64_t xxh3;	  /* XXH3-64 of this struct with this field zero */
 };
@@ -92,7 +95,7 @@ static int open_path(const char *path, int flags)
 
 /*
  * A process that was killed has its ring, and with it this file, taken apart by the kernel a little after
- * it is gone: so what says "in use" is tried again, not for long.  Returns whether to.
+ * it is gone, seconds on a busy machine: so what says "in use" is tried again, not for ever.  Returns whether to.
  */
 static bool busy_wait(int r, unsigned *tries)
 {
@@ -226,10 +229,48 @@ static bool all_zero(const uint8_t *p, size_t bytes)
 	return true;
 }
 
+static bool is_valid(const struct superblock *sb)
+{
+	return sb->magic == SUPERBLOCK_MAGIC && sb->version == SUPERBLOCK_VERSION &&
+	       sb->xxh3 == superblock_xxh3(sb);
+}
+
+/* It holds what may be wanted again: then it has to be as configured. */
+static int check_sizes(struct opening *o)
+{
+	const struct nvme_file_options *c = o->options;
+
+	if (!c->keep || (o->sb.bytes == c->bytes && o->sb.segment_bytes == c->segment_bytes))
+		return 0;
+	return say(o, -EEXIST,
+		   "made with size = %lluK and segment = %lluK, configured are %lluK and %lluK: "
+		   "configure it as it was, or %s to begin anew",
+		   (unsigned long long)o->sb.bytes >> 10,
+		   (unsigned long long)o->sb.segment_bytes >> 10,
+		   (unsigned long long)c->bytes >> 10, (unsigned long long)c->segment_bytes >> 10,
+		   o->device ? "wipe its first MiB" : "remove the file");
+}
+
+/* Neither copy is whole: of another version, or damaged. */
+static int recognise_other(struct opening *o)
+{
+	const char *remedy = o->device ? "wipe its first MiB" : "remove the file";
+
+	if (o->sb.version > SUPERBLOCK_VERSION)
+		return say(o, -EEXIST,
+			   "made by a newer version (format %u, this is %u): use that, or %s to "
+			   "begin anew",
+			   o->sb.version, SUPERBLOCK_VERSION, remedy);
+	if (o->sb.version == SUPERBLOCK_VERSION && o->options->keep)
+		return say(o, -EEXIST, "its first block is damaged: %s to begin anew", remedy);
+	return 0; /* version 1 forgot all records at each opening */
+}
+
 /* Ours, blank, or somebody else's? */
 static int recognise(struct opening *o)
 {
 	const uint64_t look_bytes = o->device ? BLANK_BYTES : SUPERBLOCK_IO_BYTES;
+	struct superblock copy;
 	ssize_t n;
 
 	memset(o->buf, 0, BLANK_BYTES);
@@ -237,15 +278,16 @@ static int recognise(struct opening *o)
 	if (n < 0)
 		return say(o, -errno, "cannot read its first block: %s", strerror(errno));
 	memcpy(&o->sb, o->buf, sizeof(o->sb));
-	if (o->sb.magic == SUPERBLOCK_MAGIC) {
-		if (o->sb.version > SUPERBLOCK_VERSION)
-			return say(o, -EEXIST, "made by a newer version (format %u, this is %u)",
-				   o->sb.version, SUPERBLOCK_VERSION);
-		/* A damaged one is made anew: the records it described are forgotten anyway. */
-		o->ours = o->sb.version == SUPERBLOCK_VERSION &&
-			  o->sb.xxh3 == superblock_xxh3(&o->sb);
-		return 0;
-	}
+	memcpy(&copy, o->buf + SUPERBLOCK_COPY_OFF, sizeof(copy));
+	if (is_valid(&copy) && (!is_valid(&o->sb) || copy.epoch > o->sb.epoch))
+		o->sb = copy;
+	o->ours = is_valid(&o->sb);
+	if (o->ours)
+		return check_sizes(o);
+	if (copy.magic == SUPERBLOCK_MAGIC && o->sb.magic != SUPERBLOCK_MAGIC)
+		o->sb = copy;
+	if (o->sb.magic == SUPERBLOCK_MAGIC)
+		return recognise_other(o);
 	/* Of a regular file, one zero block is what a power cut during its making may leave. */
 	if (all_zero(o->buf, (size_t)look_bytes) &&
 	    (o->device || o->size_bytes <= SUPERBLOCK_IO_BYTES))
@@ -256,37 +298,50 @@ static int recognise(struct opening *o)
 	return say(o, -EEXIST, "the file holds something else; move it away or name another one");
 }
 
+/* A log of which nothing is kept gets another identity each time: then no record of it passes. */
+static int make_identity(struct opening *o)
+{
+	struct superblock *sb = &o->sb;
+	uint64_t epoch = o->ours ? sb->epoch : 0;
+
+	memset(sb, 0, sizeof(*sb));
+	sb->epoch = epoch;
+	if (getrandom(sb->uuid, sizeof(sb->uuid), 0) != (ssize_t)sizeof(sb->uuid))
+		return say(o, -EIO, "no random numbers to be had");
+	sb->uuid[0] |= 1; /* the log's id, which is made of it, is not 0 */
+	return 0;
+}
+
 static int write_superblock(struct opening *o)
 {
 	struct superblock *sb = &o->sb;
 	ssize_t n;
+	int r;
 
-	if (!o->ours) {
-		memset(sb, 0, sizeof(*sb));
-		if (getrandom(sb->uuid, sizeof(sb->uuid), 0) != (ssize_t)sizeof(sb->uuid) ||
-		    getrandom(&sb->epoch, sizeof(sb->epoch), 0) != (ssize_t)sizeof(sb->epoch))
-			return say(o, -EIO, "no random numbers to be had");
-		sb->epoch >>= 1; /* room to count up */
-	}
+	o->file->fresh = !o->ours || !o->options->keep;
+	r = o->file->fresh ? make_identity(o) : 0;
+	if (r < 0)
+		return r;
 	sb->magic = SUPERBLOCK_MAGIC;
 	sb->version = SUPERBLOCK_VERSION;
 	sb->header_bytes = NVME_FILE_HEADER_BYTES;
 	sb->bytes = o->options->bytes;
 	sb->segment_bytes = o->options->segment_bytes;
-	sb->epoch = sb->epoch + 1 ? sb->epoch + 1 : 1;
+	sb->epoch++;
 	sb->xxh3 = superblock_xxh3(sb);
 
 	memset(o->buf, 0, SUPERBLOCK_IO_BYTES);
 	memcpy(o->buf, sb, sizeof(*sb));
+	memcpy(o->buf + SUPERBLOCK_COPY_OFF, sb, sizeof(*sb));
 	n = pwrite(o->file->fd, o->buf, SUPERBLOCK_IO_BYTES, 0);
 	if (n != (ssize_t)SUPERBLOCK_IO_BYTES) {
-		int r = n < 0 ? -errno : -ENOSPC;
-
+		r = n < 0 ? -errno : -ENOSPC;
 		return say(o, r, "cannot write its first block: %s", strerror(-r));
 	}
 	if (fdatasync(o->file->fd) < 0)
 		return say(o, -errno, "cannot write its first block: %s", strerror(errno));
 	o->file->epoch = sb->epoch;
+	memcpy(&o->file->log_id, sb->uuid, sizeof(o->file->log_id));
 	return 0;
 }
 

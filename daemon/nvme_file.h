@@ -15,8 +15,10 @@
 struct nvme_file {
 	int fd;		      /* owned */
 	uint32_t align_bytes; /* power of two, 4096..NVME_FILE_ALIGN_BYTES_MAX */
-	uint64_t epoch;	      /* of this opening */
+	uint64_t epoch;	      /* of this opening: one more than the last */
+	uint64_t log_id;      /* of this file, for as long as what is in it is kept; never 0 */
 	int direct;
+	int fresh; /* nothing in it is of this log_id */
 };
 
 struct nvme_file_options {
@@ -24,10 +26,11 @@ struct nvme_file_options {
 	uint64_t bytes;
 	uint64_t segment_bytes;
 	int allow_buffered;
+	int keep; /* what is in it: then it must have these sizes.  0: all of it is forgotten */
 };
 
 /* 0; -errno with one line in err.  -EBUSY: locked by another process, or a device in use; -EEXIST: it
- * holds something that is not ours; -ENOSPC; -EOPNOTSUPP: no O_DIRECT or no fallocate. */
+ * holds something that is not ours, or not made like this; -ENOSPC; -EOPNOTSUPP: no O_DIRECT or no fallocate. */
 int nvme_file_open(const struct nvme_file_options *options, struct nvme_file *ret, char *err,
 		   unsigned err_bytes);
 void nvme_file_close(struct nvme_file *f);

@@ -2,15 +2,18 @@
 /*
  * nvme_log.h - the NVMe tier: records appended to segments of one preallocated file (O_DIRECT).  Knows
  * block ids and byte ranges, not what a record means (record.h does), nor when to spill or what to evict.
- * When no segment is free the oldest is reclaimed: its live records are given up through `evict`.
- * Bounded size always.  Lane-only.
+ * When no segment is free, one with little that lives in it, and old, is reclaimed: its live records are given
+ * up through `evict`.  Bounded size always.  Lane-only.
  *
- * This version forgets what the file held when it is opened again.  Every opening has another epoch,
- * which belongs in the records: one that was left by an earlier life cannot be taken for a current one.
- * No flush is sent to the device, since nothing is promised across a power cut.
+ * With `keep`, what a file holds is found again when it is opened: nvme_recover.h.  What that promises:
+ *	- the process was killed: each record whose done() said 0
+ *	- power was lost: of these, all that were written before the last flush, which comes once a second while
+ *	  there are writes, and around each blob; of later ones those that happen to be whole
+ *	- what was forgotten stays so from the next turns of the loop on (a list of it is written), by the same rules
+ * Without `keep` the file gets another identity, and what it held is forgotten.
  *
- * Counted here: NVME_ERRORS, NVME_RECLAIMED_SEGMENTS, NVME_BYTES, _LIVE_BYTES, _HEALTH and _INFLIGHT; what
- * was spilled and fetched is counted by whoever decides that.
+ * Counted here: NVME_ERRORS, NVME_RECLAIMED_SEGMENTS, NVME_WRITTEN_BYTES, NVME_EVICTED_BYTES, NVME_BYTES,
+ * _LIVE_BYTES, _HEALTH and _INFLIGHT; what was spilled and fetched is counted by whoever decides that.
  */
 #ifndef SKVCD_DAEMON_NVME_LOG_H
 #define SKVCD_DAEMON_NVME_LOG_H
@@ -34,6 +37,7 @@ struct nvme_log_options {
 	uint64_t retry_ns;
 	uint32_t blocks_max; /* block ids are < this */
 	int allow_buffered;  /* tests: go on without O_DIRECT where the filesystem has none */
+	int keep;	     /* see above */
 	void (*evict)(void *user,
 		      uint32_t block); /* the log no longer holds this block; may be called
 							 * from append only; must not call the log for `block`,
@@ -50,6 +54,7 @@ struct nvme_op {
 	uint32_t segment;
 	uint32_t off_sectors;
 	uint8_t is_write;
+	struct nvme_op *next; /* the log's own */
 	void *user;
 };
 
@@ -61,9 +66,16 @@ int nvme_log_open(const struct nvme_log_options *options, struct uring *uring, s
 struct nvme_log *nvme_log_close(struct nvme_log *log);	   /* nothing may be in flight */
 uint32_t nvme_log_align_bytes(const struct nvme_log *log); /* of memory, offset and length */
 uint64_t nvme_log_epoch(const struct nvme_log *log);	   /* of this opening; never 0 */
-int nvme_log_direct(const struct nvme_log *log); /* 0: through the page cache (allow_buffered) */
+uint64_t nvme_log_id(const struct nvme_log *log); /* of the file; for the records; never 0 */
+int nvme_log_direct(const struct nvme_log *log);  /* 0: through the page cache (allow_buffered) */
 uint32_t nvme_log_record_bytes_max(const struct nvme_log *log); /* longer ones are -EFBIG */
 
+/*
+ * Where will a record of so many bytes go?  The sequence of that segment, which belongs into it, and holds for the
+ * next append if that is not longer.  0, -EAGAIN, -EIO, -EFBIG as below.
+ */
+int nvme_log_room(struct nvme_log *log, uint32_t bytes, uint64_t *ret_sequence);
+uint64_t nvme_log_sequence(const struct nvme_log *log, uint32_t block); /* of one it has */
 /*
  * Queue a write of block's record: buf and bytes aligned.  0 (done() will come), -EAGAIN (queue full or
  * no segment can be had now), -EIO (tier out of service), -EFBIG, -EEXIST (has a copy, or is getting one).
@@ -81,6 +93,36 @@ int nvme_log_holds(const struct nvme_log *log, uint32_t block); /* written; the 
 uint32_t nvme_log_record_bytes(const struct nvme_log *log,
 			       uint32_t block);		    /* aligned; 0: not held */
 void nvme_log_forget(struct nvme_log *log, uint32_t block); /* drop the copy, if any */
+
+/* From now on what is forgotten stays in the file: the index goes, not the blocks. */
+void nvme_log_closing(struct nvme_log *log);
+/* Where it lies, for a checkpoint; only what is held. */
+struct nvme_place {
+	uint64_t sequence;
+	uint32_t segment, off_sectors, sectors;
+};
+int nvme_log_place(const struct nvme_log *log, uint32_t block,
+		   struct nvme_place *ret); /* -ENOENT */
+
+/* ---- blobs: streams that are found again whole, or the one before, or not at all ---- */
+
+enum nvme_blob { NVME_BLOB_META = 2, NVME_BLOB_CHECKPOINT = 3 };
+
+struct nvme_blob_source {
+	/* The next piece, at most cap bytes: how many; 0: the end. */
+	uint32_t (*next)(void *user, uint8_t *buf, uint32_t cap);
+	/* 0: complete, and on the media, instead of the one before; or negative errno: that one stays. */
+	void (*done)(void *user, int res);
+	void *user;
+};
+
+/* Piece by piece, in nvme_log_tick().  -EBUSY: one is being written; -EIO; -ENOTSUP: without keep. */
+int nvme_log_blob_start(struct nvme_log *log, enum nvme_blob kind,
+			const struct nvme_blob_source *source);
+int nvme_log_blob_busy(const struct nvme_log *log);
+uint64_t nvme_log_blob_bytes(const struct nvme_log *log, enum nvme_blob kind); /* in the file */
+/* Bytes of records appended that a checkpoint does not cover: how much is read when it is opened again. */
+uint64_t nvme_log_tail_bytes(const struct nvme_log *log);
 
 /*
  * In service until NVME_LOG_ERRORS_MAX operations failed in a row, or one passed its deadline; then

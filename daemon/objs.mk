@@ -25,8 +25,13 @@ DAEMON_SRCS := \
 	daemon/metrics_http.c \
 	daemon/model_fit.c \
 	daemon/models.c \
+	daemon/nvme_blob.c \
 	daemon/nvme_file.c \
+	daemon/nvme_health.c \
+	daemon/nvme_keep.c \
 	daemon/nvme_log.c \
+	daemon/nvme_recover.c \
+	daemon/persist.c \
 	daemon/placement.c \
 	daemon/policy.c \
 	daemon/policy_worth.c \
@@ -40,6 +45,7 @@ DAEMON_SRCS := \
 	daemon/registry.c \
 	daemon/reload.c \
 	daemon/request.c \
+	daemon/restore.c \
 	daemon/secret.c \
 	daemon/sequences.c \
 	daemon/shipped.c \

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * policy_worth.c - one key in 2^shift is watched for a while, whether its block is in the cache or not: so what is learned does
- * not depend on what was evicted.  For each class and bin of age it is counted how long keys were watched
+ * policy_worth.c - one key in 2^shift is watched for a while, whether its block is in the cache or not: so what is
+ * learned does not depend on what was evicted.  For each class and bin of age it is counted how long keys were watched
  * in it, and how many uses ended that: their ratio is the rate of uses.  A key that has to make room for
  * another is counted as far as it was watched.
  */

@@ -172,7 +172,8 @@ int profiler_ns_init(struct lane *lane, struct namespace *ns)
 	if (lane->config.speculator < CONFIG_SPECULATOR_CHANNEL)
 		return 0;
 	ns->previous = choose_previous(lane, ns);
-	if (ns->newest) /* it was shipped: a sample is taken when it does not keep what it promises */
+	/* It was shipped, or found on NVMe: a sample is taken when it does not keep what it promises. */
+	if (ns->newest)
 		return 0;
 	r = sample_begin(lane, ns);
 	return r == -E2BIG ? 0 : r; /* then `generic` it is */
@@ -301,7 +302,7 @@ static void run_ns(struct lane *lane, struct namespace *ns)
 	profiles_take_shipped(lane, ns);
 	switch (ns->fit_state) {
 	case NS_FIT_IDLE:
-		if (ns->sample_again &&
+		if (ns->opened && ns->sample_again &&
 		    (kept_blocks(lane, ns) || ns->previous == NS_PREVIOUS_NONE)) {
 			ns->sample_again = 0;
 			(void)sample_begin(lane, ns);

@@ -8,6 +8,7 @@
  * have been.
  */
 #include <assert.h>
+#include <errno.h>
 #include <math.h>
 #include <string.h>
 
@@ -63,6 +64,12 @@ static void show(struct ns_profile *np)
 	atomic_store_explicit(&np->version, np->number, memory_order_release);
 }
 
+static void free_both(struct ns_profile *np)
+{
+	np->retired = codec_profile_free(np->retired);
+	np->p = codec_profile_free(np->p);
+}
+
 static void profile_end(struct lane *lane, struct ns_profile *np)
 {
 	size_t bytes;
@@ -72,7 +79,9 @@ static void profile_end(struct lane *lane, struct ns_profile *np)
 	atomic_thread_fence(memory_order_release);
 	if (lane->gpu && !lane->gpu_dead && lane->gpu->ops->profile_gone)
 		lane->gpu->ops->profile_gone(lane->gpu, np->p);
-	np->p = codec_profile_free(np->p);
+	if (lane->gpu && !lane->gpu_dead && lane->gpu->ops->profile_gone && np->retired)
+		lane->gpu->ops->profile_gone(lane->gpu, np->retired);
+	free_both(np);
 	stats_sub(&lane->stats, STAT_PROFILES, 1);
 	stats_sub(&lane->stats, STAT_PROFILE_BYTES, bytes);
 	stats_add(&lane->stats, STAT_PROFILES_FREED, 1);
@@ -104,12 +113,21 @@ int profiles_room(const struct namespace *ns)
 	return 0;
 }
 
-/* Takes p over; from now on it is the newest.  The caller has asked for room. */
-void profiles_install(struct lane *lane, struct namespace *ns, struct codec_profile *p,
-		      uint64_t tokens, uint64_t channel_milli, uint64_t layer_milli)
+struct ns_profile *profiles_find(struct namespace *ns, const uint8_t *digest)
+{
+	for (unsigned i = 0; i < NS_PROFILES_MAX; i++)
+		if (ns->profile[i].p &&
+		    !memcmp(codec_profile_digest(ns->profile[i].p), digest, CODEC_DIGEST_BYTES))
+			return &ns->profile[i];
+	return NULL;
+}
+
+/* Takes p over, into a free slot, used once. */
+static struct ns_profile *put(struct lane *lane, struct namespace *ns, struct codec_profile *p,
+			      uint32_t number, uint64_t channel_milli, uint64_t layer_milli)
 {
 	const struct codec_model_info model = codec_profile_model(p);
-	struct ns_profile *np = ns->profile, *old = ns->newest;
+	struct ns_profile *np = ns->profile;
 	size_t bytes;
 
 	while (np->p)
@@ -118,37 +136,102 @@ void profiles_install(struct lane *lane, struct namespace *ns, struct codec_prof
 	(void)codec_profile_bytes(p, &bytes);
 	np->p = p;
 	np->users = 1;
-	np->number = ++ns->profiles_made;
+	np->number = number;
 	np->can_layer = layer_milli != 0;
 	np->can_model = model.attached;
 	np->wants_ids = model.ids;
 	np->promised[0] = channel_milli;
 	np->promised[1] = layer_milli;
 	np->promised[2] = profiles_milli(model.expected_bits);
+	np->saved_in = 0;
 	memset(np->seen_blocks, 0, sizeof(np->seen_blocks));
 	memset(np->seen_bytes, 0, sizeof(np->seen_bytes));
-	store_relaxed(&np->tokens, tokens);
+	stats_add(&lane->stats, STAT_PROFILES, 1);
+	stats_add(&lane->stats, STAT_PROFILE_BYTES, bytes);
+	return np;
+}
+
+static void make_newest(struct lane *lane, struct namespace *ns, struct ns_profile *np)
+{
+	struct ns_profile *old = ns->newest;
+
 	show(np);
 	ns->newest = np;
-	if (old)
+	if (old && old != np)
 		atomic_store_explicit(&old->newest, 0, memory_order_relaxed);
 	profiles_drop(lane, old);
 	atomic_store_explicit(&ns->profile_version, np->number, memory_order_relaxed);
 	store_relaxed(&ns->profile_bits_milli, np->promised[strongest(np)]);
+}
+
+/* Takes p over; from now on it is the newest.  The caller has asked for room. */
+void profiles_install(struct lane *lane, struct namespace *ns, struct codec_profile *p,
+		      uint64_t tokens, uint64_t channel_milli, uint64_t layer_milli)
+{
+	struct ns_profile *np = put(lane, ns, p, ++ns->profiles_made, channel_milli, layer_milli);
+
+	store_relaxed(&np->tokens, tokens);
+	make_newest(lane, ns, np);
 	stats_add(&lane->stats, STAT_PROFILES_FITTED, 1);
 	stats_add(&lane->stats, STAT_PROFILES_LAYER, np->can_layer);
-	stats_add(&lane->stats, STAT_PROFILES, 1);
-	stats_add(&lane->stats, STAT_PROFILE_BYTES, bytes);
 	lane->recode.look = 1;
 	(void)mailbox_send(
 		&lane->outbox,
 		&(struct mail){ .type = LANE_PROFILE_NEW, .subject = ns, .value = np->number });
 }
 
+int profiles_restore(struct lane *lane, struct namespace *ns, struct codec_profile *p,
+		     const struct profile_saved *saved, struct ns_profile **ret)
+{
+	struct ns_profile *np;
+
+	if (!profiles_room(ns))
+		return -ENOSPC;
+	if (profiles_find(ns, codec_profile_digest(p)))
+		return -EEXIST;
+	np = put(lane, ns, p, saved->number, saved->promised[0], saved->promised[1]);
+	store_relaxed(&np->tokens, saved->tokens);
+	if (saved->number > ns->profiles_made)
+		ns->profiles_made = saved->number;
+	show(np);
+	if (saved->newest) {
+		make_newest(lane, ns, profiles_use(np));
+		/* The last life had not come to its maps. */
+		ns->sample_again = lane->config.speculator >= CONFIG_SPECULATOR_LAYER &&
+				   !np->can_layer;
+	} else {
+		atomic_store_explicit(&np->newest, 0, memory_order_relaxed);
+	}
+	*ret = np;
+	return 0;
+}
+
+/*
+ * The namespace has it already, from an earlier life of the daemon: that one goes on, and gets the model if only
+ * the other has it.  Takes p over.
+ */
+static void merge(struct lane *lane, struct namespace *ns, struct ns_profile *np,
+		  struct codec_profile *p)
+{
+	if (!np->can_model && codec_profile_model(p).attached && !np->retired) {
+		np->retired = np->p; /* tasks may have it */
+		np->p = p;
+		np->can_model = 1;
+		np->wants_ids = codec_profile_model(p).ids;
+		show(np);
+		lane->recode.look = 1;
+	} else {
+		codec_profile_free(p);
+	}
+	if (ns->newest != np)
+		make_newest(lane, ns, profiles_use(np));
+}
+
 /* One that came as a file.  Without room for it, it waits until old blocks have gone. */
 void profiles_take_shipped(struct lane *lane, struct namespace *ns)
 {
 	struct codec_profile *p;
+	struct ns_profile *np;
 	uint64_t layer_milli;
 
 	if (!atomic_load_explicit(&ns->shipped, memory_order_relaxed) || !profiles_room(ns))
@@ -156,6 +239,11 @@ void profiles_take_shipped(struct lane *lane, struct namespace *ns)
 	p = atomic_exchange_explicit(&ns->shipped, NULL, memory_order_acq_rel);
 	if (!p)
 		return;
+	np = profiles_find(ns, codec_profile_digest(p));
+	if (np) {
+		merge(lane, ns, np, p);
+		return;
+	}
 	layer_milli = profiles_milli(codec_profile_layer(p).expected_bits);
 	profiles_install(lane, ns, p, 0, profiles_milli(codec_profile_expected_bits(p)),
 			 lane->config.speculator >= CONFIG_SPECULATOR_LAYER ? layer_milli : 0);
@@ -165,7 +253,7 @@ void profiles_take_shipped(struct lane *lane, struct namespace *ns)
 void profiles_ns_deinit(struct namespace *ns)
 {
 	for (unsigned i = 0; i < NS_PROFILES_MAX; i++)
-		ns->profile[i].p = codec_profile_free(ns->profile[i].p);
+		free_both(&ns->profile[i]);
 	ns->newest = NULL;
 }
 

@@ -16,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/lane.h"
+
 int registry_new(const struct config *config, const uint8_t secret[SECRET_BYTES],
 		 struct registry **ret_registry)
 {
@@ -91,22 +93,11 @@ static void namespace_digest(const struct registry_ns_key *key, const struct cod
 	(void)crypto_generichash_final(&state, ret_digest, 32);
 }
 
-int registry_tenant(struct registry *r, uid_t uid, struct tenant **ret_tenant)
+static int get_tenant(struct registry *r, const char *name, uint64_t quota_bytes,
+		      struct tenant **ret_tenant)
 {
-	uint64_t quota_bytes = r->config->quota_bytes;
-	char name[sizeof(((struct tenant *)0)->name)];
 	struct tenant *t;
 
-	(void)snprintf(name, sizeof(name), "uid-%" PRIu32, (uint32_t)uid);
-	for (uint32_t i = 0; i < r->config->tenants_count; i++) {
-		const struct config_tenant *c = &r->config->tenants[i];
-
-		if (uid < c->uid_first || uid > c->uid_last)
-			continue;
-		memcpy(name, c->name, sizeof(name));
-		quota_bytes = c->quota_bytes;
-		break;
-	}
 	for (uint32_t i = 0; i < r->tenants_count; i++)
 		if (!strcmp(r->tenants[i]->name, name)) {
 			*ret_tenant = r->tenants[i];
@@ -118,7 +109,7 @@ int registry_tenant(struct registry *r, uid_t uid, struct tenant **ret_tenant)
 	if (!t)
 		return -ENOMEM;
 	t->id = r->tenants_count;
-	memcpy(t->name, name, sizeof(name));
+	(void)snprintf(t->name, sizeof(t->name), "%s", name);
 	tenant_salt(r, name, t->salt);
 	atomic_store_explicit(&t->quota_bytes, quota_bytes, memory_order_relaxed);
 	r->tenants[r->tenants_count++] = t;
@@ -147,30 +138,116 @@ void registry_take_quotas(struct registry *r)
 	}
 }
 
-int registry_namespace(struct registry *r, const struct registry_ns_key *key,
-		       struct codec_geometry *geom, struct namespace **ret_ns)
+int registry_tenant(struct registry *r, uid_t uid, struct tenant **ret_tenant)
 {
-	uint8_t digest[32];
+	uint64_t quota_bytes = r->config->quota_bytes;
+	char name[sizeof(((struct tenant *)0)->name)];
+
+	(void)snprintf(name, sizeof(name), "uid-%" PRIu32, (uint32_t)uid);
+	for (uint32_t i = 0; i < r->config->tenants_count; i++) {
+		const struct config_tenant *c = &r->config->tenants[i];
+
+		if (uid < c->uid_first || uid > c->uid_last)
+			continue;
+		memcpy(name, c->name, sizeof(name));
+		quota_bytes = c->quota_bytes;
+		break;
+	}
+	return get_tenant(r, name, quota_bytes, ret_tenant);
+}
+
+/* A tenant by the name that it had: as configured now. */
+static int tenant_by_name(struct registry *r, const char *name, struct tenant **ret_tenant)
+{
+	unsigned uid;
+	int n = 0, e;
+
+	for (uint32_t i = 0; i < r->config->tenants_count; i++)
+		if (!strcmp(r->config->tenants[i].name, name))
+			return get_tenant(r, name, r->config->tenants[i].quota_bytes, ret_tenant);
+	if (sscanf(name, "uid-%u%n", &uid, &n) != 1 || name[n])
+		return -ESTALE;
+	e = registry_tenant(r, uid, ret_tenant);
+	if (e == 0 && strcmp((*ret_tenant)->name, name) != 0)
+		return -ESTALE; /* this user has a section of his own by now */
+	return e;
+}
+
+void registry_tag(const struct tenant *tenant, uint8_t ret_tag[REGISTRY_TAG_BYTES])
+{
+	static const char what[] = "skvcd: tenant of stored blocks";
+	crypto_generichash_state state;
+
+	(void)crypto_generichash_init(&state, tenant->salt, sizeof(tenant->salt),
+				      REGISTRY_TAG_BYTES);
+	hash_part(&state, what, sizeof(what));
+	(void)crypto_generichash_final(&state, ret_tag, REGISTRY_TAG_BYTES);
+}
+
+static struct namespace *find_namespace(const struct registry *r, const uint8_t *digest)
+{
+	for (uint32_t i = 0; i < r->namespaces_count; i++)
+		if (!memcmp(r->namespaces[i]->digest, digest, sizeof(r->namespaces[i]->digest)))
+			return r->namespaces[i];
+	return NULL;
+}
+
+/* Takes *geom over. */
+static int make_namespace(struct registry *r, struct tenant *tenant, const uint8_t *digest,
+			  const char *model, struct codec_geometry *geom, struct namespace **ret_ns)
+{
 	struct namespace *ns;
 
-	namespace_digest(key, geom, digest);
-	for (uint32_t i = 0; i < r->namespaces_count; i++)
-		if (!memcmp(r->namespaces[i]->digest, digest, sizeof(digest))) {
-			*ret_ns = r->namespaces[i];
-			return 0;
-		}
 	if (r->namespaces_count >= r->config->namespaces_max)
 		return -EUSERS;
 	ns = calloc(1, sizeof(*ns));
 	if (!ns)
 		return -ENOMEM;
 	ns->id = r->namespaces_count;
-	ns->tenant = key->tenant;
-	memcpy(ns->digest, digest, sizeof(digest));
-	(void)snprintf(ns->model, sizeof(ns->model), "%s", key->model);
+	ns->tenant = tenant;
+	memcpy(ns->digest, digest, sizeof(ns->digest));
+	(void)snprintf(ns->model, sizeof(ns->model), "%s", model);
 	ns->geom = *geom;
 	memset(geom, 0, sizeof(*geom));
 	r->namespaces[r->namespaces_count++] = ns;
 	*ret_ns = ns;
 	return 0;
+}
+
+int registry_restore(void *user, const struct lane_saved_ns *saved, struct namespace **ret_ns)
+{
+	uint8_t tag[REGISTRY_TAG_BYTES];
+	struct registry *r = user;
+	struct codec_geometry geom;
+	struct tenant *tenant;
+	int e;
+
+	if (find_namespace(r, saved->digest))
+		return -EEXIST;
+	e = tenant_by_name(r, saved->tenant, &tenant);
+	if (e < 0)
+		return e;
+	registry_tag(tenant, tag);
+	if (memcmp(tag, saved->tag, sizeof(tag)) != 0)
+		return -ESTALE;
+	e = codec_geometry_init(&geom, saved->block_tokens, saved->segments, saved->segments_count);
+	if (e < 0)
+		return e;
+	e = make_namespace(r, tenant, saved->digest, saved->model, &geom, ret_ns);
+	codec_geometry_deinit(&geom); /* not ours any more, or not needed */
+	if (e == 0)
+		(*ret_ns)->restored = 1;
+	return e;
+}
+
+int registry_namespace(struct registry *r, const struct registry_ns_key *key,
+		       struct codec_geometry *geom, struct namespace **ret_ns)
+{
+	uint8_t digest[32];
+
+	namespace_digest(key, geom, digest);
+	*ret_ns = find_namespace(r, digest);
+	if (*ret_ns)
+		return 0;
+	return make_namespace(r, key->tenant, digest, key->model, geom, ret_ns);
 }

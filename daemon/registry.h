@@ -52,4 +52,14 @@ struct registry_ns_key { /* all borrowed for the call */
 int registry_namespace(struct registry *r, const struct registry_ns_key *key,
 		       struct codec_geometry *geom, struct namespace **ret_ns);
 
+/* To tell whether a tenant has the same salt as in an earlier life of the daemon. */
+#define REGISTRY_TAG_BYTES 16u
+void registry_tag(const struct tenant *tenant, uint8_t ret_tag[REGISTRY_TAG_BYTES]);
+
+struct lane_saved_ns;
+
+/* Make a namespace that blocks were found of (lane.h).  -ESTALE: its tenant is not configured any more, or the secret
+ * is another one; -EINVAL: no geometry; -EEXIST; -EUSERS, -ENOMEM.  user: the registry. */
+int registry_restore(void *user, const struct lane_saved_ns *saved, struct namespace **ret_ns);
+
 #endif

@@ -42,7 +42,8 @@ struct tenant {
  * namespace while it is the newest.  Lane only, but for what control reads.
  */
 struct ns_profile {
-	struct codec_profile *p; /* owned; NULL: the slot is free */
+	struct codec_profile *p;       /* owned; NULL: the slot is free */
+	struct codec_profile *retired; /* owned: the same without its model, still in use */
 	uint32_t users;
 	uint32_t number;      /* counts up in the namespace, from 1 */
 	uint8_t can_layer;    /* it has maps from layer to layer */
@@ -50,6 +51,7 @@ struct ns_profile {
 	uint8_t wants_ids;    /* that codes blocks with token ids only */
 	uint64_t promised[3]; /* of `channel`, `layer`, `model`: bits a scalar * 1000 */
 	uint64_t seen_blocks[3], seen_bytes[3]; /* since the last look: what blocks take really */
+	uint32_t saved_in; /* the meta blob with its bytes (persist.c); 0: none */
 	/* lane writes, control reads; version is 0 while the others change */
 	_Atomic uint32_t version;
 	_Atomic uint64_t digest; /* its first 8 bytes */
@@ -85,6 +87,7 @@ struct namespace
 	uint8_t digest[32];    /* BLAKE2b of tenant salt, model, client's salt, geometry digest */
 	char model[256];
 	struct codec_geometry geom;
+	uint8_t restored; /* control's: found on NVMe, and nobody has opened it since */
 	_Atomic(struct codec_profile *) shipped; /* control gives one, the lane takes it; owned */
 	_Atomic(const struct mspec_model *)
 		fit_model; /* control sets it: the one of its name; borrowed */
@@ -92,6 +95,8 @@ struct namespace
 	struct ns_profile profile[NS_PROFILES_MAX];
 	struct ns_profile *newest; /* NULL: none yet */
 	uint32_t profiles_made;
+	uint32_t saved_in;     /* the meta blob that names it (persist.c); 0: none */
+	uint8_t opened;	       /* by a client; else it was only found on NVMe */
 	uint8_t fit_state;     /* enum ns_fit */
 	struct codec_fit *fit; /* owned; used by one FIT task at a time */
 	uint8_t *sample;       /* owned mapping: canonical raw blocks */

@@ -80,6 +80,16 @@
 	  "NVMe reads and writes that failed or timed out")                                        \
 	X(C, NVME_RECLAIMED_SEGMENTS, "nvme_reclaimed_segments", "segments",                       \
 	  "log segments reused")                                                                   \
+	X(C, NVME_WRITTEN_BYTES, "nvme_written_bytes", "bytes",                                    \
+	  "bytes written to NVMe for any reason: records, their index and what was forgotten")     \
+	X(C, NVME_EVICTED_BYTES, "nvme_evicted_bytes", "bytes",                                    \
+	  "live bytes given up with the segments they lay in")                                     \
+	X(C, NVME_CHECKPOINTS, "nvme_checkpoints", "checkpoints",                                  \
+	  "times the index was written to NVMe")                                                   \
+	X(C, NVME_RESTORED_BLOCKS, "nvme_restored_blocks", "blocks",                               \
+	  "blocks found on NVMe at the start")                                                     \
+	X(C, NVME_REFUSED_BLOCKS, "nvme_refused_blocks", "blocks",                                 \
+	  "records found there that were damaged, or not known what for")                          \
 	X(C, SESSIONS_OPENED, "sessions_opened", "sessions", "clients that connected")             \
 	X(C, SESSIONS_FAILED, "sessions_failed", "sessions",                                       \
 	  "sessions ended for what the client did")                                                \

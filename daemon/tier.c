@@ -68,6 +68,7 @@ static void set_clean(struct lane *lane, struct block *b, int clean)
 	if (clean == !!(b->flags & BLOCK_CLEAN))
 		return;
 	b->flags ^= BLOCK_CLEAN;
+	persist_changed(lane);
 	if (clean)
 		stats_add(&lane->stats, STAT_BLOCKS_NVME, 1);
 	else
@@ -212,21 +213,41 @@ void tier_quarantine(struct lane *lane, uint32_t id)
 	b->flags |= BLOCK_CORRUPT;
 }
 
-void tier_publish(struct lane *lane, uint32_t id)
+static void count_in(struct lane *lane, const struct block *b)
 {
-	struct block *b = index_block(lane->index, id);
 	struct namespace *ns = lane->ns[b->ns];
 	uint32_t bytes = b->record_bytes - b->padding_bytes;
 
-	assert((b->slot == POOL_NONE) != (b->gpu_slot == POOL_NONE) && b->refs == 0);
-	index_set_state(lane->index, id, BLOCK_RESIDENT);
-	list_push(lane, id);
 	stats_add(&lane->stats, STAT_BLOCKS, 1);
 	stats_add(&lane->stats, STAT_RAW_BYTES, ns->geom.raw_bytes);
 	stats_add(&lane->stats, STAT_CODED_BYTES, bytes);
 	atomic_fetch_add_explicit(&ns->blocks, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&ns->raw_bytes, ns->geom.raw_bytes, memory_order_relaxed);
 	atomic_fetch_add_explicit(&ns->coded_bytes, bytes, memory_order_relaxed);
+}
+
+void tier_publish(struct lane *lane, uint32_t id)
+{
+	const struct block *b = index_block(lane->index, id);
+
+	assert((b->slot == POOL_NONE) != (b->gpu_slot == POOL_NONE) && b->refs == 0);
+	index_set_state(lane->index, id, BLOCK_RESIDENT);
+	list_push(lane, id);
+	count_in(lane, b);
+}
+
+int tier_restore(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+	struct namespace *ns = lane->ns[b->ns];
+	int r = quota_charge(ns->tenant, b->record_bytes);
+
+	if (r < 0)
+		return r;
+	index_set_state(lane->index, id, BLOCK_NVME);
+	set_clean(lane, b, 1);
+	count_in(lane, b);
+	return 0;
 }
 
 /* ---- making room ---- */
@@ -444,19 +465,26 @@ static int spill(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 	uint8_t *record = pool_ptr(lane->pool, b->slot);
+	struct record_header *h = (struct record_header *)record;
 	struct lane_nvme_op *op = op_get(lane);
 	int r;
 
 	if (!op)
 		return -EAGAIN;
 	op->op.done = spill_done;
-	record_seal((struct record_header *)record);
-	r = nvme_log_append(lane->log, &op->op, id, buffer_index(lane, b->slot), record,
-			    b->record_bytes);
+	r = nvme_log_room(lane->log, b->record_bytes, &h->sequence);
+	if (r == 0) {
+		h->log_id = nvme_log_id(lane->log);
+		persist_name_parent(lane, id, h);
+		record_seal(h);
+		r = nvme_log_append(lane->log, &op->op, id, buffer_index(lane, b->slot), record,
+				    b->record_bytes);
+	}
 	if (r < 0) {
 		op_put(lane, op);
 		return r;
 	}
+	persist_spills(lane, b);
 	tier_hold(lane, id);
 	b->flags |= BLOCK_SPILLING;
 	lane->spills_inflight++;
@@ -528,29 +556,6 @@ static void fetch_failed(struct lane *lane, uint32_t id)
 	lane->words_behind = 1;
 }
 
-/* What the record of this block must look like, from what the index knows. */
-static int fetched_record_ok(struct lane *lane, uint32_t id)
-{
-	const struct block *b = index_block(lane->index, id);
-	const struct namespace *ns = lane->ns[b->ns];
-	struct record_header expect = {
-		.raw_xxh3 = b->raw_xxh3,
-		.epoch = lane->epoch,
-		.generation = b->generation,
-		.block = id,
-		.group = b->group,
-		.key_len = b->key_len,
-		.raw_bytes = ns->geom.raw_bytes,
-	};
-
-	memcpy(expect.ns_digest, ns->digest, sizeof(expect.ns_digest));
-	memcpy(expect.key, b->key, sizeof(expect.key));
-	if (b->profile)
-		memcpy(expect.profile_digest, codec_profile_digest(profiles_of_block(lane, b)->p),
-		       sizeof(expect.profile_digest));
-	return record_check(pool_ptr(lane->pool, b->slot), b->record_bytes, &expect) == 0;
-}
-
 static void fetch_done(struct nvme_op *nop, int res)
 {
 	struct lane_nvme_op *op = (struct lane_nvme_op *)nop;
@@ -566,7 +571,7 @@ static void fetch_done(struct nvme_op *nop, int res)
 		fetch_failed(lane, id);
 		stats_reason(&lane->stats, res == -ETIMEDOUT ? SKVC_ABI_REASON_IO_TIMEOUT
 							     : SKVC_ABI_REASON_IO_ERROR);
-	} else if (b->state == BLOCK_FETCHING && !fetched_record_ok(lane, id)) {
+	} else if (b->state == BLOCK_FETCHING && !persist_record_ok(lane, id)) {
 		stats_reason(&lane->stats, SKVC_ABI_REASON_CORRUPT);
 		tier_quarantine(lane, id);
 	} else if (b->state == BLOCK_FETCHING) {
@@ -649,7 +654,7 @@ unsigned tier_run(struct lane *lane)
 
 	if (lane->log) {
 		nvme_log_tick(lane->log, lane->now_ns);
-		n = run_fetches(lane) + run_spills(lane);
+		n = run_fetches(lane) + run_spills(lane) + persist_run(lane);
 		stats_set(&lane->stats, STAT_NVME_INFLIGHT, nvme_log_inflight(lane->log));
 	}
 	watch_health(lane);
@@ -682,6 +687,7 @@ static int start_log(struct lane *lane, char *err, unsigned err_bytes)
 		.deadline_ns = c->nvme_deadline_ns,
 		.retry_ns = c->nvme_retry_ns,
 		.blocks_max = c->blocks_max,
+		.keep = persist_keeps(lane),
 		.evict = log_evicts,
 		.user = lane,
 	};
@@ -692,7 +698,6 @@ static int start_log(struct lane *lane, char *err, unsigned err_bytes)
 	r = nvme_log_open(&o, lane->uring, &lane->stats, &lane->log, err, err_bytes);
 	if (r < 0)
 		return r;
-	lane->epoch = nvme_log_epoch(lane->log);
 	lane->nvme_was_in_service = 1;
 	stats_set(&lane->stats, STAT_NVME_BYTES, c->nvme_bytes);
 	for (unsigned i = 0; i < LANE_NVME_OPS; i++) {
@@ -762,6 +767,10 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 		return r;
 	if (lane->log)
 		register_pool(lane);
+	if (persist_keeps(lane))
+		r = restore_run(lane, err, err_bytes);
+	if (r < 0)
+		return r;
 	pool_usage(lane->pool, &u);
 	stats_set(&lane->stats, STAT_POOL_BYTES, u.bytes);
 	return 0;
@@ -771,6 +780,8 @@ void tier_stop(struct lane *lane)
 {
 	const struct block_list *lists[] = { &lane->clean, &lane->dirty, &lane->gpu_cold };
 
+	if (lane->log)
+		nvme_log_closing(lane->log);
 	if (lane->pool && lane->index)
 		for (unsigned i = 0; i < 3; i++)
 			while (lists[i]->head != BLOCK_NONE)

@@ -65,6 +65,8 @@ struct uring {
 	struct op_list inflight, overdue, ready, watches;
 	struct uring_faults faults;
 	uint32_t flips;
+	void (*tap)(void *user, const struct uring_op *op, int done); /* tests */
+	void *tap_user;
 };
 
 /* ---- lists ---- */
@@ -203,6 +205,13 @@ int uring_set_fault(struct uring *u, const char *fault_spec)
 	return uring_fault_parse(fault_spec, &u->faults);
 }
 
+void uring_set_tap(struct uring *u, void (*tap)(void *user, const struct uring_op *op, int done),
+		   void *user)
+{
+	u->tap = tap;
+	u->tap_user = user;
+}
+
 /* The first entry into the kernel makes this thread the owner. */
 static int enable(struct uring *u)
 {
@@ -274,7 +283,9 @@ static void issue(struct uring *u, struct uring_op *op)
 	}
 
 	/* The file is index 0 of the registered ones. */
-	if (op->kind == URING_READ && fixed)
+	if (op->kind == URING_SYNC)
+		io_uring_prep_fsync(sqe, 0, IORING_FSYNC_DATASYNC);
+	else if (op->kind == URING_READ && fixed)
 		io_uring_prep_read_fixed(sqe, 0, op->data + op->moved, bytes, op->off + op->moved,
 					 (int)op->buf_index);
 	else if (op->kind == URING_READ)
@@ -321,6 +332,8 @@ static int queue(struct uring *u, struct uring_op *op, unsigned kind)
 		at = at->prev;
 	list_insert_after(&u->inflight, at, op);
 	u->inflight_count++;
+	if (u->tap && kind != URING_READ)
+		u->tap(u->tap_user, op, 0);
 
 	if (op->fault == URING_FAULT_NONE || op->fault == URING_FAULT_SHORT ||
 	    op->fault == URING_FAULT_FLIP) {
@@ -359,6 +372,16 @@ int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const 
 	return queue(u, op, URING_WRITE);
 }
 
+int uring_sync(struct uring *u, struct uring_op *op)
+{
+	op->data = NULL;
+	op->bytes = 1; /* of a transfer: one that is not over */
+	op->off = 0;
+	op->buf_index = URING_BUF_NONE;
+	op->deadline_ns = URING_NEVER;
+	return queue(u, op, URING_SYNC);
+}
+
 static void report(struct uring *u, struct uring_op *op, int32_t res)
 {
 	assert(u->inflight_count > 0 && op->state != OP_IDLE);
@@ -369,6 +392,8 @@ static void report(struct uring *u, struct uring_op *op, int32_t res)
 		res = -ETIMEDOUT;
 	}
 	op->state = OP_IDLE;
+	if (u->tap && op->kind != URING_READ && res >= 0)
+		u->tap(u->tap_user, op, 1);
 	op->done(op, res);
 }
 
@@ -383,7 +408,9 @@ static unsigned transferred(struct uring *u, struct uring_op *op, int32_t res)
 {
 	assert(op->state == OP_KERNEL);
 	op->state = OP_IDLE;
-	if (res > 0 && (uint32_t)res >= op->bytes - op->moved) {
+	if (op->kind == URING_SYNC && res >= 0) {
+		op->moved = op->bytes;
+	} else if (res > 0 && (uint32_t)res >= op->bytes - op->moved) {
 		op->moved = op->bytes;
 		res = (int32_t)op->bytes;
 		if (op->fault == URING_FAULT_FLIP && op->kind == URING_READ)

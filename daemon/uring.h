@@ -80,11 +80,21 @@ int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const 
 		uint32_t bytes, uint64_t off, uint64_t deadline_ns);
 
 /*
+ * Flush: what was written, and had completed, before this was queued is on the device's media when res is 0
+ * (fdatasync).  Counted as an operation, as the two above; no deadline, no injected faults.
+ */
+int uring_sync(struct uring *u, struct uring_op *op);
+
+/*
  * Watch an eventfd: done(op, 1) on each readiness (the eventfd is emptied inside), until removed; a
  * negative res is the last call.
  */
 int uring_watch(struct uring *u, struct uring_op *op, int fd);
 void uring_unwatch(struct uring *u, struct uring_op *op); /* done(op, -ECANCELED) follows */
+
+/* Tests: told of each write and flush when it is queued (done 0), and when it has ended well (done 1). */
+void uring_set_tap(struct uring *u, void (*tap)(void *user, const struct uring_op *op, int done),
+		   void *user);
 
 int uring_submit(struct uring *u);
 unsigned uring_reap(struct uring *u, unsigned max); /* calls done(); returns how many */

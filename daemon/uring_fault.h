@@ -10,7 +10,7 @@
 
 #define URING_FAULT_RULES_MAX 8u
 
-enum uring_kind { URING_READ, URING_WRITE, URING_WATCH };
+enum uring_kind { URING_READ, URING_WRITE, URING_SYNC, URING_WATCH };
 
 enum uring_fault {
 	URING_FAULT_NONE,

@@ -86,6 +86,22 @@ static const char *format_ratio(uint64_t raw, uint64_t coded, char buf[16])
 	return buf;
 }
 
+/* What the log costs beside the records, and what its reuse of segments has cost. */
+static void print_log(const struct skvcctl_picture *p, FILE *out)
+{
+	uint64_t spilled = COUNTER(p, "spill_bytes"), written = COUNTER(p, "nvme_written_bytes");
+	char a[16], b[16], c[16], d[16];
+
+	(void)fprintf(out,
+		      "NVMe log   %s written for %s of records: amplification %s; %" PRIu64
+		      " segments reused, %s evicted with them, %" PRIu64 " checkpoints, %" PRIu64
+		      " blocks found at start\n",
+		      skvcctl_format_bytes(written, a), skvcctl_format_bytes(spilled, b),
+		      format_ratio(written, spilled, d), COUNTER(p, "nvme_reclaimed_segments"),
+		      skvcctl_format_bytes(COUNTER(p, "nvme_evicted_bytes"), c),
+		      COUNTER(p, "nvme_checkpoints"), COUNTER(p, "nvme_restored_blocks"));
+}
+
 static void print_capacity(const struct skvcctl_picture *p, FILE *out)
 {
 	uint64_t raw = GAUGE(p, "raw_bytes"), coded = GAUGE(p, "coded_bytes");
@@ -114,6 +130,8 @@ static void print_capacity(const struct skvcctl_picture *p, FILE *out)
 			      skvcctl_format_bytes(GAUGE(p, "nvme_bytes"), b),
 			      GAUGE(p, "nvme_inflight"), COUNTER(p, "nvme_errors"));
 	(void)fprintf(out, "\n");
+	if (health)
+		print_log(p, out);
 }
 
 static void print_traffic(const struct skvcctl_picture *p, FILE *out)

@@ -70,7 +70,7 @@ static int stop(void **state)
 	return private_daemon_died(&daemon_) ? -1 : private_daemon_stop(&daemon_);
 }
 
-static void start(uint64_t nvme_bytes, const char *more)
+static void start_or_again(uint64_t nvme_bytes, const char *more, int again)
 {
 	char directory[160];
 	const char *const overrides[] = { directory,
@@ -81,7 +81,15 @@ static void start(uint64_t nvme_bytes, const char *more)
 					  NULL };
 
 	(void)snprintf(directory, sizeof(directory), "profile.directory=%s", folder);
-	assert_ok(private_daemon_start(&daemon_, nvme_bytes, overrides));
+	if (again)
+		assert_ok(private_daemon_restart(&daemon_, nvme_bytes, overrides));
+	else
+		assert_ok(private_daemon_start(&daemon_, nvme_bytes, overrides));
+}
+
+static void start(uint64_t nvme_bytes, const char *more)
+{
+	start_or_again(nvme_bytes, more, 0);
 }
 
 /* skvcctl's exit status; what it said in text. */
@@ -356,6 +364,60 @@ static void test_from_nvme(void **state)
 	skvc_close(w.session);
 }
 
+/* Until nothing is written any more. */
+static uint64_t blocks_on_nvme(void)
+{
+	uint64_t n = 0, before;
+
+	do {
+		before = n;
+		private_daemon_sleep_ms(100);
+		n = daemon_stats_now(&daemon_, "blocks_nvme");
+	} while (n != before || !n || daemon_stats_now(&daemon_, "nvme_inflight"));
+	return n;
+}
+
+/* The daemon is killed: the blocks, their profile and how they hang together come back, and then the model. */
+static void test_found_again(void **state)
+{
+	struct engine_options push = {
+		.seed = 4, .model = "push", .layers = 16, .heads = 4, .blocks = 32
+	};
+	struct skvc_completion c;
+	uint64_t until, on_nvme;
+	char text[16384];
+	struct engine p;
+	struct worker w;
+
+	(void)state;
+	start(96u << 20, "host.spill_percent=1");
+	add_model();
+	worker_open(&w);
+	for (uint32_t chain = 0; chain < CHAINS; chain++)
+		assert_int_equal(store(&w, chain, 0, BLOCKS).count, BLOCKS);
+	is("model_blocks", CHAINS * BLOCKS);
+	assert_ok(engine_open(&p, daemon_.socket, &push));
+	for (uint64_t chain = 0; chain < 4; chain++)
+		assert_ok(engine_store(&p, chain, 0, 32, &c));
+	on_nvme = blocks_on_nvme();
+	private_daemon_kill(&daemon_, SIGKILL);
+	engine_close(&p);
+	skvc_close(w.session);
+	start_or_again(96u << 20, "host.spill_percent=1", 1);
+	assert_int_equal(daemon_stats_now(&daemon_, "blocks_nvme"), on_nvme);
+	until = private_daemon_now_ns() + WAIT_NS;
+	while (ctl("models", text, sizeof(text)) != 0 || !strstr(text, "ready")) {
+		assert_true(private_daemon_now_ns() < until);
+		private_daemon_sleep_ms(20);
+	}
+	worker_open(&w);
+	for (uint32_t chain = 0; chain < CHAINS; chain++)
+		fetch(&w, chain, chain, BLOCKS - chain);
+	assert_true(daemon_stats_now(&daemon_, "fetch_blocks") > 0);
+	assert_int_equal(daemon_stats_now(&daemon_, "checksum_failures"), 0);
+	skvc_close(w.session);
+}
+
 /* More loads than prefixes can be kept, each in two parts, all under way together. */
 static void test_many_at_once(void **state)
 {
@@ -528,6 +590,7 @@ int main(void)
 		cmocka_unit_test_teardown(test_coded_after_their_prefix, stop),
 		cmocka_unit_test_teardown(test_without_its_prefix_a_miss, stop),
 		cmocka_unit_test_teardown(test_from_nvme, stop),
+		cmocka_unit_test_teardown(test_found_again, stop),
 		cmocka_unit_test_teardown(test_many_at_once, stop),
 		cmocka_unit_test_teardown(test_failing_device, stop),
 		cmocka_unit_test_teardown(test_nonsense, stop),

@@ -79,7 +79,7 @@ void control_rig_start(struct control_rig *rig, const char *const *overrides)
 			  &rig->listener, err, sizeof(err)) ||
 	    secret_load(rig->config.state_dir, secret, err, sizeof(err)) ||
 	    registry_new(&rig->config, secret, &rig->registry) ||
-	    lane_start(&rig->config, &rig->lane, err, sizeof(err)))
+	    lane_start(&rig->config, NULL, &rig->lane, err, sizeof(err)))
 		fail_msg("%s", err);
 	assert_true(sd_event_new(&rig->event) >= 0);
 	assert_int_equal(control_new(rig->event, &rig->config, rig->lane, rig->registry,

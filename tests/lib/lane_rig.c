@@ -56,7 +56,7 @@ void lane_rig_start(struct rig *rig, const struct config *config)
 			 0);
 	rig->ns.tenant = &rig->tenant;
 	memset(rig->ns.digest, 0x5a, sizeof(rig->ns.digest));
-	if (lane_start(config, &rig->lane, err, sizeof(err)) < 0)
+	if (lane_start(config, NULL, &rig->lane, err, sizeof(err)) < 0)
 		fail_msg("lane_start: %s", err);
 }
 

@@ -76,7 +76,7 @@ void log_rig_dir(struct log_rig *rig)
 void log_rig_ring(struct log_rig *rig)
 {
 	struct iovec iov = { rig->memory, LOG_RIG_OPS * LOG_RIG_RECORD_BYTES };
-	int r = uring_new(LOG_RIG_DEPTH + 1, NULL, &rig->u);
+	int r = uring_new(LOG_RIG_DEPTH + 12, NULL, &rig->u);
 
 	if (r == -EPERM || r == -ENOSYS || r == -ENOMEM) {
 		print_message("%s\n", uring_hint(r));

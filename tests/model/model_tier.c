@@ -575,7 +575,7 @@ static void step_crasher(void)
 	}
 	/* engine_store() writes version 0 only; nobody else stores there. */
 	for (uint32_t p = 0; p < REFERENCE_POSITIONS; p++)
-		reference.key[chain][p].possible |= 1;
+		reference.key[chain][p].possible |= reference.key[chain][p].ever |= 1;
 	(void)fflush(NULL);
 	crasher[i] = fork();
 	CHECK(crasher[i] >= 0, "fork\n");
@@ -589,6 +589,7 @@ static void step_kill_daemon(void)
 {
 	for (unsigned i = 0; i < CRASHERS; i++)
 		stop_crasher(i);
+	private_daemon_sleep_ms(30); /* the note of a drop is written in the turns that follow it */
 	private_daemon_kill(&daemon_, SIGKILL);
 	for (unsigned i = 0; i < ENGINES; i++) {
 		uint64_t until = private_daemon_now_ns() + WAIT_NS;
@@ -599,7 +600,7 @@ static void step_kill_daemon(void)
 			CHECK(!engines[i].job[k].handle, "a job has not completed\n");
 		memset(engines[i].lease, 0, sizeof(engines[i].lease));
 	}
-	reference_restarted(&reference);
+	reference_restarted(&reference, *fault != 0);
 	start_daemon(1);
 	for (unsigned i = 0; i < ENGINES; i++) {
 		int r = skvc_reconnect(engines[i].e.session);
@@ -619,6 +620,8 @@ static void step_corrupt(void)
 	for (unsigned i = 0; i < 8; i++) {
 		off_t at = (off_t)rng_below(&rng, TIER_BYTES / sizeof(page)) * (off_t)sizeof(page);
 
+		if (at < 65536) /* both copies of the first block: the file would be refused */
+			continue;
 		if (pread(fd, page, sizeof(page), at) < 0)
 			perror(daemon_.nvme);
 		page[rng_below(&rng, sizeof(page))] ^= 0x10;

@@ -13,6 +13,7 @@ void reference_store_begin(struct reference *r, uint32_t chain, uint32_t first, 
 	assert(chain < REFERENCE_CHAINS && first + count <= REFERENCE_POSITIONS);
 	for (uint32_t i = first; i < first + count; i++) {
 		r->key[chain][i].possible |= (uint8_t)(1u << version);
+		r->key[chain][i].ever |= (uint8_t)(1u << version);
 		r->key[chain][i].stores_pending++;
 	}
 }
@@ -40,12 +41,13 @@ void reference_dropped(struct reference *r, uint32_t chain, uint32_t first, uint
 			r->key[chain][i].possible = 0;
 }
 
-void reference_restarted(struct reference *r)
+void reference_restarted(struct reference *r, int drops_may_be_lost)
 {
 	for (uint32_t c = 0; c < REFERENCE_CHAINS; c++)
 		for (uint32_t i = 0; i < REFERENCE_POSITIONS; i++) {
 			assert(!r->key[c][i].stores_pending);
-			r->key[c][i].possible = 0;
+			if (drops_may_be_lost)
+				r->key[c][i].possible = r->key[c][i].ever;
 		}
 }
 

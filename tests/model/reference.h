@@ -6,7 +6,8 @@
  *
  *	a store is submitted	its content becomes possible
  *	a drop has completed	only "absent" is, unless a store was in flight at the same time
- *	the daemon restarted	only "absent" is
+ *	the daemon restarted	nothing changes: what lay on NVMe is found again.  Where I/O fails, so may the note
+ *				of a drop have, and all that was ever stored is possible
  */
 #ifndef SKVCD_TESTS_MODEL_REFERENCE_H
 #define SKVCD_TESTS_MODEL_REFERENCE_H
@@ -19,6 +20,7 @@
 
 struct reference_key {
 	uint8_t possible; /* bit v: content of version v */
+	uint8_t ever;	  /* the same, drops or not */
 	uint16_t stores_pending;
 };
 
@@ -38,7 +40,7 @@ void reference_store_end(struct reference *r, uint32_t chain, uint32_t first, ui
 /* Is a store of any of these in flight? */
 int reference_pending(const struct reference *r, uint32_t chain, uint32_t first, uint32_t count);
 void reference_dropped(struct reference *r, uint32_t chain, uint32_t first, uint32_t count);
-void reference_restarted(struct reference *r);
+void reference_restarted(struct reference *r, int drops_may_be_lost);
 
 /* A copy of the sets of a run, for the time that a lease may live. */
 void reference_snapshot(const struct reference *r, uint32_t chain, uint32_t count,

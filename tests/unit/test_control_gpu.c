@@ -187,7 +187,7 @@ static int setup(void **state)
 	for (unsigned i = 0; own[i]; i++)
 		assert_int_equal(config_set(&config, own[i], err, sizeof(err)), 0);
 	assert_int_equal(registry_new(&config, secret, &registry), 0);
-	if (lane_start(&config, &lane, err, sizeof(err)))
+	if (lane_start(&config, NULL, &lane, err, sizeof(err)))
 		fail_msg("%s", err);
 	assert_int_equal(client_host_init(&host, &config, lane, registry, &stats), 0);
 	import_device_init(&gpu);

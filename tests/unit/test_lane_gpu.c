@@ -662,7 +662,7 @@ static void refuses_to_start(struct config *c, const char *want)
 	char err[256] = "";
 	struct lane *lane = NULL;
 
-	assert_true(lane_start(c, &lane, err, sizeof(err)) < 0);
+	assert_true(lane_start(c, NULL, &lane, err, sizeof(err)) < 0);
 	assert_null(lane);
 	if (!strstr(err, want))
 		fail_msg("the error does not name %s: %s", want, err);

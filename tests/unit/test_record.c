@@ -27,9 +27,8 @@ static uint64_t make(uint8_t *buf, struct record_header *ret_expect)
 		.version = RECORD_VERSION,
 		.header_bytes = sizeof(*h),
 		.raw_xxh3 = 0x1234,
-		.epoch = 77,
-		.generation = 3,
-		.block = 9,
+		.log_id = 77,
+		.sequence = 3,
 		.group = 1,
 		.key_len = 32,
 		.tokens_count = TOKENS,
@@ -55,7 +54,7 @@ static void a_sealed_record_passes(void **state)
 	uint64_t bytes = make(buf, &expect);
 
 	(void)state;
-	assert_int_equal(bytes, 256 + PAYLOAD);
+	assert_int_equal(bytes, 320 + PAYLOAD);
 	assert_int_equal(record_check(buf, bytes, &expect), 0);
 	assert_int_equal(record_check(buf, 4096, &expect), 0); /* padding behind it */
 }
@@ -99,9 +98,8 @@ static void a_sound_record_of_another_block_is_stale(void **state)
 		other.field ^= 1;                                            \
 		assert_int_equal(record_check(buf, bytes, &other), -ESTALE); \
 	} while (0)
-	DIFFERS(epoch);
-	DIFFERS(generation);
-	DIFFERS(block);
+	DIFFERS(log_id);
+	DIFFERS(sequence);
 	DIFFERS(group);
 	DIFFERS(key_len);
 	DIFFERS(key[31]);
