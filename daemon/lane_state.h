@@ -294,7 +294,6 @@ struct persist {
 	uint64_t next_ns;     /* not looked at before */
 	uint64_t changed_ns;  /* when it last became dirtier */
 	uint64_t written_ns;  /* when the last checkpoint was begun */
-	uint64_t stop_ns;     /* when writing the last one began */
 	/* of the blob under way */
 	uint32_t ns, slot; /* meta: which namespace, and 1 + which of its profiles; 0: itself */
 	struct ns_profile *profile; /* used while its parts are written */

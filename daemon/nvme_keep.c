@@ -217,6 +217,11 @@ void nvme_log_closing(struct nvme_log *log)
 	log->closing = true;
 }
 
+uint32_t nvme_log_notes(const struct nvme_log *log)
+{
+	return log->tombs_count;
+}
+
 /* ---- start and stop ---- */
 
 int nvme_keep_start(struct nvme_log *log)

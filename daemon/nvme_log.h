@@ -96,6 +96,7 @@ void nvme_log_forget(struct nvme_log *log, uint32_t block); /* drop the copy, if
 
 /* From now on what is forgotten stays in the file: the index goes, not the blocks. */
 void nvme_log_closing(struct nvme_log *log);
+uint32_t nvme_log_notes(const struct nvme_log *log); /* of what was forgotten, not written yet */
 /* Where it lies, for a checkpoint; only what is held. */
 struct nvme_place {
 	uint64_t sequence;

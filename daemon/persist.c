@@ -429,10 +429,9 @@ int persist_may_stop(struct lane *lane)
 
 	if (!persist_keeps(lane) || !nvme_log_in_service(lane->log))
 		return 1;
-	if (nvme_log_blob_busy(lane->log) || nvme_log_inflight(lane->log))
+	if (nvme_log_blob_busy(lane->log) || nvme_log_inflight(lane->log) ||
+	    nvme_log_notes(lane->log))
 		return 0;
-	if (!s->stop_ns)
-		s->stop_ns = lane->now_ns;
 	if (s->meta_due && s->stop_tried < 2) {
 		s->stop_tried++;
 		return start_meta(lane) < 0;

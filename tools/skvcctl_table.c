@@ -93,13 +93,15 @@ static void print_log(const struct skvcctl_picture *p, FILE *out)
 	char a[16], b[16], c[16], d[16];
 
 	(void)fprintf(out,
-		      "NVMe log   %s written for %s of records: amplification %s; %" PRIu64
-		      " segments reused, %s evicted with them, %" PRIu64 " checkpoints, %" PRIu64
-		      " blocks found at start\n",
+		      "NVMe log   %s written for %s of records (%s), %" PRIu64 " checkpoints\n",
 		      skvcctl_format_bytes(written, a), skvcctl_format_bytes(spilled, b),
-		      format_ratio(written, spilled, d), COUNTER(p, "nvme_reclaimed_segments"),
+		      format_ratio(written, spilled, d), COUNTER(p, "nvme_checkpoints"));
+	(void)fprintf(out,
+		      "           %" PRIu64 " segments reused, %s evicted with them; %" PRIu64
+		      " blocks found at start\n",
+		      COUNTER(p, "nvme_reclaimed_segments"),
 		      skvcctl_format_bytes(COUNTER(p, "nvme_evicted_bytes"), c),
-		      COUNTER(p, "nvme_checkpoints"), COUNTER(p, "nvme_restored_blocks"));
+		      COUNTER(p, "nvme_restored_blocks"));
 }
 
 static void print_capacity(const struct skvcctl_picture *p, FILE *out)
