@@ -185,11 +185,10 @@ static void check_config(struct doctor_config *c)
 		count += (size_t)n;
 	(void)close(pipes[0]);
 	if (pid < 0 || waitpid(pid, &status, 0) != pid || !WIFEXITED(status) ||
-	    WEXITSTATUS(status) != 1)
+	    !WEXITSTATUS(status) || strncmp(out, "skvcd: error: ", 14) != 0)
 		return;
 	out[strcspn(out, "\n")] = '\0';
-	(void)snprintf(c->wrong, sizeof(c->wrong), "%s",
-		       !strncmp(out, "skvcd: error: ", 14) ? out + 14 : out);
+	(void)snprintf(c->wrong, sizeof(c->wrong), "%s", out + 14);
 }
 
 static void look_config(struct doctor_config *c, const struct skvcctl_source *source,
