@@ -266,6 +266,19 @@ static void look_kernel(struct doctor_facts *f)
 
 /* ---- memory ---- */
 
+static bool has_service(void)
+{
+	static const char *const units[] = { "/etc/systemd/system/skvcd.service",
+					     "/usr/local/lib/systemd/system/skvcd.service",
+					     "/usr/lib/systemd/system/skvcd.service",
+					     "/lib/systemd/system/skvcd.service" };
+	bool found = false;
+
+	for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++)
+		found |= !access(units[i], F_OK);
+	return found && !access("/run/systemd/system", F_OK);
+}
+
 static void look_memlock(struct doctor_facts *f)
 {
 	char path[64], line[256];
@@ -273,6 +286,7 @@ static void look_memlock(struct doctor_facts *f)
 	struct rlimit own;
 	uint64_t caps;
 
+	f->service = has_service();
 	f->memlock_bytes = UINT64_MAX;
 	if (!getrlimit(RLIMIT_MEMLOCK, &own) && own.rlim_cur != RLIM_INFINITY)
 		f->memlock_bytes = own.rlim_cur;
