@@ -138,6 +138,10 @@ static void judge_memlock(const struct doctor_facts *f, struct doctor_report *r)
 		(void)add(r, DOCTOR_OK, "memlock", "not needed: [host] lock_memory = no");
 	else if (f->memlock_bytes == UINT64_MAX || f->memlock_privileged)
 		(void)add(r, DOCTOR_OK, "memlock", "%s: none", whose);
+	else if (!f->memlock_of_daemon && (f->service || f->bus != SKVCCTL_NO_DAEMON))
+		fix(add(r, DOCTOR_NOTE, "memlock", "%s is %s; skvcd has its own", whose, limit),
+		    "sudo skvcctl doctor sees a running one's; of the unit: systemctl show skvcd -p "
+		    "LimitMEMLOCK");
 	else if (f->memlock_bytes < f->config.pool_bytes)
 		fix(add(r, DOCTOR_FAILURE, "memlock", "%s is %s, the pool is %s", whose, limit,
 			pool),
@@ -307,6 +311,12 @@ static void judge_socket(const struct doctor_facts *f, struct doctor_report *r, 
 	else if (error == ENOENT && !f->daemon_pid)
 		fix(add(r, DOCTOR_NOTE, check, "%.108s is not there while no daemon runs", path),
 		    "systemctl enable --now skvcd.socket");
+	else if ((error == EACCES || error == EPERM) && !strcmp(f->socket_group, "root"))
+		fix(add(r, DOCTOR_FAILURE, check, "%.108s: only root may connect (mode %04o)", path,
+			f->socket_mode),
+		    "run skvcd as a user and group of its own, as skvcd.service does (User=skvcd, "
+		    "Group=skvcd), and add %s to that group",
+		    f->user);
 	else if (error == EACCES || error == EPERM)
 		fix(add(r, DOCTOR_FAILURE, check,
 			"%.108s: %s may not connect (mode %04o, group "

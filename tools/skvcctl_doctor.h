@@ -42,6 +42,7 @@ struct doctor_facts {
 	int uring_disabled;		     /* kernel.io_uring_disabled; -1: no such key */
 	uint64_t memlock_bytes;		     /* UINT64_MAX: no limit */
 	bool memlock_of_daemon;		     /* else of this shell */
+	bool service;			     /* systemd runs, and has skvcd.service */
 	bool memlock_privileged;	     /* CAP_IPC_LOCK: no limit holds */
 	uint64_t memory_bytes, available_bytes, locked_bytes; /* the last: by the daemon */
 	char huge_pages[64]; /* "always [madvise] never"; empty: none */

@@ -185,11 +185,10 @@ static void check_config(struct doctor_config *c)
 		count += (size_t)n;
 	(void)close(pipes[0]);
 	if (pid < 0 || waitpid(pid, &status, 0) != pid || !WIFEXITED(status) ||
-	    WEXITSTATUS(status) != 1)
+	    !WEXITSTATUS(status) || strncmp(out, "skvcd: error: ", 14) != 0)
 		return;
 	out[strcspn(out, "\n")] = '\0';
-	(void)snprintf(c->wrong, sizeof(c->wrong), "%s",
-		       !strncmp(out, "skvcd: error: ", 14) ? out + 14 : out);
+	(void)snprintf(c->wrong, sizeof(c->wrong), "%s", out + 14);
 }
 
 static void look_config(struct doctor_config *c, const struct skvcctl_source *source,
@@ -267,6 +266,19 @@ static void look_kernel(struct doctor_facts *f)
 
 /* ---- memory ---- */
 
+static bool has_service(void)
+{
+	static const char *const units[] = { "/etc/systemd/system/skvcd.service",
+					     "/usr/local/lib/systemd/system/skvcd.service",
+					     "/usr/lib/systemd/system/skvcd.service",
+					     "/lib/systemd/system/skvcd.service" };
+	bool found = false;
+
+	for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++)
+		found |= !access(units[i], F_OK);
+	return found && !access("/run/systemd/system", F_OK);
+}
+
 static void look_memlock(struct doctor_facts *f)
 {
 	char path[64], line[256];
@@ -274,6 +286,7 @@ static void look_memlock(struct doctor_facts *f)
 	struct rlimit own;
 	uint64_t caps;
 
+	f->service = has_service();
 	f->memlock_bytes = UINT64_MAX;
 	if (!getrlimit(RLIMIT_MEMLOCK, &own) && own.rlim_cur != RLIM_INFINITY)
 		f->memlock_bytes = own.rlim_cur;

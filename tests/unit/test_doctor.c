@@ -134,6 +134,8 @@ static void test_memory(void **state)
 {
 	(void)state;
 	EXPECT(f.memlock_bytes = 8 << 20, FAILURE, "memlock", "LimitMEMLOCK=infinity");
+	EXPECT((f.memlock_bytes = 8 << 20, f.memlock_of_daemon = false), NOTE, "memlock",
+	       "systemctl show skvcd -p LimitMEMLOCK");
 	EXPECT(f.memlock_bytes = 100ull << 30, WARNING, "memlock", "LimitMEMLOCK=infinity");
 	EXPECT(f.available_bytes = 32ull << 30, FAILURE, "memory", "[host] pool = 16384M");
 	EXPECT(strcpy(f.huge_pages, "always madvise [never]"), WARNING, "huge pages",
@@ -193,6 +195,8 @@ static void test_clients(void **state)
 {
 	(void)state;
 	EXPECT(f.socket_error = EACCES, FAILURE, "socket", "usermod -aG skvcd ann");
+	EXPECT((f.socket_error = EACCES, strcpy(f.socket_group, "root")), FAILURE, "socket",
+	       "Group=skvcd"); /* nobody is told to join root */
 	EXPECT(f.bus_socket_error = EACCES, FAILURE, "bus socket", "usermod -aG skvcd ann");
 	EXPECT(f.socket_error = ENOENT, FAILURE, "socket", "systemctl restart");
 	EXPECT(f.same_ipc = 0, WARNING, "IPC", "--ipc=host");
