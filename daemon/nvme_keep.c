@@ -52,6 +52,14 @@ static void header_done(struct uring_op *op, int32_t res)
 	nvme_gauges(log);
 }
 
+bool nvme_header_can(const struct nvme_log *log)
+{
+	for (unsigned i = 0; i < NVME_HEADER_IOS; i++)
+		if (!log->header_io[i].busy)
+			return true;
+	return false;
+}
+
 int nvme_header_write(struct nvme_log *log, uint32_t segment)
 {
 	struct segment *s = &log->segment[segment];

@@ -193,6 +193,7 @@ static uint32_t reclaim(struct nvme_log *log)
 	if (id == NONE)
 		return NONE;
 	s = &log->segment[id];
+	stats_add(log->stats, STAT_NVME_NOTES_LOST, lists_needed(log, s));
 	full_remove(log, id);
 	s->state = SEGMENT_RECLAIMING;
 	stats_add(log->stats, STAT_NVME_EVICTED_BYTES, s->live_bytes);
@@ -214,6 +215,8 @@ uint32_t nvme_segment_take(struct nvme_log *log, enum nvme_kind kind, uint64_t b
 	uint32_t id = log->free;
 	struct segment *s;
 
+	if (log->options.keep && !nvme_header_can(log)) /* before anything is given up for it */
+		return NONE;
 	if (id != NONE)
 		log->free = log->segment[id].next;
 	else

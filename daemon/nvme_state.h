@@ -177,6 +177,7 @@ void nvme_health_tick(struct nvme_log *log, uint64_t now_ns);
 /* nvme_keep.c */
 int nvme_keep_start(struct nvme_log *log);
 void nvme_keep_stop(struct nvme_log *log);
+bool nvme_header_can(const struct nvme_log *log);	       /* one more at this time? */
 int nvme_header_write(struct nvme_log *log, uint32_t segment); /* 0, -EAGAIN */
 void nvme_tomb_add(struct nvme_log *log, const struct entry *e);
 void nvme_keep_tick(struct nvme_log *log, uint64_t now_ns);

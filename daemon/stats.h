@@ -84,6 +84,8 @@
 	  "bytes written to NVMe for any reason: records, their index and what was forgotten")     \
 	X(C, NVME_EVICTED_BYTES, "nvme_evicted_bytes", "bytes",                                    \
 	  "live bytes given up with the segments they lay in")                                     \
+	X(C, NVME_NOTES_LOST, "nvme_notes_lost", "segments",                                       \
+	  "segments reused with notes of drops that a crash would need")                           \
 	X(C, NVME_CHECKPOINTS, "nvme_checkpoints", "checkpoints",                                  \
 	  "times the index was written to NVMe")                                                   \
 	X(C, NVME_RESTORED_BLOCKS, "nvme_restored_blocks", "blocks",                               \
