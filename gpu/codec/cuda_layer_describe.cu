@@ -16,6 +16,7 @@ extern "C" {
 #undef _Atomic
 
 #include "gpu/codec/cuda_layer_run.cuh"
+#include "gpu/codec/cuda_layer_tables.cuh"
 #include "gpu/codec/cuda_objects.cuh"
 
 static uint32_t dtype_of(const struct codec_geometry *g, const struct layer_segment *s)
@@ -153,26 +154,6 @@ static struct layer_map map_of(const struct layer_profile *p)
 	m.freq = m.tables + up(LAYER_TABLES * sizeof(struct gpu_layer_tables), 256);
 	m.end = m.freq + up(p->pairs * sizeof(uint64_t), 256);
 	return m;
-}
-
-/* Without the cost that the CPU keeps in an entry: frequency | start << 16. */
-static uint32_t entry_bare(uint32_t enc)
-{
-	return enc & ~((uint32_t)RESIDUAL_ENC_COST_MASK << RESIDUAL_ENC_COST_SHIFT);
-}
-
-static void tables_fill(struct gpu_layer_tables *out, const struct residual_tables *t)
-{
-	for (uint32_t c = 0; c < RESIDUAL_CLASSES; c++)
-		for (uint32_t i = 0; i < CODEC_PROB_SUM; i++)
-			out->token[c][i] = (uint8_t)(t->dec[c][i] >> CODEC_DEC_TOKEN_SHIFT &
-						     CODEC_DEC_TOKEN_MASK);
-	for (uint32_t c = 0; c < RESIDUAL_CLASSES; c++)
-		for (uint32_t i = 0; i < RESIDUAL_TOKENS; i++)
-			out->enc[c][i] = entry_bare(t->enc[c][i]);
-	memcpy(out->tau_dec, t->tau_dec, sizeof(out->tau_dec));
-	for (uint32_t i = 0; i < RESIDUAL_TAU_SYMBOLS; i++)
-		out->tau_enc[i] = entry_bare(t->tau_enc[i]);
 }
 
 /* Bytes of a segment's arrays and weights. */

@@ -383,7 +383,7 @@ static int limits_set(void)
 
 /* Rows, tiles and sequences of the parts on the host. */
 static int parts_lay(struct cuda_model_batch *b, const struct cuda_model_part *parts,
-		     uint32_t count)
+		     uint32_t count, bool ids)
 {
 	const struct mspec_params *p = b->m->p;
 
@@ -397,9 +397,9 @@ static int parts_lay(struct cuda_model_batch *b, const struct cuda_model_part *p
 
 		if (part->count == 0 || part->count > b->rows_max - b->rows ||
 		    part->count > c->capacity - c->count ||
-		    c->count + part->count > b->positions_max || (p->ids && !part->ids))
+		    c->count + part->count > b->positions_max || (ids && !part->ids))
 			return cudaErrorInvalidValue;
-		for (uint32_t r = 0; p->ids && r < part->count; r++)
+		for (uint32_t r = 0; ids && r < part->count; r++)
 			if (part->ids[r] < 0 || (uint32_t)part->ids[r] >= p->model->config.vocab)
 				return cudaErrorInvalidValue;
 		b->host_parts[i] = *part;
@@ -421,7 +421,7 @@ static int to_device(void *to, const void *from, size_t bytes, struct CUstream_s
 	return cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream);
 }
 
-static int embed(struct cuda_model_batch *b, struct CUstream_st *stream)
+int cuda_model_embed(struct cuda_model_batch *b, struct CUstream_st *stream)
 {
 	const struct mspec_params *p = b->m->p;
 	struct gpu_embed_job j = {};
@@ -440,10 +440,11 @@ static int embed(struct cuda_model_batch *b, struct CUstream_st *stream)
 	return cudaGetLastError();
 }
 
-int cuda_model_start(struct cuda_model_batch *b, const struct cuda_model_part *parts,
-		     uint32_t count, struct CUstream_st *stream)
+int cuda_model_lay(struct cuda_model_batch *b, const struct cuda_model_part *parts, uint32_t count,
+		   bool ids_later, struct CUstream_st *stream)
 {
-	int r = parts_lay(b, parts, count);
+	const bool ids = b->m->p->ids && !ids_later;
+	int r = parts_lay(b, parts, count, ids);
 	uint32_t row = 0;
 
 	if (r == 0)
@@ -456,11 +457,19 @@ int cuda_model_start(struct cuda_model_batch *b, const struct cuda_model_part *p
 	if (r == 0)
 		r = to_device(b->sequences, b->host_sequences, count * sizeof(b->host_sequences[0]),
 			      stream);
-	for (uint32_t i = 0; r == 0 && b->m->p->ids && i < count; i++) {
+	for (uint32_t i = 0; r == 0 && ids && i < count; i++) {
 		r = to_device(b->ids + row, parts[i].ids, parts[i].count * 4u, stream);
 		row += parts[i].count;
 	}
-	return r ? r : embed(b, stream);
+	return r;
+}
+
+int cuda_model_start(struct cuda_model_batch *b, const struct cuda_model_part *parts,
+		     uint32_t count, struct CUstream_st *stream)
+{
+	const int r = cuda_model_lay(b, parts, count, false, stream);
+
+	return r ? r : cuda_model_embed(b, stream);
 }
 
 void cuda_model_end(struct cuda_model_batch *b)

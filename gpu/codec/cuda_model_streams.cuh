@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cuda_model_streams.cuh - a segment of a batch whose guesses are made, through the residual coder: rows of `layer`'s
+ * kernels, from guesses and patterns as the pass has them.  Streams are parked in device memory between segments.
+ *
+ * Decoding goes with the pass, a segment at a time.  Encoding comes after it, from the last segment to the first, as
+ * the coder must see the end first; so the guesses of all segments are kept until then.
+ */
+#ifndef SKVCD_GPU_CODEC_CUDA_MODEL_STREAMS_CUH
+#define SKVCD_GPU_CODEC_CUDA_MODEL_STREAMS_CUH
+
+#include "gpu/codec/cuda_layer_decode.cuh"
+#include "gpu/codec/cuda_layer_encode.cuh"
+#include "gpu/codec/cuda_model_code.cuh"
+
+#define CODE_WARPS 24u
+#define CODE_AHEAD 4u /* guesses in registers before their rows */
+#define CODE_DECODE_TABLES (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC)
+#define CODE_ENCODE_TABLES (LAYER_SHARED_ENC + CODEC_PROB_SUM * 4u)
+static_assert(CODE_DECODE_TABLES % RING_BYTES == 0, "rings are aligned");
+
+__host__ __device__ static inline uint32_t code_decode_shared(uint32_t tokens)
+{
+	return CODE_DECODE_TABLES + CODE_WARPS * (RING_BYTES + tokens) +
+	       16u; /* a tau is read ahead */
+}
+
+__device__ static inline void code_tables_load(uint8_t *to, const void *from, uint32_t bytes)
+{
+	for (uint32_t i = threadIdx.x; i < bytes / 16u; i += blockDim.x)
+		((uint4 *)to)[i] = ((const uint4 *)from)[i];
+}
+
+/* ---- decoding ---- */
+
+/* A group of 32 columns.  mu, to: of this lane's column in the block's first row.  Returns its guesses' digest. */
+template <int DT>
+__device__ __forceinline__ static uint32_t code_group_decode(const struct gpu_code_run *r,
+							     struct layer_decoder *d,
+							     const uint8_t *tau, int32_t base,
+							     const int32_t *mu, uint32_t place,
+							     uint32_t segment, uint8_t *to)
+{
+	const uint32_t bytes = DT <= 2 ? 2u : 1u, columns = r->columns, tokens = r->tokens;
+	uint32_t digest = 0;
+	int32_t m[CODE_AHEAD];
+
+#pragma unroll
+	for (uint32_t k = 0; k < CODE_AHEAD; k++)
+		m[k] = mu[(uint64_t)k * columns];
+	struct residual_grid g = layer_grid<DT>(m[0], layer_scale(base, tau[0]));
+
+#pragma unroll 1
+	for (uint32_t t = 0; t < tokens; t++, place += columns, to += columns * bytes) {
+		const uint32_t ahead = min(t + CODE_AHEAD, tokens - 1u);
+		struct residual_grid next;
+		uint32_t pattern;
+
+		words_need(&d->w, d->lane);
+		digest += model_guess_digest(m[0], place, segment);
+#pragma unroll
+		for (uint32_t i = 0; i + 1u < CODE_AHEAD; i++)
+			m[i] = m[i + 1u];
+		m[CODE_AHEAD - 1u] = mu[(uint64_t)ahead * columns];
+		/* While this row's states are on their way. */
+		next = layer_grid<DT>(m[0], layer_scale(base, tau[t + 1u]));
+		if (__any_sync(FULL_MASK, tau[t] == RESIDUAL_TAU_RAW))
+			pattern = layer_take_raw(d, 8u * bytes);
+		else
+			pattern = layer_row<DT>(d, g);
+		if (bytes == 2)
+			*(uint16_t *)to = (uint16_t)pattern;
+		else
+			*to = (uint8_t)pattern;
+		g = next;
+	}
+	return digest;
+}
+
+/* A stream's share of a segment of a block. */
+template <int DT>
+__device__ static void code_share_decode(const struct gpu_code_run *r,
+					 const struct gpu_code_segment *s, uint32_t block,
+					 struct layer_share h, struct layer_decoder *d,
+					 uint8_t *tau)
+{
+	const uint32_t position = r->block[block].position;
+	uint32_t digest = 0;
+
+	layer_taus(d, r->tables[s->segment % 2u].tau_dec, r->tokens, tau);
+	for (uint32_t group = h.group_begin; group < h.group_end; group++) {
+		const uint32_t column = group * CODEC_LANES + d->lane;
+		const uint64_t at = (uint64_t)block * r->tokens * r->columns + column;
+
+		digest += code_group_decode<DT>(r, d, tau, s->base[column], s->mu + at,
+						position * r->columns + column, s->segment,
+						s->patterns + at * (DT <= 2 ? 2u : 1u));
+	}
+	digest = layer_warp_sum(digest);
+	if (d->lane == 0)
+		atomicAdd(&r->state[block].digest, digest);
+}
+
+/* Of a block that was refused. */
+__device__ static inline void code_share_clear(const struct gpu_code_run *r,
+					       const struct gpu_code_segment *s, uint32_t block,
+					       struct layer_share h, uint32_t lane)
+{
+	const uint32_t bytes = r->row_bytes / r->columns;
+	const uint32_t first = h.group_begin * CODEC_LANES * bytes,
+		       count = (h.group_end - h.group_begin) * CODEC_LANES * bytes;
+
+	for (uint32_t t = 0; t < r->tokens; t++) {
+		uint8_t *row = s->patterns + (uint64_t)(block * r->tokens + t) * r->row_bytes;
+
+		for (uint32_t i = lane * 4u; i < count; i += WARP_LANES * 4u)
+			*(uint32_t *)(row + first + i) = 0;
+	}
+}
+
+template <int DT>
+__global__ __launch_bounds__(CODE_WARPS *WARP_LANES, 1) void code_decode_kernel(
+	const __grid_constant__ struct gpu_code_run r,
+	const __grid_constant__ struct gpu_code_segment s)
+{
+	const uint32_t lane = threadIdx.x % WARP_LANES,
+		       warp = warp_uniform(threadIdx.x / WARP_LANES);
+	uint8_t *const rings = shared + CODE_DECODE_TABLES;
+	uint8_t *const tau = rings + CODE_WARPS * RING_BYTES + warp * r.tokens;
+
+	code_tables_load(shared, &r.tables[s.segment % 2u], CODE_DECODE_TABLES);
+	__syncthreads();
+	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.blocks_count * r.streams_count;
+	     i += gridDim.x * CODE_WARPS) {
+		const uint32_t block = i / r.streams_count;
+		const struct layer_share h = layer_share_of(r.columns, i % r.streams_count,
+							    r.streams_count);
+		struct layer_decoder d;
+
+		if (warp_uniform(r.state[block].status) != CODE_GOOD) {
+			code_share_clear(&r, &s, block, h, lane);
+			continue;
+		}
+		d.lane = lane;
+		d.below = (1u << lane) - 1u;
+		d.token = shared;
+		d.enc = (const uint32_t *)(shared + LAYER_SHARED_TOKEN);
+		layer_stream_load(&r.stream[i], &d, (uint16_t *)(rings + warp * RING_BYTES));
+		code_share_decode<DT>(&r, &s, block, h, &d, tau);
+		if (layer_stream_park(&r.stream[i], &d, s.last, false) && lane == 0)
+			atomicOr(&r.state[block].bad, 1u);
+		__syncwarp();
+	}
+}
+
+/* ---- encoding ---- */
+
+/* Every stream begins at the end of its room.  A warp a block; grid: blocks */
+__global__ void code_begin_kernel(const __grid_constant__ struct gpu_code_run r)
+{
+	const uint32_t lane = threadIdx.x;
+
+	for (uint32_t i = 0; i < r.streams_count; i++) {
+		const uint32_t at = blockIdx.x * r.streams_count + i;
+		struct gpu_layer_stream *s = &r.stream[at];
+
+		s->state[lane] = CODEC_STATE_LOW;
+		if (lane == 0) {
+			s->limit = (uint64_t)(r.words + at * r.stream_bytes);
+			s->words = s->limit + r.stream_bytes;
+			s->left = 0;
+			s->bad = 0;
+		}
+	}
+	if (lane == 0)
+		r.state[blockIdx.x] = (struct gpu_code_state){};
+}
+
+/* What `layer`'s functions must be told: a block's rows are a task's pages, all columns one head. */
+struct code_as_layer {
+	struct gpu_layer_run run;
+	struct gpu_layer_segment segment;
+	struct gpu_task task;
+	struct gpu_segment page;
+};
+
+__device__ __forceinline__ static void code_as_layer_set(struct code_as_layer *l,
+							 const struct gpu_code_run *r,
+							 const struct gpu_code_segment *s,
+							 uint32_t block, struct gpu_region *region)
+{
+	l->run.layer.tables = r->tables;
+	l->run.layer.streams_count = r->streams_count;
+	l->run.tokens = r->tokens;
+	l->run.mu_columns = r->columns;
+	l->run.mu = s->mu;
+	l->run.symbol = r->symbol;
+	l->segment.tables = s->segment % 2u;
+	l->segment.base = s->base;
+	region->base = (uint64_t)s->patterns + (uint64_t)block * r->tokens * r->row_bytes;
+	l->task.region = region;
+	l->task.block_index = 0;
+	l->page.off = 0;
+	l->page.block_stride = 0;
+	l->page.token_stride = r->row_bytes;
+	l->page.head_stride = 0;
+	l->page.head_dim = r->columns;
+	l->page.element_bytes = (uint8_t)(r->row_bytes / r->columns);
+}
+
+/* A warp a token and stream: its scale, its symbols, and the digest of its guesses. */
+template <int DT>
+__global__ __launch_bounds__(CODE_SMALL_THREADS) void code_symbols_kernel(
+	const __grid_constant__ struct gpu_code_run r,
+	const __grid_constant__ struct gpu_code_segment s)
+{
+	const uint32_t lane = threadIdx.x % WARP_LANES;
+	const uint32_t i = blockIdx.x * (CODE_SMALL_THREADS / WARP_LANES) +
+			   threadIdx.x / WARP_LANES;
+	const uint32_t row = i / r.streams_count, stream = i % r.streams_count;
+	const uint32_t block = row / r.tokens, token = row % r.tokens;
+	uint32_t digest = 0;
+
+	if (block >= r.blocks_count)
+		return;
+	const struct layer_share h = layer_share_of(r.columns, stream, r.streams_count);
+	const uint32_t place = (r.block[block].position + token) * r.columns;
+	struct gpu_region region; /* apart, to be kept in registers */
+	struct code_as_layer l;
+
+	code_as_layer_set(&l, &r, &s, block, &region);
+	const uint32_t tau = layer_row_symbols<DT>(&l.run, &l.segment, &l.task, &l.page, h, row,
+						   token, lane);
+
+	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
+		const uint32_t c = g * CODEC_LANES + lane;
+
+		digest += model_guess_digest(s.mu[(uint64_t)row * r.columns + c], place + c,
+					     s.segment);
+	}
+	digest = layer_warp_sum(digest);
+	if (lane == 0) {
+		r.tau[(block * r.streams_count + stream) * r.tokens + token] = (uint8_t)tau;
+		atomicAdd(&r.state[block].digest, digest);
+	}
+}
+
+template <int DT>
+__global__ __launch_bounds__(CODE_WARPS *WARP_LANES, 1) void code_encode_kernel(
+	const __grid_constant__ struct gpu_code_run r,
+	const __grid_constant__ struct gpu_code_segment s)
+{
+	const uint32_t lane = threadIdx.x % WARP_LANES,
+		       warp = warp_uniform(threadIdx.x / WARP_LANES);
+	uint32_t *const rcp = (uint32_t *)(shared + LAYER_SHARED_ENC);
+
+	code_tables_load(shared, r.tables[s.segment % 2u].enc, LAYER_SHARED_ENC);
+	for (uint32_t f = threadIdx.x; f < CODEC_PROB_SUM; f += blockDim.x)
+		rcp[f] = f > 1 ? (uint32_t)(((uint64_t)1 << 32) / f) : 0xffffffffu;
+	__syncthreads();
+	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.blocks_count * r.streams_count;
+	     i += gridDim.x * CODE_WARPS) {
+		struct gpu_layer_stream *stream = &r.stream[i];
+		const uint32_t block = i / r.streams_count;
+		struct gpu_region region;
+		struct code_as_layer l;
+		struct layer_coder c;
+
+		if (warp_uniform(stream->bad))
+			continue;
+		code_as_layer_set(&l, &r, &s, block, &region);
+		c.x = stream->state[lane];
+		c.above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
+		c.words = (uint16_t *)stream->words;
+		c.enc = (const uint32_t *)shared;
+		c.rcp = rcp;
+		c.escapes = 0;
+		const bool fits = layer_share_encode<DT>(
+			&l.run, &l.segment, &l.task, &l.page,
+			layer_share_of(r.columns, i % r.streams_count, r.streams_count), block,
+			r.tau + (uint64_t)i * r.tokens, (const uint16_t *)stream->limit, &c, lane);
+		const uint32_t escapes = layer_warp_sum(c.escapes);
+
+		stream->state[lane] = c.x;
+		__syncwarp();
+		if (lane == 0) {
+			stream->left += (uint32_t)((stream->words - (uint64_t)c.words) / 2u);
+			stream->words = (uint64_t)c.words;
+			if (escapes)
+				atomicAdd(&r.state[block].escapes, escapes);
+			if (!fits) {
+				stream->bad = 1;
+				atomicOr(&r.state[block].bad, 1u);
+			}
+		}
+		__syncwarp();
+	}
+}
+
+#endif
