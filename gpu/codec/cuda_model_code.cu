@@ -182,7 +182,7 @@ static int coder_memory(struct cuda_model_coder *c, const struct cuda_model_shap
 	if (r == 0)
 		r = cudaFuncSetAttribute((const void *)decoders[c->dtype - 1u],
 					 cudaFuncAttributeMaxDynamicSharedMemorySize,
-					 (int)code_decode_shared(MODEL_BLOCK_MAX));
+					 (int)code_decode_shared(MODEL_BLOCK_MAX, CODE_WARPS));
 	return r;
 }
 
@@ -285,11 +285,32 @@ static struct gpu_code_segment segment_of(const struct cuda_model_coder *c, uint
 	return s;
 }
 
-static uint32_t streams_grid(const struct cuda_model_coder *c)
+/*
+ * Streams of a thread block, a warp to each: as many as all multiprocessors together must have, but no fewer than each
+ * has schedulers.  So few blocks leave room for the kernels of other batches.
+ */
+static uint32_t streams_each(const struct cuda_model_coder *c)
 {
 	const uint32_t items = c->run.blocks_count * c->run.streams_count;
+	const uint32_t each = (items + c->sms - 1u) / c->sms;
 
-	return items < c->sms ? items : c->sms;
+	return each < CODE_WARPS_MIN ? CODE_WARPS_MIN : each < CODE_WARPS ? each : CODE_WARPS;
+}
+
+static uint32_t streams_grid(const struct cuda_model_coder *c)
+{
+	const uint32_t items = c->run.blocks_count * c->run.streams_count, each = streams_each(c);
+	const uint32_t grid = (items + each - 1u) / each;
+
+	return grid < c->sms ? grid : c->sms;
+}
+
+/* More warps than streams come to load the tables. */
+static uint32_t streams_warps(const struct cuda_model_coder *c)
+{
+	const uint32_t each = streams_each(c);
+
+	return each < CODE_WARPS_LOAD ? CODE_WARPS_LOAD : each;
 }
 
 /* What became of the blocks, to the host. */
@@ -307,7 +328,7 @@ static int states_queue(struct cuda_model_coder *c, bool encodes, struct CUstrea
 static int decode_segment(struct cuda_model_coder *c, uint32_t i, struct CUstream_st *stream)
 {
 	const struct gpu_code_run *run = &c->run;
-	const dim3 rows(run->blocks_count * run->tokens);
+	const uint32_t warps = streams_warps(c), rows = run->blocks_count * run->tokens;
 	struct gpu_code_segment s = segment_of(c, i);
 	const int32_t *mu = NULL;
 	int r = cuda_model_guess(c->batch, i, stream, &mu);
@@ -315,9 +336,9 @@ static int decode_segment(struct cuda_model_coder *c, uint32_t i, struct CUstrea
 	if (r)
 		return r;
 	s.mu = (int32_t *)mu;
-	decoders[c->dtype - 1u]<<<streams_grid(c), CODE_WARPS * WARP_LANES,
-				  code_decode_shared(run->tokens), stream>>>(*run, s);
-	code_rows_kernel<true><<<rows, CODE_SMALL_THREADS, 0, stream>>>(*run, i, c->wide);
+	decoders[c->dtype - 1u]<<<streams_grid(c), warps * WARP_LANES,
+				  code_decode_shared(run->tokens, warps), stream>>>(*run, s);
+	code_rows_out_kernel<<<rows, CODE_SMALL_THREADS, 0, stream>>>(*run, s, c->wide);
 	r = cudaGetLastError();
 	return r ? r : cuda_model_known(c->batch, i, run->patterns, stream);
 }
@@ -369,7 +390,7 @@ static int encode_pass(struct cuda_model_coder *c, struct CUstream_st *stream)
 static int encode_segment(struct cuda_model_coder *c, uint32_t i, struct CUstream_st *stream)
 {
 	const struct gpu_code_run *run = &c->run;
-	const uint32_t each = CODE_SMALL_THREADS / WARP_LANES,
+	const uint32_t each = CODE_SMALL_THREADS / WARP_LANES, warps = streams_warps(c),
 		       items = run->blocks_count * run->tokens * run->streams_count;
 	struct gpu_code_segment s = segment_of(c, i);
 
@@ -378,8 +399,7 @@ static int encode_segment(struct cuda_model_coder *c, uint32_t i, struct CUstrea
 	symbols[c->dtype - 1u]<<<(items + each - 1u) / each, CODE_SMALL_THREADS, 0, stream>>>(*run,
 											      s);
 	encoders[c->dtype -
-		 1u]<<<streams_grid(c), CODE_WARPS * WARP_LANES, CODE_ENCODE_TABLES, stream>>>(*run,
-											       s);
+		 1u]<<<streams_grid(c), warps * WARP_LANES, CODE_ENCODE_TABLES, stream>>>(*run, s);
 	return cudaGetLastError();
 }
 
@@ -395,8 +415,8 @@ int cuda_model_encode(struct cuda_model_coder *c, const struct cuda_model_part *
 	if (r)
 		return r;
 	code_begin_kernel<<<run->blocks_count, WARP_LANES, 0, stream>>>(*run);
-	code_rows_kernel<false><<<dim3(run->blocks_count * run->tokens, c->segments_count),
-				  CODE_SMALL_THREADS, 0, stream>>>(*run, 0, c->wide);
+	code_rows_in_kernel<<<dim3(run->blocks_count * run->tokens, c->segments_count),
+			      CODE_SMALL_THREADS, 0, stream>>>(*run, c->wide);
 	r = cudaGetLastError();
 	if (r == 0)
 		r = encode_pass(c, stream);

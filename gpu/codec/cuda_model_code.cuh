@@ -299,25 +299,15 @@ __global__ __launch_bounds__(CODE_CHECK_THREADS) void code_seal_kernel(
 
 /* ---- pages ---- */
 
-/* Rows of segments between the pages and where the kernels have them.  grid: rows, segments from `first` on */
+/* A row between its page and where the kernels have it, by the whole thread block. */
 template <bool OUT>
-__global__ __launch_bounds__(CODE_SMALL_THREADS) void code_rows_kernel(
-	const __grid_constant__ struct gpu_code_run r, uint32_t first, uint32_t wide)
+__device__ __forceinline__ static void code_row_copy(const struct gpu_code_run *r, uint8_t *page,
+						     uint64_t head_stride, uint8_t *row, bool wide)
 {
-	const uint32_t block = blockIdx.x / r.tokens, token = blockIdx.x % r.tokens;
-	const struct gpu_code_block b = r.block[block];
-	const struct gpu_code_place p = r.place[first + blockIdx.y];
-	uint8_t *page =
-		(uint8_t *)(b.base + p.off + b.index * p.block_stride + token * p.token_stride);
-	uint8_t *row = r.patterns + blockIdx.y * r.segment_bytes +
-		       (uint64_t)blockIdx.x * r.row_bytes;
-
-	if (OUT && r.state[block].status != CODE_GOOD)
-		return;
-	if (wide && b.base % 16u == 0) {
-		for (uint32_t at = threadIdx.x * 16u; at < r.row_bytes; at += blockDim.x * 16u) {
-			uint4 *in_page = (uint4 *)(page + at / r.head_bytes * p.head_stride +
-						   at % r.head_bytes),
+	if (wide) {
+		for (uint32_t at = threadIdx.x * 16u; at < r->row_bytes; at += blockDim.x * 16u) {
+			uint4 *in_page = (uint4 *)(page + at / r->head_bytes * head_stride +
+						   at % r->head_bytes),
 			      *in_row = (uint4 *)(row + at);
 
 			if (OUT)
@@ -327,14 +317,55 @@ __global__ __launch_bounds__(CODE_SMALL_THREADS) void code_rows_kernel(
 		}
 		return;
 	}
-	for (uint32_t at = threadIdx.x; at < r.row_bytes; at += blockDim.x) {
-		uint8_t *in_page = page + at / r.head_bytes * p.head_stride + at % r.head_bytes;
+	for (uint32_t at = threadIdx.x; at < r->row_bytes; at += blockDim.x) {
+		uint8_t *in_page = page + at / r->head_bytes * head_stride + at % r->head_bytes;
 
 		if (OUT)
 			*in_page = row[at];
 		else
 			row[at] = *in_page;
 	}
+}
+
+/* grid: rows, segments.  wide: pages can be had 16 bytes at a time. */
+__global__ __launch_bounds__(CODE_SMALL_THREADS) void code_rows_in_kernel(
+	const __grid_constant__ struct gpu_code_run r, uint32_t wide)
+{
+	const struct gpu_code_block b = r.block[blockIdx.x / r.tokens];
+	const struct gpu_code_place p = r.place[blockIdx.y];
+
+	code_row_copy<false>(&r,
+			     (uint8_t *)(b.base + p.off + b.index * p.block_stride +
+					 blockIdx.x % r.tokens * p.token_stride),
+			     p.head_stride,
+			     r.patterns + blockIdx.y * r.segment_bytes +
+				     (uint64_t)blockIdx.x * r.row_bytes,
+			     wide && b.base % 16u == 0);
+}
+
+/* Decode: a segment's rows into the pages, and the digest of its guesses.  grid: rows */
+__global__ __launch_bounds__(CODE_SMALL_THREADS) void code_rows_out_kernel(
+	const __grid_constant__ struct gpu_code_run r,
+	const __grid_constant__ struct gpu_code_segment s, uint32_t wide)
+{
+	const uint32_t block = blockIdx.x / r.tokens, token = blockIdx.x % r.tokens;
+	const struct gpu_code_block b = r.block[block];
+	const struct gpu_code_place p = r.place[s.segment];
+	const int32_t *mu = s.mu + (uint64_t)blockIdx.x * r.columns;
+	const uint32_t place = (b.position + token) * r.columns;
+	uint32_t digest = 0;
+
+	if (r.state[block].status != CODE_GOOD)
+		return;
+	code_row_copy<true>(
+		&r, (uint8_t *)(b.base + p.off + b.index * p.block_stride + token * p.token_stride),
+		p.head_stride, s.patterns + (uint64_t)blockIdx.x * r.row_bytes,
+		wide && b.base % 16u == 0);
+	for (uint32_t c = threadIdx.x; c < r.columns; c += blockDim.x)
+		digest += model_guess_digest(mu[c], place + c, s.segment);
+	digest = __reduce_add_sync(FULL_MASK, digest);
+	if (threadIdx.x % WARP_LANES == 0 && digest)
+		atomicAdd(&r.state[block].digest, digest);
 }
 
 #endif

@@ -13,16 +13,17 @@
 #include "gpu/codec/cuda_layer_encode.cuh"
 #include "gpu/codec/cuda_model_code.cuh"
 
-#define CODE_WARPS 24u
-#define CODE_AHEAD 4u /* guesses in registers before their rows */
+#define CODE_WARPS 24u /* of a thread block, at most */
+#define CODE_WARPS_LOAD 12u
+#define CODE_WARPS_MIN 4u /* one to a scheduler: a stream's rows wait for one another */
+#define CODE_AHEAD 4u	  /* guesses in registers before their rows */
 #define CODE_DECODE_TABLES (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC)
 #define CODE_ENCODE_TABLES (LAYER_SHARED_ENC + CODEC_PROB_SUM * 4u)
 static_assert(CODE_DECODE_TABLES % RING_BYTES == 0, "rings are aligned");
 
-__host__ __device__ static inline uint32_t code_decode_shared(uint32_t tokens)
+__host__ __device__ static inline uint32_t code_decode_shared(uint32_t tokens, uint32_t warps)
 {
-	return CODE_DECODE_TABLES + CODE_WARPS * (RING_BYTES + tokens) +
-	       16u; /* a tau is read ahead */
+	return CODE_DECODE_TABLES + warps * (RING_BYTES + tokens) + 16u; /* a tau is read ahead */
 }
 
 __device__ static inline void code_tables_load(uint8_t *to, const void *from, uint32_t bytes)
@@ -33,16 +34,15 @@ __device__ static inline void code_tables_load(uint8_t *to, const void *from, ui
 
 /* ---- decoding ---- */
 
-/* A group of 32 columns.  mu, to: of this lane's column in the block's first row.  Returns its guesses' digest. */
+/* A group of 32 columns.  mu, to: of this lane's column in the block's first row. */
 template <int DT>
-__device__ __forceinline__ static uint32_t code_group_decode(const struct gpu_code_run *r,
-							     struct layer_decoder *d,
-							     const uint8_t *tau, int32_t base,
-							     const int32_t *mu, uint32_t place,
-							     uint32_t segment, uint8_t *to)
+__device__ __forceinline__ static void code_group_decode(const struct gpu_code_run *r,
+							 struct layer_decoder *d,
+							 const uint8_t *tau, int32_t base,
+							 const int32_t *mu, uint8_t *to)
 {
 	const uint32_t bytes = DT <= 2 ? 2u : 1u, columns = r->columns, tokens = r->tokens;
-	uint32_t digest = 0;
+	bool raws = false;
 	int32_t m[CODE_AHEAD];
 
 #pragma unroll
@@ -51,20 +51,22 @@ __device__ __forceinline__ static uint32_t code_group_decode(const struct gpu_co
 	struct residual_grid g = layer_grid<DT>(m[0], layer_scale(base, tau[0]));
 
 #pragma unroll 1
-	for (uint32_t t = 0; t < tokens; t++, place += columns, to += columns * bytes) {
+	for (uint32_t t = 0; t < tokens; t++, to += columns * bytes) {
 		const uint32_t ahead = min(t + CODE_AHEAD, tokens - 1u);
 		struct residual_grid next;
 		uint32_t pattern;
 
+		if (t % TILE_ROWS == 0)
+			raws = __any_sync(FULL_MASK,
+					  tau[t + d->lane % TILE_ROWS] == RESIDUAL_TAU_RAW);
 		words_need(&d->w, d->lane);
-		digest += model_guess_digest(m[0], place, segment);
 #pragma unroll
 		for (uint32_t i = 0; i + 1u < CODE_AHEAD; i++)
 			m[i] = m[i + 1u];
 		m[CODE_AHEAD - 1u] = mu[(uint64_t)ahead * columns];
 		/* While this row's states are on their way. */
 		next = layer_grid<DT>(m[0], layer_scale(base, tau[t + 1u]));
-		if (__any_sync(FULL_MASK, tau[t] == RESIDUAL_TAU_RAW))
+		if (raws && __any_sync(FULL_MASK, tau[t] == RESIDUAL_TAU_RAW))
 			pattern = layer_take_raw(d, 8u * bytes);
 		else
 			pattern = layer_row<DT>(d, g);
@@ -74,7 +76,6 @@ __device__ __forceinline__ static uint32_t code_group_decode(const struct gpu_co
 			*to = (uint8_t)pattern;
 		g = next;
 	}
-	return digest;
 }
 
 /* A stream's share of a segment of a block. */
@@ -84,21 +85,14 @@ __device__ static void code_share_decode(const struct gpu_code_run *r,
 					 struct layer_share h, struct layer_decoder *d,
 					 uint8_t *tau)
 {
-	const uint32_t position = r->block[block].position;
-	uint32_t digest = 0;
-
 	layer_taus(d, r->tables[s->segment % 2u].tau_dec, r->tokens, tau);
 	for (uint32_t group = h.group_begin; group < h.group_end; group++) {
 		const uint32_t column = group * CODEC_LANES + d->lane;
 		const uint64_t at = (uint64_t)block * r->tokens * r->columns + column;
 
-		digest += code_group_decode<DT>(r, d, tau, s->base[column], s->mu + at,
-						position * r->columns + column, s->segment,
-						s->patterns + at * (DT <= 2 ? 2u : 1u));
+		code_group_decode<DT>(r, d, tau, s->base[column], s->mu + at,
+				      s->patterns + at * (DT <= 2 ? 2u : 1u));
 	}
-	digest = layer_warp_sum(digest);
-	if (d->lane == 0)
-		atomicAdd(&r->state[block].digest, digest);
 }
 
 /* Of a block that was refused. */
@@ -126,12 +120,13 @@ __global__ __launch_bounds__(CODE_WARPS *WARP_LANES, 1) void code_decode_kernel(
 	const uint32_t lane = threadIdx.x % WARP_LANES,
 		       warp = warp_uniform(threadIdx.x / WARP_LANES);
 	uint8_t *const rings = shared + CODE_DECODE_TABLES;
-	uint8_t *const tau = rings + CODE_WARPS * RING_BYTES + warp * r.tokens;
+	const uint32_t warps = blockDim.x / WARP_LANES;
+	uint8_t *const tau = rings + warps * RING_BYTES + warp * r.tokens;
 
 	code_tables_load(shared, &r.tables[s.segment % 2u], CODE_DECODE_TABLES);
 	__syncthreads();
 	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.blocks_count * r.streams_count;
-	     i += gridDim.x * CODE_WARPS) {
+	     i += gridDim.x * warps) {
 		const uint32_t block = i / r.streams_count;
 		const struct layer_share h = layer_share_of(r.columns, i % r.streams_count,
 							    r.streams_count);
@@ -259,7 +254,7 @@ __global__ __launch_bounds__(CODE_WARPS *WARP_LANES, 1) void code_encode_kernel(
 		rcp[f] = f > 1 ? (uint32_t)(((uint64_t)1 << 32) / f) : 0xffffffffu;
 	__syncthreads();
 	for (uint32_t i = blockIdx.x + gridDim.x * warp; i < r.blocks_count * r.streams_count;
-	     i += gridDim.x * CODE_WARPS) {
+	     i += gridDim.x * (blockDim.x / WARP_LANES)) {
 		struct gpu_layer_stream *stream = &r.stream[i];
 		const uint32_t block = i / r.streams_count;
 		struct gpu_region region;

@@ -5,8 +5,8 @@
  *
  *   test_gpu_model                 tiny models of every kind, every element type, every precision
  *   test_gpu_model --model FOLDER  that model: the same check on --check tokens, then speed over --sequences of
- *                                  --tokens each: of the pass, and of coding blocks of each --block, whose values
- *                                  are made from the guesses and some noise
+ *                                  --tokens each: of the pass, and of coding blocks of each --block (values are
+ *                                  made from the guesses and some noise), in up to --lanes batches at a time
  *
  * Parameters are random, not fitted: what is compared does not care.  Exits 77 where there is no GPU.
  */
@@ -528,41 +528,23 @@ static void make_values(struct rig *r, uint32_t block, uint32_t streams)
 	free(mu);
 }
 
-struct code_bench {
+#define LANES_MAX 4u
+
+struct code_bench { /* a share of the sequences, with a stream of its own */
+	cudaStream_t stream;
 	struct cuda_model_coder *coder;
 	struct cuda_model_part parts[SEQUENCES_MAX];
 	struct cuda_model_block *blocks;
 	struct cuda_model_result *results;
 	uint8_t *pages, *payloads; /* device */
 	uint64_t block_bytes;	   /* raw */
-	uint32_t blocks_count, of_each;
+	uint32_t sequences, blocks_count, of_each;
 };
 
-static void code_bench_open(struct rig *r, struct code_bench *b, uint32_t block)
+static void code_bench_pages(struct rig *r, struct code_bench *b)
 {
-	const uint32_t streams = residual_streams((uint64_t)r->segments * r->kv * block, r->kv);
-	const uint64_t segment = (uint64_t)block * r->kv * r->element;
-	struct cuda_model_place *places = calloc(r->segments, sizeof(*places));
-	struct cuda_model_shape s = { .block_tokens = block,
-				      .streams_count = streams,
-				      .parts_max = r->sequences_count,
-				      .positions_max = r->s[0].count,
-				      .encodes = 1,
-				      .places = places };
+	const uint64_t segment = b->block_bytes / r->segments;
 
-	*b = (struct code_bench){ .block_bytes = r->segments * segment,
-				  .of_each = r->s[0].count / block };
-	b->blocks_count = s.blocks_max = r->sequences_count * b->of_each;
-	b->blocks = calloc(b->blocks_count, sizeof(b->blocks[0]));
-	b->results = calloc(b->blocks_count, sizeof(b->results[0]));
-	assert_true(places && b->blocks && b->results);
-	for (uint32_t i = 0; i < r->segments; i++)
-		places[i] = (struct cuda_model_place){ .off = i * segment,
-						       .block_stride = b->block_bytes,
-						       .token_stride = r->kv * r->element,
-						       .head_stride = r->c->head_dim * r->element };
-	make_values(r, block, streams);
-	good(cuda_model_coder_new(r->gpu, &s, r->stream, &b->coder));
 	good((int)cudaMalloc((void **)&b->pages, b->blocks_count * b->block_bytes));
 	good((int)cudaMalloc((void **)&b->payloads, b->blocks_count * b->block_bytes));
 	for (uint32_t i = 0; i < b->blocks_count; i++) {
@@ -577,32 +559,78 @@ static void code_bench_open(struct rig *r, struct code_bench *b, uint32_t block)
 					     r->s[0].patterns[k] + i % b->of_each * segment,
 					     segment, cudaMemcpyHostToDevice));
 	}
-	for (uint32_t i = 0; i < r->sequences_count; i++) {
+}
+
+static void code_bench_open(struct rig *r, struct code_bench *b, uint32_t sequences, uint32_t block)
+{
+	const uint32_t streams = residual_streams((uint64_t)r->segments * r->kv * block, r->kv);
+	const uint64_t segment = (uint64_t)block * r->kv * r->element;
+	struct cuda_model_place *places = calloc(r->segments, sizeof(*places));
+	struct cuda_model_shape s = { .block_tokens = block,
+				      .streams_count = streams,
+				      .parts_max = sequences,
+				      .positions_max = r->s[0].count,
+				      .encodes = 1,
+				      .places = places };
+
+	*b = (struct code_bench){ .block_bytes = r->segments * segment,
+				  .sequences = sequences,
+				  .of_each = r->s[0].count / block };
+	b->blocks_count = s.blocks_max = sequences * b->of_each;
+	b->blocks = calloc(b->blocks_count, sizeof(b->blocks[0]));
+	b->results = calloc(b->blocks_count, sizeof(b->results[0]));
+	assert_true(places && b->blocks && b->results);
+	for (uint32_t i = 0; i < r->segments; i++)
+		places[i] = (struct cuda_model_place){ .off = i * segment,
+						       .block_stride = b->block_bytes,
+						       .token_stride = r->kv * r->element,
+						       .head_stride = r->c->head_dim * r->element };
+	good((int)cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
+	good(cuda_model_coder_new(r->gpu, &s, b->stream, &b->coder));
+	code_bench_pages(r, b);
+	for (uint32_t i = 0; i < sequences; i++) {
 		b->parts[i] = (struct cuda_model_part){ .ids = r->s[0].ids,
 							.count = b->of_each * block };
-		good(cuda_model_context_new(r->gpu, b->parts[i].count, r->stream,
+		good(cuda_model_context_new(r->gpu, b->parts[i].count, b->stream,
 					    &b->parts[i].context));
 	}
 	free(places);
 }
 
-static double code_seconds(struct rig *r, struct code_bench *b, bool encode)
+static void code_bench_close(struct code_bench *b)
+{
+	for (uint32_t i = 0; i < b->sequences; i++)
+		cuda_model_context_free(b->parts[i].context);
+	good((int)cudaFree(b->pages));
+	good((int)cudaFree(b->payloads));
+	cuda_model_coder_free(b->coder);
+	good((int)cudaStreamDestroy(b->stream));
+	free(b->blocks);
+	free(b->results);
+}
+
+static double code_seconds(struct code_bench *b, uint32_t lanes, bool encode)
 {
 	double begin;
 
-	for (uint32_t i = 0; i < r->sequences_count; i++)
-		cuda_model_context_reset(b->parts[i].context);
-	for (uint32_t i = 0; i < b->blocks_count; i++)
-		b->blocks[i].payload_bytes = encode ? (uint32_t)b->block_bytes
-						    : b->results[i].payload_bytes;
-	good((int)cudaStreamSynchronize(r->stream));
+	for (uint32_t l = 0; l < lanes; l++) {
+		for (uint32_t i = 0; i < b[l].sequences; i++)
+			cuda_model_context_reset(b[l].parts[i].context);
+		for (uint32_t i = 0; i < b[l].blocks_count; i++)
+			b[l].blocks[i].payload_bytes = encode ? (uint32_t)b[l].block_bytes
+							      : b[l].results[i].payload_bytes;
+	}
+	good((int)cudaDeviceSynchronize());
 	begin = now();
-	good((encode ? cuda_model_encode : cuda_model_decode)(
-		b->coder, b->parts, r->sequences_count, b->blocks, r->stream));
-	good(cuda_model_coded(b->coder, r->stream, b->results));
+	for (uint32_t l = 0; l < lanes; l++)
+		good((encode ? cuda_model_encode : cuda_model_decode)(
+			b[l].coder, b[l].parts, b[l].sequences, b[l].blocks, b[l].stream));
+	for (uint32_t l = 0; l < lanes; l++)
+		good(cuda_model_coded(b[l].coder, b[l].stream, b[l].results));
 	begin = now() - begin;
-	for (uint32_t i = 0; i < b->blocks_count; i++)
-		assert_int_equal(b->results[i].res, 0);
+	for (uint32_t l = 0; l < lanes; l++)
+		for (uint32_t i = 0; i < b[l].blocks_count; i++)
+			assert_int_equal(b[l].results[i].res, 0);
 	return begin;
 }
 
@@ -621,45 +649,51 @@ static void code_check(struct rig *r, const struct code_bench *b)
 	free(got);
 }
 
-static void code_bench(struct rig *r, uint32_t block, uint32_t repeats)
+static void code_bench(struct rig *r, uint32_t block, uint32_t lanes, uint32_t repeats)
 {
-	double best[2] = { 1e9, 1e9 }, bytes = 0;
-	struct code_bench b;
+	struct code_bench b[LANES_MAX];
+	double best[2] = { 1e9, 1e9 }, bytes = 0, raw = 0, tokens = 0;
 
-	code_bench_open(r, &b, block);
+	for (uint32_t l = 0; l < lanes; l++)
+		code_bench_open(r, &b[l], r->sequences_count / lanes, block);
 	for (uint32_t n = 0; n < 2u * (repeats + 1u); n++) {
 		const bool encode = n < repeats + 1u;
 		double t;
 
-		if (n == repeats + 1u)
-			good((int)cudaMemset(b.pages, 0x5a, b.blocks_count * b.block_bytes));
-		t = code_seconds(r, &b, encode);
+		for (uint32_t l = 0; n == repeats + 1u && l < lanes; l++)
+			good((int)cudaMemset(b[l].pages, 0x5a,
+					     b[l].blocks_count * b[l].block_bytes));
+		t = code_seconds(b, lanes, encode);
 		if (n % (repeats + 1u)) /* the first is to warm up */
 			best[!encode] = t < best[!encode] ? t : best[!encode];
 	}
-	code_check(r, &b);
-	for (uint32_t i = 0; i < b.blocks_count; i++)
-		bytes += b.results[i].payload_bytes;
+	for (uint32_t l = 0; l < lanes; l++) {
+		code_check(r, &b[l]);
+		raw += (double)(b[l].blocks_count * b[l].block_bytes);
+		tokens += b[l].blocks_count * block;
+		for (uint32_t i = 0; i < b[l].blocks_count; i++)
+			bytes += b[l].results[i].payload_bytes;
+		code_bench_close(&b[l]);
+	}
 	for (uint32_t i = 0; repeats && i < 2; i++)
-		(void)printf("gpu %s: %u blocks of %u tokens: %.3f ms, %.0f tokens/s, "
+		(void)printf("gpu %s: blocks of %u tokens, %u at a time: %.3f ms, %.0f tokens/s, "
 			     "%.2f GB/s of raw KV, ratio %.2f\n",
-			     i ? "decode" : "encode", b.blocks_count, block, 1e3 * best[i],
-			     b.blocks_count * block / best[i],
-			     1e-9 * (double)(b.blocks_count * b.block_bytes) / best[i],
-			     (double)(b.blocks_count * b.block_bytes) / bytes);
-	for (uint32_t i = 0; i < r->sequences_count; i++)
-		cuda_model_context_free(b.parts[i].context);
-	good((int)cudaFree(b.pages));
-	good((int)cudaFree(b.payloads));
-	cuda_model_coder_free(b.coder);
-	free(b.blocks);
-	free(b.results);
+			     i ? "decode" : "encode", block, lanes, 1e3 * best[i], tokens / best[i],
+			     1e-9 * raw / best[i], raw / bytes);
+}
+
+static void code_benches(struct rig *r, uint32_t block, uint32_t lanes, uint32_t repeats)
+{
+	make_values(r, block, residual_streams((uint64_t)r->segments * r->kv * block, r->kv));
+	for (uint32_t l = 1; l <= lanes; l *= 2u)
+		code_bench(r, block, l, repeats);
 }
 
 struct options {
 	const char *model;
 	uint32_t check, sequences, tokens, repeats;
 	uint32_t block[4], blocks; /* tokens */
+	uint32_t lanes;		   /* batches at a time, at most */
 };
 
 static int model_main(const struct options *o)
@@ -692,7 +726,7 @@ static int model_main(const struct options *o)
 	if (o->sequences)
 		bench(&r, o->repeats);
 	for (uint32_t i = 0; o->sequences && i < o->blocks; i++)
-		code_bench(&r, o->block[i], o->repeats);
+		code_benches(&r, o->block[i], o->lanes, o->repeats);
 	r.sequences_count = o->sequences ? 1 : 0;
 	rig_close(&r);
 	return 0;
@@ -704,7 +738,7 @@ static int parse(int argc, char **argv, struct options *o)
 		{ "model", 1, NULL, 'm' },   { "check", 1, NULL, 'c' },
 		{ "tokens", 1, NULL, 't' },  { "sequences", 1, NULL, 's' },
 		{ "repeats", 1, NULL, 'r' }, { "block", 1, NULL, 'b' },
-		{ NULL, 0, NULL, 0 },
+		{ "lanes", 1, NULL, 'l' },   { NULL, 0, NULL, 0 },
 	};
 	int opt;
 
@@ -723,13 +757,16 @@ static int parse(int argc, char **argv, struct options *o)
 			o->repeats = n;
 		else if (opt == 'b' && n > 0 && o->blocks < 4u)
 			o->block[o->blocks++] = n;
+		else if (opt == 'l' && n > 0 && n <= LANES_MAX)
+			o->lanes = n;
 		else
 			return -EINVAL;
 	}
 	for (uint32_t i = 0; i < o->blocks; i++)
 		if (o->block[i] > o->tokens)
 			return -EINVAL;
-	return o->sequences > SEQUENCES_MAX ? -EINVAL : 0;
+	return o->sequences > SEQUENCES_MAX || (o->sequences && o->sequences < o->lanes) ? -EINVAL
+											 : 0;
 }
 
 int main(int argc, char **argv)
@@ -738,7 +775,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_tiny),
 		cmocka_unit_test(test_precisions),
 	};
-	struct options o = { .sequences = 8, .tokens = 1024, .repeats = 5 };
+	struct options o = { .sequences = 8, .tokens = 1024, .repeats = 5, .lanes = 1 };
 	int devices = 0;
 
 	if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0 ||
