@@ -656,16 +656,16 @@ static void code_bench(struct rig *r, uint32_t block, uint32_t lanes, uint32_t r
 
 	for (uint32_t l = 0; l < lanes; l++)
 		code_bench_open(r, &b[l], r->sequences_count / lanes, block);
-	for (uint32_t n = 0; n < 2u * (repeats + 1u); n++) {
-		const bool encode = n < repeats + 1u;
-		double t;
-
-		for (uint32_t l = 0; n == repeats + 1u && l < lanes; l++)
+	for (uint32_t way = 0; way < 2; way++) { /* encode, decode */
+		for (uint32_t l = 0; way == 1 && l < lanes; l++)
 			good((int)cudaMemset(b[l].pages, 0x5a,
 					     b[l].blocks_count * b[l].block_bytes));
-		t = code_seconds(b, lanes, encode);
-		if (n % (repeats + 1u)) /* the first is to warm up */
-			best[!encode] = t < best[!encode] ? t : best[!encode];
+		for (uint32_t n = 0; n <= repeats; n++) {
+			const double t = code_seconds(b, lanes, way == 0);
+
+			if (n > 0) /* the first is to warm up */
+				best[way] = t < best[way] ? t : best[way];
+		}
 	}
 	for (uint32_t l = 0; l < lanes; l++) {
 		code_check(r, &b[l]);

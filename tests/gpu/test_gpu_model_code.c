@@ -454,10 +454,10 @@ static void test_blocks(void **state)
 
 	(void)state;
 	for (uint32_t kind = 0; kind < TINY_KINDS; kind++)
-		for (uint8_t dtype = CODEC_DTYPE_BF16; dtype <= CODEC_DTYPE_E5M2; dtype++) {
+		for (uint32_t dtype = CODEC_DTYPE_BF16; dtype <= CODEC_DTYPE_E5M2; dtype++) {
 			const struct code_rig_shape shape = {
 				.kind = kind,
-				.dtype = dtype,
+				.dtype = (uint8_t)dtype,
 				.ids = (kind + dtype) % 2u,
 				.wild = (kind + dtype) % 3u == 0,
 				.block_tokens = tokens[(kind + dtype) % 3u],
