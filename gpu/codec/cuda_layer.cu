@@ -138,6 +138,12 @@ __global__ void layer_again_kernel(const __grid_constant__ struct gpu_layer_run 
 /* ---- streams ---- */
 
 static_assert((XXH3_TABLE_BYTES + LAYER_DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
+/* A tau is read ahead, and behind a stream's last one may be any byte: it chooses a row of the grids. */
+static_assert(LAYER_SHARED_TOKEN + LAYER_SHARED_ENC +
+			      (GRID_BASE_MAX - 6 - GRID_SCALE_FIRST + 2 * 255 + 1) * GRID_PITCH *
+				      sizeof(int16_t) <=
+		      LAYER_DECODE_TABLES + STREAM_WARPS * (RING_BYTES + LEAF_BYTES + TILE_ROWS),
+	      "no such row is beyond shared memory");
 
 __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 {
