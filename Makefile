@@ -176,8 +176,8 @@ E2E_SRCS := $(sort $(wildcard tests/e2e/test_*.c))
 MODEL_SRCS := $(sort $(wildcard tests/model/model_*.c))
 FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_SRCS := $(sort $(wildcard tests/bench/bench_*.c))
-# One links the kernels themselves.
-GPU_TEST_SRCS := $(sort $(filter-out $(if $(CUDA_LIBS),,tests/gpu/test_gpu_model.c),$(wildcard tests/gpu/test_*.c)))
+# Two link the kernels themselves.
+GPU_TEST_SRCS := $(sort $(filter-out $(if $(CUDA_LIBS),,tests/gpu/test_gpu_model%),$(wildcard tests/gpu/test_*.c)))
 TEST_SRCS := $(UNIT_SRCS) $(E2E_SRCS) $(MODEL_SRCS) $(FUZZ_SRCS) $(BENCH_SRCS) $(GPU_TEST_SRCS)
 test_bin = $(patsubst tests/%.c,$(B)/tests/%,$(1))
 UNIT_BINS := $(call test_bin,$(UNIT_SRCS))
@@ -347,9 +347,10 @@ $(UNIT_BINS) $(BENCH_BINS) $(GPU_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(UNIT_
 	$(call say,LD,$@)
 	$(LINK) -Wl,--start-group $(UNIT_LIBS) -Wl,--end-group $(TEST_LIBS) $(MORE_LIBS)
 
-$(call obj,$(filter %/test_gpu_model.c,$(GPU_TEST_SRCS))): ROOM_CFLAGS := -isystem $(CUDA_HOME)/include
-$(filter %/test_gpu_model,$(GPU_BINS)): $(filter %/cuda_model.o %/cuda_model_load.o,$(CUDA_KERNEL_OBJS))
-$(filter %/test_gpu_model,$(GPU_BINS)): MORE_LIBS = $(CUDA_STATIC) -lstdc++ -ldl -lrt
+KERNEL_TEST_BINS := $(filter %/test_gpu_model %/test_gpu_model_code,$(GPU_BINS))
+$(call obj,$(filter tests/gpu/test_gpu_model%,$(GPU_TEST_SRCS))): ROOM_CFLAGS := -isystem $(CUDA_HOME)/include
+$(KERNEL_TEST_BINS): $(filter %/cuda_model.o %/cuda_model_code.o %/cuda_model_load.o,$(CUDA_KERNEL_OBJS))
+$(KERNEL_TEST_BINS): MORE_LIBS = $(CUDA_STATIC) -lstdc++ -ldl -lrt
 $(filter %/test_cuda_device,$(UNIT_BINS)): $(CUDA_OBJS) $(call obj,$(CUDA_FAKE_SRCS))
 
 # End-to-end tests are clients: the shared library, plus ipc.a for those that misbehave on purpose, and gpu.a

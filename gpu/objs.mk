@@ -77,4 +77,5 @@ CUDA_KERNEL_SRCS := \
 	gpu/codec/cuda_layer.cu \
 	gpu/codec/cuda_layer_describe.cu \
 	gpu/codec/cuda_model.cu \
+	gpu/codec/cuda_model_code.cu \
 	gpu/codec/cuda_model_load.cu

@@ -137,22 +137,17 @@ __global__ void layer_again_kernel(const __grid_constant__ struct gpu_layer_run 
 
 /* ---- streams ---- */
 
-/* Of tables to shared memory: `bytes` from `from`, by the whole thread block. */
-__device__ static inline void tables_load(uint8_t *to, const void *from, uint32_t bytes)
-{
-	for (uint32_t i = threadIdx.x; i < bytes / 16u; i += blockDim.x)
-		((uint4 *)to)[i] = ((const uint4 *)from)[i];
-}
-
-#define DECODE_TABLES                                                                   \
-	((LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_GRID_BYTES + RING_BYTES - 1u) & \
-	 ~(RING_BYTES - 1u))
-static_assert((XXH3_TABLE_BYTES + DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
-static_assert(LAYER_SHARED_ENC % 16u == 0 && LAYER_GRID_BYTES % 16u == 0, "tables are aligned");
+static_assert((XXH3_TABLE_BYTES + LAYER_DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
+/* A tau is read ahead, and behind a stream's last one may be any byte: it chooses a row of the grids. */
+static_assert(LAYER_SHARED_TOKEN + LAYER_SHARED_ENC +
+			      (GRID_BASE_MAX - 6 - GRID_SCALE_FIRST + 2 * 255 + 1) * GRID_PITCH *
+				      sizeof(int16_t) <=
+		      LAYER_DECODE_TABLES + STREAM_WARPS * (RING_BYTES + LEAF_BYTES + TILE_ROWS),
+	      "no such row is beyond shared memory");
 
 __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 {
-	return XXH3_TABLE_BYTES + DECODE_TABLES +
+	return XXH3_TABLE_BYTES + LAYER_DECODE_TABLES +
 	       STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens) + 16u; /* a tau is read ahead */
 }
 
@@ -173,7 +168,8 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 					    struct gpu_layer_stream *stream, uint32_t i,
 					    uint32_t position, uint32_t warp, uint32_t lane)
 {
-	uint8_t *const tables = shared + XXH3_TABLE_BYTES, *const warps = tables + DECODE_TABLES;
+	uint8_t *const tables = shared + XXH3_TABLE_BYTES;
+	uint8_t *const warps = tables + LAYER_DECODE_TABLES;
 	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + lane };
 	const uint32_t streams = r->layer.streams_count, each = warp_uniform(s->tau_streams),
 		       t = i / streams;
@@ -189,11 +185,7 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 	j.tau = warps + STREAM_WARPS * (RING_BYTES + LEAF_BYTES) +
 		(warp & ~(each - 1u)) * r->tokens;
 	j.leaves = (uint64_t *)(r->leaves + t * r->leaves_stride);
-	d.lane = lane;
-	d.below = (1u << lane) - 1u;
-	d.token = tables;
-	d.enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
-	d.grids = (const int16_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	layer_decoder_init(&d, tables, lane);
 	layer_stream_load(stream, &d, (uint16_t *)(warps + warp * RING_BYTES));
 	tau_barrier(warp, each); /* the last stream's are not read any more */
 	if ((warp & (each - 1u)) == 0)
@@ -226,9 +218,7 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 	next_may_begin();
 	if (threadIdx.x < WARP_LANES)
 		xxh3_table_fill((uint64_t *)shared, threadIdx.x);
-	tables_load(tables, &r.layer.tables[s->tables], LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
-	tables_load(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC, &r.layer.grids[DT - 1],
-		    LAYER_GRID_BYTES);
+	layer_decode_tables_load(tables, &r.layer.tables[s->tables], &r.layer.grids[DT - 1]);
 	__syncthreads();
 	before_is_done();
 	/* Bounds of loops are the same in all lanes, here and below: the compiler then provides for nothing else. */
@@ -243,8 +233,6 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 	}
 }
 
-#define SYMBOL_TABLES (LAYER_SHARED_ENC + LAYER_GRID_BYTES)
-
 template <int DT>
 __global__ __launch_bounds__(SYMBOL_THREADS, SYMBOL_BLOCKS) void layer_symbols_kernel(
 	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
@@ -255,8 +243,7 @@ __global__ __launch_bounds__(SYMBOL_THREADS, SYMBOL_BLOCKS) void layer_symbols_k
 	struct layer_rows w;
 
 	next_may_begin();
-	tables_load(shared, r.layer.tables[s->tables].enc, LAYER_SHARED_ENC);
-	tables_load(shared + LAYER_SHARED_ENC, &r.layer.grids[DT - 1], LAYER_GRID_BYTES);
+	layer_symbol_tables_load(shared, &r.layer.tables[s->tables], &r.layer.grids[DT - 1]);
 	__syncthreads();
 	before_is_done();
 	w.base = s->base;
@@ -308,31 +295,19 @@ __global__ __launch_bounds__(ENCODE_THREADS, ENCODE_BLOCKS) void layer_encode_ke
 	const uint32_t of_tau = i % warp_uniform(s->tau_streams);
 	struct layer_coder c;
 
-	c.x = stream->state[lane];
-	c.above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
-	asm volatile("" : "+r"(c.above)); /* keep it */
-	c.limit = (uint8_t *)stream->limit;
-	c.at = (uint32_t)(stream->words - stream->limit);
-	c.enc = &r.layer.tables[s->tables].enc[0][0];
-	c.rcp = rcp;
-	c.escapes = 0;
+	layer_coder_load(&c, stream, &r.layer.tables[s->tables], rcp, lane);
 	const uint32_t before = c.at;
 	const bool fits = layer_share_encode<DT>(
 		&r, s, task, layer_share_of(warp_uniform(s->columns), i % streams, streams), t,
 		r.tau + (uint64_t)(i - of_tau) * r.tokens, of_tau == 0, &c, lane);
 	const uint32_t escapes = layer_warp_sum(c.escapes);
 
-	stream->state[lane] = c.x;
-	__syncwarp();
+	layer_coder_park(stream, &c, before, fits, lane);
 	if (lane == 0) {
-		stream->left += (before - c.at) / 2u;
-		stream->words = stream->limit + c.at;
 		if (escapes)
 			atomicAdd(&r.of[t].escapes, escapes);
-		if (!fits) {
-			stream->bad = 1;
+		if (!fits)
 			r.of[t].bad = 1;
-		}
 	}
 }
 
@@ -709,7 +684,7 @@ static void launch_symbols(const struct cuda_layer *l, const struct gpu_layer_ru
 	(void)launch_early(symbols[s->dtype - 1u],
 			   dim3(blocks_of(r->rows * (r->layer.streams_count / s->tau_streams),
 					  SYMBOL_THREADS / WARP_LANES, SYMBOL_BLOCKS)),
-			   SYMBOL_THREADS, SYMBOL_TABLES, stream, *r, position);
+			   SYMBOL_THREADS, LAYER_SYMBOL_TABLES, stream, *r, position);
 	(void)launch_early(
 		encode[s->dtype - 1u],
 		dim3((items + ENCODE_THREADS / WARP_LANES - 1u) / (ENCODE_THREADS / WARP_LANES)),

@@ -79,6 +79,7 @@ static_assert(GRID_BASE_MIN + 24 <= RESIDUAL_SCALE_MIN && GRID_BASE_MAX - 6 >= R
 
 #define LAYER_SHARED_TOKEN (RESIDUAL_CLASSES * CODEC_PROB_SUM)
 #define LAYER_SHARED_ENC (RESIDUAL_CLASSES * ENC_PITCH * 4u)
+static_assert(LAYER_SHARED_ENC % 16u == 0 && LAYER_GRID_BYTES % 16u == 0, "tables are aligned");
 
 struct gpu_layer { /* a profile's */
 	const struct gpu_layer_segment *segment;
@@ -149,6 +150,13 @@ __device__ static inline void before_is_done(void)
 #if __CUDA_ARCH__ >= 900
 	asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+/* Of tables to shared memory: `bytes` from `from`, by the whole thread block. */
+__device__ static inline void tables_load(uint8_t *to, const void *from, uint32_t bytes)
+{
+	for (uint32_t i = threadIdx.x; i < bytes / 16u; i += blockDim.x)
+		((uint4 *)to)[i] = ((const uint4 *)from)[i];
 }
 
 /* Byte `column` of a row of a piece. */

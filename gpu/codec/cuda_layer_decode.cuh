@@ -25,6 +25,30 @@ struct layer_decoder { /* one lane's */
 	struct warp_words w;
 };
 
+#define LAYER_DECODE_TABLES                                                             \
+	((LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_GRID_BYTES + RING_BYTES - 1u) & \
+	 ~(RING_BYTES - 1u)) /* rings follow, which are aligned */
+
+/* What a decoder needs in shared memory, by the whole thread block. */
+__device__ static inline void layer_decode_tables_load(uint8_t *to,
+						       const struct gpu_layer_tables *tables,
+						       const struct gpu_layer_grids *grids)
+{
+	tables_load(to, tables, LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	tables_load(to + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC, grids, LAYER_GRID_BYTES);
+}
+
+/* All but its words. */
+__device__ __forceinline__ static void layer_decoder_init(struct layer_decoder *d,
+							  const uint8_t *tables, uint32_t lane)
+{
+	d->lane = lane;
+	d->below = (1u << lane) - 1u;
+	d->token = tables;
+	d->enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
+	d->grids = (const int16_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+}
+
 __device__ __forceinline__ static void layer_refill(struct layer_decoder *d)
 {
 	const bool need = d->x < CODEC_STATE_LOW;

@@ -16,6 +16,7 @@ extern "C" {
 #undef _Atomic
 
 #include "gpu/codec/cuda_layer_run.cuh"
+#include "gpu/codec/cuda_layer_tables.cuh"
 #include "gpu/codec/cuda_objects.cuh"
 
 static uint32_t dtype_of(const struct codec_geometry *g, const struct layer_segment *s)
@@ -161,43 +162,6 @@ static struct layer_map map_of(const struct layer_profile *p)
 	m.freq = m.grids + LAYER_DTYPES * LAYER_GRID_BYTES;
 	m.end = m.freq + up(p->pairs * sizeof(uint64_t), 256);
 	return m;
-}
-
-static void tables_fill(struct gpu_layer_tables *out, const struct residual_tables *t)
-{
-	for (uint32_t c = 0; c < RESIDUAL_CLASSES; c++)
-		for (uint32_t i = 0; i < CODEC_PROB_SUM; i++)
-			out->token[c][i] = (uint8_t)(t->dec[c][i] >> CODEC_DEC_TOKEN_SHIFT &
-						     CODEC_DEC_TOKEN_MASK);
-	for (uint32_t c = 0; c < RESIDUAL_CLASSES; c++)
-		memcpy(out->enc[c], t->enc[c], sizeof(t->enc[c]));
-	memcpy(out->tau_dec, t->tau_dec, sizeof(out->tau_dec));
-	memcpy(out->tau_enc, t->tau_enc, sizeof(t->tau_enc));
-	for (uint32_t f = 0; f < CODEC_PROB_SUM; f++)
-		out->rcp[f] = f > 1 ? (uint32_t)(((uint64_t)1 << 32) / f) : 0xffffffffu;
-}
-
-static void grids_fill(struct gpu_layer_grids *out, uint32_t dtype)
-{
-	for (int32_t i = 0; i < 256; i++)
-		for (uint32_t top = 0; top < 32; top++) {
-			const int32_t at = i + GRID_SCALE_FIRST,
-				      scale = at < RESIDUAL_SCALE_MIN	? RESIDUAL_SCALE_MIN
-					      : at > RESIDUAL_SCALE_MAX ? RESIDUAL_SCALE_MAX
-									: at;
-			/* Phase 0, but for a that has no bits there. */
-			const uint32_t a = top < 31 ? 1u << top : RESIDUAL_MU_MAX;
-			const struct residual_grid g = residual_grid(residual_type_of(dtype),
-								     (int32_t)a, scale);
-			const bool phased = g.class_ >= 28 && g.class_ < 52;
-			const uint32_t phase = phased ? a >> (g.q - 2) & 3u : 0;
-			const bool far = g.class_ >= 52;
-
-			out->grid[i][top] = (int16_t)((uint32_t)(g.q - 2) | (far ? GRID_FAR : 0) |
-						      (phased ? 3u : 0) << GRID_PHASE_SHIFT |
-						      (far ? 0 : g.class_ - phase)
-							      << GRID_CLASS_SHIFT);
-		}
 }
 
 /* Bytes of a segment's arrays and weights. */

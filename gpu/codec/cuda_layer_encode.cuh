@@ -248,6 +248,17 @@ __device__ __forceinline__ struct layer_coded layer_symbol_coded<1>(struct resid
 	return c;
 }
 
+#define LAYER_SYMBOL_TABLES (LAYER_SHARED_ENC + LAYER_GRID_BYTES)
+
+/* What symbols are made with in shared memory, by the whole thread block. */
+__device__ static inline void
+layer_symbol_tables_load(uint8_t *to, const struct gpu_layer_tables *tables,
+			 const struct gpu_layer_grids *grids)
+{
+	tables_load(to, tables->enc, LAYER_SHARED_ENC);
+	tables_load(to + LAYER_SHARED_ENC, grids, LAYER_GRID_BYTES);
+}
+
 #define ROW_GROUPS 4u /* of a row, in registers at once */
 
 struct layer_rows { /* what symbols are made of, and where they go */
@@ -366,6 +377,37 @@ struct layer_coder { /* one lane's */
 	uint32_t escapes;
 };
 
+/* Where a stream stands, from its place in scratch, and back.  rcp: the tables', in shared memory. */
+__device__ __forceinline__ static void layer_coder_load(struct layer_coder *c,
+							const struct gpu_layer_stream *s,
+							const struct gpu_layer_tables *tables,
+							const uint32_t *rcp, uint32_t lane)
+{
+	c->x = s->state[lane];
+	c->above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
+	asm volatile("" : "+r"(c->above)); /* keep it */
+	c->limit = (uint8_t *)s->limit;
+	c->at = (uint32_t)(s->words - s->limit);
+	c->enc = &tables->enc[0][0];
+	c->rcp = rcp;
+	c->escapes = 0;
+}
+
+/* before: where it stood. */
+__device__ __forceinline__ static void layer_coder_park(struct gpu_layer_stream *s,
+							const struct layer_coder *c,
+							uint32_t before, bool fits, uint32_t lane)
+{
+	s->state[lane] = c->x;
+	__syncwarp();
+	if (lane == 0) {
+		s->left += (before - c->at) / 2u;
+		s->words = s->limit + c->at;
+		if (!fits)
+			s->bad = 1;
+	}
+}
+
 /* Lanes in ascending order in memory: a decoder reads them in that order. */
 __device__ __forceinline__ static void layer_spill(struct layer_coder *c, bool spills)
 {
@@ -433,10 +475,10 @@ __device__ __forceinline__ static void layer_put_symbols(struct layer_coder *c, 
 
 #define CODE_ROWS 4u /* at once; symbols of as many more are on their way */
 
-struct layer_group { /* of rows, to be coded */
-	const struct gpu_layer_run *run;
-	const uint8_t *tau;  /* of all tokens, 4-byte aligned */
-	const uint2 *symbol; /* this lane's column of the first row, likewise */
+struct layer_group {		/* of rows, to be coded */
+	uint32_t tokens, pitch; /* pitch: of rows of mu and symbol */
+	const uint8_t *tau;	/* of all tokens, 4-byte aligned */
+	const uint2 *symbol;	/* this lane's column of the first row, likewise */
 	const int32_t *mu;
 	struct layer_page page;
 	int32_t base;
@@ -460,12 +502,11 @@ __device__ __forceinline__ static void layer_rows_encode(const struct layer_grou
 			continue;
 		}
 		if (__any_sync(FULL_MASK, (s[k].x & SYMBOL_MORE) != 0))
-			layer_put_row<DT>(
-				c,
-				residual_grid(residual_type_of(DT),
-					      g->mu[(uint64_t)(t + k) * g->run->mu_columns],
-					      layer_scale(g->base, tau)),
-				layer_page_pattern<DT>(&g->page, t + k));
+			layer_put_row<DT>(c,
+					  residual_grid(residual_type_of(DT),
+							g->mu[(uint64_t)(t + k) * g->pitch],
+							layer_scale(g->base, tau)),
+					  layer_page_pattern<DT>(&g->page, t + k));
 		else
 			layer_put_symbols(c, s[k]);
 		c->escapes += s[k].x >> 31;
@@ -477,15 +518,15 @@ template <int DT>
 __device__ __forceinline__ static bool layer_group_encode(const struct layer_group *g,
 							  struct layer_coder *c)
 {
-	const uint32_t pitch = g->run->mu_columns;
-	const uint2 *next = g->symbol + (uint64_t)(g->run->tokens - CODE_ROWS) * pitch;
+	const uint32_t pitch = g->pitch;
+	const uint2 *next = g->symbol + (uint64_t)(g->tokens - CODE_ROWS) * pitch;
 	uint2 s[CODE_ROWS], ahead[CODE_ROWS];
 
 #pragma unroll
 	for (uint32_t k = 0; k < CODE_ROWS; k++)
 		ahead[k] = next[k * pitch];
 #pragma unroll 1
-	for (uint32_t t = g->run->tokens; t > 0;) {
+	for (uint32_t t = g->tokens; t > 0;) {
 		t -= CODE_ROWS;
 		next -= t > 0 ? CODE_ROWS * pitch : 0;
 #pragma unroll
@@ -496,6 +537,22 @@ __device__ __forceinline__ static bool layer_group_encode(const struct layer_gro
 		if (__any_sync(FULL_MASK, c->at < CODE_ROWS * LAYER_ROW_BYTES))
 			return false;
 		layer_rows_encode<DT>(g, c, t, s);
+	}
+	return true;
+}
+
+/* The steps of all tokens.  False: their words do not fit. */
+__device__ __forceinline__ static bool layer_taus_encode(const uint32_t *tau_enc,
+							 const uint8_t *tau, uint32_t tokens,
+							 struct layer_coder *c, uint32_t lane)
+{
+	for (uint32_t row = (tokens + WARP_LANES - 1u) / WARP_LANES; row-- > 0;) {
+		const uint32_t t = row * WARP_LANES + lane;
+		const bool here = t < tokens;
+
+		if (__any_sync(FULL_MASK, c->at < LAYER_ROW_BYTES))
+			return false;
+		layer_put_token(c, here ? tau_enc[tau[t]] : 0, here);
 	}
 	return true;
 }
@@ -516,7 +573,8 @@ __device__ __forceinline__ static bool layer_share_encode(const struct gpu_layer
 	for (uint32_t group = h.group_end; group-- > h.group_begin;) {
 		const uint32_t column = group * CODEC_LANES + lane;
 		const uint64_t at = (uint64_t)task_index * tokens * r->mu_columns + column;
-		const struct layer_group g = { .run = r,
+		const struct layer_group g = { .tokens = tokens,
+					       .pitch = r->mu_columns,
 					       .tau = tau,
 					       .symbol = r->symbol + at,
 					       .mu = r->mu + at,
@@ -526,15 +584,7 @@ __device__ __forceinline__ static bool layer_share_encode(const struct gpu_layer
 		if (!layer_group_encode<DT>(&g, c))
 			return false;
 	}
-	for (uint32_t row = first ? (tokens + WARP_LANES - 1u) / WARP_LANES : 0; row-- > 0;) {
-		const uint32_t t = row * WARP_LANES + lane;
-		const bool here = t < tokens;
-
-		if (__any_sync(FULL_MASK, c->at < LAYER_ROW_BYTES))
-			return false;
-		layer_put_token(c, here ? tables->tau_enc[tau[t]] : 0, here);
-	}
-	return true;
+	return !first || layer_taus_encode(tables->tau_enc, tau, tokens, c, lane);
 }
 
 #endif

@@ -9,7 +9,7 @@
 
 #include "gpu/codec/cuda_model_attend_wide.cuh"
 #include "gpu/codec/cuda_model_gemm.cuh"
-#include "gpu/codec/cuda_model_heads.cuh"
+#include "gpu/codec/cuda_model_heads_wide.cuh"
 #include "gpu/codec/cuda_model_rows.cuh"
 
 static_assert(ATTEND_KEYS_MAX == CUDA_MODEL_POSITIONS_MAX, "sums of a row's planes");
@@ -26,21 +26,25 @@ static uint32_t wide_of(const struct cuda_model_batch *b, enum mspec_product p)
 
 /* ---- rows ---- */
 
-template <enum row_source SOURCE>
+template <enum row_source SOURCE, bool MIXED>
 static int rows_launch(const struct gpu_row_job *j, uint32_t rows, struct CUstream_st *stream)
 {
 	const uint32_t parts = j->depth_pieces * MPIECE / ROW_GROUP; /* groups of a row */
-	const uint32_t groups = (parts + ROW_THREADS_MAX - 1u) / ROW_THREADS_MAX;
+	/* Some to a thread: what is reckoned once a row, each warp reckons. */
+	const uint32_t groups = parts <= 128u			? 1u
+				: parts <= ROW_THREADS_MAX	? 2u
+				: parts <= 4u * ROW_THREADS_MAX ? 4u
+								: ROW_GROUPS_MAX;
 	const uint32_t threads = ((parts + groups - 1u) / groups + LANES - 1u) / LANES * LANES;
 
 	if (groups == 1u)
-		row_kernel<SOURCE, 1><<<rows, threads, 0, stream>>>(*j);
+		row_kernel<SOURCE, 1, MIXED><<<rows, threads, 0, stream>>>(*j);
 	else if (groups == 2u)
-		row_kernel<SOURCE, 2><<<rows, threads, 0, stream>>>(*j);
-	else if (groups <= 4u)
-		row_kernel<SOURCE, 4><<<rows, threads, 0, stream>>>(*j);
+		row_kernel<SOURCE, 2, MIXED><<<rows, threads, 0, stream>>>(*j);
+	else if (groups == 4u)
+		row_kernel<SOURCE, 4, MIXED><<<rows, threads, 0, stream>>>(*j);
 	else
-		row_kernel<SOURCE, ROW_GROUPS_MAX><<<rows, threads, 0, stream>>>(*j);
+		row_kernel<SOURCE, ROW_GROUPS_MAX, MIXED><<<rows, threads, 0, stream>>>(*j);
 	return cudaGetLastError();
 }
 
@@ -70,7 +74,8 @@ static int rows_norm(const struct cuda_model_batch *b, const struct gpu_matrix *
 	j.frac = norm->frac;
 	j.norm = *norm;
 	j.eps = eps;
-	return rows_launch<ROW_NORM>(&j, b->rows, stream);
+	return j.mixed ? rows_launch<ROW_NORM, true>(&j, b->rows, stream)
+		       : rows_launch<ROW_NORM, false>(&j, b->rows, stream);
 }
 
 static int rows_error(const struct cuda_model_batch *b, const struct gpu_matrix *m, bool value,
@@ -82,7 +87,7 @@ static int rows_error(const struct cuda_model_batch *b, const struct gpu_matrix 
 	j.in = b->error + (value ? kv : 0);
 	j.in_pitch = 2u * kv;
 	j.frac = RESIDUAL_FRAC;
-	return rows_launch<ROW_VALUES>(&j, b->rows, stream);
+	return rows_launch<ROW_VALUES, false>(&j, b->rows, stream);
 }
 
 static int rows_attended(const struct cuda_model_batch *b, const struct gpu_matrix *m,
@@ -94,7 +99,8 @@ static int rows_attended(const struct cuda_model_batch *b, const struct gpu_matr
 	j.in_pitch = m->depth;
 	j.frac = MODEL_FRAC;
 	j.real = real;
-	return rows_launch<ROW_SCALED>(&j, b->rows, stream);
+	return j.mixed ? rows_launch<ROW_SCALED, true>(&j, b->rows, stream)
+		       : rows_launch<ROW_SCALED, false>(&j, b->rows, stream);
 }
 
 static int rows_gated(const struct cuda_model_batch *b, const struct gpu_matrix *m,
@@ -106,7 +112,8 @@ static int rows_gated(const struct cuda_model_batch *b, const struct gpu_matrix 
 	j.in_pitch = 2u * m->depth;
 	j.frac = 2 * MODEL_MLP_FRAC;
 	j.sigmoid = b->m->sigmoid;
-	return rows_launch<ROW_GATED>(&j, b->rows, stream);
+	return j.mixed ? rows_launch<ROW_GATED, true>(&j, b->rows, stream)
+		       : rows_launch<ROW_GATED, false>(&j, b->rows, stream);
 }
 
 /* ---- products ---- */
@@ -179,6 +186,29 @@ static struct gpu_heads_job heads_job(const struct cuda_model_batch *b,
 	return j;
 }
 
+typedef void (*heads_kernel)(struct gpu_heads_job);
+
+/* By log2 of the dims over 32. */
+static const heads_kernel guess_wide[] = { guess_wide_kernel<1>, guess_wide_kernel<2>,
+					   guess_wide_kernel<4> };
+static const heads_kernel query_wide[] = { query_wide_kernel<1>, query_wide_kernel<2>,
+					   query_wide_kernel<4> };
+
+/* items: heads of all rows.  any: takes heads of every length. */
+static int heads_launch(const struct gpu_heads_job *j, uint32_t items, heads_kernel any,
+			const heads_kernel *wide, struct CUstream_st *stream)
+{
+	const uint32_t warps = (items + HEADS_EACH - 1u) / HEADS_EACH;
+	heads_kernel kernel = any;
+
+	for (uint32_t i = 0; i < 3u; i++)
+		if (j->dim == LANES << i)
+			kernel = wide[i];
+	kernel<<<((kernel == any ? items : warps) + HEAD_WARPS - 1u) / HEAD_WARPS,
+		 HEAD_WARPS * LANES, 0, stream>>>(*j);
+	return cudaGetLastError();
+}
+
 template <uint32_t DIM>
 static int attend_launch(const struct gpu_attend_job *j, uint32_t tiles, struct CUstream_st *stream)
 {
@@ -232,8 +262,7 @@ static int guess_k(struct cuda_model_batch *b, const struct gpu_model_layer *l,
 		r = product(b, &l->kv, wide, MODEL_FRAC, false, b->out, l->kv.outs, stream);
 	if (r)
 		return r;
-	guess_kernel<<<(items + HEAD_WARPS - 1u) / HEAD_WARPS, HEAD_WARPS * LANES, 0, stream>>>(j);
-	return cudaGetLastError();
+	return heads_launch(&j, items, guess_kernel, guess_wide, stream);
 }
 
 static int known(struct cuda_model_batch *b, uint32_t segment, const uint8_t *patterns,
@@ -294,8 +323,7 @@ static int attention(struct cuda_model_batch *b, uint32_t layer, struct CUstream
 			    stream);
 	if (r)
 		return r;
-	query_kernel<<<(items + HEAD_WARPS - 1u) / HEAD_WARPS, HEAD_WARPS * LANES, 0, stream>>>(j);
-	r = cudaGetLastError();
+	r = heads_launch(&j, items, query_kernel, query_wide, stream);
 	if (r == 0)
 		r = attend(b, layer, stream);
 	if (r == 0)
@@ -383,7 +411,7 @@ static int limits_set(void)
 
 /* Rows, tiles and sequences of the parts on the host. */
 static int parts_lay(struct cuda_model_batch *b, const struct cuda_model_part *parts,
-		     uint32_t count)
+		     uint32_t count, bool ids)
 {
 	const struct mspec_params *p = b->m->p;
 
@@ -397,9 +425,9 @@ static int parts_lay(struct cuda_model_batch *b, const struct cuda_model_part *p
 
 		if (part->count == 0 || part->count > b->rows_max - b->rows ||
 		    part->count > c->capacity - c->count ||
-		    c->count + part->count > b->positions_max || (p->ids && !part->ids))
+		    c->count + part->count > b->positions_max || (ids && !part->ids))
 			return cudaErrorInvalidValue;
-		for (uint32_t r = 0; p->ids && r < part->count; r++)
+		for (uint32_t r = 0; ids && r < part->count; r++)
 			if (part->ids[r] < 0 || (uint32_t)part->ids[r] >= p->model->config.vocab)
 				return cudaErrorInvalidValue;
 		b->host_parts[i] = *part;
@@ -421,7 +449,7 @@ static int to_device(void *to, const void *from, size_t bytes, struct CUstream_s
 	return cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream);
 }
 
-static int embed(struct cuda_model_batch *b, struct CUstream_st *stream)
+int cuda_model_embed(struct cuda_model_batch *b, struct CUstream_st *stream)
 {
 	const struct mspec_params *p = b->m->p;
 	struct gpu_embed_job j = {};
@@ -440,10 +468,11 @@ static int embed(struct cuda_model_batch *b, struct CUstream_st *stream)
 	return cudaGetLastError();
 }
 
-int cuda_model_start(struct cuda_model_batch *b, const struct cuda_model_part *parts,
-		     uint32_t count, struct CUstream_st *stream)
+int cuda_model_lay(struct cuda_model_batch *b, const struct cuda_model_part *parts, uint32_t count,
+		   bool ids_later, struct CUstream_st *stream)
 {
-	int r = parts_lay(b, parts, count);
+	const bool ids = b->m->p->ids && !ids_later;
+	int r = parts_lay(b, parts, count, ids);
 	uint32_t row = 0;
 
 	if (r == 0)
@@ -456,11 +485,19 @@ int cuda_model_start(struct cuda_model_batch *b, const struct cuda_model_part *p
 	if (r == 0)
 		r = to_device(b->sequences, b->host_sequences, count * sizeof(b->host_sequences[0]),
 			      stream);
-	for (uint32_t i = 0; r == 0 && b->m->p->ids && i < count; i++) {
+	for (uint32_t i = 0; r == 0 && ids && i < count; i++) {
 		r = to_device(b->ids + row, parts[i].ids, parts[i].count * 4u, stream);
 		row += parts[i].count;
 	}
-	return r ? r : embed(b, stream);
+	return r;
+}
+
+int cuda_model_start(struct cuda_model_batch *b, const struct cuda_model_part *parts,
+		     uint32_t count, struct CUstream_st *stream)
+{
+	const int r = cuda_model_lay(b, parts, count, false, stream);
+
+	return r ? r : cuda_model_embed(b, stream);
 }
 
 void cuda_model_end(struct cuda_model_batch *b)

@@ -101,6 +101,16 @@ CODEC_HD int32_t model_split(int32_t value)
 	return (value + 64) >> 7;
 }
 
+/* One guess's part of the digest, as model.c sums it. */
+CODEC_HD uint32_t model_guess_digest(int32_t mu, uint32_t place, uint32_t segment)
+{
+	uint32_t x = (uint32_t)mu + place * 0x9e3779b9u + segment * 0x85ebca6bu;
+
+	x = (x ^ x >> 16) * 0x7feb352du;
+	x = (x ^ x >> 15) * 0x846ca68bu;
+	return x ^ x >> 16;
+}
+
 #ifdef __CUDACC__
 
 __device__ __forceinline__ static uint32_t lanes_max(uint32_t x)

@@ -150,17 +150,6 @@ __device__ __forceinline__ static uint32_t known_pattern(const struct gpu_known_
 	return j->type.bits == 16u ? ((const uint16_t *)j->patterns)[at] : j->patterns[at];
 }
 
-/* One guess's part of the digest, as model.c sums it. */
-__device__ __forceinline__ static uint32_t known_digest(int32_t mu, uint32_t place,
-							uint32_t segment)
-{
-	uint32_t x = (uint32_t)mu + place * 0x9e3779b9u + segment * 0x85ebca6bu;
-
-	x = (x ^ x >> 16) * 0x7feb352du;
-	x = (x ^ x >> 15) * 0x846ca68bu;
-	return x ^ x >> 16;
-}
-
 struct known_value {
 	int32_t error, kept;
 };
@@ -178,7 +167,7 @@ __device__ __forceinline__ static struct known_value known_value_of(const struct
 	v.error = model_shape(model_shape_inside, d, model_half_gap(j->type, pattern),
 			      j->sigma[column]);
 	v.kept = model_kv(fixed, j->frac);
-	*digest += known_digest(mu, place + column, j->segment);
+	*digest += model_guess_digest(mu, place + column, j->segment);
 	return v;
 }
 

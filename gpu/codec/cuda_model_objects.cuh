@@ -53,6 +53,13 @@ struct cuda_model_batch {
 	struct gpu_model_sequence *sequences;
 };
 
+/*
+ * cuda_model_start() in two steps, for those whose ids come by another way into batch->ids: then parts need none.
+ */
+int cuda_model_lay(struct cuda_model_batch *b, const struct cuda_model_part *parts, uint32_t count,
+		   bool ids_later, struct CUstream_st *stream);
+int cuda_model_embed(struct cuda_model_batch *b, struct CUstream_st *stream);
+
 /* Device memory is laid out by the same code twice: to count, and to place. */
 struct cuda_arena {
 	uint8_t *base; /* NULL: only counts */

@@ -121,6 +121,40 @@ __device__ __forceinline__ static struct model_norm row_norm(const struct gpu_ro
 	return model_norm_of(row_sum(s, sum), j->count, j->eps, shift);
 }
 
+/* model_silu(): steps of the table are below 2^16, so an int32 holds their parts. */
+__device__ __forceinline__ static int32_t row_silu(const int32_t *table, int32_t gate)
+{
+	const int32_t down = MODEL_MLP_FRAC - MODEL_SIG_STEP;
+	const uint32_t a = model_abs(gate), f = a & ((1u << down) - 1u);
+	const uint32_t end = (uint32_t)MODEL_SIG_RANGE << MODEL_SIG_STEP, i = a >> down;
+	const uint32_t at = i < end ? i : end - 1u;
+	const int32_t first = table[at];
+	int32_t s = first + (int32_t)((uint32_t)(table[at + 1u] - first) * f >> down);
+
+	s = gate < 0 ? (1 << MODEL_SIG_FRAC) - s : s;
+	const int32_t y = (int32_t)(((int64_t)gate * s + (1 << (MODEL_SIG_FRAC - 1))) >>
+				    MODEL_SIG_FRAC);
+
+	return i < end ? y : gate < 0 ? 0 : gate;
+}
+
+/* model_times(), told apart for a whole group what its shift is like. */
+__device__ __forceinline__ static void row_times8(const int32_t (&x)[ROW_GROUP],
+						  struct model_scale s, int64_t (&y)[ROW_GROUP])
+{
+	const int32_t shift = -s.exp;
+
+	if (shift < 1 || shift > 62) {
+#pragma unroll
+		for (uint32_t i = 0; i < ROW_GROUP; i++)
+			y[i] = model_times(x[i], s);
+		return;
+	}
+#pragma unroll
+	for (uint32_t i = 0; i < ROW_GROUP; i++)
+		y[i] = model_sat32((((int64_t)x[i] * s.mant >> (shift - 1)) + 1) >> 1);
+}
+
 template <enum row_source SOURCE, uint32_t GROUPS>
 __device__ __forceinline__ static struct model_norm row_read(const struct gpu_row_job *j,
 							     struct row_shared *s,
@@ -153,9 +187,9 @@ __device__ __forceinline__ static struct model_norm row_read(const struct gpu_ro
 				y[g][i] = (int64_t)x[g][i] * weight;
 			else if (SOURCE == ROW_VALUES)
 				y[g][i] = x[g][i];
-			else if (SOURCE == ROW_SCALED)
-				y[g][i] = model_times(x[g][i], j->real);
 		}
+		if (SOURCE == ROW_SCALED)
+			row_times8(x[g], j->real, y[g]);
 		if (SOURCE == ROW_GATED) {
 			int32_t up[ROW_GROUP] = { 0 };
 
@@ -163,7 +197,7 @@ __device__ __forceinline__ static struct model_norm row_read(const struct gpu_ro
 				row_load8(in + j->count + at, up);
 #pragma unroll
 			for (uint32_t i = 0; i < ROW_GROUP; i++)
-				y[g][i] = (int64_t)model_silu(j->sigmoid, x[g][i]) * up[i];
+				y[g][i] = (int64_t)row_silu(j->sigmoid, x[g][i]) * up[i];
 		}
 	}
 	return SOURCE == ROW_NORM ? row_norm<GROUPS>(j, s, x) : model_norm_none();
@@ -236,8 +270,74 @@ __device__ __forceinline__ static void row_store8(const struct gpu_row_job *j, u
 		*(uint64_t *)(j->low + to) = low;
 }
 
+/* Bits of the largest magnitude: all magnitudes or'ed have as many. */
+template <uint32_t GROUPS>
+__device__ __forceinline__ static int32_t row_bits(struct row_shared *s,
+						   const int64_t (&y)[GROUPS][ROW_GROUP])
+{
+	uint64_t all = 0;
+
+#pragma unroll
+	for (uint32_t g = 0; g < GROUPS; g++)
+#pragma unroll
+		for (uint32_t i = 0; i < ROW_GROUP; i++)
+			all |= abs64(y[g][i]);
+	return (int32_t)row_max32(s, (uint32_t)model_bits(all));
+}
+
+/* The rest of a row that is mixed, whose values are few bits then; returns by how many they were cut. */
+template <uint32_t GROUPS>
+__device__ __forceinline__ static int32_t row_put_mixed(const struct gpu_row_job *j,
+							struct row_shared *s,
+							const int64_t (&y)[GROUPS][ROW_GROUP],
+							struct model_quant *quant)
+{
+	const uint32_t block = model_mix_block(j->count);
+	const int32_t bits = row_bits<GROUPS>(s, y) - MODEL_MIX_BITS, over = bits > 0 ? bits : 0;
+	int32_t x[GROUPS][ROW_GROUP];
+	uint32_t max = 0;
+
+#pragma unroll
+	for (uint32_t g = 0; g < GROUPS; g++) {
+#pragma unroll
+		for (uint32_t i = 0; i < ROW_GROUP; i++)
+			x[g][i] = (int32_t)(y[g][i] >> over);
+		row_mix(x[g], block);
+#pragma unroll
+		for (uint32_t i = 0; i < ROW_GROUP; i++)
+			max = umax(max, model_abs(x[g][i]));
+	}
+	*quant = model_quant_of(row_max32(s, max), j->q_max); /* below 2^31: nothing to shift */
+#pragma unroll
+	for (uint32_t g = 0; g < GROUPS; g++) {
+#pragma unroll
+		for (uint32_t i = 0; i < ROW_GROUP; i++)
+			x[g][i] = (int32_t)((x[g][i] * (int64_t)quant->inv + ((int64_t)1 << 39)) >>
+					    40);
+		row_store8(j, row_place(g), x[g]);
+	}
+	return over;
+}
+
+template <uint32_t GROUPS>
+__device__ __forceinline__ static void row_put(const struct gpu_row_job *j, struct row_shared *s,
+					       const int64_t (&y)[GROUPS][ROW_GROUP],
+					       struct model_quant *quant)
+{
+	*quant = model_quant_of(row_max(s, row_largest<GROUPS>(y)), j->q_max);
+#pragma unroll
+	for (uint32_t g = 0; g < GROUPS; g++) {
+		int32_t q[ROW_GROUP];
+
+#pragma unroll
+		for (uint32_t i = 0; i < ROW_GROUP; i++)
+			q[i] = model_quantise(y[g][i], *quant);
+		row_store8(j, row_place(g), q);
+	}
+}
+
 /* grid: rows. */
-template <enum row_source SOURCE, uint32_t GROUPS>
+template <enum row_source SOURCE, uint32_t GROUPS, bool MIXED>
 __global__ __launch_bounds__(ROW_THREADS_MAX) void row_kernel(
 	const __grid_constant__ struct gpu_row_job j)
 {
@@ -247,35 +347,10 @@ __global__ __launch_bounds__(ROW_THREADS_MAX) void row_kernel(
 	struct model_quant quant;
 	int32_t frac = j.frac;
 
-	if (j.mixed) {
-		const uint32_t block = model_mix_block(j.count);
-		const int32_t bits = model_bits(row_max(&s, row_largest<GROUPS>(y))) -
-				     MODEL_MIX_BITS;
-		const int32_t over = bits > 0 ? bits : 0;
-		int32_t x[ROW_GROUP];
-
-#pragma unroll
-		for (uint32_t g = 0; g < GROUPS; g++) {
-#pragma unroll
-			for (uint32_t i = 0; i < ROW_GROUP; i++)
-				x[i] = (int32_t)(y[g][i] >> over);
-			row_mix(x, block);
-#pragma unroll
-			for (uint32_t i = 0; i < ROW_GROUP; i++)
-				y[g][i] = x[i];
-		}
-		frac -= over;
-	}
-	quant = model_quant_of(row_max(&s, row_largest<GROUPS>(y)), j.q_max);
-#pragma unroll
-	for (uint32_t g = 0; g < GROUPS; g++) {
-		int32_t q[ROW_GROUP];
-
-#pragma unroll
-		for (uint32_t i = 0; i < ROW_GROUP; i++)
-			q[i] = model_quantise(y[g][i], quant);
-		row_store8(&j, row_place(g), q);
-	}
+	if (MIXED)
+		frac -= row_put_mixed<GROUPS>(&j, &s, y, &quant);
+	else
+		row_put<GROUPS>(&j, &s, y, &quant);
 	if (threadIdx.x == 0)
 		j.scale[blockIdx.x] = model_row_scale(quant, j.q_max, frac, norm);
 }

@@ -5,7 +5,8 @@
  *
  *   test_gpu_model                 tiny models of every kind, every element type, every precision
  *   test_gpu_model --model FOLDER  that model: the same check on --check tokens, then speed over --sequences of
- *                                  --tokens each
+ *                                  --tokens each: of the pass, and of coding blocks of each --block (values are
+ *                                  made from the guesses and some noise), in up to --lanes batches at a time
  *
  * Parameters are random, not fitted: what is compared does not care.  Exits 77 where there is no GPU.
  */
@@ -27,8 +28,9 @@
 #include <cuda_runtime_api.h>
 
 #include "gpu/codec/codec.h"
-#include "gpu/codec/cuda_model.h"
+#include "gpu/codec/cuda_model_code.h"
 #include "gpu/codec/model_internal.h"
+#include "tests/lib/random_params.h"
 #include "tests/lib/rng.h"
 #include "tests/lib/tiny_model.h"
 #include "tools/model_threads.h"
@@ -70,52 +72,6 @@ static double now(void)
 
 	(void)clock_gettime(CLOCK_MONOTONIC, &t);
 	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* ---- parameters ---- */
-
-/* Weights of about 2^log2 at most. */
-static void random_matrix(struct rng *rng, struct mspec_matrix *m, int log2)
-{
-	for (uint32_t o = 0; o < m->outs; o++) {
-		rng_fill(rng, m->high + (size_t)o * m->pitch, m->depth);
-		if (m->low)
-			rng_fill(rng, m->low + (size_t)o * m->pitch, m->depth);
-		m->mants[o] = (uint16_t)(0x8000u + rng_below(rng, 0x8000));
-		m->exps[o] = (int16_t)(log2 - 31);
-	}
-}
-
-static void random_layer(struct rig *r, struct mspec_layer *l)
-{
-	l->k_frac = l->v_frac = 10;
-	l->unit_k = l->unit_v = mspec_scale_of(ldexp(1, RESIDUAL_FRAC - MODEL_FRAC));
-	l->real_v = mspec_scale_of(ldexp(1, MODEL_FRAC - 8 - l->v_frac));
-	l->score =
-		mspec_scale_of(ldexp(M_LOG2E / sqrt(r->c->head_dim), MODEL_EXP_BITS - l->k_frac));
-	l->eps_input = l->eps_post = (uint64_t)ldexp(r->c->norm_eps, 2 * MSPEC_HIDDEN_FRAC);
-	for (uint32_t i = 0; i < r->kv; i++) {
-		l->bias_k[i] = (int32_t)rng_below(&r->rng, 1u << 17) - (1 << 16);
-		l->bias_v[i] = (int32_t)rng_below(&r->rng, 1u << 17) - (1 << 16);
-		l->sigma_k[i] = (int16_t)(30 + rng_below(&r->rng, 30));
-		l->sigma_v[i] = (int16_t)(30 + rng_below(&r->rng, 30));
-		l->base_k[i] = l->base_v[i] = 60;
-	}
-	random_matrix(&r->rng, &l->value_map, -5);
-	random_matrix(&r->rng, &l->gain_k, -8);
-	random_matrix(&r->rng, &l->gain_v, -8);
-}
-
-static void random_params(struct rig *r, uint32_t dtype, bool ids, struct mspec_precision precision)
-{
-	assert_int_equal(mspec_params_new(r->m, dtype, precision, &r->p), 0);
-	r->p->ids = ids;
-	for (uint32_t i = 0; i < r->c->hidden; i++)
-		r->p->start[i] = (int32_t)rng_below(&r->rng, 1u << 16) - (1 << 15);
-	for (uint32_t i = 0; i < r->c->layers; i++) {
-		r->p->scale_k[i] = r->p->scale_v[i] = 1;
-		random_layer(r, &r->p->layers[i]);
-	}
 }
 
 /* ---- sequences ---- */
@@ -383,7 +339,7 @@ static void rig_open(struct rig *r, const char *folder, bool low, uint32_t dtype
 	r->c = mspec_model_config(r->m);
 	r->segments = 2u * r->c->layers;
 	r->kv = mspec_kv_width(r->c);
-	random_params(r, dtype, ids, precision);
+	r->p = random_params_new(&r->rng, r->m, dtype, ids, precision);
 	good((int)cudaStreamCreate(&r->stream));
 	good(cuda_model_new(r->p, r->stream, &r->gpu));
 }
@@ -494,9 +450,257 @@ static void bench(struct rig *r, uint32_t repeats)
 	rows_drop(&d);
 }
 
+/* ---- speed of coding ---- */
+
+/* A segment of the first sequence: guesses, a step of noise away; and what its columns' scales are then. */
+static void make_segment(struct rig *r, uint32_t segment, const int32_t *mu)
+{
+	struct mspec_layer *l = &r->p->layers[segment / 2u];
+	int16_t *base = segment % 2u ? l->base_v : l->base_k;
+	const size_t scalars = (size_t)r->s[0].count * r->kv;
+	double squares = 0, sigma;
+	int32_t scale;
+
+	for (size_t i = 0; i < scalars; i++)
+		squares += (double)mu[i] * mu[i];
+	sigma = sqrt(squares / (double)scalars) / 64 + 64;
+	scale = (int32_t)lround(4 * log2(sigma));
+	scale = scale > MSPEC_BASE_MAX ? MSPEC_BASE_MAX : scale;
+	for (uint32_t c = 0; c < r->kv; c++)
+		base[c] = (int16_t)scale;
+	for (size_t i = 0; i < scalars; i++) {
+		double noise = -6;
+		uint32_t bits;
+		float x;
+
+		for (uint32_t k = 0; k < 12; k++)
+			noise += rng_below(&r->rng, 1u << 20) / 1048576.0;
+		x = (float)ldexp(mu[i] + sigma * noise, -RESIDUAL_FRAC);
+		memcpy(&bits, &x, sizeof(bits));
+		bits = (bits + 0x8000u) >> 16;
+		memcpy(r->s[0].patterns[segment] + 2u * i, &bits, 2);
+	}
+}
+
+/* The first sequence's values by way of the pass, and tables that suit them. */
+/* As model_profile.c says. */
+static uint32_t streams_of(const struct rig *r, uint32_t block)
+{
+	return residual_streams((uint64_t)r->segments * r->kv * block, r->kv,
+				RESIDUAL_STREAM_SCALARS, RESIDUAL_TAU_GROUPS);
+}
+
+static void make_values(struct rig *r, uint32_t block, uint32_t streams)
+{
+	struct residual_counts *counts = calloc(2, sizeof(*counts));
+	const size_t scalars = (size_t)r->s[0].count * r->kv;
+	int32_t *mu = malloc(scalars * sizeof(*mu));
+	struct cuda_model_part part = { .ids = r->s[0].ids, .count = r->s[0].count };
+	struct cuda_model_batch *b = NULL;
+	uint8_t *dev = NULL;
+
+	assert_true(counts && mu);
+	good(cuda_model_context_new(r->gpu, part.count, r->stream, &part.context));
+	good(cuda_model_batch_new(r->gpu, part.count, 1, part.count, r->stream, &b));
+	good((int)cudaMalloc((void **)&dev, scalars * r->element));
+	good(cuda_model_start(b, &part, 1, r->stream));
+	for (uint32_t k = 0; k < r->segments; k++) {
+		const struct mspec_layer *l = &r->p->layers[k / 2u];
+		const int32_t *dev_mu = NULL;
+
+		good(cuda_model_guess(b, k, r->stream, &dev_mu));
+		good((int)cudaStreamSynchronize(r->stream));
+		good((int)cudaMemcpy(mu, dev_mu, scalars * sizeof(*mu), cudaMemcpyDeviceToHost));
+		make_segment(r, k, mu);
+		good((int)cudaMemcpy(dev, r->s[0].patterns[k], scalars * r->element,
+				     cudaMemcpyHostToDevice));
+		good(cuda_model_known(b, k, dev, r->stream));
+		const struct residual_segment s = { .tokens_count = block,
+						    .columns = r->kv,
+						    .type = residual_type_of(r->p->dtype),
+						    .base = k % 2u ? l->base_v : l->base_k,
+						    .mu = mu };
+
+		residual_count(&counts[k % 2u], &s, r->s[0].patterns[k], streams);
+	}
+	good((int)cudaStreamSynchronize(r->stream));
+	for (uint32_t i = 0; i < 2; i++) {
+		residual_freqs_fit(&counts[i], &r->p->freqs[i]);
+		assert_int_equal(residual_tables_build(&r->p->freqs[i], &r->p->tables[i]), 0);
+	}
+	good((int)cudaFree(dev));
+	cuda_model_batch_free(b);
+	cuda_model_context_free(part.context);
+	free(counts);
+	free(mu);
+}
+
+#define LANES_MAX 4u
+
+struct code_bench { /* a share of the sequences, with a stream of its own */
+	cudaStream_t stream;
+	struct cuda_model_coder *coder;
+	struct cuda_model_part parts[SEQUENCES_MAX];
+	struct cuda_model_block *blocks;
+	struct cuda_model_result *results;
+	uint8_t *pages, *payloads; /* device */
+	uint64_t block_bytes;	   /* raw */
+	uint32_t sequences, blocks_count, of_each;
+};
+
+static void code_bench_pages(struct rig *r, struct code_bench *b)
+{
+	const uint64_t segment = b->block_bytes / r->segments;
+
+	good((int)cudaMalloc((void **)&b->pages, b->blocks_count * b->block_bytes));
+	good((int)cudaMalloc((void **)&b->payloads, b->blocks_count * b->block_bytes));
+	for (uint32_t i = 0; i < b->blocks_count; i++) {
+		uint8_t *page = b->pages + i * b->block_bytes;
+
+		b->blocks[i] =
+			(struct cuda_model_block){ .base = (uint64_t)b->pages,
+						   .index = i,
+						   .payload = b->payloads + i * b->block_bytes };
+		for (uint32_t k = 0; k < r->segments; k++)
+			good((int)cudaMemcpy(page + k * segment,
+					     r->s[0].patterns[k] + i % b->of_each * segment,
+					     segment, cudaMemcpyHostToDevice));
+	}
+}
+
+static void code_bench_open(struct rig *r, struct code_bench *b, uint32_t sequences, uint32_t block)
+{
+	const uint32_t streams = streams_of(r, block);
+	const uint64_t segment = (uint64_t)block * r->kv * r->element;
+	struct cuda_model_place *places = calloc(r->segments, sizeof(*places));
+	struct cuda_model_shape s = { .block_tokens = block,
+				      .streams_count = streams,
+				      .parts_max = sequences,
+				      .positions_max = r->s[0].count,
+				      .encodes = 1,
+				      .places = places };
+
+	*b = (struct code_bench){ .block_bytes = r->segments * segment,
+				  .sequences = sequences,
+				  .of_each = r->s[0].count / block };
+	b->blocks_count = s.blocks_max = sequences * b->of_each;
+	b->blocks = calloc(b->blocks_count, sizeof(b->blocks[0]));
+	b->results = calloc(b->blocks_count, sizeof(b->results[0]));
+	assert_true(places && b->blocks && b->results);
+	for (uint32_t i = 0; i < r->segments; i++)
+		places[i] = (struct cuda_model_place){ .off = i * segment,
+						       .block_stride = b->block_bytes,
+						       .token_stride = r->kv * r->element,
+						       .head_stride = r->c->head_dim * r->element };
+	good((int)cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
+	good(cuda_model_coder_new(r->gpu, &s, b->stream, &b->coder));
+	code_bench_pages(r, b);
+	for (uint32_t i = 0; i < sequences; i++) {
+		b->parts[i] = (struct cuda_model_part){ .ids = r->s[0].ids,
+							.count = b->of_each * block };
+		good(cuda_model_context_new(r->gpu, b->parts[i].count, b->stream,
+					    &b->parts[i].context));
+	}
+	free(places);
+}
+
+static void code_bench_close(struct code_bench *b)
+{
+	for (uint32_t i = 0; i < b->sequences; i++)
+		cuda_model_context_free(b->parts[i].context);
+	good((int)cudaFree(b->pages));
+	good((int)cudaFree(b->payloads));
+	cuda_model_coder_free(b->coder);
+	good((int)cudaStreamDestroy(b->stream));
+	free(b->blocks);
+	free(b->results);
+}
+
+static double code_seconds(struct code_bench *b, uint32_t lanes, bool encode)
+{
+	double begin;
+
+	for (uint32_t l = 0; l < lanes; l++) {
+		for (uint32_t i = 0; i < b[l].sequences; i++)
+			cuda_model_context_reset(b[l].parts[i].context);
+		for (uint32_t i = 0; i < b[l].blocks_count; i++)
+			b[l].blocks[i].payload_bytes = encode ? (uint32_t)b[l].block_bytes
+							      : b[l].results[i].payload_bytes;
+	}
+	good((int)cudaDeviceSynchronize());
+	begin = now();
+	for (uint32_t l = 0; l < lanes; l++)
+		good((encode ? cuda_model_encode : cuda_model_decode)(
+			b[l].coder, b[l].parts, b[l].sequences, b[l].blocks, b[l].stream));
+	for (uint32_t l = 0; l < lanes; l++)
+		good(cuda_model_coded(b[l].coder, b[l].stream, b[l].results));
+	begin = now() - begin;
+	for (uint32_t l = 0; l < lanes; l++)
+		for (uint32_t i = 0; i < b[l].blocks_count; i++)
+			assert_int_equal(b[l].results[i].res, 0);
+	return begin;
+}
+
+/* The last block's pages are what was coded. */
+static void code_check(struct rig *r, const struct code_bench *b)
+{
+	const uint64_t segment = b->block_bytes / r->segments;
+	uint8_t *got = malloc(b->block_bytes);
+
+	assert_non_null(got);
+	good((int)cudaMemcpy(got, b->pages + (b->blocks_count - 1u) * b->block_bytes,
+			     b->block_bytes, cudaMemcpyDeviceToHost));
+	for (uint32_t k = 0; k < r->segments; k++)
+		assert_memory_equal(got + k * segment,
+				    r->s[0].patterns[k] + (b->of_each - 1u) * segment, segment);
+	free(got);
+}
+
+static void code_bench(struct rig *r, uint32_t block, uint32_t lanes, uint32_t repeats)
+{
+	struct code_bench b[LANES_MAX];
+	double best[2] = { 1e9, 1e9 }, bytes = 0, raw = 0, tokens = 0;
+
+	for (uint32_t l = 0; l < lanes; l++)
+		code_bench_open(r, &b[l], r->sequences_count / lanes, block);
+	for (uint32_t way = 0; way < 2; way++) { /* encode, decode */
+		for (uint32_t l = 0; way == 1 && l < lanes; l++)
+			good((int)cudaMemset(b[l].pages, 0x5a,
+					     b[l].blocks_count * b[l].block_bytes));
+		for (uint32_t n = 0; n <= repeats; n++) {
+			const double t = code_seconds(b, lanes, way == 0);
+
+			if (n > 0) /* the first is to warm up */
+				best[way] = t < best[way] ? t : best[way];
+		}
+	}
+	for (uint32_t l = 0; l < lanes; l++) {
+		code_check(r, &b[l]);
+		raw += (double)(b[l].blocks_count * b[l].block_bytes);
+		tokens += b[l].blocks_count * block;
+		for (uint32_t i = 0; i < b[l].blocks_count; i++)
+			bytes += b[l].results[i].payload_bytes;
+		code_bench_close(&b[l]);
+	}
+	for (uint32_t i = 0; repeats && i < 2; i++)
+		(void)printf("gpu %s: blocks of %u tokens, %u at a time: %.3f ms, %.0f tokens/s, "
+			     "%.2f GB/s of raw KV, ratio %.2f\n",
+			     i ? "decode" : "encode", block, lanes, 1e3 * best[i], tokens / best[i],
+			     1e-9 * raw / best[i], raw / bytes);
+}
+
+static void code_benches(struct rig *r, uint32_t block, uint32_t lanes, uint32_t repeats)
+{
+	make_values(r, block, streams_of(r, block));
+	for (uint32_t l = 1; l <= lanes; l *= 2u)
+		code_bench(r, block, l, repeats);
+}
+
 struct options {
 	const char *model;
 	uint32_t check, sequences, tokens, repeats;
+	uint32_t block[4], blocks; /* tokens */
+	uint32_t lanes;		   /* batches at a time, at most */
 };
 
 static int model_main(const struct options *o)
@@ -528,6 +732,8 @@ static int model_main(const struct options *o)
 	}
 	if (o->sequences)
 		bench(&r, o->repeats);
+	for (uint32_t i = 0; o->sequences && i < o->blocks; i++)
+		code_benches(&r, o->block[i], o->lanes, o->repeats);
 	r.sequences_count = o->sequences ? 1 : 0;
 	rig_close(&r);
 	return 0;
@@ -538,7 +744,8 @@ static int parse(int argc, char **argv, struct options *o)
 	static const struct option longs[] = {
 		{ "model", 1, NULL, 'm' },   { "check", 1, NULL, 'c' },
 		{ "tokens", 1, NULL, 't' },  { "sequences", 1, NULL, 's' },
-		{ "repeats", 1, NULL, 'r' }, { NULL, 0, NULL, 0 },
+		{ "repeats", 1, NULL, 'r' }, { "block", 1, NULL, 'b' },
+		{ "lanes", 1, NULL, 'l' },   { NULL, 0, NULL, 0 },
 	};
 	int opt;
 
@@ -555,10 +762,18 @@ static int parse(int argc, char **argv, struct options *o)
 			o->sequences = n;
 		else if (opt == 'r')
 			o->repeats = n;
+		else if (opt == 'b' && n > 0 && o->blocks < 4u)
+			o->block[o->blocks++] = n;
+		else if (opt == 'l' && n > 0 && n <= LANES_MAX)
+			o->lanes = n;
 		else
 			return -EINVAL;
 	}
-	return o->sequences > SEQUENCES_MAX ? -EINVAL : 0;
+	for (uint32_t i = 0; i < o->blocks; i++)
+		if (o->block[i] > o->tokens)
+			return -EINVAL;
+	return o->sequences > SEQUENCES_MAX || (o->sequences && o->sequences < o->lanes) ? -EINVAL
+											 : 0;
 }
 
 int main(int argc, char **argv)
@@ -567,7 +782,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_tiny),
 		cmocka_unit_test(test_precisions),
 	};
-	struct options o = { .sequences = 8, .tokens = 1024, .repeats = 5 };
+	struct options o = { .sequences = 8, .tokens = 1024, .repeats = 5, .lanes = 1 };
 	int devices = 0;
 
 	if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0 ||

@@ -25,12 +25,13 @@ struct shape {
 	const char *rope; /* how config.json says theta */
 };
 
-static const struct shape shapes[TINY_KINDS] = {
+static const struct shape shapes[TINY_KINDS + 1u] = {
 	{ "Qwen3ForCausalLM", 3, 48, 80, 4, 2, 16, 96, 1, 1, 1, 1e4, 1e-6,
 	  "\"head_dim\":16,\"rope_parameters\":{\"rope_theta\":10000.0,\"rope_type\":\"default\"}" },
 	{ "LlamaForCausalLM", 2, 64, 96, 4, 4, 16, 80, 0, 0, 2, 5e5, 1e-5,
 	  "\"rope_theta\":500000.0,\"rope_scaling\":null" },
 	{ "LlamaForCausalLM", 2, 32, 64, 7, 1, 32, 100, 0, 0, 1, 1e4, 1e-5, "\"head_dim\":32" },
+	{ "LlamaForCausalLM", 2, 64, 64, 8, 8, 32, 90, 0, 0, 1, 1e4, 1e-5, "\"head_dim\":32" },
 };
 
 struct tiny_model {
@@ -171,7 +172,7 @@ struct tiny_model *tiny_model_new(uint32_t kind)
 	struct tiny_model *t = calloc(1, sizeof(*t));
 	struct rng rng;
 
-	assert(t && kind < TINY_KINDS);
+	assert(t && kind <= TINY_WIDE);
 	t->shape = &shapes[kind];
 	(void)snprintf(t->folder, sizeof(t->folder), "/tmp/tiny_model.XXXXXX");
 	if (!mkdtemp(t->folder))

@@ -10,6 +10,7 @@
 
 /* 0: Qwen3, tied; 1: Llama in two shards, own output matrix; 2: Llama, 7 heads on 1, vocabulary of 100 */
 #define TINY_KINDS 3u
+#define TINY_WIDE 3u /* one more: Llama, 256 columns of keys, enough for two streams of `model` */
 
 struct tiny_model;
 

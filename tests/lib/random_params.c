@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * random_params.c - see random_params.h.
+ */
+#include "tests/lib/random_params.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* Weights of about 2^log2 at most. */
+static void random_matrix(struct rng *rng, struct mspec_matrix *m, int log2)
+{
+	for (uint32_t o = 0; o < m->outs; o++) {
+		rng_fill(rng, m->high + (size_t)o * m->pitch, m->depth);
+		if (m->low)
+			rng_fill(rng, m->low + (size_t)o * m->pitch, m->depth);
+		m->mants[o] = (uint16_t)(0x8000u + rng_below(rng, 0x8000));
+		m->exps[o] = (int16_t)(log2 - 31);
+	}
+}
+
+static void random_layer(struct rng *rng, const struct model_config *c, struct mspec_layer *l)
+{
+	l->k_frac = l->v_frac = 10;
+	l->unit_k = l->unit_v = mspec_scale_of(ldexp(1, RESIDUAL_FRAC - MODEL_FRAC));
+	l->real_v = mspec_scale_of(ldexp(1, MODEL_FRAC - 8 - l->v_frac));
+	l->score = mspec_scale_of(ldexp(M_LOG2E / sqrt(c->head_dim), MODEL_EXP_BITS - l->k_frac));
+	l->eps_input = l->eps_post = (uint64_t)ldexp(c->norm_eps, 2 * MSPEC_HIDDEN_FRAC);
+	for (uint32_t i = 0; i < mspec_kv_width(c); i++) {
+		l->bias_k[i] = (int32_t)rng_below(rng, 1u << 17) - (1 << 16);
+		l->bias_v[i] = (int32_t)rng_below(rng, 1u << 17) - (1 << 16);
+		l->sigma_k[i] = (int16_t)(30 + rng_below(rng, 30));
+		l->sigma_v[i] = (int16_t)(30 + rng_below(rng, 30));
+		l->base_k[i] = l->base_v[i] = 60;
+	}
+	random_matrix(rng, &l->value_map, -5);
+	random_matrix(rng, &l->gain_k, -8);
+	random_matrix(rng, &l->gain_v, -8);
+}
+
+struct mspec_params *random_params_new(struct rng *rng, const struct mspec_model *m, uint32_t dtype,
+				       bool ids, struct mspec_precision precision)
+{
+	struct mspec_params *p = NULL;
+
+	if (mspec_params_new(m, dtype, precision, &p) < 0)
+		abort();
+	p->ids = ids;
+	for (uint32_t i = 0; i < m->config.hidden; i++)
+		p->start[i] = (int32_t)rng_below(rng, 1u << 16) - (1 << 15);
+	for (uint32_t i = 0; i < m->config.layers; i++) {
+		p->scale_k[i] = p->scale_v[i] = 1;
+		random_layer(rng, &m->config, &p->layers[i]);
+	}
+	return p;
+}
