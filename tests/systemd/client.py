@@ -101,16 +101,19 @@ def go_on(seconds):
 
 def until_gone():
     session, ns = open_session()
-    number = 1 << 33
+    number, canceled = 1 << 33, 0
     print("begun", flush=True)
-    try:
-        while True:
+    while True:
+        try:
             step(session, ns, number)
             number += 1
-    except skvc.SkvcError as error:
-        if error.errno != errno.EPIPE:
-            raise
-    print(f"{number - (1 << 33)} blocks, then EPIPE")
+        except skvc.SkvcError as error:
+            if error.errno == errno.EPIPE:
+                break
+            if error.errno != errno.ECANCELED:
+                raise
+            canceled += 1  # the daemon is stopping, and says so before it goes
+    print(f"{number - (1 << 33)} blocks, {canceled} canceled, then EPIPE")
 
 
 def freeze(pid):
