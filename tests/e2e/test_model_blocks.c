@@ -367,13 +367,21 @@ static void test_from_nvme(void **state)
 /* Until nothing is written any more. */
 static uint64_t blocks_on_nvme(void)
 {
-	uint64_t n = 0, before;
+	uint64_t n = 0, written = 0, before, written_before;
+	unsigned quiet = 0;
 
-	do {
+	/* What names their namespace and has their profile is written soon after them. */
+	while (quiet < 15) {
 		before = n;
+		written_before = written;
 		private_daemon_sleep_ms(100);
 		n = daemon_stats_now(&daemon_, "blocks_nvme");
-	} while (n != before || !n || daemon_stats_now(&daemon_, "nvme_inflight"));
+		written = daemon_stats_now(&daemon_, "nvme_written_bytes");
+		quiet = n && n == before && written == written_before &&
+					!daemon_stats_now(&daemon_, "nvme_inflight")
+				? quiet + 1
+				: 0;
+	}
 	return n;
 }
 
