@@ -396,7 +396,7 @@ static void killed(struct world *w)
 	if (rng_one_in(&w->rng, 2))
 		quiesce(w);
 	else /* notes of what was forgotten; what is being written may be or not */
-		for (unsigned i = 0; i < 50; i++) {
+		for (unsigned i = 0; i < 50 || (nvme_log_notes(w->rig.log) && i < 20000); i++) {
 			log_rig_turn(&w->rig, MS);
 			nvme_log_tick(w->rig.log, w->now_ns);
 		}
