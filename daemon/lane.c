@@ -465,9 +465,8 @@ static int start_tasks(struct lane *lane)
 			return -ENOMEM;
 		task_put(lane, &lane->task[i]);
 	}
+	model_fit_start(lane);
 	r = sequences_start(lane);
-	if (r == 0)
-		r = model_fit_start(lane);
 	return r < 0 ? r : recode_start(lane);
 }
 

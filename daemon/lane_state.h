@@ -432,6 +432,11 @@ unsigned request_poll(struct lane *lane); /* take what the device finished */
 struct task *task_get(struct lane *lane);
 void task_put(struct lane *lane, struct task *task); /* nothing of it is in use any more */
 int task_start(struct lane *lane, struct task *task, struct device *device); /* as device's start */
+/* Bytes before the payload in the block's record: the index knows all that its header says. */
+uint64_t block_payload_off(const struct lane *lane, const struct block *b);
+/* d is to decode the block, whose record lies at `record`: in its slot of the host pool, or of the GPU's. */
+void task_decodes(const struct lane *lane, struct device_task *d, const struct block *b,
+		  const void *record);
 void task_queue_push(struct task_queue *q, struct task *task);
 struct task *task_queue_pop(struct task_queue *q); /* NULL: empty */
 
@@ -608,7 +613,7 @@ void sequences_give_back(struct lane *lane, struct lane_sequence **pq); /* takes
 void sequences_task_done(struct lane *lane, struct task *task);
 
 /* model_fit.c */
-int model_fit_start(struct lane *lane);
+void model_fit_start(struct lane *lane);
 void model_fit_stop(struct lane *lane);
 unsigned model_fit_run(struct lane *lane);
 void model_fit_gathered(struct lane *lane, struct task *task);

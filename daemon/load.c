@@ -13,7 +13,6 @@
 #include <errno.h>
 
 #include "daemon/lane_state.h"
-#include "daemon/record.h"
 
 void load_begin(struct lane *lane, struct session *s, const struct job_regions *regions,
 		const struct skvc_abi_sqe *sqe, const uint32_t *pages, struct skvc_abi_cqe *cqe,
@@ -66,23 +65,17 @@ static void fail_item(struct lane *lane, struct job *job, uint32_t i, int32_t re
 
 /* ---- start ---- */
 
-/* The payload of the block's record, wherever that lies: the index knows all that its header says. */
+/* The payload of the block's record, wherever that lies. */
 static void read_payload(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
 	const struct block *b = index_block(lane->index, job->items[t->item].block);
 	int on_gpu = t->of_gpu && b->gpu_slot != POOL_NONE;
-	uint32_t tokens = b->flags & BLOCK_HAS_TOKENS ? job->ns->geom.block_tokens : 0;
-	uint64_t off = record_payload_off(tokens);
 
-	t->dev.in = (uint8_t *)(on_gpu ? pool_ptr(lane->gpu_pool, b->gpu_slot)
-				       : pool_ptr(lane->pool, b->slot)) +
-		    off;
+	task_decodes(lane, &t->dev, b,
+		     on_gpu ? pool_ptr(lane->gpu_pool, b->gpu_slot)
+			    : pool_ptr(lane->pool, b->slot));
 	t->dev.in_place = on_gpu ? DEVICE_PLACE_DEVICE : DEVICE_PLACE_HOST;
-	t->dev.in_bytes = b->record_bytes - b->padding_bytes - off;
-	t->dev.profile = b->profile ? profiles_of_block(lane, b)->p : NULL;
-	t->dev.expect_xxh3 = b->raw_xxh3;
-	t->dev.position = b->position;
 	if (b->model)
 		t->dev.sequence = job->sequence->s;
 }

@@ -23,10 +23,9 @@
 #define MODEL_FIT_CHAIN_TOKENS 1024u	/* of one sequence: many say more than one long one */
 #define MODEL_FIT_TOKENS_MIN 64u
 
-int model_fit_start(struct lane *lane)
+void model_fit_start(struct lane *lane)
 {
 	lane->model_fit.task.raw_slot = POOL_NONE;
-	return 0;
 }
 
 static void over(struct lane *lane)
@@ -164,7 +163,6 @@ static void gather(struct lane *lane)
 	const struct namespace *ns = f->ns;
 	const struct sequence_step *e = &f->entry[f->next];
 	const struct block *b = index_block(lane->index, e->block);
-	uint64_t off = record_payload_off(ns->geom.block_tokens);
 	const uint8_t *slot;
 
 	if (b->generation != e->generation || !fits(b)) {
@@ -180,15 +178,8 @@ static void gather(struct lane *lane)
 					    .blocks_count = 1 };
 	f->task.kind = TASK_GATHER;
 	f->task.block = e->block;
-	f->task.dev = (struct device_task){
-		.op = DEVICE_DECODE,
-		.region = &f->packed,
-		.in = slot + off,
-		.in_bytes = b->record_bytes - b->padding_bytes - off,
-		.profile = b->profile ? profiles_of_block(lane, b)->p : NULL,
-		.expect_xxh3 = b->raw_xxh3,
-		.background = 1,
-	};
+	f->task.dev = (struct device_task){ .region = &f->packed, .background = 1 };
+	task_decodes(lane, &f->task.dev, b, slot);
 	tier_hold(lane, e->block);
 	if (task_start(lane, &f->task, lane->device) < 0)
 		tier_unhold(lane, e->block);

@@ -145,12 +145,6 @@ static uint32_t find(struct lane *lane)
 
 /* ---- steps ---- */
 
-static uint64_t payload_off(const struct lane *lane, const struct block *b)
-{
-	return record_payload_off(b->flags & BLOCK_HAS_TOKENS ? lane->ns[b->ns]->geom.block_tokens
-							      : 0);
-}
-
 static uint32_t generation(const struct lane *lane, uint32_t id)
 {
 	return id == BLOCK_NONE ? 0 : index_block(lane->index, id)->generation;
@@ -198,22 +192,15 @@ static void give_up(struct lane *lane)
 
 static void step_decode(struct lane *lane, const struct block *b, struct device_task *d)
 {
-	uint64_t off = payload_off(lane, b);
-
-	*d = (struct device_task){
-		.op = DEVICE_DECODE,
-		.in = (uint8_t *)pool_ptr(lane->pool, b->slot) + off,
-		.in_bytes = b->record_bytes - b->padding_bytes - off,
-		.profile = b->profile ? profiles_of_block(lane, b)->p : NULL,
-		.expect_xxh3 = b->raw_xxh3,
-	};
+	*d = (struct device_task){ 0 };
+	task_decodes(lane, d, b, pool_ptr(lane->pool, b->slot));
 }
 
 static void step_encode(struct lane *lane, const struct block *b, struct device_task *d)
 {
 	struct recode *r = &lane->recode;
 	struct task *t = &r->task;
-	uint64_t off = payload_off(lane, b);
+	uint64_t off = block_payload_off(lane, b);
 
 	*d = (struct device_task){
 		.op = DEVICE_ENCODE,
@@ -238,7 +225,7 @@ static void step_check(struct lane *lane, const struct block *b, struct device_t
 	       lane->ns[b->ns]->geom.raw_bytes); /* not what lies there anyway */
 	*d = (struct device_task){
 		.op = DEVICE_DECODE,
-		.in = t->staging + payload_off(lane, b),
+		.in = t->staging + block_payload_off(lane, b),
 		.in_bytes = t->info.encoded_bytes,
 		.profile = t->info.speculator >= CODEC_SPEC_CHANNEL ? t->profile->p : NULL,
 		.sequence = lane->recode.sequence ? lane->recode.sequence->s : NULL,
@@ -324,7 +311,7 @@ static void build_record(const struct lane *lane, const struct block *b)
 	const struct task *t = &lane->recode.task;
 	struct record_header *h = (struct record_header *)t->staging;
 
-	memcpy(t->staging, pool_ptr(lane->pool, b->slot), payload_off(lane, b));
+	memcpy(t->staging, pool_ptr(lane->pool, b->slot), block_payload_off(lane, b));
 	h->speculator = t->info.speculator;
 	h->payload_bytes = (uint32_t)t->info.encoded_bytes;
 	memset(h->profile_digest, 0, sizeof(h->profile_digest));
@@ -337,7 +324,7 @@ static void encoded(struct lane *lane)
 {
 	struct recode *r = &lane->recode;
 	const struct block *b = index_block(lane->index, r->block);
-	uint64_t bytes = payload_off(lane, b) + r->task.dev.info.encoded_bytes;
+	uint64_t bytes = block_payload_off(lane, b) + r->task.dev.info.encoded_bytes;
 
 	r->task.info = r->task.dev.info;
 	profiles_seen(lane, lane->ns[b->ns], r->task.profile, r->task.dev.speculator,
@@ -398,7 +385,8 @@ static void checked(struct lane *lane)
 	struct recode *r = &lane->recode;
 	struct task *t = &r->task;
 	struct block *b = index_block(lane->index, r->block);
-	uint64_t bytes = payload_off(lane, b) + t->info.encoded_bytes, before = b->record_bytes;
+	uint64_t bytes = block_payload_off(lane, b) + t->info.encoded_bytes,
+		 before = b->record_bytes;
 
 	if (b->refs > 1) { /* somebody has come: his the old record is */
 		give_up(lane);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/record.h"
 
 #define REQUEST_POLL_BATCH 64u
 
@@ -88,6 +89,25 @@ void task_put(struct lane *lane, struct task *t)
 	if (!q->tail)
 		q->tail = t;
 	q->count++;
+}
+
+uint64_t block_payload_off(const struct lane *lane, const struct block *b)
+{
+	return record_payload_off(b->flags & BLOCK_HAS_TOKENS ? lane->ns[b->ns]->geom.block_tokens
+							      : 0);
+}
+
+void task_decodes(const struct lane *lane, struct device_task *d, const struct block *b,
+		  const void *record)
+{
+	uint64_t off = block_payload_off(lane, b);
+
+	d->op = DEVICE_DECODE;
+	d->in = (const uint8_t *)record + off;
+	d->in_bytes = b->record_bytes - b->padding_bytes - off;
+	d->profile = b->profile ? profiles_of_block(lane, b)->p : NULL;
+	d->expect_xxh3 = b->raw_xxh3;
+	d->position = b->position;
 }
 
 int task_start(struct lane *lane, struct task *t, struct device *device)

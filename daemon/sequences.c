@@ -17,7 +17,6 @@
 #include <sys/mman.h>
 
 #include "daemon/lane_state.h"
-#include "daemon/record.h"
 
 /* ---- places ---- */
 
@@ -218,23 +217,14 @@ static int within_reach(struct lane *lane, const struct lane_sequence *q, uint32
 static int start_step(struct lane *lane, struct lane_sequence *q, uint32_t id)
 {
 	const struct block *b = index_block(lane->index, id);
-	uint64_t off = record_payload_off(b->flags & BLOCK_HAS_TOKENS ? q->ns->geom.block_tokens
-								      : 0);
 	int r;
 
 	q->task.kind = TASK_SEQUENCE;
 	q->task.block = id;
-	q->task.dev = (struct device_task){
-		.op = DEVICE_DECODE,
-		.region = &q->packed,
-		.sequence = q->s,
-		.position = b->position,
-		.in = (uint8_t *)pool_ptr(lane->pool, b->slot) + off,
-		.in_bytes = b->record_bytes - b->padding_bytes - off,
-		.profile = b->profile ? profiles_of_block(lane, b)->p : NULL,
-		.expect_xxh3 = b->raw_xxh3,
-		.background = q->background,
-	};
+	q->task.dev = (struct device_task){ .region = &q->packed,
+					    .sequence = q->s,
+					    .background = q->background };
+	task_decodes(lane, &q->task.dev, b, pool_ptr(lane->pool, b->slot));
 	r = task_start(lane, &q->task, lane->device);
 	if (r == 0) {
 		lane->sequence_steps++;

@@ -337,25 +337,32 @@ static void test_without_its_prefix_a_miss(void **state)
 	skvc_close(w.session);
 }
 
-static void test_from_nvme(void **state)
+/* Blocks coded with the model, and others of another engine that push them out of host memory. */
+static void spilled(struct worker *w, struct engine *p)
 {
 	struct engine_options push = {
 		.seed = 4, .model = "push", .layers = 16, .heads = 4, .blocks = 32
 	};
 	struct skvc_completion c;
+
+	start(96u << 20, "host.spill_percent=1");
+	add_model();
+	worker_open(w);
+	for (uint32_t chain = 0; chain < CHAINS; chain++)
+		assert_int_equal(store(w, chain, 0, BLOCKS).count, BLOCKS);
+	is("model_blocks", CHAINS * BLOCKS);
+	assert_ok(engine_open(p, daemon_.socket, &push));
+	for (uint64_t chain = 0; chain < 4; chain++)
+		assert_ok(engine_store(p, chain, 0, 32, &c));
+}
+
+static void test_from_nvme(void **state)
+{
 	struct engine p;
 	struct worker w;
 
 	(void)state;
-	start(96u << 20, "host.spill_percent=1");
-	add_model();
-	worker_open(&w);
-	for (uint32_t chain = 0; chain < CHAINS; chain++)
-		assert_int_equal(store(&w, chain, 0, BLOCKS).count, BLOCKS);
-	is("model_blocks", CHAINS * BLOCKS);
-	assert_ok(engine_open(&p, daemon_.socket, &push));
-	for (uint64_t chain = 0; chain < 4; chain++)
-		assert_ok(engine_store(&p, chain, 0, 32, &c));
+	spilled(&w, &p);
 	for (uint32_t chain = 0; chain < CHAINS; chain++)
 		fetch(&w, chain, chain, BLOCKS - chain);
 	assert_true(daemon_stats_now(&daemon_, "fetch_blocks") > 0);
@@ -388,25 +395,13 @@ static uint64_t blocks_on_nvme(void)
 /* The daemon is killed: the blocks, their profile and how they hang together come back, and then the model. */
 static void test_found_again(void **state)
 {
-	struct engine_options push = {
-		.seed = 4, .model = "push", .layers = 16, .heads = 4, .blocks = 32
-	};
-	struct skvc_completion c;
 	uint64_t until, on_nvme;
 	char text[16384];
 	struct engine p;
 	struct worker w;
 
 	(void)state;
-	start(96u << 20, "host.spill_percent=1");
-	add_model();
-	worker_open(&w);
-	for (uint32_t chain = 0; chain < CHAINS; chain++)
-		assert_int_equal(store(&w, chain, 0, BLOCKS).count, BLOCKS);
-	is("model_blocks", CHAINS * BLOCKS);
-	assert_ok(engine_open(&p, daemon_.socket, &push));
-	for (uint64_t chain = 0; chain < 4; chain++)
-		assert_ok(engine_store(&p, chain, 0, 32, &c));
+	spilled(&w, &p);
 	on_nvme = blocks_on_nvme();
 	private_daemon_kill(&daemon_, SIGKILL);
 	engine_close(&p);
