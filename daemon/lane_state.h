@@ -627,6 +627,8 @@ int recode_wants(const struct lane *lane, const struct block *b);
 int recode_pending(const struct lane *lane, const struct block *b);
 unsigned recode_run(struct lane *lane);
 void recode_task_done(struct lane *lane, struct task *task);
+int recode_make_way(
+	struct lane *lane); /* nothing is held for it now: 1; a step runs, and ends soon: 0 */
 int recode_waits(const struct lane *lane); /* look at it again soon, though nobody wakes the lane */
 
 /* evict.c */

@@ -457,6 +457,19 @@ int recode_waits(const struct lane *lane)
 	return lane->recode.step != RECODE_NONE || lane->recode.look || lane->recode.left;
 }
 
+/* What is held is no victim, and a chain is kept by its leaf: the coldest one would outlive all others. */
+int recode_make_way(struct lane *lane)
+{
+	struct recode *r = &lane->recode;
+
+	if (r->step == RECODE_NONE)
+		return 1;
+	if (r->running)
+		return 0;
+	give_up(lane);
+	return 1;
+}
+
 unsigned recode_run(struct lane *lane)
 {
 	struct recode *r = &lane->recode;
@@ -476,7 +489,7 @@ unsigned recode_run(struct lane *lane)
 		}
 		return recode_idle(lane) ? (unsigned)start_step(lane) : 0;
 	}
-	if (lane->stopping || !recode_idle(lane))
+	if (lane->stopping || lane->evict.running || !recode_idle(lane))
 		return 0;
 	id = find(lane);
 	if (id != BLOCK_NONE)

@@ -295,8 +295,11 @@ uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
 /* One slot freed: 1; nothing may go now: 0. */
 static int free_a_slot(struct lane *lane)
 {
-	uint32_t id = tier_coldest(lane, &lane->clean, NULL);
+	uint32_t id;
 
+	if (lane->jobs_count) /* else it may be for a prefix that recode itself waits for */
+		(void)recode_make_way(lane);
+	id = tier_coldest(lane, &lane->clean, NULL);
 	if (id == BLOCK_NONE && !tier_has_nvme(lane))
 		id = tier_coldest(lane, &lane->dirty, NULL);
 	if (id == BLOCK_NONE)
@@ -329,6 +332,7 @@ static int evict_first(struct lane *lane, const struct block_list *const lists[]
 {
 	uint32_t id = BLOCK_NONE;
 
+	(void)recode_make_way(lane);
 	for (unsigned i = 0; i < 3 && id == BLOCK_NONE; i++)
 		id = tier_coldest(lane, lists[i], tenant);
 	if (id == BLOCK_NONE)
