@@ -58,6 +58,22 @@ struct lane_saved_ns {
 	const struct codec_segment *segments;
 };
 
+/* A rate of the planner; lane writes, control reads. */
+struct plan_shown_rate {
+	_Atomic uint64_t bytes_per_s;
+	_Atomic uint64_t samples; /* 0: assumed */
+};
+
+/* The last ones: device, then encode or decode, then speculator. */
+enum plan_shown {
+	PLAN_SHOWN_COPY,
+	PLAN_SHOWN_LINK,
+	PLAN_SHOWN_NVME_READ,
+	PLAN_SHOWN_NVME_WRITE,
+	PLAN_SHOWN_CODE,
+	PLAN_SHOWN_RATES = PLAN_SHOWN_CODE + 2 * 2 * CODEC_SPEC_COUNT
+};
+
 /* How blocks that are found on NVMe get their namespaces back; called by lane_start() only. */
 struct lane_restore {
 	int (*ns)(void *user, const struct lane_saved_ns *saved, struct namespace **ret_ns);
@@ -81,6 +97,7 @@ uint64_t lane_block_bytes_max(
 	const struct lane *lane); /* the largest raw block a namespace may have */
 /* The GPU, or NULL.  Control may use its import calls; everything else is the lane's. */
 struct device *lane_gpu(const struct lane *lane);
+const struct plan_shown_rate *lane_plan_rates(const struct lane *lane); /* [PLAN_SHOWN_RATES] */
 /* Grows while the lane makes progress or sleeps with nothing to do: what a watchdog may rely on. */
 uint64_t lane_heartbeat(const struct lane *lane);
 

@@ -33,6 +33,9 @@ DAEMON_SRCS := \
 	daemon/nvme_recover.c \
 	daemon/persist.c \
 	daemon/placement.c \
+	daemon/plan.c \
+	daemon/planner.c \
+	daemon/planner_probe.c \
 	daemon/policy.c \
 	daemon/policy_worth.c \
 	daemon/pool.c \
