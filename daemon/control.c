@@ -642,6 +642,11 @@ uint64_t control_reason(const struct control *control, uint16_t reason)
 	       atomic_load_explicit(&control->stats.reason[reason], memory_order_relaxed);
 }
 
+const struct plan_shown_rate *control_plan_rates(const struct control *control)
+{
+	return lane_plan_rates(control->lane);
+}
+
 const struct stats *control_lane_stats(const struct control *control)
 {
 	return lane_stats(control->lane);

@@ -72,6 +72,7 @@ const struct session *control_session(const struct control *control,
 				      uint32_t slot);			/* NULL: free */
 uint64_t control_stat(const struct control *control, enum stats_id id); /* the lane's and our own */
 uint64_t control_reason(const struct control *control, uint16_t reason);
+const struct plan_shown_rate *control_plan_rates(const struct control *control);
 const struct stats *control_lane_stats(const struct control *control); /* histograms */
 const char *control_health(
 	const struct control *control); /* "ok", "degraded", "draining" or "stopping" */

@@ -610,7 +610,8 @@ void profiles_take_shipped(struct lane *lane, struct namespace *ns); /* if there
 void plan_start(struct lane *lane);
 void plan_task_done(struct lane *lane, const struct task *task); /* before its kind's own */
 void plan_block_coded(struct namespace *ns, uint8_t speculator, uint64_t coded_bytes);
-void plan_stored(struct lane *lane, const struct namespace *ns);
+void plan_look(struct lane *lane, struct namespace *ns); /* again, when it is a while ago */
+void plan_stored(struct lane *lane, struct namespace *ns);
 void plan_evicted(struct lane *lane, uint32_t block); /* for room */
 void plan_read_begins(struct lane *lane);
 void plan_read_ends(struct lane *lane, uint64_t bytes); /* 0: it failed */
@@ -619,8 +620,9 @@ void plan_write_ends(struct lane *lane, uint64_t bytes);
 uint8_t plan_speculator(struct lane *lane,
 			struct namespace *ns); /* for blocks that may take their time */
 uint8_t plan_store_speculator(struct lane *lane, struct namespace *ns);
-/* ns that restoring the block saves against computing it: negative when the engine is quicker. */
-double plan_gain_ns(const struct lane *lane, const struct namespace *ns, const struct block *b);
+/* Of a prefix's blocks, how many are sooner restored than computed; all when the engine has not said its rate. */
+uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,
+			      const uint32_t *blocks, uint32_t count);
 
 /* sequences.c */
 int sequences_start(struct lane *lane);

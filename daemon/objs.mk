@@ -3,6 +3,7 @@ DAEMON_SRCS := \
 	daemon/arena.c \
 	daemon/bus.c \
 	daemon/bus_lists.c \
+	daemon/bus_plan.c \
 	daemon/client.c \
 	daemon/client_gpu.c \
 	daemon/client_request.c \

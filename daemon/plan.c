@@ -117,11 +117,6 @@ void plan_block_coded(struct namespace *ns, uint8_t speculator, uint64_t coded_b
 	*r = *r > 0 ? *r + (ratio - *r) / 16 : ratio;
 }
 
-void plan_stored(struct lane *lane, const struct namespace *ns)
-{
-	plan_demand_stored(&lane->plan.demand, lane->now_ns, ns->geom.raw_bytes);
-}
-
 void plan_evicted(struct lane *lane, uint32_t id)
 {
 	const struct namespace *ns = lane->ns[index_block(lane->index, id)->ns];
@@ -223,7 +218,7 @@ static void show_weights(struct lane *lane, struct namespace *ns, const struct p
 	}
 }
 
-static void look(struct lane *lane, struct namespace *ns)
+void plan_look(struct lane *lane, struct namespace *ns)
 {
 	struct plan_blocks b;
 	struct plan_room room;
@@ -247,15 +242,21 @@ static void look(struct lane *lane, struct namespace *ns)
 	atomic_store_explicit(&ns->plan_chosen, ns->plan_speculator, memory_order_relaxed);
 }
 
+void plan_stored(struct lane *lane, struct namespace *ns)
+{
+	plan_demand_stored(&lane->plan.demand, lane->now_ns, ns->geom.raw_bytes);
+	plan_look(lane, ns);
+}
+
 uint8_t plan_speculator(struct lane *lane, struct namespace *ns)
 {
-	look(lane, ns);
+	plan_look(lane, ns);
 	return ns->plan_speculator;
 }
 
 uint8_t plan_store_speculator(struct lane *lane, struct namespace *ns)
 {
-	look(lane, ns);
+	plan_look(lane, ns);
 	if (ns->plan_speculator != CODEC_SPEC_LAYER || !ns->plan_squeezed ||
 	    plan_demand_busy(&lane->plan.demand, &lane->plan.machine, coder(lane), CODEC_SPEC_LAYER,
 			     lane->now_ns) > STORE_BUSY_MAX)
@@ -263,16 +264,34 @@ uint8_t plan_store_speculator(struct lane *lane, struct namespace *ns)
 	return CODEC_SPEC_LAYER;
 }
 
-/* Is it quicker to compute the block again?  gain: ns that restoring it saves, or loses. */
-double plan_gain_ns(const struct lane *lane, const struct namespace *ns, const struct block *b)
+static double restore_ns(const struct lane *lane, const struct plan_blocks *blocks,
+			 const struct block *b)
 {
+	const struct plan_machine *m = &lane->plan.machine;
 	uint8_t s = block_speculator(b);
-	struct plan_blocks blocks;
-	double restore_ns;
 
+	return b->state == BLOCK_RESIDENT ? plan_host_ns(m, blocks, s, b->record_bytes)
+					  : plan_nvme_ns(m, blocks, s, b->record_bytes);
+}
+
+uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,
+			      const uint32_t *ids, uint32_t count)
+{
+	struct plan_blocks blocks;
+	double saved_ns = 0, best_ns = 0, prefill_ns;
+	uint32_t best = 0;
+
+	if (!atomic_load_explicit(&ns->prefill_tokens_per_s, memory_order_relaxed))
+		return count;
 	blocks_of(lane, ns, &blocks);
-	restore_ns = b->state == BLOCK_RESIDENT
-			     ? plan_host_ns(&lane->plan.machine, &blocks, s, b->record_bytes)
-			     : plan_nvme_ns(&lane->plan.machine, &blocks, s, b->record_bytes);
-	return plan_prefill_ns(&blocks) - restore_ns;
+	prefill_ns = plan_prefill_ns(&blocks);
+	for (uint32_t i = 0; i < count; i++) {
+		saved_ns += prefill_ns -
+			    restore_ns(lane, &blocks, index_block(lane->index, ids[i]));
+		if (saved_ns > best_ns) {
+			best_ns = saved_ns;
+			best = i + 1;
+		}
+	}
+	return best;
 }

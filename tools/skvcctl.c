@@ -6,6 +6,7 @@
 #include "tools/skvcctl_change.h"
 #include "tools/skvcctl_doctor.h"
 #include "tools/skvcctl_explain.h"
+#include "tools/skvcctl_plan.h"
 #include "tools/skvcctl_top.h"
 
 #include <errno.h>
@@ -26,6 +27,7 @@ static const char usage_text[] =
 	"  profiles               what namespaces are compressed with, and how well\n"
 	"  models, sessions, tenants\n"
 	"  explain [WORD]         what a reason or a counter means, and what to do\n"
+	"  plan, explain --plan   what was measured, and how blocks are coded for it\n"
 	"  ping, version          does it answer; which versions are these\n"
 	"  doctor                 is this machine fit for skvcd, and how to mend it\n"
 	"As root or the daemon's own user:\n"
@@ -50,6 +52,7 @@ struct options {
 	struct skvcctl_source source;
 	bool json;
 	bool prometheus;
+	bool plan;	    /* explain */
 	const char *config; /* doctor; NULL: the default one */
 	unsigned watch_s;   /* 0: once */
 };
@@ -80,6 +83,7 @@ static const struct command commands[] = {
 	{ "sessions", SKVCCTL_GET_SESSIONS, skvcctl_print_sessions },
 	{ "tenants", SKVCCTL_GET_TENANTS, skvcctl_print_tenants },
 	{ "models", SKVCCTL_GET_MODELS, skvcctl_print_models },
+	{ "plan", SKVCCTL_GET_PLAN, skvcctl_print_plan },
 	{ "ping", SKVCCTL_GET_VERSION, print_ping },
 	{ "version", SKVCCTL_GET_VERSION, print_version },
 };
@@ -110,13 +114,14 @@ static int parse_watch(const char *arg, unsigned *ret_s)
 /* Returns -1 to go on, or the exit status. */
 static int parse_options(int argc, char **argv, struct options *o)
 {
-	enum { OPT_SYSTEM = 256, OPT_PROMETHEUS };
+	enum { OPT_SYSTEM = 256, OPT_PROMETHEUS, OPT_PLAN };
 	static const struct option longs[] = {
 		{ "bus", required_argument, NULL, 'b' },
 		{ "config", required_argument, NULL, 'c' },
 		{ "system", no_argument, NULL, OPT_SYSTEM },
 		{ "json", no_argument, NULL, 'j' },
 		{ "prometheus", no_argument, NULL, OPT_PROMETHEUS },
+		{ "plan", no_argument, NULL, OPT_PLAN },
 		{ "watch", optional_argument, NULL, 'w' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' },
@@ -137,6 +142,9 @@ static int parse_options(int argc, char **argv, struct options *o)
 			break;
 		case OPT_PROMETHEUS:
 			o->prometheus = true;
+			break;
+		case OPT_PLAN:
+			o->plan = true;
 			break;
 		case 'j':
 			o->json = true;
@@ -252,6 +260,7 @@ static int explain(const struct options *o, const char *word)
 
 int main(int argc, char **argv)
 {
+	static char plan[] = "plan";
 	struct options o = { .source = { .path = getenv("SKVC_BUS") } };
 	int r;
 
@@ -262,6 +271,10 @@ int main(int argc, char **argv)
 		return r;
 	if (optind == argc)
 		return usage_error("a command is missing", "");
+	if (o.plan && (strcmp(argv[optind], "explain") != 0 || argc - optind > 1))
+		return usage_error("--plan is for explain, by itself", "");
+	if (o.plan)
+		argv[optind] = plan;
 	r = skvcctl_change(&o.source, argc - optind, argv + optind);
 	if (r >= 0)
 		return r;

@@ -38,6 +38,8 @@ static const struct {
 	{ "profile-gone", "nothing: the block is computed and stored again" },
 	{ "model-gone", "skvcctl model add NAME FOLDER with the model that coded it" },
 	{ "prefix-gone", "nothing: a block before it was evicted, so it is computed again" },
+	{ "recompute",
+	  "nothing: skvcctl explain --plan shows what restoring takes, and what the engine said" },
 	{ "ring-overrun", "the client is broken: it publishes more than its ring holds" },
 	{ "bad-message", "the client is broken, or no client of skvcd: see its pid in the log" },
 };

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * skvcctl_plan.h - how the daemon decides what blocks are coded with.  p: with SKVCCTL_GET_PLAN.
+ */
+#ifndef SKVCD_TOOLS_SKVCCTL_PLAN_H
+#define SKVCD_TOOLS_SKVCCTL_PLAN_H
+
+#include <cjson/cJSON.h>
+
+#include "tools/skvcctl.h"
+
+void skvcctl_print_plan(const struct skvcctl_picture *p, FILE *out);
+void skvcctl_add_plan(cJSON *root, const struct skvcctl_picture *p);
+
+#endif
