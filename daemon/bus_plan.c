@@ -60,7 +60,8 @@ static int append_ways(sd_bus_message *m, const struct namespace *ns)
 				load(&ns->prefill_tokens_per_s), codec_speculator_name((uint8_t)s),
 				load(&w->ratio_milli), load(&w->host_milli), load(&w->nvme_milli),
 				load(&w->host_ns), load(&w->nvme_ns), load(&w->gone_ns),
-				load(&w->expected_ns), (int)load(&w->assumed), (int)(s && s == chosen));
+				load(&w->expected_ns), (int)load(&w->assumed),
+				(int)(s && s == chosen));
 	}
 	return r;
 }
