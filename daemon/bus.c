@@ -390,6 +390,8 @@ static const sd_bus_vtable bus_vtable[] = {
 	SD_BUS_METHOD_WITH_ARGS("Evict", SD_BUS_ARGS("s", tenant, "u", ns),
 				SD_BUS_RESULT("t", blocks, "t", bytes, "t", kept_blocks), on_evict,
 				0),
+	SD_BUS_METHOD_WITH_ARGS("FindBlock", SD_BUS_ARGS("s", key, "u", group),
+				SD_BUS_RESULT("a(ussbuuutttt)", blocks), bus_on_find_block, 0),
 	SD_BUS_METHOD_WITH_ARGS("Drain", SD_BUS_ARGS("b", on), SD_BUS_NO_RESULT, on_drain, 0),
 	SD_BUS_METHOD_WITH_ARGS("Reload", SD_BUS_NO_ARGS, SD_BUS_RESULT("s", text), on_reload, 0),
 	SD_BUS_METHOD_WITH_ARGS("ListSessions", SD_BUS_NO_ARGS,

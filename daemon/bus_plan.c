@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bus_plan.c - the planner's numbers on the bus: what was measured, and what each way to code a namespace's blocks
- * would mean.  Control thread; reads what the lane shows.
+ * bus_plan.c - the planner's numbers on the bus: what was measured, what each way to code a namespace's blocks would
+ * mean, and where a block is.  Control thread; reads what the lane shows, but for that last question.
  */
 #include "daemon/bus_internal.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 static uint64_t load(const _Atomic uint64_t *word)
 {
@@ -83,4 +85,89 @@ int bus_on_get_plan(sd_bus_message *call, void *user, sd_bus_error *error)
 	if (r >= 0)
 		r = sd_bus_message_close_container(reply);
 	return bus_reply_send(reply, r);
+}
+
+/* ---- one block ---- */
+
+static int hex_digit(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	if (c >= 'a' && c <= 'f')
+		return c - 'a' + 10;
+	return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+static int parse_key(const char *hex, uint32_t group, struct skvc_abi_key *ret)
+{
+	size_t len = strlen(hex);
+
+	if (len % 2 || len < 2 * SKVC_ABI_KEY_BYTES_MIN || len > 2 * SKVC_ABI_KEY_BYTES)
+		return -EINVAL;
+	*ret = (struct skvc_abi_key){ .group = group, .len = (uint8_t)(len / 2) };
+	for (size_t i = 0; i < len / 2; i++) {
+		int high = hex_digit(hex[2 * i]), low = hex_digit(hex[2 * i + 1]);
+
+		if (high < 0 || low < 0)
+			return -EINVAL;
+		ret->bytes[i] = (uint8_t)(high << 4 | low);
+	}
+	return 0;
+}
+
+static int append_found(sd_bus_message *m, const struct lane_found *f)
+{
+	static const char *const where[] = {
+		[LANE_WHERE_GPU] = "gpu",
+		[LANE_WHERE_HOST] = "host",
+		[LANE_WHERE_NVME] = "nvme",
+		[LANE_WHERE_FETCHING] = "fetching",
+	};
+
+	return sd_bus_message_append(m, "(ussbuuutttt)", f->ns, where[f->where],
+				     codec_speculator_name(f->speculator), (int)f->on_nvme,
+				     f->position, f->holders, f->children, f->record_bytes,
+				     f->pinned_ns, f->restore_ns, f->prefill_ns);
+}
+
+/* The call waits for its answer here; NULL: the daemon ends first, and so does the connection. */
+static void found(void *user, const struct lane_question *q)
+{
+	sd_bus_message *call = user, *reply = NULL;
+	int r;
+
+	if (q) {
+		r = bus_reply_new(call, &reply);
+		if (r >= 0)
+			r = sd_bus_message_open_container(reply, 'a', "(ussbuuutttt)");
+		for (uint32_t i = 0; r >= 0 && i < q->count; i++)
+			r = append_found(reply, &q->found[i]);
+		if (r >= 0)
+			r = sd_bus_message_close_container(reply);
+		(void)bus_reply_send(reply, r);
+	}
+	sd_bus_message_unref(call);
+}
+
+int bus_on_find_block(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	struct bus *bus = user;
+	struct skvc_abi_key key;
+	const char *hex;
+	uint32_t group;
+	int r = bus_may_answer(call);
+
+	if (r >= 0)
+		r = sd_bus_message_read(call, "su", &hex, &group);
+	if (r < 0)
+		return r;
+	if (parse_key(hex, group, &key) < 0)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
+					 "a key is %u to %u bytes, in hexadecimal",
+					 SKVC_ABI_KEY_BYTES_MIN, SKVC_ABI_KEY_BYTES);
+	if (control_find(bus->control, &key, found, call) < 0)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED,
+					 "another question is being answered: try again");
+	sd_bus_message_ref(call);
+	return 1;
 }

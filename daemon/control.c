@@ -46,6 +46,9 @@ struct control {
 	uint32_t clients_count, clients_max;
 	sd_event_source *accept_source, *accept_timer, *mail_source, *flush_source, *stop_source;
 	bool stopping;
+	control_find_done find_done; /* NULL: nobody waits */
+	void *find_user;
+	struct lane_question question; /* the lane's until it is answered */
 	control_evict_done evict_done; /* NULL: nobody waits */
 	void *evict_user;
 	control_reload_fn reload;
@@ -325,6 +328,15 @@ static void evicted(struct control *control, const struct mail *mail)
 	done(control->evict_user, &result);
 }
 
+static void found(struct control *control)
+{
+	control_find_done done = control->find_done;
+
+	assert(done);
+	control->find_done = NULL;
+	done(control->find_user, &control->question);
+}
+
 static void one_mail(struct control *control, const struct mail *mail)
 {
 	struct session *s = mail->subject;
@@ -345,6 +357,9 @@ static void one_mail(struct control *control, const struct mail *mail)
 		return;
 	case LANE_EVICT:
 		evicted(control, mail);
+		return;
+	case LANE_FIND:
+		found(control);
 		return;
 	default:
 		assert(s->slot < control->config->sessions_max);
@@ -475,6 +490,8 @@ struct control *control_free(struct control *control)
 	assert(!control->clients_count);
 	if (control->evict_done)
 		control->evict_done(control->evict_user, NULL);
+	if (control->find_done)
+		control->find_done(control->find_user, NULL);
 	control->accept_source = drop(control->accept_source);
 	control->accept_timer = drop(control->accept_timer);
 	control->mail_source = drop(control->mail_source);
@@ -556,6 +573,18 @@ int control_evict(struct control *control, const char *tenant, uint32_t ns, cont
 	control->evict_done = done;
 	control->evict_user = user;
 	post(control, LANE_EVICT, t, ns == CONTROL_NS_ANY ? NULL : registry->namespaces[ns]);
+	return 0;
+}
+
+int control_find(struct control *control, const struct skvc_abi_key *key, control_find_done done,
+		 void *user)
+{
+	if (control->find_done || control->stopping)
+		return -EBUSY;
+	control->find_done = done;
+	control->find_user = user;
+	control->question = (struct lane_question){ .key = *key };
+	post(control, LANE_FIND, &control->question, NULL);
 	return 0;
 }
 

@@ -132,6 +132,10 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 	case LANE_EVICT:
 		evict_begin(lane, m);
 		break;
+	case LANE_FIND:
+		find_answer(lane, m->subject);
+		answer(lane, m, 0);
+		break;
 	case LANE_CONFIG:
 		config_copy_live(&lane->config, m->subject);
 		free(m->subject);

@@ -18,6 +18,7 @@
  *	profiles.c	profiles of a namespace: the newest, who uses the others, drift
  *	sequences.c	prefixes that blocks are coded after with model
  *	model_fit.c	parameters for model, fitted on what is stored
+ *	find.c		where a block is, for an operator
  *	plan.c		what things cost: rates, room, and which speculator follows
  *	recode.c	blocks coded again with a stronger speculator when there is time
  *	quota.c		compressed bytes charged to tenants
@@ -606,6 +607,9 @@ void profiles_seen(struct lane *lane, struct namespace *ns, struct ns_profile *n
 
 void profiles_take_shipped(struct lane *lane, struct namespace *ns); /* if there is one */
 
+/* find.c */
+void find_answer(const struct lane *lane, struct lane_question *question);
+
 /* plan.c */
 void plan_start(struct lane *lane);
 void plan_task_done(struct lane *lane, const struct task *task); /* before its kind's own */
@@ -620,6 +624,9 @@ void plan_write_ends(struct lane *lane, uint64_t bytes);
 uint8_t plan_speculator(struct lane *lane,
 			struct namespace *ns); /* for blocks that may take their time */
 uint8_t plan_store_speculator(struct lane *lane, struct namespace *ns);
+/* Expected, to restore the block and to compute it again; 0: its engine has not said. */
+void plan_of_block(const struct lane *lane, const struct namespace *ns, const struct block *b,
+		   uint64_t *ret_restore_ns, uint64_t *ret_prefill_ns);
 /* Of a prefix's blocks, how many are sooner restored than computed; all when the engine has not said its rate. */
 uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,
 			      const uint32_t *blocks, uint32_t count);

@@ -11,6 +11,7 @@ DAEMON_SRCS := \
 	daemon/config_table.c \
 	daemon/control.c \
 	daemon/evict.c \
+	daemon/find.c \
 	daemon/index.c \
 	daemon/intake.c \
 	daemon/lane.c \

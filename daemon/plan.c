@@ -274,6 +274,16 @@ static double restore_ns(const struct lane *lane, const struct plan_blocks *bloc
 					  : plan_nvme_ns(m, blocks, s, b->record_bytes);
 }
 
+void plan_of_block(const struct lane *lane, const struct namespace *ns, const struct block *b,
+		   uint64_t *ret_restore_ns, uint64_t *ret_prefill_ns)
+{
+	struct plan_blocks blocks;
+
+	blocks_of(lane, ns, &blocks);
+	*ret_restore_ns = (uint64_t)restore_ns(lane, &blocks, b);
+	*ret_prefill_ns = (uint64_t)plan_prefill_ns(&blocks);
+}
+
 uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,
 			      const uint32_t *ids, uint32_t count)
 {

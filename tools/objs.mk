@@ -68,9 +68,9 @@ SKVCCTL_SRCS := \
 	tools/skvcctl_change.c \
 	tools/skvcctl_doctor.c \
 	tools/skvcctl_explain.c \
-	tools/skvcctl_plan.c \
 	tools/skvcctl_facts.c \
 	tools/skvcctl_json.c \
+	tools/skvcctl_plan.c \
 	tools/skvcctl_screen.c \
 	tools/skvcctl_table.c \
 	tools/skvcctl_top.c

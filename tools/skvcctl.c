@@ -27,6 +27,7 @@ static const char usage_text[] =
 	"  profiles               what namespaces are compressed with, and how well\n"
 	"  models, sessions, tenants\n"
 	"  explain [WORD]         what a reason or a counter means, and what to do\n"
+	"  explain KEY[:GROUP]    where a block is (root and the daemon's own user)\n"
 	"  plan, explain --plan   what was measured, and how blocks are coded for it\n"
 	"  ping, version          does it answer; which versions are these\n"
 	"  doctor                 is this machine fit for skvcd, and how to mend it\n"
@@ -238,14 +239,31 @@ static int doctor(const struct options *o)
 	return doctor_worst(&report) == DOCTOR_FAILURE ? SKVCCTL_FAILURE : SKVCCTL_OK;
 }
 
+static int explain_key(const struct options *o, const char *key, uint32_t group)
+{
+	static struct skvcctl_found found[SKVCCTL_FOUND_MAX];
+	char err[SKVCCTL_ERR_BYTES] = "";
+	size_t count;
+	enum skvcctl_exit e = skvcctl_find(&o->source, key, group, found, &count, err, sizeof(err));
+
+	if (e == SKVCCTL_OK)
+		skvcctl_print_found(found, count, stdout);
+	else
+		(void)fprintf(stderr, "skvcctl: %s\n", err);
+	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : (int)e;
+}
+
 /* word: NULL, all that was refused so far. */
 static int explain(const struct options *o, const char *word)
 {
 	struct skvcctl_picture p = { 0 };
-	char err[SKVCCTL_ERR_BYTES] = "";
-	enum skvcctl_exit e = skvcctl_fetch(&o->source, SKVCCTL_GET_STATS | SKVCCTL_GET_TEXTS, &p,
-					    err, sizeof(err));
+	char err[SKVCCTL_ERR_BYTES] = "", key[65];
+	enum skvcctl_exit e;
+	uint32_t group;
 
+	if (word && skvcctl_parse_key(word, key, &group))
+		return explain_key(o, key, group);
+	e = skvcctl_fetch(&o->source, SKVCCTL_GET_STATS | SKVCCTL_GET_TEXTS, &p, err, sizeof(err));
 	if (e == SKVCCTL_OK && skvcctl_explain(&p, word, stdout) < 0) {
 		(void)snprintf(err, sizeof(err),
 			       "%.64s: no such reason or counter; skvcctl stats --json has all",

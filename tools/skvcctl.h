@@ -141,6 +141,19 @@ struct skvcctl_evicted {
 enum skvcctl_exit skvcctl_evict(const struct skvcctl_source *source, const char *tenant,
 				uint32_t ns, struct skvcctl_evicted *ret, char *err,
 				size_t err_bytes);
+#define SKVCCTL_FOUND_MAX 64u
+
+struct skvcctl_found {
+	uint32_t ns, position, holders, children;
+	char where[16], speculator[16];
+	int on_nvme;
+	uint64_t record_bytes, pinned_ns, restore_ns, prefill_ns;
+};
+
+/* Where the blocks of a key are: hexadecimal, in this group. */
+enum skvcctl_exit skvcctl_find(const struct skvcctl_source *source, const char *key, uint32_t group,
+			       struct skvcctl_found ret[SKVCCTL_FOUND_MAX], size_t *ret_count,
+			       char *err, size_t err_bytes);
 enum skvcctl_exit skvcctl_drain(const struct skvcctl_source *source, bool on, char *err,
 				size_t err_bytes);
 /* A line for each key that changed, or waits for a restart. */

@@ -648,6 +648,48 @@ enum skvcctl_exit skvcctl_evict(const struct skvcctl_source *source, const char 
 	return e;
 }
 
+static int read_found(sd_bus_message *m, struct skvcctl_found *ret, size_t *ret_count)
+{
+	const char *where, *speculator;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(ussbuuutttt)");
+	while (r >= 0) {
+		struct skvcctl_found f;
+
+		r = sd_bus_message_read(m, "(ussbuuutttt)", &f.ns, &where, &speculator, &f.on_nvme,
+					&f.position, &f.holders, &f.children, &f.record_bytes,
+					&f.pinned_ns, &f.restore_ns, &f.prefill_ns);
+		if (r <= 0)
+			break;
+		if (*ret_count == SKVCCTL_FOUND_MAX)
+			return -EBADMSG;
+		COPY(f.where, where);
+		COPY(f.speculator, speculator);
+		ret[(*ret_count)++] = f;
+	}
+	return r;
+}
+
+enum skvcctl_exit skvcctl_find(const struct skvcctl_source *source, const char *key, uint32_t group,
+			       struct skvcctl_found ret[SKVCCTL_FOUND_MAX], size_t *ret_count,
+			       char *err, size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	sd_bus_message *reply = NULL;
+	enum skvcctl_exit e = change(&l, &reply, "FindBlock", "su", key, group);
+	int r;
+
+	*ret_count = 0;
+	if (e == SKVCCTL_OK) {
+		r = read_found(reply, ret, ret_count);
+		if (r < 0)
+			e = failed(&l, r, "FindBlock");
+	}
+	sd_bus_message_unref(reply);
+	return e;
+}
+
 enum skvcctl_exit skvcctl_drain(const struct skvcctl_source *source, bool on, char *err,
 				size_t err_bytes)
 {

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * skvcctl_plan.c - what the daemon measured, and what follows from it for each namespace: as tables and as JSON.
+ * skvcctl_plan.c - what the daemon measured, and what follows from it for each namespace: as tables and as JSON; and
+ * where a block is.
  */
 #include "tools/skvcctl_plan.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void print_rates(const struct skvcctl_picture *p, FILE *out)
@@ -104,4 +107,58 @@ void skvcctl_add_plan(cJSON *root, const struct skvcctl_picture *p)
 		(void)cJSON_AddBoolToObject(row, "chosen", w->chosen);
 		(void)cJSON_AddItemToArray(ways, row);
 	}
+}
+
+/* ---- one block ---- */
+
+bool skvcctl_parse_key(const char *word, char ret_key[65], uint32_t *ret_group)
+{
+	size_t len = strspn(word, "0123456789abcdefABCDEF");
+	unsigned long group;
+	char *end;
+
+	if (len % 2 || len < 32 || len > 64 || (word[len] && word[len] != ':'))
+		return false;
+	memcpy(ret_key, word, len);
+	ret_key[len] = '\0';
+	*ret_group = 0;
+	if (!word[len])
+		return true;
+	errno = 0;
+	group = strtoul(word + len + 1, &end, 10);
+	*ret_group = (uint32_t)group;
+	return !errno && !*end && word[len + 1] >= '0' && word[len + 1] <= '9' &&
+	       group <= UINT32_MAX;
+}
+
+static void print_found(const struct skvcctl_found *f, FILE *out)
+{
+	char bytes[16], ns[16];
+
+	(void)fprintf(out, "namespace %" PRIu32 ": in %s%s, coded with %s, %s\n", f->ns, f->where,
+		      f->on_nvme && strcmp(f->where, "nvme") != 0 ? " and on nvme" : "",
+		      f->speculator, skvcctl_format_bytes(f->record_bytes, bytes));
+	if (f->position != UINT32_MAX)
+		(void)fprintf(out, "  begins at token %" PRIu32 " of its sequence; ", f->position);
+	else
+		(void)fprintf(out, "  its place in its sequence is not known; ");
+	(void)fprintf(out, "%" PRIu32 " blocks follow it, %" PRIu32 " hold it\n", f->children,
+		      f->holders);
+	if (f->pinned_ns)
+		(void)fprintf(out, "  pinned for another %s\n",
+			      skvcctl_format_ns(f->pinned_ns, ns));
+	(void)fprintf(out, "  restoring it takes about %s", skvcctl_format_ns(f->restore_ns, ns));
+	if (f->prefill_ns)
+		(void)fprintf(out, ", computing it %s: %s", skvcctl_format_ns(f->prefill_ns, ns),
+			      f->restore_ns <= f->prefill_ns ? "restored" : "left to the engine");
+	(void)fprintf(out, "\n");
+}
+
+void skvcctl_print_found(const struct skvcctl_found *found, size_t count, FILE *out)
+{
+	for (size_t i = 0; i < count; i++)
+		print_found(&found[i], out);
+	if (!count)
+		(void)fprintf(out, "No namespace has a block of this key: it was never stored, "
+				   "evicted, or is on its way.\n");
 }

@@ -6,6 +6,7 @@
 #include "tests/lib/e2e.h"
 
 #include <signal.h>
+#include <sys/wait.h>
 
 #define BLOCKS 8u
 
@@ -98,12 +99,25 @@ static void test_a_rate_survives_the_daemon(void **state)
 	engine_close(&e);
 }
 
+/* Runs skvcctl; returns its exit status, and what it wrote to either output. */
+static int ctl(const char *what, char *ret, size_t bytes)
+{
+	char command[1024];
+	FILE *f;
+
+	(void)snprintf(command, sizeof(command), "%s --bus %s %s 2>&1",
+		       private_daemon_program("skvcctl"), daemon_.bus, what);
+	f = popen(command, "r");
+	assert_non_null(f);
+	ret[fread(ret, 1, bytes - 1, f)] = '\0';
+	return WEXITSTATUS(pclose(f));
+}
+
 static void test_the_numbers_are_shown(void **state)
 {
 	struct skvc_completion c;
-	char command[1024], out[16384];
+	char out[16384];
 	struct engine e;
-	FILE *f;
 
 	(void)state;
 	open_engine(&e);
@@ -112,12 +126,7 @@ static void test_the_numbers_are_shown(void **state)
 		assert_ok(engine_store(&e, chain, 0, BLOCKS, &c));
 	private_daemon_sleep_ms(150); /* it is looked at again ten times a second at most */
 	assert_int_equal(engine_fetch(&e, 1, BLOCKS), BLOCKS);
-	(void)snprintf(command, sizeof(command), "%s --bus %s explain --plan",
-		       private_daemon_program("skvcctl"), daemon_.bus);
-	f = popen(command, "r");
-	assert_non_null(f);
-	out[fread(out, 1, sizeof(out) - 1, f)] = '\0';
-	assert_int_equal(pclose(f), 0);
+	assert_int_equal(ctl("explain --plan", out, sizeof(out)), 0);
 	print_message("%s", out);
 	assert_non_null(strstr(out, "cpu-encode-generic"));
 	assert_non_null(strstr(out, "copy"));
@@ -128,12 +137,60 @@ static void test_the_numbers_are_shown(void **state)
 	engine_close(&e);
 }
 
+static void explain(const struct skvc_key *key, const char *behind, char *ret, size_t bytes)
+{
+	char what[128] = "explain ";
+
+	for (unsigned i = 0; i < key->len; i++)
+		(void)snprintf(what + strlen(what), 3, "%02x", key->bytes[i]);
+	(void)snprintf(what + strlen(what), 16, "%s", behind);
+	assert_int_equal(ctl(what, ret, bytes), 0);
+}
+
+static void test_a_block_is_explained(void **state)
+{
+	struct skvc_completion c;
+	struct skvc_key key;
+	char out[4096];
+	struct engine e;
+	uint64_t job;
+
+	(void)state;
+	open_engine(&e);
+	assert_ok(skvc_namespace_prefill(e.session, e.ns, 1));
+	assert_ok(engine_store(&e, 77, 0, 3, &c));
+	key = engine_key(&e, 77, 1);
+	explain(&key, "", out, sizeof(out));
+	assert_non_null(strstr(out, "in host, coded with"));
+	assert_non_null(strstr(out, "begins at token 16"));
+	assert_non_null(strstr(out, "1 blocks follow it, 0 hold it"));
+	assert_non_null(strstr(out, "computing it 16.0 s: restored"));
+	assert_null(strstr(out, "pinned"));
+	assert_ok(skvc_pin(e.session, e.ns, &key, 1, 60000000000ull, &job));
+	assert_ok(engine_finish(&e, job, &c));
+	assert_ok(skvc_namespace_prefill(e.session, e.ns, UINT64_MAX / 2));
+	explain(&key, ":0", out, sizeof(out));
+	assert_non_null(strstr(out, "pinned for another"));
+	explain(&key, ":1", out, sizeof(out));
+	assert_non_null(strstr(out, "No namespace has a block of this key"));
+	assert_ok(skvc_drop(e.session, e.ns, &key, 1, &job));
+	assert_ok(engine_finish(&e, job, &c));
+	explain(&key, "", out, sizeof(out));
+	assert_non_null(strstr(out, "No namespace has a block of this key"));
+	/* What is no key is a word. */
+	assert_int_equal(ctl("explain 00112233445566778899aabbccddee", out, sizeof(out)), 1);
+	assert_int_equal(ctl("explain 00112233445566778899aabbccddeeff:x", out, sizeof(out)), 1);
+	assert_ok(skvc_namespace_prefill(e.session, e.ns, 0));
+	engine_close(&e);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_who_computes_faster_finds_nothing),
 		cmocka_unit_test(test_bad_rates),
 		cmocka_unit_test(test_the_numbers_are_shown),
+		cmocka_unit_test(test_a_block_is_explained),
 		cmocka_unit_test(test_a_rate_survives_the_daemon),
 	};
 
