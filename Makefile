@@ -10,7 +10,8 @@
 #   make lint           formatting, static analysis, the rules of the house
 #   make fuzz           libFuzzer over every target (FUZZ_SECONDS= each, FUZZ= one)
 #   make plots KV= CALIBRATE=  a picture of README: ratio against cost and speed
-#   make plots TRACE=   the other one: hit ratio against capacity
+#   make plots TRACE=   another: hit ratio against capacity
+#   make plots PROMETHEUS=URL  the dashboard's panels, from a Prometheus that scrapes a skvcd
 #   make asan, tsan     sanitizer flavours; the same as SAN=asan, SAN=tsan
 #   make deps           install what is missing (as root), or say what it is
 #   make install DESTDIR= prefix= libdir= ...
@@ -454,12 +455,13 @@ torture: all tests
 # KV= is measured, CALIBRATE= other tokens of the same model, MODEL= its folder; POINTS= of others.  TRACE= is replayed.
 .PHONY: plots
 plots: $(B)/bin/skvc-bench
-	$(Q)test -n "$(TRACE)" -o -n "$(KV)" -a -n "$(CALIBRATE)" || { \
-		echo 'make plots KV=FILE CALIBRATE=FILE [MODEL=DIR] [POINTS=FILE], TRACE=FILE, or both'; exit 2; }
+	$(Q)test -n "$(TRACE)$(PROMETHEUS)" -o -n "$(KV)" -a -n "$(CALIBRATE)" || { \
+		echo 'make plots KV=FILE CALIBRATE=FILE [MODEL=DIR] [POINTS=FILE], TRACE=FILE, PROMETHEUS=URL'; exit 2; }
 	$(Q)mkdir -p tools/plots
 	$(if $(KV),$(Q)$(B)/bin/skvc-bench frontier --kv $(KV) --calibrate $(CALIBRATE) \
 		$(if $(MODEL),--model $(MODEL)) $(if $(POINTS),--points $(POINTS)) --svg tools/plots/frontier.svg)
 	$(if $(TRACE),$(Q)$(B)/bin/skvc-bench replay --trace $(TRACE) --svg tools/plots/replay.svg)
+	$(if $(PROMETHEUS),$(Q)tools/plots/dashboard.py --prometheus $(PROMETHEUS) --svg tools/plots/dashboard.svg)
 
 demo: all
 	$(Q)if [ -x tools/demo.sh ]; then exec tools/demo.sh; else exec $(B)/bin/skvc-demo tour; fi
