@@ -543,6 +543,7 @@ static struct lane *lane_free(struct lane *lane)
 			munmap(lane->task[i].staging, lane->staging_bytes);
 	free(lane->task);
 	lane->args = pool_free(lane->args);
+	lane->policy = policy_free(lane->policy);
 	lane->index = index_free(lane->index);
 	if (lane->lease)
 		munmap(lane->lease,
@@ -566,6 +567,8 @@ static int start_all(struct lane *lane, char *err, unsigned err_bytes)
 	r = start_memory(lane);
 	if (r == 0)
 		r = index_new(lane->config.blocks_max, &lane->index);
+	if (r == 0)
+		r = policy_new(lane->config.blocks_max, lane->config.blocks_max, &lane->policy);
 	if (r < 0) {
 		snprintf(err, err_bytes, "memory for the lane's tables: %s", strerror(-r));
 		return r;

@@ -9,7 +9,8 @@
  *	lease.c		leases: grant, words, deadlines
  *	store.c		begin -> gather and encode -> place -> publish -> complete
  *	load.c		wait for the record -> decode into the engine's pages -> complete
- *	tier.c		room in the pool, LRU, spill, fetch
+ *	tier.c		room in the pool, spill, fetch
+ *	tier_policy.c	which block goes first: what policy.c is told and asked
  *	persist.c	what is written to NVMe beside the records, so that they are found again
  *	restore.c	and finding them
  *	tier_gpu.c	the GPU pool: room in it, what moves from it to the host pool, its loss
@@ -36,6 +37,7 @@
 #include "daemon/lane.h"
 #include "daemon/mailbox.h"
 #include "daemon/nvme_log.h"
+#include "daemon/policy.h"
 #include "daemon/pool.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
@@ -336,6 +338,7 @@ struct lane {
 	uint32_t ns_end;       /* 1 + the highest id known */
 
 	struct index *index;
+	struct policy *policy; /* of the blocks in memory */
 	struct pool *pool;
 	struct nvme_log *log; /* NULL: no tier */
 	struct lane_restore restore;
@@ -518,8 +521,6 @@ unsigned tier_run(struct lane *lane); /* fetches, spills, watermarks */
 int tier_has_nvme(const struct lane *lane);
 void tier_unplace(struct lane *lane,
 		  uint32_t block); /* STORING: its slot is not needed after all */
-uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
-		      const struct tenant *tenant); /* that may go; BLOCK_NONE */
 void tier_release_host(struct lane *lane, struct block *b);
 unsigned tier_busy(const struct lane *lane); /* operations that must end before a stop */
 
@@ -539,6 +540,15 @@ int persist_progresses(const struct lane *lane); /* at the stop: it is not a dev
 
 /* restore.c */
 int restore_run(struct lane *lane, char *err, unsigned err_bytes);
+
+/* tier_policy.c */
+uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
+		      const struct tenant *tenant); /* that may go; BLOCK_NONE */
+int tier_pinned(const struct lane *lane, const struct block *b);
+void tier_use(struct lane *lane, uint32_t block);	   /* somebody asked for it */
+void tier_policy_enter(struct lane *lane, uint32_t block); /* RESIDENT now */
+void tier_policy_leave(struct lane *lane, uint32_t block); /* RESIDENT no more, if it was */
+void tier_policy_link(struct lane *lane, uint32_t block, uint32_t parent);
 
 /* tier_gpu.c */
 int tier_gpu_start(struct lane *lane, char *err, unsigned err_bytes);

@@ -47,6 +47,7 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 		if (tokens && b->flags & BLOCK_HAS_TOKENS && b->token_hash != hash) {
 			job_note(job, -EEXIST, SKVC_ABI_REASON_TOKENS_DIFFER);
 		} else if (lookup_visible(b)) {
+			tier_use(lane, id);
 			tier_hold(lane, id); /* a touch */
 			tier_unhold(lane, id);
 			stats_add(&lane->stats, STAT_STORE_DUPLICATE_BLOCKS, 1);

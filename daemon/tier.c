@@ -5,7 +5,8 @@
  * A RESIDENT block that nobody holds is on one of two lists, coldest first: `clean` (its bytes are durable
  * on NVMe: the slot can be given up at once) or `dirty`.  Without an NVMe tier, or while it is out of
  * service, dirty blocks are evicted for good, children before parents.  With one they are written ahead of
- * pressure, in order, and the slot is given up only after the write is durable.
+ * pressure, in order, and the slot is given up only after the write is durable.  Which goes first of a list
+ * tier_policy.c says.
  *
  * Blocks in the GPU pool have a list of their own, and tier_gpu.c to move them here.
  */
@@ -33,6 +34,7 @@ static void list_push(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
+	policy_unhold(lane->policy, id);
 	lane->recode.look |= (uint8_t)recode_wants(lane, b);
 	if (b->gpu_slot != POOL_NONE) {
 		block_list_push(lane->index, &lane->gpu_cold, id);
@@ -49,6 +51,8 @@ static void list_remove(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
+	if (policy_has(lane->policy, id))
+		policy_hold(lane->policy, id);
 	if (b->flags & BLOCK_WANTED) {
 		block_list_remove(lane->index, &lane->fetch, id);
 		b->flags &= (uint8_t)~BLOCK_WANTED;
@@ -127,6 +131,7 @@ void tier_unhold(struct lane *lane, uint32_t id)
 	if (b->state == BLOCK_DEAD) {
 		release_slots(lane, b);
 		profiles_set_block(lane, b, NULL);
+		policy_reset(lane->policy, id);
 		index_release(lane->index, id);
 	} else if (b->state == BLOCK_RESIDENT) {
 		b->move = 0; /* no load waits for one any more, nor for how one ended */
@@ -182,6 +187,7 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	if (!log_has_forgotten && lane->log && !(b->flags & BLOCK_SPILLING))
 		nvme_log_forget(lane->log, id);
 	set_clean(lane, b, 0);
+	tier_policy_leave(lane, id);
 	index_unlink(lane->index, id);
 	lane->words_behind = 1;
 	if (b->refs) {
@@ -192,6 +198,7 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	}
 	release_slots(lane, b);
 	profiles_set_block(lane, b, NULL);
+	policy_reset(lane->policy, id);
 	index_release(lane->index, id);
 }
 
@@ -232,6 +239,7 @@ void tier_publish(struct lane *lane, uint32_t id)
 
 	assert((b->slot == POOL_NONE) != (b->gpu_slot == POOL_NONE) && b->refs == 0);
 	index_set_state(lane->index, id, BLOCK_RESIDENT);
+	tier_policy_enter(lane, id);
 	list_push(lane, id);
 	count_in(lane, b);
 }
@@ -252,11 +260,6 @@ int tier_restore(struct lane *lane, uint32_t id)
 
 /* ---- making room ---- */
 
-static int pinned(const struct lane *lane, const struct block *b)
-{
-	return b->pin_until_ns > lane->now_ns;
-}
-
 /* Give up the host copy (clean), or the block (dirty).  The block is listed, so nobody holds it. */
 static void evict(struct lane *lane, uint32_t id)
 {
@@ -264,32 +267,13 @@ static void evict(struct lane *lane, uint32_t id)
 
 	if (b->flags & BLOCK_CLEAN) {
 		list_remove(lane, id);
+		tier_policy_leave(lane, id);
 		tier_release_host(lane, b);
 		index_set_state(lane->index, id, BLOCK_NVME);
 		return;
 	}
 	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
 	forget(lane, id, 0);
-}
-
-/* The coldest block of a list that may go; children before parents when the block would be lost. */
-uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
-		      const struct tenant *tenant)
-{
-	uint32_t id = l->head, second = BLOCK_NONE;
-
-	for (unsigned n = 0; id != BLOCK_NONE && n < TIER_SCAN_MAX; n++) {
-		const struct block *b = index_block(lane->index, id);
-
-		if (!pinned(lane, b) && (!tenant || lane->ns[b->ns]->tenant == tenant)) {
-			if (b->flags & BLOCK_CLEAN || !b->children)
-				return id;
-			if (second == BLOCK_NONE)
-				second = id;
-		}
-		id = b->next;
-	}
-	return second;
 }
 
 /* One slot freed: 1; nothing may go now: 0. */
@@ -314,7 +298,7 @@ static int free_a_slab(struct lane *lane, uint64_t bytes)
 	for (unsigned i = 0; i < n; i++) {
 		const struct block *b = index_block(lane->index, owners[i]);
 
-		if (!(b->flags & BLOCK_LISTED) || b->flags & BLOCK_WANTED || pinned(lane, b) ||
+		if (!(b->flags & BLOCK_LISTED) || b->flags & BLOCK_WANTED || tier_pinned(lane, b) ||
 		    (!(b->flags & BLOCK_CLEAN) && tier_has_nvme(lane)))
 			continue;
 		evict(lane, owners[i]);
@@ -576,6 +560,7 @@ static void fetch_done(struct nvme_op *nop, int res)
 		tier_quarantine(lane, id);
 	} else if (b->state == BLOCK_FETCHING) {
 		index_set_state(lane->index, id, BLOCK_RESIDENT);
+		tier_policy_enter(lane, id);
 		stats_add(&lane->stats, STAT_FETCH_BLOCKS, 1);
 		stats_add(&lane->stats, STAT_FETCH_BYTES, b->record_bytes);
 		stats_record_ns(&lane->stats, STATS_HIST_NVME_READ,
