@@ -338,7 +338,7 @@ struct lane {
 	uint32_t ns_end;       /* 1 + the highest id known */
 
 	struct index *index;
-	struct policy *policy; /* of the blocks in memory */
+	struct policy *policy; /* of all that is published */
 	struct pool *pool;
 	struct nvme_log *log; /* NULL: no tier */
 	struct lane_restore restore;
@@ -349,6 +349,8 @@ struct lane {
 	/* RESIDENT and held by nobody, coldest first: with and without a copy on NVMe */
 	struct block_list clean, dirty;
 	uint64_t clean_bytes, dirty_bytes;
+	uint32_t keeps_asked; /* tier_policy_keeps(): how often, and where its bar is */
+	float keeps_bar;
 	struct block_list fetch;    /* NVME and WANTED */
 	struct block_list gpu_cold; /* RESIDENT in the GPU pool and held by nobody */
 	unsigned demotes_inflight;
@@ -513,9 +515,10 @@ void tier_hold(struct lane *lane, uint32_t block);
 void tier_unhold(struct lane *lane, uint32_t block);
 /* It was held, but not used: back between the two that it stood between on the list of dirty ones. */
 void tier_unhold_unused(struct lane *lane, uint32_t block, uint32_t prev, uint32_t next);
-void tier_publish(struct lane *lane, uint32_t block); /* STORING, slot filled -> RESIDENT */
-void tier_want(struct lane *lane, uint32_t block);    /* NVME: queue a fetch */
-void tier_forget(struct lane *lane, uint32_t block);  /* out of the index and all tiers */
+/* STORING, slot filled -> RESIDENT.  last: of its request. */
+void tier_publish(struct lane *lane, uint32_t block, int last);
+void tier_want(struct lane *lane, uint32_t block);   /* NVME: queue a fetch */
+void tier_forget(struct lane *lane, uint32_t block); /* out of the index and all tiers */
 void tier_quarantine(struct lane *lane, uint32_t block);
 unsigned tier_run(struct lane *lane); /* fetches, spills, watermarks */
 int tier_has_nvme(const struct lane *lane);
@@ -542,12 +545,23 @@ int persist_progresses(const struct lane *lane); /* at the stop: it is not a dev
 int restore_run(struct lane *lane, char *err, unsigned err_bytes);
 
 /* tier_policy.c */
-uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
-		      const struct tenant *tenant); /* that may go; BLOCK_NONE */
+enum tier_place { TIER_PLACE_DIRTY, TIER_PLACE_CLEAN, TIER_PLACE_GPU, TIER_PLACE_NVME };
+
+/* Held by nobody and not pinned; BLOCK_NONE: there is none.  What is clean may have children that are on NVMe. */
+uint32_t tier_victim(const struct lane *lane, enum tier_place place);
+/* Of all tiers, for good.  tenant: NULL: anybody's. */
+uint32_t tier_victim_lost(const struct lane *lane, const struct tenant *tenant);
+/* Is it worth to be written again, when the place where it lies on NVMe is needed?  About one in five is. */
+int tier_policy_keeps(struct lane *lane, uint32_t block);
 int tier_pinned(const struct lane *lane, const struct block *b);
-void tier_use(struct lane *lane, uint32_t block);	   /* somebody asked for it */
-void tier_policy_enter(struct lane *lane, uint32_t block); /* RESIDENT now */
-void tier_policy_leave(struct lane *lane, uint32_t block); /* RESIDENT no more, if it was */
+/* Somebody asked for it.  last: of his request, which a longer one may replace. */
+void tier_use(struct lane *lane, uint32_t block, int last);
+void tier_policy_enter(struct lane *lane, uint32_t block, int last); /* published */
+void tier_policy_found(struct lane *lane, uint32_t block);	     /* on NVMe, at the start */
+void tier_policy_leave(struct lane *lane, uint32_t block);	     /* is being forgotten */
+void tier_policy_place(struct lane *lane, uint32_t block);	     /* it may lie elsewhere now */
+void tier_policy_settle(struct lane *lane, uint32_t block); /* its holders or children are others */
+void tier_policy_lets_go(struct lane *lane, uint32_t block); /* though recode holds it */
 void tier_policy_link(struct lane *lane, uint32_t block, uint32_t parent);
 
 /* tier_gpu.c */

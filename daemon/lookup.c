@@ -105,7 +105,7 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 			}
 			chain = 1; /* of the next ones it is the same, and this one */
 		}
-		tier_use(lane, id);
+		tier_use(lane, id, i + 1 == sqe->count);
 		tier_hold(lane, id);
 		l->blocks[l->count++] = id;
 		if (index_block(lane->index, id)->state != BLOCK_RESIDENT) {
@@ -136,7 +136,7 @@ void lookup_touch(struct lane *lane, struct namespace *ns, const struct skvc_abi
 
 		if (id == BLOCK_NONE || !lookup_visible(index_block(lane->index, id)))
 			continue;
-		tier_use(lane, id);
+		tier_use(lane, id, 0);
 		tier_hold(lane, id);
 		tier_unhold(lane, id);
 		cqe->count++;

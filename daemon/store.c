@@ -47,7 +47,7 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 		if (tokens && b->flags & BLOCK_HAS_TOKENS && b->token_hash != hash) {
 			job_note(job, -EEXIST, SKVC_ABI_REASON_TOKENS_DIFFER);
 		} else if (lookup_visible(b)) {
-			tier_use(lane, id);
+			tier_use(lane, id, i + 1 == job->count);
 			tier_hold(lane, id); /* a touch */
 			tier_unhold(lane, id);
 			stats_add(&lane->stats, STAT_STORE_DUPLICATE_BLOCKS, 1);
@@ -68,8 +68,10 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 	b->position = position;
 	if (tokens)
 		b->flags |= BLOCK_HAS_TOKENS;
-	if (parent != BLOCK_NONE)
+	if (parent != BLOCK_NONE) {
 		index_set_parent(lane->index, id, parent);
+		tier_policy_link(lane, id, parent);
+	}
 	job->items[i].block = id;
 }
 
@@ -528,7 +530,7 @@ static void publish(struct lane *lane, struct task *t)
 	if (t->profile && (t->asked == CODEC_SPEC_LAYER || !t->profile->can_layer))
 		b->tried = profiles_mark(t->profile);
 	profiles_seen(lane, ns, t->profile, t->asked, t->info.encoded_bytes);
-	tier_publish(lane, id);
+	tier_publish(lane, id, t->item + 1 == job->count);
 	stats_add(&lane->stats, STAT_LAYER_BLOCKS, t->info.speculator == CODEC_SPEC_LAYER);
 	stats_add(&lane->stats, STAT_STORE_BLOCKS, 1);
 	stats_add(&lane->stats, STAT_STORE_RAW_BYTES, ns->geom.raw_bytes);

@@ -34,6 +34,7 @@ static void list_push(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
+	tier_policy_place(lane, id);
 	policy_unhold(lane->policy, id);
 	lane->recode.look |= (uint8_t)recode_wants(lane, b);
 	if (b->gpu_slot != POOL_NONE) {
@@ -115,8 +116,12 @@ void tier_hold(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
-	if (b->refs++ == 0 && b->flags & BLOCK_LISTED)
+	if (b->refs++)
+		return;
+	if (b->flags & BLOCK_LISTED)
 		list_remove(lane, id);
+	else
+		tier_policy_settle(lane, id);
 }
 
 void tier_unhold(struct lane *lane, uint32_t id)
@@ -139,6 +144,8 @@ void tier_unhold(struct lane *lane, uint32_t id)
 		    POOL_NONE) /* it was moved, and the last that read it there is gone */
 			tier_gpu_release(lane, b);
 		list_push(lane, id);
+	} else {
+		tier_policy_settle(lane, id);
 	}
 }
 
@@ -169,6 +176,7 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	struct block *b = index_block(lane->index, id);
 	struct namespace *ns = lane->ns[b->ns];
 	int lost = tier_gpu_lost(lane, b);
+	uint32_t parent = index_parent(lane->index, id);
 
 	stats_add(&lane->stats, STAT_GPU_LOST_BLOCKS, (uint64_t)lost);
 	if (b->state != BLOCK_STORING) {
@@ -189,6 +197,8 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	set_clean(lane, b, 0);
 	tier_policy_leave(lane, id);
 	index_unlink(lane->index, id);
+	if (parent != BLOCK_NONE)
+		tier_policy_settle(lane, parent);
 	lane->words_behind = 1;
 	if (b->refs) {
 		if (b->state == BLOCK_RESIDENT && !lost)
@@ -233,13 +243,13 @@ static void count_in(struct lane *lane, const struct block *b)
 	atomic_fetch_add_explicit(&ns->coded_bytes, bytes, memory_order_relaxed);
 }
 
-void tier_publish(struct lane *lane, uint32_t id)
+void tier_publish(struct lane *lane, uint32_t id, int last)
 {
 	const struct block *b = index_block(lane->index, id);
 
 	assert((b->slot == POOL_NONE) != (b->gpu_slot == POOL_NONE) && b->refs == 0);
 	index_set_state(lane->index, id, BLOCK_RESIDENT);
-	tier_policy_enter(lane, id);
+	tier_policy_enter(lane, id, last);
 	list_push(lane, id);
 	count_in(lane, b);
 }
@@ -253,6 +263,7 @@ int tier_restore(struct lane *lane, uint32_t id)
 	if (r < 0)
 		return r;
 	index_set_state(lane->index, id, BLOCK_NVME);
+	tier_policy_found(lane, id);
 	set_clean(lane, b, 1);
 	count_in(lane, b);
 	return 0;
@@ -267,9 +278,10 @@ static void evict(struct lane *lane, uint32_t id)
 
 	if (b->flags & BLOCK_CLEAN) {
 		list_remove(lane, id);
-		tier_policy_leave(lane, id);
 		tier_release_host(lane, b);
 		index_set_state(lane->index, id, BLOCK_NVME);
+		tier_policy_place(lane, id);
+		tier_policy_settle(lane, id);
 		return;
 	}
 	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
@@ -279,10 +291,10 @@ static void evict(struct lane *lane, uint32_t id)
 /* One slot freed: 1; nothing may go now: 0. */
 static int free_a_slot(struct lane *lane)
 {
-	uint32_t id = tier_coldest(lane, &lane->clean, NULL);
+	uint32_t id = tier_victim(lane, TIER_PLACE_CLEAN);
 
 	if (id == BLOCK_NONE && !tier_has_nvme(lane))
-		id = tier_coldest(lane, &lane->dirty, NULL);
+		id = tier_victim(lane, TIER_PLACE_DIRTY);
 	if (id == BLOCK_NONE)
 		return 0;
 	evict(lane, id);
@@ -299,7 +311,7 @@ static int free_a_slab(struct lane *lane, uint64_t bytes)
 		const struct block *b = index_block(lane->index, owners[i]);
 
 		if (!(b->flags & BLOCK_LISTED) || b->flags & BLOCK_WANTED || tier_pinned(lane, b) ||
-		    (!(b->flags & BLOCK_CLEAN) && tier_has_nvme(lane)))
+		    (!(b->flags & BLOCK_CLEAN) && (b->children || tier_has_nvme(lane))))
 			continue;
 		evict(lane, owners[i]);
 		freed++;
@@ -307,14 +319,11 @@ static int free_a_slab(struct lane *lane, uint64_t bytes)
 	return freed > 0;
 }
 
-/* The coldest of the first list that has one leaves for good: 1. */
-static int evict_first(struct lane *lane, const struct block_list *const lists[],
-		       const struct tenant *tenant)
+/* A block leaves for good: 1 when one did. */
+static int evict_lost(struct lane *lane, const struct tenant *tenant)
 {
-	uint32_t id = BLOCK_NONE;
+	uint32_t id = tier_victim_lost(lane, tenant);
 
-	for (unsigned i = 0; i < 3 && id == BLOCK_NONE; i++)
-		id = tier_coldest(lane, lists[i], tenant);
 	if (id == BLOCK_NONE)
 		return 0;
 	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
@@ -322,19 +331,15 @@ static int evict_first(struct lane *lane, const struct block_list *const lists[]
 	return 1;
 }
 
-/* A block leaves for good, so that its index entry can be used: 1 when one did. */
+/* So that its index entry can be used. */
 int tier_evict_one(struct lane *lane)
 {
-	const struct block_list *const lists[3] = { &lane->dirty, &lane->clean, &lane->gpu_cold };
-
-	return evict_first(lane, lists, NULL);
+	return evict_lost(lane, NULL);
 }
 
 int tier_evict_for_tenant(struct lane *lane, const struct tenant *tenant)
 {
-	const struct block_list *const lists[3] = { &lane->clean, &lane->dirty, &lane->gpu_cold };
-
-	return evict_first(lane, lists, tenant);
+	return evict_lost(lane, tenant);
 }
 
 /* Share of the pool that no eviction can give back at once. */
@@ -560,7 +565,7 @@ static void fetch_done(struct nvme_op *nop, int res)
 		tier_quarantine(lane, id);
 	} else if (b->state == BLOCK_FETCHING) {
 		index_set_state(lane->index, id, BLOCK_RESIDENT);
-		tier_policy_enter(lane, id);
+		tier_policy_place(lane, id);
 		stats_add(&lane->stats, STAT_FETCH_BLOCKS, 1);
 		stats_add(&lane->stats, STAT_FETCH_BYTES, b->record_bytes);
 		stats_record_ns(&lane->stats, STATS_HIST_NVME_READ,

@@ -57,7 +57,7 @@ static void hold(struct cache *c, uint32_t id)
 static int make_room(struct cache *c)
 {
 	while (policy_count(c->policy) >= c->capacity) {
-		uint32_t id = policy_victim(c->policy, NULL, NULL);
+		uint32_t id = policy_victim(c->policy, POLICY_ALL, POLICY_ALL, NULL, NULL);
 
 		if (id == POLICY_NONE)
 			return 0;
@@ -81,7 +81,7 @@ static uint32_t store(struct cache *c, uint32_t block, uint32_t parent, int last
 	index_set_state(c->ix, id, BLOCK_RESIDENT);
 	if (parent != BLOCK_NONE)
 		index_set_parent(c->ix, id, parent);
-	policy_insert(c->policy, id, parent, hash_of(block), last);
+	policy_insert(c->policy, id, 0, parent, hash_of(block), last);
 	c->held[c->held_count++] = id;
 	return id;
 }
