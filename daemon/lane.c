@@ -77,6 +77,7 @@ static int ns_add(struct lane *lane, struct session *s, struct namespace *ns, ui
 		if (r < 0)
 			return r;
 		ns->opened = 1;
+		quota_know(lane, ns->tenant);
 		lane->ns[ns->id] = ns;
 		if (ns->id >= lane->ns_end)
 			lane->ns_end = ns->id + 1;
@@ -134,8 +135,8 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 		break;
 	case LANE_CONFIG:
 		config_copy_live(&lane->config, m->subject);
+		quota_configured(lane, m->subject);
 		free(m->subject);
-		lane->evict.trim = 1; /* quotas may be others */
 		break;
 	case LANE_TRIM:
 		lane->evict.trim = 1;

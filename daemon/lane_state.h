@@ -334,8 +334,10 @@ struct lane {
 
 	struct session **session; /* [sessions_max] by slot */
 	uint32_t sessions_count;
-	struct namespace **ns; /* [namespaces_max] by id, as far as known to the lane */
-	uint32_t ns_end;       /* 1 + the highest id known */
+	struct namespace **ns;	      /* [namespaces_max] by id, as far as known to the lane */
+	uint32_t ns_end;	      /* 1 + the highest id known */
+	struct tenant *tenants;	      /* of these namespaces; borrowed */
+	uint64_t absent_quotas_bytes; /* of tenants that are configured and have none */
 
 	struct index *index;
 	struct policy *policy; /* of all that is published */
@@ -510,6 +512,8 @@ int tier_alloc(struct lane *lane, uint64_t bytes,
 	       uint32_t block); /* sets its slot; -EAGAIN, -EFBIG */
 int tier_evict_for_tenant(struct lane *lane,
 			  const struct tenant *tenant); /* one block; 1 when it did */
+int tier_evict_pinned(struct lane *lane,
+		      const struct tenant *tenant); /* the same, or a pinned one */
 int tier_evict_one(struct lane *lane);
 void tier_hold(struct lane *lane, uint32_t block);
 void tier_unhold(struct lane *lane, uint32_t block);
@@ -551,6 +555,8 @@ enum tier_place { TIER_PLACE_DIRTY, TIER_PLACE_CLEAN, TIER_PLACE_GPU, TIER_PLACE
 uint32_t tier_victim(const struct lane *lane, enum tier_place place);
 /* Of all tiers, for good.  tenant: NULL: anybody's. */
 uint32_t tier_victim_lost(const struct lane *lane, const struct tenant *tenant);
+uint32_t tier_victim_pinned(const struct lane *lane,
+			    const struct tenant *tenant); /* or not pinned */
 /* Is it worth to be written again, when the place where it lies on NVMe is needed?  About one in five is. */
 int tier_policy_keeps(struct lane *lane, uint32_t block);
 int tier_pinned(const struct lane *lane, const struct block *b);
@@ -660,7 +666,11 @@ unsigned evict_run(struct lane *lane); /* 1: it did something; running is 0 when
 unsigned evict_trim(struct lane *lane); /* a bounded part of bringing tenants below their quotas */
 
 /* quota.c */
-int quota_charge(struct tenant *tenant, uint64_t bytes); /* 0, -EDQUOT */
+void quota_know(struct lane *lane, struct tenant *tenant);	       /* before it is charged */
+void quota_configured(struct lane *lane, const struct config *config); /* quotas are others */
+int quota_charge(const struct lane *lane, struct tenant *tenant, uint64_t bytes); /* 0, -EDQUOT */
 void quota_uncharge(struct tenant *tenant, uint64_t bytes);
+/* Some blocks of who is above his quota, if they are wanted by others, or may not be his: how many went. */
+unsigned quota_return(struct lane *lane);
 
 #endif

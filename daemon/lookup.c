@@ -159,6 +159,8 @@ void lookup_drop(struct lane *lane, struct namespace *ns, const struct skvc_abi_
 void lookup_pin(struct lane *lane, struct namespace *ns, const struct skvc_abi_key *keys,
 		uint32_t count, uint64_t ttl_ns, struct skvc_abi_cqe *cqe)
 {
+	if (ttl_ns > lane->config.lease_ttl_max_ns)
+		ttl_ns = lane->config.lease_ttl_max_ns;
 	for (uint32_t i = 0; i < count; i++) {
 		uint32_t id = index_find(lane->index, ns->id, &keys[i]);
 		struct block *b = id == BLOCK_NONE ? NULL : index_block(lane->index, id);

@@ -101,6 +101,7 @@ static void take_ns(struct restoring *rs, const struct persist_meta *h, const ui
 				      : strerror(-r));
 		return;
 	}
+	quota_know(lane, ns->tenant);
 	lane->ns[ns->id] = ns;
 	if (ns->id >= lane->ns_end)
 		lane->ns_end = ns->id + 1;

@@ -544,13 +544,15 @@ static void publish(struct lane *lane, struct task *t)
 
 static int charge(struct lane *lane, struct tenant *tenant, uint64_t bytes)
 {
-	int r = quota_charge(tenant, bytes);
+	int r = quota_charge(lane, tenant, bytes);
 
 	for (unsigned i = 0; r < 0 && i < QUOTA_EVICTIONS_MAX; i++) {
 		if (!tier_evict_for_tenant(lane, tenant))
 			break;
-		r = quota_charge(tenant, bytes);
+		r = quota_charge(lane, tenant, bytes);
 	}
+	if (r == 0 && quota_return(lane))
+		lane->evict.trim = 1; /* there may be more */
 	return r;
 }
 

@@ -258,7 +258,7 @@ int tier_restore(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 	struct namespace *ns = lane->ns[b->ns];
-	int r = quota_charge(ns->tenant, b->record_bytes);
+	int r = quota_charge(lane, ns->tenant, b->record_bytes);
 
 	if (r < 0)
 		return r;
@@ -320,10 +320,8 @@ static int free_a_slab(struct lane *lane, uint64_t bytes)
 }
 
 /* A block leaves for good: 1 when one did. */
-static int evict_lost(struct lane *lane, const struct tenant *tenant)
+static int evict_lost(struct lane *lane, uint32_t id)
 {
-	uint32_t id = tier_victim_lost(lane, tenant);
-
 	if (id == BLOCK_NONE)
 		return 0;
 	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
@@ -334,12 +332,17 @@ static int evict_lost(struct lane *lane, const struct tenant *tenant)
 /* So that its index entry can be used. */
 int tier_evict_one(struct lane *lane)
 {
-	return evict_lost(lane, NULL);
+	return evict_lost(lane, tier_victim_lost(lane, NULL));
 }
 
 int tier_evict_for_tenant(struct lane *lane, const struct tenant *tenant)
 {
-	return evict_lost(lane, tenant);
+	return evict_lost(lane, tier_victim_lost(lane, tenant));
+}
+
+int tier_evict_pinned(struct lane *lane, const struct tenant *tenant)
+{
+	return evict_lost(lane, tier_victim_pinned(lane, tenant));
 }
 
 /* Share of the pool that no eviction can give back at once. */

@@ -105,6 +105,7 @@ struct wanted {
 	const struct lane *lane;
 	const struct tenant *tenant; /* NULL: any */
 	int lost;		     /* for good: nothing may hang on it */
+	int pinned;		     /* these, too */
 };
 
 /* One that recode holds may go: its slot is free when recode sees that. */
@@ -118,7 +119,7 @@ static bool may_go(void *user, uint32_t id)
 	const struct wanted *w = user;
 	const struct block *b = index_block(w->lane->index, id);
 
-	return !tier_pinned(w->lane, b) && b->refs == held_by_recode(w->lane, id) &&
+	return (w->pinned || !tier_pinned(w->lane, b)) && b->refs == held_by_recode(w->lane, id) &&
 	       (!w->tenant || w->lane->ns[b->ns]->tenant == w->tenant) && !(w->lost && b->children);
 }
 
@@ -140,7 +141,7 @@ static uint32_t coldest_listed(const struct wanted *w, enum tier_place place)
 		if (may_go((void *)w, id))
 			return id;
 		if (second == BLOCK_NONE && !policy_children(lane->policy, id) &&
-		    may_go(&(struct wanted){ lane, w->tenant, 0 }, id))
+		    may_go(&(struct wanted){ .lane = lane, .tenant = w->tenant }, id))
 			second = id;
 		id = b->next;
 	}
@@ -160,16 +161,28 @@ static uint32_t victim(const struct wanted *w, uint32_t places)
 
 uint32_t tier_victim(const struct lane *lane, enum tier_place place)
 {
-	return victim(&(struct wanted){ lane, NULL, place != TIER_PLACE_CLEAN }, 1u << place);
+	const struct wanted w = { .lane = lane, .lost = place != TIER_PLACE_CLEAN };
+
+	return victim(&w, 1u << place);
 }
 
 /* A clean leaf of the memory may have children on NVMe: these, or others, go first. */
+static uint32_t victim_lost(const struct wanted *w)
+{
+	uint32_t id = victim(w, POLICY_ALL & ~(1u << TIER_PLACE_CLEAN));
+
+	return id != BLOCK_NONE ? id : victim(w, 1u << TIER_PLACE_CLEAN);
+}
+
 uint32_t tier_victim_lost(const struct lane *lane, const struct tenant *tenant)
 {
-	struct wanted w = { lane, tenant, 1 };
-	uint32_t id = victim(&w, POLICY_ALL & ~(1u << TIER_PLACE_CLEAN));
+	return victim_lost(&(struct wanted){ .lane = lane, .tenant = tenant, .lost = 1 });
+}
 
-	return id != BLOCK_NONE ? id : victim(&w, 1u << TIER_PLACE_CLEAN);
+uint32_t tier_victim_pinned(const struct lane *lane, const struct tenant *tenant)
+{
+	return victim_lost(
+		&(struct wanted){ .lane = lane, .tenant = tenant, .lost = 1, .pinned = 1 });
 }
 
 /* ---- what NVMe keeps ---- */

@@ -119,6 +119,11 @@ static void make_segment(struct lane_rig_session *rs)
 
 void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs)
 {
+	lane_rig_session_open_ns(rig, rs, &rig->ns);
+}
+
+void lane_rig_session_open_ns(struct rig *rig, struct lane_rig_session *rs, struct namespace *ns)
+{
 	struct session *s = &rs->s;
 	uint64_t bytes = RIG_PAGES * rig->ns.geom.raw_bytes;
 	struct codec_stride stride[RIG_LAYERS * 2];
@@ -129,7 +134,7 @@ void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs)
 	rs->handle = 1;
 	s->slot = rig->sessions++;
 	s->id = s->slot + 1;
-	s->tenant = &rig->tenant;
+	s->tenant = ns->tenant;
 	s->sq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	s->cq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	make_segment(rs);
@@ -144,12 +149,11 @@ void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs)
 	assert_int_equal(device_region_init(&rs->region.dev, &rig->ns.geom, rs->memory, bytes,
 					    RIG_PAGES, stride, block_stride),
 			 0);
-	rs->region.ns = &rig->ns;
+	rs->region.ns = ns;
 	lane_rig_ask(rig, &(struct mail){ .type = LANE_SESSION_ADD, .subject = s }, 0);
-	lane_rig_ask(
-		rig,
-		&(struct mail){ .type = LANE_NS_ADD, .subject = s, .object = &rig->ns, .value = 1 },
-		0);
+	lane_rig_ask(rig,
+		     &(struct mail){ .type = LANE_NS_ADD, .subject = s, .object = ns, .value = 1 },
+		     0);
 	lane_rig_ask(
 		rig,
 		&(struct mail){

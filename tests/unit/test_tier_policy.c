@@ -236,6 +236,13 @@ static struct rig rig;
 static struct lane_rig_session rs;
 static char path[PATH_BYTES];
 
+static void session_open(void)
+{
+	lane_rig_session_open(&rig, &rs);
+	for (uint32_t page = 0; page < 50; page++)
+		lane_rig_fill(&rs, page, page);
+}
+
 static void rig_start(struct config *c)
 {
 	int fd;
@@ -248,9 +255,7 @@ static void rig_start(struct config *c)
 	c->nvme_bytes = 128u << 20;
 	c->nvme_segment_bytes = 4u << 20;
 	lane_rig_start(&rig, c);
-	lane_rig_session_open(&rig, &rs);
-	for (uint32_t page = 0; page < 50; page++)
-		lane_rig_fill(&rs, page, page);
+	session_open();
 }
 
 static int rig_stop(void **state)
@@ -340,10 +345,47 @@ static void a_full_index_gives_up_what_lies_on_nvme(void **state)
 	assert_int_equal(found(0, 50), 0);
 }
 
+static void pin(uint32_t count, uint64_t ttl_ns)
+{
+	struct skvc_abi_key *keys =
+		(struct skvc_abi_key *)(rs.s.segment + rs.s.layout.args_off + 8192);
+
+	for (uint32_t i = 0; i < count; i++)
+		keys[i] = lane_rig_key(i);
+	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_PIN,
+						     .ns = 1,
+						     .count = count,
+						     .arg = ttl_ns,
+						     .args_rel = 8192,
+						     .args_bytes = count * sizeof(*keys) });
+	assert_int_equal(lane_rig_complete(&rs).count, count);
+}
+
+/* No pin is longer than [limits] lease_ttl_max: then an operator's wish takes the block. */
+static void pins_are_not_for_ever(void **state)
+{
+	struct mail m = { .type = LANE_EVICT };
+	struct config c;
+	unsigned tries = 0;
+
+	(void)state;
+	lane_rig_config(&c);
+	c.lease_ttl_ns = 1000000;
+	c.lease_ttl_max_ns = 20000000;
+	rig_start(&c);
+	store(0, 10);
+	pin(10, 3600000000000ull);
+	do {
+		assert_int_equal(mailbox_send(lane_inbox(rig.lane), &m), 0);
+		(void)usleep(1000);
+		assert_true(++tries < 20000);
+	} while (lane_rig_mail(&rig, LANE_EVICT).res > 0);
+	assert_int_equal(stat(STAT_BLOCKS), 0);
+}
+
 /* More pins at the cold end than are looked at at once do not stop stores, and hold. */
 static void many_pins_do_not_stop_stores(void **state)
 {
-	struct skvc_abi_key *keys;
 	struct config c;
 
 	(void)state;
@@ -351,21 +393,10 @@ static void many_pins_do_not_stop_stores(void **state)
 	c.pool_bytes = 32u << 20;
 	c.speculator = CONFIG_SPECULATOR_GENERIC;
 	lane_rig_start(&rig, &c);
-	lane_rig_session_open(&rig, &rs);
-	for (uint32_t page = 0; page < 50; page++)
-		lane_rig_fill(&rs, page, page);
+	session_open();
 	for (uint32_t first = 0; first < 600; first += 50)
 		store(first, 50);
-	keys = (struct skvc_abi_key *)(rs.s.segment + rs.s.layout.args_off + 8192);
-	for (uint32_t i = 0; i < 600; i++)
-		keys[i] = lane_rig_key(i);
-	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_PIN,
-						     .ns = 1,
-						     .count = 600,
-						     .arg = 3600000000000ull,
-						     .args_rel = 8192,
-						     .args_bytes = 600 * sizeof(*keys) });
-	assert_int_equal(lane_rig_complete(&rs).count, 600);
+	pin(600, 3600000000000ull);
 	for (uint32_t first = 600; first < 3000; first += 50)
 		store(first, 50);
 	assert_true(stat(STAT_EVICTED_BLOCKS) > 0);
@@ -387,6 +418,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(nvme_keeps_the_best, by_hand, by_hand_end),
 		cmocka_unit_test_teardown(a_quota_takes_what_lies_on_nvme, rig_stop),
 		cmocka_unit_test_teardown(a_full_index_gives_up_what_lies_on_nvme, rig_stop),
+		cmocka_unit_test_teardown(pins_are_not_for_ever, rig_stop),
 		cmocka_unit_test_teardown(many_pins_do_not_stop_stores, rig_stop),
 	};
 
