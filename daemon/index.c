@@ -127,6 +127,11 @@ static uint32_t bucket_of(const struct index *ix, uint32_t ns, uint32_t group, c
 	return (uint32_t)hash_of(ix, ns, group, key, key_len) & ix->mask;
 }
 
+uint64_t index_hash(const struct index *ix, uint32_t ns, const struct skvc_abi_key *key)
+{
+	return hash_of(ix, ns, key->group, key->bytes, key->len);
+}
+
 uint64_t index_key_hash(const struct index *ix, uint32_t id)
 {
 	const struct block *b = index_block(ix, id);

@@ -25,6 +25,17 @@
 
 /* ---- begin ---- */
 
+/* One that is not worth it is refused, and what hangs on it. */
+static int admits(struct lane *lane, struct job *job, uint32_t i, const struct skvc_abi_key *key,
+		  uint32_t parent)
+{
+	if (!lane->config.admission)
+		return 1;
+	return (i == 0 || parent != BLOCK_NONE) &&
+	       policy_admits(lane->policy, index_hash(lane->index, job->ns->id, key),
+			     i + 1 == job->count);
+}
+
 /* Reserve one key for this job, or say why not: the item stays empty and, when the block is here already,
  * counts as done. */
 static void begin_item(struct lane *lane, struct job *job, uint32_t i,
@@ -56,6 +67,10 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 		} else {
 			job_note(job, -EEXIST, SKVC_ABI_REASON_DUPLICATE);
 		}
+		return;
+	}
+	if (!admits(lane, job, i, key, parent)) {
+		job_note(job, -EAGAIN, SKVC_ABI_REASON_NOT_ADMITTED);
 		return;
 	}
 	if (index_insert(lane->index, job->ns->id, key, &id) < 0 &&

@@ -232,7 +232,8 @@ struct skvc_abi_cqe {
 	X(PREFIX_GONE, "prefix-gone",                                                            \
 	  "the block was coded after blocks of its sequence that are gone, or are others now")   \
 	X(MODEL_GONE, "model-gone",                                                              \
-	  "the model that coded the block is not loaded; skvcctl model add loads it")
+	  "the model that coded the block is not loaded; skvcctl model add loads it")            \
+	X(NOT_ADMITTED, "not-admitted", "blocks like it are hardly ever asked for again")
 
 enum skvc_abi_reason {
 #define SKVC_ABI_REASON_ENUM(name, word, text) SKVC_ABI_REASON_##name,

@@ -37,6 +37,8 @@ static const struct {
 	{ "bad-event", "record the event before the operation; see [limits] event_wait" },
 	{ "profile-gone", "nothing: the block is computed and stored again" },
 	{ "model-gone", "skvcctl model add NAME FOLDER with the model that coded it" },
+	{ "not-admitted",
+	  "nothing: it is stored when it comes again; [limits] admission = no takes all" },
 	{ "prefix-gone", "nothing: a block before it was evicted, so it is computed again" },
 	{ "ring-overrun", "the client is broken: it publishes more than its ring holds" },
 	{ "bad-message", "the client is broken, or no client of skvcd: see its pid in the log" },

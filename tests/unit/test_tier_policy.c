@@ -383,6 +383,78 @@ static void pins_are_not_for_ever(void **state)
 	assert_int_equal(stat(STAT_BLOCKS), 0);
 }
 
+static uint64_t hash_of(uint64_t x)
+{
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+	x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+	return x ^ x >> 31;
+}
+
+#define CACHE 1000u
+#define LOOP 600u
+
+/* What a lane would see in some 100,000 stores: LOOP blocks that are used again and again, others that never are. */
+static void learn(struct policy *p)
+{
+	uint64_t name[CACHE], fresh = LOOP;
+
+	for (uint32_t id = 0; id < CACHE; id++)
+		name[id] = id < LOOP ? id : fresh++;
+	for (uint32_t id = 0; id < CACHE; id++) {
+		policy_insert(p, id, 0, POLICY_NONE, hash_of(name[id] + 1), false);
+		policy_unhold(p, id);
+	}
+	for (uint32_t n = 0; n < 40 * LOOP; n++) {
+		policy_use(p, n % LOOP, hash_of(name[n % LOOP] + 1), false);
+		for (uint32_t k = 0; k < 3; k++) {
+			uint32_t id = policy_victim(p, POLICY_ALL, POLICY_ALL, NULL, NULL);
+
+			policy_remove(p, id, POLICY_NONE, hash_of(name[id] + 1));
+			policy_reset(p, id);
+			name[id] = id < LOOP ? id : fresh++;
+			policy_insert(p, id, 0, POLICY_NONE, hash_of(name[id] + 1), false);
+			policy_unhold(p, id);
+		}
+	}
+	for (uint32_t id = 0; id < CACHE; id++) {
+		policy_remove(p, id, POLICY_NONE, hash_of(name[id] + 1));
+		policy_reset(p, id);
+	}
+}
+
+/* What hardly ever comes again is refused, with what hangs on it, if that is wanted; one that comes again is not. */
+static void what_never_comes_again_is_refused_if_wanted(void **state)
+{
+	struct skvc_abi_cqe cqe;
+	struct config c, *next = malloc(sizeof(*next));
+	struct mail m = { .type = LANE_CONFIG, .subject = next };
+
+	(void)state;
+	assert_non_null(next);
+	lane_rig_config(&c);
+	c.admission = 1;
+	lane_rig_start(&rig, &c);
+	learn(rig.lane->policy); /* the lane has nothing to do yet */
+	session_open();
+	lane_rig_store_at(&rs, 0, 10, 0, 1);
+	cqe = lane_rig_done(&rs);
+	assert_int_equal(cqe.res, -EAGAIN);
+	assert_int_equal(cqe.reason, SKVC_ABI_REASON_NOT_ADMITTED);
+	assert_int_equal(cqe.count, 0);
+	assert_int_equal(stat(STAT_STORE_REFUSED_BLOCKS), 10);
+	lane_rig_store_at(&rs, 0, 10, 0,
+			  1); /* the second time: the first is known, the others not */
+	cqe = lane_rig_done(&rs);
+	assert_int_equal(cqe.reason, SKVC_ABI_REASON_NOT_ADMITTED);
+	assert_int_equal(cqe.count, 1);
+	assert_int_equal(found(0, 10), 1);
+	*next = c;
+	next->admission = 0;
+	assert_int_equal(mailbox_send(lane_inbox(rig.lane), &m), 0);
+	store(0, 10);
+	assert_int_equal(found(0, 10), 10);
+}
+
 /* More pins at the cold end than are looked at at once do not stop stores, and hold. */
 static void many_pins_do_not_stop_stores(void **state)
 {
@@ -419,6 +491,7 @@ int main(void)
 		cmocka_unit_test_teardown(a_quota_takes_what_lies_on_nvme, rig_stop),
 		cmocka_unit_test_teardown(a_full_index_gives_up_what_lies_on_nvme, rig_stop),
 		cmocka_unit_test_teardown(pins_are_not_for_ever, rig_stop),
+		cmocka_unit_test_teardown(what_never_comes_again_is_refused_if_wanted, rig_stop),
 		cmocka_unit_test_teardown(many_pins_do_not_stop_stores, rig_stop),
 	};
 
