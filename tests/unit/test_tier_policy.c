@@ -455,6 +455,32 @@ static void what_never_comes_again_is_refused_if_wanted(void **state)
 	assert_int_equal(found(0, 10), 10);
 }
 
+/* Between two uses of some chains come more blocks that never come again than there is room: LRU would have no hit. */
+static void what_is_used_outlasts_a_scan(void **state)
+{
+	uint32_t fresh = 100000, hits = 0;
+	struct config c;
+
+	(void)state;
+	lane_rig_config(&c);
+	c.pool_bytes = 16u << 20;
+	c.speculator = CONFIG_SPECULATOR_GENERIC;
+	lane_rig_start(&rig, &c);
+	session_open();
+	for (uint32_t round = 0; round < 25; round++) {
+		for (uint32_t chain = 0; chain < 6; chain++) {
+			uint32_t n = found(chain * 50, 50);
+
+			hits += round >= 20 ? n : 0;
+			store(chain * 50, 50);
+		}
+		for (uint32_t n = 0; n < 16; n++, fresh += 50)
+			store(fresh, 50);
+	}
+	print_message("%u of %u found\n", hits, 5 * 6 * 50);
+	assert_true(hits > 5 * 6 * 50 * 3 / 4);
+}
+
 /* More pins at the cold end than are looked at at once do not stop stores, and hold. */
 static void many_pins_do_not_stop_stores(void **state)
 {
@@ -492,6 +518,7 @@ int main(void)
 		cmocka_unit_test_teardown(a_full_index_gives_up_what_lies_on_nvme, rig_stop),
 		cmocka_unit_test_teardown(pins_are_not_for_ever, rig_stop),
 		cmocka_unit_test_teardown(what_never_comes_again_is_refused_if_wanted, rig_stop),
+		cmocka_unit_test_teardown(what_is_used_outlasts_a_scan, rig_stop),
 		cmocka_unit_test_teardown(many_pins_do_not_stop_stores, rig_stop),
 	};
 
