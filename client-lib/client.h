@@ -97,6 +97,7 @@ struct client_namespace {
 	uint32_t block_tokens;
 	uint32_t segments_count;
 	uint64_t block_raw_bytes;
+	uint64_t prefill_tokens_per_s;	 /* 0: not said */
 	struct ctl_ns_open *packet;	 /* owned */
 	struct skvc_arena *simple_arena; /* of skvc_put and skvc_get; NULL until the first one */
 	uint32_t simple_region;

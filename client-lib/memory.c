@@ -21,6 +21,8 @@ _Static_assert(offsetof(struct skvc_segment, head_dim) ==
 _Static_assert(sizeof(struct skvc_stride) == sizeof(struct skvc_abi_stride), "copied as it is");
 _Static_assert(SKVC_SEGMENTS_MAX == CTL_SEGMENTS_MAX, "limits agree");
 
+#define PREFILL_MINOR 2u
+
 /* ---- namespaces: handle h is entry h - 1, never given back before the session ends ---- */
 
 struct client_namespace *client_namespace_find(struct skvc_session *s, uint32_t ns)
@@ -93,6 +95,52 @@ static uint64_t raw_bytes_of(const struct ctl_ns_open *m)
 		bytes += (uint64_t)m->block_tokens * seg->heads * seg->head_dim * element_bytes;
 	}
 	return bytes;
+}
+
+/* Older daemons take it for garbage, and hang up. */
+static int prefill_known(struct skvc_session *s, const struct client_link *link)
+{
+	if (link->layout.abi_minor >= PREFILL_MINOR)
+		return 0;
+	return client_error(s, -EOPNOTSUPP,
+			    "the daemon speaks protocol 1.%u, which has no prefill rates",
+			    link->layout.abi_minor);
+}
+
+static struct client_request prefill_request(struct ctl_ns_prefill *packet)
+{
+	return (struct client_request){
+		.type = CTL_NS_PREFILL,
+		.expected = CTL_OK,
+		.packet = packet,
+		.packet_bytes = sizeof(*packet),
+		.fd = -1,
+		.timeout_ns = CLIENT_CONTROL_TIMEOUT_NS,
+	};
+}
+
+int skvc_namespace_prefill(struct skvc_session *session, uint32_t ns, uint64_t tokens_per_s)
+{
+	struct ctl_ns_prefill packet = { .tokens_per_s = tokens_per_s };
+	struct client_request request = prefill_request(&packet);
+	struct client_namespace *entry;
+	union client_answer answer;
+	int r = client_enter(session);
+
+	if (r < 0)
+		return r;
+	entry = client_namespace_find(session, ns);
+	if (!entry)
+		return client_error(session, -EINVAL, "no namespace %u", ns);
+	if (!session->gone)
+		r = prefill_known(session, &session->link);
+	if (r < 0)
+		return r;
+	packet.ns = entry->handle;
+	r = client_control(session, &request, &answer);
+	if (!r)
+		entry->prefill_tokens_per_s = tokens_per_s;
+	return r;
 }
 
 int skvc_namespace_open(struct skvc_session *session, const struct skvc_geometry *geometry,
@@ -484,6 +532,21 @@ static int region_reopen(struct skvc_session *s, struct client_link *link,
 	return region_send(s, link, region, &region->handle);
 }
 
+/* A daemon that was exchanged for an older one goes on without. */
+static int prefill_again(struct skvc_session *s, struct client_link *link,
+			 const struct client_namespace *namespace)
+{
+	struct ctl_ns_prefill packet = { .ns = namespace->handle,
+					 .tokens_per_s = namespace->prefill_tokens_per_s };
+	struct client_request request = prefill_request(&packet);
+	union client_answer answer;
+	bool broken;
+
+	if (!packet.tokens_per_s || link->layout.abi_minor < PREFILL_MINOR)
+		return 0;
+	return client_link_request(s, link, &request, &answer, &broken);
+}
+
 /*
  * When this fails half-way, handles of the failed connection stay in the tables: harmless, since the
  * session is gone and nothing is sent before all of them are replaced by a later attempt.
@@ -504,6 +567,9 @@ int client_memory_reopen(struct skvc_session *s, struct client_link *link)
 			return client_error(s, -EPROTO,
 					    "the daemon counts a block's bytes in another way");
 		s->namespaces[i].handle = answer.ns.ns;
+		r = prefill_again(s, link, &s->namespaces[i]);
+		if (r < 0)
+			return r;
 	}
 	for (struct skvc_arena *arena = s->arenas; arena; arena = arena->next) {
 		r = arena_reopen(s, link, arena);

@@ -149,6 +149,14 @@ const char *skvc_version(void); /* "0.1.0" */
 int skvc_namespace_open(struct skvc_session *session, const struct skvc_geometry *geometry,
 			uint32_t *ret_ns);
 
+/*
+ * How fast the engine computes tokens of this namespace that it does not find.  From then on a lookup ends
+ * before blocks that would take longer to restore than to compute (reason "recompute"); say it again when it
+ * changes; 0: find whatever is there, as in the beginning.  The last one said by any session holds.
+ * -EINVAL; -EOPNOTSUPP: the daemon is older than 1.2.
+ */
+int skvc_namespace_prefill(struct skvc_session *session, uint32_t ns, uint64_t tokens_per_s);
+
 /* Host memory shared with the daemon, pinned and NUMA-placed by it.  bytes is rounded up to pages.
  * -ENOMEM, -EDQUOT (above the session's limit), -EPERM (scheduler role). */
 int skvc_arena_new(struct skvc_session *session, uint64_t bytes, struct skvc_arena **ret_arena);

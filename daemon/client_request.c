@@ -141,6 +141,19 @@ static void ns_open(struct client *c, const struct ctl_ns_open *m)
 	client_ask(c, LANE_NS_ADD, ns, handle);
 }
 
+static void ns_prefill(struct client *c, const struct ctl_ns_prefill *m)
+{
+	struct namespace *ns = m->ns <= SESSION_NS_MAX ? c->ns[m->ns] : NULL;
+	struct ctl_ok ok = { 0 };
+
+	if (!ns) {
+		client_refuse(c, -EINVAL, REASON(BAD_NAMESPACE), "no namespace %" PRIu32, m->ns);
+		return;
+	}
+	atomic_store_explicit(&ns->prefill_tokens_per_s, m->tokens_per_s, memory_order_relaxed);
+	client_answer(c, CTL_OK, &ok, sizeof(ok), NULL, 0);
+}
+
 /* ---- arenas ---- */
 
 static int arena_allowed(struct client *c, uint64_t bytes)
@@ -391,6 +404,9 @@ void client_request(struct client *c, const void *packet, int fd)
 	switch (c->type) {
 	case CTL_NS_OPEN:
 		ns_open(c, packet);
+		break;
+	case CTL_NS_PREFILL:
+		ns_prefill(c, packet);
 		break;
 	case CTL_ARENA_NEW:
 		arena_new(c, packet);

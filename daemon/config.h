@@ -77,6 +77,7 @@ struct config {
 	uint32_t gpu_background_percent; /* share of the GPU's time for work that may wait; 10 */
 	/* [codec] */
 	uint32_t speculator; /* enum config_speculator */
+	uint32_t plan;	     /* 0: auto codes again with layer wherever it can */
 	uint32_t verify;     /* 1: decode every block again before it counts as stored */
 	uint64_t fit_tokens
 		[CONFIG_FITS_MAX]; /* a profile is fitted at these token counts; 0-terminated */

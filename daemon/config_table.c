@@ -118,6 +118,8 @@ static const struct config_key config_keys[] = {
 
 	{ "codec", "speculator", CONFIG_CHOICE, FIELD(speculator), 0, CONFIG_SPECULATOR_COUNT - 1,
 	  0, speculator_names, "auto", "how blocks are compressed" },
+	{ "codec", "plan", CONFIG_CHOICE, FIELD(plan), 0, 1, CONFIG_LIVE, bool_names, "yes",
+	  "auto uses layer only where blocks come back sooner with it" },
 	{ "codec", "verify", CONFIG_CHOICE, FIELD(verify), 0, 1, CONFIG_LIVE, bool_names, "yes",
 	  "decode every block again before it counts as stored" },
 	{ "codec", "fit_tokens", CONFIG_COUNTS, FIELD(fit_tokens), 16, 1 << 20, 0, NULL,

@@ -46,6 +46,9 @@ struct control {
 	uint32_t clients_count, clients_max;
 	sd_event_source *accept_source, *accept_timer, *mail_source, *flush_source, *stop_source;
 	bool stopping;
+	control_find_done find_done; /* NULL: nobody waits */
+	void *find_user;
+	struct lane_question question; /* the lane's until it is answered */
 	control_evict_done evict_done; /* NULL: nobody waits */
 	void *evict_user;
 	control_reload_fn reload;
@@ -325,6 +328,15 @@ static void evicted(struct control *control, const struct mail *mail)
 	done(control->evict_user, &result);
 }
 
+static void found(struct control *control)
+{
+	control_find_done done = control->find_done;
+
+	assert(done);
+	control->find_done = NULL;
+	done(control->find_user, &control->question);
+}
+
 static void one_mail(struct control *control, const struct mail *mail)
 {
 	struct session *s = mail->subject;
@@ -345,6 +357,9 @@ static void one_mail(struct control *control, const struct mail *mail)
 		return;
 	case LANE_EVICT:
 		evicted(control, mail);
+		return;
+	case LANE_FIND:
+		found(control);
 		return;
 	default:
 		assert(s->slot < control->config->sessions_max);
@@ -475,6 +490,8 @@ struct control *control_free(struct control *control)
 	assert(!control->clients_count);
 	if (control->evict_done)
 		control->evict_done(control->evict_user, NULL);
+	if (control->find_done)
+		control->find_done(control->find_user, NULL);
 	control->accept_source = drop(control->accept_source);
 	control->accept_timer = drop(control->accept_timer);
 	control->mail_source = drop(control->mail_source);
@@ -559,6 +576,18 @@ int control_evict(struct control *control, const char *tenant, uint32_t ns, cont
 	return 0;
 }
 
+int control_find(struct control *control, const struct skvc_abi_key *key, control_find_done done,
+		 void *user)
+{
+	if (control->find_done || control->stopping)
+		return -EBUSY;
+	control->find_done = done;
+	control->find_user = user;
+	control->question = (struct lane_question){ .key = *key };
+	post(control, LANE_FIND, &control->question, NULL);
+	return 0;
+}
+
 void control_drain(struct control *control, bool on)
 {
 	if (control->host.draining == on)
@@ -640,6 +669,11 @@ uint64_t control_reason(const struct control *control, uint16_t reason)
 	return atomic_load_explicit(&lane_stats(control->lane)->reason[reason],
 				    memory_order_relaxed) +
 	       atomic_load_explicit(&control->stats.reason[reason], memory_order_relaxed);
+}
+
+const struct plan_shown_rate *control_plan_rates(const struct control *control)
+{
+	return lane_plan_rates(control->lane);
 }
 
 const struct stats *control_lane_stats(const struct control *control)

@@ -51,6 +51,12 @@ typedef void (*control_evict_done)(void *user, const struct control_evicted *res
 /* Blocks of a tenant ("": any) and a namespace (CONTROL_NS_ANY).  -ENOENT, -EBUSY: another one is at work. */
 int control_evict(struct control *control, const char *tenant, uint32_t ns, control_evict_done done,
 		  void *user);
+/* done: called once, or with NULL when the daemon ends first.  result is valid during the call. */
+typedef void (*control_find_done)(void *user, const struct lane_question *result);
+
+/* -EBUSY: another question is being answered. */
+int control_find(struct control *control, const struct skvc_abi_key *key, control_find_done done,
+		 void *user);
 /* Takes no new sessions while on; those that are here go on. */
 void control_drain(struct control *control, bool on);
 bool control_draining(const struct control *control);
@@ -72,6 +78,7 @@ const struct session *control_session(const struct control *control,
 				      uint32_t slot);			/* NULL: free */
 uint64_t control_stat(const struct control *control, enum stats_id id); /* the lane's and our own */
 uint64_t control_reason(const struct control *control, uint16_t reason);
+const struct plan_shown_rate *control_plan_rates(const struct control *control);
 const struct stats *control_lane_stats(const struct control *control); /* histograms */
 const char *control_health(
 	const struct control *control); /* "ok", "degraded", "draining" or "stopping" */

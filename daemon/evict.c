@@ -47,7 +47,7 @@ unsigned evict_run(struct lane *lane)
 	struct lane_evict *e = &lane->evict;
 	uint32_t end = index_end(lane->index);
 
-	if (!e->running)
+	if (!e->running || !recode_make_way(lane)) /* the lane itself is no reason to keep one */
 		return 0;
 	for (unsigned n = 0; n < EVICT_BATCH && e->next < end; n++, e->next++) {
 		const struct block *b = index_block(lane->index, e->next);

@@ -133,6 +133,10 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 	case LANE_EVICT:
 		evict_begin(lane, m);
 		break;
+	case LANE_FIND:
+		find_answer(lane, m->subject);
+		answer(lane, m, 0);
+		break;
 	case LANE_CONFIG:
 		config_copy_live(&lane->config, m->subject);
 		quota_configured(lane, m->subject);
@@ -430,6 +434,7 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 	struct device *d = NULL;
 	int r;
 
+	lane->cpu_workers = workers;
 	lane->tasks_count = 2 * workers + 2;
 	r = cpu_device_new(workers,
 			   lane->tasks_count + 4 + lane->config.model_sequences +
@@ -584,6 +589,7 @@ static int start_all(struct lane *lane, char *err, unsigned err_bytes)
 		r = start_device(lane, err, err_bytes);
 	if (r < 0)
 		return r;
+	plan_start(lane);
 	r = start_tasks(lane);
 	if (r == 0)
 		r = watch(lane, &lane->inbox_watch, lane->inbox.fd);

@@ -25,6 +25,7 @@ enum lane_mail {
 	/* subject tenant or NULL, object namespace or NULL, value id -> answer EVICT when done: value the blocks
 	 * that went, object their bytes (a number), res how many are held and stay.  One at a time. */
 	LANE_EVICT,
+	LANE_FIND, /* subject a struct lane_question -> answer FIND with it, filled in */
 	LANE_CONFIG, /* subject a struct config, checked: the lane takes what may change, and frees it; no answer */
 	LANE_TRIM, /* a quota may be below what is charged: evict down to it; no answer */
 	LANE_STOP, /* drain everything; the thread ends (lane_join) */
@@ -58,6 +59,45 @@ struct lane_saved_ns {
 	const struct codec_segment *segments;
 };
 
+/* A rate of the planner; lane writes, control reads. */
+struct plan_shown_rate {
+	_Atomic uint64_t bytes_per_s;
+	_Atomic uint64_t samples; /* 0: assumed */
+};
+
+/* The last ones: device, then encode or decode, then speculator. */
+enum plan_shown {
+	PLAN_SHOWN_COPY,
+	PLAN_SHOWN_LINK,
+	PLAN_SHOWN_NVME_READ,
+	PLAN_SHOWN_NVME_WRITE,
+	PLAN_SHOWN_CODE,
+	PLAN_SHOWN_RATES = PLAN_SHOWN_CODE + 2 * 2 * CODEC_SPEC_COUNT
+};
+
+enum lane_where { LANE_WHERE_GPU, LANE_WHERE_HOST, LANE_WHERE_NVME, LANE_WHERE_FETCHING };
+
+#define LANE_FOUND_MAX 16u
+
+struct lane_found {
+	uint32_t ns;
+	uint8_t where;	    /* enum lane_where */
+	uint8_t speculator; /* enum codec_speculator */
+	uint8_t on_nvme;    /* there is a durable copy */
+	uint32_t position;  /* CODEC_POSITION_UNKNOWN */
+	uint32_t holders, children;
+	uint64_t record_bytes;
+	uint64_t pinned_ns;		 /* so long still; 0: not */
+	uint64_t restore_ns, prefill_ns; /* expected; prefill 0: its engine has not said */
+};
+
+/* Blocks of this key, in any namespace. */
+struct lane_question {
+	struct skvc_abi_key key;
+	uint32_t count;
+	struct lane_found found[LANE_FOUND_MAX];
+};
+
 /* How blocks that are found on NVMe get their namespaces back; called by lane_start() only. */
 struct lane_restore {
 	int (*ns)(void *user, const struct lane_saved_ns *saved, struct namespace **ret_ns);
@@ -81,6 +121,7 @@ uint64_t lane_block_bytes_max(
 	const struct lane *lane); /* the largest raw block a namespace may have */
 /* The GPU, or NULL.  Control may use its import calls; everything else is the lane's. */
 struct device *lane_gpu(const struct lane *lane);
+const struct plan_shown_rate *lane_plan_rates(const struct lane *lane); /* [PLAN_SHOWN_RATES] */
 /* Grows while the lane makes progress or sleeps with nothing to do: what a watchdog may rely on. */
 uint64_t lane_heartbeat(const struct lane *lane);
 

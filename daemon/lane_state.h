@@ -19,6 +19,8 @@
  *	profiles.c	profiles of a namespace: the newest, who uses the others, drift
  *	sequences.c	prefixes that blocks are coded after with model
  *	model_fit.c	parameters for model, fitted on what is stored
+ *	find.c		where a block is, for an operator
+ *	plan.c		what things cost: rates, room, and which speculator follows
  *	recode.c	blocks coded again with a stronger speculator when there is time
  *	quota.c		compressed bytes charged to tenants
  *	evict.c		blocks that an operator wants gone
@@ -37,6 +39,7 @@
 #include "daemon/lane.h"
 #include "daemon/mailbox.h"
 #include "daemon/nvme_log.h"
+#include "daemon/planner.h"
 #include "daemon/policy.h"
 #include "daemon/pool.h"
 #include "daemon/session.h"
@@ -304,6 +307,15 @@ struct persist {
 	uint32_t id[PERSIST_ENTRIES_MAX];
 };
 
+/* ---- what things cost ---- */
+
+struct lane_plan {
+	struct plan_machine machine;
+	struct plan_demand demand;
+	struct plan_meter reads, writes; /* of NVMe */
+	struct plan_shown_rate shown[PLAN_SHOWN_RATES];
+};
+
 struct lane_registered {
 	void *base;
 	uint64_t bytes;
@@ -394,6 +406,7 @@ struct lane {
 	uint8_t layer_busy;
 	uint64_t sample_bytes; /* set aside for samples of all namespaces */
 	struct recode recode;
+	struct lane_plan plan;
 	struct lane_evict evict;
 	struct model_fit model_fit;
 	struct lane_sequence *sequence; /* owned, [model_sequences] */
@@ -401,6 +414,7 @@ struct lane {
 	uint64_t sequences_bytes;
 	unsigned sequence_steps; /* on the device */
 	uint64_t staging_bytes;
+	unsigned cpu_workers;
 
 	struct lease *lease;	  /* [sessions_max * leases_max] */
 	struct lease leases_live; /* list head */
@@ -441,6 +455,8 @@ void task_put(struct lane *lane, struct task *task); /* nothing of it is in use 
 int task_start(struct lane *lane, struct task *task, struct device *device); /* as device's start */
 /* Bytes before the payload in the block's record: the index knows all that its header says. */
 uint64_t block_payload_off(const struct lane *lane, const struct block *b);
+/* The strongest that its chunks need; one that is kept raw counts as generic. */
+uint8_t block_speculator(const struct block *b);
 /* d is to decode the block, whose record lies at `record`: in its slot of the host pool, or of the GPU's. */
 void task_decodes(const struct lane *lane, struct device_task *d, const struct block *b,
 		  const void *record);
@@ -613,11 +629,37 @@ struct ns_profile *profiles_find(struct namespace *ns, const uint8_t *digest); /
 void profiles_ns_deinit(struct namespace *ns);
 struct ns_profile *profiles_of_block(const struct lane *lane, const struct block *b); /* or NULL */
 void profiles_set_block(struct lane *lane, struct block *b, struct ns_profile *np);
+/* Coded / raw bytes that the newest promises; `channel`, `layer` or `model`. */
+double profiles_promised_ratio(const struct namespace *ns, uint8_t speculator);
 uint8_t profiles_mark(const struct ns_profile *np);
 void profiles_seen(struct lane *lane, struct namespace *ns, struct ns_profile *np, uint8_t asked,
 		   uint64_t bytes);
 
 void profiles_take_shipped(struct lane *lane, struct namespace *ns); /* if there is one */
+
+/* find.c */
+void find_answer(const struct lane *lane, struct lane_question *question);
+
+/* plan.c */
+void plan_start(struct lane *lane);
+void plan_task_done(struct lane *lane, const struct task *task); /* before its kind's own */
+void plan_block_coded(struct namespace *ns, uint8_t speculator, uint64_t coded_bytes);
+void plan_look(struct lane *lane, struct namespace *ns); /* again, when it is a while ago */
+void plan_stored(struct lane *lane, struct namespace *ns);
+void plan_evicted(struct lane *lane, uint32_t block); /* for room */
+void plan_read_begins(struct lane *lane);
+void plan_read_ends(struct lane *lane, uint64_t bytes); /* 0: it failed */
+void plan_write_begins(struct lane *lane);
+void plan_write_ends(struct lane *lane, uint64_t bytes);
+uint8_t plan_speculator(struct lane *lane,
+			struct namespace *ns); /* for blocks that may take their time */
+uint8_t plan_store_speculator(struct lane *lane, struct namespace *ns);
+/* Expected, to restore the block and to compute it again; 0: its engine has not said. */
+void plan_of_block(const struct lane *lane, const struct namespace *ns, const struct block *b,
+		   uint64_t *ret_restore_ns, uint64_t *ret_prefill_ns);
+/* Of a prefix's blocks, how many are sooner restored than computed; all when the engine has not said its rate. */
+uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,
+			      const uint32_t *blocks, uint32_t count);
 
 /* sequences.c */
 int sequences_start(struct lane *lane);
@@ -653,10 +695,12 @@ void model_fit_done(struct lane *lane, struct task *task);
 int recode_idle(const struct lane *lane); /* has nobody wanted the machine for a moment? */
 int recode_start(struct lane *lane);
 void recode_stop(struct lane *lane);
-int recode_wants(const struct lane *lane, const struct block *b);
-int recode_pending(const struct lane *lane, const struct block *b);
+int recode_wants(struct lane *lane, const struct block *b);
+int recode_pending(struct lane *lane, const struct block *b);
 unsigned recode_run(struct lane *lane);
 void recode_task_done(struct lane *lane, struct task *task);
+int recode_make_way(
+	struct lane *lane); /* nothing is held for it now: 1; a step runs, and ends soon: 0 */
 int recode_waits(const struct lane *lane); /* look at it again soon, though nobody wakes the lane */
 
 /* evict.c */

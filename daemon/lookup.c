@@ -70,6 +70,27 @@ static void count_hits(struct lane *lane, struct namespace *ns, uint32_t asked, 
 	atomic_fetch_add_explicit(&ns->misses, asked - hits, memory_order_relaxed);
 }
 
+/* The blocks at the end that it has sooner by itself, by its own word: 1 when there were any. */
+static int leave_to_engine(struct lane *lane, const struct namespace *ns, struct lease *l)
+{
+	uint32_t keep = plan_worth_restoring(lane, ns, l->blocks, l->count), found = l->count;
+
+	while (l->count > keep)
+		tier_unhold(lane, l->blocks[--l->count]);
+	return keep < found;
+}
+
+static void count_tiers(const struct lane *lane, const struct lease *l, uint32_t *ret_nvme,
+			uint32_t *ret_gpu)
+{
+	for (uint32_t i = 0; i < l->count; i++) {
+		const struct block *b = index_block(lane->index, l->blocks[i]);
+
+		*ret_nvme += b->state != BLOCK_RESIDENT;
+		*ret_gpu += b->state == BLOCK_RESIDENT && b->slot == POOL_NONE;
+	}
+}
+
 void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 		const struct skvc_abi_sqe *sqe, const struct skvc_abi_key *parent_key,
 		const struct skvc_abi_key *keys, const uint32_t *tokens, struct skvc_abi_cqe *cqe)
@@ -108,14 +129,14 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 		tier_use(lane, id, i + 1 == sqe->count);
 		tier_hold(lane, id);
 		l->blocks[l->count++] = id;
-		if (index_block(lane->index, id)->state != BLOCK_RESIDENT) {
-			nvme++;
+		if (index_block(lane->index, id)->state != BLOCK_RESIDENT)
 			tier_want(lane, id);
-		} else if (index_block(lane->index, id)->slot == POOL_NONE) {
-			gpu++;
-		}
 		parent = id;
 	}
+	plan_look(lane, ns);
+	if (leave_to_engine(lane, ns, l))
+		cqe->reason = SKVC_ABI_REASON_RECOMPUTE;
+	count_tiers(lane, l, &nvme, &gpu);
 	count_hits(lane, ns, sqe->count, l->count, nvme, gpu);
 	cqe->count = l->count;
 	if (!l->count) {

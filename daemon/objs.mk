@@ -3,6 +3,7 @@ DAEMON_SRCS := \
 	daemon/arena.c \
 	daemon/bus.c \
 	daemon/bus_lists.c \
+	daemon/bus_plan.c \
 	daemon/client.c \
 	daemon/client_gpu.c \
 	daemon/client_request.c \
@@ -10,6 +11,7 @@ DAEMON_SRCS := \
 	daemon/config_table.c \
 	daemon/control.c \
 	daemon/evict.c \
+	daemon/find.c \
 	daemon/index.c \
 	daemon/intake.c \
 	daemon/lane.c \
@@ -33,6 +35,9 @@ DAEMON_SRCS := \
 	daemon/nvme_recover.c \
 	daemon/persist.c \
 	daemon/placement.c \
+	daemon/plan.c \
+	daemon/planner.c \
+	daemon/planner_probe.c \
 	daemon/policy.c \
 	daemon/policy_worth.c \
 	daemon/pool.c \

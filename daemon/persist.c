@@ -290,7 +290,7 @@ static void put_block(const struct lane *lane, uint32_t id, uint8_t table, uint8
 					     ? 0
 					     : index_block(lane->index, parent)->generation;
 	uint8_t flags = (uint8_t)((b->flags & BLOCK_HAS_TOKENS ? PERSIST_HAS_TOKENS : 0) |
-				  (b->model ? PERSIST_MODEL : 0));
+				  (b->model ? PERSIST_MODEL : 0) | (b->layer ? PERSIST_LAYER : 0));
 	struct nvme_place place;
 
 	(void)nvme_log_place(lane->log, id, &place); /* it is held */

@@ -53,6 +53,7 @@ struct persist_table { /* a namespace, and what its blocks' profile numbers mean
 
 #define PERSIST_HAS_TOKENS 0x01u
 #define PERSIST_MODEL 0x02u
+#define PERSIST_LAYER 0x04u
 
 /* field, bytes; in this order */
 #define PERSIST_COLUMNS(X)          \

@@ -295,6 +295,15 @@ static uint64_t milli_of(const struct namespace *ns, uint64_t bytes, uint64_t bl
 	return profiles_milli((double)bytes * 8 / ((double)scalars * (double)blocks));
 }
 
+double profiles_promised_ratio(const struct namespace *ns, uint8_t speculator)
+{
+	const struct ns_profile *np = ns->newest;
+	uint64_t promised = np->promised[speculator - CODEC_SPEC_CHANNEL];
+	uint64_t raw_milli = milli_of(ns, ns->geom.raw_bytes, 1);
+
+	return raw_milli ? (double)promised / (double)raw_milli : 0;
+}
+
 /* A block was coded with it, whatever came of that: see once in a while whether the data has changed. */
 void profiles_seen(struct lane *lane, struct namespace *ns, struct ns_profile *np, uint8_t asked,
 		   uint64_t bytes)

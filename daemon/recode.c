@@ -76,10 +76,17 @@ static int may_model(const struct lane *lane, const struct block *b)
 	       (!np->wants_ids || b->flags & BLOCK_HAS_TOKENS);
 }
 
-/* With what?  CODEC_SPEC_RAW: leave it. */
-static uint8_t target(const struct lane *lane, const struct block *b)
+/* `layer` takes less room and more time: whether that helps depends on the machine and what is wanted of it. */
+static int pays(struct lane *lane, struct namespace *ns)
 {
-	const struct namespace *ns = lane->ns[b->ns];
+	return lane->config.speculator != CONFIG_SPECULATOR_AUTO || !lane->config.plan ||
+	       plan_speculator(lane, ns) == CODEC_SPEC_LAYER;
+}
+
+/* With what?  CODEC_SPEC_RAW: leave it. */
+static uint8_t target(struct lane *lane, const struct block *b)
+{
+	struct namespace *ns = lane->ns[b->ns];
 	const struct ns_profile *newest = ns->newest;
 
 	/* Who asks for something quick by name gets that and nothing in idle time. */
@@ -90,18 +97,18 @@ static uint8_t target(const struct lane *lane, const struct block *b)
 	if (b->tried == profiles_mark(newest))
 		return CODEC_SPEC_RAW;
 	if (newest->can_layer && b->position != CODEC_POSITION_UNKNOWN &&
-	    !gpu_cannot(lane, ns, CODEC_SPEC_LAYER))
+	    !gpu_cannot(lane, ns, CODEC_SPEC_LAYER) && pays(lane, ns))
 		return CODEC_SPEC_LAYER;
 	return b->profile ? CODEC_SPEC_RAW : CODEC_SPEC_CHANNEL; /* stored before there was any */
 }
 
-int recode_wants(const struct lane *lane, const struct block *b)
+int recode_wants(struct lane *lane, const struct block *b)
 {
 	return target(lane, b) != CODEC_SPEC_RAW;
 }
 
 /* Is it worth waiting with the write to NVMe?  Also when the first maps are being fitted just now. */
-int recode_pending(const struct lane *lane, const struct block *b)
+int recode_pending(struct lane *lane, const struct block *b)
 {
 	const struct namespace *ns = lane->ns[b->ns];
 
@@ -111,7 +118,7 @@ int recode_pending(const struct lane *lane, const struct block *b)
 		!gpu_cannot(lane, ns, CODEC_SPEC_LAYER));
 }
 
-static int may_take(const struct lane *lane, const struct block *b)
+static int may_take(struct lane *lane, const struct block *b)
 {
 	return b->state == BLOCK_RESIDENT && !b->refs && b->slot != POOL_NONE &&
 	       b->gpu_slot == POOL_NONE && b->flags & BLOCK_LISTED &&
@@ -398,6 +405,8 @@ static void checked(struct lane *lane)
 	profiles_set_block(lane, b, t->info.speculator >= CODEC_SPEC_CHANNEL ? t->profile : NULL);
 	b->tried = profiles_mark(t->profile);
 	b->model = t->info.speculator == CODEC_SPEC_MODEL;
+	b->layer = t->info.speculator == CODEC_SPEC_LAYER;
+	plan_block_coded(lane->ns[b->ns], t->info.speculator, t->info.encoded_bytes);
 	b->model_tried = r->speculator == CODEC_SPEC_MODEL;
 	stats_add(&lane->stats, STAT_RECODED_BLOCKS, 1);
 	stats_add(&lane->stats, STAT_LAYER_BLOCKS, t->info.speculator == CODEC_SPEC_LAYER);
@@ -458,6 +467,19 @@ int recode_waits(const struct lane *lane)
 	return lane->recode.step != RECODE_NONE || lane->recode.look || lane->recode.left;
 }
 
+/* What is held is no victim, and a chain is kept by its leaf: the coldest one would outlive all others. */
+int recode_make_way(struct lane *lane)
+{
+	struct recode *r = &lane->recode;
+
+	if (r->step == RECODE_NONE)
+		return 1;
+	if (r->running)
+		return 0;
+	give_up(lane);
+	return 1;
+}
+
 unsigned recode_run(struct lane *lane)
 {
 	struct recode *r = &lane->recode;
@@ -477,7 +499,7 @@ unsigned recode_run(struct lane *lane)
 		}
 		return recode_idle(lane) ? (unsigned)start_step(lane) : 0;
 	}
-	if (lane->stopping || !recode_idle(lane))
+	if (lane->stopping || lane->evict.running || !recode_idle(lane))
 		return 0;
 	id = find(lane);
 	if (id != BLOCK_NONE)

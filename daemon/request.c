@@ -91,6 +91,15 @@ void task_put(struct lane *lane, struct task *t)
 	q->count++;
 }
 
+uint8_t block_speculator(const struct block *b)
+{
+	if (b->model)
+		return CODEC_SPEC_MODEL;
+	if (b->layer)
+		return CODEC_SPEC_LAYER;
+	return b->profile ? CODEC_SPEC_CHANNEL : CODEC_SPEC_GENERIC;
+}
+
 uint64_t block_payload_off(const struct lane *lane, const struct block *b)
 {
 	return record_payload_off(b->flags & BLOCK_HAS_TOKENS ? lane->ns[b->ns]->geom.block_tokens
@@ -432,6 +441,7 @@ static void task_done(struct lane *lane, struct task *t)
 	stats_sub(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
 	if (t->device == lane->gpu && t->dev.res == -EIO)
 		stats_add(&lane->stats, STAT_GPU_FAILED, 1);
+	plan_task_done(lane, t);
 	t->device = NULL;
 	switch (t->kind) {
 	case TASK_COPY_OUT:

@@ -175,7 +175,7 @@ struct saved_block {
 	uint64_t raw_xxh3, token_hash;
 	uint32_t position, padding;
 	struct ns_profile *profile;
-	uint8_t has_tokens, model;
+	uint8_t has_tokens, model, layer;
 };
 
 /* Another record of this key: 0: that goes; -EALREADY: it is the same one; -EEXIST: it is newer. */
@@ -219,6 +219,7 @@ static int put(struct restoring *rs, struct namespace *ns, const struct saved_bl
 	b->token_hash = v->token_hash;
 	b->flags = v->has_tokens ? BLOCK_HAS_TOKENS : 0;
 	b->model = v->model;
+	b->layer = v->layer;
 	b->position = v->position;
 	b->record_bytes = v->place.sectors * 512;
 	b->padding_bytes = (uint16_t)v->padding;
@@ -399,6 +400,7 @@ static int make_entry(struct restoring *rs, const struct piece *p, uint32_t i, u
 	v.padding = padding;
 	v.has_tokens = flags & PERSIST_HAS_TOKENS;
 	v.model = !!(flags & PERSIST_MODEL);
+	v.layer = !!(flags & PERSIST_LAYER);
 	if (profile > NS_PROFILES_MAX)
 		return -EBADMSG;
 	v.profile = profile ? t->profile[profile - 1] : NULL;
@@ -476,6 +478,7 @@ static int on_record(void *user, const struct record_header *h, const struct nvm
 		.position = h->position,
 		.has_tokens = h->flags & RECORD_HAS_TOKENS,
 		.model = h->speculator == CODEC_SPEC_MODEL,
+		.layer = h->speculator == CODEC_SPEC_LAYER,
 	};
 	struct link l = { .key = { .len = h->parent_len, .group = h->parent_group } };
 	uint32_t id;

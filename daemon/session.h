@@ -64,6 +64,14 @@ struct ns_profile {
 	_Atomic uint32_t layer, previous, rotary_pairs, newest, model;
 };
 
+/* What coding a namespace's blocks one way would mean; lane writes, control reads. */
+struct plan_shown_way {
+	_Atomic uint64_t ratio_milli;		 /* coded / raw; 0: cannot be had */
+	_Atomic uint64_t host_milli, nvme_milli; /* shares that the tiers would hold */
+	_Atomic uint64_t host_ns, nvme_ns, gone_ns, expected_ns; /* of a block */
+	_Atomic uint64_t assumed; /* nothing was decoded that way yet */
+};
+
 /*
  *	IDLE -> SAMPLING	a new namespace, or another sample is wanted (drift, memory came free)
  *	SAMPLING -> DUE		enough tokens, or no room for more
@@ -120,7 +128,14 @@ struct namespace
 	struct codec_profile
 		*base; /* owned: statistics that maps are being added to; NULL: newest's */
 	uint64_t base_promised;
+	double plan_ratio[CODEC_SPEC_COUNT]; /* coded / raw bytes, lately; 0: no block yet */
+	uint64_t plan_until_ns;		     /* what follows is the plan's answer until then */
+	uint8_t plan_speculator;
+	uint8_t plan_squeezed;		       /* `channel` would not leave room for all */
+	_Atomic uint64_t prefill_tokens_per_s; /* control writes, lane reads; 0: not said */
 	/* lane writes, control reads */
+	struct plan_shown_way plan_shown[CODEC_SPEC_COUNT];
+	_Atomic uint8_t plan_chosen; /* CODEC_SPEC_RAW: not looked at yet */
 	_Atomic uint64_t blocks, raw_bytes, coded_bytes;
 	_Atomic uint64_t hits, misses;	     /* blocks, of lookups */
 	_Atomic uint32_t profile_version;    /* 0: none yet */

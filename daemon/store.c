@@ -217,10 +217,11 @@ static uint32_t record_tokens(const struct job *job)
 }
 
 /* What is quick enough for a store: the strongest only when that is asked for. */
-static uint8_t quick_speculator(const struct lane *lane, const struct namespace *ns)
+static uint8_t quick_speculator(struct lane *lane, struct namespace *ns)
 {
 	switch (lane->config.speculator) {
 	case CONFIG_SPECULATOR_AUTO:
+		return lane->config.plan ? plan_store_speculator(lane, ns) : CODEC_SPEC_CHANNEL;
 	case CONFIG_SPECULATOR_MODEL: /* it needs the prefix: recode.c */
 		return CODEC_SPEC_CHANNEL;
 	case CONFIG_SPECULATOR_LAYER:
@@ -241,7 +242,7 @@ static struct block *item_block(const struct lane *lane, const struct task *t)
 }
 
 /* What both devices are told. */
-static void encode_with(const struct lane *lane, struct task *t)
+static void encode_with(struct lane *lane, struct task *t)
 {
 	const struct job *job = t->job;
 
@@ -545,6 +546,9 @@ static void publish(struct lane *lane, struct task *t)
 	if (t->profile && (t->asked == CODEC_SPEC_LAYER || !t->profile->can_layer))
 		b->tried = profiles_mark(t->profile);
 	profiles_seen(lane, ns, t->profile, t->asked, t->info.encoded_bytes);
+	b->layer = t->info.speculator == CODEC_SPEC_LAYER;
+	plan_stored(lane, ns);
+	plan_block_coded(ns, t->info.speculator, t->info.encoded_bytes);
 	tier_publish(lane, id, t->item + 1 == job->count);
 	stats_add(&lane->stats, STAT_LAYER_BLOCKS, t->info.speculator == CODEC_SPEC_LAYER);
 	stats_add(&lane->stats, STAT_STORE_BLOCKS, 1);

@@ -284,7 +284,7 @@ static void evict(struct lane *lane, uint32_t id)
 		tier_policy_settle(lane, id);
 		return;
 	}
-	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
+	plan_evicted(lane, id);
 	forget(lane, id, 0);
 }
 
@@ -324,7 +324,7 @@ static int evict_lost(struct lane *lane, uint32_t id)
 {
 	if (id == BLOCK_NONE)
 		return 0;
-	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
+	plan_evicted(lane, id);
 	forget(lane, id, 0);
 	return 1;
 }
@@ -416,7 +416,7 @@ static void log_evicts(void *user, uint32_t id)
 	struct block *b = index_block(lane->index, id);
 
 	if (b->state == BLOCK_NVME) {
-		stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
+		plan_evicted(lane, id);
 		forget(lane, id, 1);
 		return;
 	}
@@ -439,6 +439,7 @@ static void spill_done(struct nvme_op *nop, int res)
 	struct block *b = index_block(lane->index, id);
 
 	lane->spills_inflight--;
+	plan_write_ends(lane, res == 0 ? b->record_bytes : 0);
 	b->flags &= (uint8_t)~BLOCK_SPILLING;
 	if (b->state == BLOCK_DEAD) {
 		nvme_log_forget(lane->log, id);
@@ -479,6 +480,7 @@ static int spill(struct lane *lane, uint32_t id)
 	persist_spills(lane, b);
 	tier_hold(lane, id);
 	b->flags |= BLOCK_SPILLING;
+	plan_write_begins(lane);
 	lane->spills_inflight++;
 	return 0;
 }
@@ -488,7 +490,7 @@ static int spill(struct lane *lane, uint32_t id)
  * that, while there is time: until what cannot be given up at once fills the pool half way from where
  * writing begins to where stores are refused.
  */
-static uint32_t next_spill(const struct lane *lane, int urgent)
+static uint32_t next_spill(struct lane *lane, int urgent)
 {
 	uint32_t id = lane->dirty.head;
 
@@ -556,6 +558,7 @@ static void fetch_done(struct nvme_op *nop, int res)
 	struct block *b = index_block(lane->index, id);
 
 	lane->fetches_inflight--;
+	plan_read_ends(lane, res == 0 ? b->record_bytes : 0);
 	lane->words_behind = 1;
 	if (b->state == BLOCK_FETCHING && res < 0) {
 		tier_release_host(lane, b);
@@ -609,6 +612,7 @@ static int fetch(struct lane *lane, uint32_t id)
 	}
 	tier_hold(lane, id);
 	index_set_state(lane->index, id, BLOCK_FETCHING);
+	plan_read_begins(lane);
 	lane->fetches_inflight++;
 	return 0;
 }

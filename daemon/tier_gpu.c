@@ -174,7 +174,7 @@ static int evict_instead(struct lane *lane, const struct pool_usage *u)
 		id = tier_victim(lane, TIER_PLACE_GPU);
 	if (id == BLOCK_NONE)
 		return 0;
-	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
+	plan_evicted(lane, id);
 	tier_forget(lane, id);
 	return 1;
 }

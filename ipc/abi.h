@@ -18,7 +18,7 @@
 
 #define SKVC_ABI_MAGIC 0x43564b53u /* "SKVC" */
 #define SKVC_ABI_MAJOR 1u	   /* layout: must be equal on both sides */
-#define SKVC_ABI_MINOR 1u	   /* additions only; 1: GPU memory and events */
+#define SKVC_ABI_MINOR 2u	   /* additions only; 1: GPU memory and events; 2: NS_PREFILL */
 
 #define SKVC_ABI_KEY_BYTES 32u
 #define SKVC_ABI_KEY_BYTES_MIN 16u
@@ -233,6 +233,8 @@ struct skvc_abi_cqe {
 	  "the block was coded after blocks of its sequence that are gone, or are others now")   \
 	X(MODEL_GONE, "model-gone",                                                              \
 	  "the model that coded the block is not loaded; skvcctl model add loads it")            \
+	X(RECOMPUTE, "recompute",                                                                \
+	  "the engine computes the rest sooner than it could be restored, by its own word")      \
 	X(NOT_ADMITTED, "not-admitted", "blocks like it are hardly ever asked for again")
 
 enum skvc_abi_reason {

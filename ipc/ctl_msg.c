@@ -296,6 +296,20 @@ static bool check_region_gpu(struct fault *f, const void *packet, size_t packet_
 	return true;
 }
 
+static bool check_ns_prefill(struct fault *f, const void *packet, size_t packet_bytes)
+{
+	struct ctl_ns_prefill m;
+
+	if (!length_is(f, "NS_PREFILL", packet_bytes, sizeof(m)))
+		return false;
+	memcpy(&m, packet, sizeof(m));
+	if (!m.ns)
+		return FAULT(f, "NS_PREFILL: handle 0 is no handle");
+	if (m.reserved)
+		return FAULT(f, "NS_PREFILL: a reserved field is not zero");
+	return true;
+}
+
 int ctl_msg_check_request(const void *packet, size_t packet_bytes, uint16_t *ret_reason,
 			  char *ret_text)
 {
@@ -346,6 +360,9 @@ int ctl_msg_check_request(const void *packet, size_t packet_bytes, uint16_t *ret
 		break;
 	case CTL_REGION_FREE:
 		good = check_free(&f, "REGION_FREE", packet, packet_bytes);
+		break;
+	case CTL_NS_PREFILL:
+		good = check_ns_prefill(&f, packet, packet_bytes);
 		break;
 	case CTL_BYE:
 		good = length_is(&f, "BYE", packet_bytes, sizeof(struct ctl_header));

@@ -35,6 +35,7 @@ enum ctl_type {
 	CTL_REGION_FREE = 8,
 	CTL_BYE = 9, /* drain, answer CTL_OK, close */
 	CTL_MEMORY_GPU = 10,
+	CTL_NS_PREFILL = 11,
 	CTL_REQUEST_COUNT,
 	/* daemon -> client */
 	CTL_WELCOME =
@@ -161,6 +162,13 @@ struct ctl_region { /* answer to REGION_*, MEMORY_GPU, EVENT_GPU: one number spa
 	uint32_t reserved;
 };
 
+struct ctl_ns_prefill { /* how fast the engine computes what it does not find; answer OK */
+	struct ctl_header h;
+	uint32_t ns;
+	uint32_t reserved;
+	uint64_t tokens_per_s; /* 0: not said, lookups find whatever is here */
+};
+
 struct ctl_ok {
 	struct ctl_header h;
 };
@@ -192,6 +200,7 @@ _Static_assert(sizeof(struct ctl_region_gpu) +
 	       "the longest layout fits a packet");
 _Static_assert(sizeof(struct ctl_event_gpu) == 80, "ctl_event_gpu");
 _Static_assert(sizeof(struct ctl_region) == 24, "ctl_region");
+_Static_assert(sizeof(struct ctl_ns_prefill) == 32, "ctl_ns_prefill");
 _Static_assert(sizeof(struct ctl_error) == 224, "ctl_error");
 
 /*

@@ -70,6 +70,7 @@ SKVCCTL_SRCS := \
 	tools/skvcctl_explain.c \
 	tools/skvcctl_facts.c \
 	tools/skvcctl_json.c \
+	tools/skvcctl_plan.c \
 	tools/skvcctl_screen.c \
 	tools/skvcctl_table.c \
 	tools/skvcctl_top.c

@@ -38,10 +38,10 @@ _skvcctl() {
 	elif [[ ${COMP_WORDS[COMP_CWORD - 3]:-} == model ]]; then
 		COMPREPLY=($(compgen -d -- "$cur"))
 	elif [[ $cur == -* ]]; then
-		COMPREPLY=($(compgen -W "-b --bus -c --config --system -j --json --prometheus -w --watch -h --help -V
+		COMPREPLY=($(compgen -W "-b --bus -c --config --system -j --json --prometheus --plan -w --watch -h --help -V
 			--version" -- "$cur"))
 	else
-		COMPREPLY=($(compgen -W "stats top namespaces profiles models sessions tenants ping version doctor explain quota evict
+		COMPREPLY=($(compgen -W "stats top namespaces profiles models sessions tenants ping version doctor explain plan quota evict
 			drain reload model" -- "$cur"))
 	fi
 }

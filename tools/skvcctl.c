@@ -6,6 +6,7 @@
 #include "tools/skvcctl_change.h"
 #include "tools/skvcctl_doctor.h"
 #include "tools/skvcctl_explain.h"
+#include "tools/skvcctl_plan.h"
 #include "tools/skvcctl_top.h"
 
 #include <errno.h>
@@ -26,6 +27,8 @@ static const char usage_text[] =
 	"  profiles               what namespaces are compressed with, and how well\n"
 	"  models, sessions, tenants\n"
 	"  explain [WORD]         what a reason or a counter means, and what to do\n"
+	"  explain KEY[:GROUP]    where a block is (root and the daemon's own user)\n"
+	"  plan, explain --plan   what was measured, and how blocks are coded for it\n"
 	"  ping, version          does it answer; which versions are these\n"
 	"  doctor                 is this machine fit for skvcd, and how to mend it\n"
 	"As root or the daemon's own user:\n"
@@ -50,6 +53,7 @@ struct options {
 	struct skvcctl_source source;
 	bool json;
 	bool prometheus;
+	bool plan;	    /* explain */
 	const char *config; /* doctor; NULL: the default one */
 	unsigned watch_s;   /* 0: once */
 };
@@ -80,6 +84,7 @@ static const struct command commands[] = {
 	{ "sessions", SKVCCTL_GET_SESSIONS, skvcctl_print_sessions },
 	{ "tenants", SKVCCTL_GET_TENANTS, skvcctl_print_tenants },
 	{ "models", SKVCCTL_GET_MODELS, skvcctl_print_models },
+	{ "plan", SKVCCTL_GET_PLAN, skvcctl_print_plan },
 	{ "ping", SKVCCTL_GET_VERSION, print_ping },
 	{ "version", SKVCCTL_GET_VERSION, print_version },
 };
@@ -110,13 +115,14 @@ static int parse_watch(const char *arg, unsigned *ret_s)
 /* Returns -1 to go on, or the exit status. */
 static int parse_options(int argc, char **argv, struct options *o)
 {
-	enum { OPT_SYSTEM = 256, OPT_PROMETHEUS };
+	enum { OPT_SYSTEM = 256, OPT_PROMETHEUS, OPT_PLAN };
 	static const struct option longs[] = {
 		{ "bus", required_argument, NULL, 'b' },
 		{ "config", required_argument, NULL, 'c' },
 		{ "system", no_argument, NULL, OPT_SYSTEM },
 		{ "json", no_argument, NULL, 'j' },
 		{ "prometheus", no_argument, NULL, OPT_PROMETHEUS },
+		{ "plan", no_argument, NULL, OPT_PLAN },
 		{ "watch", optional_argument, NULL, 'w' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' },
@@ -137,6 +143,9 @@ static int parse_options(int argc, char **argv, struct options *o)
 			break;
 		case OPT_PROMETHEUS:
 			o->prometheus = true;
+			break;
+		case OPT_PLAN:
+			o->plan = true;
 			break;
 		case 'j':
 			o->json = true;
@@ -230,14 +239,31 @@ static int doctor(const struct options *o)
 	return doctor_worst(&report) == DOCTOR_FAILURE ? SKVCCTL_FAILURE : SKVCCTL_OK;
 }
 
+static int explain_key(const struct options *o, const char *key, uint32_t group)
+{
+	static struct skvcctl_found found[SKVCCTL_FOUND_MAX];
+	char err[SKVCCTL_ERR_BYTES] = "";
+	size_t count;
+	enum skvcctl_exit e = skvcctl_find(&o->source, key, group, found, &count, err, sizeof(err));
+
+	if (e == SKVCCTL_OK)
+		skvcctl_print_found(found, count, stdout);
+	else
+		(void)fprintf(stderr, "skvcctl: %s\n", err);
+	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : (int)e;
+}
+
 /* word: NULL, all that was refused so far. */
 static int explain(const struct options *o, const char *word)
 {
 	struct skvcctl_picture p = { 0 };
-	char err[SKVCCTL_ERR_BYTES] = "";
-	enum skvcctl_exit e = skvcctl_fetch(&o->source, SKVCCTL_GET_STATS | SKVCCTL_GET_TEXTS, &p,
-					    err, sizeof(err));
+	char err[SKVCCTL_ERR_BYTES] = "", key[65];
+	enum skvcctl_exit e;
+	uint32_t group;
 
+	if (word && skvcctl_parse_key(word, key, &group))
+		return explain_key(o, key, group);
+	e = skvcctl_fetch(&o->source, SKVCCTL_GET_STATS | SKVCCTL_GET_TEXTS, &p, err, sizeof(err));
 	if (e == SKVCCTL_OK && skvcctl_explain(&p, word, stdout) < 0) {
 		(void)snprintf(err, sizeof(err),
 			       "%.64s: no such reason or counter; skvcctl stats --json has all",
@@ -252,6 +278,7 @@ static int explain(const struct options *o, const char *word)
 
 int main(int argc, char **argv)
 {
+	static char plan[] = "plan";
 	struct options o = { .source = { .path = getenv("SKVC_BUS") } };
 	int r;
 
@@ -262,6 +289,10 @@ int main(int argc, char **argv)
 		return r;
 	if (optind == argc)
 		return usage_error("a command is missing", "");
+	if (o.plan && (strcmp(argv[optind], "explain") != 0 || argc - optind > 1))
+		return usage_error("--plan is for explain, by itself", "");
+	if (o.plan)
+		argv[optind] = plan;
 	r = skvcctl_change(&o.source, argc - optind, argv + optind);
 	if (r >= 0)
 		return r;

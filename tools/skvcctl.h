@@ -61,6 +61,21 @@ struct skvcctl_text { /* what a counter, a gauge or a reason means */
 	char name[64], kind[16], unit[16], text[160];
 };
 
+struct skvcctl_rate { /* of the planner */
+	char name[48];
+	uint64_t bytes_per_s, samples; /* samples 0: assumed */
+};
+
+struct skvcctl_way { /* to code the blocks of a namespace */
+	uint32_t ns;
+	char tenant[32], model[256], speculator[16];
+	uint64_t prefill_tokens_per_s;			 /* 0: its engine has not said */
+	uint64_t ratio_milli;				 /* coded / raw; not 0 */
+	uint64_t host_milli, nvme_milli;		 /* shares of what is wanted that fit */
+	uint64_t host_ns, nvme_ns, gone_ns, expected_ns; /* of a block */
+	int assumed, chosen;
+};
+
 struct skvcctl_picture {
 	char version[32], health[32], status[256];
 	uint64_t ping_ns;
@@ -76,6 +91,10 @@ struct skvcctl_picture {
 	size_t tenants_count;
 	struct skvcctl_model *models;
 	size_t models_count;
+	struct skvcctl_rate *rates;
+	size_t rates_count;
+	struct skvcctl_way *ways;
+	size_t ways_count;
 	struct skvcctl_text *texts;
 	size_t texts_count;
 };
@@ -96,6 +115,7 @@ struct skvcctl_source {
 #define SKVCCTL_GET_MODELS 64u	 /* nor this */
 
 #define SKVCCTL_GET_TEXTS 128u /* nor this */
+#define SKVCCTL_GET_PLAN 256u  /* nor this */
 
 /* Returns an exit code; on anything but OK, one line in err that says what to do. */
 enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned what,
@@ -121,6 +141,19 @@ struct skvcctl_evicted {
 enum skvcctl_exit skvcctl_evict(const struct skvcctl_source *source, const char *tenant,
 				uint32_t ns, struct skvcctl_evicted *ret, char *err,
 				size_t err_bytes);
+#define SKVCCTL_FOUND_MAX 64u
+
+struct skvcctl_found {
+	uint32_t ns, position, holders, children;
+	char where[16], speculator[16];
+	int on_nvme;
+	uint64_t record_bytes, pinned_ns, restore_ns, prefill_ns;
+};
+
+/* Where the blocks of a key are: hexadecimal, in this group. */
+enum skvcctl_exit skvcctl_find(const struct skvcctl_source *source, const char *key, uint32_t group,
+			       struct skvcctl_found ret[SKVCCTL_FOUND_MAX], size_t *ret_count,
+			       char *err, size_t err_bytes);
 enum skvcctl_exit skvcctl_drain(const struct skvcctl_source *source, bool on, char *err,
 				size_t err_bytes);
 /* A line for each key that changed, or waits for a restart. */

@@ -52,6 +52,7 @@ _skvcctl() {
 		'version:of skvcctl and of the daemon'
 		'doctor:is this machine fit for skvcd'
 		'explain:what a reason or a counter means'
+		'plan:what was measured, and how blocks are coded for it'
 		'quota:what a tenant may take'
 		'evict:drop blocks that nobody uses'
 		'drain:take no new sessions'
@@ -63,6 +64,7 @@ _skvcctl() {
 		'--system[ask through the system bus]' \
 		'(-j --json)'{-j,--json}'[for programs]' \
 		'--prometheus[stats as Prometheus reads them]' \
+		'--plan[explain, what was measured]' \
 		'(-w --watch)'{-w,--watch}'[print again]' \
 		'(-c --config)'{-c,--config}'[doctor\: configuration of the daemon]:file:_files' \
 		'(- *)'{-h,--help}'[help]' \

@@ -311,6 +311,60 @@ static int read_profiles(sd_bus_message *m, struct skvcctl_picture *p)
 	return r;
 }
 
+static int read_rates(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	struct skvcctl_rate rate, *row;
+	const char *name;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(stt)");
+	while (r >= 0 &&
+	       (r = sd_bus_message_read(m, "(stt)", &name, &rate.bytes_per_s, &rate.samples)) > 0) {
+		row = grow((void **)&p->rates, p->rates_count, sizeof(*row), SKVCCTL_ROWS_MAX);
+		if (!row)
+			return -ENOMEM;
+		COPY(rate.name, name);
+		*row = rate;
+		p->rates_count++;
+	}
+	return r < 0 ? r : sd_bus_message_exit_container(m);
+}
+
+static int read_ways(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	const char *tenant, *model, *speculator;
+	struct skvcctl_way w, *row;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(usststttttttbb)");
+	while (r >= 0) {
+		r = sd_bus_message_read(m, "(usststttttttbb)", &w.ns, &tenant, &model,
+					&w.prefill_tokens_per_s, &speculator, &w.ratio_milli,
+					&w.host_milli, &w.nvme_milli, &w.host_ns, &w.nvme_ns,
+					&w.gone_ns, &w.expected_ns, &w.assumed, &w.chosen);
+		if (r <= 0)
+			break;
+		if (!w.ratio_milli)
+			return -EBADMSG;
+		COPY(w.tenant, tenant);
+		COPY(w.model, model);
+		COPY(w.speculator, speculator);
+		row = grow((void **)&p->ways, p->ways_count, sizeof(*row), SKVCCTL_ROWS_MAX);
+		if (!row)
+			return -ENOMEM;
+		*row = w;
+		p->ways_count++;
+	}
+	return r;
+}
+
+static int read_plan(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	int r = read_rates(m, p);
+
+	return r < 0 ? r : read_ways(m, p);
+}
+
 static int read_sessions(sd_bus_message *m, struct skvcctl_picture *p)
 {
 	struct skvcctl_session s;
@@ -455,6 +509,7 @@ static const struct part {
 	{ SKVCCTL_GET_SESSIONS, "ListSessions", read_sessions },
 	{ SKVCCTL_GET_TENANTS, "ListTenants", read_tenants },
 	{ SKVCCTL_GET_MODELS, "ListModels", read_models },
+	{ SKVCCTL_GET_PLAN, "GetPlan", read_plan },
 	{ SKVCCTL_GET_TEXTS, "DescribeStats", read_stat_texts },
 	{ SKVCCTL_GET_TEXTS, "DescribeReasons", read_reason_texts },
 };
@@ -593,6 +648,48 @@ enum skvcctl_exit skvcctl_evict(const struct skvcctl_source *source, const char 
 	return e;
 }
 
+static int read_found(sd_bus_message *m, struct skvcctl_found *ret, size_t *ret_count)
+{
+	const char *where, *speculator;
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "(ussbuuutttt)");
+	while (r >= 0) {
+		struct skvcctl_found f;
+
+		r = sd_bus_message_read(m, "(ussbuuutttt)", &f.ns, &where, &speculator, &f.on_nvme,
+					&f.position, &f.holders, &f.children, &f.record_bytes,
+					&f.pinned_ns, &f.restore_ns, &f.prefill_ns);
+		if (r <= 0)
+			break;
+		if (*ret_count == SKVCCTL_FOUND_MAX)
+			return -EBADMSG;
+		COPY(f.where, where);
+		COPY(f.speculator, speculator);
+		ret[(*ret_count)++] = f;
+	}
+	return r;
+}
+
+enum skvcctl_exit skvcctl_find(const struct skvcctl_source *source, const char *key, uint32_t group,
+			       struct skvcctl_found ret[SKVCCTL_FOUND_MAX], size_t *ret_count,
+			       char *err, size_t err_bytes)
+{
+	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	sd_bus_message *reply = NULL;
+	enum skvcctl_exit e = change(&l, &reply, "FindBlock", "su", key, group);
+	int r;
+
+	*ret_count = 0;
+	if (e == SKVCCTL_OK) {
+		r = read_found(reply, ret, ret_count);
+		if (r < 0)
+			e = failed(&l, r, "FindBlock");
+	}
+	sd_bus_message_unref(reply);
+	return e;
+}
+
 enum skvcctl_exit skvcctl_drain(const struct skvcctl_source *source, bool on, char *err,
 				size_t err_bytes)
 {
@@ -653,6 +750,8 @@ void skvcctl_picture_deinit(struct skvcctl_picture *p)
 	free(p->sessions);
 	free(p->tenants);
 	free(p->models);
+	free(p->rates);
+	free(p->ways);
 	free(p->texts);
 	memset(p, 0, sizeof(*p));
 }

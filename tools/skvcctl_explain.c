@@ -40,6 +40,8 @@ static const struct {
 	{ "not-admitted",
 	  "nothing: it is stored when it comes again; [limits] admission = no takes all" },
 	{ "prefix-gone", "nothing: a block before it was evicted, so it is computed again" },
+	{ "recompute",
+	  "nothing: skvcctl explain --plan shows what restoring takes, and what the engine said" },
 	{ "ring-overrun", "the client is broken: it publishes more than its ring holds" },
 	{ "bad-message", "the client is broken, or no client of skvcd: see its pid in the log" },
 };

@@ -4,6 +4,7 @@
  * are written as they are, not through a double.
  */
 #include "tools/skvcctl.h"
+#include "tools/skvcctl_plan.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -193,6 +194,8 @@ int skvcctl_print_json(const struct skvcctl_picture *p, unsigned what, FILE *out
 		add_profiles(root, p);
 	if (what & SKVCCTL_GET_MODELS)
 		add_models(root, p);
+	if (what & SKVCCTL_GET_PLAN)
+		skvcctl_add_plan(root, p);
 	if (what & SKVCCTL_GET_SESSIONS)
 		add_sessions(root, p);
 	text = cJSON_Print(root);

@@ -140,6 +140,9 @@ static void print_messages(void)
 	FIELD(ctl_memory_gpu, ipc_handle);
 	FIELD(ctl_memory_gpu, device_uuid);
 	TYPE(ctl_event_gpu);
+	TYPE(ctl_ns_prefill);
+	FIELD(ctl_ns_prefill, ns);
+	FIELD(ctl_ns_prefill, tokens_per_s);
 	TYPE(ctl_region);
 	TYPE(ctl_error);
 	FIELD(ctl_error, reason);
@@ -221,6 +224,7 @@ int main(void)
 	NUMBER(CTL_MEMORY_GPU);
 	NUMBER(CTL_REGION_GPU);
 	NUMBER(CTL_EVENT_GPU);
+	NUMBER(CTL_NS_PREFILL);
 	NUMBER(CTL_WELCOME);
 	NUMBER(CTL_ERROR);
 	SKVC_ABI_REASONS(REASON)

@@ -34,6 +34,7 @@ void lane_rig_config(struct config *ret)
 	ret->namespaces_max = 4;
 	ret->leases_max = 64;
 	ret->store_wait_ns = 200000000;
+	ret->plan = 0; /* `auto` as if there were time for everything, and no probe at each start */
 }
 
 void lane_rig_start(struct rig *rig, const struct config *config)

@@ -24,6 +24,7 @@ union message {
 	struct ctl_memory_gpu memory_gpu;
 	struct ctl_region_gpu region_gpu;
 	struct ctl_event_gpu event_gpu;
+	struct ctl_ns_prefill ns_prefill;
 	struct ctl_welcome welcome;
 	struct ctl_ns ns;
 	struct ctl_arena arena;
@@ -87,6 +88,11 @@ static size_t good(uint16_t type, union message *m)
 		break;
 	case CTL_EVENT_GPU:
 		bytes = sizeof(m->event_gpu);
+		break;
+	case CTL_NS_PREFILL:
+		bytes = sizeof(m->ns_prefill);
+		m->ns_prefill.ns = 1;
+		m->ns_prefill.tokens_per_s = UINT64_MAX;
 		break;
 	default:
 		break;
@@ -221,7 +227,7 @@ static void refuses_other_majors_whatever_follows(void **state)
 		assert_int_equal(check(&m, bytes, &reason, text), -EPROTO);
 		assert_int_equal(reason, SKVC_ABI_REASON_VERSION);
 		assert_non_null(strstr(text, "2.7"));
-		assert_non_null(strstr(text, "1.1"));
+		assert_non_null(strstr(text, "1.2"));
 	}
 }
 
@@ -268,6 +274,17 @@ static void refuses_bad_memory(void **state)
 	REFUSES(CTL_REGION_HOST, m.region_host.strides_count = 1, "bytes");
 	REFUSES(CTL_REGION_HOST, m.region_host.strides_count = 1025, "1025");
 	REFUSES(CTL_REGION_HOST, m.region_host.strides_count = 0x8000002, "strides_count");
+}
+
+static void refuses_bad_prefill(void **state)
+{
+	char text[CTL_TEXT_BYTES];
+	union message m;
+	uint16_t reason;
+
+	(void)state;
+	REFUSES(CTL_NS_PREFILL, m.ns_prefill.ns = 0, "handle 0");
+	REFUSES(CTL_NS_PREFILL, m.ns_prefill.reserved = 1, "reserved");
 }
 
 static void refuses_bad_gpu_memory(void **state)
@@ -419,6 +436,7 @@ int main(void)
 		cmocka_unit_test(refuses_other_majors_whatever_follows),
 		cmocka_unit_test(refuses_bad_namespaces),
 		cmocka_unit_test(refuses_bad_memory),
+		cmocka_unit_test(refuses_bad_prefill),
 		cmocka_unit_test(refuses_bad_gpu_memory),
 		cmocka_unit_test(takes_packed_gpu_regions),
 		cmocka_unit_test(takes_the_longest_gpu_region),

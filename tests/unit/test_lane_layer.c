@@ -315,6 +315,70 @@ static void nvme_gets_the_small_records(void **state)
 	stop(&rig, &rs);
 }
 
+/* ---- what is worth it ---- */
+
+static uint64_t settled(struct rig *rig, enum stats_id id)
+{
+	uint64_t before = counter(rig, id), now;
+
+	for (unsigned same = 0; same < 5; before = now) {
+		(void)usleep(100000);
+		now = counter(rig, id);
+		same = now == before ? same + 1 : 0;
+	}
+	return before;
+}
+
+/* There is room for everything: some are tried, to see what it takes, and the rest stays quick to load. */
+static void the_plan_leaves_what_fits(void **state)
+{
+	struct lane_rig_session rs;
+	struct config c;
+	struct rig rig;
+	uint32_t all = 800;
+
+	(void)state;
+	layer_config(&c);
+	c.plan = 1;
+	c.pool_bytes = 256u << 20;
+	start(&rig, &rs, &c);
+	store_first(&rs);
+	at_least(&rig, STAT_PROFILES_LAYER, 1);
+	at_least(&rig, STAT_LAYER_BLOCKS, PLAN_TRIES);
+	for (uint32_t first = FIRST_BLOCKS; first < all; first += 16)
+		store_all(&rs, first, 16);
+	assert_true(settled(&rig, STAT_LAYER_BLOCKS) < all / 2);
+	assert_int_equal(atomic_load(&rig.ns.plan_chosen), CODEC_SPEC_CHANNEL);
+	load_all(&rs, 0, 16);
+	load_all(&rs, all - 16, 16);
+	stop(&rig, &rs);
+}
+
+/* What does not fit would have to be computed again: everything that stays is made small. */
+static void the_plan_squeezes_what_does_not(void **state)
+{
+	struct lane_rig_session rs;
+	struct config c;
+	struct rig rig;
+	uint32_t all = 800;
+
+	(void)state;
+	layer_config(&c);
+	c.plan = 1;
+	c.pool_bytes = 2u << 20;
+	start(&rig, &rs, &c);
+	store_first(&rs);
+	at_least(&rig, STAT_PROFILES_LAYER, 1);
+	at_least(&rig, STAT_LAYER_BLOCKS, PLAN_TRIES);
+	for (uint32_t first = FIRST_BLOCKS; first < all; first += 16)
+		store_all(&rs, first, 16);
+	assert_true(counter(&rig, STAT_EVICTED_BLOCKS) > 0);
+	at_least(&rig, STAT_LAYER_BLOCKS, counter(&rig, STAT_BLOCKS));
+	assert_int_equal(atomic_load(&rig.ns.plan_chosen), CODEC_SPEC_LAYER);
+	load_all(&rs, all - 16, 16);
+	stop(&rig, &rs);
+}
+
 static void a_store_may_use_maps_at_once(void **state)
 {
 	struct lane_rig_session rs;
@@ -531,6 +595,8 @@ int main(void)
 		cmocka_unit_test(a_block_knows_where_it_stands),
 		cmocka_unit_test(blocks_are_coded_again_when_idle),
 		cmocka_unit_test(nvme_gets_the_small_records),
+		cmocka_unit_test(the_plan_leaves_what_fits),
+		cmocka_unit_test(the_plan_squeezes_what_does_not),
 		cmocka_unit_test(a_store_may_use_maps_at_once),
 		cmocka_unit_test(maps_that_do_not_help_are_not_kept),
 		cmocka_unit_test(who_holds_a_block_keeps_its_record),

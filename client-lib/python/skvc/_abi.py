@@ -110,6 +110,7 @@ _PROTOTYPES = {
     "skvc_reason_text": (c_char_p, c_uint16),
     "skvc_version": (c_char_p,),
     "skvc_namespace_open": (c_int, _S, POINTER(Geometry), _U32),
+    "skvc_namespace_prefill": (c_int, _S, c_uint32, c_uint64),
     "skvc_arena_new": (c_int, _S, c_uint64, POINTER(_S)),
     "skvc_arena_free": (c_void_p, _S),
     "skvc_arena_ptr": (c_void_p, _S),

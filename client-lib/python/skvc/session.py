@@ -395,6 +395,16 @@ class Session:
         self._call("skvc_namespace_open", byref(c_geometry), byref(handle))
         return Namespace(self, handle.value, geometry)
 
+    def prefill_rate(self, namespace: Namespace, tokens_per_s: int) -> None:
+        """How fast the engine computes what it does not find.
+
+        Lookups end before blocks that take longer to restore; 0 finds whatever is there, as in
+        the beginning.
+        """
+        rate = check_range("tokens_per_s", tokens_per_s, 0, _U64_MAX)
+        with self._lock:
+            self._call("skvc_namespace_prefill", namespace.handle, rate)
+
     def arena(self, size: int) -> Arena:
         """Host memory of at least so many bytes (whole pages), made by the daemon."""
         pointer = ctypes.c_void_p()
