@@ -37,7 +37,17 @@ void lane_rig_config(struct config *ret)
 	ret->plan = 0; /* `auto` as if there were time for everything, and no probe at each start */
 }
 
-void lane_rig_start(struct rig *rig, const struct config *config)
+static int the_namespace(void *user, const struct lane_saved_ns *saved, struct namespace **ret_ns)
+{
+	struct rig *rig = user;
+
+	assert_memory_equal(saved->digest, rig->ns.digest, sizeof(rig->ns.digest));
+	*ret_ns = &rig->ns;
+	return 0;
+}
+
+static void rig_start(struct rig *rig, const struct config *config,
+		      const struct lane_restore *restore)
 {
 	struct codec_segment segment[RIG_LAYERS * 2];
 	char err[256] = "";
@@ -57,8 +67,18 @@ void lane_rig_start(struct rig *rig, const struct config *config)
 			 0);
 	rig->ns.tenant = &rig->tenant;
 	memset(rig->ns.digest, 0x5a, sizeof(rig->ns.digest));
-	if (lane_start(config, NULL, &rig->lane, err, sizeof(err)) < 0)
+	if (lane_start(config, restore, &rig->lane, err, sizeof(err)) < 0)
 		fail_msg("lane_start: %s", err);
+}
+
+void lane_rig_start(struct rig *rig, const struct config *config)
+{
+	rig_start(rig, config, NULL);
+}
+
+void lane_rig_start_again(struct rig *rig, const struct config *config)
+{
+	rig_start(rig, config, &(struct lane_restore){ .ns = the_namespace, .user = rig });
 }
 
 void lane_rig_stop(struct rig *rig)

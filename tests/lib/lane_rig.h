@@ -42,6 +42,8 @@ struct lane_rig_session {
 
 void lane_rig_config(struct config *ret); /* small pool, no NVMe, fits early */
 void lane_rig_start(struct rig *rig, const struct config *config);
+/* What is on NVMe is found again, as the rig's namespace. */
+void lane_rig_start_again(struct rig *rig, const struct config *config);
 void lane_rig_stop(struct rig *rig);
 
 void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs);

@@ -243,7 +243,7 @@ static void session_open(void)
 		lane_rig_fill(&rs, page, page);
 }
 
-static void rig_start(struct config *c)
+static void nvme_config(struct config *c)
 {
 	int fd;
 
@@ -254,6 +254,11 @@ static void rig_start(struct config *c)
 	(void)snprintf(c->nvme_path, sizeof(c->nvme_path), "%s", path);
 	c->nvme_bytes = 128u << 20;
 	c->nvme_segment_bytes = 4u << 20;
+}
+
+static void rig_start(struct config *c)
+{
+	nvme_config(c);
 	lane_rig_start(&rig, c);
 	session_open();
 }
@@ -359,6 +364,44 @@ static void pin(uint32_t count, uint64_t ttl_ns)
 						     .args_rel = 8192,
 						     .args_bytes = count * sizeof(*keys) });
 	assert_int_equal(lane_rig_complete(&rs).count, count);
+}
+
+/* What was found at a start is on NVMe only, and the first to go, unless it is used then. */
+static void what_was_found_again_goes_first(void **state)
+{
+	uint32_t left = 0;
+	struct config c;
+
+	(void)state;
+	lane_rig_config(&c);
+	c.spill_percent = 1;
+	c.blocks_max = 1500;
+	c.speculator = CONFIG_SPECULATOR_GENERIC;
+	nvme_config(&c);
+	lane_rig_start_again(&rig, &c);
+	session_open();
+	store(0, 50);
+	for (uint32_t first = 50; first < 1000; first += 50)
+		store(first, 50);
+	for (unsigned tries = 0; stat(STAT_SPILL_BLOCKS) < 990; tries++) {
+		assert_true(tries < 60000);
+		(void)usleep(1000);
+	}
+	lane_rig_session_close(&rs);
+	lane_rig_stop(&rig);
+	lane_rig_start_again(&rig, &c);
+	session_open();
+	assert_true(stat(STAT_NVME_RESTORED_BLOCKS) >= 990);
+	assert_int_equal(found(0, 50), 50);
+	for (uint32_t first = 5000; first < 6400; first += 50)
+		store(first, 50);
+	assert_true(stat(STAT_EVICTED_BLOCKS) > 0);
+	assert_int_equal(found(0, 50), 50);
+	for (uint32_t first = 50; first < 1000; first += 50)
+		left += found(first, 50);
+	assert_in_range(left, 0, 100);
+	for (uint32_t first = 5000; first < 6400; first += 50)
+		assert_int_equal(found(first, 50), 50);
 }
 
 /* No pin is longer than [limits] lease_ttl_max: then an operator's wish takes the block. */
@@ -516,6 +559,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(nvme_keeps_the_best, by_hand, by_hand_end),
 		cmocka_unit_test_teardown(a_quota_takes_what_lies_on_nvme, rig_stop),
 		cmocka_unit_test_teardown(a_full_index_gives_up_what_lies_on_nvme, rig_stop),
+		cmocka_unit_test_teardown(what_was_found_again_goes_first, rig_stop),
 		cmocka_unit_test_teardown(pins_are_not_for_ever, rig_stop),
 		cmocka_unit_test_teardown(what_never_comes_again_is_refused_if_wanted, rig_stop),
 		cmocka_unit_test_teardown(what_is_used_outlasts_a_scan, rig_stop),
