@@ -106,6 +106,8 @@ struct config {
 	uint64_t event_wait_ns; /* a job whose ready event is not seen by then is given up; 30 s */
 	uint64_t gpu_wait_ns;	/* a GPU that ends nothing for so long hangs; 60 s */
 	uint64_t quota_bytes;	/* of a tenant without a section; 0: none */
+	uint32_t admission;	/* what is hardly ever asked for again is refused; 0 */
+	uint32_t quota_borrow;	/* what others leave of theirs may be used; 1 */
 	/* [metrics] */
 	char metrics_listen[64]; /* address:port of GET /metrics; empty: nowhere */
 	/* [tenant NAME] */

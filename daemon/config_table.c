@@ -173,6 +173,11 @@ static const struct config_key config_keys[] = {
 	  "the daemon ends when the GPU has not ended work by then: it hangs" },
 	{ "limits", "quota", CONFIG_SIZE, FIELD(quota_bytes), 0, 1024 * TIB, CONFIG_LIVE, NULL, "0",
 	  "compressed bytes of a tenant that has no section of its own; 0: no limit" },
+	{ "limits", "admission", CONFIG_CHOICE, FIELD(admission), 0, 1, CONFIG_LIVE, bool_names,
+	  "no",
+	  "blocks are refused that are hardly ever asked for again, by what is known of those like it" },
+	{ "limits", "borrow", CONFIG_CHOICE, FIELD(quota_borrow), 0, 1, CONFIG_LIVE, bool_names,
+	  "yes", "a tenant may use what others leave of their quotas, until they want it" },
 
 	{ "metrics", "listen", CONFIG_TEXT, FIELD(metrics_listen), 0, 63, 0, NULL, "",
 	  "address and port where Prometheus finds /metrics, as 127.0.0.1:9472; empty: nowhere" },

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * evict.c - an operator's wish: all blocks of a tenant, of a namespace or of everybody leave, as far as nobody
- * holds them; or a tenant's coldest ones, because its quota was made smaller.  Lane only.  A walk through the
+ * holds them; or some of a tenant, because its quota was made smaller.  Lane only.  A walk through the
  * index, or from the cold end of the lists, a bounded part in each turn; one wish at a time.
  */
 #include <assert.h>
 
 #include "daemon/lane_state.h"
 
-#define EVICT_BATCH 256u     /* entries of the index in one turn */
-#define EVICT_TRIM_BATCH 32u /* blocks, each behind a look at the cold end */
+#define EVICT_BATCH 256u /* entries of the index in one turn */
 
 void evict_begin(struct lane *lane, const struct mail *mail)
 {
@@ -69,24 +68,11 @@ unsigned evict_run(struct lane *lane)
 	return 1;
 }
 
-/* As at a store that its tenant has no room for, but nobody waits for it. */
+/* As after a store that wanted what others had borrowed, but nobody waits for it. */
 unsigned evict_trim(struct lane *lane)
 {
-	unsigned n = 0;
+	unsigned n = lane->evict.trim ? quota_return(lane) : 0;
 
-	if (!lane->evict.trim)
-		return 0;
-	for (uint32_t i = 0; i < lane->ns_end && n < EVICT_TRIM_BATCH; i++) {
-		const struct tenant *t = lane->ns[i] ? lane->ns[i]->tenant : NULL;
-		uint64_t quota = t ? atomic_load_explicit(&t->quota_bytes, memory_order_relaxed)
-				   : 0;
-
-		while (quota && n < EVICT_TRIM_BATCH &&
-		       atomic_load_explicit(&t->charged_bytes, memory_order_relaxed) > quota &&
-		       tier_evict_for_tenant(lane, t))
-			n++;
-	}
-	lane->evict.trim = n >
-			   0; /* nothing could go: the rest is held, and goes at the next store */
+	lane->evict.trim = n > 0; /* 0: all is well, or held, and goes after the next store */
 	return n;
 }

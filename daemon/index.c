@@ -105,11 +105,12 @@ uint64_t index_bytes(const struct index *ix)
 	       ((uint64_t)ix->mask + 1) * sizeof(*ix->bucket);
 }
 
-static uint32_t bucket_of(const struct index *ix, uint32_t ns, uint32_t group, const uint8_t *key,
-			  uint8_t key_len)
+static uint64_t hash_of(const struct index *ix, uint32_t ns, uint32_t group, const uint8_t *key,
+			uint8_t key_len)
 {
 	unsigned char in[SKVC_ABI_KEY_BYTES + 12], out[crypto_shorthash_BYTES];
-	uint32_t len32 = key_len, hash;
+	uint32_t len32 = key_len;
+	uint64_t hash;
 
 	memcpy(in, key, SKVC_ABI_KEY_BYTES);
 	memcpy(in + SKVC_ABI_KEY_BYTES, &ns, 4);
@@ -117,7 +118,25 @@ static uint32_t bucket_of(const struct index *ix, uint32_t ns, uint32_t group, c
 	memcpy(in + SKVC_ABI_KEY_BYTES + 8, &len32, 4);
 	crypto_shorthash(out, in, sizeof(in), ix->hash_key);
 	memcpy(&hash, out, sizeof(hash));
-	return hash & ix->mask;
+	return hash;
+}
+
+static uint32_t bucket_of(const struct index *ix, uint32_t ns, uint32_t group, const uint8_t *key,
+			  uint8_t key_len)
+{
+	return (uint32_t)hash_of(ix, ns, group, key, key_len) & ix->mask;
+}
+
+uint64_t index_hash(const struct index *ix, uint32_t ns, const struct skvc_abi_key *key)
+{
+	return hash_of(ix, ns, key->group, key->bytes, key->len);
+}
+
+uint64_t index_key_hash(const struct index *ix, uint32_t id)
+{
+	const struct block *b = index_block(ix, id);
+
+	return hash_of(ix, b->ns, b->group, b->key, b->key_len);
 }
 
 uint32_t index_bucket(const struct index *ix, uint32_t ns, const struct skvc_abi_key *key)

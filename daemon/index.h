@@ -109,6 +109,8 @@ void index_set_state(struct index *ix, uint32_t id,
 		     enum block_state state); /* asserts the arrow exists */
 void index_set_parent(struct index *ix, uint32_t id, uint32_t parent);
 uint32_t index_parent(const struct index *ix, uint32_t id); /* BLOCK_NONE when it has gone */
+uint64_t index_hash(const struct index *ix, uint32_t ns, const struct skvc_abi_key *key);
+uint64_t index_key_hash(const struct index *ix, uint32_t id); /* nobody can choose keys by it */
 uint32_t index_count(const struct index *ix);
 uint32_t index_end(const struct index *ix);   /* ids below were used at least once */
 uint64_t index_bytes(const struct index *ix); /* all memory, when full */

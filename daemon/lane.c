@@ -77,6 +77,7 @@ static int ns_add(struct lane *lane, struct session *s, struct namespace *ns, ui
 		if (r < 0)
 			return r;
 		ns->opened = 1;
+		quota_know(lane, ns->tenant);
 		lane->ns[ns->id] = ns;
 		if (ns->id >= lane->ns_end)
 			lane->ns_end = ns->id + 1;
@@ -138,8 +139,8 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 		break;
 	case LANE_CONFIG:
 		config_copy_live(&lane->config, m->subject);
+		quota_configured(lane, m->subject);
 		free(m->subject);
-		lane->evict.trim = 1; /* quotas may be others */
 		break;
 	case LANE_TRIM:
 		lane->evict.trim = 1;
@@ -548,6 +549,7 @@ static struct lane *lane_free(struct lane *lane)
 			munmap(lane->task[i].staging, lane->staging_bytes);
 	free(lane->task);
 	lane->args = pool_free(lane->args);
+	lane->policy = policy_free(lane->policy);
 	lane->index = index_free(lane->index);
 	if (lane->lease)
 		munmap(lane->lease,
@@ -571,6 +573,8 @@ static int start_all(struct lane *lane, char *err, unsigned err_bytes)
 	r = start_memory(lane);
 	if (r == 0)
 		r = index_new(lane->config.blocks_max, &lane->index);
+	if (r == 0)
+		r = policy_new(lane->config.blocks_max, lane->config.blocks_max, &lane->policy);
 	if (r < 0) {
 		snprintf(err, err_bytes, "memory for the lane's tables: %s", strerror(-r));
 		return r;

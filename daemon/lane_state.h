@@ -9,7 +9,8 @@
  *	lease.c		leases: grant, words, deadlines
  *	store.c		begin -> gather and encode -> place -> publish -> complete
  *	load.c		wait for the record -> decode into the engine's pages -> complete
- *	tier.c		room in the pool, LRU, spill, fetch
+ *	tier.c		room in the pool, spill, fetch
+ *	tier_policy.c	which block goes first: what policy.c is told and asked
  *	persist.c	what is written to NVMe beside the records, so that they are found again
  *	restore.c	and finding them
  *	tier_gpu.c	the GPU pool: room in it, what moves from it to the host pool, its loss
@@ -39,6 +40,7 @@
 #include "daemon/mailbox.h"
 #include "daemon/nvme_log.h"
 #include "daemon/planner.h"
+#include "daemon/policy.h"
 #include "daemon/pool.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
@@ -344,10 +346,13 @@ struct lane {
 
 	struct session **session; /* [sessions_max] by slot */
 	uint32_t sessions_count;
-	struct namespace **ns; /* [namespaces_max] by id, as far as known to the lane */
-	uint32_t ns_end;       /* 1 + the highest id known */
+	struct namespace **ns;	      /* [namespaces_max] by id, as far as known to the lane */
+	uint32_t ns_end;	      /* 1 + the highest id known */
+	struct tenant *tenants;	      /* of these namespaces; borrowed */
+	uint64_t absent_quotas_bytes; /* of tenants that are configured and have none */
 
 	struct index *index;
+	struct policy *policy; /* of all that is published */
 	struct pool *pool;
 	struct nvme_log *log; /* NULL: no tier */
 	struct lane_restore restore;
@@ -358,6 +363,8 @@ struct lane {
 	/* RESIDENT and held by nobody, coldest first: with and without a copy on NVMe */
 	struct block_list clean, dirty;
 	uint64_t clean_bytes, dirty_bytes;
+	uint32_t keeps_asked; /* tier_policy_keeps(): how often, and where its bar is */
+	float keeps_bar;
 	struct block_list fetch;    /* NVME and WANTED */
 	struct block_list gpu_cold; /* RESIDENT in the GPU pool and held by nobody */
 	unsigned demotes_inflight;
@@ -521,21 +528,22 @@ int tier_alloc(struct lane *lane, uint64_t bytes,
 	       uint32_t block); /* sets its slot; -EAGAIN, -EFBIG */
 int tier_evict_for_tenant(struct lane *lane,
 			  const struct tenant *tenant); /* one block; 1 when it did */
+int tier_evict_pinned(struct lane *lane,
+		      const struct tenant *tenant); /* the same, or a pinned one */
 int tier_evict_one(struct lane *lane);
 void tier_hold(struct lane *lane, uint32_t block);
 void tier_unhold(struct lane *lane, uint32_t block);
 /* It was held, but not used: back between the two that it stood between on the list of dirty ones. */
 void tier_unhold_unused(struct lane *lane, uint32_t block, uint32_t prev, uint32_t next);
-void tier_publish(struct lane *lane, uint32_t block); /* STORING, slot filled -> RESIDENT */
-void tier_want(struct lane *lane, uint32_t block);    /* NVME: queue a fetch */
-void tier_forget(struct lane *lane, uint32_t block);  /* out of the index and all tiers */
+/* STORING, slot filled -> RESIDENT.  last: of its request. */
+void tier_publish(struct lane *lane, uint32_t block, int last);
+void tier_want(struct lane *lane, uint32_t block);   /* NVME: queue a fetch */
+void tier_forget(struct lane *lane, uint32_t block); /* out of the index and all tiers */
 void tier_quarantine(struct lane *lane, uint32_t block);
 unsigned tier_run(struct lane *lane); /* fetches, spills, watermarks */
 int tier_has_nvme(const struct lane *lane);
 void tier_unplace(struct lane *lane,
 		  uint32_t block); /* STORING: its slot is not needed after all */
-uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
-		      const struct tenant *tenant); /* that may go; BLOCK_NONE */
 void tier_release_host(struct lane *lane, struct block *b);
 unsigned tier_busy(const struct lane *lane); /* operations that must end before a stop */
 
@@ -555,6 +563,28 @@ int persist_progresses(const struct lane *lane); /* at the stop: it is not a dev
 
 /* restore.c */
 int restore_run(struct lane *lane, char *err, unsigned err_bytes);
+
+/* tier_policy.c */
+enum tier_place { TIER_PLACE_DIRTY, TIER_PLACE_CLEAN, TIER_PLACE_GPU, TIER_PLACE_NVME };
+
+/* Held by nobody and not pinned; BLOCK_NONE: there is none.  What is clean may have children that are on NVMe. */
+uint32_t tier_victim(const struct lane *lane, enum tier_place place);
+/* Of all tiers, for good.  tenant: NULL: anybody's. */
+uint32_t tier_victim_lost(const struct lane *lane, const struct tenant *tenant);
+uint32_t tier_victim_pinned(const struct lane *lane,
+			    const struct tenant *tenant); /* or not pinned */
+/* Is it worth to be written again, when the place where it lies on NVMe is needed?  About one in five is. */
+int tier_policy_keeps(struct lane *lane, uint32_t block);
+int tier_pinned(const struct lane *lane, const struct block *b);
+/* Somebody asked for it.  last: of his request, which a longer one may replace. */
+void tier_use(struct lane *lane, uint32_t block, int last);
+void tier_policy_enter(struct lane *lane, uint32_t block, int last); /* published */
+void tier_policy_found(struct lane *lane, uint32_t block);	     /* on NVMe, at the start */
+void tier_policy_leave(struct lane *lane, uint32_t block);	     /* is being forgotten */
+void tier_policy_place(struct lane *lane, uint32_t block);	     /* it may lie elsewhere now */
+void tier_policy_settle(struct lane *lane, uint32_t block); /* its holders or children are others */
+void tier_policy_lets_go(struct lane *lane, uint32_t block); /* though recode holds it */
+void tier_policy_link(struct lane *lane, uint32_t block, uint32_t parent);
 
 /* tier_gpu.c */
 int tier_gpu_start(struct lane *lane, char *err, unsigned err_bytes);
@@ -680,7 +710,11 @@ unsigned evict_run(struct lane *lane); /* 1: it did something; running is 0 when
 unsigned evict_trim(struct lane *lane); /* a bounded part of bringing tenants below their quotas */
 
 /* quota.c */
-int quota_charge(struct tenant *tenant, uint64_t bytes); /* 0, -EDQUOT */
+void quota_know(struct lane *lane, struct tenant *tenant);	       /* before it is charged */
+void quota_configured(struct lane *lane, const struct config *config); /* quotas are others */
+int quota_charge(const struct lane *lane, struct tenant *tenant, uint64_t bytes); /* 0, -EDQUOT */
 void quota_uncharge(struct tenant *tenant, uint64_t bytes);
+/* Some blocks of who is above his quota, if they are wanted by others, or may not be his: how many went. */
+unsigned quota_return(struct lane *lane);
 
 #endif

@@ -52,8 +52,10 @@ static void link_again(struct lane *lane, uint32_t id, uint32_t parent)
 		return;
 	p = index_block(lane->index, parent);
 	if (p->position != CODEC_POSITION_UNKNOWN &&
-	    b->position == p->position + lane->ns[b->ns]->geom.block_tokens)
+	    b->position == p->position + lane->ns[b->ns]->geom.block_tokens) {
 		index_set_parent(lane->index, id, parent);
+		tier_policy_link(lane, id, parent);
+	}
 }
 
 static void count_hits(struct lane *lane, struct namespace *ns, uint32_t asked, uint32_t hits,
@@ -124,6 +126,7 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 			}
 			chain = 1; /* of the next ones it is the same, and this one */
 		}
+		tier_use(lane, id, i + 1 == sqe->count);
 		tier_hold(lane, id);
 		l->blocks[l->count++] = id;
 		if (index_block(lane->index, id)->state != BLOCK_RESIDENT)
@@ -154,6 +157,7 @@ void lookup_touch(struct lane *lane, struct namespace *ns, const struct skvc_abi
 
 		if (id == BLOCK_NONE || !lookup_visible(index_block(lane->index, id)))
 			continue;
+		tier_use(lane, id, 0);
 		tier_hold(lane, id);
 		tier_unhold(lane, id);
 		cqe->count++;
@@ -176,6 +180,8 @@ void lookup_drop(struct lane *lane, struct namespace *ns, const struct skvc_abi_
 void lookup_pin(struct lane *lane, struct namespace *ns, const struct skvc_abi_key *keys,
 		uint32_t count, uint64_t ttl_ns, struct skvc_abi_cqe *cqe)
 {
+	if (ttl_ns > lane->config.lease_ttl_max_ns)
+		ttl_ns = lane->config.lease_ttl_max_ns;
 	for (uint32_t i = 0; i < count; i++) {
 		uint32_t id = index_find(lane->index, ns->id, &keys[i]);
 		struct block *b = id == BLOCK_NONE ? NULL : index_block(lane->index, id);

@@ -58,5 +58,6 @@ DAEMON_SRCS := \
 	daemon/store.c \
 	daemon/tier.c \
 	daemon/tier_gpu.c \
+	daemon/tier_policy.c \
 	daemon/uring.c \
 	daemon/uring_fault.c

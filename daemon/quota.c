@@ -2,20 +2,94 @@
 /*
  * quota.c - what a tenant's blocks occupy, in compressed bytes, wherever they lie.  A charge is taken
  * before the slot and given back when the block leaves the index: block.record_bytes is the receipt.
+ *
+ * With [limits] borrow a quota is what a tenant can count on, and together tenants with a quota have the sum of all
+ * quotas: what one leaves idle others may use.  When it wants that after all it is never refused, and who is
+ * furthest above his own quota gives back, his pins notwithstanding.  Until that is done, and if leases hold what
+ * should go, the sum is exceeded by no more than what was borrowed.
  */
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 
 #include "daemon/lane_state.h"
 
-int quota_charge(struct tenant *tenant, uint64_t bytes)
+#define RETURN_BATCH 16u /* blocks given back during one store; the rest in evict_trim() */
+
+static uint64_t quota_of(const struct tenant *t)
 {
-	uint64_t charged = atomic_load_explicit(&tenant->charged_bytes, memory_order_relaxed);
+	return atomic_load_explicit(&t->quota_bytes, memory_order_relaxed);
+}
 
-	uint64_t quota = atomic_load_explicit(&tenant->quota_bytes, memory_order_relaxed);
+static uint64_t charged_to(const struct tenant *t)
+{
+	return atomic_load_explicit(&t->charged_bytes, memory_order_relaxed);
+}
 
-	/* charged + bytes > quota, without overflow; a quota may have become less than what is charged */
-	if (quota && (charged >= quota || bytes > quota - charged))
+/* held + bytes > limit, without overflow; a limit may have become less than what is held */
+static int exceeds(uint64_t held, uint64_t bytes, uint64_t limit)
+{
+	return held > limit || bytes > limit - held;
+}
+
+/* ---- who there is ---- */
+
+static int is_known(const struct lane *lane, const char *name)
+{
+	const struct tenant *t = lane->tenants;
+
+	while (t && strcmp(t->name, name) != 0)
+		t = t->next;
+	return t != NULL;
+}
+
+/* Who is configured and has not come lends all of his quota. */
+static void count_absent(struct lane *lane)
+{
+	lane->absent_quotas_bytes = 0;
+	for (uint32_t i = 0; i < lane->config.tenants_count; i++)
+		if (!is_known(lane, lane->config.tenants[i].name))
+			lane->absent_quotas_bytes += lane->config.tenants[i].quota_bytes;
+}
+
+void quota_know(struct lane *lane, struct tenant *tenant)
+{
+	if (tenant->known)
+		return;
+	tenant->known = 1;
+	tenant->next = lane->tenants;
+	lane->tenants = tenant;
+	count_absent(lane);
+}
+
+void quota_configured(struct lane *lane, const struct config *config)
+{
+	lane->config.tenants_count = config->tenants_count;
+	memcpy(lane->config.tenants, config->tenants, sizeof(config->tenants));
+	count_absent(lane);
+	lane->evict.trim = 1;
+}
+
+/* ---- charges ---- */
+
+/* Of all who have a quota: is what they hold, and bytes, more than they may have together? */
+static int all_exceed(const struct lane *lane, uint64_t bytes)
+{
+	uint64_t quotas = lane->absent_quotas_bytes, charged = 0;
+
+	for (const struct tenant *t = lane->tenants; t; t = t->next) {
+		quotas += quota_of(t);
+		charged += quota_of(t) ? charged_to(t) : 0;
+	}
+	return exceeds(charged, bytes, quotas);
+}
+
+int quota_charge(const struct lane *lane, struct tenant *tenant, uint64_t bytes)
+{
+	uint64_t charged = charged_to(tenant), quota = quota_of(tenant);
+
+	if (quota && exceeds(charged, bytes, quota) &&
+	    (!lane->config.quota_borrow || all_exceed(lane, bytes)))
 		return -EDQUOT;
 	atomic_store_explicit(&tenant->charged_bytes, charged + bytes, memory_order_relaxed);
 	return 0;
@@ -23,8 +97,50 @@ int quota_charge(struct tenant *tenant, uint64_t bytes)
 
 void quota_uncharge(struct tenant *tenant, uint64_t bytes)
 {
-	uint64_t charged = atomic_load_explicit(&tenant->charged_bytes, memory_order_relaxed);
+	uint64_t charged = charged_to(tenant);
 
 	assert(bytes <= charged);
 	atomic_store_explicit(&tenant->charged_bytes, charged - bytes, memory_order_relaxed);
+}
+
+/* ---- giving back ---- */
+
+/* How far it is above its own quota. */
+static uint64_t above(const struct tenant *t)
+{
+	uint64_t quota = quota_of(t), charged = charged_to(t);
+
+	return quota && charged > quota ? charged - quota : 0;
+}
+
+/* The furthest above its quota of those that are not yet marked; NULL: nobody has to give anything back. */
+static struct tenant *debtor(const struct lane *lane)
+{
+	struct tenant *most = NULL;
+
+	if (lane->config.quota_borrow && !all_exceed(lane, 0))
+		return NULL;
+	for (struct tenant *t = lane->tenants; t; t = t->next)
+		if (!t->stuck && above(t) > (most ? above(most) : 0))
+			most = t;
+	return most;
+}
+
+unsigned quota_return(struct lane *lane)
+{
+	struct tenant *t;
+	unsigned n = 0;
+
+	for (t = lane->tenants; t; t = t->next)
+		t->stuck = 0;
+	while (n < RETURN_BATCH && (t = debtor(lane))) {
+		if (!tier_evict_for_tenant(lane, t) &&
+		    (!lane->config.quota_borrow || !tier_evict_pinned(lane, t))) {
+			t->stuck = 1; /* all it has is held */
+			continue;
+		}
+		stats_add(&lane->stats, STAT_QUOTA_RETURNED_BLOCKS, 1);
+		n++;
+	}
+	return n;
 }

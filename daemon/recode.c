@@ -294,6 +294,7 @@ static void begin(struct lane *lane, uint32_t id)
 	r->next_generation = generation(lane, r->list_next);
 	tier_hold(lane, id);
 	r->block = id;
+	tier_policy_lets_go(lane, id);
 	r->speculator = target(lane, index_block(lane->index, id));
 	r->task.block = id;
 	r->task.profile = profiles_use(ns->newest);

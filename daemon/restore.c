@@ -101,6 +101,7 @@ static void take_ns(struct restoring *rs, const struct persist_meta *h, const ui
 				      : strerror(-r));
 		return;
 	}
+	quota_know(lane, ns->tenant);
 	lane->ns[ns->id] = ns;
 	if (ns->id >= lane->ns_end)
 		lane->ns_end = ns->id + 1;
@@ -292,6 +293,7 @@ static int link_now(struct restoring *rs, const struct link *l)
 	    index_block(lane->index, parent)->state != BLOCK_NVME)
 		return 1;
 	index_set_parent(lane->index, l->id, parent);
+	tier_policy_link(lane, l->id, parent);
 	return 1;
 }
 

@@ -35,6 +35,10 @@ struct tenant {
 	uint8_t salt[32];		/* the daemon's own, derived from its secret; immutable */
 	_Atomic uint64_t quota_bytes;	/* 0: none; control writes */
 	_Atomic uint64_t charged_bytes; /* lane writes */
+	/* lane only */
+	struct tenant *next; /* of those that the lane knows */
+	uint8_t known;
+	uint8_t stuck; /* in quota_return(): nothing of it can go now */
 };
 
 /*

@@ -48,6 +48,8 @@
 	  "blocks of the GPU pool that went with the GPU")                                         \
 	X(C, GPU_FAILED, "gpu_failed", "tasks", "tasks on the GPU that failed")                    \
 	X(C, EVICTED_BLOCKS, "evicted_blocks", "blocks", "blocks dropped for room")                \
+	X(C, QUOTA_RETURNED_BLOCKS, "quota_returned_blocks", "blocks",                             \
+	  "of these, of tenants above their quota that others wanted room of")                     \
 	X(C, PROFILES_FITTED, "profiles_fitted", "profiles", "profiles frozen")                    \
 	X(C, PROFILES_LAYER, "profiles_layer", "profiles",                                         \
 	  "profiles frozen with maps from layer to layer")                                         \

@@ -25,6 +25,17 @@
 
 /* ---- begin ---- */
 
+/* One that is not worth it is refused, and what hangs on it. */
+static int admits(struct lane *lane, struct job *job, uint32_t i, const struct skvc_abi_key *key,
+		  uint32_t parent)
+{
+	if (!lane->config.admission)
+		return 1;
+	return (i == 0 || parent != BLOCK_NONE) &&
+	       policy_admits(lane->policy, index_hash(lane->index, job->ns->id, key),
+			     i + 1 == job->count);
+}
+
 /* Reserve one key for this job, or say why not: the item stays empty and, when the block is here already,
  * counts as done. */
 static void begin_item(struct lane *lane, struct job *job, uint32_t i,
@@ -47,6 +58,7 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 		if (tokens && b->flags & BLOCK_HAS_TOKENS && b->token_hash != hash) {
 			job_note(job, -EEXIST, SKVC_ABI_REASON_TOKENS_DIFFER);
 		} else if (lookup_visible(b)) {
+			tier_use(lane, id, i + 1 == job->count);
 			tier_hold(lane, id); /* a touch */
 			tier_unhold(lane, id);
 			stats_add(&lane->stats, STAT_STORE_DUPLICATE_BLOCKS, 1);
@@ -55,6 +67,10 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 		} else {
 			job_note(job, -EEXIST, SKVC_ABI_REASON_DUPLICATE);
 		}
+		return;
+	}
+	if (!admits(lane, job, i, key, parent)) {
+		job_note(job, -EAGAIN, SKVC_ABI_REASON_NOT_ADMITTED);
 		return;
 	}
 	if (index_insert(lane->index, job->ns->id, key, &id) < 0 &&
@@ -67,8 +83,10 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 	b->position = position;
 	if (tokens)
 		b->flags |= BLOCK_HAS_TOKENS;
-	if (parent != BLOCK_NONE)
+	if (parent != BLOCK_NONE) {
 		index_set_parent(lane->index, id, parent);
+		tier_policy_link(lane, id, parent);
+	}
 	job->items[i].block = id;
 }
 
@@ -531,7 +549,7 @@ static void publish(struct lane *lane, struct task *t)
 	b->layer = t->info.speculator == CODEC_SPEC_LAYER;
 	plan_stored(lane, ns);
 	plan_block_coded(ns, t->info.speculator, t->info.encoded_bytes);
-	tier_publish(lane, id);
+	tier_publish(lane, id, t->item + 1 == job->count);
 	stats_add(&lane->stats, STAT_LAYER_BLOCKS, t->info.speculator == CODEC_SPEC_LAYER);
 	stats_add(&lane->stats, STAT_STORE_BLOCKS, 1);
 	stats_add(&lane->stats, STAT_STORE_RAW_BYTES, ns->geom.raw_bytes);
@@ -545,13 +563,15 @@ static void publish(struct lane *lane, struct task *t)
 
 static int charge(struct lane *lane, struct tenant *tenant, uint64_t bytes)
 {
-	int r = quota_charge(tenant, bytes);
+	int r = quota_charge(lane, tenant, bytes);
 
 	for (unsigned i = 0; r < 0 && i < QUOTA_EVICTIONS_MAX; i++) {
 		if (!tier_evict_for_tenant(lane, tenant))
 			break;
-		r = quota_charge(tenant, bytes);
+		r = quota_charge(lane, tenant, bytes);
 	}
+	if (r == 0 && quota_return(lane))
+		lane->evict.trim = 1; /* there may be more */
 	return r;
 }
 

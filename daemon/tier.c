@@ -5,7 +5,8 @@
  * A RESIDENT block that nobody holds is on one of two lists, coldest first: `clean` (its bytes are durable
  * on NVMe: the slot can be given up at once) or `dirty`.  Without an NVMe tier, or while it is out of
  * service, dirty blocks are evicted for good, children before parents.  With one they are written ahead of
- * pressure, in order, and the slot is given up only after the write is durable.
+ * pressure, in order, and the slot is given up only after the write is durable.  Which goes first of a list
+ * tier_policy.c says.
  *
  * Blocks in the GPU pool have a list of their own, and tier_gpu.c to move them here.
  */
@@ -33,6 +34,8 @@ static void list_push(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
+	tier_policy_place(lane, id);
+	policy_unhold(lane->policy, id);
 	lane->recode.look |= (uint8_t)recode_wants(lane, b);
 	if (b->gpu_slot != POOL_NONE) {
 		block_list_push(lane->index, &lane->gpu_cold, id);
@@ -49,6 +52,8 @@ static void list_remove(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
+	if (policy_has(lane->policy, id))
+		policy_hold(lane->policy, id);
 	if (b->flags & BLOCK_WANTED) {
 		block_list_remove(lane->index, &lane->fetch, id);
 		b->flags &= (uint8_t)~BLOCK_WANTED;
@@ -111,8 +116,12 @@ void tier_hold(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
-	if (b->refs++ == 0 && b->flags & BLOCK_LISTED)
+	if (b->refs++)
+		return;
+	if (b->flags & BLOCK_LISTED)
 		list_remove(lane, id);
+	else
+		tier_policy_settle(lane, id);
 }
 
 void tier_unhold(struct lane *lane, uint32_t id)
@@ -127,6 +136,7 @@ void tier_unhold(struct lane *lane, uint32_t id)
 	if (b->state == BLOCK_DEAD) {
 		release_slots(lane, b);
 		profiles_set_block(lane, b, NULL);
+		policy_reset(lane->policy, id);
 		index_release(lane->index, id);
 	} else if (b->state == BLOCK_RESIDENT) {
 		b->move = 0; /* no load waits for one any more, nor for how one ended */
@@ -134,6 +144,8 @@ void tier_unhold(struct lane *lane, uint32_t id)
 		    POOL_NONE) /* it was moved, and the last that read it there is gone */
 			tier_gpu_release(lane, b);
 		list_push(lane, id);
+	} else {
+		tier_policy_settle(lane, id);
 	}
 }
 
@@ -164,6 +176,7 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	struct block *b = index_block(lane->index, id);
 	struct namespace *ns = lane->ns[b->ns];
 	int lost = tier_gpu_lost(lane, b);
+	uint32_t parent = index_parent(lane->index, id);
 
 	stats_add(&lane->stats, STAT_GPU_LOST_BLOCKS, (uint64_t)lost);
 	if (b->state != BLOCK_STORING) {
@@ -182,7 +195,10 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	if (!log_has_forgotten && lane->log && !(b->flags & BLOCK_SPILLING))
 		nvme_log_forget(lane->log, id);
 	set_clean(lane, b, 0);
+	tier_policy_leave(lane, id);
 	index_unlink(lane->index, id);
+	if (parent != BLOCK_NONE)
+		tier_policy_settle(lane, parent);
 	lane->words_behind = 1;
 	if (b->refs) {
 		if (b->state == BLOCK_RESIDENT && !lost)
@@ -192,6 +208,7 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	}
 	release_slots(lane, b);
 	profiles_set_block(lane, b, NULL);
+	policy_reset(lane->policy, id);
 	index_release(lane->index, id);
 }
 
@@ -226,12 +243,13 @@ static void count_in(struct lane *lane, const struct block *b)
 	atomic_fetch_add_explicit(&ns->coded_bytes, bytes, memory_order_relaxed);
 }
 
-void tier_publish(struct lane *lane, uint32_t id)
+void tier_publish(struct lane *lane, uint32_t id, int last)
 {
 	const struct block *b = index_block(lane->index, id);
 
 	assert((b->slot == POOL_NONE) != (b->gpu_slot == POOL_NONE) && b->refs == 0);
 	index_set_state(lane->index, id, BLOCK_RESIDENT);
+	tier_policy_enter(lane, id, last);
 	list_push(lane, id);
 	count_in(lane, b);
 }
@@ -240,22 +258,18 @@ int tier_restore(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 	struct namespace *ns = lane->ns[b->ns];
-	int r = quota_charge(ns->tenant, b->record_bytes);
+	int r = quota_charge(lane, ns->tenant, b->record_bytes);
 
 	if (r < 0)
 		return r;
 	index_set_state(lane->index, id, BLOCK_NVME);
+	tier_policy_found(lane, id);
 	set_clean(lane, b, 1);
 	count_in(lane, b);
 	return 0;
 }
 
 /* ---- making room ---- */
-
-static int pinned(const struct lane *lane, const struct block *b)
-{
-	return b->pin_until_ns > lane->now_ns;
-}
 
 /* Give up the host copy (clean), or the block (dirty).  The block is listed, so nobody holds it. */
 static void evict(struct lane *lane, uint32_t id)
@@ -266,42 +280,21 @@ static void evict(struct lane *lane, uint32_t id)
 		list_remove(lane, id);
 		tier_release_host(lane, b);
 		index_set_state(lane->index, id, BLOCK_NVME);
+		tier_policy_place(lane, id);
+		tier_policy_settle(lane, id);
 		return;
 	}
 	plan_evicted(lane, id);
 	forget(lane, id, 0);
 }
 
-/* The coldest block of a list that may go; children before parents when the block would be lost. */
-uint32_t tier_coldest(const struct lane *lane, const struct block_list *l,
-		      const struct tenant *tenant)
-{
-	uint32_t id = l->head, second = BLOCK_NONE;
-
-	for (unsigned n = 0; id != BLOCK_NONE && n < TIER_SCAN_MAX; n++) {
-		const struct block *b = index_block(lane->index, id);
-
-		if (!pinned(lane, b) && (!tenant || lane->ns[b->ns]->tenant == tenant)) {
-			if (b->flags & BLOCK_CLEAN || !b->children)
-				return id;
-			if (second == BLOCK_NONE)
-				second = id;
-		}
-		id = b->next;
-	}
-	return second;
-}
-
 /* One slot freed: 1; nothing may go now: 0. */
 static int free_a_slot(struct lane *lane)
 {
-	uint32_t id;
+	uint32_t id = tier_victim(lane, TIER_PLACE_CLEAN);
 
-	if (lane->jobs_count) /* else it may be for a prefix that recode itself waits for */
-		(void)recode_make_way(lane);
-	id = tier_coldest(lane, &lane->clean, NULL);
 	if (id == BLOCK_NONE && !tier_has_nvme(lane))
-		id = tier_coldest(lane, &lane->dirty, NULL);
+		id = tier_victim(lane, TIER_PLACE_DIRTY);
 	if (id == BLOCK_NONE)
 		return 0;
 	evict(lane, id);
@@ -317,8 +310,8 @@ static int free_a_slab(struct lane *lane, uint64_t bytes)
 	for (unsigned i = 0; i < n; i++) {
 		const struct block *b = index_block(lane->index, owners[i]);
 
-		if (!(b->flags & BLOCK_LISTED) || b->flags & BLOCK_WANTED || pinned(lane, b) ||
-		    (!(b->flags & BLOCK_CLEAN) && tier_has_nvme(lane)))
+		if (!(b->flags & BLOCK_LISTED) || b->flags & BLOCK_WANTED || tier_pinned(lane, b) ||
+		    (!(b->flags & BLOCK_CLEAN) && (b->children || tier_has_nvme(lane))))
 			continue;
 		evict(lane, owners[i]);
 		freed++;
@@ -326,15 +319,9 @@ static int free_a_slab(struct lane *lane, uint64_t bytes)
 	return freed > 0;
 }
 
-/* The coldest of the first list that has one leaves for good: 1. */
-static int evict_first(struct lane *lane, const struct block_list *const lists[],
-		       const struct tenant *tenant)
+/* A block leaves for good: 1 when one did. */
+static int evict_lost(struct lane *lane, uint32_t id)
 {
-	uint32_t id = BLOCK_NONE;
-
-	(void)recode_make_way(lane);
-	for (unsigned i = 0; i < 3 && id == BLOCK_NONE; i++)
-		id = tier_coldest(lane, lists[i], tenant);
 	if (id == BLOCK_NONE)
 		return 0;
 	plan_evicted(lane, id);
@@ -342,19 +329,20 @@ static int evict_first(struct lane *lane, const struct block_list *const lists[]
 	return 1;
 }
 
-/* A block leaves for good, so that its index entry can be used: 1 when one did. */
+/* So that its index entry can be used. */
 int tier_evict_one(struct lane *lane)
 {
-	const struct block_list *const lists[3] = { &lane->dirty, &lane->clean, &lane->gpu_cold };
-
-	return evict_first(lane, lists, NULL);
+	return evict_lost(lane, tier_victim_lost(lane, NULL));
 }
 
 int tier_evict_for_tenant(struct lane *lane, const struct tenant *tenant)
 {
-	const struct block_list *const lists[3] = { &lane->clean, &lane->dirty, &lane->gpu_cold };
+	return evict_lost(lane, tier_victim_lost(lane, tenant));
+}
 
-	return evict_first(lane, lists, tenant);
+int tier_evict_pinned(struct lane *lane, const struct tenant *tenant)
+{
+	return evict_lost(lane, tier_victim_pinned(lane, tenant));
 }
 
 /* Share of the pool that no eviction can give back at once. */
@@ -583,6 +571,7 @@ static void fetch_done(struct nvme_op *nop, int res)
 		tier_quarantine(lane, id);
 	} else if (b->state == BLOCK_FETCHING) {
 		index_set_state(lane->index, id, BLOCK_RESIDENT);
+		tier_policy_place(lane, id);
 		stats_add(&lane->stats, STAT_FETCH_BLOCKS, 1);
 		stats_add(&lane->stats, STAT_FETCH_BYTES, b->record_bytes);
 		stats_record_ns(&lane->stats, STATS_HIST_NVME_READ,

@@ -171,7 +171,7 @@ static int evict_instead(struct lane *lane, const struct pool_usage *u)
 	uint32_t id = BLOCK_NONE;
 
 	if (!tier_has_nvme(lane) && u->slot_bytes >= u->bytes / 100 * GPU_FULL_PERCENT)
-		id = tier_coldest(lane, &lane->gpu_cold, NULL);
+		id = tier_victim(lane, TIER_PLACE_GPU);
 	if (id == BLOCK_NONE)
 		return 0;
 	plan_evicted(lane, id);

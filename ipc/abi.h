@@ -234,7 +234,8 @@ struct skvc_abi_cqe {
 	X(MODEL_GONE, "model-gone",                                                              \
 	  "the model that coded the block is not loaded; skvcctl model add loads it")            \
 	X(RECOMPUTE, "recompute",                                                                \
-	  "the engine computes the rest sooner than it could be restored, by its own word")
+	  "the engine computes the rest sooner than it could be restored, by its own word")      \
+	X(NOT_ADMITTED, "not-admitted", "blocks like it are hardly ever asked for again")
 
 enum skvc_abi_reason {
 #define SKVC_ABI_REASON_ENUM(name, word, text) SKVC_ABI_REASON_##name,

@@ -19,6 +19,7 @@ struct cache {
 	uint32_t *held;	       /* owned; ids of the request that is running */
 	uint32_t held_count;
 	uint32_t capacity;
+	uint64_t refused; /* by the admission filter */
 };
 
 static struct skvc_abi_key key_of(uint32_t block)
@@ -57,7 +58,7 @@ static void hold(struct cache *c, uint32_t id)
 static int make_room(struct cache *c)
 {
 	while (policy_count(c->policy) >= c->capacity) {
-		uint32_t id = policy_victim(c->policy, NULL, NULL);
+		uint32_t id = policy_victim(c->policy, POLICY_ALL, POLICY_ALL, NULL, NULL);
 
 		if (id == POLICY_NONE)
 			return 0;
@@ -75,13 +76,16 @@ static uint32_t store(struct cache *c, uint32_t block, uint32_t parent, int last
 	struct skvc_abi_key key = key_of(block);
 	uint32_t id;
 
-	if (!policy_admits(c->policy, hash_of(block), last) || !make_room(c) ||
-	    index_insert(c->ix, 0, &key, &id) < 0)
+	if (!policy_admits(c->policy, hash_of(block), last)) {
+		c->refused++;
+		return BLOCK_NONE;
+	}
+	if (!make_room(c) || index_insert(c->ix, 0, &key, &id) < 0)
 		return BLOCK_NONE;
 	index_set_state(c->ix, id, BLOCK_RESIDENT);
 	if (parent != BLOCK_NONE)
 		index_set_parent(c->ix, id, parent);
-	policy_insert(c->policy, id, parent, hash_of(block), last);
+	policy_insert(c->policy, id, 0, parent, hash_of(block), last);
 	c->held[c->held_count++] = id;
 	return id;
 }
@@ -147,6 +151,7 @@ int replay_daemon(const struct replay_trace *t, uint32_t capacity, struct replay
 	for (uint32_t i = 0; e == 0 && i < t->requests; i++)
 		request(&c, t->block + t->first[i], t->first[i + 1] - t->first[i], r);
 	r->seconds = replay_now() - start;
+	r->refused = c.refused;
 	if (e == 0) {
 		r->index_block_bytes = (double)index_bytes(c.ix) / capacity;
 		r->policy_block_bytes = (double)policy_bytes(c.policy) / capacity;

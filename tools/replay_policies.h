@@ -16,6 +16,7 @@
 struct replay_result {
 	uint64_t hits;				      /* blocks of leading prefixes */
 	uint64_t stores;			      /* blocks that were taken in */
+	uint64_t refused;			      /* by an admission filter */
 	double seconds;				      /* without setting up */
 	double index_block_bytes, policy_block_bytes; /* of memory for each block; 0: not told */
 };

@@ -97,6 +97,9 @@ static void print_cost(const struct replay_table *t, FILE *out)
 	for (uint32_t c = 0; c < t->capacities; c++)
 		(void)fprintf(out, " %8.1f",
 			      p[c].host.index_block_bytes + p[c].host.policy_block_bytes);
+	(void)fprintf(out, "\n%-10s", "  refused");
+	for (uint32_t c = 0; c < t->capacities; c++)
+		(void)fprintf(out, " %8llu", (unsigned long long)p[c].host.refused);
 	(void)fprintf(out, "\n%-10s", "  policy");
 	for (uint32_t c = 0; c < t->capacities; c++)
 		(void)fprintf(out, " %8.1f", p[c].host.policy_block_bytes);
@@ -134,6 +137,8 @@ static cJSON *json_point(const struct replay_table *t, uint32_t policy, uint32_t
 	}
 	cJSON_AddNumberToObject(j, "stores", (double)p->host.stores);
 	cJSON_AddNumberToObject(j, "block_operations_per_second", rate(t, &p->host));
+	if (policy == REPLAY_DEFAULT)
+		cJSON_AddNumberToObject(j, "refused", (double)p->host.refused);
 	if (p->host.policy_block_bytes > 0) {
 		cJSON_AddNumberToObject(j, "index_bytes_per_block", p->host.index_block_bytes);
 		cJSON_AddNumberToObject(j, "policy_bytes_per_block", p->host.policy_block_bytes);

@@ -37,6 +37,8 @@ static const struct {
 	{ "bad-event", "record the event before the operation; see [limits] event_wait" },
 	{ "profile-gone", "nothing: the block is computed and stored again" },
 	{ "model-gone", "skvcctl model add NAME FOLDER with the model that coded it" },
+	{ "not-admitted",
+	  "nothing: it is stored when it comes again; [limits] admission = no takes all" },
 	{ "prefix-gone", "nothing: a block before it was evicted, so it is computed again" },
 	{ "recompute",
 	  "nothing: skvcctl explain --plan shows what restoring takes, and what the engine said" },

@@ -122,6 +122,7 @@ static void test_pins_and_leases_hold(void **state)
 	assert_ok(engine_release(&e, leased.lease));
 	assert_ok(skvc_pin(e.session, e.ns, keys, CHAIN_BLOCKS, 0, &job));
 	assert_ok(engine_finish(&e, job, &c));
+	/* As long as the policy has learned nothing of how often blocks are used again, age decides. */
 	for (uint64_t chain = 30; chain < 45; chain++)
 		assert_ok(engine_store(&e, chain, 0, CHAIN_BLOCKS, &c));
 	assert_true(engine_fetch(&e, 1, CHAIN_BLOCKS) + engine_fetch(&e, 2, CHAIN_BLOCKS) < 8);
@@ -204,6 +205,41 @@ static void test_quota_in_compressed_bytes(void **state)
 	assert_ok(engine_store(&e, 1, 0, 1, &c)); /* in the place of an older one */
 	assert_int_equal(engine_fetch(&e, 1, 1), 1);
 	engine_close(&e);
+}
+
+/* What a tenant that is configured and has not come leaves idle is used, unless that is not wanted. */
+static void test_idle_quota_is_borrowed(void **state)
+{
+	static char uid[64], other[64];
+	const char *const overrides[] = { uid, "tenant small.quota=2M", other,
+					  "tenant absent.quota=1M", NULL };
+	const char *const hard[] = {
+		uid, "tenant small.quota=2M", other, "tenant absent.quota=1M", "limits.borrow=no",
+		NULL
+	};
+	uint64_t leases[200], stored_bytes;
+	struct skvc_completion c;
+	struct engine e;
+
+	(void)state;
+	(void)snprintf(uid, sizeof(uid), "tenant small.uid=%u", (unsigned)getuid());
+	(void)snprintf(other, sizeof(other), "tenant absent.uid=%u", (unsigned)getuid() + 1);
+	for (unsigned borrows = 0; borrows < 2; borrows++) {
+		start(borrows ? overrides : hard);
+		open_big(&e, "borrow");
+		(void)store_and_lease(&e, leases, 200, &c, &stored_bytes);
+		assert_res(c.res, -EDQUOT);
+		assert_string_equal(skvc_reason_name(c.reason), "quota");
+		print_message("%.2f MiB against quotas of 2 and 1, %s\n",
+			      (double)stored_bytes / 1048576, borrows ? "borrowing" : "hard");
+		if (borrows)
+			assert_in_range(stored_bytes, 5u << 19, 3u << 20);
+		else
+			assert_in_range(stored_bytes, 3u << 19, 2u << 20);
+		engine_close(&e);
+		if (!borrows)
+			assert_ok(private_daemon_stop(&daemon_));
+	}
 }
 
 static void test_leases_end_at_their_deadline(void **state)
@@ -310,6 +346,7 @@ int main(void)
 		cmocka_unit_test_teardown(test_pins_and_leases_hold, stop),
 		cmocka_unit_test_teardown(test_a_full_pool_refuses, stop),
 		cmocka_unit_test_teardown(test_quota_in_compressed_bytes, stop),
+		cmocka_unit_test_teardown(test_idle_quota_is_borrowed, stop),
 		cmocka_unit_test_teardown(test_leases_end_at_their_deadline, stop),
 		cmocka_unit_test_teardown(test_leases_are_counted, stop),
 		cmocka_unit_test_teardown(test_arena_limit, stop),

@@ -37,7 +37,17 @@ void lane_rig_config(struct config *ret)
 	ret->plan = 0; /* `auto` as if there were time for everything, and no probe at each start */
 }
 
-void lane_rig_start(struct rig *rig, const struct config *config)
+static int the_namespace(void *user, const struct lane_saved_ns *saved, struct namespace **ret_ns)
+{
+	struct rig *rig = user;
+
+	assert_memory_equal(saved->digest, rig->ns.digest, sizeof(rig->ns.digest));
+	*ret_ns = &rig->ns;
+	return 0;
+}
+
+static void rig_start(struct rig *rig, const struct config *config,
+		      const struct lane_restore *restore)
 {
 	struct codec_segment segment[RIG_LAYERS * 2];
 	char err[256] = "";
@@ -57,8 +67,18 @@ void lane_rig_start(struct rig *rig, const struct config *config)
 			 0);
 	rig->ns.tenant = &rig->tenant;
 	memset(rig->ns.digest, 0x5a, sizeof(rig->ns.digest));
-	if (lane_start(config, NULL, &rig->lane, err, sizeof(err)) < 0)
+	if (lane_start(config, restore, &rig->lane, err, sizeof(err)) < 0)
 		fail_msg("lane_start: %s", err);
+}
+
+void lane_rig_start(struct rig *rig, const struct config *config)
+{
+	rig_start(rig, config, NULL);
+}
+
+void lane_rig_start_again(struct rig *rig, const struct config *config)
+{
+	rig_start(rig, config, &(struct lane_restore){ .ns = the_namespace, .user = rig });
 }
 
 void lane_rig_stop(struct rig *rig)
@@ -120,6 +140,11 @@ static void make_segment(struct lane_rig_session *rs)
 
 void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs)
 {
+	lane_rig_session_open_ns(rig, rs, &rig->ns);
+}
+
+void lane_rig_session_open_ns(struct rig *rig, struct lane_rig_session *rs, struct namespace *ns)
+{
 	struct session *s = &rs->s;
 	uint64_t bytes = RIG_PAGES * rig->ns.geom.raw_bytes;
 	struct codec_stride stride[RIG_LAYERS * 2];
@@ -130,7 +155,7 @@ void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs)
 	rs->handle = 1;
 	s->slot = rig->sessions++;
 	s->id = s->slot + 1;
-	s->tenant = &rig->tenant;
+	s->tenant = ns->tenant;
 	s->sq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	s->cq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	make_segment(rs);
@@ -145,12 +170,11 @@ void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs)
 	assert_int_equal(device_region_init(&rs->region.dev, &rig->ns.geom, rs->memory, bytes,
 					    RIG_PAGES, stride, block_stride),
 			 0);
-	rs->region.ns = &rig->ns;
+	rs->region.ns = ns;
 	lane_rig_ask(rig, &(struct mail){ .type = LANE_SESSION_ADD, .subject = s }, 0);
-	lane_rig_ask(
-		rig,
-		&(struct mail){ .type = LANE_NS_ADD, .subject = s, .object = &rig->ns, .value = 1 },
-		0);
+	lane_rig_ask(rig,
+		     &(struct mail){ .type = LANE_NS_ADD, .subject = s, .object = ns, .value = 1 },
+		     0);
 	lane_rig_ask(
 		rig,
 		&(struct mail){

@@ -42,9 +42,13 @@ struct lane_rig_session {
 
 void lane_rig_config(struct config *ret); /* small pool, no NVMe, fits early */
 void lane_rig_start(struct rig *rig, const struct config *config);
+/* What is on NVMe is found again, as the rig's namespace. */
+void lane_rig_start_again(struct rig *rig, const struct config *config);
 void lane_rig_stop(struct rig *rig);
 
 void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs);
+/* The same for another namespace, of another tenant perhaps; it has the rig's geometry. */
+void lane_rig_session_open_ns(struct rig *rig, struct lane_rig_session *rs, struct namespace *ns);
 void lane_rig_session_close(struct lane_rig_session *rs); /* END, waits for GONE, frees */
 /* Mail from the lane of this type about this session (others are dropped); fails the test after RIG_WAIT_NS. */
 struct mail lane_rig_mail(struct rig *rig, uint32_t type);

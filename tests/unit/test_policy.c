@@ -90,13 +90,13 @@ static void come(struct reference *m, uint32_t id)
 
 	*b = (struct block){ .there = 1, .held = 1, .hash = hash_of(rnd(1000)) };
 	b->parent = parent != id && m->b[parent].there && rnd(4) ? parent : POLICY_NONE;
-	policy_insert(m->p, id, b->parent, b->hash, rnd(2));
+	policy_insert(m->p, id, 0, b->parent, b->hash, rnd(2));
 	m->count++;
 }
 
 static void find_victim(struct reference *m)
 {
-	uint32_t id = policy_victim(m->p, may_go, m), there_are = 0;
+	uint32_t id = policy_victim(m->p, POLICY_ALL, POLICY_ALL, may_go, m), there_are = 0;
 
 	if (id != POLICY_NONE) {
 		assert_true(is_victim(m, id));
@@ -192,7 +192,7 @@ static void victims_are_leaves_that_may_go(void **state)
 	}
 	while (m.count)
 		find_victim(&m);
-	assert_int_equal(policy_victim(m.p, NULL, NULL), POLICY_NONE);
+	assert_int_equal(policy_victim(m.p, POLICY_ALL, POLICY_ALL, NULL, NULL), POLICY_NONE);
 	policy_free(m.p);
 }
 
@@ -200,7 +200,7 @@ static void victims_are_leaves_that_may_go(void **state)
 
 static void insert(struct policy *p, uint32_t id, uint32_t parent)
 {
-	policy_insert(p, id, parent, hash_of(id), false);
+	policy_insert(p, id, 0, parent, hash_of(id), false);
 }
 
 static void a_chain_goes_from_its_end(void **state)
@@ -211,13 +211,14 @@ static void a_chain_goes_from_its_end(void **state)
 	assert_int_equal(policy_new(16, 16, &p), 0);
 	for (uint32_t i = 0; i < 16; i++)
 		insert(p, i, i ? i - 1 : POLICY_NONE);
-	assert_int_equal(policy_victim(p, NULL, NULL), POLICY_NONE); /* all are held */
+	assert_int_equal(policy_victim(p, POLICY_ALL, POLICY_ALL, NULL, NULL),
+			 POLICY_NONE); /* all are held */
 	for (uint32_t i = 0; i < 16; i++)
 		policy_unhold(p, i);
 	for (uint32_t i = 0; i < 100; i++)
 		policy_use(p, 15, hash_of(15), false); /* however often it is used */
 	for (uint32_t i = 16; i-- > 0;) {
-		assert_int_equal(policy_victim(p, NULL, NULL), i);
+		assert_int_equal(policy_victim(p, POLICY_ALL, POLICY_ALL, NULL, NULL), i);
 		policy_remove(p, i, i ? i - 1 : POLICY_NONE, hash_of(i));
 		policy_reset(p, i);
 	}
@@ -234,14 +235,14 @@ static void a_held_leaf_keeps_its_parents(void **state)
 	insert(p, 0, POLICY_NONE);
 	insert(p, 1, 0);
 	policy_unhold(p, 0);
-	assert_int_equal(policy_victim(p, NULL, NULL), POLICY_NONE);
+	assert_int_equal(policy_victim(p, POLICY_ALL, POLICY_ALL, NULL, NULL), POLICY_NONE);
 	policy_unhold(p, 1);
-	assert_int_equal(policy_victim(p, NULL, NULL), 1);
+	assert_int_equal(policy_victim(p, POLICY_ALL, POLICY_ALL, NULL, NULL), 1);
 	policy_hold(p, 1);
-	assert_int_equal(policy_victim(p, NULL, NULL), POLICY_NONE);
+	assert_int_equal(policy_victim(p, POLICY_ALL, POLICY_ALL, NULL, NULL), POLICY_NONE);
 	policy_remove(p, 1, 0, hash_of(1)); /* dropped while it was held */
 	policy_reset(p, 1);
-	assert_int_equal(policy_victim(p, NULL, NULL), 0);
+	assert_int_equal(policy_victim(p, POLICY_ALL, POLICY_ALL, NULL, NULL), 0);
 	policy_free(p);
 }
 
@@ -257,9 +258,9 @@ static void a_parent_comes_back(void **state)
 	policy_remove(p, 0, POLICY_NONE, hash_of(0));
 	insert(p, 0, POLICY_NONE);
 	policy_unhold(p, 0);
-	assert_int_equal(policy_victim(p, NULL, NULL), POLICY_NONE);
+	assert_int_equal(policy_victim(p, POLICY_ALL, POLICY_ALL, NULL, NULL), POLICY_NONE);
 	policy_remove(p, 1, 0, hash_of(1));
-	assert_int_equal(policy_victim(p, NULL, NULL), 0);
+	assert_int_equal(policy_victim(p, POLICY_ALL, POLICY_ALL, NULL, NULL), 0);
 	policy_free(p);
 }
 
@@ -276,12 +277,123 @@ static void it_begins_as_lru(void **state)
 		policy_unhold(p, i);
 	}
 	for (uint32_t i = 0; i < 320; i++) {
-		uint32_t id = policy_victim(p, NULL, NULL);
+		uint32_t id = policy_victim(p, POLICY_ALL, POLICY_ALL, NULL, NULL);
 
 		assert_true(id + 41 >= last);
 		last = id;
 		policy_remove(p, id, POLICY_NONE, hash_of(id));
 	}
+	policy_free(p);
+}
+
+/* ---- places and groups ---- */
+
+static uint32_t victim(struct policy *p, uint32_t places, uint32_t groups)
+{
+	return policy_victim(p, places, groups, NULL, NULL);
+}
+
+static void places_and_groups_have_victims_of_their_own(void **state)
+{
+	struct policy *p;
+
+	(void)state;
+	assert_int_equal(policy_new(1024, 1024, &p), 0);
+	for (uint32_t i = 0; i < 1024; i++) {
+		policy_insert(p, i, i % 2 ? 7 : 3, POLICY_NONE, hash_of(i), false);
+		if (i >= 600)
+			policy_move(p, i, POLICY_NONE, i >= 1000 ? POLICY_BELOW : 1);
+		policy_unhold(p, i);
+	}
+	assert_int_equal(policy_count(p), 1000);
+	for (uint32_t i = 0; i < 12; i++) { /* the last ones of one group: none is asked in vain */
+		uint32_t below = victim(p, 1u << POLICY_BELOW, 1u << 7);
+
+		assert_true(below >= 1000 && below % 2 == 1);
+		policy_remove(p, below, POLICY_NONE, hash_of(below));
+	}
+	assert_int_equal(victim(p, 1u << POLICY_BELOW, 1u << 7), POLICY_NONE);
+	assert_int_equal(victim(p, 1u << 2, POLICY_ALL), POLICY_NONE);
+	assert_int_equal(victim(p, POLICY_ALL, 1u << 4), POLICY_NONE);
+	assert_int_equal(policy_place(p, victim(p, 1u << 1, POLICY_ALL)), 1);
+	assert_true(victim(p, POLICY_ALL, POLICY_ALL) < 600); /* the oldest of all */
+	policy_free(p);
+}
+
+/* In the cache it has the parent that lies below; below it has none that counts. */
+static void below_nobody_is_a_child(void **state)
+{
+	struct policy *p;
+
+	(void)state;
+	assert_int_equal(policy_new(4, 4, &p), 0);
+	insert(p, 0, POLICY_NONE);
+	insert(p, 1, 0);
+	policy_unhold(p, 0);
+	policy_unhold(p, 1);
+	assert_int_equal(victim(p, 1, POLICY_ALL), 1);
+	policy_move(p, 0, POLICY_NONE, POLICY_BELOW);
+	assert_int_equal(victim(p, 1u << POLICY_BELOW, POLICY_ALL), POLICY_NONE);
+	policy_move(p, 1, 0, POLICY_BELOW);
+	assert_int_equal(policy_children(p, 0), 0);
+	assert_int_equal(victim(p, 1u << POLICY_BELOW, POLICY_ALL), 0);
+	policy_move(p, 1, 0, 2);
+	assert_int_equal(policy_children(p, 0), 1);
+	policy_remove(p, 1, 0, hash_of(1));
+	assert_int_equal(policy_children(p, 0), 0);
+	policy_reset(p, 1);
+	policy_found(p, 1, 0);
+	policy_link(p, 1, 0);
+	assert_int_equal(policy_children(p, 0), 0);
+	policy_remove(p, 1, 0, hash_of(1));
+	policy_remove(p, 0, POLICY_NONE, hash_of(0));
+	assert_int_equal(policy_count(p), 0);
+	policy_free(p);
+}
+
+/* What is used below keeps that when it comes back. */
+static void uses_below_count(void **state)
+{
+	struct policy *p;
+
+	(void)state;
+	assert_int_equal(policy_new(64, 64, &p), 0);
+	for (uint32_t i = 0; i < 64; i++) {
+		insert(p, i, POLICY_NONE);
+		policy_move(p, i, POLICY_NONE, POLICY_BELOW);
+		policy_unhold(p, i);
+	}
+	for (uint32_t i = 0; i < 60; i++)
+		policy_use(p, i, hash_of(i), false);
+	assert_true(victim(p, 1u << POLICY_BELOW, POLICY_ALL) >= 60);
+	policy_free(p);
+}
+
+static uint32_t asked;
+
+static bool only_the_last(void *user, uint32_t id)
+{
+	asked++;
+	return id == *(uint32_t *)user;
+}
+
+/* More that may not go than are asked about at once: they do not hide the others for ever. */
+static void who_may_not_go_is_passed(void **state)
+{
+	uint32_t last = 1999, searches = 0;
+	struct policy *p;
+
+	(void)state;
+	assert_int_equal(policy_new(2000, 2000, &p), 0);
+	for (uint32_t i = 0; i < 2000; i++) {
+		insert(p, i, POLICY_NONE);
+		policy_unhold(p, i);
+	}
+	for (uint32_t i = 0; i < 5000; i++) /* so that all of them are of older epochs */
+		policy_use(p, 0, hash_of(0), false);
+	while (policy_victim(p, POLICY_ALL, POLICY_ALL, only_the_last, &last) != last)
+		assert_true(++searches < 20);
+	assert_true(asked <= 20 * 256);
 	policy_free(p);
 }
 
@@ -312,7 +424,7 @@ static void ask(struct cache *c, uint64_t name)
 		return;
 	}
 	if (!c->free_count) {
-		id = policy_victim(c->p, NULL, NULL);
+		id = policy_victim(c->p, POLICY_ALL, POLICY_ALL, NULL, NULL);
 		policy_remove(c->p, id, POLICY_NONE, hash_of(c->name[id] - 1));
 		policy_reset(c->p, id);
 		c->free[c->free_count++] = id;
@@ -321,7 +433,7 @@ static void ask(struct cache *c, uint64_t name)
 	c->name[id] = name + 1;
 	if (name < LOOP)
 		c->id_of_loop[name] = id;
-	policy_insert(c->p, id, POLICY_NONE, hash_of(name), false);
+	policy_insert(c->p, id, 0, POLICY_NONE, hash_of(name), false);
 	policy_unhold(c->p, id);
 }
 
@@ -390,6 +502,10 @@ int main(void)
 		cmocka_unit_test(a_held_leaf_keeps_its_parents),
 		cmocka_unit_test(a_parent_comes_back),
 		cmocka_unit_test(it_begins_as_lru),
+		cmocka_unit_test(places_and_groups_have_victims_of_their_own),
+		cmocka_unit_test(below_nobody_is_a_child),
+		cmocka_unit_test(uses_below_count),
+		cmocka_unit_test(who_may_not_go_is_passed),
 		cmocka_unit_test(one_hit_wonders_do_not_stay),
 		cmocka_unit_test(worth_follows_what_happens),
 		cmocka_unit_test(memory_is_bounded),
