@@ -37,6 +37,7 @@ DAEMON_SRCS := \
 	daemon/policy_worth.c \
 	daemon/pool.c \
 	daemon/pool_arena.c \
+	daemon/pool_restore.c \
 	daemon/profiler.c \
 	daemon/profiles.c \
 	daemon/quota.c \

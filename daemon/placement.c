@@ -59,8 +59,11 @@ static int populate_piece(uint8_t *p, uint64_t bytes)
 		return 0;
 	if (errno != EINVAL)
 		return -errno;
-	for (uint64_t off = 0; off < bytes; off += PLACEMENT_PAGE_BYTES) /* an older kernel */
-		*(volatile uint8_t *)(p + off) = 0;
+	for (uint64_t off = 0; off < bytes; off += PLACEMENT_PAGE_BYTES) { /* an older kernel */
+		volatile uint8_t *byte = p + off;
+
+		*byte = *byte; /* there may be something already */
+	}
 	return 0;
 }
 

@@ -7,8 +7,10 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/placement.h"
@@ -55,6 +57,29 @@ static int lock(struct pool_arena *a)
 	return 0;
 }
 
+/* A memfd comes from the manager that kept it, so it is asked what it is. */
+static int check_given(int fd, uint64_t bytes)
+{
+	struct stat st;
+
+	if (segment_check_fd(fd, bytes) < 0 || fstat(fd, &st) < 0 ||
+	    (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR)
+		return -ESTALE;
+	return (uint64_t)st.st_size == bytes && st.st_uid == geteuid() ? 0 : -ESTALE;
+}
+
+static int get_memfd(const struct pool_arena_options *options, int *ret_fd)
+{
+	int r;
+
+	if (!options->fd)
+		return segment_create(options->name, options->bytes, ret_fd);
+	r = check_given(options->fd - 1, options->bytes);
+	if (r == 0)
+		*ret_fd = options->fd - 1;
+	return r;
+}
+
 int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *options)
 {
 	uint64_t align = options->huge ? HUGE_BYTES : 4096;
@@ -66,8 +91,8 @@ int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *optio
 		return -EINVAL;
 	if (align < options->align_bytes)
 		align = options->align_bytes;
-	if (options->name) {
-		r = segment_create(options->name, options->bytes, &fd);
+	if (options->name || options->fd) {
+		r = get_memfd(options, &fd);
 		if (r < 0)
 			return r;
 		a->fd = fd + 1;
@@ -89,6 +114,8 @@ int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *optio
 		goto fail;
 	return 0;
 fail:
+	if (options->fd)
+		a->fd = 0;
 	pool_arena_deinit(a);
 	return r;
 }
