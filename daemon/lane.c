@@ -17,6 +17,7 @@
 
 #include "daemon/lane_state.h"
 #include "daemon/log.h"
+#include "daemon/warm.h"
 
 #define LANE_REAP_BATCH 64u
 #define LANE_GPU_POLL_NS 100000ull /* for what a GPU does not announce: an engine's event, say */
@@ -519,6 +520,16 @@ static int start_rings(struct lane *lane, char *err, unsigned err_bytes)
 	return 0;
 }
 
+/* The memfds that it was given, as far as nothing took them over. */
+static void close_given(struct lane *lane)
+{
+	if (lane->restore.pool_fd)
+		(void)close(lane->restore.pool_fd - 1);
+	if (lane->restore.index_fd)
+		(void)close(lane->restore.index_fd - 1);
+	lane->restore.pool_fd = lane->restore.index_fd = 0;
+}
+
 static struct lane *lane_free(struct lane *lane)
 {
 	const struct config *c = &lane->config;
@@ -553,6 +564,7 @@ static struct lane *lane_free(struct lane *lane)
 		munmap(lane->scratch, SKVC_ABI_ARGS_BYTES_MAX);
 	free(lane->ns);
 	free(lane->session);
+	close_given(lane);
 	free(lane);
 	return NULL;
 }
@@ -585,6 +597,8 @@ static int start_all(struct lane *lane, char *err, unsigned err_bytes)
 		r = watch(lane, &lane->inbox_watch, lane->inbox.fd);
 	if (r == 0)
 		r = watch(lane, &lane->device_watch, lane->device_fd);
+	if (r == 0 && lane->restore.index_fd)
+		r = warm_use(lane->restore.index_fd - 1);
 	if (r == 0)
 		r = -pthread_create(&lane->thread, NULL, lane_main, lane);
 	if (r < 0)
@@ -613,15 +627,34 @@ int lane_start(const struct config *config, const struct lane_restore *restore,
 		lane_free(lane);
 		return r;
 	}
+	close_given(lane);
 	*ret_lane = lane;
 	return 0;
+}
+
+int lane_pool_fd(const struct lane *lane)
+{
+	return pool_fd(lane->pool);
+}
+
+static void wait_for(struct lane *lane)
+{
+	if (!lane->ended)
+		(void)pthread_join(lane->thread, NULL);
+	lane->ended = 1;
+}
+
+int lane_save(struct lane *lane, int *ret_fd)
+{
+	wait_for(lane);
+	return warm_save(lane, ret_fd);
 }
 
 struct lane *lane_join(struct lane *lane)
 {
 	if (!lane)
 		return NULL;
-	(void)pthread_join(lane->thread, NULL);
+	wait_for(lane);
 	return lane_free(lane);
 }
 

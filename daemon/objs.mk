@@ -10,6 +10,7 @@ DAEMON_SRCS := \
 	daemon/config_table.c \
 	daemon/control.c \
 	daemon/evict.c \
+	daemon/fdstore.c \
 	daemon/index.c \
 	daemon/intake.c \
 	daemon/lane.c \
@@ -54,5 +55,9 @@ DAEMON_SRCS := \
 	daemon/store.c \
 	daemon/tier.c \
 	daemon/tier_gpu.c \
+	daemon/tier_memory.c \
 	daemon/uring.c \
-	daemon/uring_fault.c
+	daemon/uring_fault.c \
+	daemon/warm_index.c \
+	daemon/warm_restore.c \
+	daemon/warm_save.c

@@ -4,6 +4,7 @@
  */
 #include "tests/lib/lane_rig.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -36,7 +37,17 @@ void lane_rig_config(struct config *ret)
 	ret->store_wait_ns = 200000000;
 }
 
-void lane_rig_start(struct rig *rig, const struct config *config)
+static int give_ns(void *user, const struct lane_saved_ns *saved, struct namespace **ret_ns)
+{
+	struct rig *rig = user;
+
+	if (memcmp(saved->digest, rig->ns.digest, sizeof(rig->ns.digest)) != 0)
+		return -ESTALE;
+	*ret_ns = &rig->ns;
+	return 0;
+}
+
+static void start(struct rig *rig, const struct config *config, const struct lane_restore *restore)
 {
 	struct codec_segment segment[RIG_LAYERS * 2];
 	char err[256] = "";
@@ -56,8 +67,20 @@ void lane_rig_start(struct rig *rig, const struct config *config)
 			 0);
 	rig->ns.tenant = &rig->tenant;
 	memset(rig->ns.digest, 0x5a, sizeof(rig->ns.digest));
-	if (lane_start(config, NULL, &rig->lane, err, sizeof(err)) < 0)
+	if (lane_start(config, restore, &rig->lane, err, sizeof(err)) < 0)
 		fail_msg("lane_start: %s", err);
+}
+
+void lane_rig_start(struct rig *rig, const struct config *config)
+{
+	start(rig, config, NULL);
+}
+
+void lane_rig_start_warm(struct rig *rig, const struct config *config, int pool_fd, int index_fd)
+{
+	start(rig, config,
+	      &(struct lane_restore){
+		      .ns = give_ns, .user = rig, .pool_fd = pool_fd, .index_fd = index_fd });
 }
 
 void lane_rig_stop(struct rig *rig)

@@ -42,6 +42,8 @@ struct lane_rig_session {
 
 void lane_rig_config(struct config *ret); /* small pool, no NVMe, fits early */
 void lane_rig_start(struct rig *rig, const struct config *config);
+/* With memfds of an earlier life (fd + 1, 0: none), which are taken over: blocks of the rig's namespace are found. */
+void lane_rig_start_warm(struct rig *rig, const struct config *config, int pool_fd, int index_fd);
 void lane_rig_stop(struct rig *rig);
 
 void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs);

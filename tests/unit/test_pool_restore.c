@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * test_pool_restore.c - a pool written down and made again: with the same slots, the same bytes and as much room, and as
- * sound as ever whatever was written down; and the memfd that it lies in, which has to be the one that it was.
+ * test_pool_restore.c - a pool written down and made again: with the same slots, the same bytes and as much room, and
+ * as sound as ever whatever was written down; and the memfd that it lies in, which has to be the one that it was.
  */
 #include <errno.h>
 #include <fcntl.h>
