@@ -25,6 +25,7 @@
 #define LANE_URING_ENTRIES 2048u   /* nvme_queue_depth at most, watches and cancels */
 #define LANE_REST_NS 20000u
 #define LANE_STAGING_SLACK_BYTES (1ull << 20)
+#define LANE_STOP_FITS_NS 200000000ull /* a fit that was canceled gets so long to end */
 
 /* ---- mail ---- */
 
@@ -143,6 +144,7 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 		break;
 	case LANE_STOP:
 		lane->stopping = 1;
+		lane->may_leave = m->value != 0;
 		lane->stop_ns = lane->now_ns;
 		break;
 	default:
@@ -345,11 +347,21 @@ static void stop_late(const struct lane *lane)
 	_exit(1);
 }
 
+/* What is canceled, and may be in the midst of a product of large matrices all the same. */
+static int fits_run(const struct lane *lane)
+{
+	return lane->layer_busy || lane->model_fit.running;
+}
+
 static int may_stop(struct lane *lane)
 {
-	return lane->stopping && !lane->sessions_count && !lane->jobs_count && !lane->fit_busy &&
-	       !lane->layer_busy && lane->recode.step == RECODE_NONE && !lane->sequence_steps &&
-	       !lane->model_fit.running && !tier_busy(lane) && persist_may_stop(lane);
+	if (!lane->stopping || lane->sessions_count || lane->jobs_count || lane->fit_busy ||
+	    lane->recode.step != RECODE_NONE || lane->sequence_steps || tier_busy(lane))
+		return 0;
+	if (fits_run(lane) &&
+	    (!lane->may_leave || lane->now_ns - lane->stop_ns < LANE_STOP_FITS_NS))
+		return 0;
+	return persist_may_stop(lane);
 }
 
 static void *lane_main(void *arg)
@@ -367,6 +379,7 @@ static void *lane_main(void *arg)
 		stop_late(lane);
 		atomic_store_explicit(&lane->heartbeat, ++beat, memory_order_relaxed);
 	}
+	lane->left = fits_run(lane);
 	uring_unwatch(lane->uring, &lane->inbox_watch);
 	uring_unwatch(lane->uring, &lane->device_watch);
 	while (lane->watches) {
@@ -656,6 +669,16 @@ struct lane *lane_join(struct lane *lane)
 		return NULL;
 	wait_for(lane);
 	return lane_free(lane);
+}
+
+int lane_leave(struct lane *lane)
+{
+	wait_for(lane);
+	if (!lane->left)
+		return 0;
+	tier_stop(lane);
+	lane->uring = uring_free(lane->uring);
+	return 1;
 }
 
 struct mailbox *lane_inbox(struct lane *lane)

@@ -27,7 +27,7 @@ enum lane_mail {
 	LANE_EVICT,
 	LANE_CONFIG, /* subject a struct config, checked: the lane takes what may change, and frees it; no answer */
 	LANE_TRIM, /* a quota may be below what is charged: evict down to it; no answer */
-	LANE_STOP, /* drain everything; the thread ends (lane_join) */
+	LANE_STOP, /* drain everything; the thread ends (lane_join).  value 1: it need not wait for fits (lane_leave) */
 	/* lane -> control, unasked */
 	LANE_SESSION_FAILED, /* subject session, value reason: client broke the contract; END must follow */
 	LANE_SESSION_GONE, /* subject session: the lane has forgotten it */
@@ -81,6 +81,12 @@ int lane_pool_fd(const struct lane *lane); /* the host pool's memfd; borrowed */
  * given to a next lane_start() with the pool's.  -errno.
  */
 int lane_save(struct lane *lane, int *ret_fd);
+/*
+ * After LANE_STOP with value 1, for a process that ends now: wait for the thread, and give up files and the pool.  1: a
+ * fit goes on in the background, so the rest, and what was lent to the lane, stays as it is; 0: nothing was done, for
+ * lane_join() has nothing to wait for.
+ */
+int lane_leave(struct lane *lane);
 /* After LANE_STOP was sent: wait for the thread, free everything.  Returns NULL. */
 struct lane *lane_join(struct lane *lane);
 

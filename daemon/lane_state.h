@@ -313,6 +313,7 @@ struct lane {
 	struct config config; /* private copy */
 	pthread_t thread;
 	int ended; /* the thread was joined */
+	int left;  /* it ended before a fit did; lane writes, read when it was joined */
 	struct mailbox inbox, outbox;
 	struct stats stats;
 	_Atomic uint64_t heartbeat;
@@ -321,6 +322,7 @@ struct lane {
 	uint64_t rest_ns; /* when the slower half of a turn last ran */
 	uint64_t work_ns; /* when the loop last found something to do */
 	int stopping;
+	int may_leave;	       /* LANE_STOP said so */
 	uint64_t stop_ns;      /* when LANE_STOP came */
 	int cq_blocked;	       /* a session's completion ring is full: look again soon */
 	uint32_t words_behind; /* a block became ready or was lost: lease words are behind */

@@ -64,6 +64,7 @@ struct skvcd {
 	struct fdstore given; /* by who started us; what nobody has taken over yet */
 	struct fdstore next;  /* for ourselves, after a stop to be loaded again */
 	int load_again, stopping;
+	int left; /* a thread is still at work: nothing that it may use is freed */
 	struct listener listener;
 	struct registry *registry;
 	struct lane *lane;
@@ -431,7 +432,7 @@ static void save_lane(struct skvcd *d)
 
 static void stop_lane(struct skvcd *d)
 {
-	struct mail mail = { .type = LANE_STOP };
+	struct mail mail = { .type = LANE_STOP, .value = 1 };
 	struct timespec ms = { .tv_nsec = 1000000 };
 
 	if (!d->lane)
@@ -440,6 +441,9 @@ static void stop_lane(struct skvcd *d)
 	while (mailbox_send(lane_inbox(d->lane), &mail) == -EAGAIN)
 		(void)nanosleep(&ms, NULL);
 	save_lane(d);
+	d->left = lane_leave(d->lane);
+	if (d->left) /* a restart does not wait for what nobody will use */
+		return;
 	d->lane = lane_join(d->lane);
 }
 
@@ -451,8 +455,10 @@ static void stop(struct skvcd *d)
 	d->control = control_free(d->control);
 	d->event = sd_event_unref(d->event);
 	stop_lane(d); /* control watched its outbox, bus read its counters */
-	d->registry = registry_free(d->registry);
-	d->models = models_free(d->models); /* profiles borrowed them */
+	if (!d->left) {
+		d->registry = registry_free(d->registry);
+		d->models = models_free(d->models); /* profiles borrowed them */
+	}
 	fdstore_close(&d->given);
 	if (d->load_again) { /* who connects meanwhile waits */
 		d->next.socket = d->listener.fd;
@@ -535,8 +541,10 @@ int main(int argc, char **argv)
 	r = run(&d);
 	stop(&d);
 	log_event(LOG_EVENT_STOPPED, LOG_LEVEL_NOTICE, "stopped");
-	if (!d.load_again)
+	if (!d.load_again && !d.left)
 		return r;
+	if (!d.load_again)
+		_exit(r);
 	r = fdstore_exec(&d.next, argv);
 	log_line(LOG_LEVEL_ERR, "the program cannot be loaded again: %s", strerror(-r));
 	return 1;
