@@ -25,7 +25,7 @@
 #define LANE_URING_ENTRIES 2048u   /* nvme_queue_depth at most, watches and cancels */
 #define LANE_REST_NS 20000u
 #define LANE_STAGING_SLACK_BYTES (1ull << 20)
-#define LANE_STOP_FITS_NS 200000000ull /* a fit that was canceled gets so long to end */
+#define LANE_STOP_FITS_NS 50000000ull /* a fit gets so long to end */
 
 /* ---- mail ---- */
 
@@ -347,15 +347,15 @@ static void stop_late(const struct lane *lane)
 	_exit(1);
 }
 
-/* What is canceled, and may be in the midst of a product of large matrices all the same. */
+/* Seconds of work for nothing: statistics, or what was canceled in the midst of a product of large matrices. */
 static int fits_run(const struct lane *lane)
 {
-	return lane->layer_busy || lane->model_fit.running;
+	return lane->fit_busy || lane->layer_busy || lane->model_fit.running;
 }
 
 static int may_stop(struct lane *lane)
 {
-	if (!lane->stopping || lane->sessions_count || lane->jobs_count || lane->fit_busy ||
+	if (!lane->stopping || lane->sessions_count || lane->jobs_count ||
 	    lane->recode.step != RECODE_NONE || lane->sequence_steps || tier_busy(lane))
 		return 0;
 	if (fits_run(lane) &&

@@ -16,8 +16,7 @@
 #include "daemon/placement.h"
 #include "ipc/segment.h"
 
-#define HUGE_BYTES (2ull << 20)	      /* alignment that lets x86-64 and arm64 use huge pages */
-#define LOCK_PIECE_BYTES (1ull << 30) /* mlock() in pieces: it cannot be interrupted in between */
+#define HUGE_BYTES (2ull << 20) /* alignment that lets x86-64 and arm64 use huge pages */
 
 /*
  * Address space is reserved larger than the arena, so that the arena can begin where it should; the
@@ -45,16 +44,10 @@ static int map(struct pool_arena *a, uint64_t align_bytes, int fd)
 	return 0;
 }
 
-static int lock(struct pool_arena *a)
+/* Locked as they become present, by as many threads as there are: mlock() by itself would go over all of it alone. */
+static int lock(const struct pool_arena *a)
 {
-	for (uint64_t off = 0; off < a->bytes; off += LOCK_PIECE_BYTES) {
-		uint64_t left = a->bytes - off;
-
-		if (mlock(a->base + off,
-			  (size_t)(left < LOCK_PIECE_BYTES ? left : LOCK_PIECE_BYTES)) < 0)
-			return -errno;
-	}
-	return 0;
+	return mlock2(a->base, (size_t)a->bytes, MLOCK_ONFAULT) < 0 ? -errno : 0;
 }
 
 /* A memfd comes from the manager that kept it, so it is asked what it is. */
@@ -106,10 +99,10 @@ int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *optio
 	/* A core dump with the whole cache in it would fill the disk, and holds other people's text. */
 	(void)madvise(a->base, (size_t)a->bytes, MADV_DONTDUMP);
 	r = placement_prefer(a->base, a->bytes, options->numa_node);
-	if (r == 0 && (options->lock || options->populate))
-		r = placement_populate(a->base, a->bytes);
 	if (r == 0 && options->lock)
 		r = lock(a);
+	if (r == 0 && (options->lock || options->populate))
+		r = placement_populate(a->base, a->bytes, options->fd != 0);
 	if (r < 0)
 		goto fail;
 	return 0;

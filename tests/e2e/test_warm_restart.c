@@ -170,6 +170,22 @@ static void test_loaded_again(void **state)
 	daemon_.keeper = &keeper;
 }
 
+/* Ten minutes of it are to come when the daemon is to stop. */
+static void test_a_fit_is_not_waited_for(void **state)
+{
+	static const char *const slow[] = { "host.pool=64M", "fault.device=fit:delay_ms=600000",
+					    NULL };
+
+	(void)state;
+	begin(0, slow, CHAINS);
+	stop_in_order();
+	assert_true(private_daemon_logged(&daemon_, "skvcd: stopped"));
+	start(0, roomy);
+	assert_int_equal(daemon_stats_get("host_restored_blocks"), BLOCKS);
+	all_are_exact(CHAINS);
+	engine_close(&engine_);
+}
+
 static void test_after_kill(void **state)
 {
 	(void)state;
@@ -302,9 +318,13 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(test_in_order),	    TEST(test_loaded_again),
-		TEST(test_after_kill),	    TEST(test_an_old_index),
-		TEST(test_a_damaged_index), TEST(test_another_configuration),
+		TEST(test_in_order),
+		TEST(test_loaded_again),
+		TEST(test_a_fit_is_not_waited_for),
+		TEST(test_after_kill),
+		TEST(test_an_old_index),
+		TEST(test_a_damaged_index),
+		TEST(test_another_configuration),
 		TEST(test_with_nvme),
 	};
 
