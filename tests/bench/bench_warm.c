@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bench_warm [MIB [LAYERS [STARTS [OVERRIDE...]]]] - how long a daemon with a full pool of so many MiB (4096) is away when
- * it is restarted in order: from SIGTERM until the old one has ended, and from there until the new one is ready.  Blocks
- * are those of Qwen3-8B (36 layers), or smaller ones with less LAYERS.  At the end, each block is loaded and compared.
+ * bench_warm [MIB [LAYERS [STARTS [OVERRIDE...]]]] - how long a daemon with a full pool of so many MiB (4096) is away
+ * when it is restarted in order: from SIGTERM until the old one has ended, and from there until the new one is ready.
+ * Blocks are those of Qwen3-8B (36 layers), or smaller ones with less LAYERS.  At the end, each block is loaded and
+ * compared.
  */
 #include <errno.h>
 #include <signal.h>
