@@ -108,6 +108,17 @@ static void assert_kept(int index)
 		(void)close(index_fd);
 }
 
+/* It is fitted in the background, and a stop does not wait for that. */
+static void wait_for_a_profile(void)
+{
+	uint64_t until = private_daemon_now_ns() + 30000000000ull * E2E_SLOW;
+
+	while (!daemon_stats_now(&daemon_, "profiles")) {
+		assert_true(private_daemon_now_ns() < until);
+		private_daemon_sleep_ms(5);
+	}
+}
+
 /* Three times, with stores and drops in between; what was dropped does not come back. */
 static void test_in_order(void **state)
 {
@@ -117,6 +128,7 @@ static void test_in_order(void **state)
 
 	(void)state;
 	begin(0, roomy, CHAINS);
+	wait_for_a_profile();
 	for (unsigned life = 0; life < 3; life++) {
 		uint64_t chain = CHAINS + life;
 
