@@ -58,6 +58,7 @@ struct config {
 	uint32_t spill_percent;	 /* write-behind to NVMe starts above this fill; 60 */
 	uint32_t full_percent;	 /* stores are refused above this fill; 97 */
 	uint32_t accept_percent; /* ... until the fill is below this again; 92 */
+	uint32_t host_persist; /* the pool outlives a restart, where somebody keeps its memfd; 1 */
 	uint64_t arena_session_bytes; /* sum of one session's arenas; 16 GiB */
 	uint64_t arena_total_bytes;   /* of all sessions; 64 GiB */
 	/* [nvme] */

@@ -83,6 +83,8 @@ static const struct config_key config_keys[] = {
 	  "97", "stores wait, then are refused, above this fill of the pool" },
 	{ "host", "accept_percent", CONFIG_COUNT, FIELD(accept_percent), 1, 99, CONFIG_LIVE, NULL,
 	  "92", "and are taken again below this one" },
+	{ "host", "persist", CONFIG_CHOICE, FIELD(host_persist), 0, 1, 0, bool_names, "yes",
+	  "what the pool holds is found again after a restart in order; needs systemd's fd store" },
 	{ "host", "arena_session", CONFIG_SIZE, FIELD(arena_session_bytes), 0, 64 * TIB, 0, NULL,
 	  "16G", "arenas of one session together" },
 	{ "host", "arena_total", CONFIG_SIZE, FIELD(arena_total_bytes), 0, 64 * TIB, 0, NULL, "64G",

@@ -17,6 +17,7 @@
 
 #include "daemon/lane_state.h"
 #include "daemon/log.h"
+#include "daemon/warm.h"
 
 #define LANE_REAP_BATCH 64u
 #define LANE_GPU_POLL_NS 100000ull /* for what a GPU does not announce: an engine's event, say */
@@ -24,6 +25,7 @@
 #define LANE_URING_ENTRIES 2048u   /* nvme_queue_depth at most, watches and cancels */
 #define LANE_REST_NS 20000u
 #define LANE_STAGING_SLACK_BYTES (1ull << 20)
+#define LANE_STOP_FITS_NS 50000000ull /* a fit gets so long to end */
 
 /* ---- mail ---- */
 
@@ -147,6 +149,7 @@ static void handle_mail(struct lane *lane, const struct mail *m)
 		break;
 	case LANE_STOP:
 		lane->stopping = 1;
+		lane->may_leave = m->value != 0;
 		lane->stop_ns = lane->now_ns;
 		break;
 	default:
@@ -349,11 +352,21 @@ static void stop_late(const struct lane *lane)
 	_exit(1);
 }
 
+/* Seconds of work for nothing: statistics, or what was canceled in the midst of a product of large matrices. */
+static int fits_run(const struct lane *lane)
+{
+	return lane->fit_busy || lane->layer_busy || lane->model_fit.running;
+}
+
 static int may_stop(struct lane *lane)
 {
-	return lane->stopping && !lane->sessions_count && !lane->jobs_count && !lane->fit_busy &&
-	       !lane->layer_busy && lane->recode.step == RECODE_NONE && !lane->sequence_steps &&
-	       !lane->model_fit.running && !tier_busy(lane) && persist_may_stop(lane);
+	if (!lane->stopping || lane->sessions_count || lane->jobs_count ||
+	    lane->recode.step != RECODE_NONE || lane->sequence_steps || tier_busy(lane))
+		return 0;
+	if (fits_run(lane) &&
+	    (!lane->may_leave || lane->now_ns - lane->stop_ns < LANE_STOP_FITS_NS))
+		return 0;
+	return persist_may_stop(lane);
 }
 
 static void *lane_main(void *arg)
@@ -371,6 +384,7 @@ static void *lane_main(void *arg)
 		stop_late(lane);
 		atomic_store_explicit(&lane->heartbeat, ++beat, memory_order_relaxed);
 	}
+	lane->left = fits_run(lane);
 	uring_unwatch(lane->uring, &lane->inbox_watch);
 	uring_unwatch(lane->uring, &lane->device_watch);
 	while (lane->watches) {
@@ -525,6 +539,16 @@ static int start_rings(struct lane *lane, char *err, unsigned err_bytes)
 	return 0;
 }
 
+/* The memfds that it was given, as far as nothing took them over. */
+static void close_given(struct lane *lane)
+{
+	if (lane->restore.pool_fd)
+		(void)close(lane->restore.pool_fd - 1);
+	if (lane->restore.index_fd)
+		(void)close(lane->restore.index_fd - 1);
+	lane->restore.pool_fd = lane->restore.index_fd = 0;
+}
+
 static struct lane *lane_free(struct lane *lane)
 {
 	const struct config *c = &lane->config;
@@ -560,6 +584,7 @@ static struct lane *lane_free(struct lane *lane)
 		munmap(lane->scratch, SKVC_ABI_ARGS_BYTES_MAX);
 	free(lane->ns);
 	free(lane->session);
+	close_given(lane);
 	free(lane);
 	return NULL;
 }
@@ -595,6 +620,8 @@ static int start_all(struct lane *lane, char *err, unsigned err_bytes)
 		r = watch(lane, &lane->inbox_watch, lane->inbox.fd);
 	if (r == 0)
 		r = watch(lane, &lane->device_watch, lane->device_fd);
+	if (r == 0 && lane->restore.index_fd)
+		r = warm_use(lane->restore.index_fd - 1);
 	if (r == 0)
 		r = -pthread_create(&lane->thread, NULL, lane_main, lane);
 	if (r < 0)
@@ -623,16 +650,45 @@ int lane_start(const struct config *config, const struct lane_restore *restore,
 		lane_free(lane);
 		return r;
 	}
+	close_given(lane);
 	*ret_lane = lane;
 	return 0;
+}
+
+int lane_pool_fd(const struct lane *lane)
+{
+	return pool_fd(lane->pool);
+}
+
+static void wait_for(struct lane *lane)
+{
+	if (!lane->ended)
+		(void)pthread_join(lane->thread, NULL);
+	lane->ended = 1;
+}
+
+int lane_save(struct lane *lane, int *ret_fd)
+{
+	wait_for(lane);
+	return warm_save(lane, ret_fd);
 }
 
 struct lane *lane_join(struct lane *lane)
 {
 	if (!lane)
 		return NULL;
-	(void)pthread_join(lane->thread, NULL);
+	wait_for(lane);
 	return lane_free(lane);
+}
+
+int lane_leave(struct lane *lane)
+{
+	wait_for(lane);
+	if (!lane->left)
+		return 0;
+	tier_stop(lane);
+	lane->uring = uring_free(lane->uring);
+	return 1;
 }
 
 struct mailbox *lane_inbox(struct lane *lane)

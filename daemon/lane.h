@@ -28,7 +28,7 @@ enum lane_mail {
 	LANE_FIND, /* subject a struct lane_question -> answer FIND with it, filled in */
 	LANE_CONFIG, /* subject a struct config, checked: the lane takes what may change, and frees it; no answer */
 	LANE_TRIM, /* a quota may be below what is charged: evict down to it; no answer */
-	LANE_STOP, /* drain everything; the thread ends (lane_join) */
+	LANE_STOP, /* drain everything; the thread ends (lane_join).  value 1: it need not wait for fits (lane_leave) */
 	/* lane -> control, unasked */
 	LANE_SESSION_FAILED, /* subject session, value reason: client broke the contract; END must follow */
 	LANE_SESSION_GONE, /* subject session: the lane has forgotten it */
@@ -98,19 +98,35 @@ struct lane_question {
 	struct lane_found found[LANE_FOUND_MAX];
 };
 
-/* How blocks that are found on NVMe get their namespaces back; called by lane_start() only. */
+/* What an earlier life left, and how its blocks get their namespaces back; used by lane_start() only. */
 struct lane_restore {
 	int (*ns)(void *user, const struct lane_saved_ns *saved, struct namespace **ret_ns);
 	void *user;
+	/* Host memory, and its index: memfds + 1; 0: none.  Taken over in any case. */
+	int pool_fd, index_fd;
+	/* May be NULL.  The pool is of no use: who else has it should give it up now, before there is another one. */
+	void (*pool_refused)(void *user);
 };
 
 /*
- * restore: NULL: what is on NVMe is forgotten.
+ * restore: NULL: what is on NVMe and in host memory is forgotten.
  * Make pool, index, ring, device and NVMe log as configured, then start the thread.  0, or -errno with one
  * line in err that says what failed and what to do.
  */
 int lane_start(const struct config *config, const struct lane_restore *restore,
 	       struct lane **ret_lane, char *err, unsigned err_bytes);
+int lane_pool_fd(const struct lane *lane); /* the host pool's memfd; borrowed */
+/*
+ * After LANE_STOP was sent: wait for the thread, and write the index of host memory into a memfd, for the caller to be
+ * given to a next lane_start() with the pool's.  -errno.
+ */
+int lane_save(struct lane *lane, int *ret_fd);
+/*
+ * After LANE_STOP with value 1, for a process that ends now: wait for the thread, and give up files and the pool.  1: a
+ * fit goes on in the background, so the rest, and what was lent to the lane, stays as it is; 0: nothing was done, for
+ * lane_join() has nothing to wait for.
+ */
+int lane_leave(struct lane *lane);
 /* After LANE_STOP was sent: wait for the thread, free everything.  Returns NULL. */
 struct lane *lane_join(struct lane *lane);
 

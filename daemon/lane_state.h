@@ -11,8 +11,10 @@
  *	load.c		wait for the record -> decode into the engine's pages -> complete
  *	tier.c		room in the pool, spill, fetch
  *	tier_policy.c	which block goes first: what policy.c is told and asked
+ *	tier_memory.c	making the host pool
  *	persist.c	what is written to NVMe beside the records, so that they are found again
  *	restore.c	and finding them
+ *	warm_restore.c	finding what the last life left in host memory (warm.h)
  *	tier_gpu.c	the GPU pool: room in it, what moves from it to the host pool, its loss
  *	lane_gpu.c	the GPU: made at start, its tasks, events, staging in host memory, its death
  *	profiler.c	samples of new namespaces -> fit -> profile
@@ -324,6 +326,8 @@ struct lane_registered {
 struct lane {
 	struct config config; /* private copy */
 	pthread_t thread;
+	int ended; /* the thread was joined */
+	int left;  /* it ended before a fit did; lane writes, read when it was joined */
 	struct mailbox inbox, outbox;
 	struct stats stats;
 	_Atomic uint64_t heartbeat;
@@ -332,6 +336,7 @@ struct lane {
 	uint64_t rest_ns; /* when the slower half of a turn last ran */
 	uint64_t work_ns; /* when the loop last found something to do */
 	int stopping;
+	int may_leave;	       /* LANE_STOP said so */
 	uint64_t stop_ns;      /* when LANE_STOP came */
 	int cq_blocked;	       /* a session's completion ring is full: look again soon */
 	uint32_t words_behind; /* a block became ready or was lost: lease words are behind */
@@ -360,6 +365,7 @@ struct lane {
 	uint32_t granule_bytes;
 	struct pool *gpu_pool; /* over GPU memory; NULL: none */
 	int pool_registered;   /* with io_uring, as fixed buffers */
+	int pool_kept;	       /* it lies in memory that an earlier life left */
 	/* RESIDENT and held by nobody, coldest first: with and without a copy on NVMe */
 	struct block_list clean, dirty;
 	uint64_t clean_bytes, dirty_bytes;
@@ -548,6 +554,11 @@ void tier_release_host(struct lane *lane, struct block *b);
 unsigned tier_busy(const struct lane *lane); /* operations that must end before a stop */
 
 int tier_restore(struct lane *lane, uint32_t block); /* STORING -> NVME; -EDQUOT: left as it is */
+/* STORING, or NVME, and its host slot is set: -> RESIDENT; -EDQUOT: left as it is. */
+int tier_restore_host(struct lane *lane, uint32_t block);
+
+/* tier_memory.c */
+int tier_start_pool(struct lane *lane, char *err, unsigned err_bytes);
 
 /* persist.c */
 void persist_spills(struct lane *lane,
@@ -563,6 +574,18 @@ int persist_progresses(const struct lane *lane); /* at the stop: it is not a dev
 
 /* restore.c */
 int restore_run(struct lane *lane, char *err, unsigned err_bytes);
+/* Namespaces and profiles out of pieces, which may come in parts (persist.h). */
+struct restore_meta {
+	struct lane *lane;
+	const char *where; /* they come from: for the log */
+	uint8_t *profile;  /* owned: parts of one so far */
+	uint8_t profile_digest[32];
+	uint64_t profile_bytes, profile_total;
+	int error; /* -ENOMEM */
+};
+void restore_meta_take(struct restore_meta *rm, const uint8_t *bytes, uint32_t count);
+void restore_meta_end(struct restore_meta *rm);
+struct namespace *restore_find_ns(const struct lane *lane, const uint8_t *digest); /* or NULL */
 
 /* tier_policy.c */
 enum tier_place { TIER_PLACE_DIRTY, TIER_PLACE_CLEAN, TIER_PLACE_GPU, TIER_PLACE_NVME };

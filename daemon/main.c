@@ -4,9 +4,13 @@
  *
  * Start: configuration, socket (a second daemon ends here), secret, lane, control loop, bus, READY.
  * Stop: SIGTERM or SIGINT; nobody is accepted, sessions drain, then the lane, then everything is freed.
+ *
+ * Host memory is left to the next start: with systemd, which has the pool's memfd from the start on, and its index
+ * when the lane has ended; and after SIGUSR2 with ourselves, loaded again.
  */
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -26,6 +30,7 @@
 #include "daemon/bus.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
+#include "daemon/fdstore.h"
 #include "daemon/lane.h"
 #include "daemon/listener.h"
 #include "daemon/log.h"
@@ -56,6 +61,10 @@ struct options {
 struct skvcd {
 	const struct options *options;
 	struct config config;
+	struct fdstore given; /* by who started us; what nobody has taken over yet */
+	struct fdstore next;  /* for ourselves, after a stop to be loaded again */
+	int load_again, stopping;
+	int left; /* a thread is still at work: nothing that it may use is freed */
 	struct listener listener;
 	struct registry *registry;
 	struct lane *lane;
@@ -201,12 +210,30 @@ static int on_reload(sd_event_source *source, const struct signalfd_siginfo *si,
 	return 0;
 }
 
+/* As a stop for the clients; systemd is told nothing but that it takes a moment. */
+static int on_load_again(sd_event_source *source, const struct signalfd_siginfo *si, void *user)
+{
+	struct skvcd *d = user;
+
+	(void)source;
+	(void)si;
+	if (d->stopping)
+		return 0;
+	log_line(LOG_LEVEL_NOTICE, "SIGUSR2: the program is loaded again");
+	(void)sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%" PRIu64, clock_now_ns() / 1000);
+	d->load_again = 1;
+	control_stop(d->control);
+	return 0;
+}
+
 static int on_signal(sd_event_source *source, const struct signalfd_siginfo *si, void *user)
 {
 	struct skvcd *d = user;
 
 	(void)source;
 	log_line(LOG_LEVEL_NOTICE, "%s: stopping", si->ssi_signo == SIGINT ? "SIGINT" : "SIGTERM");
+	d->stopping = 1;
+	d->load_again = 0;
 	(void)sd_notify(0, "STOPPING=1\nSTATUS=Draining sessions");
 	control_stop(d->control);
 	return 0;
@@ -250,6 +277,8 @@ static int add_sources(struct skvcd *d)
 		r = sd_event_add_signal(d->event, NULL, SIGINT, on_signal, d);
 	if (r >= 0)
 		r = sd_event_add_signal(d->event, NULL, SIGHUP, on_reload, d);
+	if (r >= 0)
+		r = sd_event_add_signal(d->event, NULL, SIGUSR2, on_load_again, d);
 	if (r >= 0 && getenv("NOTIFY_SOCKET"))
 		r = sd_event_add_time_relative(d->event, NULL, CLOCK_MONOTONIC, MAIN_STATUS_US, 0,
 					       on_status, d);
@@ -281,35 +310,69 @@ static void block_signals(void)
 	(void)sigaddset(&set, SIGTERM);
 	(void)sigaddset(&set, SIGINT);
 	(void)sigaddset(&set, SIGHUP);
+	(void)sigaddset(&set, SIGUSR2);
 	(void)sigprocmask(SIG_BLOCK, &set, NULL);
 	(void)signal(SIGPIPE, SIG_IGN);
 }
 
-/* The control socket, from systemd or made here.  systemd passes at most that one. */
+/* The control socket, from systemd or made here. */
 static int open_socket(struct skvcd *d, char *err)
 {
-	int given = sd_listen_fds(1);
+	int r = listener_open(d->config.socket, SOCK_SEQPACKET, d->config.socket_mode,
+			      d->given.socket, &d->listener, err, MAIN_ERR_BYTES);
 
-	if (given > 1) {
-		(void)snprintf(err, MAIN_ERR_BYTES,
-			       "systemd passed %d sockets, one is expected; compare "
-			       "skvcd.socket",
-			       given);
-		return -EINVAL;
+	if (r == 0)
+		d->given.socket = -1;
+	return r;
+}
+
+/* Before there is a second one. */
+static void on_pool_refused(void *user)
+{
+	(void)user;
+	fdstore_forget(FDSTORE_POOL);
+	fdstore_settle();
+}
+
+/* The manager keeps the pool from now on, whatever comes; an index that he has is used up. */
+static void keep_pool(const struct skvcd *d)
+{
+	fdstore_forget(FDSTORE_INDEX);
+	if (d->config.host_persist)
+		fdstore_keep(FDSTORE_POOL, lane_pool_fd(d->lane));
+}
+
+static int start_lane(struct skvcd *d, char *err)
+{
+	struct lane_restore restore = { .ns = registry_restore,
+					.user = d->registry,
+					.pool_refused = on_pool_refused };
+	int r;
+
+	if (d->config.host_persist) {
+		restore.pool_fd = d->given.pool + 1;
+		restore.index_fd = d->given.index + 1;
+		d->given.pool = d->given.index = -1;
+	} else {
+		if (d->given.pool >= 0)
+			on_pool_refused(d);
+		fdstore_close(&d->given);
 	}
-	return listener_open(d->config.socket, SOCK_SEQPACKET, d->config.socket_mode,
-			     given == 1 ? SD_LISTEN_FDS_START : -1, &d->listener, err,
-			     MAIN_ERR_BYTES);
+	r = lane_start(&d->config, &restore, &d->lane, err, MAIN_ERR_BYTES);
+	if (r == 0)
+		keep_pool(d);
+	return r;
 }
 
 static int start(struct skvcd *d, char *err)
 {
-	struct lane_restore restore = { .ns = registry_restore };
 	uint8_t secret[SECRET_BYTES];
 	int r;
 
 	(void)snprintf(err, MAIN_ERR_BYTES, "out of memory");
-	r = open_socket(d, err);
+	r = fdstore_take(&d->given, err, MAIN_ERR_BYTES);
+	if (r == 0)
+		r = open_socket(d, err);
 	if (r < 0)
 		return r;
 	r = secret_load(d->config.state_dir, secret, err, MAIN_ERR_BYTES);
@@ -319,8 +382,7 @@ static int start(struct skvcd *d, char *err)
 	explicit_bzero(secret, sizeof(secret));
 	if (r < 0)
 		return r;
-	restore.user = d->registry;
-	r = lane_start(&d->config, &restore, &d->lane, err, MAIN_ERR_BYTES);
+	r = start_lane(d, err);
 	if (r < 0)
 		return r;
 	r = sd_event_new(&d->event);
@@ -342,9 +404,35 @@ static int start(struct skvcd *d, char *err)
 	return r < 0 ? r : metrics_http_new(d->event, d->control, &d->metrics, err, MAIN_ERR_BYTES);
 }
 
+/* What lies in host memory is there for the next start, if somebody keeps it until then. */
+static void save_lane(struct skvcd *d)
+{
+	uint64_t start_ns = clock_now_ns();
+	int fd = -1, r;
+
+	if (!d->config.host_persist || !(d->load_again || fdstore_is_there()))
+		return;
+	r = lane_save(d->lane, &fd);
+	if (r < 0)
+		log_line(LOG_LEVEL_WARNING,
+			 "host memory will be empty at the next start: its index: %s",
+			 strerror(-r));
+	else
+		log_line(LOG_LEVEL_NOTICE, "host memory: its index was written in %.3f s",
+			 (double)(clock_now_ns() - start_ns) / 1e9);
+	if (d->load_again) {
+		d->next.pool = fcntl(lane_pool_fd(d->lane), F_DUPFD_CLOEXEC, 0);
+		d->next.index = fd;
+	} else if (fd >= 0) {
+		fdstore_keep(FDSTORE_INDEX, fd);
+		fdstore_settle(); /* when we are gone, he does not know whose it is */
+		(void)close(fd);
+	}
+}
+
 static void stop_lane(struct skvcd *d)
 {
-	struct mail mail = { .type = LANE_STOP };
+	struct mail mail = { .type = LANE_STOP, .value = 1 };
 	struct timespec ms = { .tv_nsec = 1000000 };
 
 	if (!d->lane)
@@ -352,6 +440,10 @@ static void stop_lane(struct skvcd *d)
 	/* Full only while the lane is behind; it empties its box on every turn. */
 	while (mailbox_send(lane_inbox(d->lane), &mail) == -EAGAIN)
 		(void)nanosleep(&ms, NULL);
+	save_lane(d);
+	d->left = lane_leave(d->lane);
+	if (d->left) /* a restart does not wait for what nobody will use */
+		return;
 	d->lane = lane_join(d->lane);
 }
 
@@ -363,8 +455,16 @@ static void stop(struct skvcd *d)
 	d->control = control_free(d->control);
 	d->event = sd_event_unref(d->event);
 	stop_lane(d); /* control watched its outbox, bus read its counters */
-	d->registry = registry_free(d->registry);
-	d->models = models_free(d->models); /* profiles borrowed them */
+	if (!d->left) {
+		d->registry = registry_free(d->registry);
+		d->models = models_free(d->models); /* profiles borrowed them */
+	}
+	fdstore_close(&d->given);
+	if (d->load_again) { /* who connects meanwhile waits */
+		d->next.socket = d->listener.fd;
+		d->listener.fd = -1;
+		d->listener.made = 0;
+	}
 	listener_close(&d->listener);
 }
 
@@ -408,9 +508,10 @@ static void reload_without_blas_threads(char **argv)
 
 int main(int argc, char **argv)
 {
-	static struct skvcd d = { .listener =
-					  LISTENER_NONE }; /* the configuration alone is 16 KiB */
-	static struct options options; /* a reload applies the overrides again */
+	static struct skvcd d = { .listener = LISTENER_NONE,
+				  .given = FDSTORE_NONE,
+				  .next = FDSTORE_NONE }; /* the configuration alone is 16 KiB */
+	static struct options options;			  /* a reload applies the overrides again */
 	char err[MAIN_ERR_BYTES] = "";
 	int r;
 
@@ -440,5 +541,11 @@ int main(int argc, char **argv)
 	r = run(&d);
 	stop(&d);
 	log_event(LOG_EVENT_STOPPED, LOG_LEVEL_NOTICE, "stopped");
-	return r;
+	if (!d.load_again && !d.left)
+		return r;
+	if (!d.load_again)
+		_exit(r);
+	r = fdstore_exec(&d.next, argv);
+	log_line(LOG_LEVEL_ERR, "the program cannot be loaded again: %s", strerror(-r));
+	return 1;
 }

@@ -11,6 +11,7 @@ DAEMON_SRCS := \
 	daemon/config_table.c \
 	daemon/control.c \
 	daemon/evict.c \
+	daemon/fdstore.c \
 	daemon/find.c \
 	daemon/index.c \
 	daemon/intake.c \
@@ -42,6 +43,7 @@ DAEMON_SRCS := \
 	daemon/policy_worth.c \
 	daemon/pool.c \
 	daemon/pool_arena.c \
+	daemon/pool_restore.c \
 	daemon/profiler.c \
 	daemon/profiles.c \
 	daemon/quota.c \
@@ -58,6 +60,10 @@ DAEMON_SRCS := \
 	daemon/store.c \
 	daemon/tier.c \
 	daemon/tier_gpu.c \
+	daemon/tier_memory.c \
 	daemon/tier_policy.c \
 	daemon/uring.c \
-	daemon/uring_fault.c
+	daemon/uring_fault.c \
+	daemon/warm_index.c \
+	daemon/warm_restore.c \
+	daemon/warm_save.c

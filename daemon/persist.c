@@ -91,12 +91,18 @@ int persist_record_ok(const struct lane *lane, uint32_t id)
 
 /* ---- meta ---- */
 
-static int is_needed(const struct namespace *ns)
+int persist_needs(const struct namespace *ns)
 {
 	return ns->opened || atomic_load_explicit(&ns->blocks, memory_order_relaxed);
 }
 
-static uint32_t put_ns(struct lane *lane, struct namespace *ns, uint8_t *buf)
+uint32_t persist_ns_bytes(const struct namespace *ns)
+{
+	return (uint32_t)(sizeof(struct persist_meta) + sizeof(struct persist_ns)) +
+	       ns->geom.segments_count * (uint32_t)sizeof(*ns->geom.segments);
+}
+
+uint32_t persist_put_ns(const struct namespace *ns, uint8_t *buf)
 {
 	uint32_t segments_bytes = ns->geom.segments_count * (uint32_t)sizeof(*ns->geom.segments);
 	struct persist_meta h = { .kind = PERSIST_META_NS,
@@ -111,8 +117,31 @@ static uint32_t put_ns(struct lane *lane, struct namespace *ns, uint8_t *buf)
 	memcpy(buf, &h, sizeof(h));
 	memcpy(buf + sizeof(h), &n, sizeof(n));
 	memcpy(buf + sizeof(h) + sizeof(n), ns->geom.segments, segments_bytes);
+	return persist_ns_bytes(ns);
+}
+
+void persist_profile_meta(const struct namespace *ns, const struct ns_profile *np,
+			  struct persist_meta *ret)
+{
+	size_t total;
+
+	(void)codec_profile_bytes(np->p, &total);
+	*ret = (struct persist_meta){
+		.kind = PERSIST_META_PROFILE,
+		.total_bytes = total,
+		.tokens = atomic_load_explicit(&np->tokens, memory_order_relaxed),
+		.promised = { np->promised[0], np->promised[1] },
+		.number = np->number,
+		.newest = np == ns->newest,
+	};
+	memcpy(ret->ns_digest, ns->digest, sizeof(ret->ns_digest));
+	memcpy(ret->profile_digest, codec_profile_digest(np->p), sizeof(ret->profile_digest));
+}
+
+static uint32_t put_ns(struct lane *lane, struct namespace *ns, uint8_t *buf)
+{
 	ns->saved_in = lane->persist.meta_number;
-	return (uint32_t)(sizeof(h) + sizeof(n)) + segments_bytes;
+	return persist_put_ns(ns, buf);
 }
 
 /* The next part of persist.profile. */
@@ -120,24 +149,16 @@ static uint32_t put_part(struct lane *lane, const struct namespace *ns, uint8_t 
 {
 	struct persist *s = &lane->persist;
 	struct ns_profile *np = s->profile;
-	struct persist_meta h = {
-		.kind = PERSIST_META_PROFILE,
-		.off = s->part_off,
-		.tokens = atomic_load_explicit(&np->tokens, memory_order_relaxed),
-		.promised = { np->promised[0], np->promised[1] },
-		.number = np->number,
-		.newest = np == ns->newest,
-	};
+	struct persist_meta h;
 	const uint8_t *bytes;
 	size_t total;
 
 	bytes = codec_profile_bytes(np->p, &total);
-	h.total_bytes = total;
+	persist_profile_meta(ns, np, &h);
+	h.off = s->part_off;
 	h.bytes = cap - (uint32_t)sizeof(h);
 	if (h.bytes > total - s->part_off)
 		h.bytes = (uint32_t)(total - s->part_off);
-	memcpy(h.ns_digest, ns->digest, sizeof(h.ns_digest));
-	memcpy(h.profile_digest, codec_profile_digest(np->p), sizeof(h.profile_digest));
 	memcpy(buf, &h, sizeof(h));
 	memcpy(buf + sizeof(h), bytes + s->part_off, h.bytes);
 	s->part_off += h.bytes;
@@ -184,7 +205,7 @@ static uint32_t next_meta(void *user, uint8_t *buf, uint32_t cap)
 			return put_part(lane, ns, buf, cap);
 		if (!ns)
 			continue;
-		if (s->slot == 0 && !is_needed(ns)) {
+		if (s->slot == 0 && !persist_needs(ns)) {
 			skip_ns(ns);
 			continue;
 		}

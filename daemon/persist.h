@@ -25,6 +25,7 @@ struct persist_meta {
 	uint32_t newest;
 };
 
+/* The same pieces are in the index of host memory (warm_format.h), where no profile comes in parts. */
 struct persist_ns {
 	char tenant[32];
 	uint8_t tag[16]; /* registry_tag() */
@@ -36,6 +37,13 @@ struct persist_ns {
 _Static_assert(sizeof(struct persist_meta) == 120, "meta");
 _Static_assert(sizeof(struct persist_ns) == 312, "namespace");
 _Static_assert(sizeof(struct codec_segment) == 8, "segment of a geometry");
+
+int persist_needs(const struct namespace *ns); /* somebody does, to find blocks of it */
+uint32_t persist_ns_bytes(const struct namespace *ns);
+uint32_t persist_put_ns(const struct namespace *ns, uint8_t *buf); /* as many */
+/* All but off and bytes. */
+void persist_profile_meta(const struct namespace *ns, const struct ns_profile *np,
+			  struct persist_meta *ret);
 
 /*
  * CHECKPOINT: a piece begins with this, then come `tables` of struct persist_table, then one column after the

@@ -15,7 +15,8 @@
 #include <unistd.h>
 
 #ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#define MADV_POPULATE_READ 22 /* Linux 5.14, as the next */
+#define MADV_POPULATE_WRITE 23
 #endif
 
 #define PLACEMENT_NODES_MAX 1024u
@@ -26,6 +27,7 @@
 struct populate {
 	uint8_t *base;
 	uint64_t bytes;
+	int advice;
 	_Atomic uint64_t next; /* offset of the first piece nobody has taken; any worker adds */
 	_Atomic int error;     /* the last failure; any worker writes, read after they are joined */
 };
@@ -53,14 +55,17 @@ int placement_prefer(void *base, uint64_t bytes, int node)
 	return 0;
 }
 
-static int populate_piece(uint8_t *p, uint64_t bytes)
+static int populate_piece(uint8_t *p, uint64_t bytes, int advice)
 {
-	if (!madvise(p, bytes, MADV_POPULATE_WRITE))
+	if (!madvise(p, bytes, advice))
 		return 0;
 	if (errno != EINVAL)
 		return -errno;
-	for (uint64_t off = 0; off < bytes; off += PLACEMENT_PAGE_BYTES) /* an older kernel */
-		*(volatile uint8_t *)(p + off) = 0;
+	for (uint64_t off = 0; off < bytes; off += PLACEMENT_PAGE_BYTES) { /* an older kernel */
+		volatile uint8_t *byte = p + off;
+
+		*byte = *byte; /* there may be something already */
+	}
 	return 0;
 }
 
@@ -76,15 +81,19 @@ static void *populate_worker(void *arg)
 			return NULL;
 		left = w->bytes - off;
 		r = populate_piece(w->base + off,
-				   left < PLACEMENT_PIECE_BYTES ? left : PLACEMENT_PIECE_BYTES);
+				   left < PLACEMENT_PIECE_BYTES ? left : PLACEMENT_PIECE_BYTES,
+				   w->advice);
 		if (r < 0)
 			atomic_store(&w->error, r);
 	}
 }
 
-int placement_populate(void *base, uint64_t bytes)
+/* Faults for reading map many pages that are there already at once; shared ones may be written then, too. */
+int placement_populate(void *base, uint64_t bytes, int exists)
 {
-	struct populate w = { .base = base, .bytes = bytes };
+	struct populate w = { .base = base,
+			      .bytes = bytes,
+			      .advice = exists ? MADV_POPULATE_READ : MADV_POPULATE_WRITE };
 	pthread_t thread[PLACEMENT_THREADS_MAX];
 	long cores = sysconf(_SC_NPROCESSORS_ONLN);
 	unsigned n = 0;

@@ -15,10 +15,11 @@ int placement_prefer(void *base, uint64_t bytes, int node);
 int placement_has_node(int node);
 
 /*
- * Make every page of a fresh mapping present, on all cores: one thread takes 3 s a GiB on a virtual
- * machine, and pinning without this does it one page after the other.  0, -ENOMEM, -errno.
+ * Make every page of a mapping present, on all cores: one thread takes 3 s a GiB on a virtual
+ * machine, and pinning without this does it one page after the other.  exists: the mapping is shared, and most of its
+ * pages are there already.  0, -ENOMEM, -errno.
  * Context: start-up; makes threads and waits for them.
  */
-int placement_populate(void *base, uint64_t bytes);
+int placement_populate(void *base, uint64_t bytes, int exists);
 
 #endif

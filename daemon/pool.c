@@ -32,71 +32,18 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon/pool_arena.h"
+#include "daemon/pool_state.h"
 
 #define SLAB_BYTES_MIN (1ull << 20)
 #define SLAB_BYTES_MAX (64ull << 20) /* of the slab size chosen here; options may say more */
 #define GRANULE_BYTES_MIN 64u
 #define UNIT_SHIFT 6u	      /* granules per unit */
-#define ORDERS_MAX 19u	      /* units per slab: 2^18 at most (1 GiB of 64 bytes) */
 #define SPAN_SLOTS_MAX 32u    /* in the span that a class prefers, above one granule */
 #define BORROW_PART 8u	      /* a slot may be up to 1/8 larger than the class's own */
 #define BORROW_FIRST_PART 16u /* while there is room for a span of its own: 1/16 */
-#define GROUPS 4u	      /* lists of partial spans: by fullness */
-#define NONE UINT32_MAX
-#define CLASS_NONE UINT16_MAX
-
-struct size_class {
-	uint32_t slot_granules;
-	uint32_t order; /* of the span it prefers */
-	uint64_t slot_bytes;
-	uint32_t spans;
-	uint32_t partial[GROUPS]; /* heads of span lists, fullest last */
-};
-
-/* Named by its first unit.  Those of units that begin no span are unused. */
-struct span {
-	uint32_t prev, next; /* of its class's list, or of the free spans of its order */
-	uint32_t slots;
-	uint32_t live;	    /* slots handed out */
-	uint32_t fresh;	    /* slots from here on were never handed out since it is a span */
-	uint32_t free;	    /* first free slot below fresh, through meta.owner */
-	uint16_t class_idx; /* CLASS_NONE: free, or unused */
-	uint8_t order;
-	uint8_t group; /* of the list it is on; GROUPS: full, on none */
-	bool is_free;  /* on the list of free spans of its order */
-};
-
-/* Of one slot; bytes is 0 when it is free.  A span's begin at its first granule's. */
-struct slot_meta {
-	uint32_t owner;
-	uint32_t bytes; /* a slab is < 4 GiB */
-};
-
-struct pool {
-	struct pool_arena arena;      /* owned; empty when the memory is foreign */
-	struct pool_arena meta_arena; /* owned: spans, slots' metadata, orders; touched as used */
-	struct size_class *classes;   /* owned; by ascending slot_bytes */
-	uint64_t *slab_live_bytes;    /* owned; of the slots taken in each slab */
-	uint8_t *base;		      /* the arena's, or foreign: then an address, never followed */
-	struct span *spans;	      /* [units] */
-	struct slot_meta *meta;	      /* [granules] */
-	uint8_t *unit_order;	      /* [units]: of the span it lies in, + 1; 0: in none */
-	uint32_t classes_count;
-	uint32_t slabs_count;
-	uint32_t slabs_fresh; /* slabs from here on were never used */
-	uint32_t order_max;   /* of a slab */
-	uint32_t granule_shift;
-	uint32_t unit_shift;		 /* granules per unit; less than UNIT_SHIFT in tiny slabs */
-	uint32_t free_spans[ORDERS_MAX]; /* list heads */
-	bool refusing;			 /* hysteresis */
-	uint64_t share_bytes;		 /* sum over live slots: 1/n of the span each */
-	struct pool_usage usage;
-};
 
 static bool is_power_of_two(uint64_t n)
 {
@@ -106,16 +53,6 @@ static bool is_power_of_two(uint64_t n)
 static uint32_t log2_of(uint64_t n)
 {
 	return (uint32_t)__builtin_ctzll(n);
-}
-
-static uint64_t span_bytes(const struct pool *pool, uint32_t order)
-{
-	return 1ull << (order + pool->unit_shift + pool->granule_shift);
-}
-
-static uint32_t span_granules(const struct pool *pool, uint32_t order)
-{
-	return 1u << (order + pool->unit_shift);
 }
 
 /* ---- making ---- */
@@ -135,7 +72,7 @@ static uint32_t build_classes(struct pool *pool)
 	uint32_t count = 0, last = 0;
 
 	for (uint32_t order = 0; order <= pool->order_max; order++) {
-		uint32_t granules = span_granules(pool, order);
+		uint32_t granules = pool_span_granules(pool, order);
 		uint32_t n = order ? SPAN_SLOTS_MAX : granules;
 		uint32_t n_min = order < pool->order_max ? SPAN_SLOTS_MAX / 2 + 1 : 1;
 
@@ -146,7 +83,7 @@ static uint32_t build_classes(struct pool *pool)
 			if (slot <= last)
 				continue;
 			if (pool->classes) {
-				struct size_class *c = &pool->classes[count];
+				struct pool_class *c = &pool->classes[count];
 
 				c->slot_granules = slot;
 				c->order = order;
@@ -186,7 +123,7 @@ static int make_tables(struct pool *pool)
 	int r;
 
 	pool->classes_count = build_classes(pool);
-	assert(pool->classes_count > 0 && pool->classes_count < CLASS_NONE);
+	assert(pool->classes_count > 0 && pool->classes_count < POOL_CLASS_NONE);
 	pool->classes = calloc(pool->classes_count, sizeof(*pool->classes));
 	pool->slab_live_bytes = calloc(pool->slabs_count, sizeof(*pool->slab_live_bytes));
 	if (!pool->classes || !pool->slab_live_bytes)
@@ -198,8 +135,8 @@ static int make_tables(struct pool *pool)
 	r = pool_arena_init(&pool->meta_arena, &meta);
 	if (r < 0)
 		return r;
-	pool->meta = (struct slot_meta *)(void *)pool->meta_arena.base;
-	pool->spans = (struct span *)(void *)(pool->meta + granules);
+	pool->meta = (struct pool_slot_meta *)(void *)pool->meta_arena.base;
+	pool->spans = (struct pool_span *)(void *)(pool->meta + granules);
 	pool->unit_order = (uint8_t *)(pool->spans + units);
 	return 0;
 }
@@ -222,7 +159,7 @@ int pool_new(const struct pool_options *options, struct pool **ret_pool)
 	shift = log2_of(slab_bytes) - pool->granule_shift;
 	pool->unit_shift = shift < UNIT_SHIFT ? shift : UNIT_SHIFT;
 	pool->order_max = shift - pool->unit_shift;
-	assert(pool->order_max < ORDERS_MAX);
+	assert(pool->order_max < POOL_ORDERS_MAX);
 	pool->slabs_count = (uint32_t)(options->bytes / slab_bytes);
 	pool->usage.bytes = pool->slabs_count * slab_bytes;
 
@@ -241,6 +178,7 @@ int pool_new(const struct pool_options *options, struct pool **ret_pool)
 	arena.populate = options->populate;
 	arena.huge = true;
 	arena.name = options->name;
+	arena.fd = options->fd;
 	r = pool_arena_init(&pool->arena, &arena);
 	if (r < 0)
 		goto fail;
@@ -269,53 +207,53 @@ struct pool *pool_free(struct pool *pool)
 
 /* ---- free spans ---- */
 
-static void free_span_push(struct pool *pool, uint32_t unit, uint32_t order)
+void pool_free_span_push(struct pool *pool, uint32_t unit, uint32_t order)
 {
-	struct span *s = &pool->spans[unit];
+	struct pool_span *s = &pool->spans[unit];
 
 	assert(!s->is_free);
-	s->prev = NONE;
+	s->prev = POOL_NONE;
 	s->next = pool->free_spans[order];
-	if (s->next != NONE)
+	if (s->next != POOL_NONE)
 		pool->spans[s->next].prev = unit;
 	pool->free_spans[order] = unit;
-	s->class_idx = CLASS_NONE;
+	s->class_idx = POOL_CLASS_NONE;
 	s->order = (uint8_t)order;
 	s->is_free = true;
 }
 
 static void free_span_remove(struct pool *pool, uint32_t unit)
 {
-	struct span *s = &pool->spans[unit];
+	struct pool_span *s = &pool->spans[unit];
 
 	assert(s->is_free);
-	if (s->prev != NONE)
+	if (s->prev != POOL_NONE)
 		pool->spans[s->prev].next = s->next;
 	else
 		pool->free_spans[s->order] = s->next;
-	if (s->next != NONE)
+	if (s->next != POOL_NONE)
 		pool->spans[s->next].prev = s->prev;
 	s->is_free = false;
 }
 
-/* The smallest free span of at least this order, cut down to it; NONE. */
+/* The smallest free span of at least this order, cut down to it; POOL_NONE. */
 static uint32_t free_span_take(struct pool *pool, uint32_t order)
 {
-	uint32_t have = order, unit = NONE;
+	uint32_t have = order, unit = POOL_NONE;
 
-	while (have < pool->order_max && pool->free_spans[have] == NONE)
+	while (have < pool->order_max && pool->free_spans[have] == POOL_NONE)
 		have++;
-	if (pool->free_spans[have] != NONE) {
+	if (pool->free_spans[have] != POOL_NONE) {
 		unit = pool->free_spans[have];
 		free_span_remove(pool, unit);
 	} else if (pool->slabs_fresh < pool->slabs_count) {
 		unit = pool->slabs_fresh++ << pool->order_max;
 	} else {
-		return NONE;
+		return POOL_NONE;
 	}
 	while (have > order) {
 		have--;
-		free_span_push(pool, unit + (1u << have), have);
+		pool_free_span_push(pool, unit + (1u << have), have);
 	}
 	return unit;
 }
@@ -332,95 +270,94 @@ static void free_span_give(struct pool *pool, uint32_t unit, uint32_t order)
 		unit &= ~(1u << order);
 		order++;
 	}
-	free_span_push(pool, unit, order);
+	pool_free_span_push(pool, unit, order);
 }
 
 /* ---- spans of a class ---- */
 
-static struct slot_meta *meta_of(const struct pool *pool, uint32_t unit, uint32_t index)
-{
-	return &pool->meta[((uint64_t)unit << pool->unit_shift) + index];
-}
-
 static void list_remove(struct pool *pool, uint32_t unit)
 {
-	struct span *s = &pool->spans[unit];
-	struct size_class *c = &pool->classes[s->class_idx];
+	struct pool_span *s = &pool->spans[unit];
+	struct pool_class *c = &pool->classes[s->class_idx];
 
-	assert(s->group < GROUPS);
-	if (s->prev != NONE)
+	assert(s->group < POOL_GROUPS);
+	if (s->prev != POOL_NONE)
 		pool->spans[s->prev].next = s->next;
 	else
 		c->partial[s->group] = s->next;
-	if (s->next != NONE)
+	if (s->next != POOL_NONE)
 		pool->spans[s->next].prev = s->prev;
-	s->group = GROUPS;
+	s->group = POOL_GROUPS;
 }
 
 static void list_push(struct pool *pool, uint32_t unit, uint32_t group)
 {
-	struct span *s = &pool->spans[unit];
+	struct pool_span *s = &pool->spans[unit];
 	uint32_t *head = &pool->classes[s->class_idx].partial[group];
 
-	assert(s->group == GROUPS && group < GROUPS);
-	s->prev = NONE;
+	assert(s->group == POOL_GROUPS && group < POOL_GROUPS);
+	s->prev = POOL_NONE;
 	s->next = *head;
-	if (*head != NONE)
+	if (*head != POOL_NONE)
 		pool->spans[*head].prev = unit;
 	*head = unit;
 	s->group = (uint8_t)group;
 }
 
-/* After live changed: the span moves to the list of its fullness. */
-static void regroup(struct pool *pool, uint32_t unit)
+void pool_regroup(struct pool *pool, uint32_t unit)
 {
-	struct span *s = &pool->spans[unit];
-	uint32_t group = GROUPS;
+	struct pool_span *s = &pool->spans[unit];
+	uint32_t group = POOL_GROUPS;
 
 	assert(s->live > 0 && s->live <= s->slots);
 	if (s->live < s->slots)
-		group = (uint32_t)((uint64_t)s->live * GROUPS / s->slots);
+		group = (uint32_t)((uint64_t)s->live * POOL_GROUPS / s->slots);
 	if (group == s->group)
 		return;
-	if (s->group < GROUPS)
+	if (s->group < POOL_GROUPS)
 		list_remove(pool, unit);
-	if (group < GROUPS)
+	if (group < POOL_GROUPS)
 		list_push(pool, unit, group);
 }
 
-/* A new span for the class, on no list yet; NONE. */
-static uint32_t span_new(struct pool *pool, uint32_t class_idx, uint32_t order)
+void pool_span_begin(struct pool *pool, uint32_t unit, uint32_t class_idx, uint32_t order)
 {
-	struct size_class *c = &pool->classes[class_idx];
-	uint32_t unit = free_span_take(pool, order);
-	struct span *s;
+	struct pool_class *c = &pool->classes[class_idx];
+	struct pool_span *s = &pool->spans[unit];
 
-	if (unit == NONE)
-		return NONE;
-	s = &pool->spans[unit];
-	*s = (struct span){ .prev = NONE,
-			    .next = NONE,
-			    .free = NONE,
-			    .class_idx = (uint16_t)class_idx,
-			    .order = (uint8_t)order,
-			    .group = GROUPS };
-	s->slots = span_granules(pool, order) / c->slot_granules;
+	*s = (struct pool_span){ .prev = POOL_NONE,
+				 .next = POOL_NONE,
+				 .free = POOL_NONE,
+				 .class_idx = (uint16_t)class_idx,
+				 .order = (uint8_t)order,
+				 .group = POOL_GROUPS };
+	s->slots = pool_span_granules(pool, order) / c->slot_granules;
 	assert(s->slots > 0);
 	c->spans++;
 	memset(pool->unit_order + unit, (int)order + 1, (size_t)1 << order);
-	pool->usage.slab_bytes += span_bytes(pool, order);
+	pool->usage.slab_bytes += pool_span_bytes(pool, order);
+}
+
+/* A new span for the class, on no list yet; POOL_NONE. */
+static uint32_t span_new(struct pool *pool, uint32_t class_idx, uint32_t order)
+{
+	uint32_t unit = free_span_take(pool, order);
+
+	if (unit != POOL_NONE)
+		pool_span_begin(pool, unit, class_idx, order);
 	return unit;
 }
 
 static void span_free(struct pool *pool, uint32_t unit)
 {
-	struct span *s = &pool->spans[unit];
+	struct pool_span *s = &pool->spans[unit];
 
-	assert(s->live == 0 && s->class_idx != CLASS_NONE && pool->classes[s->class_idx].spans > 0);
-	if (s->group < GROUPS)
+	assert(s->live == 0 && s->class_idx != POOL_CLASS_NONE &&
+	       pool->classes[s->class_idx].spans > 0);
+	if (s->group < POOL_GROUPS)
 		list_remove(pool, unit);
 	pool->classes[s->class_idx].spans--;
-	pool->usage.slab_bytes -= span_bytes(pool, s->order);
+	pool->usage.slab_bytes -= pool_span_bytes(pool, s->order);
 	memset(pool->unit_order + unit, 0, (size_t)1 << s->order);
 	free_span_give(pool, unit, s->order);
 }
@@ -446,19 +383,19 @@ static uint32_t class_for(const struct pool *pool, uint64_t bytes)
 
 static uint32_t partial_of(const struct pool *pool, uint32_t class_idx)
 {
-	for (uint32_t g = GROUPS; g-- > 0;)
-		if (pool->classes[class_idx].partial[g] != NONE)
+	for (uint32_t g = POOL_GROUPS; g-- > 0;)
+		if (pool->classes[class_idx].partial[g] != POOL_NONE)
 			return pool->classes[class_idx].partial[g];
-	return NONE;
+	return POOL_NONE;
 }
 
 /* Of a class whose slots are little larger. */
 static uint32_t borrow(const struct pool *pool, uint32_t own, uint32_t part)
 {
 	const uint64_t limit = pool->classes[own].slot_bytes + pool->classes[own].slot_bytes / part;
-	uint32_t unit = NONE;
+	uint32_t unit = POOL_NONE;
 
-	for (uint32_t c = own + 1; unit == NONE && c < pool->classes_count; c++) {
+	for (uint32_t c = own + 1; unit == POOL_NONE && c < pool->classes_count; c++) {
 		if (pool->classes[c].slot_bytes > limit)
 			break;
 		unit = partial_of(pool, c);
@@ -470,76 +407,75 @@ static uint32_t borrow(const struct pool *pool, uint32_t own, uint32_t part)
 static uint32_t find_span(struct pool *pool, uint64_t bytes)
 {
 	const uint32_t own = class_for(pool, bytes);
-	const struct size_class *c = &pool->classes[own];
+	const struct pool_class *c = &pool->classes[own];
 	uint32_t unit;
 
 	unit = partial_of(pool, own);
-	if (unit == NONE && c->spans == 0)
+	if (unit == POOL_NONE && c->spans == 0)
 		unit = borrow(pool, own, BORROW_FIRST_PART);
-	if (unit == NONE)
+	if (unit == POOL_NONE)
 		unit = span_new(pool, own, c->order);
-	if (unit == NONE)
+	if (unit == POOL_NONE)
 		unit = borrow(pool, own, BORROW_PART);
-	for (uint32_t order = c->order; unit == NONE && order-- > 0;) {
-		if (span_granules(pool, order) < c->slot_granules)
+	for (uint32_t order = c->order; unit == POOL_NONE && order-- > 0;) {
+		if (pool_span_granules(pool, order) < c->slot_granules)
 			break;
 		unit = span_new(pool, own, order);
 	}
 	return unit;
 }
 
+void pool_slot_taken(struct pool *pool, uint32_t unit, uint32_t index, uint32_t owner,
+		     uint64_t bytes)
+{
+	struct pool_slot_meta *m = pool_meta_of(pool, unit, index);
+	struct pool_span *s = &pool->spans[unit];
+	uint64_t slot_bytes = pool->classes[s->class_idx].slot_bytes;
+
+	assert(m->bytes == 0 && bytes > 0 && bytes <= slot_bytes);
+	m->owner = owner;
+	m->bytes = (uint32_t)bytes;
+	s->live++;
+	pool->share_bytes += pool_span_bytes(pool, s->order) / s->slots;
+	pool->slab_live_bytes[unit >> pool->order_max] += slot_bytes;
+	pool->usage.used_bytes += bytes;
+	pool->usage.slot_bytes += slot_bytes;
+	pool->usage.slots++;
+}
+
 int pool_alloc(struct pool *pool, uint64_t bytes, uint32_t owner, uint32_t *ret_slot)
 {
-	const struct size_class *c;
-	struct slot_meta *m;
 	uint32_t unit, index;
-	struct span *s;
+	struct pool_span *s;
 
 	assert(bytes > 0);
 	if (bytes > pool_largest_bytes(pool))
 		return -EFBIG;
 	unit = find_span(pool, bytes);
-	if (unit == NONE)
+	if (unit == POOL_NONE)
 		return -ENOSPC;
 
 	s = &pool->spans[unit];
-	c = &pool->classes[s->class_idx];
-	if (s->free != NONE) {
+	if (s->free != POOL_NONE) {
 		index = s->free;
-		m = meta_of(pool, unit, index);
-		assert(m->bytes == 0 && index < s->fresh);
-		s->free = m->owner;
+		assert(index < s->fresh);
+		s->free = pool_meta_of(pool, unit, index)->owner;
 	} else {
 		assert(s->fresh < s->slots);
 		index = s->fresh++;
-		m = meta_of(pool, unit, index);
 	}
-	m->owner = owner;
-	m->bytes = (uint32_t)bytes;
-	s->live++;
-	regroup(pool, unit);
-
-	pool->share_bytes += span_bytes(pool, s->order) / s->slots;
-	pool->slab_live_bytes[unit >> pool->order_max] += c->slot_bytes;
-	pool->usage.used_bytes += bytes;
-	pool->usage.slot_bytes += c->slot_bytes;
-	pool->usage.slots++;
-	*ret_slot = (unit << pool->unit_shift) + index * c->slot_granules;
+	pool_slot_taken(pool, unit, index, owner, bytes);
+	pool_regroup(pool, unit);
+	*ret_slot = (unit << pool->unit_shift) + index * pool->classes[s->class_idx].slot_granules;
 	return 0;
 }
 
 struct place {
 	uint32_t unit, index;
-	struct span *span;
-	const struct size_class *size_class;
-	struct slot_meta *meta;
+	struct pool_span *span;
+	const struct pool_class *size_class;
+	struct pool_slot_meta *meta;
 };
-
-/* The span that a unit lies in, by its first unit; NONE. */
-static uint32_t span_at(const struct pool *pool, uint32_t unit)
-{
-	return pool->unit_order[unit] ? unit & ~((1u << (pool->unit_order[unit] - 1)) - 1) : NONE;
-}
 
 /* Handles are ours alone: one that is not of a live slot is a bug of the caller. */
 static struct place place_of(const struct pool *pool, uint32_t slot)
@@ -548,15 +484,15 @@ static struct place place_of(const struct pool *pool, uint32_t slot)
 	struct place p;
 
 	assert(slot != POOL_NONE && unit >> pool->order_max < pool->slabs_count);
-	p.unit = span_at(pool, unit);
-	assert(p.unit != NONE);
+	p.unit = pool_span_at(pool, unit);
+	assert(p.unit != POOL_NONE);
 	p.span = &pool->spans[p.unit];
-	assert(p.span->class_idx != CLASS_NONE);
+	assert(p.span->class_idx != POOL_CLASS_NONE);
 	p.size_class = &pool->classes[p.span->class_idx];
 	within = slot - (p.unit << pool->unit_shift);
 	p.index = within / p.size_class->slot_granules;
 	assert(p.index * p.size_class->slot_granules == within && p.index < p.span->fresh);
-	p.meta = meta_of(pool, p.unit, p.index);
+	p.meta = pool_meta_of(pool, p.unit, p.index);
 	assert(p.meta->bytes > 0);
 	return p;
 }
@@ -564,10 +500,10 @@ static struct place place_of(const struct pool *pool, uint32_t slot)
 void pool_release(struct pool *pool, uint32_t slot)
 {
 	struct place p = place_of(pool, slot);
-	struct span *s = p.span;
+	struct pool_span *s = p.span;
 
 	assert(s->live > 0 && pool->usage.slots > 0);
-	pool->share_bytes -= span_bytes(pool, s->order) / s->slots;
+	pool->share_bytes -= pool_span_bytes(pool, s->order) / s->slots;
 	pool->slab_live_bytes[p.unit >> pool->order_max] -= p.size_class->slot_bytes;
 	pool->usage.used_bytes -= p.meta->bytes;
 	pool->usage.slot_bytes -= p.size_class->slot_bytes;
@@ -579,7 +515,7 @@ void pool_release(struct pool *pool, uint32_t slot)
 	if (--s->live == 0)
 		span_free(pool, p.unit);
 	else
-		regroup(pool, p.unit);
+		pool_regroup(pool, p.unit);
 }
 
 void *pool_ptr(const struct pool *pool, uint32_t slot)
@@ -598,9 +534,14 @@ uint32_t pool_owner(const struct pool *pool, uint32_t slot)
 	return place_of(pool, slot).meta->owner;
 }
 
+void pool_set_owner(struct pool *pool, uint32_t slot, uint32_t owner)
+{
+	place_of(pool, slot).meta->owner = owner;
+}
+
 uint64_t pool_largest_bytes(const struct pool *pool)
 {
-	return span_bytes(pool, pool->order_max);
+	return pool_span_bytes(pool, pool->order_max);
 }
 
 /* ---- fullness ---- */
@@ -611,9 +552,9 @@ static uint64_t window_live_bytes(const struct pool *pool, uint32_t unit, uint32
 	uint64_t bytes = 0;
 
 	for (uint32_t end = unit + (1u << order); unit < end;) {
-		uint32_t first = span_at(pool, unit);
+		uint32_t first = pool_span_at(pool, unit);
 
-		if (first == NONE) {
+		if (first == POOL_NONE) {
 			unit++;
 			continue;
 		}
@@ -630,15 +571,15 @@ static unsigned window_owners(const struct pool *pool, uint32_t unit, uint32_t o
 	unsigned count = 0;
 
 	for (uint32_t end = unit + (1u << order); unit < end && count < max;) {
-		uint32_t first = span_at(pool, unit);
+		uint32_t first = pool_span_at(pool, unit);
 
-		if (first == NONE) {
+		if (first == POOL_NONE) {
 			unit++;
 			continue;
 		}
 		for (uint32_t i = 0; i < pool->spans[first].fresh && count < max; i++)
-			if (meta_of(pool, first, i)->bytes)
-				ret_owners[count++] = meta_of(pool, first, i)->owner;
+			if (pool_meta_of(pool, first, i)->bytes)
+				ret_owners[count++] = pool_meta_of(pool, first, i)->owner;
 		unit = first + (1u << pool->spans[first].order);
 	}
 	return count;
@@ -648,7 +589,7 @@ unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *r
 			    unsigned max)
 {
 	uint64_t least = UINT64_MAX;
-	uint32_t slab = NONE, unit = NONE, order;
+	uint32_t slab = POOL_NONE, unit = POOL_NONE, order;
 
 	assert(bytes > 0);
 	if (bytes > pool_largest_bytes(pool))
@@ -660,7 +601,7 @@ unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *r
 		least = pool->slab_live_bytes[i];
 		slab = i;
 	}
-	if (slab == NONE)
+	if (slab == POOL_NONE)
 		return 0;
 	/* In the emptiest slab, the emptiest window that could become the span that is needed. */
 	least = UINT64_MAX;
@@ -673,7 +614,7 @@ unsigned pool_sparse_owners(const struct pool *pool, uint64_t bytes, uint32_t *r
 			unit = first;
 		}
 	}
-	assert(unit != NONE);
+	assert(unit != POOL_NONE);
 	return window_owners(pool, unit, order, ret_owners, max);
 }
 
@@ -711,6 +652,11 @@ unsigned pool_iovecs(const struct pool *pool, struct iovec *ret_iov, unsigned ma
 									  : POOL_PIECE_BYTES);
 	}
 	return count;
+}
+
+int pool_fd(const struct pool *pool)
+{
+	return pool->arena.fd - 1;
 }
 
 unsigned pool_iovec_index(const struct pool *pool, uint32_t slot)

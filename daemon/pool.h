@@ -26,11 +26,14 @@ struct pool_options {
 	int lock;		/* mlock; failure is an error */
 	int populate;		/* make every page present now (locking does too) */
 	const char *name;	/* of the memfd; NULL: anonymous private memory */
+	int fd; /* + 1, instead of a new one: a memfd of an earlier pool, as pool_fd() gave it; taken over when
+		 * there is a pool, and left alone when not.  0: none */
 	void *foreign; /* borrowed memory instead of the pool's own, aligned to the granule; the pool
 			* never looks into it (GPU memory).  NULL: none */
 };
 
-/* 0, -EINVAL (also: no such NUMA node), -ENOMEM, -EPERM/-EAGAIN (mlock: RLIMIT_MEMLOCK), -errno */
+/* 0, -EINVAL (also: no such NUMA node), -ENOMEM, -EPERM/-EAGAIN (mlock: RLIMIT_MEMLOCK), -ESTALE (fd: of another
+ * size, not sealed, or not ours), -errno */
 int pool_new(const struct pool_options *options, struct pool **ret_pool);
 struct pool *pool_free(struct pool *pool); /* asserts that every slot was returned; takes NULL */
 
@@ -41,6 +44,7 @@ void pool_release(struct pool *pool, uint32_t slot);
 void *pool_ptr(const struct pool *pool, uint32_t slot);
 uint64_t pool_slot_bytes(const struct pool *pool, uint32_t slot); /* capacity of the slot */
 uint32_t pool_owner(const struct pool *pool, uint32_t slot);
+void pool_set_owner(struct pool *pool, uint32_t slot, uint32_t owner);
 uint64_t pool_largest_bytes(const struct pool *pool); /* the largest that can ever fit */
 
 /*
@@ -70,5 +74,25 @@ int pool_accepts(struct pool *pool, uint32_t full_percent, uint32_t accept_perce
  * of which the first max were written.  Registering pins a piece, and so touches all of it. */
 unsigned pool_iovecs(const struct pool *pool, struct iovec *ret_iov, unsigned max);
 unsigned pool_iovec_index(const struct pool *pool, uint32_t slot); /* the piece that holds a slot */
+
+int pool_fd(const struct pool *pool); /* borrowed; -1: it is no memfd */
+
+/*
+ * What was handed out, to be written down and found again in a pool of the same options over the same memory
+ * (pool_restore.c).
+ */
+struct pool_saved_span {
+	uint32_t unit, order, slot_granules;
+};
+
+/* The next span that is in use; *cursor is 0 at first.  1; 0: that was the last. */
+int pool_save_span(const struct pool *pool, uint32_t *cursor, struct pool_saved_span *ret);
+
+/* For a pool that has handed nothing out: all spans, then their slots, then the end, whatever was refused in between;
+ * only then anything else.  What they say is not trusted.  0, -EBADMSG: it cannot be so. */
+int pool_restore_span(struct pool *pool, const struct pool_saved_span *saved);
+/* The slot is then one like any other, except that no slot comes free before the end. */
+int pool_restore_slot(struct pool *pool, uint32_t slot, uint64_t bytes, uint32_t owner);
+void pool_restore_end(struct pool *pool);
 
 #endif

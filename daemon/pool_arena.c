@@ -7,15 +7,16 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/placement.h"
 #include "ipc/segment.h"
 
-#define HUGE_BYTES (2ull << 20)	      /* alignment that lets x86-64 and arm64 use huge pages */
-#define LOCK_PIECE_BYTES (1ull << 30) /* mlock() in pieces: it cannot be interrupted in between */
+#define HUGE_BYTES (2ull << 20) /* alignment that lets x86-64 and arm64 use huge pages */
 
 /*
  * Address space is reserved larger than the arena, so that the arena can begin where it should; the
@@ -43,16 +44,33 @@ static int map(struct pool_arena *a, uint64_t align_bytes, int fd)
 	return 0;
 }
 
-static int lock(struct pool_arena *a)
+/* Locked as they become present, by as many threads as there are: mlock() by itself would go over all of it alone. */
+static int lock(const struct pool_arena *a)
 {
-	for (uint64_t off = 0; off < a->bytes; off += LOCK_PIECE_BYTES) {
-		uint64_t left = a->bytes - off;
+	return mlock2(a->base, (size_t)a->bytes, MLOCK_ONFAULT) < 0 ? -errno : 0;
+}
 
-		if (mlock(a->base + off,
-			  (size_t)(left < LOCK_PIECE_BYTES ? left : LOCK_PIECE_BYTES)) < 0)
-			return -errno;
-	}
-	return 0;
+/* A memfd comes from the manager that kept it, so it is asked what it is. */
+static int check_given(int fd, uint64_t bytes)
+{
+	struct stat st;
+
+	if (segment_check_fd(fd, bytes) < 0 || fstat(fd, &st) < 0 ||
+	    (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR)
+		return -ESTALE;
+	return (uint64_t)st.st_size == bytes && st.st_uid == geteuid() ? 0 : -ESTALE;
+}
+
+static int get_memfd(const struct pool_arena_options *options, int *ret_fd)
+{
+	int r;
+
+	if (!options->fd)
+		return segment_create(options->name, options->bytes, ret_fd);
+	r = check_given(options->fd - 1, options->bytes);
+	if (r == 0)
+		*ret_fd = options->fd - 1;
+	return r;
 }
 
 int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *options)
@@ -66,8 +84,8 @@ int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *optio
 		return -EINVAL;
 	if (align < options->align_bytes)
 		align = options->align_bytes;
-	if (options->name) {
-		r = segment_create(options->name, options->bytes, &fd);
+	if (options->name || options->fd) {
+		r = get_memfd(options, &fd);
 		if (r < 0)
 			return r;
 		a->fd = fd + 1;
@@ -81,14 +99,16 @@ int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *optio
 	/* A core dump with the whole cache in it would fill the disk, and holds other people's text. */
 	(void)madvise(a->base, (size_t)a->bytes, MADV_DONTDUMP);
 	r = placement_prefer(a->base, a->bytes, options->numa_node);
-	if (r == 0 && (options->lock || options->populate))
-		r = placement_populate(a->base, a->bytes);
 	if (r == 0 && options->lock)
 		r = lock(a);
+	if (r == 0 && (options->lock || options->populate))
+		r = placement_populate(a->base, a->bytes, options->fd != 0);
 	if (r < 0)
 		goto fail;
 	return 0;
 fail:
+	if (options->fd)
+		a->fd = 0;
 	pool_arena_deinit(a);
 	return r;
 }

@@ -17,6 +17,7 @@ struct pool_arena_options {
 	int populate;	  /* make every page present now */
 	int huge;	  /* ask for huge pages; best effort */
 	const char *name; /* of a sealed memfd that backs it; NULL: anonymous, private */
+	int fd;		  /* + 1: such a memfd that is there already; 0: none */
 };
 
 struct pool_arena {
@@ -27,7 +28,11 @@ struct pool_arena {
 	int fd; /* memfd + 1; 0: none */
 };
 
-/* Zeroed memory, untouched unless locked or populated.  0, -EINVAL (no such node), -ENOMEM, -EPERM, -EAGAIN, -errno. */
+/*
+ * Zeroed memory, untouched unless locked or populated, or that of options->fd as it is.  0, -EINVAL (no such node),
+ * -ENOMEM, -EPERM, -EAGAIN, -ESTALE (fd is not a sealed memfd of ours of that size), -errno.  After a failure that
+ * fd is still the caller's.
+ */
 int pool_arena_init(struct pool_arena *a, const struct pool_arena_options *options);
 void pool_arena_deinit(struct pool_arena *a); /* zeroed or half-built: fine */
 

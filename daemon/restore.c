@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * restore.c - at the start: namespaces, profiles and blocks that are found on NVMe.  Runs before the lane's thread
- * does.  All that comes from the file is checked; what does not fit is refused by itself, and counted.
+ * restore.c - at the start: namespaces, profiles and blocks that are found on NVMe, and with warm_restore.c in host
+ * memory.  Runs before the lane's thread does.  All that comes from the file is checked; what does not fit is refused
+ * by itself, and counted.
  *
  * Blocks of namespaces that nobody has opened yet are in the index like any other, under the number that the
  * namespace will have when a client opens it.
@@ -18,6 +19,7 @@
 #include "daemon/log.h"
 #include "daemon/nvme_recover.h"
 #include "daemon/persist.h"
+#include "daemon/warm.h"
 
 #define OLD_IDS_MAX (1u << 27)
 #define TABLES_MAX 32u /* of a piece */
@@ -45,16 +47,13 @@ struct restoring {
 	struct piece *piece;   /* owned */
 	struct link *link;     /* owned */
 	size_t links_count, links_room;
-	uint8_t *profile; /* owned: parts of one so far */
-	uint8_t profile_digest[32];
-	uint64_t profile_bytes;
+	struct restore_meta meta;
 	uint64_t blocks, refused;
-	int error; /* -ENOMEM */
 };
 
 /* ---- namespaces and profiles ---- */
 
-static struct namespace *find_ns(const struct lane *lane, const uint8_t *digest)
+struct namespace *restore_find_ns(const struct lane *lane, const uint8_t *digest)
 {
 	for (uint32_t i = 0; i < lane->ns_end; i++)
 		if (lane->ns[i] && !memcmp(lane->ns[i]->digest, digest, 32))
@@ -62,16 +61,16 @@ static struct namespace *find_ns(const struct lane *lane, const uint8_t *digest)
 	return NULL;
 }
 
-static void take_ns(struct restoring *rs, const struct persist_meta *h, const uint8_t *bytes)
+static void take_ns(struct restore_meta *rm, const struct persist_meta *h, const uint8_t *bytes)
 {
-	struct lane *lane = rs->lane;
+	struct lane *lane = rm->lane;
 	struct lane_saved_ns saved = { 0 };
 	struct codec_segment *segments;
 	struct persist_ns n;
 	struct namespace *ns;
 	int r;
 
-	if (h->bytes < sizeof(n))
+	if (h->bytes < sizeof(n) || restore_find_ns(lane, h->ns_digest))
 		return;
 	memcpy(&n, bytes, sizeof(n));
 	if (n.segments_count > CODEC_SEGMENTS_MAX ||
@@ -80,7 +79,7 @@ static void take_ns(struct restoring *rs, const struct persist_meta *h, const ui
 	n.tenant[sizeof(n.tenant) - 1] = n.model[sizeof(n.model) - 1] = '\0';
 	segments = malloc(n.segments_count * sizeof(*segments) + 1);
 	if (!segments) {
-		rs->error = -ENOMEM;
+		rm->error = -ENOMEM;
 		return;
 	}
 	memcpy(segments, bytes + sizeof(n), n.segments_count * sizeof(*segments));
@@ -94,9 +93,8 @@ static void take_ns(struct restoring *rs, const struct persist_meta *h, const ui
 	r = lane->restore.ns(lane->restore.user, &saved, &ns);
 	free(segments);
 	if (r < 0) {
-		log_line(LOG_LEVEL_WARNING,
-			 "NVMe: blocks of model %s, tenant %s, are forgotten: %s", saved.model,
-			 saved.tenant,
+		log_line(LOG_LEVEL_WARNING, "%s: blocks of model %s, tenant %s, are forgotten: %s",
+			 rm->where, saved.model, saved.tenant,
 			 r == -ESTALE ? "no such tenant is configured, or the secret is another one"
 				      : strerror(-r));
 		return;
@@ -108,7 +106,8 @@ static void take_ns(struct restoring *rs, const struct persist_meta *h, const ui
 }
 
 /* All of its bytes are here. */
-static void make_profile(struct restoring *rs, const struct persist_meta *h, struct namespace *ns)
+static void make_profile(struct restore_meta *rm, const struct persist_meta *h,
+			 struct namespace *ns)
 {
 	struct profile_saved saved = { .number = h->number,
 				       .newest = h->newest != 0 && !ns->newest,
@@ -116,43 +115,45 @@ static void make_profile(struct restoring *rs, const struct persist_meta *h, str
 				       .promised = { h->promised[0], h->promised[1] } };
 	struct codec_profile *p = NULL;
 	struct ns_profile *np;
-	int r = codec_profile_parse(&ns->geom, rs->profile, rs->profile_bytes, &p);
+	int r = codec_profile_parse(&ns->geom, rm->profile, rm->profile_bytes, &p);
 
 	if (r == 0 && memcmp(codec_profile_digest(p), h->profile_digest, 32) != 0)
 		r = -EBADMSG;
 	if (r == 0)
-		r = profiles_restore(rs->lane, ns, p, &saved, &np);
+		r = profiles_restore(rm->lane, ns, p, &saved, &np);
 	if (r < 0)
 		codec_profile_free(p);
 }
 
-static void take_profile(struct restoring *rs, const struct persist_meta *h, const uint8_t *bytes)
+static void take_profile(struct restore_meta *rm, const struct persist_meta *h,
+			 const uint8_t *bytes)
 {
-	struct namespace *ns = find_ns(rs->lane, h->ns_digest);
+	struct namespace *ns = restore_find_ns(rm->lane, h->ns_digest);
 
 	if (!ns || !h->number || h->total_bytes > PROFILE_BYTES_MAX || !h->total_bytes ||
 	    h->off > h->total_bytes || h->bytes > h->total_bytes - h->off)
 		return;
 	if (h->off == 0) {
-		free(rs->profile);
-		rs->profile = malloc(h->total_bytes);
-		rs->profile_bytes = 0;
-		memcpy(rs->profile_digest, h->profile_digest, sizeof(rs->profile_digest));
+		free(rm->profile);
+		rm->profile = malloc(h->total_bytes);
+		rm->profile_bytes = 0;
+		rm->profile_total = h->total_bytes;
+		memcpy(rm->profile_digest, h->profile_digest, sizeof(rm->profile_digest));
 	}
-	if (!rs->profile || h->off != rs->profile_bytes ||
-	    memcmp(rs->profile_digest, h->profile_digest, sizeof(rs->profile_digest)) != 0)
+	if (!rm->profile || h->off != rm->profile_bytes || h->total_bytes != rm->profile_total ||
+	    memcmp(rm->profile_digest, h->profile_digest, sizeof(rm->profile_digest)) != 0)
 		return; /* a part of it is missing */
-	memcpy(rs->profile + h->off, bytes, h->bytes);
-	rs->profile_bytes += h->bytes;
-	if (rs->profile_bytes < h->total_bytes)
+	memcpy(rm->profile + h->off, bytes, h->bytes);
+	rm->profile_bytes += h->bytes;
+	if (rm->profile_bytes < h->total_bytes)
 		return;
-	make_profile(rs, h, ns);
-	free(rs->profile);
-	rs->profile = NULL;
-	rs->profile_bytes = 0;
+	make_profile(rm, h, ns);
+	free(rm->profile);
+	rm->profile = NULL;
+	rm->profile_bytes = 0;
 }
 
-static void take_meta(struct restoring *rs, const uint8_t *bytes, uint32_t count)
+void restore_meta_take(struct restore_meta *rm, const uint8_t *bytes, uint32_t count)
 {
 	struct persist_meta h;
 
@@ -162,9 +163,15 @@ static void take_meta(struct restoring *rs, const uint8_t *bytes, uint32_t count
 	if (h.bytes != count - sizeof(h))
 		return;
 	if (h.kind == PERSIST_META_NS)
-		take_ns(rs, &h, bytes + sizeof(h));
+		take_ns(rm, &h, bytes + sizeof(h));
 	else if (h.kind == PERSIST_META_PROFILE)
-		take_profile(rs, &h, bytes + sizeof(h));
+		take_profile(rm, &h, bytes + sizeof(h));
+}
+
+void restore_meta_end(struct restore_meta *rm)
+{
+	free(rm->profile);
+	rm->profile = NULL;
 }
 
 /* ---- blocks ---- */
@@ -312,7 +319,7 @@ static void read_tables(const struct lane *lane, const uint8_t *bytes, uint32_t 
 
 	for (uint32_t i = 0; i < count; i++) {
 		memcpy(&t, bytes + sizeof(struct persist_piece) + i * sizeof(t), sizeof(t));
-		ret[i] = (struct table){ .ns = find_ns(lane, t.ns_digest) };
+		ret[i] = (struct table){ .ns = restore_find_ns(lane, t.ns_digest) };
 		for (unsigned k = 0; ret[i].ns && k < NS_PROFILES_MAX; k++)
 			if (memcmp(t.profile_digest[k], none, 32) != 0)
 				ret[i].profile[k] = profiles_find(ret[i].ns, t.profile_digest[k]);
@@ -457,10 +464,12 @@ static void take_index(struct restoring *rs, const uint8_t *bytes, uint32_t coun
 
 static void on_piece(void *user, enum nvme_blob kind, const uint8_t *bytes, uint32_t count)
 {
+	struct restoring *rs = user;
+
 	if (kind == NVME_BLOB_META)
-		take_meta(user, bytes, count);
+		restore_meta_take(&rs->meta, bytes, count);
 	else
-		take_index(user, bytes, count);
+		take_index(rs, bytes, count);
 }
 
 /* ---- from records ---- */
@@ -469,7 +478,7 @@ static int on_record(void *user, const struct record_header *h, const struct nvm
 {
 	static const uint8_t none[32];
 	struct restoring *rs = user;
-	struct namespace *ns = find_ns(rs->lane, h->ns_digest);
+	struct namespace *ns = restore_find_ns(rs->lane, h->ns_digest);
 	struct saved_block v = {
 		.key = { .len = h->key_len, .group = h->group },
 		.place = *place,
@@ -548,9 +557,9 @@ static void report(const struct lane *lane, const struct nvme_recovered *found, 
 			refused, found->pieces_damaged, found->segments_damaged);
 }
 
-int restore_run(struct lane *lane, char *err, unsigned err_bytes)
+static int restore_nvme(struct lane *lane, char *err, unsigned err_bytes)
 {
-	struct restoring rs = { .lane = lane };
+	struct restoring rs = { .lane = lane, .meta = { .lane = lane, .where = "NVMe" } };
 	const struct nvme_recover_ops ops = {
 		.piece = on_piece, .record = on_record, .forgotten = on_forgotten, .user = &rs
 	};
@@ -558,7 +567,6 @@ int restore_run(struct lane *lane, char *err, unsigned err_bytes)
 	struct nvme_recovered found;
 	int r = -ENOMEM;
 
-	lane->now_ns = start_ns;
 	rs.old = mmap(NULL, OLD_IDS_MAX * sizeof(*rs.old), PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	rs.piece = malloc(sizeof(*rs.piece));
@@ -571,14 +579,13 @@ int restore_run(struct lane *lane, char *err, unsigned err_bytes)
 		(void)munmap(rs.old, OLD_IDS_MAX * sizeof(*rs.old));
 	free(rs.piece);
 	if (r == 0)
-		r = rs.error;
-	free(rs.profile);
+		r = rs.meta.error;
+	restore_meta_end(&rs.meta);
 	free(rs.link);
 	if (r < 0) {
 		(void)snprintf(err, err_bytes, "reading the NVMe log's index: %s", strerror(-r));
 		return r;
 	}
-	drop_profiles(lane);
 	stats_add(&lane->stats, STAT_NVME_RESTORED_BLOCKS, rs.blocks);
 	stats_add(&lane->stats, STAT_NVME_REFUSED_BLOCKS, found.records_refused + rs.refused);
 	lane->persist.dirty = found.records > 0 || found.forgotten > 0;
@@ -586,4 +593,27 @@ int restore_run(struct lane *lane, char *err, unsigned err_bytes)
 	if (rs.blocks || found.records || found.has_checkpoint)
 		report(lane, &found, start_ns);
 	return 0;
+}
+
+/*
+ * Names and profiles of host memory come first: which profile is the newest it knows better.  Its blocks come last:
+ * of what is in both places, NVMe knows where.
+ */
+int restore_run(struct lane *lane, char *err, unsigned err_bytes)
+{
+	struct warm_restore *warm;
+	int r;
+
+	lane->now_ns = clock_now_ns();
+	r = warm_restore_begin(lane, &warm);
+	if (r == 0 && persist_keeps(lane))
+		r = restore_nvme(lane, err, err_bytes);
+	else if (r < 0)
+		(void)snprintf(err, err_bytes, "reading the index of host memory: %s",
+			       strerror(-r));
+	if (r == 0)
+		warm_restore_blocks(warm);
+	(void)warm_restore_end(warm);
+	drop_profiles(lane);
+	return r;
 }

@@ -94,6 +94,11 @@
 	  "blocks found on NVMe at the start")                                                     \
 	X(C, NVME_REFUSED_BLOCKS, "nvme_refused_blocks", "blocks",                                 \
 	  "records found there that were damaged, or not known what for")                          \
+	X(C, HOST_RESTORED_BLOCKS, "host_restored_blocks", "blocks",                               \
+	  "blocks found in host memory at the start")                                              \
+	X(C, HOST_REFUSED_BLOCKS, "host_refused_blocks", "blocks",                                 \
+	  "blocks of the last daemon's index of host memory that were not taken over")             \
+	X(C, HOST_RESTORE_NS, "host_restore_ns", "ns", "time that finding them took")              \
 	X(C, SESSIONS_OPENED, "sessions_opened", "sessions", "clients that connected")             \
 	X(C, SESSIONS_FAILED, "sessions_failed", "sessions",                                       \
 	  "sessions ended for what the client did")                                                \

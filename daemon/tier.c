@@ -26,7 +26,6 @@
 #define TIER_SPILLS_MAX 64u  /* writes in flight: leaves operations for reads */
 #define TIER_FETCH_BATCH 32u
 #define TIER_FRAGMENTED_PERCENT 90u /* fuller than this, ENOSPC means full */
-#define TIER_IOVECS_MAX 1024u
 
 /* ---- accounting of lists and gauges ---- */
 
@@ -266,6 +265,28 @@ int tier_restore(struct lane *lane, uint32_t id)
 	tier_policy_found(lane, id);
 	set_clean(lane, b, 1);
 	count_in(lane, b);
+	return 0;
+}
+
+int tier_restore_host(struct lane *lane, uint32_t id)
+{
+	struct block *b = index_block(lane->index, id);
+	int new = b->state == BLOCK_STORING;
+	int r = new ? quota_charge(lane, lane->ns[b->ns]->tenant, b->record_bytes) : 0;
+
+	if (r < 0)
+		return r;
+	assert(b->slot != POOL_NONE && b->refs == 0);
+	if (!new)
+		index_set_state(lane->index, id, BLOCK_FETCHING);
+	index_set_state(lane->index, id, BLOCK_RESIDENT);
+	if (new)
+		tier_policy_enter(lane, id, 0);
+	stats_add(&lane->stats, STAT_BLOCKS_HOST, 1);
+	stats_add(&lane->stats, STAT_POOL_USED_BYTES, b->record_bytes - b->padding_bytes);
+	list_push(lane, id);
+	if (new)
+		count_in(lane, b);
 	return 0;
 }
 
@@ -704,45 +725,6 @@ static int start_log(struct lane *lane, char *err, unsigned err_bytes)
 	return 0;
 }
 
-static int start_pool(struct lane *lane, char *err, unsigned err_bytes)
-{
-	const struct config *c = &lane->config;
-	struct pool_options o = {
-		.bytes = c->pool_bytes,
-		.granule_bytes = lane->granule_bytes,
-		.numa_node = c->numa_node,
-		.lock = (int)c->lock_memory,
-		.populate = lane->log != NULL,
-		.name = "skvcd-pool",
-	};
-	int r = pool_new(&o, &lane->pool);
-
-	if (r < 0)
-		snprintf(
-			err, err_bytes, "host pool of %llu bytes: %s%s",
-			(unsigned long long)c->pool_bytes, strerror(-r),
-			c->lock_memory && (r == -EPERM || r == -EAGAIN || r == -ENOMEM)
-				? "; raise LimitMEMLOCK (ulimit -l), make pool_bytes smaller, or set "
-				  "[host] lock_memory = no"
-				: "");
-	return r;
-}
-
-/* Registered buffers save the kernel a page walk per I/O; where they are not allowed, I/O works without. */
-static void register_pool(struct lane *lane)
-{
-	struct iovec iov[TIER_IOVECS_MAX];
-	unsigned n = pool_iovecs(lane->pool, iov, TIER_IOVECS_MAX);
-	int r = uring_register_buffers(lane->uring, iov, n);
-
-	lane->pool_registered = r == 0;
-	if (r < 0)
-		log_line(LOG_LEVEL_WARNING,
-			 "io_uring does not take the host pool as registered buffers: %s; "
-			 "NVMe I/O costs more CPU. Raise LimitMEMLOCK (ulimit -l)",
-			 strerror(-r));
-}
-
 int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 {
 	struct pool_usage u;
@@ -759,12 +741,8 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 		return r;
 	if (lane->log && nvme_log_align_bytes(lane->log) > lane->granule_bytes)
 		lane->granule_bytes = nvme_log_align_bytes(lane->log);
-	r = start_pool(lane, err, err_bytes);
-	if (r < 0)
-		return r;
-	if (lane->log)
-		register_pool(lane);
-	if (persist_keeps(lane))
+	r = tier_start_pool(lane, err, err_bytes);
+	if (r == 0 && lane->restore.ns)
 		r = restore_run(lane, err, err_bytes);
 	if (r < 0)
 		return r;

@@ -44,6 +44,8 @@ void lane_rig_config(struct config *ret); /* small pool, no NVMe, fits early */
 void lane_rig_start(struct rig *rig, const struct config *config);
 /* What is on NVMe is found again, as the rig's namespace. */
 void lane_rig_start_again(struct rig *rig, const struct config *config);
+/* With memfds of an earlier life (fd + 1, 0: none), which are taken over: blocks of the rig's namespace are found. */
+void lane_rig_start_warm(struct rig *rig, const struct config *config, int pool_fd, int index_fd);
 void lane_rig_stop(struct rig *rig);
 
 void lane_rig_session_open(struct rig *rig, struct lane_rig_session *rs);

@@ -19,6 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/lib/fd_keeper.h"
+
 #define START_MS_MAX 20000u
 #define STOP_MS_MAX 10000u
 
@@ -147,6 +149,8 @@ static void become_daemon(const struct private_daemon *d, const struct arguments
 		_exit(126);
 	(void)unsetenv("NOTIFY_SOCKET");
 	(void)unsetenv("LISTEN_FDS");
+	if (d->keeper)
+		fd_keeper_become_child(d->keeper);
 	(void)execvp(a->argv[0], (char *const *)a->argv);
 	dprintf(2, "%s: %s\n", a->argv[0], strerror(errno));
 	_exit(127);
@@ -196,11 +200,11 @@ static int write_configuration(const struct private_daemon *d)
 int private_daemon_start(struct private_daemon *d, uint64_t nvme_bytes,
 			 const char *const *overrides)
 {
-	const char *wrap[8];
+	struct private_daemon given = *d;
 
-	memcpy(wrap, d->wrap, sizeof(wrap));
 	memset(d, 0, sizeof(*d));
-	memcpy(d->wrap, wrap, sizeof(wrap));
+	memcpy(d->wrap, given.wrap, sizeof(d->wrap));
+	d->keeper = given.keeper;
 	(void)snprintf(d->dir, sizeof(d->dir), "/tmp/skvcd-test-XXXXXX");
 	if (!mkdtemp(d->dir))
 		return -errno;

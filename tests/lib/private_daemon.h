@@ -11,14 +11,17 @@
 
 #define PRIVATE_DAEMON_OVERRIDES_MAX 32u
 
+struct fd_keeper;
+
 struct private_daemon {
 	pid_t pid;    /* 0: not running */
 	char dir[64]; /* sockets, configuration, log; removed by stop */
 	char socket[96];
 	char bus[96];
 	char log[96];
-	char nvme[512];	     /* the spill file, in the build tree; empty: none */
-	const char *wrap[8]; /* run under this command (strace ...); NULL-terminated */
+	char nvme[512];		  /* the spill file, in the build tree; empty: none */
+	const char *wrap[8];	  /* run under this command (strace ...); NULL-terminated */
+	struct fd_keeper *keeper; /* its manager, borrowed; NULL: none */
 };
 
 /* "section.key=value" each, NULL-terminated; they override the defaults below.
