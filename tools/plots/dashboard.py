@@ -126,7 +126,8 @@ def draw(dashboard, data, span):
     width = 24 * CELL_W
     height = max(p["gridPos"]["y"] + p["gridPos"]["h"] for p in panels) * CELL_H
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-           'font-family="sans-serif">', f'<rect width="{width}" height="{height}" fill="#f4f5f5"/>']
+           'font-family="sans-serif">', "<!-- SPDX-License-Identifier: Apache-2.0 -->",
+           f'<rect width="{width}" height="{height}" fill="#f4f5f5"/>']
     for panel in panels:
         grid = panel["gridPos"]
         x, y = grid["x"] * CELL_W + GAP / 2, grid["y"] * CELL_H + GAP / 2
