@@ -100,6 +100,8 @@ static const struct config_key config_keys[] = {
 	  "5s", "a read or write that takes longer has failed" },
 	{ "nvme", "retry", CONFIG_TIME, FIELD(nvme_retry_ns), 1 * MSEC, 3600 * SEC, 0, NULL, "5s",
 	  "an ailing tier is tried again after this" },
+	{ "nvme", "copy_percent", CONFIG_COUNT, FIELD(nvme_copy_percent), 0, 400, 0, NULL, "50",
+	  "of what is written, so much may be written again to keep what is used" },
 	{ "nvme", "persist", CONFIG_CHOICE, FIELD(nvme_persist), 0, 1, 0, bool_names, "yes",
 	  "what the tier holds is found again at the next start" },
 

@@ -65,6 +65,7 @@ struct block {
 	uint8_t move : 4;	 /* BLOCK_MOVE_* */
 	uint8_t model : 1;	 /* coded after its prefix (sequences.c) */
 	uint8_t model_tried : 1; /* that does not make it smaller */
+	uint8_t used : 1;	 /* asked for since it was written to NVMe */
 	uint8_t tried; /* low bits of the profile's version with which the strongest speculator was tried */
 	uint16_t padding_bytes; /* of record_bytes: less than a granule */
 	uint64_t token_hash;

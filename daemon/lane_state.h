@@ -10,6 +10,7 @@
  *	store.c		begin -> gather and encode -> place -> publish -> complete
  *	load.c		wait for the record -> decode into the engine's pages -> complete
  *	tier.c		room in the pool, LRU, spill, fetch
+ *	tier_log.c	the NVMe log: made, and told what is worth keeping
  *	persist.c	what is written to NVMe beside the records, so that they are found again
  *	restore.c	and finding them
  *	tier_gpu.c	the GPU pool: room in it, what moves from it to the host pool, its loss
@@ -531,14 +532,21 @@ void persist_spills(struct lane *lane,
 void persist_changed(struct lane *lane);    /* a block came to NVMe, or left it */
 struct record_header;
 void persist_name_parent(const struct lane *lane, uint32_t block, struct record_header *h);
-int persist_record_ok(const struct lane *lane, uint32_t block); /* fetched: is it the one? */
-int persist_keeps(const struct lane *lane);			/* is NVMe to be found again? */
+int persist_record_ok(const struct lane *lane, uint32_t block,
+		      const struct nvme_op *op); /* fetched by it: is it the one? */
+int persist_keeps(const struct lane *lane);	 /* is NVMe to be found again? */
 unsigned persist_run(struct lane *lane);
 int persist_may_stop(struct lane *lane); /* the last checkpoint is written, or will not be */
 int persist_progresses(const struct lane *lane); /* at the stop: it is not a device that hangs */
 
 /* restore.c */
 int restore_run(struct lane *lane, char *err, unsigned err_bytes);
+
+void tier_op_put(struct lane *lane, struct lane_nvme_op *op);
+void tier_log_evicts(void *user, uint32_t block); /* the log gave its record up */
+
+/* tier_log.c */
+int tier_log_start(struct lane *lane, char *err, unsigned err_bytes);
 
 /* tier_gpu.c */
 int tier_gpu_start(struct lane *lane, char *err, unsigned err_bytes);

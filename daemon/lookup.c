@@ -104,6 +104,7 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 			chain = 1; /* of the next ones it is the same, and this one */
 		}
 		tier_hold(lane, id);
+		index_block(lane->index, id)->used = 1;
 		l->blocks[l->count++] = id;
 		if (index_block(lane->index, id)->state != BLOCK_RESIDENT) {
 			nvme++;
@@ -135,6 +136,7 @@ void lookup_touch(struct lane *lane, struct namespace *ns, const struct skvc_abi
 			continue;
 		tier_hold(lane, id);
 		tier_unhold(lane, id);
+		index_block(lane->index, id)->used = 1;
 		cqe->count++;
 	}
 }

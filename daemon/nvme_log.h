@@ -2,8 +2,9 @@
 /*
  * nvme_log.h - the NVMe tier: records appended to segments of one preallocated file (O_DIRECT).  Knows
  * block ids and byte ranges, not what a record means (record.h does), nor when to spill or what to evict.
- * When no segment is free, one with little that lives in it, and old, is reclaimed: its live records are given
- * up through `evict`.  Bounded size always.  Lane-only.
+ * When few segments are free, one with little that lives in it, and old, is taken back: of its live records those
+ * that are worth it are copied to the head (nvme_gc.c), the others are given up through `evict`.  Bounded size
+ * always, and so are the copies.  Lane-only.
  *
  * With `keep`, what a file holds is found again when it is opened: nvme_recover.h.  What that promises:
  *	- the process was killed: each record whose done() said 0
@@ -12,8 +13,9 @@
  *	- what was forgotten stays so from the next turns of the loop on (a list of it is written), by the same rules
  * Without `keep` the file gets another identity, and what it held is forgotten.
  *
- * Counted here: NVME_ERRORS, NVME_RECLAIMED_SEGMENTS, NVME_WRITTEN_BYTES, NVME_EVICTED_BYTES, NVME_BYTES,
- * _LIVE_BYTES, _HEALTH and _INFLIGHT; what was spilled and fetched is counted by whoever decides that.
+ * Counted here: NVME_ERRORS, NVME_RECLAIMED_SEGMENTS, NVME_WRITTEN_BYTES, NVME_EVICTED_BYTES, NVME_COPIED_*,
+ * NVME_WRITE_AMPLIFICATION, NVME_BYTES, _LIVE_BYTES, _HEALTH and _INFLIGHT; what was spilled and fetched is counted
+ * by whoever decides that.
  */
 #ifndef SKVCD_DAEMON_NVME_LOG_H
 #define SKVCD_DAEMON_NVME_LOG_H
@@ -38,10 +40,13 @@ struct nvme_log_options {
 	uint32_t blocks_max; /* block ids are < this */
 	int allow_buffered;  /* tests: go on without O_DIRECT where the filesystem has none */
 	int keep;	     /* see above */
-	void (*evict)(void *user,
-		      uint32_t block); /* the log no longer holds this block; may be called
-							 * from append only; must not call the log for `block`,
-							 * nor append; may forget others */
+	/* Of the records appended, so many percent of the bytes may be copied; 0: nothing is. */
+	uint32_t copy_percent;
+	/* Is its record worth a copy?  NULL: none is.  From append and tick, as evict and moved. */
+	int (*keeps)(void *user, uint32_t block);
+	void (*moved)(void *user, uint32_t block); /* it was copied: its place is another one */
+	/* The log no longer holds this block.  Must not call the log for it, nor append; may forget others. */
+	void (*evict)(void *user, uint32_t block);
 	void *user;
 };
 
@@ -53,6 +58,7 @@ struct nvme_op {
 	uint32_t block;
 	uint32_t segment;
 	uint32_t off_sectors;
+	uint64_t sequence; /* of that segment: the block may have moved since */
 	uint8_t is_write;
 	struct nvme_op *next; /* the log's own */
 	void *user;

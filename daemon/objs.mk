@@ -27,6 +27,7 @@ DAEMON_SRCS := \
 	daemon/models.c \
 	daemon/nvme_blob.c \
 	daemon/nvme_file.c \
+	daemon/nvme_gc.c \
 	daemon/nvme_health.c \
 	daemon/nvme_keep.c \
 	daemon/nvme_log.c \
@@ -53,5 +54,6 @@ DAEMON_SRCS := \
 	daemon/store.c \
 	daemon/tier.c \
 	daemon/tier_gpu.c \
+	daemon/tier_log.c \
 	daemon/uring.c \
 	daemon/uring_fault.c

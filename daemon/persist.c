@@ -68,14 +68,14 @@ void persist_name_parent(const struct lane *lane, uint32_t id, struct record_hea
 }
 
 /* It was read into the block's slot: is it what the index says? */
-int persist_record_ok(const struct lane *lane, uint32_t id)
+int persist_record_ok(const struct lane *lane, uint32_t id, const struct nvme_op *op)
 {
 	const struct block *b = index_block(lane->index, id);
 	const struct namespace *ns = lane->ns[b->ns];
 	struct record_header expect = {
 		.raw_xxh3 = b->raw_xxh3,
 		.log_id = nvme_log_id(lane->log),
-		.sequence = nvme_log_sequence(lane->log, id),
+		.sequence = op->sequence, /* it may have moved since */
 		.group = b->group,
 		.key_len = b->key_len,
 		.raw_bytes = ns->geom.raw_bytes,

@@ -406,7 +406,7 @@ static struct lane_nvme_op *op_get(struct lane *lane)
 	return op;
 }
 
-static void op_put(struct lane *lane, struct lane_nvme_op *op)
+void tier_op_put(struct lane *lane, struct lane_nvme_op *op)
 {
 	op->next = lane->nvme_free;
 	lane->nvme_free = op;
@@ -418,7 +418,7 @@ static unsigned buffer_index(const struct lane *lane, uint32_t slot)
 }
 
 /* The log gave this block's segment away. */
-static void log_evicts(void *user, uint32_t id)
+void tier_log_evicts(void *user, uint32_t id)
 {
 	struct lane *lane = user;
 	struct block *b = index_block(lane->index, id);
@@ -452,12 +452,13 @@ static void spill_done(struct nvme_op *nop, int res)
 		nvme_log_forget(lane->log, id);
 	} else if (res == 0) {
 		set_clean(lane, b, 1);
+		b->used = 0;
 		stats_add(&lane->stats, STAT_SPILL_BLOCKS, 1);
 		stats_add(&lane->stats, STAT_SPILL_BYTES, b->record_bytes);
 		stats_record_ns(&lane->stats, STATS_HIST_NVME_WRITE,
 				lane->now_ns - nop->io.start_ns);
 	}
-	op_put(lane, op);
+	tier_op_put(lane, op);
 	tier_unhold(lane, id);
 }
 
@@ -481,7 +482,7 @@ static int spill(struct lane *lane, uint32_t id)
 				    b->record_bytes);
 	}
 	if (r < 0) {
-		op_put(lane, op);
+		tier_op_put(lane, op);
 		return r;
 	}
 	persist_spills(lane, b);
@@ -571,7 +572,7 @@ static void fetch_done(struct nvme_op *nop, int res)
 		fetch_failed(lane, id);
 		stats_reason(&lane->stats, res == -ETIMEDOUT ? SKVC_ABI_REASON_IO_TIMEOUT
 							     : SKVC_ABI_REASON_IO_ERROR);
-	} else if (b->state == BLOCK_FETCHING && !persist_record_ok(lane, id)) {
+	} else if (b->state == BLOCK_FETCHING && !persist_record_ok(lane, id, nop)) {
 		stats_reason(&lane->stats, SKVC_ABI_REASON_CORRUPT);
 		tier_quarantine(lane, id);
 	} else if (b->state == BLOCK_FETCHING) {
@@ -581,7 +582,7 @@ static void fetch_done(struct nvme_op *nop, int res)
 		stats_record_ns(&lane->stats, STATS_HIST_NVME_READ,
 				lane->now_ns - nop->io.start_ns);
 	}
-	op_put(lane, op);
+	tier_op_put(lane, op);
 	tier_unhold(lane, id);
 }
 
@@ -605,12 +606,12 @@ static int fetch(struct lane *lane, uint32_t id)
 		r = -ENOSPC;
 	}
 	if (r == -EAGAIN) {
-		op_put(lane, op);
+		tier_op_put(lane, op);
 		return r;
 	}
 	list_remove(lane, id);
 	if (r < 0) {
-		op_put(lane, op);
+		tier_op_put(lane, op);
 		fetch_failed(lane, id);
 		return r;
 	}
@@ -676,37 +677,6 @@ unsigned tier_busy(const struct lane *lane)
 
 /* ---- start and stop ---- */
 
-static int start_log(struct lane *lane, char *err, unsigned err_bytes)
-{
-	const struct config *c = &lane->config;
-	struct nvme_log_options o = {
-		.path = c->nvme_path,
-		.bytes = c->nvme_bytes,
-		.segment_bytes = c->nvme_segment_bytes,
-		.queue_depth = c->nvme_queue_depth,
-		.deadline_ns = c->nvme_deadline_ns,
-		.retry_ns = c->nvme_retry_ns,
-		.blocks_max = c->blocks_max,
-		.keep = persist_keeps(lane),
-		.evict = log_evicts,
-		.user = lane,
-	};
-	int r;
-
-	if (!c->nvme_path[0])
-		return 0;
-	r = nvme_log_open(&o, lane->uring, &lane->stats, &lane->log, err, err_bytes);
-	if (r < 0)
-		return r;
-	lane->nvme_was_in_service = 1;
-	stats_set(&lane->stats, STAT_NVME_BYTES, c->nvme_bytes);
-	for (unsigned i = 0; i < LANE_NVME_OPS; i++) {
-		lane->nvme_op[i].lane = lane;
-		op_put(lane, &lane->nvme_op[i]);
-	}
-	return 0;
-}
-
 static int start_pool(struct lane *lane, char *err, unsigned err_bytes)
 {
 	const struct config *c = &lane->config;
@@ -757,7 +727,7 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 	block_list_init(&lane->gpu_cold);
 	lane->accepting = 1;
 	lane->granule_bytes = 512;
-	r = start_log(lane, err, err_bytes);
+	r = tier_log_start(lane, err, err_bytes);
 	if (r < 0)
 		return r;
 	if (lane->log && nvme_log_align_bytes(lane->log) > lane->granule_bytes)

@@ -22,6 +22,7 @@ SKVC_BENCH_SRCS := \
 	tools/model_threads.c \
 	tools/progress.c \
 	tools/replay_daemon.c \
+	tools/replay_log.c \
 	tools/replay_policies.c \
 	tools/replay_table.c \
 	tools/replay_trace.c \

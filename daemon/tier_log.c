@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tier_log.c - the NVMe log, as tier.c uses it: made at the start, and told what is worth keeping.
+ */
+#include "daemon/lane_state.h"
+
+/* Is its record worth a copy, when the segment it lies in is to be used again? */
+static int log_keeps(void *user, uint32_t id)
+{
+	const struct lane *lane = user;
+	const struct block *b = index_block(lane->index, id);
+
+	return b->used || b->refs || b->pin_until_ns > lane->now_ns;
+}
+
+static void log_moved(void *user, uint32_t id)
+{
+	struct lane *lane = user;
+
+	index_block(lane->index, id)->used = 0;
+	persist_changed(lane);
+}
+
+int tier_log_start(struct lane *lane, char *err, unsigned err_bytes)
+{
+	const struct config *c = &lane->config;
+	struct nvme_log_options o = {
+		.path = c->nvme_path,
+		.bytes = c->nvme_bytes,
+		.segment_bytes = c->nvme_segment_bytes,
+		.queue_depth = c->nvme_queue_depth,
+		.deadline_ns = c->nvme_deadline_ns,
+		.retry_ns = c->nvme_retry_ns,
+		.blocks_max = c->blocks_max,
+		.keep = persist_keeps(lane),
+		.copy_percent = c->nvme_copy_percent,
+		.keeps = log_keeps,
+		.moved = log_moved,
+		.evict = tier_log_evicts,
+		.user = lane,
+	};
+	int r;
+
+	if (!c->nvme_path[0])
+		return 0;
+	r = nvme_log_open(&o, lane->uring, &lane->stats, &lane->log, err, err_bytes);
+	if (r < 0)
+		return r;
+	lane->nvme_was_in_service = 1;
+	stats_set(&lane->stats, STAT_NVME_BYTES, c->nvme_bytes);
+	for (unsigned i = 0; i < LANE_NVME_OPS; i++) {
+		lane->nvme_op[i].lane = lane;
+		tier_op_put(lane, &lane->nvme_op[i]);
+	}
+	return 0;
+}
