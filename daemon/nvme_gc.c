@@ -48,7 +48,7 @@ void nvme_gc_appended(struct nvme_log *log, uint32_t bytes)
 	uint64_t n = (uint64_t)bytes * log->options.copy_percent / 100 + log->gc.allowance_bytes;
 
 	log->gc.allowance_bytes = n < max ? n : max;
-	log->stored_bytes += bytes;
+	stats_add(log->stats, STAT_NVME_STORED_BYTES, bytes);
 }
 
 /* ---- the segment ---- */
@@ -95,7 +95,7 @@ static double gain(const struct nvme_log *log, uint32_t id)
 	double all = (double)log->options.segment_bytes, worth = (double)worth_bytes(log, id);
 
 	return (all - worth) / (all + worth) *
-	       (double)(log->sequence + 1 - log->segment[id].sequence);
+	       (double)(*log->sequence + 1 - log->segment[id].sequence);
 }
 
 static uint32_t choose(const struct nvme_log *log)
@@ -213,10 +213,9 @@ static int copy_read(struct nvme_log *log, struct gc_copy *c, uint32_t block)
 	c->op.done = read_done;
 	if (!grow(c, c->bytes))
 		return -EAGAIN;
-	r = uring_read(log->uring, &c->op, URING_BUF_NONE, c->buf, c->bytes,
-		       (uint64_t)c->from * log->options.segment_bytes +
-			       (uint64_t)c->off_sectors * NVME_SECTOR_BYTES,
-		       clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+	r = nvme_read(log, &c->op, URING_BUF_NONE, c->buf, c->bytes,
+		      (uint64_t)c->from * log->options.segment_bytes +
+			      (uint64_t)c->off_sectors * NVME_SECTOR_BYTES);
 	if (r < 0)
 		return r;
 	log->segment[c->from].ops++;
@@ -261,9 +260,8 @@ static void copy_write(struct nvme_log *log, struct gc_copy *c)
 	h->sequence = log->segment[c->to].sequence;
 	record_seal_header(h);
 	c->op.done = write_done;
-	r = uring_write(log->uring, &c->op, URING_BUF_NONE, c->buf, c->bytes,
-			(uint64_t)c->to * log->options.segment_bytes + log->cursor,
-			clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+	r = nvme_write(log, &c->op, URING_BUF_NONE, c->buf, c->bytes,
+		       (uint64_t)c->to * log->options.segment_bytes + log->cursor);
 	if (r < 0)
 		return;
 	log->cursor += c->bytes;
@@ -364,7 +362,7 @@ static void end(struct nvme_log *log)
 	if (log->options.keep && gc->copied) {
 		gc->sync_op.done = flush_done;
 		gc->sync_op.user = log;
-		if (uring_sync(log->uring, &gc->sync_op) == 0) {
+		if (nvme_sync(log, &gc->sync_op) == 0) {
 			log->others++;
 			gc->flushing = true;
 		}
@@ -379,17 +377,17 @@ static void end(struct nvme_log *log)
 static void amplification(struct nvme_log *log)
 {
 	uint64_t written = stats_get(log->stats, STAT_NVME_WRITTEN_BYTES);
+	uint64_t stored = stats_get(log->stats, STAT_NVME_STORED_BYTES);
 
-	if (log->stored_bytes)
-		stats_set(log->stats, STAT_NVME_WRITE_AMPLIFICATION,
-			  written * 100 / log->stored_bytes);
+	if (stored)
+		stats_set(log->stats, STAT_NVME_WRITE_AMPLIFICATION, written * 100 / stored);
 }
 
 void nvme_gc_tick(struct nvme_log *log)
 {
 	struct nvme_gc *gc = &log->gc;
 
-	if (!gc->block || !log->in_service || uring_overdue(log->uring))
+	if (!gc->block || !log->in_service || nvme_overdue(log))
 		return;
 	amplification(log);
 	if (gc->step == GC_IDLE && log->free_count < free_wanted(log) && !log->closing)

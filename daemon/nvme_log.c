@@ -44,8 +44,13 @@ uint32_t nvme_segment_first(const struct nvme_log *log, uint32_t segment)
 
 void nvme_gauges(struct nvme_log *log)
 {
-	stats_set(log->stats, STAT_NVME_LIVE_BYTES, log->live_bytes);
-	stats_set(log->stats, STAT_NVME_INFLIGHT, nvme_log_inflight(log));
+	const uint64_t inflight = nvme_log_inflight(log);
+
+	/* Of several logs: each its part. */
+	stats_add(log->stats, STAT_NVME_LIVE_BYTES, log->live_bytes - log->told_live_bytes);
+	stats_add(log->stats, STAT_NVME_INFLIGHT, inflight - log->told_inflight);
+	log->told_live_bytes = log->live_bytes;
+	log->told_inflight = inflight;
 }
 
 /* By age: mostly it is the youngest. */
@@ -175,7 +180,7 @@ double nvme_segment_harm(const struct nvme_log *log, uint32_t id)
 {
 	const struct segment *s = &log->segment[id];
 
-	return (double)s->live_bytes / (double)(log->sequence + 1 - s->sequence);
+	return (double)s->live_bytes / (double)(*log->sequence + 1 - s->sequence);
 }
 
 /*
@@ -254,7 +259,7 @@ uint32_t nvme_segment_take(struct nvme_log *log, enum nvme_kind kind, uint64_t b
 	if (id == NONE)
 		return NONE;
 	s = &log->segment[id];
-	s->sequence = ++log->sequence;
+	s->sequence = ++*log->sequence;
 	s->kind = (uint8_t)kind;
 	s->blob = kind == NVME_KIND_DATA ? 0 : blob ? blob : s->sequence;
 	s->ordinal = ordinal;
@@ -292,6 +297,33 @@ int nvme_make_room(struct nvme_log *log, uint32_t bytes)
 }
 
 /* ---- reads and writes ---- */
+
+int nvme_read(struct nvme_log *log, struct uring_op *op, unsigned buf_index, void *dst,
+	      uint32_t bytes, uint64_t off)
+{
+	op->file = log->file_index;
+	return uring_read(log->uring, op, buf_index, dst, bytes, off,
+			  clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+}
+
+int nvme_write(struct nvme_log *log, struct uring_op *op, unsigned buf_index, const void *src,
+	       uint32_t bytes, uint64_t off)
+{
+	op->file = log->file_index;
+	return uring_write(log->uring, op, buf_index, src, bytes, off,
+			   clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+}
+
+int nvme_sync(struct nvme_log *log, struct uring_op *op)
+{
+	op->file = log->file_index;
+	return uring_sync(log->uring, op);
+}
+
+bool nvme_overdue(const struct nvme_log *log)
+{
+	return uring_file_overdue(log->uring, log->file_index) != 0;
+}
 
 /* For a record: the last free segment is the cleaner's, while it copies. */
 static int record_room(struct nvme_log *log, uint32_t bytes)
@@ -418,8 +450,7 @@ int nvme_log_append(struct nvme_log *log, struct nvme_op *op, uint32_t block, un
 	nvme_entry_link(log, block, log->open, log->cursor, bytes);
 	op_begin(log, op, block, true);
 	op->io.done = op_done;
-	r = uring_write(log->uring, &op->io, buf_index, buf, bytes, file_off(log, op),
-			clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+	r = nvme_write(log, &op->io, buf_index, buf, bytes, file_off(log, op));
 	if (r < 0) {
 		nvme_entry_unlink(log, block);
 		return r;
@@ -446,8 +477,8 @@ int nvme_log_read(struct nvme_log *log, struct nvme_op *op, uint32_t block, unsi
 		return -EAGAIN;
 	op_begin(log, op, block, false);
 	op->io.done = op_done;
-	r = uring_read(log->uring, &op->io, buf_index, buf, nvme_log_record_bytes(log, block),
-		       file_off(log, op), clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+	r = nvme_read(log, &op->io, buf_index, buf, nvme_log_record_bytes(log, block),
+		      file_off(log, op));
 	if (r < 0)
 		return r;
 	op_started(log, op);
@@ -507,7 +538,7 @@ void nvme_log_forget(struct nvme_log *log, uint32_t block)
 
 /* ---- opening and closing ---- */
 
-static int check_options(const struct nvme_log_options *o)
+int nvme_log_check(const struct nvme_log_options *o)
 {
 	if (o->segment_bytes < SEGMENT_BYTES_MIN || o->segment_bytes > SEGMENT_BYTES_MAX ||
 	    (o->segment_bytes & (o->segment_bytes - 1)))
@@ -543,7 +574,9 @@ static int make_tables(struct nvme_log *log)
 	for (uint32_t i = 0; i < log->segments; i++)
 		nvme_free_push(log, i);
 	/* An opening has 2^32 of them, and shares none with another one. */
-	log->sequence = log->file.epoch << 32;
+	log->sequence = log->options.sequence ? log->options.sequence : &log->own_sequence;
+	if (*log->sequence < log->file.epoch << 32)
+		*log->sequence = log->file.epoch << 32;
 	r = nvme_keep_start(log);
 	return r < 0 ? r : nvme_gc_start(log);
 }
@@ -561,37 +594,23 @@ static void destroy(struct nvme_log *log)
 	free(log);
 }
 
-int nvme_log_open(const struct nvme_log_options *options, struct uring *uring, struct stats *stats,
-		  struct nvme_log **ret_log, char *err, unsigned err_bytes)
+int nvme_log_open_file(const struct nvme_log_options *options, struct nvme_file *file,
+		       struct uring *uring, struct stats *stats, struct nvme_log **ret_log,
+		       char *err, unsigned err_bytes)
 {
-	const struct nvme_file_options file_options = {
-		.path = options->path,
-		.bytes = options->bytes,
-		.segment_bytes = options->segment_bytes,
-		.allow_buffered = options->allow_buffered,
-		.keep = options->keep,
-	};
-	struct nvme_log *log;
-	int r;
+	struct nvme_log *log = calloc(1, sizeof(*log));
+	int r = -ENOMEM;
 
-	r = check_options(options);
-	if (r < 0) {
-		(void)snprintf(err, err_bytes, "NVMe log: sizes do not fit together");
-		return r;
-	}
-	log = calloc(1, sizeof(*log));
 	if (!log) {
 		(void)snprintf(err, err_bytes, "NVMe log: out of memory");
-		return -ENOMEM;
+		nvme_file_close(file);
+		return r;
 	}
 	log->options = *options;
 	log->options.path = NULL;
 	log->uring = uring;
 	log->stats = stats;
-	log->file.fd = -1;
-	r = nvme_file_open(&file_options, &log->file, err, err_bytes);
-	if (r < 0)
-		goto fail;
+	log->file = *file;
 	r = make_tables(log);
 	if (r < 0) {
 		(void)snprintf(err, err_bytes, "NVMe log: out of memory");
@@ -602,8 +621,9 @@ int nvme_log_open(const struct nvme_log_options *options, struct uring *uring, s
 		(void)snprintf(err, err_bytes, "NVMe log: %s (%s)", uring_hint(r), strerror(-r));
 		goto fail;
 	}
+	log->file_index = (uint8_t)r;
 	log->in_service = true;
-	stats_set(stats, STAT_NVME_BYTES, options->bytes);
+	stats_add(stats, STAT_NVME_BYTES, options->bytes);
 	stats_set(stats, STAT_NVME_HEALTH, 1);
 	nvme_gauges(log);
 	*ret_log = log;
@@ -613,11 +633,37 @@ fail:
 	return r;
 }
 
+int nvme_log_open(const struct nvme_log_options *options, struct uring *uring, struct stats *stats,
+		  struct nvme_log **ret_log, char *err, unsigned err_bytes)
+{
+	const struct nvme_file_options file_options = {
+		.path = options->path,
+		.bytes = options->bytes,
+		.segment_bytes = options->segment_bytes,
+		.allow_buffered = options->allow_buffered,
+		.keep = options->keep,
+	};
+	struct nvme_file file;
+	int r = nvme_log_check(options);
+
+	if (r < 0) {
+		(void)snprintf(err, err_bytes, "NVMe log: sizes do not fit together");
+		return r;
+	}
+	r = nvme_file_open(&file_options, &file, err, err_bytes);
+	if (r < 0)
+		return r;
+	return nvme_log_open_file(options, &file, uring, stats, ret_log, err, err_bytes);
+}
+
 struct nvme_log *nvme_log_close(struct nvme_log *log)
 {
 	if (!log)
 		return NULL;
 	assert(log->inflight == 0 && log->others == 0 && log->probe_state == PROBE_IDLE);
+	log->live_bytes = 0;
+	nvme_gauges(log);
+	stats_sub(log->stats, STAT_NVME_BYTES, log->options.bytes);
 	stats_set(log->stats, STAT_NVME_HEALTH, 0);
 	destroy(log);
 	return NULL;

@@ -28,6 +28,7 @@
 #define NVME_LOG_SEGMENTS_MIN 2u
 #define NVME_LOG_ERRORS_MAX 3u /* failures in a row that take the tier out of service */
 
+struct nvme_file;
 struct nvme_log;
 
 struct nvme_log_options {
@@ -40,6 +41,7 @@ struct nvme_log_options {
 	uint32_t blocks_max; /* block ids are < this */
 	int allow_buffered;  /* tests: go on without O_DIRECT where the filesystem has none */
 	int keep;	     /* see above */
+	uint64_t *sequence;  /* shared by the logs of a set; NULL: its own */
 	/* Of the records appended, so many percent of the bytes may be copied; 0: nothing is. */
 	uint32_t copy_percent;
 	/* Is its record worth a copy?  NULL: none is.  From append and tick, as evict and moved. */
@@ -64,11 +66,16 @@ struct nvme_op {
 	void *user;
 };
 
+int nvme_log_check(const struct nvme_log_options *options); /* -EINVAL: they do not fit together */
 /* Opens or creates, fallocates, takes an exclusive lock (-EBUSY: another daemon's), finds the alignment,
  * registers the file with the ring.  -errno with one line in err.  A file that holds something else is
  * left alone: -EEXIST. */
 int nvme_log_open(const struct nvme_log_options *options, struct uring *uring, struct stats *stats,
 		  struct nvme_log **ret_log, char *err, unsigned err_bytes);
+/* The same, with a file that was found and claimed: taken over, also on failure.  path is not looked at. */
+int nvme_log_open_file(const struct nvme_log_options *options, struct nvme_file *file,
+		       struct uring *uring, struct stats *stats, struct nvme_log **ret_log,
+		       char *err, unsigned err_bytes);
 struct nvme_log *nvme_log_close(struct nvme_log *log);	   /* nothing may be in flight */
 uint32_t nvme_log_align_bytes(const struct nvme_log *log); /* of memory, offset and length */
 uint64_t nvme_log_epoch(const struct nvme_log *log);	   /* of this opening; never 0 */

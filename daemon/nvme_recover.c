@@ -106,7 +106,7 @@ static bool header_ok(const struct nvme_log *log, uint32_t id, const struct nvme
 	return h->magic == NVME_SEGMENT_MAGIC && h->version == NVME_FORMAT_VERSION &&
 	       h->xxh3 == nvme_format_xxh3(h, sizeof(*h)) && h->log_id == log->file.log_id &&
 	       h->segment == id && h->kind >= NVME_KIND_DATA && h->kind < NVME_KIND_COUNT &&
-	       h->sequence && h->sequence <= log->sequence;
+	       h->sequence && h->sequence <= *log->sequence;
 }
 
 struct header_read {
@@ -175,7 +175,7 @@ static int read_headers(struct reading *rd)
 	}
 	if (r == 0)
 		r = uring_register_file(u, rd->log->file.fd);
-	if (r == 0)
+	if (r >= 0)
 		r = read_all_headers(rd, u, hr);
 	u = uring_free(u);
 	free(hr);

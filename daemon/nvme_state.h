@@ -161,6 +161,7 @@ struct nvme_log {
 	struct nvme_log_options options; /* path is not kept */
 	struct nvme_file file;		 /* owned */
 	struct uring *uring;		 /* borrowed until closed */
+	uint8_t file_index;		 /* of its file there */
 	struct stats *stats;		 /* borrowed until closed */
 	struct entry *entry;		 /* owned; mapped, touched as used */
 	size_t entry_bytes;
@@ -175,7 +176,9 @@ struct nvme_log {
 	uint32_t others;	       /* headers, lists, pieces and flushes in flight */
 	uint32_t held_count;
 	uint64_t live_bytes; /* HELD */
-	uint64_t sequence;   /* of the last use of a segment */
+	uint64_t *sequence;  /* borrowed or own: of the last use of a segment */
+	uint64_t own_sequence;
+	uint64_t told_live_bytes, told_inflight; /* what of the gauges is this log's */
 
 	bool in_service;
 	uint32_t errors; /* in a row */
@@ -197,13 +200,18 @@ struct nvme_log {
 	bool unsynced;	  /* something was written since the last flush began */
 	uint64_t sync_ns; /* when that was */
 	struct nvme_gc gc;
-	uint64_t stored_bytes; /* appended since it was opened */
 	struct blob_writer writer;
 	struct blob_list blob[NVME_KIND_COUNT];
 	bool closing; /* what is forgotten now stays on the device */
 };
 
 /* nvme_log.c */
+int nvme_read(struct nvme_log *log, struct uring_op *op, unsigned buf_index, void *dst,
+	      uint32_t bytes, uint64_t off);
+int nvme_write(struct nvme_log *log, struct uring_op *op, unsigned buf_index, const void *src,
+	       uint32_t bytes, uint64_t off);
+int nvme_sync(struct nvme_log *log, struct uring_op *op);
+bool nvme_overdue(const struct nvme_log *log);
 uint32_t nvme_segment_first(const struct nvme_log *log, uint32_t segment); /* behind its header */
 uint64_t nvme_segment_off(const struct nvme_log *log, uint32_t segment);   /* in the file */
 void nvme_gauges(struct nvme_log *log);

@@ -82,6 +82,7 @@
 	  "log segments reused")                                                                   \
 	X(C, NVME_WRITTEN_BYTES, "nvme_written_bytes", "bytes",                                    \
 	  "bytes written to NVMe for any reason: records, their index and what was forgotten")     \
+	X(C, NVME_STORED_BYTES, "nvme_stored_bytes", "bytes", "of these, first copies of blocks")  \
 	X(C, NVME_EVICTED_BYTES, "nvme_evicted_bytes", "bytes",                                    \
 	  "live bytes given up with the segments they lay in")                                     \
 	X(C, NVME_COPIED_BLOCKS, "nvme_copied_blocks", "blocks",                                   \

@@ -656,7 +656,6 @@ unsigned tier_run(struct lane *lane)
 	if (lane->log) {
 		nvme_log_tick(lane->log, lane->now_ns);
 		n = run_fetches(lane) + run_spills(lane) + persist_run(lane);
-		stats_set(&lane->stats, STAT_NVME_INFLIGHT, nvme_log_inflight(lane->log));
 	}
 	watch_health(lane);
 	if (stuck >= lane->config.full_percent)

@@ -47,7 +47,6 @@ int tier_log_start(struct lane *lane, char *err, unsigned err_bytes)
 	if (r < 0)
 		return r;
 	lane->nvme_was_in_service = 1;
-	stats_set(&lane->stats, STAT_NVME_BYTES, c->nvme_bytes);
 	for (unsigned i = 0; i < LANE_NVME_OPS; i++) {
 		lane->nvme_op[i].lane = lane;
 		tier_op_put(lane, &lane->nvme_op[i]);

@@ -55,11 +55,12 @@ struct op_list {
 struct uring {
 	struct io_uring ring;
 	bool disabled; /* until the owning thread first enters */
-	bool has_file;
+	unsigned files;
 	bool reaping;
 	unsigned entries;
 	unsigned buffers; /* registered */
 	unsigned inflight_count, overdue_count;
+	unsigned file_overdue[URING_FILES_MAX];
 	unsigned held_count;  /* in HELD */
 	unsigned watches_off; /* in OP_WATCH_OFF, or to be removed and not told to the kernel */
 	struct op_list inflight, overdue, ready, watches;
@@ -190,14 +191,20 @@ int uring_register_buffers(struct uring *u, const struct iovec *iov, unsigned co
 
 int uring_register_file(struct uring *u, int fd)
 {
-	int r;
+	int fds[URING_FILES_MAX], r;
 
-	assert(!u->has_file);
-	r = io_uring_register_files(&u->ring, &fd, 1);
+	if (u->files == URING_FILES_MAX)
+		return -ENOSPC;
+	if (u->files == 0) { /* a table with holes */
+		memset(fds, 0xff, sizeof(fds));
+		fds[0] = fd;
+		r = io_uring_register_files(&u->ring, fds, URING_FILES_MAX);
+	} else {
+		r = io_uring_register_files_update(&u->ring, u->files, &fd, 1);
+	}
 	if (r < 0)
 		return r;
-	u->has_file = true;
-	return 0;
+	return (int)u->files++;
 }
 
 int uring_set_fault(struct uring *u, const char *fault_spec)
@@ -282,19 +289,19 @@ static void issue(struct uring *u, struct uring_op *op)
 		bytes = bytes ? bytes : DIRECT_ALIGN_BYTES;
 	}
 
-	/* The file is index 0 of the registered ones. */
 	if (op->kind == URING_SYNC)
-		io_uring_prep_fsync(sqe, 0, IORING_FSYNC_DATASYNC);
+		io_uring_prep_fsync(sqe, op->file, IORING_FSYNC_DATASYNC);
 	else if (op->kind == URING_READ && fixed)
-		io_uring_prep_read_fixed(sqe, 0, op->data + op->moved, bytes, op->off + op->moved,
-					 (int)op->buf_index);
+		io_uring_prep_read_fixed(sqe, op->file, op->data + op->moved, bytes,
+					 op->off + op->moved, (int)op->buf_index);
 	else if (op->kind == URING_READ)
-		io_uring_prep_read(sqe, 0, op->data + op->moved, bytes, op->off + op->moved);
+		io_uring_prep_read(sqe, op->file, op->data + op->moved, bytes, op->off + op->moved);
 	else if (fixed)
-		io_uring_prep_write_fixed(sqe, 0, op->data + op->moved, bytes, op->off + op->moved,
-					  (int)op->buf_index);
+		io_uring_prep_write_fixed(sqe, op->file, op->data + op->moved, bytes,
+					  op->off + op->moved, (int)op->buf_index);
 	else
-		io_uring_prep_write(sqe, 0, op->data + op->moved, bytes, op->off + op->moved);
+		io_uring_prep_write(sqe, op->file, op->data + op->moved, bytes,
+				    op->off + op->moved);
 	io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
 	io_uring_sqe_set_data(sqe, op);
 }
@@ -315,7 +322,7 @@ static int queue(struct uring *u, struct uring_op *op, unsigned kind)
 	struct uring_op *at = u->inflight.tail;
 	uint64_t hold_ns = 0;
 
-	assert(u->has_file && op->done && op->bytes > 0);
+	assert(op->file < u->files && op->done && op->bytes > 0);
 	assert(op->buf_index == URING_BUF_NONE || op->buf_index < u->buffers);
 	if (u->inflight_count >= u->entries)
 		return -EAGAIN;
@@ -326,7 +333,7 @@ static int queue(struct uring *u, struct uring_op *op, unsigned kind)
 	op->timed_out = 0;
 	op->retries = 0;
 	op->state = OP_IDLE;
-	op->fault = (uint8_t)uring_fault_next(&u->faults, kind, &hold_ns);
+	op->fault = (uint8_t)uring_fault_next(&u->faults, kind, op->file, &hold_ns);
 	/* Almost always the last: deadlines are mostly a constant from now. */
 	while (at && at->deadline_ns > op->deadline_ns)
 		at = at->prev;
@@ -387,8 +394,9 @@ static void report(struct uring *u, struct uring_op *op, int32_t res)
 	assert(u->inflight_count > 0 && op->state != OP_IDLE);
 	u->inflight_count--;
 	if (op->timed_out) {
-		assert(u->overdue_count > 0);
+		assert(u->overdue_count > 0 && u->file_overdue[op->file] > 0);
 		u->overdue_count--;
+		u->file_overdue[op->file]--;
 		res = -ETIMEDOUT;
 	}
 	op->state = OP_IDLE;
@@ -445,6 +453,7 @@ static void overdue(struct uring *u, struct uring_op *op)
 	list_remove(&u->inflight, op);
 	op->timed_out = 1;
 	u->overdue_count++;
+	u->file_overdue[op->file]++;
 	list_append(&u->overdue, op);
 	if (op->state == OP_HELD && op->fault != URING_FAULT_HANG) {
 		make_ready(u, op, -ETIMEDOUT);
@@ -716,4 +725,9 @@ unsigned uring_inflight(const struct uring *u)
 unsigned uring_overdue(const struct uring *u)
 {
 	return u->overdue_count;
+}
+
+unsigned uring_file_overdue(const struct uring *u, unsigned file)
+{
+	return u->file_overdue[file];
 }

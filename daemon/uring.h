@@ -17,6 +17,7 @@
 
 #define URING_BUF_NONE UINT32_MAX /* memory that was not registered */
 #define URING_NEVER UINT64_MAX	  /* no deadline */
+#define URING_FILES_MAX 16u
 
 struct uring;
 
@@ -28,6 +29,7 @@ struct uring_op {
 	void (*done)(struct uring_op *op, int32_t res);
 	uint64_t start_ns; /* set when queued */
 	void *user;	   /* the owner's */
+	uint8_t file; /* the owner's: which file, as uring_register_file() said; 0: the first */
 	/* private to uring.c */
 	struct uring_op *prev, *next;
 	uint64_t deadline_ns;
@@ -54,11 +56,12 @@ const char *uring_hint(int error);
 
 /* Pins the memory, counted against RLIMIT_MEMLOCK without CAP_IPC_LOCK: -ENOMEM.  Once each. */
 int uring_register_buffers(struct uring *u, const struct iovec *iov, unsigned count);
-int uring_register_file(struct uring *u, int fd); /* one file: index 0 */
+int uring_register_file(struct uring *u,
+			int fd); /* its number, from 0; -ENOSPC: URING_FILES_MAX are */
 
 /*
- * fault_spec (tests): rules joined by commas, each KIND:FAULT:every=N, of which the first that matches an
- * operation is played on every Nth of its kind.  KIND: read or write.  FAULT:
+ * fault_spec (tests): rules joined by commas, each KIND:FAULT:every=N or KIND:FAULT:every=N:file=M, of which the first that matches an
+ * operation is played on every Nth of its kind (of that file).  KIND: read or write.  FAULT:
  *	eio, enospc	fails without having been tried
  *	short		the kernel is asked for half of it first
  *	stall_ms=T	waits T before it is tried; a deadline cancels it
@@ -102,5 +105,6 @@ unsigned uring_reap(struct uring *u, unsigned max); /* calls done(); returns how
 int uring_sleep(struct uring *u, uint64_t timeout_ns);
 unsigned uring_inflight(const struct uring *u); /* reads and writes not reported yet */
 unsigned uring_overdue(const struct uring *u);	/* of these, past their deadline */
+unsigned uring_file_overdue(const struct uring *u, unsigned file); /* and of one file */
 
 #endif
