@@ -89,9 +89,9 @@ static const struct config_key config_keys[] = {
 	  "arenas of all sessions together" },
 
 	{ "nvme", "path", CONFIG_TEXT, FIELD(nvme_path), 0, PATH_MAX - 1, 0, NULL, "",
-	  "file of the NVMe tier, allocated at start; empty: no such tier" },
+	  "file of the NVMe tier, allocated at start, or several: A, B 500G; empty: no such tier" },
 	{ "nvme", "size", CONFIG_SIZE, FIELD(nvme_bytes), 4 * MIB, 1024 * TIB, 0, NULL, "16G",
-	  "its size: a multiple of segment, at least 4 of them" },
+	  "size of each that has none of its own: a multiple of segment, at least 4 of them" },
 	{ "nvme", "segment", CONFIG_SIZE, FIELD(nvme_segment_bytes), 1 * MIB, 256 * MIB, 0, NULL,
 	  "64M", "unit of reuse: a power of two" },
 	{ "nvme", "queue_depth", CONFIG_COUNT, FIELD(nvme_queue_depth), 1, 1024, 0, NULL, "64",

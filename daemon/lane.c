@@ -226,7 +226,7 @@ static uint64_t sleep_ns(const struct lane *lane)
 		ns = lane->leases_next_ns > lane->now_ns ? lane->leases_next_ns - lane->now_ns : 1;
 	if (lane->cq_blocked || lane->room.count || lane->fetch.count || tier_busy(lane) ||
 	    lane->loads.head || lane->stopping || recode_waits(lane) ||
-	    (lane->log && !nvme_log_in_service(lane->log)))
+	    (lane->log && nvme_set_in_service(lane->log) < nvme_set_logs(lane->log)))
 		ns = ns < LANE_POLL_NS ? ns : LANE_POLL_NS;
 	/* With jobs on the GPU and nothing in the air: they wait for an event, their share or staging. */
 	if (lane->events_waiting || (lane->gpu && lane->jobs_count))
@@ -407,7 +407,7 @@ static void *map_lazily(uint64_t bytes)
 
 static uint32_t auto_blocks(const struct config *c)
 {
-	uint64_t n = (c->pool_bytes + (c->nvme_path[0] ? c->nvme_bytes : 0)) / (16u << 10);
+	uint64_t n = (c->pool_bytes + config_nvme_bytes(c)) / (16u << 10);
 
 	n = n < 4096 ? 4096 : n > (16u << 20) ? 16u << 20 : n;
 	return c->blocks_max ? c->blocks_max : (uint32_t)n;

@@ -36,7 +36,7 @@
 #include "daemon/index.h"
 #include "daemon/lane.h"
 #include "daemon/mailbox.h"
-#include "daemon/nvme_log.h"
+#include "daemon/nvme_set.h"
 #include "daemon/pool.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
@@ -288,13 +288,14 @@ struct lane_evict {
 
 struct persist {
 	uint8_t meta_due; /* a block on its way needs a namespace or a profile that is not saved */
-	uint8_t dirty;	  /* the checkpoint is behind */
-	uint8_t stop_tried;
-	uint32_t meta_number; /* of the meta blob that was begun last */
-	uint32_t meta_done;   /* and of the last complete one */
-	uint64_t next_ns;     /* not looked at before */
-	uint64_t changed_ns;  /* when it last became dirtier */
-	uint64_t written_ns;  /* when the last checkpoint was begun */
+	uint8_t dirty;	  /* a bit for each log whose checkpoint is behind */
+	uint8_t stop_tried, stop_done;	   /* metas; checkpoints, a bit for each log */
+	uint8_t log;			   /* of the blob under way: which one it is for */
+	uint32_t meta_number;		   /* of the meta blob that was begun last */
+	uint32_t meta_done;		   /* and of the last complete one */
+	uint64_t next_ns;		   /* not looked at before */
+	uint64_t changed_ns;		   /* when it last became dirtier */
+	uint64_t written_ns[NVME_SET_MAX]; /* when its last checkpoint was begun */
 	/* of the blob under way */
 	uint32_t ns, slot; /* meta: which namespace, and 1 + which of its profiles; 0: itself */
 	struct ns_profile *profile; /* used while its parts are written */
@@ -338,7 +339,7 @@ struct lane {
 
 	struct index *index;
 	struct pool *pool;
-	struct nvme_log *log; /* NULL: no tier */
+	struct nvme_set *log; /* NULL: no tier */
 	struct lane_restore restore;
 	struct persist persist;
 	uint32_t granule_bytes;
@@ -355,8 +356,8 @@ struct lane {
 	struct lane_nvme_op nvme_op[LANE_NVME_OPS];
 	struct lane_nvme_op *nvme_free;
 	unsigned spills_inflight, fetches_inflight;
-	int nvme_was_in_service;
-	int accepting; /* hysteresis of the pool */
+	int nvme_health; /* as the gauge */
+	int accepting;	 /* hysteresis of the pool */
 
 	struct pool *args;    /* argument memory of jobs and leases */
 	uint8_t *scratch;     /* SKVC_ABI_ARGS_BYTES_MAX: the list of the entry at hand */
@@ -534,6 +535,7 @@ struct record_header;
 void persist_name_parent(const struct lane *lane, uint32_t block, struct record_header *h);
 int persist_record_ok(const struct lane *lane, uint32_t block,
 		      const struct nvme_op *op); /* fetched by it: is it the one? */
+void persist_health_changed(struct lane *lane);	 /* of a device */
 int persist_keeps(const struct lane *lane);	 /* is NVMe to be found again? */
 unsigned persist_run(struct lane *lane);
 int persist_may_stop(struct lane *lane); /* the last checkpoint is written, or will not be */

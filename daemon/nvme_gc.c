@@ -383,6 +383,18 @@ static void amplification(struct nvme_log *log)
 		stats_set(log->stats, STAT_NVME_WRITE_AMPLIFICATION, written * 100 / stored);
 }
 
+/* One is the cleaner's, while it copies; without any its flush is waited for. */
+bool nvme_gc_spares(struct nvme_log *log)
+{
+	struct nvme_gc *gc = &log->gc;
+
+	if (!gc->block || log->free_count > 1)
+		return true;
+	if (gc->step == GC_IDLE && !log->closing)
+		begin(log);
+	return gc->step == GC_IDLE || (gc->step == GC_FLUSH && log->free_count);
+}
+
 void nvme_gc_tick(struct nvme_log *log)
 {
 	struct nvme_gc *gc = &log->gc;

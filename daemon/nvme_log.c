@@ -325,12 +325,10 @@ bool nvme_overdue(const struct nvme_log *log)
 	return uring_file_overdue(log->uring, log->file_index) != 0;
 }
 
-/* For a record: the last free segment is the cleaner's, while it copies. */
+/* For a record.  With few free segments left it waits for the cleaner, rather than that all of one is given up. */
 static int record_room(struct nvme_log *log, uint32_t bytes)
 {
-	bool fits = log->open != NONE && bytes <= log->options.segment_bytes - log->cursor;
-
-	if (!fits && log->free_count <= 1 && log->gc.step == GC_COPY)
+	if (!nvme_log_fits(log, bytes) && !nvme_gc_spares(log))
 		return -EAGAIN;
 	return nvme_make_room(log, bytes);
 }
@@ -483,6 +481,17 @@ int nvme_log_read(struct nvme_log *log, struct nvme_op *op, uint32_t block, unsi
 		return r;
 	op_started(log, op);
 	return 0;
+}
+
+int nvme_log_fits(const struct nvme_log *log, uint32_t bytes)
+{
+	return log->open != NONE && bytes <= log->options.segment_bytes - log->cursor;
+}
+
+int nvme_log_has(const struct nvme_log *log, uint32_t block)
+{
+	assert(block < log->options.blocks_max);
+	return log->entry[block].place != PLACE_NONE;
 }
 
 int nvme_log_holds(const struct nvme_log *log, uint32_t block)
@@ -674,6 +683,11 @@ uint32_t nvme_log_align_bytes(const struct nvme_log *log)
 	return log->file.align_bytes;
 }
 
+uint64_t nvme_log_bytes(const struct nvme_log *log)
+{
+	return log->options.bytes;
+}
+
 uint64_t nvme_log_epoch(const struct nvme_log *log)
 {
 	return log->file.epoch;
@@ -688,10 +702,11 @@ void nvme_log_tick(struct nvme_log *log, uint64_t now_ns)
 {
 	nvme_health_tick(log, now_ns);
 	nvme_gc_tick(log);
-	if (!log->options.keep)
-		return;
-	nvme_keep_tick(log, now_ns);
-	nvme_blob_tick(log);
+	if (log->options.keep) {
+		nvme_keep_tick(log, now_ns);
+		nvme_blob_tick(log);
+	}
+	nvme_gauges(log);
 }
 
 int nvme_log_direct(const struct nvme_log *log)

@@ -66,7 +66,8 @@ struct nvme_op {
 	void *user;
 };
 
-int nvme_log_check(const struct nvme_log_options *options); /* -EINVAL: they do not fit together */
+/* 0; -EINVAL: they do not fit together. */
+int nvme_log_check(const struct nvme_log_options *options);
 /* Opens or creates, fallocates, takes an exclusive lock (-EBUSY: another daemon's), finds the alignment,
  * registers the file with the ring.  -errno with one line in err.  A file that holds something else is
  * left alone: -EEXIST. */
@@ -78,6 +79,7 @@ int nvme_log_open_file(const struct nvme_log_options *options, struct nvme_file 
 		       char *err, unsigned err_bytes);
 struct nvme_log *nvme_log_close(struct nvme_log *log);	   /* nothing may be in flight */
 uint32_t nvme_log_align_bytes(const struct nvme_log *log); /* of memory, offset and length */
+uint64_t nvme_log_bytes(const struct nvme_log *log);	   /* of the file */
 uint64_t nvme_log_epoch(const struct nvme_log *log);	   /* of this opening; never 0 */
 uint64_t nvme_log_id(const struct nvme_log *log); /* of the file; for the records; never 0 */
 int nvme_log_direct(const struct nvme_log *log);  /* 0: through the page cache (allow_buffered) */
@@ -102,6 +104,9 @@ int nvme_log_append(struct nvme_log *log, struct nvme_op *op, uint32_t block, un
  */
 int nvme_log_read(struct nvme_log *log, struct nvme_op *op, uint32_t block, unsigned buf_index,
 		  void *buf);
+/* Does the next record of this length go behind the last one? */
+int nvme_log_fits(const struct nvme_log *log, uint32_t bytes);
+int nvme_log_has(const struct nvme_log *log, uint32_t block);	/* a copy, or is getting one */
 int nvme_log_holds(const struct nvme_log *log, uint32_t block); /* written; the host copy may go */
 uint32_t nvme_log_record_bytes(const struct nvme_log *log,
 			       uint32_t block);		    /* aligned; 0: not held */
@@ -117,6 +122,11 @@ struct nvme_place {
 };
 int nvme_log_place(const struct nvme_log *log, uint32_t block,
 		   struct nvme_place *ret); /* -ENOENT */
+/*
+ * From the callbacks of nvme_recover.h: the block's record lies there.  0; -ESTALE: that segment has been used again
+ * since; -EBADMSG: this is no place for a record; -EEXIST: the block has one.
+ */
+int nvme_log_restore(struct nvme_log *log, uint32_t block, const struct nvme_place *place);
 
 /* ---- blobs: streams that are found again whole, or the one before, or not at all ---- */
 

@@ -237,6 +237,7 @@ void nvme_entry_unlink(struct nvme_log *log, uint32_t block);
 int nvme_gc_start(struct nvme_log *log);
 void nvme_gc_stop(struct nvme_log *log);
 void nvme_gc_tick(struct nvme_log *log);
+bool nvme_gc_spares(struct nvme_log *log); /* a segment, for a record? */
 void nvme_gc_appended(struct nvme_log *log, uint32_t bytes);
 void nvme_gc_forgets(struct nvme_log *log, uint32_t block); /* is about to be forgotten */
 

@@ -7,6 +7,7 @@ DAEMON_SRCS := \
 	daemon/client_gpu.c \
 	daemon/client_request.c \
 	daemon/config.c \
+	daemon/config_nvme.c \
 	daemon/config_table.c \
 	daemon/control.c \
 	daemon/evict.c \
@@ -32,6 +33,7 @@ DAEMON_SRCS := \
 	daemon/nvme_keep.c \
 	daemon/nvme_log.c \
 	daemon/nvme_recover.c \
+	daemon/nvme_set.c \
 	daemon/persist.c \
 	daemon/placement.c \
 	daemon/policy.c \

@@ -131,7 +131,8 @@
 	X(G, NVME_LIVE_BYTES, "nvme_live_bytes", "bytes", "bytes of live records on NVMe")         \
 	X(G, NVME_WRITE_AMPLIFICATION, "nvme_write_amplification", "percent",                      \
 	  "all bytes written to NVMe since the start, of those written for blocks' first copies")  \
-	X(G, NVME_HEALTH, "nvme_health", "state", "0 no tier, 1 in service, 2 out of service")     \
+	X(G, NVME_HEALTH, "nvme_health", "state",                                                  \
+	  "0 no tier, 1 in service, 2 out of service, 3 some devices out of service")              \
 	X(G, NVME_INFLIGHT, "nvme_inflight", "operations", "reads and writes in flight")           \
 	X(G, DEVICE_INFLIGHT, "device_inflight", "tasks", "tasks on the compute devices")
 

@@ -102,7 +102,7 @@ void tier_unplace(struct lane *lane, uint32_t id)
 
 int tier_has_nvme(const struct lane *lane)
 {
-	return lane->log && nvme_log_in_service(lane->log);
+	return lane->log && nvme_set_in_service(lane->log);
 }
 
 /* ---- holding and forgetting ---- */
@@ -180,7 +180,7 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	if (b->flags & BLOCK_LISTED)
 		list_remove(lane, id);
 	if (!log_has_forgotten && lane->log && !(b->flags & BLOCK_SPILLING))
-		nvme_log_forget(lane->log, id);
+		nvme_set_forget(lane->log, id);
 	set_clean(lane, b, 0);
 	index_unlink(lane->index, id);
 	lane->words_behind = 1;
@@ -449,7 +449,7 @@ static void spill_done(struct nvme_op *nop, int res)
 	lane->spills_inflight--;
 	b->flags &= (uint8_t)~BLOCK_SPILLING;
 	if (b->state == BLOCK_DEAD) {
-		nvme_log_forget(lane->log, id);
+		nvme_set_forget(lane->log, id);
 	} else if (res == 0) {
 		set_clean(lane, b, 1);
 		b->used = 0;
@@ -473,12 +473,11 @@ static int spill(struct lane *lane, uint32_t id)
 	if (!op)
 		return -EAGAIN;
 	op->op.done = spill_done;
-	r = nvme_log_room(lane->log, b->record_bytes, &h->sequence);
+	r = nvme_set_room(lane->log, b->record_bytes, &h->log_id, &h->sequence);
 	if (r == 0) {
-		h->log_id = nvme_log_id(lane->log);
 		persist_name_parent(lane, id, h);
 		record_seal(h);
-		r = nvme_log_append(lane->log, &op->op, id, buffer_index(lane, b->slot), record,
+		r = nvme_set_append(lane->log, &op->op, id, buffer_index(lane, b->slot), record,
 				    b->record_bytes);
 	}
 	if (r < 0) {
@@ -598,7 +597,7 @@ static int fetch(struct lane *lane, uint32_t id)
 	op->op.done = fetch_done;
 	r = tier_alloc(lane, b->record_bytes, id);
 	if (r == 0) {
-		r = nvme_log_read(lane->log, &op->op, id, buffer_index(lane, b->slot),
+		r = nvme_set_read(lane->log, &op->op, id, buffer_index(lane, b->slot),
 				  pool_ptr(lane->pool, b->slot));
 		if (r < 0)
 			tier_release_host(lane, b);
@@ -635,16 +634,25 @@ static unsigned run_fetches(struct lane *lane)
 
 /* ---- the turn ---- */
 
+/* As the gauge nvme_health has it. */
+static int health(const struct lane *lane)
+{
+	unsigned n = lane->log ? nvme_set_in_service(lane->log) : 0;
+
+	return !lane->log ? 0 : n == nvme_set_logs(lane->log) ? 1 : n ? 3 : 2;
+}
+
 static void watch_health(struct lane *lane)
 {
-	int in_service = lane->log && nvme_log_in_service(lane->log);
+	int now = health(lane);
 
-	stats_set(&lane->stats, STAT_NVME_HEALTH, !lane->log ? 0 : in_service ? 1 : 2);
-	if (!lane->log || in_service == lane->nvme_was_in_service)
+	stats_set(&lane->stats, STAT_NVME_HEALTH, (uint64_t)now);
+	if (now == lane->nvme_health)
 		return;
-	lane->nvme_was_in_service = in_service;
+	lane->nvme_health = now;
+	persist_health_changed(lane);
 	(void)mailbox_send(&lane->outbox,
-			   &(struct mail){ .type = LANE_NVME_HEALTH, .value = in_service ? 1 : 2 });
+			   &(struct mail){ .type = LANE_NVME_HEALTH, .value = (uint64_t)now });
 }
 
 unsigned tier_run(struct lane *lane)
@@ -654,7 +662,7 @@ unsigned tier_run(struct lane *lane)
 	unsigned n = 0;
 
 	if (lane->log) {
-		nvme_log_tick(lane->log, lane->now_ns);
+		nvme_set_tick(lane->log, lane->now_ns);
 		n = run_fetches(lane) + run_spills(lane) + persist_run(lane);
 	}
 	watch_health(lane);
@@ -671,7 +679,7 @@ unsigned tier_run(struct lane *lane)
 unsigned tier_busy(const struct lane *lane)
 {
 	return lane->spills_inflight + lane->fetches_inflight + lane->demotes_inflight +
-	       (lane->log ? nvme_log_inflight(lane->log) : 0);
+	       (lane->log ? nvme_set_inflight(lane->log) : 0);
 }
 
 /* ---- start and stop ---- */
@@ -729,8 +737,8 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 	r = tier_log_start(lane, err, err_bytes);
 	if (r < 0)
 		return r;
-	if (lane->log && nvme_log_align_bytes(lane->log) > lane->granule_bytes)
-		lane->granule_bytes = nvme_log_align_bytes(lane->log);
+	if (lane->log && nvme_set_align_bytes(lane->log) > lane->granule_bytes)
+		lane->granule_bytes = nvme_set_align_bytes(lane->log);
 	r = start_pool(lane, err, err_bytes);
 	if (r < 0)
 		return r;
@@ -750,12 +758,12 @@ void tier_stop(struct lane *lane)
 	const struct block_list *lists[] = { &lane->clean, &lane->dirty, &lane->gpu_cold };
 
 	if (lane->log)
-		nvme_log_closing(lane->log);
+		nvme_set_closing(lane->log);
 	if (lane->pool && lane->index)
 		for (unsigned i = 0; i < 3; i++)
 			while (lists[i]->head != BLOCK_NONE)
 				forget(lane, lists[i]->head, 0);
-	lane->log = nvme_log_close(lane->log);
+	lane->log = nvme_set_close(lane->log);
 	lane->gpu_pool = pool_free(lane->gpu_pool);
 	lane->pool = pool_free(lane->pool);
 }
