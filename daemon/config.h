@@ -68,6 +68,8 @@ struct config {
 	uint32_t nvme_queue_depth;   /* 1..1024; 64 */
 	uint64_t nvme_deadline_ns;   /* per I/O; 5 s */
 	uint32_t nvme_copy_percent;  /* of what is stored, that may be copied to be kept; 50 */
+	uint32_t nvme_iopoll;	     /* completions are polled for; 0 */
+	uint32_t nvme_sqpoll;	     /* a kernel thread takes what is queued; 0 */
 	uint32_t nvme_persist;	     /* what it holds is found again at the next start; 1 */
 	uint64_t nvme_retry_ns;	     /* an ailing tier is tried again after this; 5 s */
 	/* [gpu] */

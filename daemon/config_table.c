@@ -102,6 +102,10 @@ static const struct config_key config_keys[] = {
 	  "an ailing tier is tried again after this" },
 	{ "nvme", "copy_percent", CONFIG_COUNT, FIELD(nvme_copy_percent), 0, 400, 0, NULL, "50",
 	  "of what is written, so much may be written again to keep what is used" },
+	{ "nvme", "iopoll", CONFIG_CHOICE, FIELD(nvme_iopoll), 0, 1, 0, bool_names, "no",
+	  "poll for completions of NVMe I/O: less latency, and no sleep while there is any" },
+	{ "nvme", "sqpoll", CONFIG_CHOICE, FIELD(nvme_sqpoll), 0, 1, 0, bool_names, "no",
+	  "a kernel thread submits NVMe I/O: fewer system calls, and one more core" },
 	{ "nvme", "persist", CONFIG_CHOICE, FIELD(nvme_persist), 0, 1, 0, bool_names, "yes",
 	  "what the tier holds is found again at the next start" },
 

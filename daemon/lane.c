@@ -496,6 +496,21 @@ static int start_memory(struct lane *lane)
 	return pool_new(&args, &lane->args);
 }
 
+/* With iopoll the thread is that ring's, which tier_start() makes. */
+static int new_uring(struct lane *lane, const char *fault)
+{
+	const struct config *c = &lane->config;
+	int r;
+
+	if (!c->nvme_path[0] || !c->nvme_sqpoll || c->nvme_iopoll)
+		return uring_new(LANE_URING_ENTRIES, fault, &lane->uring);
+	r = uring_new_sqpoll(LANE_URING_ENTRIES, fault, &lane->uring);
+	if (r != -EPERM && r != -EINVAL)
+		return r;
+	log_line(LOG_LEVEL_WARNING, "[nvme] sqpoll: %s: it goes on without", strerror(-r));
+	return uring_new(LANE_URING_ENTRIES, fault, &lane->uring);
+}
+
 static int start_rings(struct lane *lane, char *err, unsigned err_bytes)
 {
 	const char *fault = lane->config.fault_nvme;
@@ -511,7 +526,7 @@ static int start_rings(struct lane *lane, char *err, unsigned err_bytes)
 		snprintf(err, err_bytes, "eventfd: %s", strerror(-r));
 		return r;
 	}
-	r = uring_new(LANE_URING_ENTRIES, fault[0] ? fault : NULL, &lane->uring);
+	r = new_uring(lane, fault[0] ? fault : NULL);
 	if (r < 0) {
 		snprintf(err, err_bytes, "io_uring: %s: %s", strerror(-r), uring_hint(r));
 		return r;

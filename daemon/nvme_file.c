@@ -486,7 +486,7 @@ int nvme_file_open(const struct nvme_file_options *options, struct nvme_file *re
 		   unsigned err_bytes)
 {
 	struct nvme_member member = { .count = 1, .present = 1 };
-	struct nvme_file file;
+	struct nvme_file file = { .fd = -1 };
 	int r = nvme_file_find(options, &file, err, err_bytes);
 
 	if (r < 0)

@@ -221,6 +221,29 @@ static int claim_all(struct opening *o)
 
 /* ---- opening: the logs ---- */
 
+/* Where it cannot be had, that is said once, and I/O is as always. */
+static void poll_all(const struct nvme_set_options *options, const struct opening *o,
+		     struct uring *uring)
+{
+	const struct found *f = o->found;
+	uint8_t *buf = aligned_alloc(NVME_FILE_ALIGN_BYTES_MAX, NVME_FILE_ALIGN_BYTES_MAX);
+	int r = buf ? 0 : -ENOMEM;
+
+	for (; r == 0 && f < o->found + o->count; f++)
+		if (f->file.fd >= 0) {
+			r = uring_try_iopoll(f->file.fd, buf, f->file.align_bytes);
+			if (r < 0)
+				break;
+		}
+	free(buf);
+	if (r == 0)
+		r = uring_add_iopoll(uring, options->sqpoll);
+	if (r < 0)
+		log_line(LOG_LEVEL_WARNING,
+			 "[nvme] iopoll: %s cannot be polled: %s; it goes on without",
+			 f < o->found + o->count ? f->options.path : "io_uring", strerror(-r));
+}
+
 static int make_logs(struct nvme_set *set, struct opening *o, const struct nvme_log_options *log,
 		     struct uring *uring, struct stats *stats)
 {
@@ -299,6 +322,8 @@ int nvme_set_open(const struct nvme_set_options *options, struct uring *uring, s
 	}
 	if (r == 0)
 		r = open_files(options, &o);
+	if (r == 0 && options->iopoll)
+		poll_all(options, &o, uring);
 	if (r == 0)
 		r = make_logs(set, &o, &options->log, uring, stats);
 	if (r == 0) {

@@ -31,6 +31,7 @@ struct nvme_set_options {
 	struct nvme_log_options log; /* of each; path and bytes are not looked at */
 	struct nvme_set_device device[NVME_SET_MAX];
 	unsigned devices;
+	int iopoll, sqpoll; /* of a ring for it, if all of them can; then sqpoll is that ring's */
 };
 
 /* 0, or -errno with one line in err, as nvme_log_open(). */

@@ -25,6 +25,8 @@ int tier_log_start(struct lane *lane, char *err, unsigned err_bytes)
 {
 	const struct config *c = &lane->config;
 	struct nvme_set_options o = {
+		.iopoll = (int)c->nvme_iopoll,
+		.sqpoll = (int)c->nvme_sqpoll,
 		.log = {
 			.segment_bytes = c->nvme_segment_bytes,
 			.queue_depth = c->nvme_queue_depth,
