@@ -33,6 +33,7 @@ SKVC_BENCH_SRCS := \
 	tools/skvc_bench_ipc.c \
 	tools/skvc_bench_model.c \
 	tools/skvc_bench_neighbour.c \
+	tools/skvc_bench_nvme.c \
 	tools/skvc_bench_replay.c \
 	tools/skvc_bench_tier.c \
 	tools/skvcctl_bus.c
