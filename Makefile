@@ -325,15 +325,18 @@ $(B)/bin/skvcd: $(DAEMON_OBJS) $(B)/lib/gpu.a $(B)/lib/ipc.a
 	$(LINK) $(filter %.a,$^) $(DAEMON_LIBS)
 
 $(B)/bin/skvcctl: $(call obj,$(SKVCCTL_SRCS))
-# `replay` plays with the daemon's own table and policy.
-$(B)/bin/skvc-bench: $(call obj,$(SKVC_BENCH_SRCS) daemon/index.c daemon/policy.c daemon/policy_worth.c)
+# `replay` plays with the daemon's own table and policy, `nvme` with its log.
+BENCH_DAEMON_SRCS := index policy policy_worth record stats uring uring_fault \
+	nvme_blob nvme_file nvme_gc nvme_health nvme_keep nvme_log
+$(B)/bin/skvc-bench: $(call obj,$(SKVC_BENCH_SRCS) $(BENCH_DAEMON_SRCS:%=daemon/%.c))
+$(B)/bin/skvc-bench: BENCH_LIBS = $(call pkg,--libs liburing)
 $(B)/bin/skvc-demo: $(call obj,$(SKVC_DEMO_SRCS))
 $(B)/bin/skvc-kvdump: $(call obj,$(SKVC_KVDUMP_SRCS))
 # The tools use the library as an outside engine would: the shared one, its public symbols only.
 $(B)/bin/skvcctl $(B)/bin/skvc-bench $(B)/bin/skvc-demo $(B)/bin/skvc-kvdump: \
 		$(B)/lib/gpu.a $(if $(CLIENT_SRCS),$(B)/lib/libskvc.so)
 	$(call say,LD,$@)
-	$(LINK) $(B)/lib/gpu.a $(if $(CLIENT_SRCS),-L$(B)/lib -lskvc $(RUNPATH)) $(TOOLS_LIBS)
+	$(LINK) $(B)/lib/gpu.a $(if $(CLIENT_SRCS),-L$(B)/lib -lskvc $(RUNPATH)) $(TOOLS_LIBS) $(BENCH_LIBS)
 
 $(B)/man/%: | deps
 	$(call say,MAN,$@)

@@ -521,11 +521,34 @@ static int check_tenants(const struct config *c, char *err, size_t err_bytes)
 	return 0;
 }
 
+static int check_nvme(const struct config *c, char *err, size_t err_bytes)
+{
+	struct config_nvme_device device[CONFIG_NVME_DEVICES_MAX];
+	uint64_t segment = c->nvme_segment_bytes;
+	int n = config_nvme_devices(c, device);
+
+	if (n < 0)
+		return fail(
+			err, err_bytes,
+			"[nvme] path: \"%.64s\" is no list of files; allowed: up to %u different "
+			"paths with commas between them, each with a size of its own behind it or "
+			"not",
+			c->nvme_path, CONFIG_NVME_DEVICES_MAX);
+	for (int i = 0; i < n; i++)
+		if (device[i].bytes % segment || device[i].bytes / segment < 4)
+			return fail(err, err_bytes,
+				    "[nvme] size: %" PRIu64 "K; allowed: a multiple of segment "
+				    "(%" PRIu64 "M), at least 4 of them",
+				    device[i].bytes >> 10, segment >> 20);
+	return 0;
+}
+
 int config_check(const struct config *c, char *err, size_t err_bytes)
 {
 	uint64_t segment = c->nvme_segment_bytes;
 	struct sockaddr_storage address;
 	socklen_t len;
+	int r;
 
 	if (c->accept_percent >= c->full_percent)
 		return fail(err, err_bytes,
@@ -547,11 +570,9 @@ int config_check(const struct config *c, char *err, size_t err_bytes)
 			    "[nvme] segment: %" PRIu64 " is not a power of two; allowed: "
 			    "1M, 2M, 4M .. 256M",
 			    segment);
-	if (c->nvme_path[0] && (c->nvme_bytes % segment || c->nvme_bytes / segment < 4))
-		return fail(err, err_bytes,
-			    "[nvme] size: %" PRIu64 "K; allowed: a multiple of segment "
-			    "(%" PRIu64 "M), at least 4 of them",
-			    c->nvme_bytes >> 10, segment >> 20);
+	r = check_nvme(c, err, err_bytes);
+	if (r < 0)
+		return r;
 	if (c->lease_ttl_ns > c->lease_ttl_max_ns)
 		return fail(err, err_bytes,
 			    "[limits] lease_ttl: longer than lease_ttl_max; allowed: at "

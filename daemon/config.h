@@ -62,11 +62,15 @@ struct config {
 	uint64_t arena_session_bytes; /* sum of one session's arenas; 16 GiB */
 	uint64_t arena_total_bytes;   /* of all sessions; 64 GiB */
 	/* [nvme] */
-	char nvme_path[PATH_MAX];    /* file to preallocate; empty: no NVMe tier */
-	uint64_t nvme_bytes;	     /* its size; multiple of segment_bytes; >= 4 segments */
+	char nvme_path
+		[PATH_MAX];  /* files to preallocate: config_nvme_devices(); empty: no NVMe tier */
+	uint64_t nvme_bytes; /* its size; multiple of segment_bytes; >= 4 segments */
 	uint64_t nvme_segment_bytes; /* power of two, 1 MiB..256 MiB; 64 MiB */
 	uint32_t nvme_queue_depth;   /* 1..1024; 64 */
 	uint64_t nvme_deadline_ns;   /* per I/O; 5 s */
+	uint32_t nvme_copy_percent;  /* of what is stored, that may be copied to be kept; 50 */
+	uint32_t nvme_iopoll;	     /* completions are polled for; 0 */
+	uint32_t nvme_sqpoll;	     /* a kernel thread takes what is queued; 0 */
 	uint32_t nvme_persist;	     /* what it holds is found again at the next start; 1 */
 	uint64_t nvme_retry_ns;	     /* an ailing tier is tried again after this; 5 s */
 	/* [gpu] */
@@ -166,6 +170,17 @@ struct config_key {
 	const char *value;	    /* the default, as one would write it */
 	const char *text;	    /* what it means, one line */
 };
+
+/* [nvme] path: one or more, and what is said of their sizes. */
+#define CONFIG_NVME_DEVICES_MAX 8u
+struct config_nvme_device {
+	char path[PATH_MAX];
+	uint64_t bytes;
+};
+int config_nvme_devices(
+	const struct config *c,
+	struct config_nvme_device ret[CONFIG_NVME_DEVICES_MAX]); /* how many; -EINVAL */
+uint64_t config_nvme_bytes(const struct config *c);		 /* of all */
 
 #define CONFIG_KEYS_MAX 64u
 

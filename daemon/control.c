@@ -269,6 +269,11 @@ static void nvme_health(const struct mail *mail)
 {
 	if (mail->value == 1)
 		log_event(LOG_EVENT_NVME_IN, LOG_LEVEL_NOTICE, "NVMe tier is in service");
+	else if (mail->value == 3)
+		log_event(
+			LOG_EVENT_NVME_OUT, LOG_LEVEL_WARNING,
+			"a device of the NVMe tier is out of service: too many errors; the others go on, "
+			"and it is tried again");
 	else
 		log_event(LOG_EVENT_NVME_OUT, LOG_LEVEL_WARNING,
 			  "NVMe tier is out of service: %s; it is tried again",
@@ -687,13 +692,13 @@ const char *control_health(const struct control *control)
 		return "stopping";
 	if (control->host.draining)
 		return "draining";
-	return control_stat(control, STAT_NVME_HEALTH) == 2 ? "degraded" : "ok";
+	return control_stat(control, STAT_NVME_HEALTH) > 1 ? "degraded" : "ok";
 }
 
 void control_status(const struct control *control, char *ret_line, size_t line_bytes)
 {
 	static const char *const nvme[] = { "no NVMe tier", "NVMe in service",
-					    "NVMe OUT OF SERVICE" };
+					    "NVMe OUT OF SERVICE", "NVMe PARTLY OUT OF SERVICE" };
 	uint64_t pool = control_stat(control, STAT_POOL_BYTES);
 	uint64_t raw = control_stat(control, STAT_RAW_BYTES),
 		 coded = control_stat(control, STAT_CODED_BYTES);
@@ -707,5 +712,5 @@ void control_status(const struct control *control, char *ret_line, size_t line_b
 		       pool ? 100.0 * (double)control_stat(control, STAT_POOL_SLAB_BYTES) /
 				       (double)pool
 			    : 0.0,
-		       pool >> 20, nvme[health < 3 ? health : 2]);
+		       pool >> 20, nvme[health < 4 ? health : 2]);
 }

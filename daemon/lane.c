@@ -234,7 +234,7 @@ static uint64_t sleep_ns(const struct lane *lane)
 		ns = lane->leases_next_ns > lane->now_ns ? lane->leases_next_ns - lane->now_ns : 1;
 	if (lane->cq_blocked || lane->room.count || lane->fetch.count || tier_busy(lane) ||
 	    lane->loads.head || lane->stopping || recode_waits(lane) ||
-	    (lane->log && !nvme_log_in_service(lane->log)))
+	    (lane->log && nvme_set_in_service(lane->log) < nvme_set_logs(lane->log)))
 		ns = ns < LANE_POLL_NS ? ns : LANE_POLL_NS;
 	/* With jobs on the GPU and nothing in the air: they wait for an event, their share or staging. */
 	if (lane->events_waiting || (lane->gpu && lane->jobs_count))
@@ -426,7 +426,7 @@ static void *map_lazily(uint64_t bytes)
 
 static uint32_t auto_blocks(const struct config *c)
 {
-	uint64_t n = (c->pool_bytes + (c->nvme_path[0] ? c->nvme_bytes : 0)) / (16u << 10);
+	uint64_t n = (c->pool_bytes + config_nvme_bytes(c)) / (16u << 10);
 
 	n = n < 4096 ? 4096 : n > (16u << 20) ? 16u << 20 : n;
 	return c->blocks_max ? c->blocks_max : (uint32_t)n;
@@ -516,6 +516,21 @@ static int start_memory(struct lane *lane)
 	return pool_new(&args, &lane->args);
 }
 
+/* With iopoll the thread is that ring's, which tier_start() makes. */
+static int new_uring(struct lane *lane, const char *fault)
+{
+	const struct config *c = &lane->config;
+	int r;
+
+	if (!c->nvme_path[0] || !c->nvme_sqpoll || c->nvme_iopoll)
+		return uring_new(LANE_URING_ENTRIES, fault, &lane->uring);
+	r = uring_new_sqpoll(LANE_URING_ENTRIES, fault, &lane->uring);
+	if (r != -EPERM && r != -EINVAL)
+		return r;
+	log_line(LOG_LEVEL_WARNING, "[nvme] sqpoll: %s: it goes on without", strerror(-r));
+	return uring_new(LANE_URING_ENTRIES, fault, &lane->uring);
+}
+
 static int start_rings(struct lane *lane, char *err, unsigned err_bytes)
 {
 	const char *fault = lane->config.fault_nvme;
@@ -531,7 +546,7 @@ static int start_rings(struct lane *lane, char *err, unsigned err_bytes)
 		snprintf(err, err_bytes, "eventfd: %s", strerror(-r));
 		return r;
 	}
-	r = uring_new(LANE_URING_ENTRIES, fault[0] ? fault : NULL, &lane->uring);
+	r = new_uring(lane, fault[0] ? fault : NULL);
 	if (r < 0) {
 		snprintf(err, err_bytes, "io_uring: %s: %s", strerror(-r), uring_hint(r));
 		return r;

@@ -34,7 +34,8 @@ enum lane_mail {
 	LANE_SESSION_GONE, /* subject session: the lane has forgotten it */
 	LANE_PROFILE_NEW,  /* subject namespace, value version: for the log */
 	LANE_PROFILE_NOTE, /* subject namespace, value enum profile_note, res: for the log */
-	LANE_NVME_HEALTH, /* value 1 in service, 2 out: for the log and the status line; res the error */
+	/* value 1 in service, 2 out, 3 some devices out: for the log and the status line; res the error */
+	LANE_NVME_HEALTH,
 	LANE_GPU_HEALTH, /* the GPU has failed for good, res says why: for the log and the status line */
 };
 

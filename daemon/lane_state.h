@@ -10,6 +10,7 @@
  *	store.c		begin -> gather and encode -> place -> publish -> complete
  *	load.c		wait for the record -> decode into the engine's pages -> complete
  *	tier.c		room in the pool, spill, fetch
+ *	tier_log.c	the NVMe log: made, and told what is worth keeping
  *	tier_policy.c	which block goes first: what policy.c is told and asked
  *	tier_memory.c	making the host pool
  *	persist.c	what is written to NVMe beside the records, so that they are found again
@@ -40,7 +41,7 @@
 #include "daemon/index.h"
 #include "daemon/lane.h"
 #include "daemon/mailbox.h"
-#include "daemon/nvme_log.h"
+#include "daemon/nvme_set.h"
 #include "daemon/planner.h"
 #include "daemon/policy.h"
 #include "daemon/pool.h"
@@ -294,13 +295,14 @@ struct lane_evict {
 
 struct persist {
 	uint8_t meta_due; /* a block on its way needs a namespace or a profile that is not saved */
-	uint8_t dirty;	  /* the checkpoint is behind */
-	uint8_t stop_tried;
-	uint32_t meta_number; /* of the meta blob that was begun last */
-	uint32_t meta_done;   /* and of the last complete one */
-	uint64_t next_ns;     /* not looked at before */
-	uint64_t changed_ns;  /* when it last became dirtier */
-	uint64_t written_ns;  /* when the last checkpoint was begun */
+	uint8_t dirty;	  /* a bit for each log whose checkpoint is behind */
+	uint8_t stop_tried, stop_done;	   /* metas; checkpoints, a bit for each log */
+	uint8_t log;			   /* of the blob under way: which one it is for */
+	uint32_t meta_number;		   /* of the meta blob that was begun last */
+	uint32_t meta_done;		   /* and of the last complete one */
+	uint64_t next_ns;		   /* not looked at before */
+	uint64_t changed_ns;		   /* when it last became dirtier */
+	uint64_t written_ns[NVME_SET_MAX]; /* when its last checkpoint was begun */
 	/* of the blob under way */
 	uint32_t ns, slot; /* meta: which namespace, and 1 + which of its profiles; 0: itself */
 	struct ns_profile *profile; /* used while its parts are written */
@@ -359,7 +361,7 @@ struct lane {
 	struct index *index;
 	struct policy *policy; /* of all that is published */
 	struct pool *pool;
-	struct nvme_log *log; /* NULL: no tier */
+	struct nvme_set *log; /* NULL: no tier */
 	struct lane_restore restore;
 	struct persist persist;
 	uint32_t granule_bytes;
@@ -379,8 +381,8 @@ struct lane {
 	struct lane_nvme_op nvme_op[LANE_NVME_OPS];
 	struct lane_nvme_op *nvme_free;
 	unsigned spills_inflight, fetches_inflight;
-	int nvme_was_in_service;
-	int accepting; /* hysteresis of the pool */
+	int nvme_health; /* as the gauge */
+	int accepting;	 /* hysteresis of the pool */
 
 	struct pool *args;    /* argument memory of jobs and leases */
 	uint8_t *scratch;     /* SKVC_ABI_ARGS_BYTES_MAX: the list of the entry at hand */
@@ -566,8 +568,10 @@ void persist_spills(struct lane *lane,
 void persist_changed(struct lane *lane);    /* a block came to NVMe, or left it */
 struct record_header;
 void persist_name_parent(const struct lane *lane, uint32_t block, struct record_header *h);
-int persist_record_ok(const struct lane *lane, uint32_t block); /* fetched: is it the one? */
-int persist_keeps(const struct lane *lane);			/* is NVMe to be found again? */
+int persist_record_ok(const struct lane *lane, uint32_t block,
+		      const struct nvme_op *op); /* fetched by it: is it the one? */
+void persist_health_changed(struct lane *lane);	 /* of a device */
+int persist_keeps(const struct lane *lane);	 /* is NVMe to be found again? */
 unsigned persist_run(struct lane *lane);
 int persist_may_stop(struct lane *lane); /* the last checkpoint is written, or will not be */
 int persist_progresses(const struct lane *lane); /* at the stop: it is not a device that hangs */
@@ -608,6 +612,12 @@ void tier_policy_place(struct lane *lane, uint32_t block);	     /* it may lie el
 void tier_policy_settle(struct lane *lane, uint32_t block); /* its holders or children are others */
 void tier_policy_lets_go(struct lane *lane, uint32_t block); /* though recode holds it */
 void tier_policy_link(struct lane *lane, uint32_t block, uint32_t parent);
+
+void tier_op_put(struct lane *lane, struct lane_nvme_op *op);
+void tier_log_evicts(void *user, uint32_t block); /* the log gave its record up */
+
+/* tier_log.c */
+int tier_log_start(struct lane *lane, char *err, unsigned err_bytes);
 
 /* tier_gpu.c */
 int tier_gpu_start(struct lane *lane, char *err, unsigned err_bytes);

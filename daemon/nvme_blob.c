@@ -152,9 +152,8 @@ static int write_at(struct nvme_log *log, uint32_t off, uint32_t bytes)
 
 	w->op.done = op_done;
 	w->op.user = log;
-	r = uring_write(log->uring, &w->op, URING_BUF_NONE, w->out, bytes,
-			(uint64_t)w->segment * log->options.segment_bytes + off,
-			clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+	r = nvme_write(log, &w->op, URING_BUF_NONE, w->out, bytes,
+		       (uint64_t)w->segment * log->options.segment_bytes + off);
 	if (r == 0)
 		stats_add(log->stats, STAT_NVME_WRITTEN_BYTES, bytes);
 	return r;
@@ -164,7 +163,7 @@ static void flush(struct nvme_log *log)
 {
 	log->writer.op.done = op_done;
 	log->writer.op.user = log;
-	started(log, uring_sync(log->uring, &log->writer.op));
+	started(log, nvme_sync(log, &log->writer.op));
 }
 
 /* Another segment: 0, -EAGAIN, -EFBIG. */
@@ -305,7 +304,7 @@ void nvme_blob_tick(struct nvme_log *log)
 static uint64_t tail_now(const struct nvme_log *log)
 {
 	uint64_t tail = log->open != NVME_NONE ? log->segment[log->open].sequence
-					       : log->sequence + 1;
+					       : *log->sequence + 1;
 
 	for (uint32_t id = log->full_head; id != NVME_NONE; id = log->segment[id].next)
 		if (log->segment[id].ops && log->segment[id].sequence < tail)

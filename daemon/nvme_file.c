@@ -27,7 +27,9 @@
 #include "daemon/nvme_format.h"
 
 #define SUPERBLOCK_MAGIC 0x314c564e43564b53ull /* "SKVCNVL1" */
-#define SUPERBLOCK_VERSION NVME_FORMAT_VERSION
+#define SUPERBLOCK_VERSION 3u
+#define SUPERBLOCK_VERSION_ALONE \
+	2u			   /* before there were sets; what is in the segments is the same */
 #define SUPERBLOCK_COPY_OFF 16384u /* in the same I/O */
 #define SUPERBLOCK_IO_BYTES NVME_FILE_ALIGN_BYTES_MAX
 #define BLANK_BYTES (1u << 20) /* a device counts as blank when this much of it is zero */
@@ -42,12 +44,23 @@ struct superblock {
 	uint32_t header_bytes; /* NVME_FILE_HEADER_BYTES */
 	uint64_t bytes;
 	uint64_t segment_bytes;
-	uint64_t epoch;	  /* one more at every opening, from 1 */
+	uint64_t epoch;	  /* one more at every opening of the set, from 1 */
 	uint8_t uuid[16]; /* of this file, made with it */
+	uint8_t set[16];  /* of all files that it is used with, made with the first one */
+	uint32_t number;  /* which of them */
+	uint32_t count;
+	uint64_t present; /* the numbers of those that were there at this opening */
 	uint64_t xxh3;	  /* XXH3-64 of this struct with this field zero */
 };
 
-_Static_assert(sizeof(struct superblock) == 64, "superblock");
+/* Version 2: up to the uuid the same. */
+struct superblock_alone {
+	uint8_t same[offsetof(struct superblock, set)];
+	uint64_t xxh3;
+};
+
+_Static_assert(sizeof(struct superblock) == 96, "superblock");
+_Static_assert(sizeof(struct superblock_alone) == 64, "superblock of version 2");
 
 /* While opening. */
 struct opening {
@@ -55,10 +68,7 @@ struct opening {
 	struct nvme_file *file;
 	char *err;
 	unsigned err_bytes;
-	bool created; /* by us, just now */
-	bool device;  /* a block device */
-	bool ours;    /* has our superblock: sb */
-	uint64_t size_bytes;
+	bool ours; /* has our superblock: sb */
 	struct superblock sb;
 	uint8_t *buf; /* BLANK_BYTES, aligned; owned */
 };
@@ -81,6 +91,14 @@ __attribute__((format(printf, 3, 4))) static int say(struct opening *o, int r, c
 static uint64_t superblock_xxh3(const struct superblock *sb)
 {
 	struct superblock copy = *sb;
+
+	copy.xxh3 = 0;
+	return XXH3_64bits(&copy, sizeof(copy));
+}
+
+static uint64_t alone_xxh3(const struct superblock_alone *sb)
+{
+	struct superblock_alone copy = *sb;
 
 	copy.xxh3 = 0;
 	return XXH3_64bits(&copy, sizeof(copy));
@@ -127,7 +145,7 @@ static int open_fd(struct opening *o)
 	int fd;
 
 	fd = open_path(path, O_CREAT | O_EXCL);
-	o->created = fd >= 0;
+	o->file->created = fd >= 0;
 	if (fd != -EEXIST)
 		return fd;
 	if (stat(path, &st) < 0)
@@ -208,15 +226,15 @@ static int find_size(struct opening *o)
 
 	if (fstat(o->file->fd, &st) < 0)
 		return say(o, -errno, "cannot stat: %s", strerror(errno));
-	o->device = S_ISBLK(st.st_mode);
-	o->size_bytes = (uint64_t)st.st_size;
-	if (!o->device)
+	o->file->device = S_ISBLK(st.st_mode);
+	o->file->size_bytes = (uint64_t)st.st_size;
+	if (!o->file->device)
 		return 0;
-	if (ioctl(o->file->fd, BLKGETSIZE64, &o->size_bytes) < 0)
+	if (ioctl(o->file->fd, BLKGETSIZE64, &o->file->size_bytes) < 0)
 		return say(o, -errno, "cannot find the device's size: %s", strerror(errno));
-	if (o->size_bytes < o->options->bytes)
+	if (o->file->size_bytes < o->options->bytes)
 		return say(o, -ENOSPC, "the device has %llu bytes, %llu are configured",
-			   (unsigned long long)o->size_bytes,
+			   (unsigned long long)o->file->size_bytes,
 			   (unsigned long long)o->options->bytes);
 	return 0;
 }
@@ -229,10 +247,25 @@ static bool all_zero(const uint8_t *p, size_t bytes)
 	return true;
 }
 
-static bool is_valid(const struct superblock *sb)
+/* A whole superblock, of this version or the one before: as one of this version. */
+static bool take_superblock(const uint8_t *p, struct superblock *ret)
 {
-	return sb->magic == SUPERBLOCK_MAGIC && sb->version == SUPERBLOCK_VERSION &&
-	       sb->xxh3 == superblock_xxh3(sb);
+	struct superblock_alone alone;
+
+	memcpy(ret, p, sizeof(*ret));
+	if (ret->magic != SUPERBLOCK_MAGIC)
+		return false;
+	if (ret->version == SUPERBLOCK_VERSION)
+		return ret->xxh3 == superblock_xxh3(ret) && ret->count && ret->count <= 64 &&
+		       ret->number < ret->count;
+	if (ret->version != SUPERBLOCK_VERSION_ALONE)
+		return false;
+	memcpy(&alone, p, sizeof(alone));
+	memset((uint8_t *)ret + sizeof(alone.same), 0, sizeof(*ret) - sizeof(alone.same));
+	memcpy(ret->set, ret->uuid, sizeof(ret->set));
+	ret->count = 1;
+	ret->present = 1;
+	return alone.xxh3 == alone_xxh3(&alone);
 }
 
 /* It holds what may be wanted again: then it has to be as configured. */
@@ -248,20 +281,20 @@ static int check_sizes(struct opening *o)
 		   (unsigned long long)o->sb.bytes >> 10,
 		   (unsigned long long)o->sb.segment_bytes >> 10,
 		   (unsigned long long)c->bytes >> 10, (unsigned long long)c->segment_bytes >> 10,
-		   o->device ? "wipe its first MiB" : "remove the file");
+		   o->file->device ? "wipe its first MiB" : "remove the file");
 }
 
 /* Neither copy is whole: of another version, or damaged. */
 static int recognise_other(struct opening *o)
 {
-	const char *remedy = o->device ? "wipe its first MiB" : "remove the file";
+	const char *remedy = o->file->device ? "wipe its first MiB" : "remove the file";
 
 	if (o->sb.version > SUPERBLOCK_VERSION)
 		return say(o, -EEXIST,
 			   "made by a newer version (format %u, this is %u): use that, or %s to "
 			   "begin anew",
 			   o->sb.version, SUPERBLOCK_VERSION, remedy);
-	if (o->sb.version == SUPERBLOCK_VERSION && o->options->keep)
+	if (o->sb.version >= SUPERBLOCK_VERSION_ALONE && o->options->keep)
 		return say(o, -EEXIST, "its first block is damaged: %s to begin anew", remedy);
 	return 0; /* version 1 forgot all records at each opening */
 }
@@ -269,19 +302,21 @@ static int recognise_other(struct opening *o)
 /* Ours, blank, or somebody else's? */
 static int recognise(struct opening *o)
 {
-	const uint64_t look_bytes = o->device ? BLANK_BYTES : SUPERBLOCK_IO_BYTES;
+	const uint64_t look_bytes = o->file->device ? BLANK_BYTES : SUPERBLOCK_IO_BYTES;
 	struct superblock copy;
+	bool copy_ok;
 	ssize_t n;
 
 	memset(o->buf, 0, BLANK_BYTES);
 	n = pread(o->file->fd, o->buf, (size_t)look_bytes, 0);
 	if (n < 0)
 		return say(o, -errno, "cannot read its first block: %s", strerror(errno));
-	memcpy(&o->sb, o->buf, sizeof(o->sb));
-	memcpy(&copy, o->buf + SUPERBLOCK_COPY_OFF, sizeof(copy));
-	if (is_valid(&copy) && (!is_valid(&o->sb) || copy.epoch > o->sb.epoch))
+	o->ours = take_superblock(o->buf, &o->sb);
+	copy_ok = take_superblock(o->buf + SUPERBLOCK_COPY_OFF, &copy);
+	if (copy_ok && (!o->ours || copy.epoch > o->sb.epoch)) {
 		o->sb = copy;
-	o->ours = is_valid(&o->sb);
+		o->ours = true;
+	}
 	if (o->ours)
 		return check_sizes(o);
 	if (copy.magic == SUPERBLOCK_MAGIC && o->sb.magic != SUPERBLOCK_MAGIC)
@@ -290,9 +325,9 @@ static int recognise(struct opening *o)
 		return recognise_other(o);
 	/* Of a regular file, one zero block is what a power cut during its making may leave. */
 	if (all_zero(o->buf, (size_t)look_bytes) &&
-	    (o->device || o->size_bytes <= SUPERBLOCK_IO_BYTES))
+	    (o->file->device || o->file->size_bytes <= SUPERBLOCK_IO_BYTES))
 		return 0;
-	if (o->device)
+	if (o->file->device)
 		return say(o, -EEXIST,
 			   "the device holds something else; wipe its first MiB to give it up");
 	return say(o, -EEXIST, "the file holds something else; move it away or name another one");
@@ -301,35 +336,35 @@ static int recognise(struct opening *o)
 /* A log of which nothing is kept gets another identity each time: then no record of it passes. */
 static int make_identity(struct opening *o)
 {
-	struct superblock *sb = &o->sb;
-	uint64_t epoch = o->ours ? sb->epoch : 0;
+	uint8_t *uuid = o->file->uuid;
 
-	memset(sb, 0, sizeof(*sb));
-	sb->epoch = epoch;
-	if (getrandom(sb->uuid, sizeof(sb->uuid), 0) != (ssize_t)sizeof(sb->uuid))
+	if (getrandom(uuid, sizeof(o->file->uuid), 0) != (ssize_t)sizeof(o->file->uuid))
 		return say(o, -EIO, "no random numbers to be had");
-	sb->uuid[0] |= 1; /* the log's id, which is made of it, is not 0 */
+	uuid[0] |= 1; /* the log's id, which is made of it, is not 0 */
 	return 0;
 }
 
 static int write_superblock(struct opening *o)
 {
+	const struct nvme_member *m = &o->file->member;
 	struct superblock *sb = &o->sb;
 	ssize_t n;
 	int r;
 
-	o->file->fresh = !o->ours || !o->options->keep;
-	r = o->file->fresh ? make_identity(o) : 0;
-	if (r < 0)
-		return r;
-	sb->magic = SUPERBLOCK_MAGIC;
-	sb->version = SUPERBLOCK_VERSION;
-	sb->header_bytes = NVME_FILE_HEADER_BYTES;
-	sb->bytes = o->options->bytes;
-	sb->segment_bytes = o->options->segment_bytes;
-	sb->epoch++;
+	*sb = (struct superblock){
+		.magic = SUPERBLOCK_MAGIC,
+		.version = SUPERBLOCK_VERSION,
+		.header_bytes = NVME_FILE_HEADER_BYTES,
+		.bytes = o->options->bytes,
+		.segment_bytes = o->options->segment_bytes,
+		.epoch = m->epoch,
+		.number = m->number,
+		.count = m->count,
+		.present = m->present,
+	};
+	memcpy(sb->uuid, o->file->uuid, sizeof(sb->uuid));
+	memcpy(sb->set, m->set, sizeof(sb->set));
 	sb->xxh3 = superblock_xxh3(sb);
-
 	memset(o->buf, 0, SUPERBLOCK_IO_BYTES);
 	memcpy(o->buf, sb, sizeof(*sb));
 	memcpy(o->buf + SUPERBLOCK_COPY_OFF, sb, sizeof(*sb));
@@ -350,11 +385,11 @@ static int take_space(struct opening *o)
 {
 	const uint64_t bytes = o->options->bytes;
 
-	if (o->device)
+	if (o->file->device)
 		return 0;
 	if (fchmod(o->file->fd, 0600) < 0)
 		return say(o, -errno, "cannot make it private: %s", strerror(errno));
-	if (o->size_bytes > bytes && ftruncate(o->file->fd, (off_t)bytes) < 0)
+	if (o->file->size_bytes > bytes && ftruncate(o->file->fd, (off_t)bytes) < 0)
 		return say(o, -errno, "cannot shrink it: %s", strerror(errno));
 	if (fallocate(o->file->fd, 0, 0, (off_t)bytes) == 0)
 		return 0;
@@ -364,7 +399,7 @@ static int take_space(struct opening *o)
 		   strerror(errno));
 }
 
-static int prepare(struct opening *o)
+static int look(struct opening *o)
 {
 	int r;
 
@@ -378,15 +413,28 @@ static int prepare(struct opening *o)
 	if (r < 0)
 		return r;
 	r = recognise(o);
-	if (r < 0)
+	if (r < 0 || !o->ours)
 		return r;
-	r = write_superblock(o);
-	if (r < 0)
-		return r;
-	return take_space(o);
+	memcpy(o->file->uuid, o->sb.uuid, sizeof(o->file->uuid));
+	o->file->member = (struct nvme_member){ .number = o->sb.number,
+						.count = o->sb.count,
+						.present = o->sb.present,
+						.epoch = o->sb.epoch };
+	memcpy(o->file->member.set, o->sb.set, sizeof(o->sb.set));
+	return 0;
 }
 
-int nvme_file_open(const struct nvme_file_options *options, struct nvme_file *ret, char *err,
+void nvme_file_give_up(const struct nvme_file_options *options, struct nvme_file *file)
+{
+	if (file->fd < 0)
+		return;
+	if (file->created) /* not a full disk's worth of nothing */
+		(void)unlink(options->path);
+	(void)close(file->fd);
+	file->fd = -1;
+}
+
+int nvme_file_find(const struct nvme_file_options *options, struct nvme_file *ret, char *err,
 		   unsigned err_bytes)
 {
 	struct nvme_file file = { .fd = -1 };
@@ -400,18 +448,56 @@ int nvme_file_open(const struct nvme_file_options *options, struct nvme_file *re
 		return say(&o, -ENOMEM, "out of memory");
 	r = open_any(&o);
 	if (r == 0)
-		r = prepare(&o);
+		r = look(&o);
 	free(o.buf);
 	if (r == 0) {
 		*ret = file;
 		return 0;
 	}
-	if (file.fd >= 0) {
-		/* Not a full disk's worth of nothing; and only what nobody else can have meanwhile. */
-		if (o.created && r != -EBUSY)
-			(void)unlink(options->path);
-		(void)close(file.fd);
-	}
+	file.created &= r != -EBUSY; /* somebody else may have it meanwhile */
+	nvme_file_give_up(options, &file);
+	return r;
+}
+
+int nvme_file_claim(const struct nvme_file_options *options, struct nvme_file *file,
+		    const struct nvme_member *member, int forget, char *err, unsigned err_bytes)
+{
+	struct opening o = { .options = options, .file = file, .err = err, .err_bytes = err_bytes };
+	int r = 0;
+
+	o.buf = aligned_alloc(NVME_FILE_ALIGN_BYTES_MAX, BLANK_BYTES);
+	if (!o.buf)
+		r = say(&o, -ENOMEM, "out of memory");
+	file->fresh = !file->member.epoch || !options->keep || forget;
+	file->member = *member;
+	if (r == 0 && file->fresh)
+		r = make_identity(&o);
+	if (r == 0)
+		r = write_superblock(&o);
+	if (r == 0)
+		r = take_space(&o);
+	free(o.buf);
+	if (r < 0)
+		nvme_file_give_up(options, file);
+	return r;
+}
+
+int nvme_file_open(const struct nvme_file_options *options, struct nvme_file *ret, char *err,
+		   unsigned err_bytes)
+{
+	struct nvme_member member = { .count = 1, .present = 1 };
+	struct nvme_file file = { .fd = -1 };
+	int r = nvme_file_find(options, &file, err, err_bytes);
+
+	if (r < 0)
+		return r;
+	member.epoch = file.member.epoch + 1;
+	memcpy(member.set, file.member.set, sizeof(member.set));
+	if (!file.member.epoch && getrandom(member.set, sizeof(member.set), 0) < 0)
+		member.set[0] = 1; /* nobody is to be told from it */
+	r = nvme_file_claim(options, &file, &member, 0, err, err_bytes);
+	if (r == 0)
+		*ret = file;
 	return r;
 }
 

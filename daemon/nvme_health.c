@@ -32,7 +32,7 @@ void nvme_note_failure(struct nvme_log *log, int error)
 /* A device that does not answer is out before its operations end: they may not for a long time. */
 bool nvme_serves(struct nvme_log *log)
 {
-	if (log->in_service && uring_overdue(log->uring)) {
+	if (log->in_service && nvme_overdue(log)) {
 		log->error = -ETIMEDOUT;
 		go_out(log);
 	}
@@ -76,13 +76,12 @@ static void probe_end(struct nvme_log *log, int r)
 static void probe_done(struct uring_op *op, int32_t res)
 {
 	struct nvme_log *log = (struct nvme_log *)((char *)op - offsetof(struct nvme_log, probe));
-	uint64_t deadline_ns = clock_add_ns(clock_now_ns(), log->options.deadline_ns);
 	int r = res < 0 ? res : 0;
 
 	if (r == 0 && log->probe_state == PROBE_WRITING) {
 		memset(log->probe_buf, 0, log->file.align_bytes);
-		r = uring_read(log->uring, op, URING_BUF_NONE, log->probe_buf,
-			       log->file.align_bytes, NVME_FILE_PROBE_OFF, deadline_ns);
+		r = nvme_read(log, op, URING_BUF_NONE, log->probe_buf, log->file.align_bytes,
+			      NVME_FILE_PROBE_OFF);
 		log->probe_state = PROBE_READING;
 		if (r == 0)
 			return;
@@ -96,15 +95,14 @@ void nvme_health_tick(struct nvme_log *log, uint64_t now_ns)
 {
 	int r;
 
-	if (nvme_serves(log) || log->probe_state != PROBE_IDLE || uring_overdue(log->uring))
+	if (nvme_serves(log) || log->probe_state != PROBE_IDLE || nvme_overdue(log))
 		return;
 	if (now_ns < clock_add_ns(log->out_ns, log->options.retry_ns))
 		return;
 	probe_fill(log);
 	log->probe.done = probe_done;
-	r = uring_write(log->uring, &log->probe, URING_BUF_NONE, log->probe_buf,
-			log->file.align_bytes, NVME_FILE_PROBE_OFF,
-			clock_add_ns(now_ns, log->options.deadline_ns));
+	r = nvme_write(log, &log->probe, URING_BUF_NONE, log->probe_buf, log->file.align_bytes,
+		       NVME_FILE_PROBE_OFF);
 	if (r == 0)
 		log->probe_state = PROBE_WRITING;
 	nvme_gauges(log);
@@ -112,7 +110,7 @@ void nvme_health_tick(struct nvme_log *log, uint64_t now_ns)
 
 int nvme_log_in_service(const struct nvme_log *log)
 {
-	return log->in_service && !uring_overdue(log->uring);
+	return log->in_service && !nvme_overdue(log);
 }
 
 int nvme_log_error(const struct nvme_log *log)

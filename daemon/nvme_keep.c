@@ -18,11 +18,6 @@
 #define SYNC_NS 1000000000ull
 #define TOMBS_ROOM_MAX (1u << 20)
 
-static uint64_t deadline(const struct nvme_log *log)
-{
-	return clock_add_ns(clock_now_ns(), log->options.deadline_ns);
-}
-
 /* ---- segment headers ---- */
 
 static void header_done(struct uring_op *op, int32_t res)
@@ -85,8 +80,8 @@ int nvme_header_write(struct nvme_log *log, uint32_t segment)
 	memcpy(io->buf, &h, sizeof(h));
 	io->segment = segment;
 	io->op.done = header_done;
-	r = uring_write(log->uring, &io->op, URING_BUF_NONE, io->buf, log->file.align_bytes,
-			nvme_segment_off(log, segment), deadline(log));
+	r = nvme_write(log, &io->op, URING_BUF_NONE, io->buf, log->file.align_bytes,
+		       nvme_segment_off(log, segment));
 	if (r < 0)
 		return r;
 	io->busy = true;
@@ -171,9 +166,8 @@ static void tombs_write(struct nvme_log *log)
 	tombs_fill(log, n);
 	log->tombs_op.done = tombs_done;
 	log->tombs_op.user = log;
-	if (uring_write(log->uring, &log->tombs_op, URING_BUF_NONE, log->tombs_buf, align,
-			(uint64_t)log->open * log->options.segment_bytes + log->cursor,
-			deadline(log)) < 0)
+	if (nvme_write(log, &log->tombs_op, URING_BUF_NONE, log->tombs_buf, align,
+		       (uint64_t)log->open * log->options.segment_bytes + log->cursor) < 0)
 		return;
 	log->tombs_segment = log->open;
 	log->tombs_writing = n;
@@ -202,7 +196,7 @@ static void sync_start(struct nvme_log *log, uint64_t now_ns)
 {
 	log->sync_op.done = sync_done;
 	log->sync_op.user = log;
-	if (uring_sync(log->uring, &log->sync_op) < 0)
+	if (nvme_sync(log, &log->sync_op) < 0)
 		return;
 	log->others++;
 	log->syncing = true;
@@ -212,7 +206,7 @@ static void sync_start(struct nvme_log *log, uint64_t now_ns)
 
 void nvme_keep_tick(struct nvme_log *log, uint64_t now_ns)
 {
-	if (!log->in_service || uring_overdue(log->uring))
+	if (!log->in_service || nvme_overdue(log))
 		return;
 	if (log->tombs_count && !log->tombs_writing)
 		tombs_write(log);

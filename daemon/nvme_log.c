@@ -44,25 +44,37 @@ uint32_t nvme_segment_first(const struct nvme_log *log, uint32_t segment)
 
 void nvme_gauges(struct nvme_log *log)
 {
-	stats_set(log->stats, STAT_NVME_LIVE_BYTES, log->live_bytes);
-	stats_set(log->stats, STAT_NVME_INFLIGHT, nvme_log_inflight(log));
+	const uint64_t inflight = nvme_log_inflight(log);
+
+	/* Of several logs: each its part. */
+	stats_add(log->stats, STAT_NVME_LIVE_BYTES, log->live_bytes - log->told_live_bytes);
+	stats_add(log->stats, STAT_NVME_INFLIGHT, inflight - log->told_inflight);
+	log->told_live_bytes = log->live_bytes;
+	log->told_inflight = inflight;
 }
 
+/* By age: mostly it is the youngest. */
 void nvme_full_push(struct nvme_log *log, uint32_t id)
 {
 	struct segment *s = &log->segment[id];
+	uint32_t after = log->full_tail;
 
-	s->prev = log->full_tail;
-	s->next = NONE;
-	if (log->full_tail != NONE)
-		log->segment[log->full_tail].next = id;
-	else
+	while (after != NONE && log->segment[after].sequence > s->sequence)
+		after = log->segment[after].prev;
+	s->prev = after;
+	s->next = after == NONE ? log->full_head : log->segment[after].next;
+	if (after == NONE)
 		log->full_head = id;
-	log->full_tail = id;
+	else
+		log->segment[after].next = id;
+	if (s->next == NONE)
+		log->full_tail = id;
+	else
+		log->segment[s->next].prev = id;
 	s->state = SEGMENT_FULL;
 }
 
-static void full_remove(struct nvme_log *log, uint32_t id)
+void nvme_full_remove(struct nvme_log *log, uint32_t id)
 {
 	struct segment *s = &log->segment[id];
 
@@ -83,12 +95,17 @@ void nvme_free_push(struct nvme_log *log, uint32_t id)
 
 	assert(s->ops == 0 && s->blocks == 0);
 	s->state = SEGMENT_FREE;
-	s->next = log->free;
-	log->free = id;
+	s->next = NONE;
+	if (log->free == NONE)
+		log->free = id;
+	else
+		log->segment[log->free_tail].next = id;
+	log->free_tail = id;
+	log->free_count++;
 }
 
 /* What was forgotten would be found again after a crash, were its lists not there. */
-static bool lists_needed(const struct nvme_log *log, const struct segment *s)
+bool nvme_lists_needed(const struct nvme_log *log, const struct segment *s)
 {
 	return s->tombs && s->sequence >= log->blob[NVME_KIND_CHECKPOINT].tail;
 }
@@ -98,9 +115,9 @@ void nvme_segment_settle(struct nvme_log *log, uint32_t id)
 {
 	struct segment *s = &log->segment[id];
 
-	if (s->state != SEGMENT_FULL || s->ops || s->blocks || lists_needed(log, s))
+	if (s->state != SEGMENT_FULL || s->ops || s->blocks || nvme_lists_needed(log, s))
 		return;
-	full_remove(log, id);
+	nvme_full_remove(log, id);
 	nvme_free_push(log, id);
 	stats_add(log->stats, STAT_NVME_RECLAIMED_SEGMENTS, 1);
 }
@@ -135,7 +152,7 @@ void nvme_entry_held(struct nvme_log *log, uint32_t block)
 	log->live_bytes += (uint64_t)e->sectors * NVME_SECTOR_BYTES;
 }
 
-static void entry_unlink(struct nvme_log *log, uint32_t block)
+void nvme_entry_unlink(struct nvme_log *log, uint32_t block)
 {
 	struct entry *e = &log->entry[block];
 	struct segment *s = &log->segment[e->segment];
@@ -159,6 +176,13 @@ static void entry_unlink(struct nvme_log *log, uint32_t block)
 
 /* ---- segments ---- */
 
+double nvme_segment_harm(const struct nvme_log *log, uint32_t id)
+{
+	const struct segment *s = &log->segment[id];
+
+	return (double)s->live_bytes / (double)(*log->sequence + 1 - s->sequence);
+}
+
 /*
  * The one that is lost with the least harm: few live bytes, and old, which nobody has asked for in a long time;
  * of equals the oldest.  NONE: all have I/O in flight, or lists that are needed and must not go.
@@ -170,9 +194,9 @@ static uint32_t choose(const struct nvme_log *log, bool with_lists)
 
 	for (uint32_t id = log->full_head; id != NONE; id = log->segment[id].next) {
 		const struct segment *s = &log->segment[id];
-		double harm = (double)s->live_bytes / (double)(log->sequence + 1 - s->sequence);
+		double harm = nvme_segment_harm(log, id);
 
-		if (s->ops || (!with_lists && lists_needed(log, s)))
+		if (s->ops || (!with_lists && nvme_lists_needed(log, s)))
 			continue;
 		if (best == NONE || harm < best_harm) {
 			best = id;
@@ -180,6 +204,23 @@ static uint32_t choose(const struct nvme_log *log, bool with_lists)
 		}
 	}
 	return best;
+}
+
+void nvme_segment_give_up(struct nvme_log *log, uint32_t id)
+{
+	struct segment *s = &log->segment[id];
+	uint8_t state = s->state;
+
+	assert(s->ops == 0 && (state == SEGMENT_RECLAIMING || state == SEGMENT_CLEANING));
+	stats_add(log->stats, STAT_NVME_EVICTED_BYTES, s->live_bytes);
+	/* evict() may forget other blocks, of this segment too: take the head again each time. */
+	while (s->blocks) {
+		uint32_t block = s->head;
+
+		nvme_entry_unlink(log, block);
+		log->options.evict(log->options.user, block);
+		assert(s->state == state);
+	}
 }
 
 /* A full segment without I/O gives up what lives in it.  NONE: there is none. */
@@ -193,18 +234,10 @@ static uint32_t reclaim(struct nvme_log *log)
 	if (id == NONE)
 		return NONE;
 	s = &log->segment[id];
-	stats_add(log->stats, STAT_NVME_NOTES_LOST, lists_needed(log, s));
-	full_remove(log, id);
+	stats_add(log->stats, STAT_NVME_NOTES_LOST, nvme_lists_needed(log, s));
+	nvme_full_remove(log, id);
 	s->state = SEGMENT_RECLAIMING;
-	stats_add(log->stats, STAT_NVME_EVICTED_BYTES, s->live_bytes);
-	/* evict() may forget other blocks, of this segment too: take the head again each time. */
-	while (s->blocks) {
-		uint32_t block = s->head;
-
-		entry_unlink(log, block);
-		log->options.evict(log->options.user, block);
-		assert(s->state == SEGMENT_RECLAIMING);
-	}
+	nvme_segment_give_up(log, id);
 	stats_add(log->stats, STAT_NVME_RECLAIMED_SEGMENTS, 1);
 	return id;
 }
@@ -217,14 +250,16 @@ uint32_t nvme_segment_take(struct nvme_log *log, enum nvme_kind kind, uint64_t b
 
 	if (log->options.keep && !nvme_header_can(log)) /* before anything is given up for it */
 		return NONE;
-	if (id != NONE)
+	if (id != NONE) {
 		log->free = log->segment[id].next;
-	else
+		log->free_count--;
+	} else {
 		id = reclaim(log);
+	}
 	if (id == NONE)
 		return NONE;
 	s = &log->segment[id];
-	s->sequence = ++log->sequence;
+	s->sequence = ++*log->sequence;
 	s->kind = (uint8_t)kind;
 	s->blob = kind == NVME_KIND_DATA ? 0 : blob ? blob : s->sequence;
 	s->ordinal = ordinal;
@@ -263,6 +298,41 @@ int nvme_make_room(struct nvme_log *log, uint32_t bytes)
 
 /* ---- reads and writes ---- */
 
+int nvme_read(struct nvme_log *log, struct uring_op *op, unsigned buf_index, void *dst,
+	      uint32_t bytes, uint64_t off)
+{
+	op->file = log->file_index;
+	return uring_read(log->uring, op, buf_index, dst, bytes, off,
+			  clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+}
+
+int nvme_write(struct nvme_log *log, struct uring_op *op, unsigned buf_index, const void *src,
+	       uint32_t bytes, uint64_t off)
+{
+	op->file = log->file_index;
+	return uring_write(log->uring, op, buf_index, src, bytes, off,
+			   clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+}
+
+int nvme_sync(struct nvme_log *log, struct uring_op *op)
+{
+	op->file = log->file_index;
+	return uring_sync(log->uring, op);
+}
+
+bool nvme_overdue(const struct nvme_log *log)
+{
+	return uring_file_overdue(log->uring, log->file_index) != 0;
+}
+
+/* For a record.  With few free segments left it waits for the cleaner, rather than that all of one is given up. */
+static int record_room(struct nvme_log *log, uint32_t bytes)
+{
+	if (!nvme_log_fits(log, bytes) && !nvme_gc_spares(log))
+		return -EAGAIN;
+	return nvme_make_room(log, bytes);
+}
+
 int nvme_log_room(struct nvme_log *log, uint32_t bytes, uint64_t *ret_sequence)
 {
 	int r;
@@ -271,7 +341,7 @@ int nvme_log_room(struct nvme_log *log, uint32_t bytes, uint64_t *ret_sequence)
 		return -EIO;
 	if (bytes > nvme_log_record_bytes_max(log))
 		return -EFBIG;
-	r = nvme_make_room(log, bytes);
+	r = record_room(log, bytes);
 	if (r == 0)
 		*ret_sequence = log->segment[log->open].sequence;
 	return r;
@@ -290,6 +360,7 @@ static void op_begin(struct nvme_log *log, struct nvme_op *op, uint32_t block, b
 	op->log = log;
 	op->block = block;
 	op->segment = e->segment;
+	op->sequence = log->segment[e->segment].sequence;
 	op->off_sectors = e->off_sectors;
 	op->is_write = is_write;
 }
@@ -315,13 +386,14 @@ void nvme_op_end(struct nvme_log *log, struct nvme_op *op, int r)
 	struct segment *s = &log->segment[op->segment];
 
 	assert(s->ops > 0 && log->inflight > 0);
-	assert(s->state == SEGMENT_OPEN || s->state == SEGMENT_FULL);
+	assert(s->state == SEGMENT_OPEN || s->state == SEGMENT_FULL ||
+	       s->state == SEGMENT_CLEANING);
 	s->ops--;
 	log->inflight--;
 	if (r < 0) {
 		nvme_note_failure(log, r);
 		if (op->is_write && op_current(log, op))
-			entry_unlink(log, op->block);
+			nvme_entry_unlink(log, op->block);
 	} else {
 		log->errors = 0;
 		if (op->is_write && op_current(log, op))
@@ -369,21 +441,21 @@ int nvme_log_append(struct nvme_log *log, struct nvme_op *op, uint32_t block, un
 		return -EEXIST;
 	if (log->inflight >= log->options.queue_depth)
 		return -EAGAIN;
-	r = nvme_make_room(log, bytes);
+	r = record_room(log, bytes);
 	if (r < 0)
 		return r;
 
 	nvme_entry_link(log, block, log->open, log->cursor, bytes);
 	op_begin(log, op, block, true);
 	op->io.done = op_done;
-	r = uring_write(log->uring, &op->io, buf_index, buf, bytes, file_off(log, op),
-			clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+	r = nvme_write(log, &op->io, buf_index, buf, bytes, file_off(log, op));
 	if (r < 0) {
-		entry_unlink(log, block);
+		nvme_entry_unlink(log, block);
 		return r;
 	}
 	log->cursor += bytes;
 	stats_add(log->stats, STAT_NVME_WRITTEN_BYTES, bytes);
+	nvme_gc_appended(log, bytes);
 	op_started(log, op);
 	return 0;
 }
@@ -403,12 +475,23 @@ int nvme_log_read(struct nvme_log *log, struct nvme_op *op, uint32_t block, unsi
 		return -EAGAIN;
 	op_begin(log, op, block, false);
 	op->io.done = op_done;
-	r = uring_read(log->uring, &op->io, buf_index, buf, nvme_log_record_bytes(log, block),
-		       file_off(log, op), clock_add_ns(clock_now_ns(), log->options.deadline_ns));
+	r = nvme_read(log, &op->io, buf_index, buf, nvme_log_record_bytes(log, block),
+		      file_off(log, op));
 	if (r < 0)
 		return r;
 	op_started(log, op);
 	return 0;
+}
+
+int nvme_log_fits(const struct nvme_log *log, uint32_t bytes)
+{
+	return log->open != NONE && bytes <= log->options.segment_bytes - log->cursor;
+}
+
+int nvme_log_has(const struct nvme_log *log, uint32_t block)
+{
+	assert(block < log->options.blocks_max);
+	return log->entry[block].place != PLACE_NONE;
 }
 
 int nvme_log_holds(const struct nvme_log *log, uint32_t block)
@@ -455,15 +538,16 @@ void nvme_log_forget(struct nvme_log *log, uint32_t block)
 	if (log->entry[block].place == PLACE_NONE)
 		return;
 	segment = log->entry[block].segment;
+	nvme_gc_forgets(log, block);
 	nvme_tomb_add(log, &log->entry[block]);
-	entry_unlink(log, block);
+	nvme_entry_unlink(log, block);
 	nvme_segment_settle(log, segment);
 	nvme_gauges(log);
 }
 
 /* ---- opening and closing ---- */
 
-static int check_options(const struct nvme_log_options *o)
+int nvme_log_check(const struct nvme_log_options *o)
 {
 	if (o->segment_bytes < SEGMENT_BYTES_MIN || o->segment_bytes > SEGMENT_BYTES_MAX ||
 	    (o->segment_bytes & (o->segment_bytes - 1)))
@@ -479,6 +563,7 @@ static int check_options(const struct nvme_log_options *o)
 static int make_tables(struct nvme_log *log)
 {
 	void *p;
+	int r;
 
 	log->segments = (uint32_t)(log->options.bytes / log->options.segment_bytes);
 	log->segment = calloc(log->segments, sizeof(*log->segment));
@@ -492,18 +577,22 @@ static int make_tables(struct nvme_log *log)
 		return -errno;
 	log->entry = p;
 	(void)madvise(p, log->entry_bytes, MADV_HUGEPAGE);
-	log->free = log->open = log->full_head = log->full_tail = NONE;
+	log->free = log->free_tail = log->open = log->full_head = log->full_tail = NONE;
 	for (unsigned i = 0; i < NVME_KIND_COUNT; i++)
 		log->blob[i].head = NONE;
-	for (uint32_t i = log->segments; i-- > 0;)
+	for (uint32_t i = 0; i < log->segments; i++)
 		nvme_free_push(log, i);
 	/* An opening has 2^32 of them, and shares none with another one. */
-	log->sequence = log->file.epoch << 32;
-	return nvme_keep_start(log);
+	log->sequence = log->options.sequence ? log->options.sequence : &log->own_sequence;
+	if (*log->sequence < log->file.epoch << 32)
+		*log->sequence = log->file.epoch << 32;
+	r = nvme_keep_start(log);
+	return r < 0 ? r : nvme_gc_start(log);
 }
 
 static void destroy(struct nvme_log *log)
 {
+	nvme_gc_stop(log);
 	nvme_blob_stop(log);
 	nvme_keep_stop(log);
 	nvme_file_close(&log->file);
@@ -512,6 +601,45 @@ static void destroy(struct nvme_log *log)
 	free(log->segment);
 	free(log->probe_buf);
 	free(log);
+}
+
+int nvme_log_open_file(const struct nvme_log_options *options, struct nvme_file *file,
+		       struct uring *uring, struct stats *stats, struct nvme_log **ret_log,
+		       char *err, unsigned err_bytes)
+{
+	struct nvme_log *log = calloc(1, sizeof(*log));
+	int r = -ENOMEM;
+
+	if (!log) {
+		(void)snprintf(err, err_bytes, "NVMe log: out of memory");
+		nvme_file_close(file);
+		return r;
+	}
+	log->options = *options;
+	log->options.path = NULL;
+	log->uring = uring;
+	log->stats = stats;
+	log->file = *file;
+	r = make_tables(log);
+	if (r < 0) {
+		(void)snprintf(err, err_bytes, "NVMe log: out of memory");
+		goto fail;
+	}
+	r = uring_register_file(uring, log->file.fd);
+	if (r < 0) {
+		(void)snprintf(err, err_bytes, "NVMe log: %s (%s)", uring_hint(r), strerror(-r));
+		goto fail;
+	}
+	log->file_index = (uint8_t)r;
+	log->in_service = true;
+	stats_add(stats, STAT_NVME_BYTES, options->bytes);
+	stats_set(stats, STAT_NVME_HEALTH, 1);
+	nvme_gauges(log);
+	*ret_log = log;
+	return 0;
+fail:
+	destroy(log);
+	return r;
 }
 
 int nvme_log_open(const struct nvme_log_options *options, struct uring *uring, struct stats *stats,
@@ -524,46 +652,17 @@ int nvme_log_open(const struct nvme_log_options *options, struct uring *uring, s
 		.allow_buffered = options->allow_buffered,
 		.keep = options->keep,
 	};
-	struct nvme_log *log;
-	int r;
+	struct nvme_file file;
+	int r = nvme_log_check(options);
 
-	r = check_options(options);
 	if (r < 0) {
 		(void)snprintf(err, err_bytes, "NVMe log: sizes do not fit together");
 		return r;
 	}
-	log = calloc(1, sizeof(*log));
-	if (!log) {
-		(void)snprintf(err, err_bytes, "NVMe log: out of memory");
-		return -ENOMEM;
-	}
-	log->options = *options;
-	log->options.path = NULL;
-	log->uring = uring;
-	log->stats = stats;
-	log->file.fd = -1;
-	r = nvme_file_open(&file_options, &log->file, err, err_bytes);
+	r = nvme_file_open(&file_options, &file, err, err_bytes);
 	if (r < 0)
-		goto fail;
-	r = make_tables(log);
-	if (r < 0) {
-		(void)snprintf(err, err_bytes, "NVMe log: out of memory");
-		goto fail;
-	}
-	r = uring_register_file(uring, log->file.fd);
-	if (r < 0) {
-		(void)snprintf(err, err_bytes, "NVMe log: %s (%s)", uring_hint(r), strerror(-r));
-		goto fail;
-	}
-	log->in_service = true;
-	stats_set(stats, STAT_NVME_BYTES, options->bytes);
-	stats_set(stats, STAT_NVME_HEALTH, 1);
-	nvme_gauges(log);
-	*ret_log = log;
-	return 0;
-fail:
-	destroy(log);
-	return r;
+		return r;
+	return nvme_log_open_file(options, &file, uring, stats, ret_log, err, err_bytes);
 }
 
 struct nvme_log *nvme_log_close(struct nvme_log *log)
@@ -571,6 +670,9 @@ struct nvme_log *nvme_log_close(struct nvme_log *log)
 	if (!log)
 		return NULL;
 	assert(log->inflight == 0 && log->others == 0 && log->probe_state == PROBE_IDLE);
+	log->live_bytes = 0;
+	nvme_gauges(log);
+	stats_sub(log->stats, STAT_NVME_BYTES, log->options.bytes);
 	stats_set(log->stats, STAT_NVME_HEALTH, 0);
 	destroy(log);
 	return NULL;
@@ -579,6 +681,11 @@ struct nvme_log *nvme_log_close(struct nvme_log *log)
 uint32_t nvme_log_align_bytes(const struct nvme_log *log)
 {
 	return log->file.align_bytes;
+}
+
+uint64_t nvme_log_bytes(const struct nvme_log *log)
+{
+	return log->options.bytes;
 }
 
 uint64_t nvme_log_epoch(const struct nvme_log *log)
@@ -594,10 +701,12 @@ uint64_t nvme_log_id(const struct nvme_log *log)
 void nvme_log_tick(struct nvme_log *log, uint64_t now_ns)
 {
 	nvme_health_tick(log, now_ns);
-	if (!log->options.keep)
-		return;
-	nvme_keep_tick(log, now_ns);
-	nvme_blob_tick(log);
+	nvme_gc_tick(log);
+	if (log->options.keep) {
+		nvme_keep_tick(log, now_ns);
+		nvme_blob_tick(log);
+	}
+	nvme_gauges(log);
 }
 
 int nvme_log_direct(const struct nvme_log *log)

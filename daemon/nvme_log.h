@@ -2,8 +2,9 @@
 /*
  * nvme_log.h - the NVMe tier: records appended to segments of one preallocated file (O_DIRECT).  Knows
  * block ids and byte ranges, not what a record means (record.h does), nor when to spill or what to evict.
- * When no segment is free, one with little that lives in it, and old, is reclaimed: its live records are given
- * up through `evict`.  Bounded size always.  Lane-only.
+ * When few segments are free, one with little that lives in it, and old, is taken back: of its live records those
+ * that are worth it are copied to the head (nvme_gc.c), the others are given up through `evict`.  Bounded size
+ * always, and so are the copies.  Lane-only.
  *
  * With `keep`, what a file holds is found again when it is opened: nvme_recover.h.  What that promises:
  *	- the process was killed: each record whose done() said 0
@@ -12,8 +13,9 @@
  *	- what was forgotten stays so from the next turns of the loop on (a list of it is written), by the same rules
  * Without `keep` the file gets another identity, and what it held is forgotten.
  *
- * Counted here: NVME_ERRORS, NVME_RECLAIMED_SEGMENTS, NVME_WRITTEN_BYTES, NVME_EVICTED_BYTES, NVME_BYTES,
- * _LIVE_BYTES, _HEALTH and _INFLIGHT; what was spilled and fetched is counted by whoever decides that.
+ * Counted here: NVME_ERRORS, NVME_RECLAIMED_SEGMENTS, NVME_WRITTEN_BYTES, NVME_EVICTED_BYTES, NVME_COPIED_*,
+ * NVME_WRITE_AMPLIFICATION, NVME_BYTES, _LIVE_BYTES, _HEALTH and _INFLIGHT; what was spilled and fetched is counted
+ * by whoever decides that.
  */
 #ifndef SKVCD_DAEMON_NVME_LOG_H
 #define SKVCD_DAEMON_NVME_LOG_H
@@ -26,6 +28,7 @@
 #define NVME_LOG_SEGMENTS_MIN 2u
 #define NVME_LOG_ERRORS_MAX 3u /* failures in a row that take the tier out of service */
 
+struct nvme_file;
 struct nvme_log;
 
 struct nvme_log_options {
@@ -38,10 +41,14 @@ struct nvme_log_options {
 	uint32_t blocks_max; /* block ids are < this */
 	int allow_buffered;  /* tests: go on without O_DIRECT where the filesystem has none */
 	int keep;	     /* see above */
-	void (*evict)(void *user,
-		      uint32_t block); /* the log no longer holds this block; may be called
-							 * from append only; must not call the log for `block`,
-							 * nor append; may forget others */
+	uint64_t *sequence;  /* shared by the logs of a set; NULL: its own */
+	/* Of the records appended, so many percent of the bytes may be copied; 0: nothing is. */
+	uint32_t copy_percent;
+	/* Is its record worth a copy?  NULL: none is.  From append and tick, as evict and moved. */
+	int (*keeps)(void *user, uint32_t block);
+	void (*moved)(void *user, uint32_t block); /* it was copied: its place is another one */
+	/* The log no longer holds this block.  Must not call the log for it, nor append; may forget others. */
+	void (*evict)(void *user, uint32_t block);
 	void *user;
 };
 
@@ -53,18 +60,26 @@ struct nvme_op {
 	uint32_t block;
 	uint32_t segment;
 	uint32_t off_sectors;
+	uint64_t sequence; /* of that segment: the block may have moved since */
 	uint8_t is_write;
 	struct nvme_op *next; /* the log's own */
 	void *user;
 };
 
+/* 0; -EINVAL: they do not fit together. */
+int nvme_log_check(const struct nvme_log_options *options);
 /* Opens or creates, fallocates, takes an exclusive lock (-EBUSY: another daemon's), finds the alignment,
  * registers the file with the ring.  -errno with one line in err.  A file that holds something else is
  * left alone: -EEXIST. */
 int nvme_log_open(const struct nvme_log_options *options, struct uring *uring, struct stats *stats,
 		  struct nvme_log **ret_log, char *err, unsigned err_bytes);
+/* The same, with a file that was found and claimed: taken over, also on failure.  path is not looked at. */
+int nvme_log_open_file(const struct nvme_log_options *options, struct nvme_file *file,
+		       struct uring *uring, struct stats *stats, struct nvme_log **ret_log,
+		       char *err, unsigned err_bytes);
 struct nvme_log *nvme_log_close(struct nvme_log *log);	   /* nothing may be in flight */
 uint32_t nvme_log_align_bytes(const struct nvme_log *log); /* of memory, offset and length */
+uint64_t nvme_log_bytes(const struct nvme_log *log);	   /* of the file */
 uint64_t nvme_log_epoch(const struct nvme_log *log);	   /* of this opening; never 0 */
 uint64_t nvme_log_id(const struct nvme_log *log); /* of the file; for the records; never 0 */
 int nvme_log_direct(const struct nvme_log *log);  /* 0: through the page cache (allow_buffered) */
@@ -89,6 +104,9 @@ int nvme_log_append(struct nvme_log *log, struct nvme_op *op, uint32_t block, un
  */
 int nvme_log_read(struct nvme_log *log, struct nvme_op *op, uint32_t block, unsigned buf_index,
 		  void *buf);
+/* Does the next record of this length go behind the last one? */
+int nvme_log_fits(const struct nvme_log *log, uint32_t bytes);
+int nvme_log_has(const struct nvme_log *log, uint32_t block);	/* a copy, or is getting one */
 int nvme_log_holds(const struct nvme_log *log, uint32_t block); /* written; the host copy may go */
 uint32_t nvme_log_record_bytes(const struct nvme_log *log,
 			       uint32_t block);		    /* aligned; 0: not held */
@@ -104,6 +122,11 @@ struct nvme_place {
 };
 int nvme_log_place(const struct nvme_log *log, uint32_t block,
 		   struct nvme_place *ret); /* -ENOENT */
+/*
+ * From the callbacks of nvme_recover.h: the block's record lies there.  0; -ESTALE: that segment has been used again
+ * since; -EBADMSG: this is no place for a record; -EEXIST: the block has one.
+ */
+int nvme_log_restore(struct nvme_log *log, uint32_t block, const struct nvme_place *place);
 
 /* ---- blobs: streams that are found again whole, or the one before, or not at all ---- */
 

@@ -106,7 +106,7 @@ static bool header_ok(const struct nvme_log *log, uint32_t id, const struct nvme
 	return h->magic == NVME_SEGMENT_MAGIC && h->version == NVME_FORMAT_VERSION &&
 	       h->xxh3 == nvme_format_xxh3(h, sizeof(*h)) && h->log_id == log->file.log_id &&
 	       h->segment == id && h->kind >= NVME_KIND_DATA && h->kind < NVME_KIND_COUNT &&
-	       h->sequence && h->sequence <= log->sequence;
+	       h->sequence && h->sequence <= *log->sequence;
 }
 
 struct header_read {
@@ -175,7 +175,7 @@ static int read_headers(struct reading *rd)
 	}
 	if (r == 0)
 		r = uring_register_file(u, rd->log->file.fd);
-	if (r == 0)
+	if (r >= 0)
 		r = read_all_headers(rd, u, hr);
 	u = uring_free(u);
 	free(hr);
@@ -540,20 +540,32 @@ static uint32_t sort_data(struct reading *rd)
 	return n;
 }
 
+/* The oldest are used first: what was copied out of them must not outlive its copy (nvme_gc.c). */
+static void put_free(struct reading *rd, uint32_t data_count)
+{
+	struct nvme_log *log = rd->log;
+
+	for (uint32_t i = 0; i < data_count; i++)
+		if (log->segment[rd->order[i]].state == SEGMENT_FREE)
+			nvme_free_push(log, rd->order[i]);
+	for (uint32_t i = 0; i < log->segments; i++)
+		if (log->segment[i].state == SEGMENT_FREE && log->segment[i].kind != NVME_KIND_DATA)
+			nvme_free_push(log, i);
+}
+
 static void put_on_lists(struct reading *rd, uint32_t data_count)
 {
 	struct nvme_log *log = rd->log;
 
-	log->free = log->full_head = log->full_tail = NVME_NONE;
+	log->free = log->free_tail = log->full_head = log->full_tail = NVME_NONE;
+	log->free_count = 0;
 	for (uint32_t i = 0; i < data_count; i++) {
 		struct segment *s = &log->segment[rd->order[i]];
 
 		if (s->blocks || s->tombs)
 			nvme_full_push(log, rd->order[i]);
 	}
-	for (uint32_t i = log->segments; i-- > 0;)
-		if (log->segment[i].state == SEGMENT_FREE)
-			nvme_free_push(log, i);
+	put_free(rd, data_count);
 	nvme_gauges(log);
 }
 

@@ -40,11 +40,6 @@ struct nvme_recovered {
 int nvme_log_recover(struct nvme_log *log, const struct nvme_recover_ops *ops,
 		     struct nvme_recovered *ret);
 
-/*
- * From these callbacks: the block's record lies there.  0; -ESTALE: that segment has been used again since;
- * -EBADMSG: this is no place for a record; -EEXIST: the block has one.
- */
-int nvme_log_restore(struct nvme_log *log, uint32_t block, const struct nvme_place *place);
 /* Which will need these soon: for many of them step 0, then step 1. */
 void nvme_log_prefetch(const struct nvme_log *log, uint32_t segment, unsigned step);
 

@@ -4,6 +4,7 @@
  *
  *	nvme_log.c	segments, the records in them, reads and writes; open and close
  *	nvme_health.c	what failed, out of service and back
+ *	nvme_gc.c	segments taken back, what is worth it copied first
  *	nvme_keep.c	what makes records last: segment headers, lists of what was forgotten, flushes
  *	nvme_blob.c	writes a stream (checkpoint, meta) into segments of its own
  *	nvme_recover.c	reads all of that when the file is opened again
@@ -42,10 +43,18 @@ _Static_assert(sizeof(struct entry) <= 24, "memory per block id");
  *	OPEN -> FULL	a record did not fit any more, or its header could not be written
  *	FULL -> FREE	nothing in it lives, nothing is in flight, and no list in it is needed
  *	FULL -> RECLAIMING -> OPEN, BLOB	chosen, and what lived in it is given up
+ *	FULL -> CLEANING -> FREE	what is worth it is copied first (nvme_gc.c)
  *	FREE -> BLOB	a blob goes on in it
  *	BLOB -> FREE	another blob has taken that one's place, or it was given up
  */
-enum segment_state { SEGMENT_FREE, SEGMENT_OPEN, SEGMENT_FULL, SEGMENT_RECLAIMING, SEGMENT_BLOB };
+enum segment_state {
+	SEGMENT_FREE,
+	SEGMENT_OPEN,
+	SEGMENT_FULL,
+	SEGMENT_RECLAIMING,
+	SEGMENT_CLEANING,
+	SEGMENT_BLOB
+};
 
 enum segment_header { HEADER_WRITTEN, HEADER_PENDING, HEADER_FAILED };
 
@@ -109,16 +118,57 @@ struct blob_writer {
 	void *zstd;	    /* owned ZSTD_CCtx */
 };
 
+#define NVME_GC_COPIES 8u
+
+/*
+ *	IDLE -> READ		a block is worth it
+ *	READ -> READY		its record is here, and whole
+ *	READY -> WRITE		there is room for it
+ *	WRITE -> WRITTEN	and the header of that segment may not be yet
+ *	WRITTEN -> READY	it failed, and is tried again
+ *	any -> IDLE		done, or given up
+ */
+enum copy_step { COPY_IDLE, COPY_READ, COPY_READY, COPY_WRITE, COPY_WRITTEN };
+
+struct gc_copy {
+	struct uring_op op; /* first */
+	struct nvme_log *log;
+	enum copy_step step;
+	bool failed; /* WRITTEN */
+	unsigned tries;
+	uint32_t block, bytes;
+	uint32_t from, off_sectors; /* where it lies */
+	uint32_t to,
+		to_sectors; /* WRITE, WRITTEN: where its copy will; a count in that one's ops */
+	uint8_t *buf;	    /* owned; grows with what comes */
+	uint32_t buf_bytes;
+};
+
+enum gc_step { GC_IDLE, GC_COPY, GC_FLUSH };
+
+struct nvme_gc {
+	enum gc_step step;
+	uint32_t segment; /* that is taken back, or NVME_NONE */
+	uint32_t *block;  /* owned; [room]: what is to be copied; NULL: nothing ever is */
+	uint32_t room, count, next;
+	uint64_t allowance_bytes; /* so much may be copied now */
+	bool copied, flushing;	  /* something was that no flush covers */
+	struct uring_op sync_op;
+	struct gc_copy copy[NVME_GC_COPIES];
+};
+
 struct nvme_log {
 	struct nvme_log_options options; /* path is not kept */
 	struct nvme_file file;		 /* owned */
 	struct uring *uring;		 /* borrowed until closed */
+	uint8_t file_index;		 /* of its file there */
 	struct stats *stats;		 /* borrowed until closed */
 	struct entry *entry;		 /* owned; mapped, touched as used */
 	size_t entry_bytes;
 	struct segment *segment; /* owned */
 	uint32_t segments;
-	uint32_t free;		       /* list of free segments */
+	uint32_t free, free_tail; /* list of free segments: the first is used next */
+	uint32_t free_count;
 	uint32_t full_head, full_tail; /* oldest first */
 	uint32_t open;		       /* or NVME_NONE */
 	uint32_t cursor;	       /* in it */
@@ -126,7 +176,9 @@ struct nvme_log {
 	uint32_t others;	       /* headers, lists, pieces and flushes in flight */
 	uint32_t held_count;
 	uint64_t live_bytes; /* HELD */
-	uint64_t sequence;   /* of the last use of a segment */
+	uint64_t *sequence;  /* borrowed or own: of the last use of a segment */
+	uint64_t own_sequence;
+	uint64_t told_live_bytes, told_inflight; /* what of the gauges is this log's */
 
 	bool in_service;
 	uint32_t errors; /* in a row */
@@ -147,18 +199,29 @@ struct nvme_log {
 	bool syncing;
 	bool unsynced;	  /* something was written since the last flush began */
 	uint64_t sync_ns; /* when that was */
+	struct nvme_gc gc;
 	struct blob_writer writer;
 	struct blob_list blob[NVME_KIND_COUNT];
 	bool closing; /* what is forgotten now stays on the device */
 };
 
 /* nvme_log.c */
+int nvme_read(struct nvme_log *log, struct uring_op *op, unsigned buf_index, void *dst,
+	      uint32_t bytes, uint64_t off);
+int nvme_write(struct nvme_log *log, struct uring_op *op, unsigned buf_index, const void *src,
+	       uint32_t bytes, uint64_t off);
+int nvme_sync(struct nvme_log *log, struct uring_op *op);
+bool nvme_overdue(const struct nvme_log *log);
 uint32_t nvme_segment_first(const struct nvme_log *log, uint32_t segment); /* behind its header */
 uint64_t nvme_segment_off(const struct nvme_log *log, uint32_t segment);   /* in the file */
 void nvme_gauges(struct nvme_log *log);
 void nvme_full_push(struct nvme_log *log, uint32_t id);
+void nvme_full_remove(struct nvme_log *log, uint32_t id);
 void nvme_free_push(struct nvme_log *log, uint32_t id);
 void nvme_segment_settle(struct nvme_log *log, uint32_t id);
+void nvme_segment_give_up(struct nvme_log *log, uint32_t id);	   /* what lives in it */
+double nvme_segment_harm(const struct nvme_log *log, uint32_t id); /* of giving it up */
+bool nvme_lists_needed(const struct nvme_log *log, const struct segment *s);
 /* A segment for this kind, its header on the way: NVME_NONE when none can be had now. */
 uint32_t nvme_segment_take(struct nvme_log *log, enum nvme_kind kind, uint64_t blob,
 			   uint32_t ordinal);
@@ -168,6 +231,15 @@ void nvme_op_end(struct nvme_log *log, struct nvme_op *op, int r);
 void nvme_entry_link(struct nvme_log *log, uint32_t block, uint32_t segment, uint32_t off,
 		     uint32_t bytes);
 void nvme_entry_held(struct nvme_log *log, uint32_t block);
+void nvme_entry_unlink(struct nvme_log *log, uint32_t block);
+
+/* nvme_gc.c */
+int nvme_gc_start(struct nvme_log *log);
+void nvme_gc_stop(struct nvme_log *log);
+void nvme_gc_tick(struct nvme_log *log);
+bool nvme_gc_spares(struct nvme_log *log); /* a segment, for a record? */
+void nvme_gc_appended(struct nvme_log *log, uint32_t bytes);
+void nvme_gc_forgets(struct nvme_log *log, uint32_t block); /* is about to be forgotten */
 
 /* nvme_health.c */
 void nvme_note_failure(struct nvme_log *log, int error);

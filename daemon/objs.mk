@@ -8,6 +8,7 @@ DAEMON_SRCS := \
 	daemon/client_gpu.c \
 	daemon/client_request.c \
 	daemon/config.c \
+	daemon/config_nvme.c \
 	daemon/config_table.c \
 	daemon/control.c \
 	daemon/evict.c \
@@ -30,10 +31,12 @@ DAEMON_SRCS := \
 	daemon/models.c \
 	daemon/nvme_blob.c \
 	daemon/nvme_file.c \
+	daemon/nvme_gc.c \
 	daemon/nvme_health.c \
 	daemon/nvme_keep.c \
 	daemon/nvme_log.c \
 	daemon/nvme_recover.c \
+	daemon/nvme_set.c \
 	daemon/persist.c \
 	daemon/placement.c \
 	daemon/plan.c \
@@ -60,6 +63,7 @@ DAEMON_SRCS := \
 	daemon/store.c \
 	daemon/tier.c \
 	daemon/tier_gpu.c \
+	daemon/tier_log.c \
 	daemon/tier_memory.c \
 	daemon/tier_policy.c \
 	daemon/uring.c \

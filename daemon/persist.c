@@ -45,7 +45,7 @@ void persist_spills(struct lane *lane, const struct block *b)
 
 void persist_changed(struct lane *lane)
 {
-	lane->persist.dirty = 1;
+	lane->persist.dirty = UINT8_MAX;
 	lane->persist.changed_ns = lane->now_ns;
 }
 
@@ -68,14 +68,14 @@ void persist_name_parent(const struct lane *lane, uint32_t id, struct record_hea
 }
 
 /* It was read into the block's slot: is it what the index says? */
-int persist_record_ok(const struct lane *lane, uint32_t id)
+int persist_record_ok(const struct lane *lane, uint32_t id, const struct nvme_op *op)
 {
 	const struct block *b = index_block(lane->index, id);
 	const struct namespace *ns = lane->ns[b->ns];
 	struct record_header expect = {
 		.raw_xxh3 = b->raw_xxh3,
-		.log_id = nvme_log_id(lane->log),
-		.sequence = nvme_log_sequence(lane->log, id),
+		.log_id = nvme_log_id(op->log),
+		.sequence = op->sequence, /* it may have moved since */
 		.group = b->group,
 		.key_len = b->key_len,
 		.raw_bytes = ns->geom.raw_bytes,
@@ -229,31 +229,55 @@ static void over(struct lane *lane, int res)
 		s->next_ns = lane->now_ns + RETRY_NS;
 }
 
+static void meta_start_next(struct lane *lane);
+
 static void meta_done(void *user, int res)
 {
 	struct lane *lane = user;
+	struct persist *s = &lane->persist;
 
 	over(lane, res);
-	if (res < 0)
-		lane->persist.meta_due = 1;
-	else
-		lane->persist.meta_done = lane->persist.meta_number;
+	if (res < 0) {
+		s->meta_due = 1;
+		return;
+	}
+	s->log++;
+	meta_start_next(lane);
 }
 
-static int start_meta(struct lane *lane)
+/* The same to each log that takes it; one that is out of service gets all of it when it is back. */
+static void meta_start_next(struct lane *lane)
 {
 	const struct nvme_blob_source source = { .next = next_meta,
 						 .done = meta_done,
 						 .user = lane };
 	struct persist *s = &lane->persist;
-	int r = nvme_log_blob_start(lane->log, NVME_BLOB_META, &source);
 
-	if (r < 0)
-		return r;
+	s->ns = s->slot = 0;
+	for (; s->log < nvme_set_logs(lane->log); s->log++) {
+		struct nvme_log *log = nvme_set_log(lane->log, s->log);
+
+		if (nvme_log_in_service(log) &&
+		    nvme_log_blob_start(log, NVME_BLOB_META, &source) == 0)
+			return;
+	}
+	s->meta_done = s->meta_number;
+}
+
+static int start_meta(struct lane *lane)
+{
+	struct persist *s = &lane->persist;
+
 	s->meta_number++;
 	s->meta_due = 0;
-	s->ns = s->slot = 0;
-	return 0;
+	s->log = 0;
+	meta_start_next(lane);
+	return nvme_set_blob_busy(lane->log) ? 0 : -ENOTSUP;
+}
+
+void persist_health_changed(struct lane *lane)
+{
+	lane->persist.meta_due |= lane->persist.meta_number != 0;
 }
 
 /* ---- checkpoint ---- */
@@ -263,12 +287,14 @@ static uint32_t collect(struct lane *lane, uint32_t max, uint32_t tables_max, ui
 			uint32_t *tables, uint32_t *ret_tables)
 {
 	struct persist *s = &lane->persist;
+	const struct nvme_log *log = nvme_set_log(lane->log, s->log);
 	uint32_t end = index_end(lane->index), n = 0, t, count = 0;
 
 	for (unsigned seen = 0; s->cursor < end && n < max && seen < SCAN_MAX; seen++) {
 		const struct block *b = index_block(lane->index, s->cursor);
 
-		if (!(b->flags & BLOCK_CLEAN) || !nvme_log_holds(lane->log, s->cursor)) {
+		if (!(b->flags & BLOCK_CLEAN) || nvme_set_log_of(lane->log, s->cursor) != log ||
+		    !nvme_log_holds(log, s->cursor)) {
 			s->cursor++;
 			continue;
 		}
@@ -314,7 +340,7 @@ static void put_block(const struct lane *lane, uint32_t id, uint8_t table, uint8
 				  (b->model ? PERSIST_MODEL : 0) | (b->layer ? PERSIST_LAYER : 0));
 	struct nvme_place place;
 
-	(void)nvme_log_place(lane->log, id, &place); /* it is held */
+	(void)nvme_set_place(lane->log, id, &place); /* it is held */
 #define PUT(column, value) \
 	memcpy(buf + off[PERSIST_##column] + i * sizeof(value), &(value), sizeof(value))
 	memcpy(buf + off[PERSIST_KEY] + (size_t)i * 32, b->key, 32);
@@ -370,49 +396,51 @@ static void checkpoint_done(void *user, int res)
 
 	over(lane, res);
 	if (res < 0)
-		lane->persist.dirty = 1;
+		lane->persist.dirty |= (uint8_t)(1u << lane->persist.log);
 }
 
-static int start_checkpoint(struct lane *lane)
+static int start_checkpoint(struct lane *lane, unsigned log)
 {
 	const struct nvme_blob_source source = { .next = next_checkpoint,
 						 .done = checkpoint_done,
 						 .user = lane };
 	struct persist *s = &lane->persist;
-	int r = nvme_log_blob_start(lane->log, NVME_BLOB_CHECKPOINT, &source);
+	int r = nvme_log_blob_start(nvme_set_log(lane->log, log), NVME_BLOB_CHECKPOINT, &source);
 
 	if (r < 0)
 		return r;
+	s->log = (uint8_t)log;
 	s->cursor = 0;
-	s->dirty = 0;
-	s->written_ns = lane->now_ns;
+	s->dirty &= (uint8_t) ~(1u << log);
+	s->written_ns[log] = lane->now_ns;
 	return 0;
 }
 
 /* ---- the turn ---- */
 
 /* So much may be behind the checkpoint: it is all read at a start. */
-static uint64_t tail_max(const struct lane *lane)
+static uint64_t tail_max(const struct nvme_log *log)
 {
-	uint64_t most = lane->config.nvme_bytes / 4 > TAIL_MAX_BYTES ? TAIL_MAX_BYTES
-								     : lane->config.nvme_bytes / 4;
-	uint64_t cost = nvme_log_blob_bytes(lane->log, NVME_BLOB_CHECKPOINT) * TAIL_SHARE;
+	uint64_t quarter = nvme_log_bytes(log) / 4;
+	uint64_t most = quarter > TAIL_MAX_BYTES ? TAIL_MAX_BYTES : quarter;
+	uint64_t cost = nvme_log_blob_bytes(log, NVME_BLOB_CHECKPOINT) * TAIL_SHARE;
 
 	return cost > most ? cost : most;
 }
 
-static int checkpoint_due(const struct lane *lane)
+static int checkpoint_due(const struct lane *lane, unsigned i)
 {
+	const struct nvme_log *log = nvme_set_log(lane->log, i);
 	const struct persist *s = &lane->persist;
-	uint64_t tail = nvme_log_tail_bytes(lane->log);
+	uint64_t tail = nvme_log_tail_bytes(log);
 
-	if (!s->dirty)
+	if (!(s->dirty >> i & 1) || !nvme_log_in_service(log))
 		return 0;
-	if (tail >= tail_max(lane))
+	if (tail >= tail_max(log))
 		return 1;
 	if (lane->jobs_count || lane->now_ns - s->changed_ns < IDLE_NS)
 		return 0;
-	return tail >= TAIL_MIN_BYTES || lane->now_ns - s->written_ns >= IDLE_MAX_NS;
+	return tail >= TAIL_MIN_BYTES || lane->now_ns - s->written_ns[i] >= IDLE_MAX_NS;
 }
 
 int persist_keeps(const struct lane *lane)
@@ -420,13 +448,24 @@ int persist_keeps(const struct lane *lane)
 	return lane->config.nvme_path[0] && lane->restore.ns && lane->config.nvme_persist;
 }
 
+/* 1: one was due; it has begun, or will be tried again. */
+static int run_checkpoints(struct lane *lane, int *ret)
+{
+	for (unsigned i = 0; i < nvme_set_logs(lane->log); i++)
+		if (checkpoint_due(lane, i)) {
+			*ret = start_checkpoint(lane, i);
+			return 1;
+		}
+	return 0;
+}
+
 unsigned persist_run(struct lane *lane)
 {
 	struct persist *s = &lane->persist;
 	int r = 0;
 
-	if (!persist_keeps(lane) || nvme_log_blob_busy(lane->log) ||
-	    !nvme_log_in_service(lane->log))
+	if (!persist_keeps(lane) || nvme_set_blob_busy(lane->log) ||
+	    !nvme_set_in_service(lane->log))
 		return 0;
 	if (lane->now_ns < s->next_ns)
 		return 0;
@@ -434,9 +473,8 @@ unsigned persist_run(struct lane *lane)
 		r = start_meta(lane);
 	} else {
 		s->next_ns = lane->now_ns + LOOK_NS;
-		if (!checkpoint_due(lane))
+		if (!run_checkpoints(lane, &r))
 			return 0;
-		r = start_checkpoint(lane);
 	}
 	if (r < 0)
 		s->next_ns = lane->now_ns + RETRY_NS;
@@ -448,23 +486,28 @@ int persist_may_stop(struct lane *lane)
 {
 	struct persist *s = &lane->persist;
 
-	if (!persist_keeps(lane) || !nvme_log_in_service(lane->log))
+	if (!persist_keeps(lane) || !nvme_set_in_service(lane->log))
 		return 1;
-	if (nvme_log_blob_busy(lane->log) || nvme_log_inflight(lane->log) ||
-	    nvme_log_notes(lane->log))
+	if (nvme_set_blob_busy(lane->log) || nvme_set_inflight(lane->log) ||
+	    nvme_set_notes(lane->log))
 		return 0;
 	if (s->meta_due && s->stop_tried < 2) {
 		s->stop_tried++;
 		return start_meta(lane) < 0;
 	}
-	if (!s->dirty || s->stop_tried > 3)
-		return 1;
-	s->stop_tried = 4;
-	return start_checkpoint(lane) < 0;
+	for (unsigned i = 0; i < nvme_set_logs(lane->log); i++) {
+		if (!((s->dirty & ~s->stop_done) >> i & 1))
+			continue;
+		s->stop_done |= (uint8_t)(1u << i);
+		if (nvme_log_in_service(nvme_set_log(lane->log, i)) &&
+		    start_checkpoint(lane, i) == 0)
+			return 0;
+	}
+	return 1;
 }
 
 int persist_progresses(const struct lane *lane)
 {
-	return persist_keeps(lane) && nvme_log_blob_busy(lane->log) &&
-	       nvme_log_in_service(lane->log) && lane->now_ns - lane->stop_ns < STOP_NS_MAX;
+	return persist_keeps(lane) && nvme_set_blob_busy(lane->log) &&
+	       nvme_set_in_service(lane->log) && lane->now_ns - lane->stop_ns < STOP_NS_MAX;
 }

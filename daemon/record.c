@@ -16,12 +16,17 @@ static uint64_t header_checksum(const struct record_header *h)
 	return XXH3_64bits(&copy, sizeof(copy));
 }
 
+void record_seal_header(struct record_header *h)
+{
+	h->header_xxh3 = header_checksum(h);
+}
+
 void record_seal(struct record_header *h)
 {
 	const uint8_t *body = (const uint8_t *)h + sizeof(*h);
 
 	h->payload_xxh3 = XXH3_64bits(body, record_bytes(h) - sizeof(*h));
-	h->header_xxh3 = header_checksum(h);
+	record_seal_header(h);
 }
 
 int record_check_header(const struct record_header *h)

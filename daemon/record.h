@@ -60,6 +60,7 @@ static inline uint64_t record_bytes(const struct record_header *h)
 
 /* Fill in the two checksums; everything else and the bytes behind it are in place. */
 void record_seal(struct record_header *h);
+void record_seal_header(struct record_header *h); /* only that has changed */
 
 /* A whole header that says what a record can be: 0, -EBADMSG.  Nothing is said of what lies behind it. */
 int record_check_header(const struct record_header *h);

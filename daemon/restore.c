@@ -43,6 +43,7 @@ struct piece;
 
 struct restoring {
 	struct lane *lane;
+	struct nvme_log *log;  /* the one that is read */
 	struct old_block *old; /* owned mapping, OLD_IDS_MAX */
 	struct piece *piece;   /* owned */
 	struct link *link;     /* owned */
@@ -130,7 +131,9 @@ static void take_profile(struct restore_meta *rm, const struct persist_meta *h,
 {
 	struct namespace *ns = restore_find_ns(rm->lane, h->ns_digest);
 
-	if (!ns || !h->number || h->total_bytes > PROFILE_BYTES_MAX || !h->total_bytes ||
+	if (!ns || profiles_find(ns, h->profile_digest)) /* another log had it */
+		return;
+	if (!h->number || h->total_bytes > PROFILE_BYTES_MAX || !h->total_bytes ||
 	    h->off > h->total_bytes || h->bytes > h->total_bytes - h->off)
 		return;
 	if (h->off == 0) {
@@ -190,7 +193,7 @@ static int replaces(struct lane *lane, uint32_t id, const struct nvme_place *pla
 {
 	struct nvme_place is;
 
-	if (nvme_log_place(lane->log, id, &is) < 0)
+	if (nvme_set_place(lane->log, id, &is) < 0)
 		return -EEXIST;
 	if (is.sequence == place->sequence && is.off_sectors == place->off_sectors)
 		return -EALREADY;
@@ -230,7 +233,7 @@ static int put(struct restoring *rs, struct namespace *ns, const struct saved_bl
 	b->position = v->position;
 	b->record_bytes = v->place.sectors * 512;
 	b->padding_bytes = (uint16_t)v->padding;
-	r = nvme_log_restore(lane->log, *ret_id, &v->place);
+	r = nvme_set_restore(lane->log, rs->log, *ret_id, &v->place);
 	if (r == 0) {
 		profiles_set_block(lane, b, v->profile);
 		r = tier_restore(lane, *ret_id);
@@ -239,7 +242,7 @@ static int put(struct restoring *rs, struct namespace *ns, const struct saved_bl
 			return 0;
 		}
 		profiles_set_block(lane, b, NULL);
-		nvme_log_forget(lane->log, *ret_id);
+		nvme_set_forget(lane->log, *ret_id);
 	}
 	index_unlink(lane->index, *ret_id);
 	index_release(lane->index, *ret_id);
@@ -368,7 +371,7 @@ static void prefetch(const struct restoring *rs, struct piece *p)
 		p->bucket[i] = index_bucket(lane->index, t ? t->ns->id : 0, &key);
 		index_prefetch(lane->index, p->bucket[i], 0);
 		GET(p, SEGMENT, i, segment);
-		nvme_log_prefetch(lane->log, segment, 0);
+		nvme_log_prefetch(rs->log, segment, 0);
 	}
 }
 
@@ -380,7 +383,7 @@ static void prefetch_next(const struct restoring *rs, const struct piece *p, uin
 		return;
 	index_prefetch(rs->lane->index, p->bucket[i], 1);
 	GET(p, SEGMENT, i, segment);
-	nvme_log_prefetch(rs->lane->log, segment, 1);
+	nvme_log_prefetch(rs->log, segment, 1);
 }
 
 /* 0, or it is refused. */
@@ -557,24 +560,54 @@ static void report(const struct lane *lane, const struct nvme_recovered *found, 
 			refused, found->pieces_damaged, found->segments_damaged);
 }
 
+static void add(struct nvme_recovered *all, const struct nvme_recovered *one)
+{
+	all->records += one->records;
+	all->records_refused += one->records_refused;
+	all->forgotten += one->forgotten;
+	all->pieces_damaged += one->pieces_damaged;
+	all->tail_bytes += one->tail_bytes;
+	all->checkpoint_bytes += one->checkpoint_bytes;
+	all->segments_damaged += one->segments_damaged;
+	all->has_checkpoint |= one->has_checkpoint;
+}
+
+/*
+ * One log after the other.  Ids in a checkpoint are those of the life that wrote it, which may be another one for
+ * each: parents are found by them within one log only, and across logs by keys, or when they are looked up.
+ */
+static int read_logs(struct restoring *rs, struct nvme_recovered *ret)
+{
+	const struct nvme_recover_ops ops = {
+		.piece = on_piece, .record = on_record, .forgotten = on_forgotten, .user = rs
+	};
+	struct nvme_recovered one;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < nvme_set_logs(rs->lane->log); i++) {
+		rs->log = nvme_set_log(rs->lane->log, i);
+		r = nvme_log_recover(rs->log, &ops, &one);
+		for (size_t k = 0; k < rs->links_count; k++)
+			(void)link_now(rs, &rs->link[k]);
+		rs->links_count = 0;
+		(void)madvise(rs->old, OLD_IDS_MAX * sizeof(*rs->old), MADV_DONTNEED);
+		add(ret, &one);
+	}
+	return r;
+}
+
 static int restore_nvme(struct lane *lane, char *err, unsigned err_bytes)
 {
 	struct restoring rs = { .lane = lane, .meta = { .lane = lane, .where = "NVMe" } };
-	const struct nvme_recover_ops ops = {
-		.piece = on_piece, .record = on_record, .forgotten = on_forgotten, .user = &rs
-	};
 	uint64_t start_ns = clock_now_ns();
-	struct nvme_recovered found;
+	struct nvme_recovered found = { 0 };
 	int r = -ENOMEM;
 
 	rs.old = mmap(NULL, OLD_IDS_MAX * sizeof(*rs.old), PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	rs.piece = malloc(sizeof(*rs.piece));
-	if (rs.old != MAP_FAILED && rs.piece) {
-		r = nvme_log_recover(lane->log, &ops, &found);
-		for (size_t i = 0; i < rs.links_count; i++)
-			(void)link_now(&rs, &rs.link[i]);
-	}
+	if (rs.old != MAP_FAILED && rs.piece)
+		r = read_logs(&rs, &found);
 	if (rs.old != MAP_FAILED)
 		(void)munmap(rs.old, OLD_IDS_MAX * sizeof(*rs.old));
 	free(rs.piece);
@@ -588,8 +621,10 @@ static int restore_nvme(struct lane *lane, char *err, unsigned err_bytes)
 	}
 	stats_add(&lane->stats, STAT_NVME_RESTORED_BLOCKS, rs.blocks);
 	stats_add(&lane->stats, STAT_NVME_REFUSED_BLOCKS, found.records_refused + rs.refused);
-	lane->persist.dirty = found.records > 0 || found.forgotten > 0;
-	lane->persist.changed_ns = lane->persist.written_ns = lane->now_ns;
+	lane->persist.dirty = found.records > 0 || found.forgotten > 0 ? UINT8_MAX : 0;
+	lane->persist.changed_ns = lane->now_ns;
+	for (unsigned i = 0; i < NVME_SET_MAX; i++)
+		lane->persist.written_ns[i] = lane->now_ns;
 	if (rs.blocks || found.records || found.has_checkpoint)
 		report(lane, &found, start_ns);
 	return 0;

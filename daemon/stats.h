@@ -84,8 +84,12 @@
 	  "log segments reused")                                                                   \
 	X(C, NVME_WRITTEN_BYTES, "nvme_written_bytes", "bytes",                                    \
 	  "bytes written to NVMe for any reason: records, their index and what was forgotten")     \
+	X(C, NVME_STORED_BYTES, "nvme_stored_bytes", "bytes", "of these, first copies of blocks")  \
 	X(C, NVME_EVICTED_BYTES, "nvme_evicted_bytes", "bytes",                                    \
 	  "live bytes given up with the segments they lay in")                                     \
+	X(C, NVME_COPIED_BLOCKS, "nvme_copied_blocks", "blocks",                                   \
+	  "blocks copied out of segments that were to be used again")                              \
+	X(C, NVME_COPIED_BYTES, "nvme_copied_bytes", "bytes", "bytes written for these copies")    \
 	X(C, NVME_NOTES_LOST, "nvme_notes_lost", "segments",                                       \
 	  "segments reused with notes of drops that a crash would need")                           \
 	X(C, NVME_CHECKPOINTS, "nvme_checkpoints", "checkpoints",                                  \
@@ -132,7 +136,10 @@
 	  "memory set aside for samples of new namespaces")                                        \
 	X(G, NVME_BYTES, "nvme_bytes", "bytes", "size of the NVMe log")                            \
 	X(G, NVME_LIVE_BYTES, "nvme_live_bytes", "bytes", "bytes of live records on NVMe")         \
-	X(G, NVME_HEALTH, "nvme_health", "state", "0 no tier, 1 in service, 2 out of service")     \
+	X(G, NVME_WRITE_AMPLIFICATION, "nvme_write_amplification", "percent",                      \
+	  "all bytes written to NVMe since the start, of those written for blocks' first copies")  \
+	X(G, NVME_HEALTH, "nvme_health", "state",                                                  \
+	  "0 no tier, 1 in service, 2 out of service, 3 some devices out of service")              \
 	X(G, NVME_INFLIGHT, "nvme_inflight", "operations", "reads and writes in flight")           \
 	X(G, DEVICE_INFLIGHT, "device_inflight", "tasks", "tasks on the compute devices")
 

@@ -106,7 +106,7 @@ void tier_unplace(struct lane *lane, uint32_t id)
 
 int tier_has_nvme(const struct lane *lane)
 {
-	return lane->log && nvme_log_in_service(lane->log);
+	return lane->log && nvme_set_in_service(lane->log);
 }
 
 /* ---- holding and forgetting ---- */
@@ -192,7 +192,7 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	if (b->flags & BLOCK_LISTED)
 		list_remove(lane, id);
 	if (!log_has_forgotten && lane->log && !(b->flags & BLOCK_SPILLING))
-		nvme_log_forget(lane->log, id);
+		nvme_set_forget(lane->log, id);
 	set_clean(lane, b, 0);
 	tier_policy_leave(lane, id);
 	index_unlink(lane->index, id);
@@ -419,7 +419,7 @@ static struct lane_nvme_op *op_get(struct lane *lane)
 	return op;
 }
 
-static void op_put(struct lane *lane, struct lane_nvme_op *op)
+void tier_op_put(struct lane *lane, struct lane_nvme_op *op)
 {
 	op->next = lane->nvme_free;
 	lane->nvme_free = op;
@@ -431,7 +431,7 @@ static unsigned buffer_index(const struct lane *lane, uint32_t slot)
 }
 
 /* The log gave this block's segment away. */
-static void log_evicts(void *user, uint32_t id)
+void tier_log_evicts(void *user, uint32_t id)
 {
 	struct lane *lane = user;
 	struct block *b = index_block(lane->index, id);
@@ -463,7 +463,7 @@ static void spill_done(struct nvme_op *nop, int res)
 	plan_write_ends(lane, res == 0 ? b->record_bytes : 0);
 	b->flags &= (uint8_t)~BLOCK_SPILLING;
 	if (b->state == BLOCK_DEAD) {
-		nvme_log_forget(lane->log, id);
+		nvme_set_forget(lane->log, id);
 	} else if (res == 0) {
 		set_clean(lane, b, 1);
 		stats_add(&lane->stats, STAT_SPILL_BLOCKS, 1);
@@ -471,7 +471,7 @@ static void spill_done(struct nvme_op *nop, int res)
 		stats_record_ns(&lane->stats, STATS_HIST_NVME_WRITE,
 				lane->now_ns - nop->io.start_ns);
 	}
-	op_put(lane, op);
+	tier_op_put(lane, op);
 	tier_unhold(lane, id);
 }
 
@@ -486,16 +486,15 @@ static int spill(struct lane *lane, uint32_t id)
 	if (!op)
 		return -EAGAIN;
 	op->op.done = spill_done;
-	r = nvme_log_room(lane->log, b->record_bytes, &h->sequence);
+	r = nvme_set_room(lane->log, b->record_bytes, &h->log_id, &h->sequence);
 	if (r == 0) {
-		h->log_id = nvme_log_id(lane->log);
 		persist_name_parent(lane, id, h);
 		record_seal(h);
-		r = nvme_log_append(lane->log, &op->op, id, buffer_index(lane, b->slot), record,
+		r = nvme_set_append(lane->log, &op->op, id, buffer_index(lane, b->slot), record,
 				    b->record_bytes);
 	}
 	if (r < 0) {
-		op_put(lane, op);
+		tier_op_put(lane, op);
 		return r;
 	}
 	persist_spills(lane, b);
@@ -587,7 +586,7 @@ static void fetch_done(struct nvme_op *nop, int res)
 		fetch_failed(lane, id);
 		stats_reason(&lane->stats, res == -ETIMEDOUT ? SKVC_ABI_REASON_IO_TIMEOUT
 							     : SKVC_ABI_REASON_IO_ERROR);
-	} else if (b->state == BLOCK_FETCHING && !persist_record_ok(lane, id)) {
+	} else if (b->state == BLOCK_FETCHING && !persist_record_ok(lane, id, nop)) {
 		stats_reason(&lane->stats, SKVC_ABI_REASON_CORRUPT);
 		tier_quarantine(lane, id);
 	} else if (b->state == BLOCK_FETCHING) {
@@ -598,7 +597,7 @@ static void fetch_done(struct nvme_op *nop, int res)
 		stats_record_ns(&lane->stats, STATS_HIST_NVME_READ,
 				lane->now_ns - nop->io.start_ns);
 	}
-	op_put(lane, op);
+	tier_op_put(lane, op);
 	tier_unhold(lane, id);
 }
 
@@ -614,7 +613,7 @@ static int fetch(struct lane *lane, uint32_t id)
 	op->op.done = fetch_done;
 	r = tier_alloc(lane, b->record_bytes, id);
 	if (r == 0) {
-		r = nvme_log_read(lane->log, &op->op, id, buffer_index(lane, b->slot),
+		r = nvme_set_read(lane->log, &op->op, id, buffer_index(lane, b->slot),
 				  pool_ptr(lane->pool, b->slot));
 		if (r < 0)
 			tier_release_host(lane, b);
@@ -622,12 +621,12 @@ static int fetch(struct lane *lane, uint32_t id)
 		r = -ENOSPC;
 	}
 	if (r == -EAGAIN) {
-		op_put(lane, op);
+		tier_op_put(lane, op);
 		return r;
 	}
 	list_remove(lane, id);
 	if (r < 0) {
-		op_put(lane, op);
+		tier_op_put(lane, op);
 		fetch_failed(lane, id);
 		return r;
 	}
@@ -652,16 +651,25 @@ static unsigned run_fetches(struct lane *lane)
 
 /* ---- the turn ---- */
 
+/* As the gauge nvme_health has it. */
+static int health(const struct lane *lane)
+{
+	unsigned n = lane->log ? nvme_set_in_service(lane->log) : 0;
+
+	return !lane->log ? 0 : n == nvme_set_logs(lane->log) ? 1 : n ? 3 : 2;
+}
+
 static void watch_health(struct lane *lane)
 {
-	int in_service = lane->log && nvme_log_in_service(lane->log);
+	int now = health(lane);
 
-	stats_set(&lane->stats, STAT_NVME_HEALTH, !lane->log ? 0 : in_service ? 1 : 2);
-	if (!lane->log || in_service == lane->nvme_was_in_service)
+	stats_set(&lane->stats, STAT_NVME_HEALTH, (uint64_t)now);
+	if (now == lane->nvme_health)
 		return;
-	lane->nvme_was_in_service = in_service;
+	lane->nvme_health = now;
+	persist_health_changed(lane);
 	(void)mailbox_send(&lane->outbox,
-			   &(struct mail){ .type = LANE_NVME_HEALTH, .value = in_service ? 1 : 2 });
+			   &(struct mail){ .type = LANE_NVME_HEALTH, .value = (uint64_t)now });
 }
 
 unsigned tier_run(struct lane *lane)
@@ -671,9 +679,8 @@ unsigned tier_run(struct lane *lane)
 	unsigned n = 0;
 
 	if (lane->log) {
-		nvme_log_tick(lane->log, lane->now_ns);
+		nvme_set_tick(lane->log, lane->now_ns);
 		n = run_fetches(lane) + run_spills(lane) + persist_run(lane);
-		stats_set(&lane->stats, STAT_NVME_INFLIGHT, nvme_log_inflight(lane->log));
 	}
 	watch_health(lane);
 	if (stuck >= lane->config.full_percent)
@@ -689,41 +696,10 @@ unsigned tier_run(struct lane *lane)
 unsigned tier_busy(const struct lane *lane)
 {
 	return lane->spills_inflight + lane->fetches_inflight + lane->demotes_inflight +
-	       (lane->log ? nvme_log_inflight(lane->log) : 0);
+	       (lane->log ? nvme_set_inflight(lane->log) : 0);
 }
 
 /* ---- start and stop ---- */
-
-static int start_log(struct lane *lane, char *err, unsigned err_bytes)
-{
-	const struct config *c = &lane->config;
-	struct nvme_log_options o = {
-		.path = c->nvme_path,
-		.bytes = c->nvme_bytes,
-		.segment_bytes = c->nvme_segment_bytes,
-		.queue_depth = c->nvme_queue_depth,
-		.deadline_ns = c->nvme_deadline_ns,
-		.retry_ns = c->nvme_retry_ns,
-		.blocks_max = c->blocks_max,
-		.keep = persist_keeps(lane),
-		.evict = log_evicts,
-		.user = lane,
-	};
-	int r;
-
-	if (!c->nvme_path[0])
-		return 0;
-	r = nvme_log_open(&o, lane->uring, &lane->stats, &lane->log, err, err_bytes);
-	if (r < 0)
-		return r;
-	lane->nvme_was_in_service = 1;
-	stats_set(&lane->stats, STAT_NVME_BYTES, c->nvme_bytes);
-	for (unsigned i = 0; i < LANE_NVME_OPS; i++) {
-		lane->nvme_op[i].lane = lane;
-		op_put(lane, &lane->nvme_op[i]);
-	}
-	return 0;
-}
 
 int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 {
@@ -736,11 +712,11 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 	block_list_init(&lane->gpu_cold);
 	lane->accepting = 1;
 	lane->granule_bytes = 512;
-	r = start_log(lane, err, err_bytes);
+	r = tier_log_start(lane, err, err_bytes);
 	if (r < 0)
 		return r;
-	if (lane->log && nvme_log_align_bytes(lane->log) > lane->granule_bytes)
-		lane->granule_bytes = nvme_log_align_bytes(lane->log);
+	if (lane->log && nvme_set_align_bytes(lane->log) > lane->granule_bytes)
+		lane->granule_bytes = nvme_set_align_bytes(lane->log);
 	r = tier_start_pool(lane, err, err_bytes);
 	if (r == 0 && lane->restore.ns)
 		r = restore_run(lane, err, err_bytes);
@@ -756,12 +732,12 @@ void tier_stop(struct lane *lane)
 	const struct block_list *lists[] = { &lane->clean, &lane->dirty, &lane->gpu_cold };
 
 	if (lane->log)
-		nvme_log_closing(lane->log);
+		nvme_set_closing(lane->log);
 	if (lane->pool && lane->index)
 		for (unsigned i = 0; i < 3; i++)
 			while (lists[i]->head != BLOCK_NONE)
 				forget(lane, lists[i]->head, 0);
-	lane->log = nvme_log_close(lane->log);
+	lane->log = nvme_set_close(lane->log);
 	lane->gpu_pool = pool_free(lane->gpu_pool);
 	lane->pool = pool_free(lane->pool);
 }

@@ -29,12 +29,14 @@
 #include <unistd.h>
 
 #include "daemon/uring_fault.h"
+#include "daemon/uring_list.h"
 #include "daemon/util/clock.h"
 
 #define ENTRIES_MAX 4096u
 #define WATCHES_SLACK 256u     /* submission entries beside the reads and writes */
 #define CQ_ENTRIES_SLACK 2048u /* completions of watches; an overflow is kept by the kernel */
 #define REAP_BATCH 64u
+#define SQPOLL_IDLE_MS 50u
 #define RETRIES_MAX 16u		 /* of EINTR, EAGAIN and transfers that moved nothing */
 #define DIRECT_ALIGN_BYTES 4096u /* where a short transfer may go on under O_DIRECT */
 
@@ -48,62 +50,25 @@ enum op_state {
 	OP_WATCH_ENDING /* removal asked for */
 };
 
-struct op_list {
-	struct uring_op *head, *tail;
-};
-
 struct uring {
 	struct io_uring ring;
-	bool disabled; /* until the owning thread first enters */
-	bool has_file;
+	struct io_uring disk; /* has_disk: of reads and writes, polled */
+	bool has_disk;
+	unsigned disk_count; /* in the kernel, of that one */
+	bool disabled;	     /* until the owning thread first enters */
+	unsigned files;
 	bool reaping;
 	unsigned entries;
 	unsigned buffers; /* registered */
-	unsigned inflight_count, overdue_count;
+	unsigned inflight_count, overdue_count, file_overdue[URING_FILES_MAX];
 	unsigned held_count;  /* in HELD */
 	unsigned watches_off; /* in OP_WATCH_OFF, or to be removed and not told to the kernel */
-	struct op_list inflight, overdue, ready, watches;
+	struct uring_list inflight, overdue, ready, watches;
 	struct uring_faults faults;
 	uint32_t flips;
 	void (*tap)(void *user, const struct uring_op *op, int done); /* tests */
 	void *tap_user;
 };
-
-/* ---- lists ---- */
-
-static void list_insert_after(struct op_list *l, struct uring_op *at, struct uring_op *op)
-{
-	op->prev = at;
-	op->next = at ? at->next : l->head;
-	if (op->prev)
-		op->prev->next = op;
-	else
-		l->head = op;
-	if (op->next)
-		op->next->prev = op;
-	else
-		l->tail = op;
-}
-
-static void list_append(struct op_list *l, struct uring_op *op)
-{
-	list_insert_after(l, l->tail, op);
-}
-
-static void list_remove(struct op_list *l, struct uring_op *op)
-{
-	assert(op->prev ? op->prev->next == op : l->head == op);
-	assert(op->next ? op->next->prev == op : l->tail == op);
-	if (op->prev)
-		op->prev->next = op->next;
-	else
-		l->head = op->next;
-	if (op->next)
-		op->next->prev = op->prev;
-	else
-		l->tail = op->prev;
-	op->prev = op->next = NULL;
-}
 
 /* ---- the ring itself ---- */
 
@@ -125,19 +90,37 @@ const char *uring_hint(int error)
 	}
 }
 
-int uring_new(unsigned entries, const char *fault_spec, struct uring **ret_uring)
+static int make_ring(struct io_uring *ring, unsigned entries, unsigned cq_entries, unsigned how)
 {
 	/*
 	 * Completions of one thread's I/O, without interrupting it (COOP_TASKRUN): the flag in the ring
 	 * says when to enter the kernel for them.  DISABLED until the owner's first entry: with
 	 * SINGLE_ISSUER, the thread that enables the ring owns it.
 	 */
-	const unsigned base = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED;
-	const unsigned coop = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
-			      IORING_SETUP_SUBMIT_ALL;
+	const unsigned base = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED |
+			      how;
+	const unsigned coop = IORING_SETUP_SUBMIT_ALL |
+			      (how & IORING_SETUP_SQPOLL /* nobody is interrupted then */
+				       ? 0
+				       : IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG);
 	const unsigned tries[] = { base | coop | IORING_SETUP_SINGLE_ISSUER, base | coop, base };
-	struct uring *u;
 	int r = -EINVAL;
+
+	/* -EINVAL: a kernel that does not know a flag. */
+	for (unsigned i = 0; i < sizeof(tries) / sizeof(*tries) && r == -EINVAL; i++) {
+		struct io_uring_params p = { .flags = tries[i], .sq_thread_idle = SQPOLL_IDLE_MS };
+
+		p.cq_entries = cq_entries;
+		r = io_uring_queue_init_params(entries, ring, &p);
+	}
+	return r;
+}
+
+static int new_ring(unsigned entries, const char *fault_spec, unsigned how,
+		    struct uring **ret_uring)
+{
+	struct uring *u;
+	int r;
 
 	if (entries < 1 || entries > ENTRIES_MAX)
 		return -EINVAL;
@@ -145,16 +128,9 @@ int uring_new(unsigned entries, const char *fault_spec, struct uring **ret_uring
 	if (!u)
 		return -ENOMEM;
 	r = uring_fault_parse(fault_spec, &u->faults);
-	for (unsigned i = 0; i < sizeof(tries) / sizeof(*tries) && !r; i++) {
-		struct io_uring_params p = { .flags = tries[i] };
-
-		p.cq_entries = 2 * entries + CQ_ENTRIES_SLACK;
-		r = io_uring_queue_init_params(entries + WATCHES_SLACK, &u->ring, &p);
-		if (r == 0)
-			break;
-		if (r == -EINVAL && i + 1 < sizeof(tries) / sizeof(*tries))
-			r = 0; /* a kernel that does not know a flag */
-	}
+	if (r == 0)
+		r = make_ring(&u->ring, entries + WATCHES_SLACK, 2 * entries + CQ_ENTRIES_SLACK,
+			      how);
 	if (r < 0) {
 		free(u);
 		return r;
@@ -165,12 +141,58 @@ int uring_new(unsigned entries, const char *fault_spec, struct uring **ret_uring
 	return 0;
 }
 
+int uring_new(unsigned entries, const char *fault_spec, struct uring **ret_uring)
+{
+	return new_ring(entries, fault_spec, 0, ret_uring);
+}
+
+int uring_new_sqpoll(unsigned entries, const char *fault_spec, struct uring **ret_uring)
+{
+	return new_ring(entries, fault_spec, IORING_SETUP_SQPOLL, ret_uring);
+}
+
+int uring_add_iopoll(struct uring *u, int sqpoll)
+{
+	int r;
+
+	assert(!u->has_disk && !u->files && !u->buffers);
+	r = make_ring(&u->disk, u->entries, 2 * u->entries,
+		      IORING_SETUP_IOPOLL | (sqpoll ? IORING_SETUP_SQPOLL : 0));
+	if (r < 0)
+		return r;
+	u->has_disk = true;
+	u->disabled = true;
+	return 0;
+}
+
+int uring_try_iopoll(int fd, void *buf, uint32_t bytes)
+{
+	struct io_uring_cqe *cqe;
+	struct io_uring_sqe *sqe;
+	struct io_uring ring;
+	int r = io_uring_queue_init(4, &ring, IORING_SETUP_IOPOLL);
+
+	if (r < 0)
+		return r;
+	sqe = io_uring_get_sqe(&ring);
+	io_uring_prep_read(sqe, fd, buf, bytes, 0);
+	r = io_uring_submit_and_wait(&ring, 1);
+	if (r >= 0)
+		r = io_uring_wait_cqe(&ring, &cqe);
+	if (r == 0)
+		r = cqe->res < 0 ? cqe->res : cqe->res == (int)bytes ? 0 : -EIO;
+	io_uring_queue_exit(&ring);
+	return r;
+}
+
 struct uring *uring_free(struct uring *u)
 {
 	if (!u)
 		return NULL;
 	assert(u->inflight_count == 0 && u->overdue_count == 0);
 	assert(!u->inflight.head && !u->overdue.head && !u->ready.head);
+	if (u->has_disk)
+		io_uring_queue_exit(&u->disk);
 	io_uring_queue_exit(&u->ring);
 	free(u);
 	return NULL;
@@ -181,23 +203,36 @@ int uring_register_buffers(struct uring *u, const struct iovec *iov, unsigned co
 	int r;
 
 	assert(u->buffers == 0);
-	r = io_uring_register_buffers(&u->ring, iov, count);
+	r = io_uring_register_buffers(u->has_disk ? &u->disk : &u->ring, iov, count);
 	if (r < 0)
 		return r;
 	u->buffers = count;
 	return 0;
 }
 
+static int register_file(struct io_uring *ring, unsigned index, int fd)
+{
+	int fds[URING_FILES_MAX];
+
+	if (index)
+		return io_uring_register_files_update(ring, index, &fd, 1);
+	memset(fds, 0xff, sizeof(fds)); /* a table with holes */
+	fds[0] = fd;
+	return io_uring_register_files(ring, fds, URING_FILES_MAX);
+}
+
 int uring_register_file(struct uring *u, int fd)
 {
 	int r;
 
-	assert(!u->has_file);
-	r = io_uring_register_files(&u->ring, &fd, 1);
+	if (u->files == URING_FILES_MAX)
+		return -ENOSPC;
+	r = register_file(&u->ring, u->files, fd);
+	if (r >= 0 && u->has_disk)
+		r = register_file(&u->disk, u->files, fd);
 	if (r < 0)
 		return r;
-	u->has_file = true;
-	return 0;
+	return (int)u->files++;
 }
 
 int uring_set_fault(struct uring *u, const char *fault_spec)
@@ -212,20 +247,30 @@ void uring_set_tap(struct uring *u, void (*tap)(void *user, const struct uring_o
 	u->tap_user = user;
 }
 
+/* liburing 2.3 declares io_uring_enable_rings(), but its shared library does not export it. */
+static int enable_ring(struct io_uring *ring)
+{
+	return syscall(__NR_io_uring_register, ring->ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL,
+		       0) < 0
+		       ? -errno
+		       : 0;
+}
+
 /* The first entry into the kernel makes this thread the owner. */
 static int enable(struct uring *u)
 {
+	int r;
+
 	if (!u->disabled)
 		return 0;
-	/* liburing 2.3 declares io_uring_enable_rings(), but its shared library does not export it. */
-	if (syscall(__NR_io_uring_register, u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL,
-		    0) < 0)
-		return -errno;
-	u->disabled = false;
-	return 0;
+	r = enable_ring(&u->ring);
+	if (r == 0 && u->has_disk)
+		r = enable_ring(&u->disk);
+	u->disabled = r < 0;
+	return r;
 }
 
-static int enter(struct uring *u)
+static int enter(struct uring *u, struct io_uring *ring)
 {
 	int r;
 
@@ -233,7 +278,7 @@ static int enter(struct uring *u)
 	if (r < 0)
 		return r;
 	do
-		r = io_uring_submit(&u->ring);
+		r = io_uring_submit(ring);
 	while (r == -EINTR);
 	/* Busy or short of memory: what is queued stays queued, the next turn tries again. */
 	if (r == -EBUSY || r == -EAGAIN)
@@ -242,18 +287,23 @@ static int enter(struct uring *u)
 }
 
 /* NULL only when the kernel takes nothing now. */
+static struct io_uring_sqe *ring_sqe(struct uring *u, struct io_uring *ring)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
+
+	if (!sqe && enter(u, ring) == 0)
+		sqe = io_uring_get_sqe(ring);
+	return sqe;
+}
+
 static struct io_uring_sqe *get_sqe(struct uring *u)
 {
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
-
-	if (!sqe && enter(u) == 0)
-		sqe = io_uring_get_sqe(&u->ring);
-	return sqe;
+	return ring_sqe(u, &u->ring);
 }
 
 /* ---- reads and writes ---- */
 
-static struct op_list *list_of(struct uring *u, const struct uring_op *op)
+static struct uring_list *list_of(struct uring *u, const struct uring_op *op)
 {
 	return op->timed_out ? &u->overdue : &u->inflight;
 }
@@ -261,7 +311,8 @@ static struct op_list *list_of(struct uring *u, const struct uring_op *op)
 /* Give the kernel what is left of it; without an entry it is held until there is one. */
 static void issue(struct uring *u, struct uring_op *op)
 {
-	struct io_uring_sqe *sqe = get_sqe(u);
+	const bool polled = u->has_disk && op->kind != URING_SYNC;
+	struct io_uring_sqe *sqe = ring_sqe(u, polled ? &u->disk : &u->ring);
 	uint32_t bytes = op->bytes - op->moved;
 	const bool fixed = op->buf_index != URING_BUF_NONE;
 
@@ -277,24 +328,25 @@ static void issue(struct uring *u, struct uring_op *op)
 	if (op->state == OP_HELD)
 		u->held_count--;
 	op->state = OP_KERNEL;
+	u->disk_count += polled;
 	if (op->fault == URING_FAULT_SHORT && !op->moved && bytes > DIRECT_ALIGN_BYTES) {
 		bytes = bytes / 2 & ~(DIRECT_ALIGN_BYTES - 1);
 		bytes = bytes ? bytes : DIRECT_ALIGN_BYTES;
 	}
 
-	/* The file is index 0 of the registered ones. */
 	if (op->kind == URING_SYNC)
-		io_uring_prep_fsync(sqe, 0, IORING_FSYNC_DATASYNC);
+		io_uring_prep_fsync(sqe, op->file, IORING_FSYNC_DATASYNC);
 	else if (op->kind == URING_READ && fixed)
-		io_uring_prep_read_fixed(sqe, 0, op->data + op->moved, bytes, op->off + op->moved,
-					 (int)op->buf_index);
+		io_uring_prep_read_fixed(sqe, op->file, op->data + op->moved, bytes,
+					 op->off + op->moved, (int)op->buf_index);
 	else if (op->kind == URING_READ)
-		io_uring_prep_read(sqe, 0, op->data + op->moved, bytes, op->off + op->moved);
+		io_uring_prep_read(sqe, op->file, op->data + op->moved, bytes, op->off + op->moved);
 	else if (fixed)
-		io_uring_prep_write_fixed(sqe, 0, op->data + op->moved, bytes, op->off + op->moved,
-					  (int)op->buf_index);
+		io_uring_prep_write_fixed(sqe, op->file, op->data + op->moved, bytes,
+					  op->off + op->moved, (int)op->buf_index);
 	else
-		io_uring_prep_write(sqe, 0, op->data + op->moved, bytes, op->off + op->moved);
+		io_uring_prep_write(sqe, op->file, op->data + op->moved, bytes,
+				    op->off + op->moved);
 	io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
 	io_uring_sqe_set_data(sqe, op);
 }
@@ -303,11 +355,11 @@ static void issue(struct uring *u, struct uring_op *op)
 static void make_ready(struct uring *u, struct uring_op *op, int32_t res)
 {
 	assert(op->state == OP_HELD);
-	list_remove(list_of(u, op), op);
+	uring_list_remove(list_of(u, op), op);
 	u->held_count--;
 	op->state = OP_READY;
 	op->res = res;
-	list_append(&u->ready, op);
+	uring_list_append(&u->ready, op);
 }
 
 static int queue(struct uring *u, struct uring_op *op, unsigned kind)
@@ -315,7 +367,7 @@ static int queue(struct uring *u, struct uring_op *op, unsigned kind)
 	struct uring_op *at = u->inflight.tail;
 	uint64_t hold_ns = 0;
 
-	assert(u->has_file && op->done && op->bytes > 0);
+	assert(op->file < u->files && op->done && op->bytes > 0);
 	assert(op->buf_index == URING_BUF_NONE || op->buf_index < u->buffers);
 	if (u->inflight_count >= u->entries)
 		return -EAGAIN;
@@ -326,11 +378,11 @@ static int queue(struct uring *u, struct uring_op *op, unsigned kind)
 	op->timed_out = 0;
 	op->retries = 0;
 	op->state = OP_IDLE;
-	op->fault = (uint8_t)uring_fault_next(&u->faults, kind, &hold_ns);
+	op->fault = (uint8_t)uring_fault_next(&u->faults, kind, op->file, &hold_ns);
 	/* Almost always the last: deadlines are mostly a constant from now. */
 	while (at && at->deadline_ns > op->deadline_ns)
 		at = at->prev;
-	list_insert_after(&u->inflight, at, op);
+	uring_list_insert_after(&u->inflight, at, op);
 	u->inflight_count++;
 	if (u->tap && kind != URING_READ)
 		u->tap(u->tap_user, op, 0);
@@ -387,8 +439,9 @@ static void report(struct uring *u, struct uring_op *op, int32_t res)
 	assert(u->inflight_count > 0 && op->state != OP_IDLE);
 	u->inflight_count--;
 	if (op->timed_out) {
-		assert(u->overdue_count > 0);
+		assert(u->overdue_count > 0 && u->file_overdue[op->file] > 0);
 		u->overdue_count--;
+		u->file_overdue[op->file]--;
 		res = -ETIMEDOUT;
 	}
 	op->state = OP_IDLE;
@@ -408,6 +461,7 @@ static unsigned transferred(struct uring *u, struct uring_op *op, int32_t res)
 {
 	assert(op->state == OP_KERNEL);
 	op->state = OP_IDLE;
+	u->disk_count -= u->has_disk && op->kind != URING_SYNC;
 	if (op->kind == URING_SYNC && res >= 0) {
 		op->moved = op->bytes;
 	} else if (res > 0 && (uint32_t)res >= op->bytes - op->moved) {
@@ -430,7 +484,7 @@ static unsigned transferred(struct uring *u, struct uring_op *op, int32_t res)
 		}
 		res = -EIO;
 	}
-	list_remove(list_of(u, op), op);
+	uring_list_remove(list_of(u, op), op);
 	op->state = OP_KERNEL;
 	report(u, op, res);
 	return 1;
@@ -442,10 +496,11 @@ static void overdue(struct uring *u, struct uring_op *op)
 {
 	struct io_uring_sqe *sqe;
 
-	list_remove(&u->inflight, op);
+	uring_list_remove(&u->inflight, op);
 	op->timed_out = 1;
 	u->overdue_count++;
-	list_append(&u->overdue, op);
+	u->file_overdue[op->file]++;
+	uring_list_append(&u->overdue, op);
 	if (op->state == OP_HELD && op->fault != URING_FAULT_HANG) {
 		make_ready(u, op, -ETIMEDOUT);
 		return;
@@ -460,7 +515,7 @@ static void overdue(struct uring *u, struct uring_op *op)
 	io_uring_sqe_set_data(sqe, NULL);
 }
 
-static void held_run(struct uring *u, struct op_list *l, uint64_t now_ns)
+static void held_run(struct uring *u, struct uring_list *l, uint64_t now_ns)
 {
 	struct uring_op *op, *next;
 
@@ -496,7 +551,7 @@ static void time_run(struct uring *u)
 static uint64_t time_next_ns(const struct uring *u)
 {
 	uint64_t next_ns = u->inflight.head ? u->inflight.head->deadline_ns : UINT64_MAX;
-	const struct op_list *lists[] = { &u->inflight, &u->overdue };
+	const struct uring_list *lists[] = { &u->inflight, &u->overdue };
 
 	if (!u->held_count)
 		return next_ns;
@@ -530,7 +585,7 @@ int uring_watch(struct uring *u, struct uring_op *op, int fd)
 	op->fd = fd;
 	op->state = OP_WATCH_OFF;
 	u->watches_off++;
-	list_append(&u->watches, op);
+	uring_list_append(&u->watches, op);
 	watch_arm(u, op);
 	return 0;
 }
@@ -550,10 +605,10 @@ static void watch_cancel(struct uring *u, struct uring_op *op)
 
 static void watch_end(struct uring *u, struct uring_op *op, int32_t res)
 {
-	list_remove(&u->watches, op);
+	uring_list_remove(&u->watches, op);
 	op->state = OP_READY;
 	op->res = res;
-	list_append(&u->ready, op);
+	uring_list_append(&u->ready, op);
 }
 
 void uring_unwatch(struct uring *u, struct uring_op *op)
@@ -619,14 +674,18 @@ static unsigned watch_fired(struct uring *u, struct uring_op *op, int32_t res, b
 
 int uring_submit(struct uring *u)
 {
+	int r = 0;
+
 	if (u->watches_off)
 		watches_run(u);
-	if (!io_uring_sq_ready(&u->ring))
-		return 0;
-	return enter(u);
+	if (u->has_disk && io_uring_sq_ready(&u->disk))
+		r = enter(u, &u->disk);
+	if (r == 0 && io_uring_sq_ready(&u->ring))
+		r = enter(u, &u->ring);
+	return r;
 }
 
-static unsigned reap_kernel(struct uring *u, unsigned max)
+static unsigned reap_kernel(struct uring *u, struct io_uring *ring, unsigned max)
 {
 	struct io_uring_cqe *cqes[REAP_BATCH], copy[REAP_BATCH];
 	unsigned n, count = 0;
@@ -635,10 +694,10 @@ static unsigned reap_kernel(struct uring *u, unsigned max)
 	 * Copied and given back first: done() may submit.  A batch at most per call, so a watch that fires
 	 * all the time keeps nobody from the rest of the loop.
 	 */
-	n = io_uring_peek_batch_cqe(&u->ring, cqes, max < REAP_BATCH ? max : REAP_BATCH);
+	n = io_uring_peek_batch_cqe(ring, cqes, max < REAP_BATCH ? max : REAP_BATCH);
 	for (unsigned i = 0; i < n; i++)
 		memcpy(&copy[i], cqes[i], sizeof(copy[i]));
-	io_uring_cq_advance(&u->ring, n);
+	io_uring_cq_advance(ring, n);
 	for (unsigned i = 0; i < n; i++) {
 		struct uring_op *op = io_uring_cqe_get_data(&copy[i]);
 
@@ -659,7 +718,7 @@ static unsigned reap_ready(struct uring *u, unsigned max)
 	while (u->ready.head && count < max) {
 		struct uring_op *op = u->ready.head;
 
-		list_remove(&u->ready, op);
+		uring_list_remove(&u->ready, op);
 		count++;
 		if (op->kind == URING_WATCH) {
 			op->state = OP_IDLE;
@@ -678,11 +737,26 @@ unsigned uring_reap(struct uring *u, unsigned max)
 	assert(!u->reaping); /* not from done() */
 	u->reaping = true;
 	time_run(u);
-	if (max)
-		count = reap_kernel(u, max);
+	if (u->disk_count && max)
+		count = reap_kernel(u, &u->disk, max);
+	if (max > count)
+		count += reap_kernel(u, &u->ring, max - count);
 	count += reap_ready(u, max - count);
 	u->reaping = false;
 	return count;
+}
+
+/* Polled I/O is in flight: nobody wakes us for it, so look, until there is something of either ring. */
+static int poll_rings(struct uring *u, uint64_t until_ns)
+{
+	struct io_uring_cqe *cqe;
+	int r = uring_submit(u);
+
+	while (r == 0 && clock_now_ns() < until_ns)
+		if (io_uring_peek_cqe(&u->disk, &cqe) == 0 ||
+		    io_uring_peek_cqe(&u->ring, &cqe) == 0)
+			break;
+	return r;
 }
 
 int uring_sleep(struct uring *u, uint64_t timeout_ns)
@@ -699,6 +773,8 @@ int uring_sleep(struct uring *u, uint64_t timeout_ns)
 	r = enable(u);
 	if (r < 0)
 		return r;
+	if (u->disk_count)
+		return poll_rings(u, until_ns);
 	ts.tv_sec = (long long)((until_ns - now_ns) / CLOCK_NS_PER_S);
 	ts.tv_nsec = (long long)((until_ns - now_ns) % CLOCK_NS_PER_S);
 	r = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, until_ns == UINT64_MAX ? NULL : &ts,
@@ -716,4 +792,9 @@ unsigned uring_inflight(const struct uring *u)
 unsigned uring_overdue(const struct uring *u)
 {
 	return u->overdue_count;
+}
+
+unsigned uring_file_overdue(const struct uring *u, unsigned file)
+{
+	return u->file_overdue[file];
 }

@@ -17,6 +17,7 @@
 
 #define URING_BUF_NONE UINT32_MAX /* memory that was not registered */
 #define URING_NEVER UINT64_MAX	  /* no deadline */
+#define URING_FILES_MAX 16u
 
 struct uring;
 
@@ -28,6 +29,8 @@ struct uring_op {
 	void (*done)(struct uring_op *op, int32_t res);
 	uint64_t start_ns; /* set when queued */
 	void *user;	   /* the owner's */
+	/* the owner's: which file, as uring_register_file() said; 0: the first */
+	uint8_t file;
 	/* private to uring.c */
 	struct uring_op *prev, *next;
 	uint64_t deadline_ns;
@@ -49,16 +52,27 @@ struct uring_op {
 /* 0; -EPERM/-ENOSYS with a hint for people in uring_hint(): io_uring disabled or filtered; -EINVAL: the
  * fault spec (NULL or empty: none). */
 int uring_new(unsigned entries, const char *fault_spec, struct uring **ret_uring);
+/* The same, where a kernel thread takes what is queued: no system call for it, and a core while there is I/O. */
+int uring_new_sqpoll(unsigned entries, const char *fault_spec, struct uring **ret_uring);
+/*
+ * Reads and writes go through a second ring, whose completions are polled for, not waited for: before any buffer or
+ * file is registered.  Then uring_sleep() does not sleep while there are any in flight.  sqpoll: as above, for that
+ * ring.  0 or -errno: there is only the one ring, as before.
+ */
+int uring_add_iopoll(struct uring *u, int sqpoll);
+/* Can that be done with this file?  One block is read, aligned.  0, -EOPNOTSUPP or another errno. */
+int uring_try_iopoll(int fd, void *buf, uint32_t bytes);
 struct uring *uring_free(struct uring *u); /* no operation may be in flight */
 const char *uring_hint(int error);
 
 /* Pins the memory, counted against RLIMIT_MEMLOCK without CAP_IPC_LOCK: -ENOMEM.  Once each. */
 int uring_register_buffers(struct uring *u, const struct iovec *iov, unsigned count);
-int uring_register_file(struct uring *u, int fd); /* one file: index 0 */
+/* Its number, from 0; -ENOSPC: URING_FILES_MAX are. */
+int uring_register_file(struct uring *u, int fd);
 
 /*
- * fault_spec (tests): rules joined by commas, each KIND:FAULT:every=N, of which the first that matches an
- * operation is played on every Nth of its kind.  KIND: read or write.  FAULT:
+ * fault_spec (tests): rules joined by commas, each KIND:FAULT:every=N or KIND:FAULT:every=N:file=M, of which the
+ * first that matches an operation is played on every Nth of its kind (of that file).  KIND: read or write.  FAULT:
  *	eio, enospc	fails without having been tried
  *	short		the kernel is asked for half of it first
  *	stall_ms=T	waits T before it is tried; a deadline cancels it
@@ -102,5 +116,6 @@ unsigned uring_reap(struct uring *u, unsigned max); /* calls done(); returns how
 int uring_sleep(struct uring *u, uint64_t timeout_ns);
 unsigned uring_inflight(const struct uring *u); /* reads and writes not reported yet */
 unsigned uring_overdue(const struct uring *u);	/* of these, past their deadline */
+unsigned uring_file_overdue(const struct uring *u, unsigned file); /* and of one file */
 
 #endif

@@ -66,11 +66,11 @@ static int parse_fault(char *text, struct uring_fault_rule *rule)
 	}
 }
 
-/* "write:eio:every=3" */
+/* "write:eio:every=3", "write:eio:every=3:file=1" */
 static int parse_rule(char *text, struct uring_fault_rule *ret)
 {
 	struct uring_fault_rule rule = { .fault = URING_FAULT_NONE };
-	char *fault = strchr(text, ':'), *every;
+	char *fault = strchr(text, ':'), *every, *file;
 	int r;
 
 	if (!fault)
@@ -80,6 +80,13 @@ static int parse_rule(char *text, struct uring_fault_rule *ret)
 	if (!every)
 		return -EINVAL;
 	*every++ = '\0';
+	file = strchr(every, ':');
+	if (file) {
+		*file++ = '\0';
+		if (strncmp(file, "file=", 5) != 0 || file[5] < '0' || file[5] > '7' || file[6])
+			return -EINVAL;
+		rule.file = (uint32_t)(file[5] - '0') + 1;
+	}
 
 	if (!strcmp(text, "read"))
 		rule.kind = URING_READ;
@@ -123,7 +130,7 @@ int uring_fault_parse(const char *spec, struct uring_faults *ret)
 	return 0;
 }
 
-enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind,
+enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind, unsigned file,
 				  uint64_t *ret_hold_ns)
 {
 	enum uring_fault fault = URING_FAULT_NONE;
@@ -132,8 +139,8 @@ enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind,
 	for (unsigned i = 0; i < f->count; i++) {
 		struct uring_fault_rule *rule = &f->rules[i];
 
-		if (rule->kind != kind || ++rule->seen % rule->every != 0 ||
-		    fault != URING_FAULT_NONE)
+		if (rule->kind != kind || (rule->file && rule->file != file + 1) ||
+		    ++rule->seen % rule->every != 0 || fault != URING_FAULT_NONE)
 			continue;
 		fault = rule->fault;
 		*ret_hold_ns = rule->hold_ns;

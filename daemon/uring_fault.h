@@ -28,6 +28,7 @@ struct uring_fault_rule {
 	enum uring_fault fault;
 	uint64_t hold_ns;
 	uint32_t every;
+	uint32_t file; /* + 1; 0: any */
 	uint32_t seen;
 };
 
@@ -39,8 +40,8 @@ struct uring_faults {
 /* 0 or -EINVAL; ret untouched then.  NULL or empty: no rules. */
 int uring_fault_parse(const char *spec, struct uring_faults *ret);
 
-/* What happens to the next operation of this kind. */
-enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind,
+/* What happens to the next operation of this kind on this file. */
+enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind, unsigned file,
 				  uint64_t *ret_hold_ns);
 
 #endif

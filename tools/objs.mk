@@ -22,6 +22,7 @@ SKVC_BENCH_SRCS := \
 	tools/model_threads.c \
 	tools/progress.c \
 	tools/replay_daemon.c \
+	tools/replay_log.c \
 	tools/replay_policies.c \
 	tools/replay_table.c \
 	tools/replay_trace.c \
@@ -32,6 +33,7 @@ SKVC_BENCH_SRCS := \
 	tools/skvc_bench_ipc.c \
 	tools/skvc_bench_model.c \
 	tools/skvc_bench_neighbour.c \
+	tools/skvc_bench_nvme.c \
 	tools/skvc_bench_replay.c \
 	tools/skvc_bench_tier.c \
 	tools/skvcctl_bus.c

@@ -85,6 +85,27 @@ static void print_row(const struct replay_table *t, uint32_t policy, FILE *out)
 	}
 }
 
+static double amplification(const struct replay_log_result *r)
+{
+	return r->stored ? (double)(r->stored + r->copied) / (double)r->stored : 0;
+}
+
+/* What the log itself keeps, which cannot take a block out of its segment. */
+static void print_log(const struct replay_table *t, FILE *out)
+{
+	(void)fprintf(out, "\nthe NVMe log, %u blocks a segment, behind an LRU host\n%-10s",
+		      t->segment_blocks, "hit ratio");
+	for (uint32_t c = 0; c < t->capacities; c++)
+		(void)fprintf(out, "   %.4f", ratio(t, t->log[c].hits));
+	(void)fprintf(out, "\n%-10s", " no copies");
+	for (uint32_t c = 0; c < t->capacities; c++)
+		(void)fprintf(out, "   %.4f", ratio(t, t->no_copies[c].hits));
+	(void)fprintf(out, "\n%-10s", "amplified");
+	for (uint32_t c = 0; c < t->capacities; c++)
+		(void)fprintf(out, "   %.4f", amplification(&t->log[c]));
+	(void)fprintf(out, "\n");
+}
+
 static void print_cost(const struct replay_table *t, FILE *out)
 {
 	const struct replay_point *p = t->point[REPLAY_DEFAULT];
@@ -112,6 +133,8 @@ void replay_table_print(const struct replay_table *t, FILE *out)
 	for (uint32_t p = 0; p < REPLAY_POLICIES; p++)
 		if (t->wanted[p])
 			print_row(t, p, out);
+	if (t->segment_blocks)
+		print_log(t, out);
 	if (t->wanted[REPLAY_DEFAULT])
 		print_cost(t, out);
 }
@@ -146,6 +169,28 @@ static cJSON *json_point(const struct replay_table *t, uint32_t policy, uint32_t
 	return j;
 }
 
+static void json_log(const struct replay_table *t, cJSON *j)
+{
+	cJSON *log = cJSON_AddObjectToObject(j, "nvme_log"), *points;
+
+	cJSON_AddNumberToObject(log, "segment_blocks", t->segment_blocks);
+	cJSON_AddNumberToObject(log, "copy_percent", REPLAY_LOG_COPY_PERCENT);
+	points = cJSON_AddArrayToObject(log, "points");
+	for (uint32_t c = 0; c < t->capacities; c++) {
+		const struct replay_log_result *r = &t->log[c];
+		cJSON *p = cJSON_CreateObject();
+
+		cJSON_AddNumberToObject(p, "capacity_percent", t->percent[c]);
+		cJSON_AddNumberToObject(p, "hit_ratio", ratio(t, r->hits));
+		cJSON_AddNumberToObject(p, "hit_ratio_no_copies", ratio(t, t->no_copies[c].hits));
+		cJSON_AddNumberToObject(p, "stored_blocks", (double)r->stored);
+		cJSON_AddNumberToObject(p, "copied_blocks", (double)r->copied);
+		cJSON_AddNumberToObject(p, "given_up_blocks", (double)r->given_up);
+		cJSON_AddNumberToObject(p, "write_amplification", amplification(r));
+		cJSON_AddItemToArray(points, p);
+	}
+}
+
 int replay_table_json(const struct replay_table *t, FILE *out)
 {
 	cJSON *j = cJSON_CreateObject(), *policies;
@@ -159,6 +204,8 @@ int replay_table_json(const struct replay_table *t, FILE *out)
 		cJSON_AddNumberToObject(j, "block_bytes", (double)t->block_bytes);
 	if (t->nvme_percent > 0)
 		cJSON_AddNumberToObject(j, "nvme_percent", t->nvme_percent);
+	if (t->segment_blocks)
+		json_log(t, j);
 	policies = cJSON_AddArrayToObject(j, "policies");
 	for (uint32_t p = 0; p < REPLAY_POLICIES; p++) {
 		cJSON *policy, *points;

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "tools/replay_log.h"
 #include "tools/replay_policies.h"
 
 #define REPLAY_CAPACITIES_MAX 32u
@@ -27,6 +28,9 @@ struct replay_table {
 	double percent[REPLAY_CAPACITIES_MAX];
 	uint32_t capacities;
 	bool wanted[REPLAY_POLICIES];
+	/* Of the NVMe log behind an LRU host of that capacity: by its own rules, and without copies. */
+	uint32_t segment_blocks; /* 0: too few segments, or no NVMe */
+	struct replay_log_result log[REPLAY_CAPACITIES_MAX], no_copies[REPLAY_CAPACITIES_MAX];
 	struct replay_point point[REPLAY_POLICIES][REPLAY_CAPACITIES_MAX];
 };
 

@@ -19,6 +19,7 @@ static const char usage_text[] =
 	"  ipc        round trip through the shared-memory rings, against a Unix socket\n"
 	"  model      the model speculator: what it makes of dumps with token ids\n"
 	"  neighbour  what offloading costs an engine on the same GPU\n"
+	"  nvme       records through the daemon's NVMe log, next to fio on the same file\n"
 	"  replay     hits of the daemon's policy on a trace, against LRU, S3-FIFO, ARC, the optimum\n"
 	"  tier       storing from and loading into GPU memory, against raw copies\n"
 	"\n"
@@ -36,6 +37,7 @@ static const struct benchmark {
 	{ "model", bench_model_main },
 	{ "neighbour", bench_neighbour_main },
 	{ "neighbour-engine", bench_engine_main }, /* not for people: the other process */
+	{ "nvme", bench_nvme_main },
 	{ "replay", bench_replay_main },
 	{ "tier", bench_tier_main },
 };

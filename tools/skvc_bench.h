@@ -15,6 +15,7 @@ int bench_frontier_main(int argc, char **argv);	 /* skvc_bench_frontier.c */
 int bench_ipc_main(int argc, char **argv);	 /* skvc_bench_ipc.c */
 int bench_model_main(int argc, char **argv);	 /* skvc_bench_model.c */
 int bench_neighbour_main(int argc, char **argv); /* skvc_bench_neighbour.c */
+int bench_nvme_main(int argc, char **argv);	 /* skvc_bench_nvme.c */
 int bench_replay_main(int argc, char **argv);	 /* skvc_bench_replay.c */
 int bench_tier_main(int argc, char **argv);	 /* skvc_bench_tier.c */
 

@@ -20,7 +20,7 @@
 struct options {
 	const char *trace, *svg;
 	uint64_t token_bytes; /* of a model's KV cache; 0: not known */
-	uint32_t block_tokens;
+	uint32_t block_tokens, segment_blocks;
 	bool json;
 };
 
@@ -42,6 +42,7 @@ static const char usage_text[] =
 	"  --policy LIST       of lru, s3fifo, arc, default, optimum (all): `lru,default`\n"
 	"  --capacity LIST     of the cache, in %% of the blocks of the trace (5,10,20,30,40,50)\n"
 	"  --nvme-capacity P   a second tier behind it, in %% of the same\n"
+	"  --segment-blocks N  blocks in a segment of its log (8)\n"
 	"  --model-size NAME   for sizes in bytes: llama-3.1-8b, llama-3.1-70b, qwen3-8b, qwen3-32b\n"
 	"  --block-tokens N    tokens of a block of the trace, for the same (512)\n"
 	"  --block-bytes SIZE  bytes of a block, instead of both\n"
@@ -125,6 +126,10 @@ static int option(int c, const char *value, struct options *o, struct replay_tab
 		if (percent_parse(value, &end, &t->nvme_percent) < 0 || *end)
 			return bench_usage_error("replay", "no percentage: ", value);
 		return 0;
+	case 'g':
+		if (bench_count_parse(value, 1, 1u << 20, &o->segment_blocks) < 0)
+			return bench_usage_error("replay", "no number of blocks: ", value);
+		return 0;
 	case 'm':
 		if (model_parse(value, o) < 0)
 			return bench_usage_error("replay", "unknown model: ", value);
@@ -159,6 +164,7 @@ static int options_parse(int argc, char **argv, struct options *o, struct replay
 		{ "policy", required_argument, NULL, 'p' },
 		{ "capacity", required_argument, NULL, 'c' },
 		{ "nvme-capacity", required_argument, NULL, 'n' },
+		{ "segment-blocks", required_argument, NULL, 'g' },
 		{ "model-size", required_argument, NULL, 'm' },
 		{ "block-tokens", required_argument, NULL, 'k' },
 		{ "block-bytes", required_argument, NULL, 'b' },
@@ -212,7 +218,29 @@ static int point_measure(const struct replay_trace *trace, const struct replay_p
 	return r;
 }
 
-static int measure(const struct replay_trace *trace, struct replay_table *t)
+/* 0 also when the NVMe tier is too small for a log. */
+static int log_measure(const struct replay_trace *trace, struct replay_table *t,
+		       uint32_t segment_blocks)
+{
+	struct replay_log_options o = { .nvme_blocks = blocks_of(t, t->nvme_percent),
+					.segment_blocks = segment_blocks };
+	int r = 0;
+
+	for (uint32_t c = 0; r == 0 && c < t->capacities; c++) {
+		o.host_blocks = blocks_of(t, t->percent[c]);
+		o.copy_percent = REPLAY_LOG_COPY_PERCENT;
+		r = replay_log(trace, &o, &t->log[c]);
+		o.copy_percent = 0;
+		if (r == 0)
+			r = replay_log(trace, &o, &t->no_copies[c]);
+	}
+	if (r == 0)
+		t->segment_blocks = segment_blocks;
+	return r == -EINVAL ? 0 : r;
+}
+
+static int measure(const struct replay_trace *trace, struct replay_table *t,
+		   uint32_t segment_blocks)
 {
 	int r = 0;
 
@@ -223,6 +251,8 @@ static int measure(const struct replay_trace *trace, struct replay_table *t)
 		for (uint32_t c = 0; r == 0 && t->wanted[p] && c < t->capacities; c++)
 			r = point_measure(trace, &replay_policies[p], t, t->percent[c],
 					  &t->point[p][c]);
+	if (r == 0 && t->nvme_percent > 0)
+		r = log_measure(trace, t, segment_blocks);
 	if (r < 0)
 		(void)fprintf(stderr, "skvc-bench replay: %s\n", strerror(-r));
 	return r;
@@ -250,7 +280,7 @@ static int svg_write(const struct replay_table *t, const char *path)
 int bench_replay_main(int argc, char **argv)
 {
 	static struct replay_table t; /* of some 40 KiB */
-	struct options o = { .block_tokens = BLOCK_TOKENS };
+	struct options o = { .block_tokens = BLOCK_TOKENS, .segment_blocks = 8 };
 	struct replay_trace trace;
 	char err[REPORT_BYTES] = "";
 	int r;
@@ -267,7 +297,7 @@ int bench_replay_main(int argc, char **argv)
 		(void)fprintf(stderr, "skvc-bench: %s\n", err);
 		return 1;
 	}
-	r = measure(&trace, &t);
+	r = measure(&trace, &t, o.segment_blocks);
 	if (r == 0 && o.json)
 		r = replay_table_json(&t, stdout);
 	else if (r == 0)

@@ -17,6 +17,7 @@ struct doctor_config {
 	char wrong
 		[512]; /* what skvcd --check-config says of it; empty: nothing, or it could not be asked */
 	uint64_t pool_bytes, nvme_bytes;
+	uint64_t nvme_own_bytes; /* of the first file, when its path says so; else 0 */
 	int numa_node;
 	bool lock_memory;
 	char nvme_path[256];

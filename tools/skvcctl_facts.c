@@ -79,6 +79,20 @@ static uint64_t read_key(const char *path, const char *key)
 
 /* ---- the configuration: the few keys that are asked for; what is wrong with it skvcd knows ---- */
 
+/* Of several, as skvcd.conf(5) has them, the first; a size behind it is its own. */
+static void take_nvme_path(struct doctor_config *c, const char *value)
+{
+	uint64_t bytes;
+	char *blank;
+
+	(void)snprintf(c->nvme_path, sizeof(c->nvme_path), "%.*s", (int)strcspn(value, ","), value);
+	blank = strrchr(c->nvme_path, ' ');
+	if (blank && !strchr(blank, '/') && skvcctl_parse_bytes(blank + 1, &bytes) == 0) {
+		*blank = '\0';
+		c->nvme_own_bytes = bytes;
+	}
+}
+
 static void take_key(struct doctor_config *c, const char *section, const char *key,
 		     const char *value)
 {
@@ -91,10 +105,11 @@ static void take_key(struct doctor_config *c, const char *section, const char *k
 	TEXT("daemon.socket", socket);
 	TEXT("daemon.bus_socket", bus_socket);
 	TEXT("daemon.state_dir", state_dir);
-	TEXT("nvme.path", nvme_path);
 	TEXT("gpu.device", gpu_device);
 #undef TEXT
-	if (!strcmp(name, "host.pool"))
+	if (!strcmp(name, "nvme.path"))
+		take_nvme_path(c, value);
+	else if (!strcmp(name, "host.pool"))
 		(void)skvcctl_parse_bytes(value, &c->pool_bytes);
 	else if (!strcmp(name, "nvme.size"))
 		(void)skvcctl_parse_bytes(value, &c->nvme_bytes);
@@ -365,6 +380,8 @@ static void look_nvme(struct doctor_facts *f)
 
 	if (!path[0])
 		return;
+	if (f->config.nvme_own_bytes)
+		f->config.nvme_bytes = f->config.nvme_own_bytes;
 	(void)snprintf(f->nvme_dir, sizeof(f->nvme_dir), "%.*s",
 		       slash && slash > path ? (int)(slash - path) : 1, slash ? path : ".");
 	if (access(f->nvme_dir, W_OK | X_OK) < 0)

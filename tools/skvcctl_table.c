@@ -97,9 +97,10 @@ static void print_log(const struct skvcctl_picture *p, FILE *out)
 		      skvcctl_format_bytes(written, a), skvcctl_format_bytes(spilled, b),
 		      format_ratio(written, spilled, d), COUNTER(p, "nvme_checkpoints"));
 	(void)fprintf(out,
-		      "           %" PRIu64 " segments reused, %s evicted with them; %" PRIu64
+		      "           %" PRIu64 " segments reused, %s copied on, %s evicted; %" PRIu64
 		      " blocks found at start\n",
 		      COUNTER(p, "nvme_reclaimed_segments"),
+		      skvcctl_format_bytes(COUNTER(p, "nvme_copied_bytes"), d),
 		      skvcctl_format_bytes(COUNTER(p, "nvme_evicted_bytes"), c),
 		      COUNTER(p, "nvme_restored_blocks"));
 }
@@ -109,7 +110,8 @@ static void print_capacity(const struct skvcctl_picture *p, FILE *out)
 	uint64_t raw = GAUGE(p, "raw_bytes"), coded = GAUGE(p, "coded_bytes");
 	uint64_t pool = GAUGE(p, "pool_bytes"), used = GAUGE(p, "pool_used_bytes");
 	uint64_t slots = GAUGE(p, "pool_slot_bytes"), slabs = GAUGE(p, "pool_slab_bytes");
-	static const char *const states[] = { "none", "in service", "OUT OF SERVICE" };
+	static const char *const states[] = { "none", "in service", "OUT OF SERVICE",
+					      "PARTLY OUT OF SERVICE" };
 	uint64_t health = GAUGE(p, "nvme_health");
 	char a[16], b[16], c[16], d[16];
 
@@ -125,7 +127,7 @@ static void print_capacity(const struct skvcctl_picture *p, FILE *out)
 	(void)fprintf(out, "Host pool  %.1f %% of %s in slabs, %s used, internal waste %.1f %%\n",
 		      percent(slabs, pool), skvcctl_format_bytes(pool, a),
 		      skvcctl_format_bytes(used, b), slots ? 100.0 - percent(used, slots) : 0.0);
-	(void)fprintf(out, "NVMe       %s", states[health < 3 ? health : 2]);
+	(void)fprintf(out, "NVMe       %s", states[health < 4 ? health : 2]);
 	if (health)
 		(void)fprintf(out, ": %s live of %s, %" PRIu64 " in flight, %" PRIu64 " errors",
 			      skvcctl_format_bytes(GAUGE(p, "nvme_live_bytes"), a),

@@ -160,10 +160,12 @@ static void add_tier(struct page *p, const char *label, uint64_t used, uint64_t 
 	for (unsigned i = 0; i < TOP_BAR_COLUMNS; i++)
 		bar[i] = i < full ? '#' : '.';
 	bar[TOP_BAR_COLUMNS] = '\0';
-	add(p, health == 2 ? TOP_ALERT : TOP_PLAIN,
+	add(p, health >= 2 ? TOP_ALERT : TOP_PLAIN,
 	    "%-12s [%s] %5.1f %%  %8s of %-8s  %9" PRIu64 " blocks%s", label, bar, 100.0 * part,
 	    skvcctl_format_bytes(used, a), skvcctl_format_bytes(all, b), blocks,
-	    health == 2 ? "  OUT OF SERVICE" : "");
+	    health == 2	  ? "  OUT OF SERVICE"
+	    : health == 3 ? "  PARTLY OUT OF SERVICE"
+			  : "");
 }
 
 static void add_tiers(struct page *p, const struct skvcctl_picture *now)

@@ -18,8 +18,11 @@ static struct private_daemon daemon_;
 
 static int stop(void **state)
 {
+	int r = private_daemon_died(&daemon_) ? -1 : private_daemon_stop(&daemon_);
+
 	(void)state;
-	return private_daemon_died(&daemon_) ? -1 : private_daemon_stop(&daemon_);
+	daemon_.files = 0;
+	return r;
 }
 
 /* 256 KiB a block: 192 of them are 48 MiB against a pool of 16. */
@@ -145,6 +148,14 @@ static void test_after_kill(void **state)
 	blocks_come_back(0);
 }
 
+/* Two files are one tier, and it is found again whole. */
+static void test_two_files(void **state)
+{
+	(void)state;
+	daemon_.files = 2;
+	blocks_come_back(0);
+}
+
 static void test_after_stop(void **state)
 {
 	(void)state;
@@ -238,6 +249,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(test_after_kill, stop),
+		cmocka_unit_test_teardown(test_two_files, stop),
 		cmocka_unit_test_teardown(test_after_stop, stop),
 		cmocka_unit_test_teardown(test_again_and_again, stop),
 		cmocka_unit_test_teardown(test_what_it_costs, stop),

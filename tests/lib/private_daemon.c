@@ -88,7 +88,7 @@ static int can_connect(const char *socket_path, int type)
 struct arguments {
 	const char *argv[2 * PRIVATE_DAEMON_OVERRIDES_MAX + 16];
 	unsigned count;
-	char text[12][600];
+	char text[12][1100];
 	unsigned text_count;
 };
 
@@ -128,8 +128,12 @@ static void make_arguments(struct arguments *a, const struct private_daemon *d, 
 	add_default(a, "host.pool=16M");
 	add_default(a, "host.lock_memory=no");
 	if (nvme_bytes) {
-		add_default(a, "nvme.path=%s", d->nvme);
-		add_default(a, "nvme.size=%llu", (unsigned long long)nvme_bytes);
+		if (d->files == 2)
+			add_default(a, "nvme.path=%s, %s.2", d->nvme, d->nvme);
+		else
+			add_default(a, "nvme.path=%s", d->nvme);
+		add_default(a, "nvme.size=%llu",
+			    (unsigned long long)nvme_bytes / (d->files == 2 ? 2 : 1));
 		add_default(a, "nvme.segment=1M");
 	}
 	for (unsigned i = 0; overrides && overrides[i]; i++)
@@ -205,6 +209,7 @@ int private_daemon_start(struct private_daemon *d, uint64_t nvme_bytes,
 	memset(d, 0, sizeof(*d));
 	memcpy(d->wrap, given.wrap, sizeof(d->wrap));
 	d->keeper = given.keeper;
+	d->files = given.files;
 	(void)snprintf(d->dir, sizeof(d->dir), "/tmp/skvcd-test-XXXXXX");
 	if (!mkdtemp(d->dir))
 		return -errno;
@@ -279,6 +284,12 @@ static void remove_files(struct private_daemon *d)
 
 	if (d->nvme[0])
 		(void)unlink(d->nvme);
+	if (d->nvme[0] && d->files == 2) {
+		char second[sizeof(d->nvme) + 2];
+
+		(void)snprintf(second, sizeof(second), "%s.2", d->nvme);
+		(void)unlink(second);
+	}
 	/* Made by mkdtemp under /tmp: nothing in it needs quoting. */
 	(void)snprintf(command, sizeof(command), "rm -rf %s", d->dir);
 	if (d->dir[0] && system(command) != 0)

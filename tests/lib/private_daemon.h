@@ -20,6 +20,7 @@ struct private_daemon {
 	char bus[96];
 	char log[96];
 	char nvme[512];		  /* the spill file, in the build tree; empty: none */
+	unsigned files;		  /* set before the start: so many share the size, NAME, NAME.2 */
 	const char *wrap[8];	  /* run under this command (strace ...); NULL-terminated */
 	struct fd_keeper *keeper; /* its manager, borrowed; NULL: none */
 };

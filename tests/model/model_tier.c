@@ -96,8 +96,7 @@ __attribute__((noreturn)) static void model_failed(void)
 
 static void start_daemon(int again)
 {
-	static char fault_text[160];
-	static char uid_text[64], quota_text[64];
+	static char fault_text[160], uid_text[64], quota_text[64];
 	/* channel: the books are read gauge by gauge, and nothing may be coded again meanwhile. */
 	const char *const overrides[] = { fault_text,
 					  "codec.speculator=channel",
@@ -746,6 +745,7 @@ static void run(uint64_t steps_max, uint64_t seconds)
 	rng_init(&rng, seed);
 	fault = faults[rng_below(&rng, sizeof(faults) / sizeof(faults[0]))];
 	quota_bytes = rng_one_in(&rng, 3) ? QUOTA_BYTES : 0;
+	daemon_.files = 1 + (unsigned)(seed & 1);
 	printf("seed %llu, faults \"%s\", quota %llu\n", (unsigned long long)seed, fault,
 	       (unsigned long long)quota_bytes);
 	(void)fflush(stdout);

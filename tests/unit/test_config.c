@@ -355,6 +355,10 @@ static void test_cross_checks(void **state)
 		{ { "nvme.segment=3M" }, "[nvme] segment" },
 		{ { "nvme.path=/x", "nvme.size=192M" }, "[nvme] size" },
 		{ { "nvme.path=/x", "nvme.size=300M" }, "[nvme] size" },
+		{ { "nvme.path=/x, /y 300M" }, "[nvme] size" },
+		{ { "nvme.path=/x, /x" }, "[nvme] path" },
+		{ { "nvme.path=/x,, /y" }, "[nvme] path" },
+		{ { "nvme.path=1,2,3,4,5,6,7,8,9" }, "[nvme] path" },
 		{ { "limits.lease_ttl_max=1s" }, "[limits] lease_ttl" },
 		{ { "daemon.bus_socket=/run/skvcd/skvcd.sock" }, "[daemon] bus_socket" },
 		{ { "tenant a.quota=1G" }, "[tenant a] uid: missing" },
@@ -398,6 +402,30 @@ static void test_overrides(void **state)
 	assert_int_equal(set(&c, "host.pool=32M"), 0);
 	assert_int_equal(set(&c, "host.pool=64M"), 0);
 	assert_int_equal(c.pool_bytes, 64u << 20);
+}
+
+/* One path is what it always was; of several each may have its size. */
+static void test_nvme_devices(void **state)
+{
+	struct config_nvme_device d[CONFIG_NVME_DEVICES_MAX];
+	struct config c;
+
+	(void)state;
+	config_default(&c);
+	assert_int_equal(config_nvme_devices(&c, d), 0);
+	assert_int_equal(config_nvme_bytes(&c), 0);
+	assert_int_equal(set(&c, "nvme.path=/a file/of mine"), 0);
+	assert_int_equal(config_nvme_devices(&c, d), 1);
+	assert_string_equal(d[0].path, "/a file/of mine");
+	assert_int_equal(set(&c, "nvme.path=/a, /b c  500G ,/dev/d"), 0);
+	assert_int_equal(set(&c, "nvme.size=2G"), 0);
+	assert_int_equal(config_nvme_devices(&c, d), 3);
+	assert_string_equal(d[0].path, "/a");
+	assert_string_equal(d[1].path, "/b c");
+	assert_string_equal(d[2].path, "/dev/d");
+	assert_int_equal(d[0].bytes, 2ull << 30);
+	assert_int_equal(d[1].bytes, 500ull << 30);
+	assert_int_equal(config_nvme_bytes(&c), 504ull << 30);
 }
 
 static void test_files(void **state)
@@ -559,6 +587,7 @@ int main(void)
 		cmocka_unit_test(test_too_many_tenants),
 		cmocka_unit_test(test_cross_checks),
 		cmocka_unit_test(test_overrides),
+		cmocka_unit_test(test_nvme_devices),
 		cmocka_unit_test(test_files),
 		cmocka_unit_test(test_help_is_a_configuration),
 		cmocka_unit_test(test_manual_agrees),

@@ -58,11 +58,12 @@ struct world {
 	uint64_t now_ns;
 	uint32_t checkpoint_rate; /* of 1000 steps */
 	uint32_t cursor;	  /* of the checkpoint under way */
+	uint32_t keep_of_8;	  /* of the keys, so many are worth a copy */
 	unsigned checkpoints, found, from_records, forgotten, refused, read_refused;
 };
 
 static unsigned long total_lost, total_appended, total_found, total_refused, total_flips,
-	total_cuts, total_kills, total_blobs;
+	total_cuts, total_kills, total_blobs, total_copied;
 
 /* ---- records ---- */
 
@@ -120,6 +121,22 @@ static void on_evict(void *user, uint32_t key)
 
 	assert_true(w->key[key].held && !w->key[key].writing);
 	w->key[key].held = 0;
+}
+
+static int on_keeps(void *user, uint32_t key)
+{
+	const struct world *w = user;
+
+	assert_true(w->key[key].held);
+	return rng_mix(key) % 8 < w->keep_of_8;
+}
+
+static void on_moved(void *user, uint32_t key)
+{
+	const struct world *w = user;
+
+	assert_true(w->key[key].held && nvme_log_holds(w->rig.log, key));
+	total_copied++;
 }
 
 static void on_done(struct nvme_op *nop, int res)
@@ -297,6 +314,9 @@ static void open_world(struct world *w)
 {
 	log_rig_ring(&w->rig);
 	w->rig.options.evict = on_evict;
+	w->rig.options.keeps = on_keeps;
+	w->rig.options.moved = on_moved;
+	w->rig.options.copy_percent = 60;
 	w->rig.options.user = w;
 	if (log_rig_open(&w->rig) < 0)
 		fail_msg("%s", w->rig.err);
@@ -312,6 +332,7 @@ static void make_world(struct world *w, uint64_t seed)
 	w->rig.options.bytes = 6 * MIB;
 	w->rig.options.segment_bytes = rng_one_in(&w->rng, 2) ? MIB / 4 : MIB / 2;
 	w->checkpoint_rate = rng_below(&w->rng, 10);
+	w->keep_of_8 = rng_below(&w->rng, 8);
 	w->now_ns = clock_now_ns();
 	for (unsigned i = 0; i < OPS; i++) {
 		w->ops[i].buf = w->rig.ops[i].buf;
@@ -511,9 +532,9 @@ static void print_totals(void)
 {
 	print_message(
 		"%lu records appended, %lu found and exact, %lu refused; %lu kills, %lu power "
-		"cuts, %lu bits flipped, %lu checkpoints, %lu rounds that lost notes\n",
+		"cuts, %lu bits flipped, %lu checkpoints, %lu rounds that lost notes, %lu copies\n",
 		total_appended, total_found, total_refused, total_kills, total_cuts, total_flips,
-		total_blobs, total_lost);
+		total_blobs, total_lost, total_copied);
 }
 
 #ifdef SKVCD_SAN
@@ -530,7 +551,7 @@ static void random_lives(void **state)
 	for (unsigned i = 0; i < ROUNDS; i++)
 		a_round(seed + i);
 	print_totals();
-	assert_true(total_found > 0 && total_blobs > 0);
+	assert_true(total_found > 0 && total_blobs > 0 && total_copied > 0);
 }
 
 /* What was not there when it was made is not there now. */

@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "gpu/model/report.h"
+#include "tools/replay_log.h"
 #include "tools/replay_policies.h"
 #include "tools/replay_trace.h"
 
@@ -196,6 +197,44 @@ static void nobody_beats_the_optimum(void **state)
 	}
 }
 
+/* ---- the log ---- */
+
+#define SCANS 80u
+
+/* A prefix of 4 blocks that is asked for between scans that are not. */
+static void the_log_keeps_what_is_used(void **state)
+{
+	static int64_t ids[SCANS * (5 + 9)];
+	struct replay_log_options o = {
+		.host_blocks = 4, .nvme_blocks = 64, .segment_blocks = 8, .copy_percent = 50
+	};
+	struct replay_log_result r, none;
+	struct replay_trace t;
+	uint32_t n = 0;
+
+	(void)state;
+	for (int64_t i = 0; i < SCANS; i++) {
+		for (int64_t k = 0; k < 4; k++)
+			ids[n++] = k;
+		ids[n++] = END;
+		for (int64_t k = 0; k < 8; k++)
+			ids[n++] = 100 + 8 * i + k;
+		ids[n++] = END;
+	}
+	assert_int_equal(replay_trace_make(ids, 2 * SCANS, &t), 0);
+	assert_int_equal(replay_log(&t, &o, &r), 0);
+	assert_int_equal(r.hits, 4 * (SCANS - 1)); /* all but the first */
+	assert_int_equal(r.stored, t.blocks);
+	assert_true(r.copied > 0 && r.copied <= r.stored / 2);
+	o.copy_percent = 0;
+	assert_int_equal(replay_log(&t, &o, &none), 0);
+	assert_int_equal(none.copied, 0);
+	assert_true(none.hits < r.hits && none.stored > r.stored);
+	o.nvme_blocks = 63;
+	assert_int_equal(replay_log(&t, &o, &r), -EINVAL);
+	replay_trace_deinit(&t);
+}
+
 /* ---- the reader ---- */
 
 static int read_text(const char *text, struct replay_trace *t, char err[REPORT_BYTES])
@@ -266,6 +305,7 @@ int main(void)
 		cmocka_unit_test(only_leading_blocks_count),
 		cmocka_unit_test(the_optimum_is_one),
 		cmocka_unit_test(nobody_beats_the_optimum),
+		cmocka_unit_test(the_log_keeps_what_is_used),
 		cmocka_unit_test(reads_json_lines),
 		cmocka_unit_test(refuses_what_is_no_trace),
 	};

@@ -624,9 +624,118 @@ static void another_thread_sleeps_and_is_woken(void **state)
 	uring_free(t.u);
 }
 
+/* ---- rings that are polled ---- */
+
+static void wait_for_all(struct rig *rig)
+{
+	const uint64_t until_ns = clock_now_ns() + 20 * CLOCK_NS_PER_S;
+
+	while (uring_inflight(rig->u) && clock_now_ns() < until_ns) {
+		assert_int_equal(uring_sleep(rig->u, CLOCK_NS_PER_S), 0);
+		(void)uring_reap(rig->u, 64);
+	}
+	assert_int_equal(uring_inflight(rig->u), 0);
+}
+
+static void ended(struct uring_op *op, int32_t res)
+{
+	*(int32_t *)op->user = res;
+}
+
+/* Written, flushed, read back into other memory; and an eventfd wakes while there is nothing to poll for. */
+static void write_and_read_back(struct rig *rig)
+{
+	struct uring_op op[8] = { 0 };
+	uint8_t *other = aligned_alloc(4096, 8 * 8192);
+	int32_t res[8];
+
+	for (unsigned i = 0; i < 8; i++) {
+		memset(rig->buf + i * 8192, (int)i + 1, 8192);
+		op[i].done = ended;
+		op[i].user = &res[i];
+		assert_int_equal(uring_write(rig->u, &op[i], 0, rig->buf + i * 8192, 8192, i * 8192,
+					     URING_NEVER),
+				 0);
+	}
+	wait_for_all(rig);
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(res[i], 8192);
+	assert_int_equal(uring_sync(rig->u, &op[0]), 0);
+	wait_for_all(rig);
+	assert_int_equal(res[0], 0);
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(uring_read(rig->u, &op[i], URING_BUF_NONE, other + i * 8192, 8192,
+					    i * 8192, URING_NEVER),
+				 0);
+	wait_for_all(rig);
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(res[i], 8192);
+	assert_memory_equal(other, rig->buf, 8 * 8192);
+	free(other);
+}
+
+static void polled(const char *fault, bool sqpoll, bool iopoll)
+{
+	struct rig rig;
+	struct uring *plain;
+	int r = 0;
+
+	setup(&rig, fault);
+	plain = rig.u;
+	if (iopoll) {
+		/* A hole would be read without the device. */
+		assert_int_equal(pwrite(rig.fd, rig.buf, 4096, 0), 4096);
+		r = uring_try_iopoll(rig.fd, rig.buf, 4096);
+		if (r == 0)
+			r = uring_new(ENTRIES, fault, &rig.u);
+		if (r == 0)
+			r = uring_add_iopoll(rig.u, sqpoll);
+	} else {
+		r = uring_new_sqpoll(ENTRIES, fault, &rig.u);
+	}
+	if (r < 0) {
+		print_message("not here: %s\n", strerror(-r));
+	} else {
+		struct iovec iov = { rig.buf, FILE_BYTES };
+
+		assert_int_equal(uring_register_file(rig.u, rig.fd), 0);
+		assert_int_equal(uring_register_buffers(rig.u, &iov, 1), 0);
+		for (unsigned i = 0; i < 20; i++)
+			write_and_read_back(&rig);
+		uring_free(plain);
+	}
+	teardown(&rig);
+	if (r < 0)
+		skip();
+}
+
+static void a_thread_submits(void **state)
+{
+	(void)state;
+	polled(NULL, true, false);
+	polled("write:short:every=2,read:short:every=3", true, false);
+}
+
+static void completions_are_polled_for(void **state)
+{
+	(void)state;
+	polled(NULL, false, true);
+	polled("write:short:every=2,read:short:every=3", false, true);
+	polled("write:stall_ms=2:every=5", false, true);
+}
+
+static void both(void **state)
+{
+	(void)state;
+	polled(NULL, true, true);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_thread_submits),
+		cmocka_unit_test(completions_are_polled_for),
+		cmocka_unit_test(both),
 		cmocka_unit_test(reads_what_was_written),
 		cmocka_unit_test(short_transfers_go_on),
 		cmocka_unit_test(the_end_of_the_file_is_an_error),

@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * test_nvme_gc.c - segments of the NVMe log that are used again: what is worth it is copied, whole and within the
+ * bound, and nothing else is; what is damaged is not; and a device with errors changes none of that.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "daemon/record.h"
+#include "tests/lib/log_rig.h"
+
+#define HOT 12u /* keys below are worth a copy */
+#define BYTES (32u << 10)
+
+struct world {
+	struct log_rig rig;
+	uint32_t hot; /* keys below are worth a copy */
+	uint8_t held[LOG_RIG_BLOCKS];
+	uint32_t next; /* of the cold keys */
+	unsigned moved, hot_evicted;
+	int res;
+	bool busy;
+};
+
+static int on_keeps(void *user, uint32_t key)
+{
+	const struct world *w = user;
+
+	return key < w->hot;
+}
+
+static void on_moved(void *user, uint32_t key)
+{
+	struct world *w = user;
+
+	assert_true(key < w->hot && w->held[key]);
+	w->moved++;
+}
+
+static void on_evict(void *user, uint32_t key)
+{
+	struct world *w = user;
+
+	assert_true(w->held[key]);
+	w->held[key] = 0;
+	w->hot_evicted += key < w->hot;
+}
+
+static void on_done(struct nvme_op *op, int res)
+{
+	struct world *w = op->user;
+
+	w->res = res;
+	w->busy = false;
+}
+
+static void setup(struct world *w, int keep)
+{
+	int r;
+
+	memset(w, 0, sizeof(*w));
+	log_rig_dir(&w->rig);
+	w->hot = HOT;
+	w->next = HOT;
+	w->rig.options.bytes = 6 * MIB;
+	w->rig.options.segment_bytes = MIB / 4;
+	w->rig.options.keep = keep;
+	w->rig.options.copy_percent = 50;
+	w->rig.options.keeps = on_keeps;
+	w->rig.options.moved = on_moved;
+	w->rig.options.evict = on_evict;
+	w->rig.options.user = w;
+	log_rig_ring(&w->rig);
+	r = log_rig_open(&w->rig);
+	if (r == -EOPNOTSUPP) {
+		print_message("%s\n", w->rig.err);
+		skip();
+	}
+	assert_int_equal(r, 0);
+	w->rig.ops[0].op.done = w->rig.ops[1].op.done = on_done;
+	w->rig.ops[0].op.user = w->rig.ops[1].op.user = w;
+}
+
+static void turn(struct world *w)
+{
+	log_rig_turn(&w->rig, MS);
+	nvme_log_tick(w->rig.log, clock_now_ns());
+}
+
+static void wait(struct world *w)
+{
+	w->busy = true;
+	while (w->busy)
+		turn(w);
+}
+
+/* Until nothing is copied any more. */
+static void settle(struct world *w)
+{
+	for (unsigned quiet = 0; quiet < 8; quiet++) {
+		turn(w);
+		if (nvme_log_inflight(w->rig.log))
+			quiet = 0;
+	}
+}
+
+static void make_record(struct world *w, uint8_t *buf, uint32_t key, uint64_t sequence)
+{
+	struct record_header *h = (struct record_header *)(void *)buf;
+	uint32_t *words = (uint32_t *)(void *)(buf + sizeof(*h));
+
+	memset(h, 0, sizeof(*h));
+	h->magic = RECORD_MAGIC;
+	h->version = RECORD_VERSION;
+	h->header_bytes = sizeof(*h);
+	memcpy(h->key, &key, sizeof(key));
+	h->key_len = 32;
+	h->payload_bytes = BYTES - (uint32_t)sizeof(*h);
+	h->log_id = nvme_log_id(w->rig.log);
+	h->sequence = sequence;
+	for (uint32_t i = 0; i < h->payload_bytes / 4; i++)
+		words[i] = key << 16 | (i & 0xffff);
+	record_seal(h);
+}
+
+/* 0, or what append or its operation said. */
+static int append(struct world *w, uint32_t key)
+{
+	struct log_rig_op *t = &w->rig.ops[0];
+	uint64_t sequence;
+	int r = nvme_log_room(w->rig.log, BYTES, &sequence);
+
+	if (r < 0)
+		return r;
+	make_record(w, t->buf, key, sequence);
+	r = nvme_log_append(w->rig.log, &t->op, key, 0, t->buf, BYTES);
+	if (r < 0)
+		return r;
+	wait(w);
+	if (w->res == 0)
+		w->held[key] = 1;
+	return w->res;
+}
+
+/* Cold keys, one after the other, until so many bytes were written. */
+static void write_cold(struct world *w, uint64_t bytes)
+{
+	for (uint64_t at = 0; at < bytes; at += BYTES) {
+		uint32_t key = w->next;
+
+		w->next = key + 1 < LOG_RIG_BLOCKS ? key + 1 : HOT;
+		if (w->held[key]) {
+			nvme_log_forget(w->rig.log, key);
+			w->held[key] = 0;
+		}
+		for (unsigned i = 0; append(w, key) < 0 && i < 1000; i++)
+			turn(w);
+	}
+}
+
+/* Among cold ones: a segment of nothing but hot ones is left alone. */
+static void write_hot(struct world *w)
+{
+	for (uint32_t key = 0; key < HOT; key++) {
+		assert_int_equal(append(w, key), 0);
+		write_cold(w, 3 * BYTES);
+	}
+}
+
+static int read_back(struct world *w, uint32_t key)
+{
+	struct log_rig_op *t = &w->rig.ops[1];
+	const struct record_header *h = (const struct record_header *)(const void *)t->buf;
+	const uint32_t *words = (const uint32_t *)(const void *)(t->buf + sizeof(*h));
+	int r = nvme_log_read(w->rig.log, &t->op, key, 0, t->buf);
+
+	if (r < 0)
+		return r;
+	wait(w);
+	if (w->res < 0)
+		return w->res;
+	assert_int_equal(record_check_whole(t->buf, BYTES), 0);
+	assert_int_equal(h->sequence, t->op.sequence);
+	assert_int_equal(memcmp(h->key, &key, sizeof(key)), 0);
+	for (uint32_t i = 0; i < h->payload_bytes / 4; i++)
+		if (words[i] != (key << 16 | (i & 0xffff)))
+			return -EBADMSG;
+	return 0;
+}
+
+static void all_as_told(struct world *w)
+{
+	for (uint32_t key = 0; key < LOG_RIG_BLOCKS; key++) {
+		assert_int_equal(nvme_log_holds(w->rig.log, key), w->held[key]);
+		if (w->held[key])
+			assert_int_equal(read_back(w, key), 0);
+	}
+}
+
+static uint64_t stat(const struct world *w, enum stats_id id)
+{
+	return stats_get(w->rig.stats, id);
+}
+
+static void used_ones_stay(void **state)
+{
+	static const int keeps[] = { 1, 0 };
+
+	(void)state;
+	for (unsigned i = 0; i < 2; i++) {
+		struct world w;
+
+		setup(&w, keeps[i]);
+		write_hot(&w);
+		write_cold(&w, 4 * w.rig.options.bytes);
+		settle(&w);
+		assert_int_equal(w.hot_evicted, 0);
+		assert_true(w.moved >= 2 * HOT);
+		assert_int_equal(stat(&w, STAT_NVME_COPIED_BLOCKS), w.moved);
+		assert_true(stat(&w, STAT_NVME_COPIED_BYTES) >= (uint64_t)w.moved * BYTES);
+		assert_in_range(stat(&w, STAT_NVME_WRITE_AMPLIFICATION), 101, 150);
+		all_as_told(&w);
+		log_rig_teardown(&w.rig);
+	}
+}
+
+static void copies_are_bounded(void **state)
+{
+	struct world w;
+	uint64_t stored;
+
+	(void)state;
+	setup(&w, 0);
+	w.hot = LOG_RIG_BLOCKS;
+	write_cold(&w, 4 * w.rig.options.bytes);
+	settle(&w);
+	stored = stat(&w, STAT_NVME_WRITTEN_BYTES) - stat(&w, STAT_NVME_COPIED_BYTES);
+	assert_true(stat(&w, STAT_NVME_COPIED_BYTES) > 0);
+	assert_true(stat(&w, STAT_NVME_COPIED_BYTES) <= stored / 2);
+	assert_true(w.hot_evicted > 0);
+	all_as_told(&w);
+	log_rig_teardown(&w.rig);
+}
+
+static void nothing_is_copied_when_told_so(void **state)
+{
+	struct world w;
+
+	(void)state;
+	setup(&w, 0);
+	log_rig_close(&w.rig);
+	w.rig.options.copy_percent = 0;
+	log_rig_ring(&w.rig);
+	assert_int_equal(log_rig_open(&w.rig), 0);
+	assert_int_equal(append(&w, 0), 0);
+	write_cold(&w, 3 * w.rig.options.bytes);
+	assert_int_equal(stat(&w, STAT_NVME_COPIED_BYTES), 0);
+	assert_int_equal(w.hot_evicted, 1);
+	log_rig_teardown(&w.rig);
+}
+
+static void damage_is_not_copied(void **state)
+{
+	struct nvme_place place;
+	struct world w;
+	uint8_t byte = 0x5a;
+	int fd;
+
+	(void)state;
+	setup(&w, 1);
+	write_hot(&w);
+	assert_int_equal(nvme_log_place(w.rig.log, 3, &place), 0);
+	fd = open(w.rig.path, O_WRONLY | O_CLOEXEC);
+	assert_true(fd >= 0);
+	assert_int_equal(pwrite(fd, &byte, 1,
+				(off_t)(place.segment * w.rig.options.segment_bytes +
+					place.off_sectors * 512ull + 20000)),
+			 1);
+	assert_int_equal(close(fd), 0);
+	write_cold(&w, 2 * w.rig.options.bytes);
+	settle(&w);
+	assert_int_equal(w.hot_evicted, 1);
+	assert_false(w.held[3]);
+	assert_true(stat(&w, STAT_NVME_ERRORS) > 0);
+	all_as_told(&w);
+	log_rig_teardown(&w.rig);
+}
+
+static void errors_lose_nothing_wrongly(void **state)
+{
+	static const char *const faults[] = { "write:eio:every=9", "read:eio:every=5",
+					      "write:short:every=2,read:short:every=2",
+					      "write:eio:every=4,read:eio:every=3" };
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(faults) / sizeof(*faults); i++) {
+		struct world w;
+
+		setup(&w, 1);
+		write_hot(&w);
+		log_rig_fault(&w.rig, faults[i]);
+		write_cold(&w, 2 * w.rig.options.bytes);
+		log_rig_fault(&w.rig, NULL);
+		for (unsigned n = 0; !nvme_log_in_service(w.rig.log) && n < 20000; n++)
+			turn(&w);
+		settle(&w);
+		print_message("%-40s %u moved, %u of %u lost\n", faults[i], w.moved, w.hot_evicted,
+			      HOT);
+		assert_true(w.moved > 0);
+		all_as_told(&w);
+		log_rig_teardown(&w.rig);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(used_ones_stay),
+		cmocka_unit_test(copies_are_bounded),
+		cmocka_unit_test(nothing_is_copied_when_told_so),
+		cmocka_unit_test(damage_is_not_copied),
+		cmocka_unit_test(errors_lose_nothing_wrongly),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
