@@ -495,6 +495,7 @@ INSTALL_LIST = $(foreach p,$(filter-out skvcd,$(PROGRAMS)),755:$(B)/bin/$(p):$(b
 	644:$(B)/lib/pkgconfig/skvc.pc:$(libdir)/pkgconfig/skvc.pc \
 	644:client-lib/skvc.h:$(includedir)/skvc.h \
 	644:$(B)/systemd/skvcd.service:$(unitdir)/skvcd.service \
+	644:systemd/skvcd.slice:$(unitdir)/skvcd.slice \
 	644:systemd/skvcd.socket:$(unitdir)/skvcd.socket \
 	$(if $(CUDA_WHY_NOT),,644:systemd/skvcd-cuda.conf:$(unitdir)/skvcd.service.d/cuda.conf) \
 	644:systemd/skvcd.sysusers:$(sysusersdir)/skvcd.conf \
