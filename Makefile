@@ -6,7 +6,7 @@
 #   make                programs and libraries
 #   make demo           a real model's KV cache through skvcd and back
 #   make check          all tests, all flavours, lint (what CI runs); check-fast: one flavour, no lint
-#   make torture        the model test, and that of what is found again on NVMe, long (TORTURE_SECONDS= each)
+#   make torture        the model test, and those of what is found again on NVMe, long (TORTURE_SECONDS= each)
 #   make lint           formatting, static analysis, the rules of the house
 #   make fuzz           libFuzzer over every target (FUZZ_SECONDS= each, FUZZ= one)
 #   make plots KV= CALIBRATE=  a picture of README: ratio against cost and speed
@@ -450,7 +450,7 @@ fuzz: deps-check
 endif
 
 torture: all tests
-	$(Q)for t in $(MODEL_BINS) $(B)/tests/unit/test_nvme_recover; do \
+	$(Q)for t in $(MODEL_BINS) $(B)/tests/unit/test_nvme_recover $(B)/tests/unit/test_nvme_set; do \
 		$(TEST_ENV) $$t --seconds $(TORTURE_SECONDS) || exit 1; done
 
 # ---- the rest -----------------------------------------------------------------------------------

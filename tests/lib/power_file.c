@@ -103,7 +103,7 @@ static void forget_failed(struct power_file *p, const struct uring_op *op)
 		}
 }
 
-static void tap(void *user, const struct uring_op *op, int done)
+void power_file_tap(void *user, const struct uring_op *op, int done)
 {
 	struct power_file *p = user;
 
@@ -128,7 +128,7 @@ void power_file_begin(struct power_file *p, const char *path, uint64_t bytes, st
 	must(fd >= 0 && p->image);
 	must(pread(fd, p->image, bytes, 0) == (ssize_t)bytes);
 	(void)close(fd);
-	uring_set_tap(u, tap, p);
+	uring_set_tap(u, power_file_tap, p);
 }
 
 void power_file_cut(struct power_file *p, const char *path, struct rng *rng, uint32_t keep_one_in)

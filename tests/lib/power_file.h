@@ -30,6 +30,8 @@ struct power_file {
 /* From the file as it is; then tap everything that the ring does to it. */
 void power_file_begin(struct power_file *p, const char *path, uint64_t bytes, struct uring *u);
 /* Make the file what a power cut now would leave; each unflushed sector is there one time in `keep_one_in`. */
+/* What begin() has the ring call; a test with several files calls it for each. */
+void power_file_tap(void *user, const struct uring_op *op, int done);
 void power_file_cut(struct power_file *p, const char *path, struct rng *rng, uint32_t keep_one_in);
 void power_file_end(struct power_file *p);
 
