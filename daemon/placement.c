@@ -63,8 +63,9 @@ static int populate_piece(uint8_t *p, uint64_t bytes, int advice)
 		return -errno;
 	for (uint64_t off = 0; off < bytes; off += PLACEMENT_PAGE_BYTES) { /* an older kernel */
 		volatile uint8_t *byte = p + off;
+		uint8_t is = *byte; /* there may be something already */
 
-		*byte = *byte; /* there may be something already */
+		*byte = is;
 	}
 	return 0;
 }

@@ -108,12 +108,11 @@ static void assert_kept(int index)
 		(void)close(index_fd);
 }
 
-/* It is fitted in the background, and a stop does not wait for that. */
-static void wait_for_a_profile(void)
+static void wait_for_any(const char *what)
 {
 	uint64_t until = private_daemon_now_ns() + 30000000000ull * E2E_SLOW;
 
-	while (!daemon_stats_now(&daemon_, "profiles")) {
+	while (!daemon_stats_now(&daemon_, what)) {
 		assert_true(private_daemon_now_ns() < until);
 		private_daemon_sleep_ms(5);
 	}
@@ -128,7 +127,7 @@ static void test_in_order(void **state)
 
 	(void)state;
 	begin(0, roomy, CHAINS);
-	wait_for_a_profile();
+	wait_for_any("profiles"); /* a stop does not wait for that */
 	for (unsigned life = 0; life < 3; life++) {
 		uint64_t chain = CHAINS + life;
 
@@ -302,7 +301,7 @@ static void test_with_nvme(void **state)
 
 	(void)state;
 	begin(TIER_BYTES, early, CHAINS);
-	assert_true(daemon_stats_wait(&daemon_, "nvme_inflight", 0, 20000) >= 0);
+	wait_for_any("blocks_nvme");
 	stop_in_order();
 	start(TIER_BYTES, early);
 	on_nvme = daemon_stats_get("nvme_restored_blocks");
