@@ -136,8 +136,8 @@ static void survives_every_bad_welcome(void **state)
 		{ FAKE_HELLO_SILENT, -ETIMEDOUT, "does not answer" },
 		{ FAKE_HELLO_HANGUP, -ECONNREFUSED, "closed the connection" },
 		{ FAKE_HELLO_USERS, -EUSERS, "no more sessions" },
-		{ FAKE_HELLO_MAJOR, -EPROTO, "daemon speaks protocol 2.1" },
-		{ FAKE_HELLO_CLIENT_TOO_OLD, -EPROTO, "accepts 1.2" },
+		{ FAKE_HELLO_MAJOR, -EPROTO, "daemon speaks protocol 2.2" },
+		{ FAKE_HELLO_CLIENT_TOO_OLD, -EPROTO, "accepts 1.3" },
 		{ FAKE_HELLO_SEQ, -EPROTO, "malformed" },
 		{ FAKE_HELLO_SHORT, -EPROTO, "malformed" },
 		{ FAKE_HELLO_FDS, -EPROTO, "2 descriptors, not 3" },
@@ -180,8 +180,8 @@ static void says_why_it_did_not_open(void **state)
 	(void)state;
 	fake_daemon_fault(d, FAKE_HELLO_MAJOR);
 	assert_int_equal(skvc_open(fake_daemon_path(d), &options, &s), -EPROTO);
-	assert_non_null(strstr(seen_line, "speaks protocol 2.1"));
-	assert_non_null(strstr(seen_line, "speaks 1.1"));
+	assert_non_null(strstr(seen_line, "speaks protocol 2.2"));
+	assert_non_null(strstr(seen_line, "speaks 1.2"));
 	fake_daemon_fault(d, FAKE_HELLO_USERS);
 	assert_int_equal(skvc_open(fake_daemon_path(d), &options, &s), -EUSERS);
 	assert_non_null(strstr(seen_line, "no more sessions (sessions-full)"));
