@@ -133,6 +133,7 @@ static void asks_no_daemon_of_before(void **state)
 	assert_int_equal(skvc_register_gpu(old, ns, &g.memory, 1, 1, NULL, &region), -EOPNOTSUPP);
 	assert_non_null(strstr(skvc_last_error(old), "1.0"));
 	assert_int_equal(skvc_register_gpu_event(old, event, &region), -EOPNOTSUPP);
+	assert_int_equal(skvc_namespace_prefill(old, ns, 1), -EOPNOTSUPP);
 	/* The session is as good as it was: nothing was sent that such a daemon would end it for. */
 	assert_int_equal(rig_namespace(old, "n", &ns), 0);
 	g.rig.session = old;
