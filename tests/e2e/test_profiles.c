@@ -57,8 +57,11 @@ static void profiles_say(const char *const *words)
 static void test_to_nvme_and_back(void **state)
 {
 	static const char *const overrides[] = { "codec.fit_tokens=128,1024",
-						 "profile.priority=normal", "profile.previous=1",
-						 "host.spill_percent=1", NULL };
+						 "profile.priority=normal",
+						 "profile.previous=1",
+						 "host.spill_percent=1",
+						 "codec.plan=no", /* whether or not it pays here */
+						 NULL };
 	static const char *const first[] = { "no profile yet", "sampling", NULL };
 	static const char *const last[] = { "layer, looks back 1",	  "in-use",
 					    "\"speculator\":\t\"layer\"", "\"previous\":\t1",
