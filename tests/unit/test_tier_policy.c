@@ -329,7 +329,8 @@ static void a_quota_takes_what_lies_on_nvme(void **state)
 	assert_true(atomic_load(&rig.tenant.charged_bytes) > charged / 4);
 	assert_int_equal(found(0, 50), 50);
 	assert_int_equal(found(1950, 50), 50); /* the newest, in memory */
-	assert_int_equal(found(50, 50), 0);
+	assert_true(found(50, 50) <
+		    25); /* cold chains become shorter in turn: of one a beginning may be left */
 }
 
 /* No entry is left, and nearly all blocks are on NVMe only: what is stored takes the place of the oldest. */
@@ -347,7 +348,7 @@ static void a_full_index_gives_up_what_lies_on_nvme(void **state)
 	assert_int_equal(stat(STAT_EVICTED_BLOCKS), 1500);
 	assert_int_equal(stat(STAT_BLOCKS), 1500);
 	assert_int_equal(found(2950, 50), 50);
-	assert_int_equal(found(0, 50), 0);
+	assert_true(found(0, 50) < 25); /* as above */
 }
 
 static void pin(uint32_t count, uint64_t ttl_ns)
