@@ -610,8 +610,8 @@ void tier_policy_found(struct lane *lane, uint32_t block);	     /* on NVMe, at t
 void tier_policy_leave(struct lane *lane, uint32_t block);	     /* is being forgotten */
 void tier_policy_place(struct lane *lane, uint32_t block);	     /* it may lie elsewhere now */
 void tier_policy_settle(struct lane *lane, uint32_t block); /* its holders or children are others */
-void tier_policy_lets_go(struct lane *lane, uint32_t block); /* though recode holds it */
-void tier_policy_link(struct lane *lane, uint32_t block, uint32_t parent);
+void tier_policy_lets_go(struct lane *lane, uint32_t block);	    /* though recode holds it */
+void tier_link(struct lane *lane, uint32_t block, uint32_t parent); /* in the index, too */
 
 void tier_op_put(struct lane *lane, struct lane_nvme_op *op);
 void tier_log_evicts(void *user, uint32_t block); /* the log gave its record up */

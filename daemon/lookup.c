@@ -52,10 +52,8 @@ static void link_again(struct lane *lane, uint32_t id, uint32_t parent)
 		return;
 	p = index_block(lane->index, parent);
 	if (p->position != CODEC_POSITION_UNKNOWN &&
-	    b->position == p->position + lane->ns[b->ns]->geom.block_tokens) {
-		index_set_parent(lane->index, id, parent);
-		tier_policy_link(lane, id, parent);
-	}
+	    b->position == p->position + lane->ns[b->ns]->geom.block_tokens)
+		tier_link(lane, id, parent);
 }
 
 static void count_hits(struct lane *lane, struct namespace *ns, uint32_t asked, uint32_t hits,

@@ -170,9 +170,7 @@ static double ratio_of(const struct lane *lane, const struct namespace *ns, uint
 		return 0;
 	if (ns->plan_ratio[speculator] > 0)
 		return ns->plan_ratio[speculator];
-	if (!can)
-		return 0;
-	return profiles_promised_ratio(ns, speculator);
+	return can ? profiles_promised_ratio(ns, speculator) : 0;
 }
 
 static void blocks_of(const struct lane *lane, const struct namespace *ns, struct plan_blocks *ret)

@@ -302,8 +302,7 @@ static int link_now(struct restoring *rs, const struct link *l)
 	    index_block(lane->index, parent)->ns != index_block(lane->index, l->id)->ns ||
 	    index_block(lane->index, parent)->state != BLOCK_NVME)
 		return 1;
-	index_set_parent(lane->index, l->id, parent);
-	tier_policy_link(lane, l->id, parent);
+	tier_link(lane, l->id, parent);
 	return 1;
 }
 

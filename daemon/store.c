@@ -83,10 +83,8 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 	b->position = position;
 	if (tokens)
 		b->flags |= BLOCK_HAS_TOKENS;
-	if (parent != BLOCK_NONE) {
-		index_set_parent(lane->index, id, parent);
-		tier_policy_link(lane, id, parent);
-	}
+	if (parent != BLOCK_NONE)
+		tier_link(lane, id, parent);
 	job->items[i].block = id;
 }
 

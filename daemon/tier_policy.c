@@ -81,8 +81,9 @@ void tier_policy_lets_go(struct lane *lane, uint32_t id)
 	policy_unhold(lane->policy, id);
 }
 
-void tier_policy_link(struct lane *lane, uint32_t id, uint32_t parent)
+void tier_link(struct lane *lane, uint32_t id, uint32_t parent)
 {
+	index_set_parent(lane->index, id, parent);
 	if (policy_has(lane->policy, id))
 		policy_link(lane->policy, id, parent);
 	tier_policy_settle(lane, parent);

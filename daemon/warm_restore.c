@@ -333,12 +333,6 @@ static void take_blocks(struct warm_restore *w)
 	}
 }
 
-static void link_to(struct lane *lane, uint32_t id, uint32_t parent)
-{
-	index_set_parent(lane->index, id, parent);
-	tier_policy_link(lane, id, parent);
-}
-
 /* Now that all are here.  One that was on NVMe only may be the parent, too. */
 static void link_parents(struct warm_restore *w)
 {
@@ -357,7 +351,7 @@ static void link_parents(struct warm_restore *w)
 		memcpy(key.bytes, e->parent, sizeof(key.bytes));
 		parent = index_find(ix, w->table[e->ns].ns->id, &key);
 		if (parent != BLOCK_NONE && parent != w->id[i])
-			link_to(w->lane, w->id[i], parent);
+			tier_link(w->lane, w->id[i], parent);
 	}
 }
 

@@ -329,24 +329,32 @@ static uint64_t settled(struct rig *rig, enum stats_id id)
 	return before;
 }
 
+/* With the plan on, and so many blocks stored after those that were tried to see what they take. */
+static void start_planned(struct rig *rig, struct lane_rig_session *rs, uint64_t pool_bytes,
+			  uint32_t all)
+{
+	struct config c;
+
+	layer_config(&c);
+	c.plan = 1;
+	c.pool_bytes = pool_bytes;
+	start(rig, rs, &c);
+	store_first(rs);
+	at_least(rig, STAT_PROFILES_LAYER, 1);
+	at_least(rig, STAT_LAYER_BLOCKS, PLAN_TRIES);
+	for (uint32_t first = FIRST_BLOCKS; first < all; first += 16)
+		store_all(rs, first, 16);
+}
+
 /* There is room for everything: some are tried, to see what it takes, and the rest stays quick to load. */
 static void the_plan_leaves_what_fits(void **state)
 {
 	struct lane_rig_session rs;
-	struct config c;
 	struct rig rig;
 	uint32_t all = 800;
 
 	(void)state;
-	layer_config(&c);
-	c.plan = 1;
-	c.pool_bytes = 256u << 20;
-	start(&rig, &rs, &c);
-	store_first(&rs);
-	at_least(&rig, STAT_PROFILES_LAYER, 1);
-	at_least(&rig, STAT_LAYER_BLOCKS, PLAN_TRIES);
-	for (uint32_t first = FIRST_BLOCKS; first < all; first += 16)
-		store_all(&rs, first, 16);
+	start_planned(&rig, &rs, 256u << 20, all);
 	assert_true(settled(&rig, STAT_LAYER_BLOCKS) < all / 2);
 	assert_int_equal(atomic_load(&rig.ns.plan_chosen), CODEC_SPEC_CHANNEL);
 	load_all(&rs, 0, 16);
@@ -358,20 +366,11 @@ static void the_plan_leaves_what_fits(void **state)
 static void the_plan_squeezes_what_does_not(void **state)
 {
 	struct lane_rig_session rs;
-	struct config c;
 	struct rig rig;
 	uint32_t all = 800;
 
 	(void)state;
-	layer_config(&c);
-	c.plan = 1;
-	c.pool_bytes = 2u << 20;
-	start(&rig, &rs, &c);
-	store_first(&rs);
-	at_least(&rig, STAT_PROFILES_LAYER, 1);
-	at_least(&rig, STAT_LAYER_BLOCKS, PLAN_TRIES);
-	for (uint32_t first = FIRST_BLOCKS; first < all; first += 16)
-		store_all(&rs, first, 16);
+	start_planned(&rig, &rs, 2u << 20, all);
 	assert_true(counter(&rig, STAT_EVICTED_BLOCKS) > 0);
 	at_least(&rig, STAT_LAYER_BLOCKS, counter(&rig, STAT_BLOCKS));
 	assert_int_equal(atomic_load(&rig.ns.plan_chosen), CODEC_SPEC_LAYER);

@@ -67,10 +67,8 @@ static uint32_t make(uint32_t its_ns, uint32_t key, uint32_t parent)
 	uint32_t id;
 
 	assert_int_equal(index_insert(lane.index, its_ns, &k, &id), 0);
-	if (parent != BLOCK_NONE) {
-		index_set_parent(lane.index, id, parent);
-		tier_policy_link(&lane, id, parent);
-	}
+	if (parent != BLOCK_NONE)
+		tier_link(&lane, id, parent);
 	index_set_state(lane.index, id, BLOCK_RESIDENT);
 	tier_policy_enter(&lane, id, 0);
 	block_list_push(lane.index, &lane.dirty, id);
