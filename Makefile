@@ -355,7 +355,7 @@ KERNEL_TEST_BINS := $(filter %/test_gpu_model %/test_gpu_model_code,$(GPU_BINS))
 $(call obj,$(filter tests/gpu/test_gpu_model%,$(GPU_TEST_SRCS))): ROOM_CFLAGS := -isystem $(CUDA_HOME)/include
 $(KERNEL_TEST_BINS): $(filter %/cuda_model.o %/cuda_model_code.o %/cuda_model_load.o,$(CUDA_KERNEL_OBJS))
 $(KERNEL_TEST_BINS): MORE_LIBS = $(CUDA_STATIC) -lstdc++ -ldl -lrt
-$(filter %/test_cuda_device,$(UNIT_BINS)): $(CUDA_OBJS) $(call obj,$(CUDA_FAKE_SRCS))
+$(filter %/test_cuda_device %/test_cuda_predictor,$(UNIT_BINS)): $(CUDA_OBJS) $(call obj,$(CUDA_FAKE_SRCS))
 
 # End-to-end tests are clients: the shared library, plus ipc.a for those that misbehave on purpose, and gpu.a
 # for those that make profiles to ship.

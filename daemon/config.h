@@ -102,6 +102,8 @@ struct config {
 	uint32_t model_tokens_max; /* longer sequences are not coded after their prefix; 32768 */
 	uint64_t model_idle_ns;	   /* an unused prefix is kept so long; 10 s */
 	uint32_t model_fit_tokens; /* of stored blocks, that parameters are fitted on; 4096 */
+	uint32_t model_gpu;	   /* models run on the GPU, if there is one; 1 */
+	uint32_t model_gpu_tokens; /* that go through a model there at a time; 1024 */
 	/* [limits] */
 	uint32_t blocks_max;	   /* index size; 0: one per 16 KiB of pool + NVMe, 4096..16 M */
 	uint32_t leases_max;	   /* per session, 1..1024; 1024 */
@@ -182,7 +184,7 @@ int config_nvme_devices(
 	struct config_nvme_device ret[CONFIG_NVME_DEVICES_MAX]); /* how many; -EINVAL */
 uint64_t config_nvme_bytes(const struct config *c);		 /* of all */
 
-#define CONFIG_KEYS_MAX 64u
+#define CONFIG_KEYS_MAX 128u
 
 const struct config_key *config_key_at(size_t index);		      /* NULL behind the last one */
 const struct config_key *config_key_next(const struct config_key *k); /* NULL behind the last one */

@@ -246,6 +246,7 @@ static uint64_t sleep_ns(const struct lane *lane)
 static int arm(struct lane *lane)
 {
 	if (!mailbox_arm(&lane->inbox) || !lane->device->ops->arm(lane->device) ||
+	    (lane->predictor && !lane->predictor->ops->arm(lane->predictor)) ||
 	    (lane->gpu && !lane->gpu->ops->arm(lane->gpu)))
 		return 0;
 	for (uint32_t i = 0, seen = 0; seen < lane->sessions_count; i++) {
@@ -265,6 +266,8 @@ static void disarm(struct lane *lane)
 {
 	mailbox_disarm(&lane->inbox);
 	lane->device->ops->disarm(lane->device);
+	if (lane->predictor)
+		lane->predictor->ops->disarm(lane->predictor);
 	if (lane->gpu)
 		lane->gpu->ops->disarm(lane->gpu);
 	for (uint32_t i = 0, seen = 0; seen < lane->sessions_count; i++) {
@@ -568,11 +571,11 @@ static struct lane *lane_free(struct lane *lane)
 {
 	const struct config *c = &lane->config;
 
+	sequences_stop(lane);
 	if (lane->device)
 		lane->device->ops->free(lane->device);
 	gpu_stop(lane);
 	tier_stop(lane);
-	sequences_stop(lane);
 	model_fit_stop(lane);
 	for (uint32_t i = 0; lane->ns && i < c->namespaces_max; i++)
 		if (lane->ns[i])

@@ -186,18 +186,22 @@ struct sequence_step {
 
 /* A place for one sequence's prefix. */
 struct lane_sequence {
-	struct codec_sequence *s; /* owned; NULL: the place is free */
+	struct device_sequence *s; /* owned; NULL: the place is free */
+	struct device *device;	   /* whose s is: the predictor, or the CPU device */
 	struct namespace *ns;
-	struct ns_profile *profile;  /* used */
-	uint8_t taken;		     /* by a load, or by recode */
-	uint8_t busy;		     /* a task of theirs has it */
-	uint8_t background;	     /* it catches up when there is time */
-	int32_t failed;		     /* why catching up did */
-	uint32_t count;		     /* blocks that it holds */
-	struct sequence_step *holds; /* owned, [sequences_blocks_max()] */
-	uint32_t step;		     /* block that is on its way in, held; or BLOCK_NONE */
-	struct task task;	     /* that step */
-	uint8_t *raw;		     /* owned mapping: where it is decoded to */
+	struct ns_profile *profile; /* used */
+	uint8_t taken;		    /* by a load, or by recode */
+	uint8_t background;	    /* it catches up when there is time */
+	uint8_t broken; /* one of the tasks has failed: none is begun before all are over */
+	unsigned busy;	/* tasks of theirs that have it */
+	int32_t failed; /* why catching up did */
+	uint32_t count; /* blocks that it holds */
+	uint32_t ahead; /* and with those that tasks are about to add: count + busy */
+	struct sequence_step
+		*holds;	  /* owned, [sequences_blocks_max()]; the first `ahead` are good */
+	uint32_t step;	  /* block that is on its way in, held; or BLOCK_NONE */
+	struct task task; /* that step */
+	uint8_t *raw;	  /* owned mapping: where it is decoded to */
 	uint64_t raw_bytes;
 	struct device_region packed; /* that as a region; owns nothing */
 	uint64_t bytes;		     /* of s */
@@ -420,7 +424,10 @@ struct lane {
 	struct lane_sequence *sequence; /* owned, [model_sequences] */
 	struct sequence_step *path;	/* owned, [SEQUENCE_BLOCKS_MAX]: scratch */
 	uint64_t sequences_bytes;
-	unsigned sequence_steps; /* on the device */
+	unsigned sequence_steps;  /* on the device */
+	struct device *predictor; /* owned; runs models on the GPU; NULL: the CPU device does */
+	uint64_t
+		predictor_full_ns; /* until then new places are on the CPU: its memory was not enough */
 	uint64_t staging_bytes;
 	unsigned cpu_workers;
 
@@ -711,7 +718,8 @@ int sequences_path(struct lane *lane, uint32_t block);
  */
 int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t block,
 		   struct ns_profile *np, int background);
-void sequences_begin(struct lane_sequence *q); /* a task goes on from it, with this block */
+/* A task goes on from it, with this block. */
+void sequences_begin(struct lane *lane, struct lane_sequence *q, uint32_t block);
 void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t block, int32_t res);
 void sequences_back(struct lane_sequence *q);				/* forget the last block */
 void sequences_give_back(struct lane *lane, struct lane_sequence **pq); /* takes NULL in it */

@@ -273,13 +273,14 @@ static int start_step(struct lane *lane)
 	r->task.kind = TASK_RECODE;
 	r->task.dev.background = 1;
 	r->task.dev.region = &r->packed;
-	if (task_start(lane, &r->task, lane->device) < 0) {
+	if (task_start(lane, &r->task, r->task.dev.sequence ? r->sequence->device : lane->device) <
+	    0) {
 		give_up(lane);
 		return 0;
 	}
 	r->running = 1;
 	if (r->task.dev.sequence)
-		sequences_begin(r->sequence);
+		sequences_begin(lane, r->sequence, r->block);
 	return 1;
 }
 
@@ -425,6 +426,11 @@ void recode_task_done(struct lane *lane, struct task *t)
 	if (t->dev.sequence)
 		sequences_end(lane, r->sequence, r->block, t->dev.res);
 	if (index_block(lane->index, r->block)->state != BLOCK_RESIDENT) { /* dropped meanwhile */
+		give_up(lane);
+		return;
+	}
+	/* A GPU that has not the memory, or is gone, says nothing of the block. */
+	if (t->dev.sequence && (t->dev.res == -ENOMEM || t->dev.res == -EIO)) {
 		give_up(lane);
 		return;
 	}

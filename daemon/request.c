@@ -493,5 +493,7 @@ unsigned request_poll(struct lane *lane)
 {
 	unsigned n = poll_device(lane, lane->device);
 
+	if (lane->predictor)
+		n += poll_device(lane, lane->predictor);
 	return lane->gpu ? n + poll_device(lane, lane->gpu) : n;
 }

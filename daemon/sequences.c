@@ -18,6 +18,8 @@
 
 #include "daemon/lane_state.h"
 
+#define PREDICTOR_FULL_NS 60000000000ull
+
 /* ---- places ---- */
 
 static int runs(const struct lane_sequence *q)
@@ -33,11 +35,28 @@ static void place_free(struct lane *lane, struct lane_sequence *q)
 	lane->sequences_bytes -= q->bytes;
 	stats_set(&lane->stats, STAT_SEQUENCE_BYTES, lane->sequences_bytes);
 	stats_sub(&lane->stats, STAT_SEQUENCES, 1);
-	q->s = codec_sequence_free(q->s);
+	stats_sub(&lane->stats, STAT_SEQUENCES_GPU, q->device == lane->predictor);
+	q->s = q->device->ops->sequence_free(q->s);
 	(void)munmap(q->raw, q->raw_bytes);
 	free(q->holds);
 	profiles_drop(lane, q->profile);
 	*q = (struct lane_sequence){ .task.raw_slot = POOL_NONE };
+}
+
+/* On the GPU, where that can, and has the memory; else on the CPU, which is the slower the larger the model. */
+static int make_sequence(struct lane *lane, struct lane_sequence *q, struct namespace *ns,
+			 struct ns_profile *np)
+{
+	int r = -EOPNOTSUPP;
+
+	q->device = lane->predictor;
+	if (q->device && !lane->gpu_dead && q->device->ops->dead(q->device) == 0 &&
+	    lane->now_ns >= lane->predictor_full_ns)
+		r = q->device->ops->sequence_new(q->device, &ns->geom, np->p, &q->s);
+	if (r != -EOPNOTSUPP && r != -ENOMEM)
+		return r;
+	q->device = lane->device;
+	return q->device->ops->sequence_new(q->device, &ns->geom, np->p, &q->s);
 }
 
 static int place_make(struct lane *lane, struct lane_sequence *q, struct namespace *ns,
@@ -50,7 +69,7 @@ static int place_make(struct lane *lane, struct lane_sequence *q, struct namespa
 	if (raw == MAP_FAILED)
 		return -ENOMEM;
 	q->holds = calloc(sequences_blocks_max(lane, ns), sizeof(*q->holds));
-	r = q->holds ? codec_sequence_new(&ns->geom, np->p, NULL, &q->s) : -ENOMEM;
+	r = q->holds ? make_sequence(lane, q, ns, np) : -ENOMEM;
 	if (r < 0) {
 		(void)munmap(raw, ns->geom.raw_bytes);
 		free(q->holds);
@@ -65,12 +84,13 @@ static int place_make(struct lane *lane, struct lane_sequence *q, struct namespa
 	q->profile = profiles_use(np);
 	q->ns = ns;
 	stats_add(&lane->stats, STAT_SEQUENCES, 1);
+	stats_add(&lane->stats, STAT_SEQUENCES_GPU, q->device == lane->predictor);
 	return 0;
 }
 
 static void count_bytes(struct lane *lane, struct lane_sequence *q)
 {
-	uint64_t bytes = codec_sequence_bytes(q->s);
+	uint64_t bytes = q->device->ops->sequence_bytes(q->s);
 
 	lane->sequences_bytes += bytes - q->bytes;
 	q->bytes = bytes;
@@ -123,26 +143,25 @@ static uint32_t common(const struct lane *lane, const struct lane_sequence *q, u
 	return i;
 }
 
-/* Does it hold just the blocks before this one?  Its last one says it for all. */
+/* Does it hold just the blocks before this one, or will it?  Its last one says it for all. */
 static int stands_before(const struct lane *lane, const struct lane_sequence *q, uint32_t id)
 {
 	const struct block *b = index_block(lane->index, id);
 	uint32_t parent = index_parent(lane->index, id);
 
-	if ((uint64_t)q->count * q->ns->geom.block_tokens != b->position)
+	if ((uint64_t)q->ahead * q->ns->geom.block_tokens != b->position)
 		return 0;
-	if (!q->count)
+	if (!q->ahead)
 		return 1;
-	return parent != BLOCK_NONE && q->holds[q->count - 1].block == parent &&
-	       q->holds[q->count - 1].generation == index_block(lane->index, parent)->generation;
+	return parent != BLOCK_NONE && q->holds[q->ahead - 1].block == parent &&
+	       q->holds[q->ahead - 1].generation == index_block(lane->index, parent)->generation;
 }
 
 static void cut(struct lane_sequence *q, uint32_t count)
 {
-	int r = codec_sequence_truncate(q->s, count * q->ns->geom.block_tokens);
-
-	assert(r == 0);
-	q->count = count;
+	assert(!runs(q));
+	q->device->ops->sequence_truncate(q->s, count * q->ns->geom.block_tokens);
+	q->count = q->ahead = count;
 }
 
 /* ---- taking ---- */
@@ -223,9 +242,10 @@ static int start_step(struct lane *lane, struct lane_sequence *q, uint32_t id)
 	q->task.block = id;
 	q->task.dev = (struct device_task){ .region = &q->packed,
 					    .sequence = q->s,
+					    .prefix_only = 1,
 					    .background = q->background };
 	task_decodes(lane, &q->task.dev, b, pool_ptr(lane->pool, b->slot));
-	r = task_start(lane, &q->task, lane->device);
+	r = task_start(lane, &q->task, q->device);
 	if (r == 0) {
 		lane->sequence_steps++;
 		return 0;
@@ -275,8 +295,9 @@ int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t id, st
 		q->background = (uint8_t)background;
 		q->step = BLOCK_NONE;
 	}
-	if (runs(q))
-		return 0;
+	if (runs(q)) /* some devices take blocks one behind the other */
+		return q->busy && q->busy < q->device->sequence_tasks && !q->broken &&
+		       q->profile == np && stands_before(lane, q, id);
 	if (q->failed) {
 		r = q->failed;
 		q->failed = 0;
@@ -300,27 +321,45 @@ int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t id, st
 
 static void holds_too(struct lane *lane, struct lane_sequence *q, uint32_t id)
 {
-	q->holds[q->count++] = (struct sequence_step){
-		.block = id, .generation = index_block(lane->index, id)->generation
-	};
-	assert(codec_sequence_position(q->s) == q->count * q->ns->geom.block_tokens);
+	assert(q->holds[q->count].block == id && q->count < q->ahead);
+	q->count++;
 	count_bytes(lane, q);
 }
 
-void sequences_begin(struct lane_sequence *q)
+static void will_hold(struct lane *lane, struct lane_sequence *q, uint32_t id)
 {
-	assert(q->taken && !runs(q));
-	q->busy = 1;
+	q->holds[q->ahead++] = (struct sequence_step){
+		.block = id, .generation = index_block(lane->index, id)->generation
+	};
+}
+
+/* What a device did, or not, for want of what only a GPU has: the CPU goes on. */
+static void take_note(struct lane *lane, const struct lane_sequence *q, int32_t res)
+{
+	if (q->device != lane->device && res == -ENOMEM)
+		lane->predictor_full_ns = lane->now_ns + PREDICTOR_FULL_NS;
+}
+
+void sequences_begin(struct lane *lane, struct lane_sequence *q, uint32_t id)
+{
+	assert(q->taken && !q->task.device && !q->broken);
+	q->busy++;
+	will_hold(lane, q, id);
 }
 
 void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t id, int32_t res)
 {
-	assert(q->busy);
-	q->busy = 0;
-	if (res == 0)
+	assert(q->busy > 0);
+	q->busy--;
+	take_note(lane, q, res);
+	if (res == 0 && !q->broken)
 		holds_too(lane, q, id);
 	else
-		cut(q, q->count); /* whatever the device did before it failed */
+		q->broken = 1;
+	if (!q->broken || q->busy)
+		return;
+	q->broken = 0;
+	cut(q, q->count); /* whatever the device did before it failed */
 }
 
 /* As it was before this block. */
@@ -354,10 +393,12 @@ void sequences_task_done(struct lane *lane, struct task *t)
 
 	assert(id == t->block && lane->sequence_steps > 0);
 	lane->sequence_steps--;
+	take_note(lane, q, t->dev.res);
 	stats_add(&lane->stats, STAT_SEQUENCE_NS, t->dev.busy_ns);
 	stats_add(&lane->stats, STAT_SEQUENCE_STEPS, 1);
 	q->step = BLOCK_NONE;
 	if (t->dev.res == 0) {
+		will_hold(lane, q, id);
 		holds_too(lane, q, id);
 	} else {
 		cut(q, q->count);
@@ -371,13 +412,22 @@ void sequences_task_done(struct lane *lane, struct task *t)
 
 /* ---- the turn ---- */
 
+/* Its GPU is gone, or gave no memory: another takes its place, on the CPU. */
+static int place_lost(const struct lane *lane, const struct lane_sequence *q)
+{
+	return q->device == lane->predictor &&
+	       (lane->gpu_dead || lane->now_ns < lane->predictor_full_ns ||
+		q->device->ops->dead(q->device) < 0);
+}
+
 void sequences_run(struct lane *lane)
 {
 	for (uint32_t i = 0; i < lane->config.model_sequences; i++) {
 		struct lane_sequence *q = &lane->sequence[i];
 
 		if (q->s && !q->taken && !runs(q) &&
-		    (lane->stopping || lane->now_ns - q->used_ns > lane->config.model_idle_ns))
+		    (lane->stopping || lane->now_ns - q->used_ns > lane->config.model_idle_ns ||
+		     place_lost(lane, q)))
 			place_free(lane, q);
 	}
 }

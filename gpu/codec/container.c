@@ -437,7 +437,8 @@ static int encode(struct codec_workspace *ws, const struct codec_geometry *g,
 {
 	struct codec_view copy = { .position = src->position,
 				   .sequence = src->sequence,
-				   .tokens = src->tokens };
+				   .tokens = src->tokens,
+				   .made = src->made };
 	int r;
 
 	while (speculator >= CODEC_SPEC_LAYER && !codec_predicted_can(profile, speculator, src))

@@ -17,8 +17,9 @@
 #define WAIT_NS (WAIT_MS * 1000000ull)
 
 static struct private_daemon daemon_;
+static const char *gpu = "gpu.device=none"; /* or a simulated one, beside which the model runs */
 static struct sequence_rig *rig;
-static char folder[] = "/tmp/skvcd-shipped-XXXXXX";
+static char folder[32];
 
 struct worker {
 	struct skvc_session *session;
@@ -47,6 +48,7 @@ static int setup(void **state)
 {
 	(void)state;
 	rig = sequence_rig_new(0, CODEC_DTYPE_BF16, true, false);
+	(void)snprintf(folder, sizeof(folder), "/tmp/skvcd-shipped-XXXXXX");
 	assert_non_null(mkdtemp(folder));
 	write_profile("tiny.skvp");
 	return 0;
@@ -77,6 +79,7 @@ static void start_or_again(uint64_t nvme_bytes, const char *more, int again)
 					  "codec.speculator=model",
 					  "profile.priority=normal",
 					  "codec.fit_tokens=1000000", /* others have none */
+					  gpu,
 					  more,
 					  NULL };
 
@@ -139,6 +142,14 @@ static void is(const char *name, uint64_t want)
 				 (unsigned long long)want);
 		private_daemon_sleep_ms(10);
 	}
+}
+
+/* Was the model run where it should be? */
+static void ran_there(void)
+{
+	const uint64_t want = strcmp(gpu, "gpu.device=sim") == 0;
+
+	assert_int_equal(daemon_stats_now(&daemon_, "sequences_gpu") > 0, want);
 }
 
 /* ---- the engine's side ---- */
@@ -294,6 +305,7 @@ static void test_coded_after_their_prefix(void **state)
 	assert_int_equal(daemon_stats_now(&daemon_, "recode_failed"), 0);
 	for (uint32_t chain = 0; chain < CHAINS; chain++)
 		fetch(&w, chain, 0, BLOCKS);
+	ran_there();
 	/* In two loads of one lease, the second goes on from the first; then backwards, which cannot. */
 	c = lookup(&w, 1, 0, BLOCKS);
 	before = daemon_stats_now(&daemon_, "sequence_steps");
@@ -468,7 +480,8 @@ static void test_failing_device(void **state)
 	struct worker w;
 
 	(void)state;
-	start(0, "fault.device=decode:eio:every=5");
+	start(0, strcmp(gpu, "gpu.device=sim") ? "fault.device=decode:eio:every=5"
+					       : "fault.gpu=decode:eio:every=5");
 	add_model();
 	worker_open(&w);
 	for (uint32_t chain = 0; chain < CHAINS; chain++)
@@ -587,8 +600,21 @@ static void test_models_that_are_not(void **state)
 	says("models", 0, "No model was added");
 }
 
+static int on_gpu(void **state)
+{
+	gpu = "gpu.device=sim";
+	return setup(state);
+}
+
 int main(void)
 {
+	const struct CMUnitTest beside_a_gpu[] = {
+		cmocka_unit_test_teardown(test_coded_after_their_prefix, stop),
+		cmocka_unit_test_teardown(test_without_its_prefix_a_miss, stop),
+		cmocka_unit_test_teardown(test_from_nvme, stop),
+		cmocka_unit_test_teardown(test_many_at_once, stop),
+		cmocka_unit_test_teardown(test_failing_device, stop),
+	};
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(test_coded_after_their_prefix, stop),
 		cmocka_unit_test_teardown(test_without_its_prefix_a_miss, stop),
@@ -601,5 +627,7 @@ int main(void)
 		cmocka_unit_test_teardown(test_models_that_are_not, stop),
 	};
 
-	return cmocka_run_group_tests(tests, setup, teardown);
+	int failed = cmocka_run_group_tests(tests, setup, teardown);
+
+	return failed + cmocka_run_group_tests_name("beside_a_gpu", beside_a_gpu, on_gpu, teardown);
 }
