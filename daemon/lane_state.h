@@ -159,9 +159,10 @@ struct task {
 	uint8_t *staging;      /* record under construction; borrowed from lane->gpu_headers, or an
 			       * owned mapping of lane->staging_bytes */
 	uint32_t raw_slot;     /* in lane->stage: a canonical raw block; POOL_NONE: none */
-	struct device_region packed;	/* that block as a region; owns nothing */
-	uint8_t *sample;		/* reserved of the profiler; NULL: none */
-	struct lane_sequence *sequence; /* busy with this task; NULL: none */
+	struct device_region packed; /* that block as a region; owns nothing */
+	uint8_t *sample;	     /* reserved of the profiler; NULL: none */
+	struct lane_sequence
+		*sequence; /* busy with this task, or this is a step of its; NULL: none */
 	/* store, once encoded: */
 	void *staged; /* the payload on the GPU, to be given back; NULL: it lies in staging */
 	struct codec_info info;
@@ -179,6 +180,7 @@ struct task_queue {
 /* ---- sequences ---- */
 
 #define SEQUENCE_BLOCKS_MAX 65536u
+#define SEQUENCE_STEPS_MAX 64u
 
 struct sequence_step {
 	uint32_t block, generation;
@@ -198,10 +200,11 @@ struct lane_sequence {
 	uint32_t count; /* blocks that it holds */
 	uint32_t ahead; /* and with those that tasks are about to add: count + busy */
 	struct sequence_step
-		*holds;	  /* owned, [sequences_blocks_max()]; the first `ahead` are good */
-	uint32_t step;	  /* block that is on its way in, held; or BLOCK_NONE */
-	struct task task; /* that step */
-	uint8_t *raw;	  /* owned mapping: where it is decoded to */
+		*holds;	   /* owned, [sequences_blocks_max()]; the first `ahead` are good */
+	uint32_t wanted;   /* the block to come next, held until it is in reach; or BLOCK_NONE */
+	struct task *task; /* owned, [steps_max]: blocks, held, that are on their way in */
+	unsigned steps, steps_max; /* of these under way */
+	uint8_t *raw;		   /* owned mapping: where they are decoded to */
 	uint64_t raw_bytes;
 	struct device_region packed; /* that as a region; owns nothing */
 	uint64_t bytes;		     /* of s */
