@@ -363,8 +363,8 @@ static int fits_run(const struct lane *lane)
 
 static int may_stop(struct lane *lane)
 {
-	if (!lane->stopping || lane->sessions_count || lane->jobs_count ||
-	    lane->recode.step != RECODE_NONE || lane->sequence_steps || tier_busy(lane))
+	if (!lane->stopping || lane->sessions_count || lane->jobs_count || recode_busy(lane) ||
+	    lane->sequence_steps || tier_busy(lane))
 		return 0;
 	if (fits_run(lane) &&
 	    (!lane->may_leave || lane->now_ns - lane->stop_ns < LANE_STOP_FITS_NS))
@@ -454,7 +454,7 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 	lane->cpu_workers = workers;
 	lane->tasks_count = 2 * workers + 2;
 	r = cpu_device_new(workers,
-			   lane->tasks_count + 4 + lane->config.model_sequences +
+			   lane->tasks_count + 4 + lane->config.model_sequences + RECODE_CHAIN_MAX +
 				   (lane->gpu ? LANE_GPU_TASKS : 0),
 			   lane->device_fd, lane->config.spin_ns, &d);
 	if (r < 0) {

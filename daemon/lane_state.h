@@ -25,6 +25,7 @@
  *	find.c		where a block is, for an operator
  *	plan.c		what things cost: rates, room, and which speculator follows
  *	recode.c	blocks coded again with a stronger speculator when there is time
+ *	recode_chain.c	the same with model, many blocks of a sequence in order
  *	quota.c		compressed bytes charged to tenants
  *	evict.c		blocks that an operator wants gone
  *
@@ -138,7 +139,8 @@ enum task_kind {
 	TASK_FIT_MODEL,
 	TASK_SEQUENCE, /* a block -> a prefix */
 	TASK_GATHER,   /* a block -> lane->model_fit.raw */
-	TASK_RECODE    /* a block -> lane->recode.raw -> its staging, and back to see */
+	TASK_RECODE,   /* a block -> lane->recode.raw -> its staging, and back to see */
+	TASK_CHAIN     /* the same of one of a chain of blocks: lane->chain */
 };
 
 /*
@@ -266,21 +268,47 @@ struct model_fit {
  */
 enum recode_step { RECODE_NONE, RECODE_DECODE, RECODE_ENCODE, RECODE_CHECK };
 
+struct recode_place { /* where a block stood on its list */
+	uint32_t prev, next, prev_generation, next_generation;
+};
+
 struct recode {
 	enum recode_step step;
 	uint8_t running;    /* the step's task is on the device */
 	uint8_t speculator; /* enum codec_speculator: what the block is to be coded with */
 	uint8_t look;	    /* there may be blocks that are worth it */
 	uint32_t block;	    /* held while step is not NONE */
-	uint32_t list_prev, list_next; /* where it stood on its list */
-	uint32_t prev_generation, next_generation;
+	struct recode_place place;
 	uint32_t next, left; /* the search through the index: where, and how much of it is left */
 	uint64_t begin_ns;   /* when the block was taken */
 	uint64_t busy_ns;    /* when somebody else last wanted the machine */
 	uint8_t *raw;	     /* owned mapping of lane->staging_bytes */
-	struct device_region packed;	/* that as a region; owns nothing */
-	struct lane_sequence *sequence; /* taken; NULL: none */
+	struct device_region packed; /* that as a region; owns nothing */
 	struct task task;
+};
+
+/* ---- coding a chain again, with `model` ---- */
+
+#define RECODE_CHAIN_MAX 64u
+
+struct recode_link {
+	uint32_t block; /* held */
+	uint8_t better; /* a smaller record is in the task's staging */
+	int32_t res;	/* of its task, once that is over */
+	struct recode_place place;
+	uint8_t *raw;		     /* owned mapping of lane->staging_bytes, like task.staging */
+	struct device_region packed; /* that as a region; owns nothing */
+	struct task task;
+};
+
+/* Steps as above, each of all links before the next. */
+struct recode_chain {
+	enum recode_step step;
+	unsigned count, next, running;	/* links: in it, begun in this step, on a device */
+	struct ns_profile *profile;	/* used */
+	struct lane_sequence *sequence; /* taken; NULL: none */
+	uint64_t begin_ns;
+	struct recode_link link[RECODE_CHAIN_MAX];
 };
 
 /* ---- evicting for an operator ---- */
@@ -421,6 +449,7 @@ struct lane {
 	uint8_t layer_busy;
 	uint64_t sample_bytes; /* set aside for samples of all namespaces */
 	struct recode recode;
+	struct recode_chain chain;
 	struct lane_plan plan;
 	struct lane_evict evict;
 	struct model_fit model_fit;
@@ -724,7 +753,7 @@ int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t block,
 /* A task goes on from it, with this block. */
 void sequences_begin(struct lane *lane, struct lane_sequence *q, uint32_t block);
 void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t block, int32_t res);
-void sequences_back(struct lane_sequence *q);				/* forget the last block */
+void sequences_back(struct lane_sequence *q, uint32_t count);		/* forget the last ones */
 void sequences_give_back(struct lane *lane, struct lane_sequence **pq); /* takes NULL in it */
 void sequences_task_done(struct lane *lane, struct task *task);
 
@@ -742,10 +771,26 @@ void recode_stop(struct lane *lane);
 int recode_wants(struct lane *lane, const struct block *b);
 int recode_pending(struct lane *lane, const struct block *b);
 unsigned recode_run(struct lane *lane);
+int recode_busy(const struct lane *lane);
+int recode_holds(const struct lane *lane, uint32_t block); /* a reference to it */
 void recode_task_done(struct lane *lane, struct task *task);
 int recode_make_way(
 	struct lane *lane); /* nothing is held for it now: 1; a step runs, and ends soon: 0 */
 int recode_waits(const struct lane *lane); /* look at it again soon, though nobody wakes the lane */
+/* For recode_chain.c: is it to be coded with `model`, and may it be now? */
+int recode_may_model(struct lane *lane, const struct block *b);
+void recode_hold(struct lane *lane, uint32_t block, struct recode_place *ret_place);
+void recode_unhold(struct lane *lane, uint32_t block, const struct recode_place *place);
+int recode_smaller(const struct lane *lane, const struct block *b, const struct codec_info *info);
+/* The record in the task's staging, checked, becomes the block's, unless somebody else holds it. */
+void recode_commit(struct lane *lane, struct task *t, uint32_t block, uint8_t asked);
+
+/* recode_chain.c */
+void recode_chain_begin(struct lane *lane, uint32_t block); /* and those before it */
+void recode_chain_stop(struct lane *lane);
+unsigned recode_chain_run(struct lane *lane);
+int recode_chain_make_way(struct lane *lane); /* see recode_make_way() */
+void recode_chain_task_done(struct lane *lane, struct task *task);
 
 /* evict.c */
 void evict_begin(struct lane *lane, const struct mail *mail);

@@ -104,6 +104,10 @@ void plan_task_done(struct lane *lane, const struct task *t)
 	case TASK_RECODE:
 		recoded(lane, t);
 		break;
+	case TASK_CHAIN:
+		if (t->dev.op == DEVICE_ENCODE)
+			coded(lane, t, PLAN_ENCODE, CODEC_SPEC_MODEL);
+		break;
 	default: /* not of a kind that is planned with */
 		break;
 	}

@@ -476,6 +476,9 @@ static void task_done(struct lane *lane, struct task *t)
 	case TASK_RECODE:
 		recode_task_done(lane, t);
 		break;
+	case TASK_CHAIN:
+		recode_chain_task_done(lane, t);
+		break;
 	}
 }
 

@@ -406,11 +406,10 @@ void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t id, int3
 	one_over(lane, q, id, res);
 }
 
-/* As it was before this block. */
-void sequences_back(struct lane_sequence *q)
+void sequences_back(struct lane_sequence *q, uint32_t count)
 {
-	assert(q->count && !runs(q));
-	cut(q, q->count - 1);
+	assert(q->count >= count && !runs(q));
+	cut(q, q->count - count);
 }
 
 void sequences_give_back(struct lane *lane, struct lane_sequence **pq)

@@ -112,7 +112,7 @@ struct wanted {
 /* One that recode holds may go: its slot is free when recode sees that. */
 static uint32_t held_by_recode(const struct lane *lane, uint32_t id)
 {
-	return lane->recode.step != RECODE_NONE && lane->recode.block == id;
+	return (uint32_t)recode_holds(lane, id);
 }
 
 static bool may_go(void *user, uint32_t id)

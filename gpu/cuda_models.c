@@ -56,7 +56,7 @@ static uint64_t aligned(uint64_t bytes)
 static int memory_new(struct cuda_engine *c, struct cuda_resident *m)
 {
 	const uint64_t blocks = m->decode_max > m->encode_max ? m->decode_max : m->encode_max,
-		       sums = m->decode_max < SUMS_MAX ? m->decode_max : SUMS_MAX,
+		       sums = blocks < SUMS_MAX ? blocks : SUMS_MAX,
 		       scratch = aligned(cuda_codec_encode_scratch(m->geom, (uint32_t)sums));
 	struct codec_stride stride[CODEC_SEGMENTS_MAX];
 	uint64_t block_stride[CODEC_SEGMENTS_MAX];
@@ -67,17 +67,15 @@ static int memory_new(struct cuda_engine *c, struct cuda_resident *m)
 	e = (int)cudaMalloc((void **)&m->raw,
 			    2u * blocks * m->raw_each + sums * m->copy_each + scratch);
 	if (e == 0)
-		e = (int)cudaHostAlloc((void **)&m->results, m->decode_max * sizeof(m->results[0]),
+		e = (int)cudaHostAlloc((void **)&m->results, blocks * sizeof(m->results[0]),
 				       cudaHostAllocMapped);
 	if (e == 0)
-		e = (int)cudaHostAlloc((void **)&m->host_raw, 2u * m->encode_max * m->raw_each,
-				       cudaHostAllocDefault);
+		e = (int)cudaHostAlloc((void **)&m->host_raw, m->raw_each, cudaHostAllocDefault);
 	if (e != 0)
 		return e;
 	m->payload = m->raw + blocks * m->raw_each;
 	m->copy = m->payload + blocks * m->raw_each;
 	m->scratch = m->copy + sums * m->copy_each;
-	m->host_payload = m->host_raw + m->encode_max * m->raw_each;
 	for (uint32_t i = 0; i < m->geom->segments_count; i++) {
 		const struct codec_segment *s = &m->geom->segments[i];
 		const uint64_t head = (uint64_t)s->head_dim * codec_dtype_bytes(s->dtype);
@@ -132,7 +130,7 @@ static int cuda_resident_new(struct cuda_engine *c, const struct device_sequence
 	m->profile = s->profile;
 	m->geom = s->geom;
 	m->decode_max = cuda_engine_blocks(c->batch_tokens, s->geom);
-	m->encode_max = cuda_engine_blocks(ENCODE_TOKENS, s->geom);
+	m->encode_max = cuda_engine_blocks(c->encode_tokens, s->geom);
 	for (uint32_t i = 0; i < p->segments_count; i++)
 		m->off[i] = s->geom->segment_off[p->segments[i]];
 	e = cuda_model_new(p->params, c->stream, &m->m);

@@ -59,11 +59,12 @@ static bool by_model(const struct device_task *t)
 
 static unsigned batch_max(struct predictor_engine *e, const struct device_task *t)
 {
-	const uint32_t tokens = cuda_engine_of(e)->batch_tokens;
+	const struct cuda_engine *c = cuda_engine_of(e);
 
 	if (!by_model(t))
 		return 1;
-	return cuda_engine_blocks(t->op == DEVICE_ENCODE ? ENCODE_TOKENS : tokens, t->region->geom);
+	return cuda_engine_blocks(t->op == DEVICE_ENCODE ? c->encode_tokens : c->batch_tokens,
+				  t->region->geom);
 }
 
 static bool position_good(const struct device_task *t, uint32_t position)
@@ -372,6 +373,24 @@ static int encode_check(struct cuda_engine *c, unsigned i)
 	return 0;
 }
 
+/* A raw block up; by way of pinned memory when it is in pieces. */
+static int raw_up(struct cuda_engine *c, const struct cuda_resident *m, unsigned i)
+{
+	const struct device_task *t = c->task[i];
+	const struct codec_view v = cpu_view(t);
+	const uint8_t *from = t->region->base;
+	int e = 0;
+
+	if (t->region->stride) {
+		e = (int)cudaStreamSynchronize(c->stream); /* the one before is read */
+		codec_copy_out(m->geom, &v, m->host_raw);
+		from = m->host_raw;
+	}
+	return e ? e
+		 : (int)cudaMemcpyAsync((void *)(uintptr_t)c->block[i].base, from,
+					m->geom->raw_bytes, cudaMemcpyHostToDevice, c->stream);
+}
+
 static int encode_queue(struct cuda_engine *c, struct cuda_resident *m, int32_t *ids)
 {
 	const uint32_t tokens = m->geom->block_tokens;
@@ -379,56 +398,73 @@ static int encode_queue(struct cuda_engine *c, struct cuda_resident *m, int32_t 
 	int e = 0;
 
 	for (unsigned i = 0; e == 0 && i < c->count; i++) {
-		const struct device_task *t = c->task[i];
-		const struct codec_view v = cpu_view(t);
-		uint8_t *raw = m->host_raw + i * m->raw_each;
-
-		codec_copy_out(m->geom, &v, raw);
-		if (t->tokens)
-			memcpy(ids + (size_t)i * tokens, t->tokens, tokens * sizeof(ids[0]));
+		if (c->task[i]->tokens)
+			memcpy(ids + (size_t)i * tokens, c->task[i]->tokens,
+			       tokens * sizeof(ids[0]));
 		c->block[i].payload_bytes = (uint32_t)m->geom->raw_bytes;
-		e = (int)cudaMemcpyAsync((void *)(uintptr_t)c->block[i].base, raw,
-					 m->geom->raw_bytes, cudaMemcpyHostToDevice, c->stream);
+		e = raw_up(c, m, i);
 	}
 	for (unsigned i = 0; i < c->parts_count; i++) {
 		c->part[i].ids = ids + n;
 		n += c->part[i].count;
 	}
+	if (e == 0)
+		e = sums_queue(c, m);
 	return e == 0 ? cuda_model_encode(m->encoder, c->part, c->parts_count, c->block, c->stream)
 		      : e;
 }
 
+/* To where it will lie in the container. */
 static int payloads_down(struct cuda_engine *c, const struct cuda_resident *m)
 {
+	const uint64_t off = sizeof(struct format_block_header) +
+			     m->geom->chunks_count * sizeof(struct format_chunk_entry);
 	int e = 0;
 
-	for (unsigned i = 0; e == 0 && i < c->count; i++)
-		if (c->result[i].res == 0)
-			e = (int)cudaMemcpyAsync(m->host_payload + i * m->raw_each,
-						 c->block[i].payload, c->result[i].payload_bytes,
-						 cudaMemcpyDeviceToHost, c->stream);
+	for (unsigned i = 0; e == 0 && i < c->count; i++) {
+		struct cuda_model_result *is = &c->result[i];
+		struct device_task *t = c->task[i];
+
+		if (is->res == 0 && off + is->payload_bytes > t->out_cap_bytes)
+			is->res = -ENOSPC;
+		c->coded[i].payload = (uint8_t *)t->out + off;
+		if (is->res == 0)
+			e = (int)cudaMemcpyAsync((uint8_t *)t->out + off, c->block[i].payload,
+						 is->payload_bytes, cudaMemcpyDeviceToHost,
+						 c->stream);
+	}
 	return e == 0 ? (int)cudaStreamSynchronize(c->stream) : e;
 }
 
-/* The container around each payload, or what the codec makes of a block that the model does not make smaller. */
+/* The container around the payload, or what the codec makes of a block that the model does not make smaller. */
+static int pack_one(struct cuda_engine *c, const struct cuda_resident *m, unsigned i)
+{
+	struct device_task *t = c->task[i];
+	const struct codec_made made = { .bytes = c->coded[i].payload,
+					 .bytes_count = c->result[i].payload_bytes,
+					 .escapes = c->result[i].escapes };
+	struct codec_view v = cpu_view(t);
+	int r = -ENODATA;
+
+	if (c->result[i].res == 0)
+		r = codec_made_pack(m->geom, t->profile, &made, m->results[i].raw_xxh3, t->out,
+				    t->out_cap_bytes, &t->info);
+	if (r != -ENODATA)
+		return r;
+	v.tokens = NULL;
+	v.made = c->result[i].res == 0 ? &made : NULL;
+	return codec_encode(c->ws, m->geom, t->profile, t->speculator,
+			    t->verify ? CODEC_ENCODE_VERIFY : 0, &v, t->out, t->out_cap_bytes,
+			    &t->info);
+}
+
 static void encode_pack(struct cuda_engine *c, const struct cuda_resident *m)
 {
 	for (unsigned i = 0; i < c->count; i++) {
 		struct device_task *t = c->task[i];
-		const struct codec_made made = { .bytes = m->host_payload + i * m->raw_each,
-						 .bytes_count = c->result[i].payload_bytes,
-						 .escapes = c->result[i].escapes };
-		const struct codec_view v = { .base = m->host_raw + i * m->raw_each,
-					      .position = t->position,
-					      .made = c->result[i].res == 0 ? &made : NULL };
 		uint32_t behind = 0;
-		int r;
+		int r = t->res == 0 ? pack_one(c, m, i) : 0;
 
-		if (t->res != 0)
-			continue;
-		r = codec_encode(c->ws, m->geom, t->profile, t->speculator,
-				 t->verify ? CODEC_ENCODE_VERIFY : 0, &v, t->out, t->out_cap_bytes,
-				 &t->info);
 		if (r == 0)
 			continue;
 		fail_from(c, i, r);
@@ -440,8 +476,8 @@ static void encode_pack(struct cuda_engine *c, const struct cuda_resident *m)
 
 static int encode_batch(struct cuda_engine *c)
 {
-	int32_t ids[ENCODE_TOKENS > CODEC_BLOCK_TOKENS_MAX ? ENCODE_TOKENS
-							   : CODEC_BLOCK_TOKENS_MAX];
+	int32_t ids[ENCODE_TOKENS_MAX > CODEC_BLOCK_TOKENS_MAX ? ENCODE_TOKENS_MAX
+							       : CODEC_BLOCK_TOKENS_MAX];
 	struct cuda_resident *m = NULL;
 	int e;
 
@@ -554,6 +590,8 @@ int skvcd_cuda_predictor_new_v1(const struct predictor_options *options, struct 
 		return gpu_say(err, -ENOMEM, "out of memory");
 	c->ordinal = ordinal;
 	c->batch_tokens = options->batch_tokens;
+	c->encode_tokens = options->batch_tokens < ENCODE_TOKENS_MAX ? options->batch_tokens
+								     : ENCODE_TOKENS_MAX;
 	c->positions_max = options->positions_max < CUDA_MODEL_POSITIONS_MAX
 				   ? options->positions_max
 				   : CUDA_MODEL_POSITIONS_MAX;

@@ -13,8 +13,8 @@
 #include "gpu/codec/cuda_model_code.h"
 #include "gpu/predictor.h"
 
-#define SUMS_MAX 32u	   /* blocks whose checksums are made at a time */
-#define ENCODE_TOKENS 256u /* a batch to encode takes much more memory for each */
+#define SUMS_MAX 32u		/* blocks whose checksums are made at a time */
+#define ENCODE_TOKENS_MAX 1024u /* a batch to encode takes much more memory for each */
 
 struct cuda_resident { /* on the GPU, of one profile */
 	struct cuda_resident *next;
@@ -30,7 +30,7 @@ struct cuda_resident { /* on the GPU, of one profile */
 	uint8_t *scratch;	     /* device: the codec's, for checksums */
 	uint8_t *copy;		     /* device: what it makes beside them; copy_each */
 	struct cuda_result *results; /* mapped */
-	uint8_t *host_raw, *host_payload; /* pinned: encode_max of them, raw_each */
+	uint8_t *host_raw;	     /* pinned: one block */
 	uint64_t raw_each, copy_each, off[CODEC_SEGMENTS_MAX];
 	unsigned decode_max, encode_max; /* blocks */
 };
@@ -45,7 +45,7 @@ struct cuda_sequence {
 struct cuda_engine {
 	struct predictor_engine base;
 	int ordinal;
-	uint32_t batch_tokens, positions_max;
+	uint32_t batch_tokens, encode_tokens, positions_max;
 	struct CUstream_st *stream;   /* owned */
 	struct cuda_resident *models; /* owned */
 	struct codec_workspace *ws;   /* owned */

@@ -16,7 +16,7 @@
 
 #include "gpu/device.h"
 
-#define PREDICTOR_BATCH_MAX 256u /* tasks */
+#define PREDICTOR_BATCH_MAX 1024u /* tasks */
 
 struct predictor;
 

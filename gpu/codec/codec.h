@@ -343,4 +343,13 @@ int codec_model_payload(const struct codec_geometry *g, const struct codec_profi
 			const void *in, size_t in_bytes, struct codec_model_part *ret,
 			uint8_t *ret_refusal);
 
+/*
+ * The block that codec_encode() makes of `made`, without a look at what it was made of: raw_xxh3 is that one's.
+ * made->bytes may lie in out.
+ * -ENODATA: codec_encode() would look for something smaller, or the block has more than MODEL codes; -ENOSPC.
+ */
+int codec_made_pack(const struct codec_geometry *g, const struct codec_profile *profile,
+		    const struct codec_made *made, uint64_t raw_xxh3, void *out, size_t cap,
+		    struct codec_info *ret_info);
+
 #endif

@@ -244,7 +244,7 @@ static int chunk_copy(struct codec_workspace *ws, struct codec_slot *slot,
 	return 0;
 }
 
-static void header_fill(struct format_block_header *h, const struct codec_geometry *g,
+void codec_header_fill(struct format_block_header *h, const struct codec_geometry *g,
 			const struct codec_profile *profile, uint8_t speculator)
 {
 	*h = (struct format_block_header){
@@ -392,7 +392,7 @@ static int block_encode(struct codec_workspace *ws, const struct codec_geometry 
 		r = blocks_encode(ws, g, profile, speculator, flags, src, out, cap, &info);
 	if (r < 0)
 		return r;
-	header_fill(&h, g, profile, speculator);
+	codec_header_fill(&h, g, profile, speculator);
 	h.encoded_bytes = (uint32_t)info.encoded_bytes;
 	h.raw_xxh3 = checksum_end(ws, g);
 	memcpy(out, &h, sizeof(h));

@@ -113,6 +113,13 @@ static double expected_bits(const struct codec_profile *profile, uint8_t specula
 					      : profile->layer->expected_bits;
 }
 
+static bool is_poor(const struct codec_profile *profile, uint8_t speculator, size_t bytes,
+		    uint64_t scalars)
+{
+	return (double)bytes * 8 * 100 >
+	       expected_bits(profile, speculator) * (double)scalars * LAYER_POOR_PERCENT;
+}
+
 /* ws->block by info->speculator into ws->predicted: an outcome, or -ENOMEM. */
 static int attempt(struct codec_workspace *ws, const struct codec_geometry *g,
 		   const struct codec_profile *profile, unsigned flags,
@@ -133,8 +140,7 @@ static int attempt(struct codec_workspace *ws, const struct codec_geometry *g,
 		return CODEC_PREDICTED_NONE;
 	if (r < 0)
 		return r;
-	return (double)ws->predicted_bytes * 8 * 100 > expected_bits(profile, info->speculator) *
-							       (double)scalars * LAYER_POOR_PERCENT
+	return is_poor(profile, info->speculator, ws->predicted_bytes, scalars)
 		       ? CODEC_PREDICTED_POOR
 		       : CODEC_PREDICTED_GOOD;
 }
@@ -273,4 +279,40 @@ int codec_model_payload(const struct codec_geometry *g, const struct codec_profi
 	ret->payload_bytes = bytes;
 	ret->raw_xxh3 = h.raw_xxh3;
 	return r;
+}
+
+int codec_made_pack(const struct codec_geometry *g, const struct codec_profile *profile,
+		    const struct codec_made *made, uint64_t raw_xxh3, void *out, size_t cap,
+		    struct codec_info *ret_info)
+{
+	const size_t index = sizeof(struct format_block_header),
+		     bytes = index + (size_t)g->chunks_count * sizeof(struct format_chunk_entry) +
+			     format_padded(made->bytes_count);
+	const struct format_chunk_entry e = { .payload_bytes = (uint32_t)made->bytes_count,
+					      .method = FORMAT_METHOD_RESIDUAL },
+					behind = { .method = FORMAT_METHOD_RESIDUAL };
+	struct format_block_header h;
+	uint8_t *to = out, *payload;
+	uint64_t scalars;
+
+	if (coded_bytes(g, &scalars) != g->raw_bytes || made->bytes_count > g->raw_bytes ||
+	    is_poor(profile, CODEC_SPEC_MODEL, made->bytes_count, scalars))
+		return -ENODATA;
+	if (bytes > cap)
+		return -ENOSPC;
+	codec_header_fill(&h, g, profile, CODEC_SPEC_MODEL);
+	h.encoded_bytes = (uint32_t)bytes;
+	h.raw_xxh3 = raw_xxh3;
+	memcpy(to, &h, sizeof(h));
+	for (uint32_t c = 0; c < g->chunks_count; c++)
+		memcpy(to + index + c * sizeof(e), c ? &behind : &e, sizeof(e));
+	payload = to + bytes - format_padded(made->bytes_count);
+	memmove(payload, made->bytes, made->bytes_count);
+	memset(payload + made->bytes_count, 0, (size_t)(to + bytes - payload) - made->bytes_count);
+	*ret_info = (struct codec_info){ .encoded_bytes = bytes,
+					 .raw_xxh3 = raw_xxh3,
+					 .escapes = made->escapes,
+					 .ideal_bits = (double)made->bytes_count * 8,
+					 .speculator = CODEC_SPEC_MODEL };
+	return 0;
 }

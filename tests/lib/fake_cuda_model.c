@@ -16,7 +16,7 @@
 #include "gpu/codec/model_profile.h"
 #include "gpu/codec/sequence.h"
 
-#define BLOCKS_MAX 256u
+#define BLOCKS_MAX 1024u
 
 struct cuda_model {
 	const struct mspec_params *p;
