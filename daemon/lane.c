@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 #include "daemon/log.h"
 #include "daemon/warm.h"
 

@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 #include "daemon/record.h"
 
 #define MODEL_FIT_LOOK_NS 1000000000ull /* between looks for enough blocks */

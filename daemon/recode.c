@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 #include "daemon/record.h"
 
 #define RECODE_IDLE_NS 1000000ull /* nobody wanted the machine for so long */

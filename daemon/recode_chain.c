@@ -5,7 +5,7 @@
  *
  *	DECODE	all records into raw blocks, by the CPU
  *	ENCODE	all of them after each other, by whoever has the sequence
- *	CHECK	back to before the first; then as they will be read: new records where they are smaller, else the old ones
+ *	CHECK	back to before the first; then as they will be read: the new record where that is smaller, else the old
  *
  * What does not go well ends the chain before that block; what comes behind it has its own try.  A block is held until
  * the chain is over, and gets its new record as in recode.c.
@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 #include "daemon/record.h"
 
 #define CHAIN_BYTES (32ull << 20)      /* raw, at most, but for one block */

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 #include "daemon/record.h"
 
 #define REQUEST_POLL_BATCH 64u

@@ -13,6 +13,7 @@
 #include <math.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 
 #define SCAN_MAX 64u /* blocks of a list looked at when the policy has none */
 #define KEPT 0.2f    /* of what is asked about: a byte in five is written again */

@@ -55,8 +55,7 @@ static uint64_t aligned(uint64_t bytes)
 /* Raw blocks, payloads, and what checksums take, in one allocation. */
 static int memory_new(struct cuda_engine *c, struct cuda_resident *m)
 {
-	const uint64_t blocks = m->decode_max > m->encode_max ? m->decode_max : m->encode_max,
-		       sums = blocks < SUMS_MAX ? blocks : SUMS_MAX,
+	const uint64_t blocks = m->blocks_max, sums = blocks < SUMS_MAX ? blocks : SUMS_MAX,
 		       scratch = aligned(cuda_codec_encode_scratch(m->geom, (uint32_t)sums));
 	struct codec_stride stride[CODEC_SEGMENTS_MAX];
 	uint64_t block_stride[CODEC_SEGMENTS_MAX];
@@ -129,13 +128,12 @@ static int cuda_resident_new(struct cuda_engine *c, const struct device_sequence
 		return -ENOMEM;
 	m->profile = s->profile;
 	m->geom = s->geom;
-	m->decode_max = cuda_engine_blocks(c->batch_tokens, s->geom);
-	m->encode_max = cuda_engine_blocks(c->encode_tokens, s->geom);
+	m->blocks_max = cuda_engine_blocks(c->batch_tokens, s->geom);
 	for (uint32_t i = 0; i < p->segments_count; i++)
 		m->off[i] = s->geom->segment_off[p->segments[i]];
 	e = cuda_model_new(p->params, c->stream, &m->m);
 	if (e == 0)
-		e = coder_new(c, m, m->decode_max, 0, &m->decoder);
+		e = coder_new(c, m, m->blocks_max, 0, &m->decoder);
 	if (e == 0)
 		e = memory_new(c, m);
 	if (e == 0)
@@ -258,5 +256,5 @@ int cuda_sequence_ready(struct cuda_engine *c, struct cuda_sequence *q, uint32_t
 
 int cuda_resident_encodes(struct cuda_engine *c, struct cuda_resident *m)
 {
-	return m->encoder ? 0 : coder_new(c, m, m->encode_max, 1, &m->encoder);
+	return m->encoder ? 0 : coder_new(c, m, m->blocks_max, 1, &m->encoder);
 }

@@ -63,8 +63,7 @@ static unsigned batch_max(struct predictor_engine *e, const struct device_task *
 
 	if (!by_model(t))
 		return 1;
-	return cuda_engine_blocks(t->op == DEVICE_ENCODE ? c->encode_tokens : c->batch_tokens,
-				  t->region->geom);
+	return cuda_engine_blocks(c->batch_tokens, t->region->geom);
 }
 
 static bool position_good(const struct device_task *t, uint32_t position)
@@ -391,7 +390,7 @@ static int raw_up(struct cuda_engine *c, const struct cuda_resident *m, unsigned
 					m->geom->raw_bytes, cudaMemcpyHostToDevice, c->stream);
 }
 
-static int encode_queue(struct cuda_engine *c, struct cuda_resident *m, int32_t *ids)
+static int encode_queue(struct cuda_engine *c, struct cuda_resident *m)
 {
 	const uint32_t tokens = m->geom->block_tokens;
 	unsigned n = 0;
@@ -399,13 +398,13 @@ static int encode_queue(struct cuda_engine *c, struct cuda_resident *m, int32_t 
 
 	for (unsigned i = 0; e == 0 && i < c->count; i++) {
 		if (c->task[i]->tokens)
-			memcpy(ids + (size_t)i * tokens, c->task[i]->tokens,
-			       tokens * sizeof(ids[0]));
+			memcpy(c->ids + (size_t)i * tokens, c->task[i]->tokens,
+			       tokens * sizeof(c->ids[0]));
 		c->block[i].payload_bytes = (uint32_t)m->geom->raw_bytes;
 		e = raw_up(c, m, i);
 	}
 	for (unsigned i = 0; i < c->parts_count; i++) {
-		c->part[i].ids = ids + n;
+		c->part[i].ids = c->ids + n;
 		n += c->part[i].count;
 	}
 	if (e == 0)
@@ -476,8 +475,6 @@ static void encode_pack(struct cuda_engine *c, const struct cuda_resident *m)
 
 static int encode_batch(struct cuda_engine *c)
 {
-	int32_t ids[ENCODE_TOKENS_MAX > CODEC_BLOCK_TOKENS_MAX ? ENCODE_TOKENS_MAX
-							       : CODEC_BLOCK_TOKENS_MAX];
 	struct cuda_resident *m = NULL;
 	int e;
 
@@ -487,7 +484,7 @@ static int encode_batch(struct cuda_engine *c)
 	e = cuda_resident_encodes(c, m);
 	if (e != 0)
 		return e;
-	e = encode_queue(c, m, ids);
+	e = encode_queue(c, m);
 	if (e != 0) {
 		(void)cuda_model_coded(m->encoder, c->stream, c->result);
 		return e;
@@ -538,6 +535,7 @@ static void engine_free(struct predictor_engine *e)
 	if (c->stream)
 		(void)cudaStreamDestroy(c->stream);
 	codec_workspace_free(c->ws);
+	free(c->ids);
 	free(c);
 }
 
@@ -559,7 +557,10 @@ static int engine_init(struct cuda_engine *c, char *err)
 	unsigned sms;
 
 	c->base.ops = &engine_ops;
-	if (codec_workspace_new(&c->ws) < 0)
+	c->ids = calloc(c->batch_tokens < CODEC_BLOCK_TOKENS_MAX ? CODEC_BLOCK_TOKENS_MAX
+								 : c->batch_tokens,
+			sizeof(c->ids[0]));
+	if (!c->ids || codec_workspace_new(&c->ws) < 0)
 		return gpu_say(err, -ENOMEM, "out of memory");
 	cuda_engine_enter(c);
 	/* We are guests on this GPU: whatever an engine runs goes first. */
@@ -590,8 +591,6 @@ int skvcd_cuda_predictor_new_v1(const struct predictor_options *options, struct 
 		return gpu_say(err, -ENOMEM, "out of memory");
 	c->ordinal = ordinal;
 	c->batch_tokens = options->batch_tokens;
-	c->encode_tokens = options->batch_tokens < ENCODE_TOKENS_MAX ? options->batch_tokens
-								     : ENCODE_TOKENS_MAX;
 	c->positions_max = options->positions_max < CUDA_MODEL_POSITIONS_MAX
 				   ? options->positions_max
 				   : CUDA_MODEL_POSITIONS_MAX;

@@ -13,8 +13,7 @@
 #include "gpu/codec/cuda_model_code.h"
 #include "gpu/predictor.h"
 
-#define SUMS_MAX 32u		/* blocks whose checksums are made at a time */
-#define ENCODE_TOKENS_MAX 1024u /* a batch to encode takes much more memory for each */
+#define SUMS_MAX 32u /* blocks whose checksums are made at a time */
 
 struct cuda_resident { /* on the GPU, of one profile */
 	struct cuda_resident *next;
@@ -32,7 +31,7 @@ struct cuda_resident { /* on the GPU, of one profile */
 	struct cuda_result *results; /* mapped */
 	uint8_t *host_raw;	     /* pinned: one block */
 	uint64_t raw_each, copy_each, off[CODEC_SEGMENTS_MAX];
-	unsigned decode_max, encode_max; /* blocks */
+	unsigned blocks_max; /* of a batch */
 };
 
 struct cuda_sequence {
@@ -45,7 +44,7 @@ struct cuda_sequence {
 struct cuda_engine {
 	struct predictor_engine base;
 	int ordinal;
-	uint32_t batch_tokens, encode_tokens, positions_max;
+	uint32_t batch_tokens, positions_max;
 	struct CUstream_st *stream;   /* owned */
 	struct cuda_resident *models; /* owned */
 	struct codec_workspace *ws;   /* owned */
@@ -57,6 +56,7 @@ struct cuda_engine {
 	struct cuda_model_result result[PREDICTOR_BATCH_MAX];
 	struct codec_model_part coded[PREDICTOR_BATCH_MAX];
 	struct cuda_codec_batch sums;
+	int32_t *ids; /* owned, [batch_tokens], or of one block */
 };
 
 static inline struct cuda_sequence *cuda_sequence_of(const struct device_sequence *s)

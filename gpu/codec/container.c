@@ -245,7 +245,7 @@ static int chunk_copy(struct codec_workspace *ws, struct codec_slot *slot,
 }
 
 void codec_header_fill(struct format_block_header *h, const struct codec_geometry *g,
-			const struct codec_profile *profile, uint8_t speculator)
+		       const struct codec_profile *profile, uint8_t speculator)
 {
 	*h = (struct format_block_header){
 		.magic = FORMAT_BLOCK_MAGIC,

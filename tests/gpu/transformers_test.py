@@ -273,8 +273,8 @@ def coded_again(engine, pages, ns, keys, before):
         last = now
     raw, coded = stat(engine.daemon, "raw_bytes"), stat(engine.daemon, "coded_bytes")
     print(f"  {pages.name}: {last - before} blocks coded with the model in "
-          f"{time.monotonic() - began - 2:.1f} s with the fit, {ns.block_bytes} bytes each; all that "
-          f"the daemon has: {raw} to {coded} bytes; "
+          f"{time.monotonic() - began - 2:.1f} s with the fit, {ns.block_bytes} bytes each; "
+          f"all that the daemon has: {raw} to {coded} bytes; "
           f"{stat(engine.daemon, 'sequences_gpu')} prefixes on the GPU")
 
 
