@@ -5,6 +5,7 @@
  */
 #include "gpu/cuda_predictor.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -228,6 +229,7 @@ static int cuda_sequence_bind(struct cuda_engine *c, struct cuda_sequence *q)
 		r = cuda_resident_new(c, &q->base, &m);
 	if (r < 0)
 		return r;
+	assert(m);
 	m->users++;
 	q->model = m;
 	return 0;

@@ -152,6 +152,8 @@ static int run_init(struct run *r)
 	r->sequences_count = r->each * r->o->copies;
 	if (r->tasks_count > TASKS_MAX)
 		return say(-E2BIG, "too many copies");
+	if (r->tasks_count == 0 || r->sequences_count == 0)
+		return say(-EINVAL, "no block, or no first one of a sequence");
 	r->block_bytes = (r->g->raw_bytes + 4095u) & ~4095ull;
 	r->payload_bytes = (codec_bound(r->g) + 4095u) & ~4095ull;
 	r->memory_bytes = r->tasks_count * (r->block_bytes + r->payload_bytes);
