@@ -364,11 +364,10 @@ int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t id, st
 
 /* ---- while it is taken ---- */
 
-static void holds_too(struct lane *lane, struct lane_sequence *q, uint32_t id)
+static void holds_too(struct lane_sequence *q, uint32_t id)
 {
 	assert(q->holds[q->count].block == id && q->count < q->ahead);
 	q->count++;
-	count_bytes(lane, q);
 }
 
 /* What a device did, or not, for want of what only a GPU has: the CPU goes on. */
@@ -390,13 +389,15 @@ static void one_over(struct lane *lane, struct lane_sequence *q, uint32_t id, in
 {
 	take_note(lane, q, res);
 	if (res == 0 && !q->broken)
-		holds_too(lane, q, id);
+		holds_too(q, id);
 	else
 		q->broken = 1;
-	if (!q->broken || runs(q))
-		return;
+	if (runs(q))
+		return; /* the device has it still */
+	if (q->broken)
+		cut(q, q->count);
 	q->broken = 0;
-	cut(q, q->count);
+	count_bytes(lane, q);
 }
 
 void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t id, int32_t res)

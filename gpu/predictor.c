@@ -333,18 +333,29 @@ static struct device_sequence *predictor_sequence_free(struct device_sequence *s
 	return NULL;
 }
 
+/* No task has it, so neither has the thread. */
+static void must_be_idle(const struct device_sequence *s)
+{
+	(void)pthread_mutex_lock(&s->predictor->lock);
+	assert(s->tasks == 0);
+	(void)pthread_mutex_unlock(&s->predictor->lock);
+}
+
 static uint32_t predictor_sequence_position(const struct device_sequence *s)
 {
+	must_be_idle(s);
 	return s->predictor->engine->ops->position(s);
 }
 
 static void predictor_sequence_truncate(struct device_sequence *s, uint32_t position)
 {
+	must_be_idle(s);
 	s->predictor->engine->ops->truncate(s, position);
 }
 
 static uint64_t predictor_sequence_bytes(const struct device_sequence *s)
 {
+	must_be_idle(s);
 	return s->predictor->engine->ops->bytes(s);
 }
 
