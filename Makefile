@@ -365,6 +365,9 @@ $(E2E_BINS) $(MODEL_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/lib/testlib.a $
 	$(LINK) $(B)/lib/testlib.a $(B)/lib/gpu.a $(B)/lib/ipc.a -L$(B)/lib -lskvc \
 		-Wl,--enable-new-dtags,-rpath,'$$ORIGIN/../../lib' $(TEST_LIBS)
 
+# An engine's side of a GPU, for the one that has it.
+$(filter %/test_model_blocks,$(E2E_BINS)): $(call obj,tools/bench_cuda.c)
+
 ifeq ($(SAN),fuzz)
 FUZZ_MAIN := -fsanitize=fuzzer
 else

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "tests/lib/gpu_side.h"
 #include "tests/lib/sequence_rig.h"
 
 #define BLOCKS SEQUENCE_RIG_BLOCKS
@@ -67,6 +68,8 @@ static int setup_on_gpu(void **state)
 
 	(void)state;
 	(void)snprintf(setting, sizeof(setting), "gpu.device=%s", which ? which : "sim");
+	if (!which)
+		(void)setenv("SKVC_TEST_DEVICE", "sim", 1);
 	gpu = setting;
 	return setup_rig(sequence_rig_plain(0, CODEC_DTYPE_BF16, true));
 }
@@ -450,6 +453,56 @@ static void test_found_again(void **state)
 	skvc_close(w.session);
 }
 
+/* An engine's own GPU memory: blocks are decoded beside it, and copied in. */
+static void test_into_gpu_memory(void **state)
+{
+	struct skvc_completion c;
+	struct skvc_gpu_export export;
+	struct gpu_memory memory;
+	struct gpu_side side;
+	uint64_t bitmap = 0, job, bytes;
+	struct worker w;
+	uint32_t region;
+	uint8_t *back;
+
+	(void)state;
+	if (gpu_side_open(&side) != 0)
+		fail_msg("no GPU");
+	start(0, NULL);
+	add_model();
+	worker_open(&w);
+	assert_int_equal(store(&w, 0, 0, BLOCKS).count, BLOCKS);
+	is("model_blocks", BLOCKS);
+	bytes = (BLOCKS * rig->g.raw_bytes / GPU_SIDE_GRAIN + 1) * GPU_SIDE_GRAIN;
+	gpu_side_memory_new(&side, GPU_SIDE_VMM, bytes, &memory);
+	gpu_side_fill(&side, &memory, 0x77);
+	export = gpu_side_export(&side, &memory);
+	if (skvc_register_gpu(w.session, w.ns, &export, 1, BLOCKS, NULL, &region) < 0)
+		fail_msg("%s", skvc_last_error(w.session));
+	c = lookup(&w, 0, 0, BLOCKS);
+	assert_int_equal(c.count, BLOCKS);
+	assert_ok(skvc_load(w.session,
+			    &(struct skvc_load){ .lease = c.lease,
+						 .region = region,
+						 .count = BLOCKS,
+						 .blocks = all_pages,
+						 .ret_bitmap = &bitmap },
+			    &job));
+	assert_int_equal(finish(&w, job).count, BLOCKS);
+	release(&w, c.lease);
+	back = malloc(bytes);
+	assert_non_null(back);
+	gpu_side_read(&side, &memory, back);
+	for (uint32_t i = 0; i < BLOCKS; i++)
+		assert_memory_equal(back + i * rig->g.raw_bytes, rig->block[i], rig->g.raw_bytes);
+	assert_int_equal(back[BLOCKS * rig->g.raw_bytes], 0x77);
+	ran_there();
+	skvc_close(w.session);
+	gpu_side_memory_free(&side, &memory);
+	gpu_side_close(&side);
+	free(back);
+}
+
 /* More loads than prefixes can be kept, each in two parts, all under way together. */
 static void test_many_at_once(void **state)
 {
@@ -626,6 +679,7 @@ int main(void)
 		cmocka_unit_test_teardown(test_from_nvme, stop),
 		cmocka_unit_test_teardown(test_many_at_once, stop),
 		cmocka_unit_test_teardown(test_failing_device, stop),
+		cmocka_unit_test_teardown(test_into_gpu_memory, stop),
 	};
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(test_coded_after_their_prefix, stop),
