@@ -68,6 +68,7 @@ DAEMON_SRCS := \
 	daemon/tier_policy.c \
 	daemon/uring.c \
 	daemon/uring_fault.c \
+	daemon/uring_ring.c \
 	daemon/warm_index.c \
 	daemon/warm_restore.c \
 	daemon/warm_save.c
