@@ -33,6 +33,7 @@ DAEMON_SRCS := \
 	daemon/nvme_file.c \
 	daemon/nvme_gc.c \
 	daemon/nvme_health.c \
+	daemon/nvme_join.c \
 	daemon/nvme_keep.c \
 	daemon/nvme_log.c \
 	daemon/nvme_recover.c \
