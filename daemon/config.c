@@ -279,7 +279,7 @@ struct reader {
 	const char *at, *end;			 /* borrowed bytes not read yet */
 	unsigned line;				 /* of the last line handed out; 1 is the first */
 	unsigned failed_line;			 /* 0: none */
-	uint64_t seen;				 /* bit per key of the table: given already */
+	bool seen[CONFIG_KEYS_MAX];		 /* per key of the table: given already */
 	uint8_t tenant_seen[CONFIG_TENANTS_MAX]; /* 1 uid, 2 quota */
 	struct config *config;
 	char *err;
@@ -365,10 +365,8 @@ static bool reader_again(struct reader *in, const char *section, const char *key
 	bool again = false;
 
 	if (k) {
-		uint64_t bit = UINT64_C(1) << config_key_index(k);
-
-		again = in->seen & bit;
-		in->seen |= bit;
+		again = in->seen[config_key_index(k)];
+		in->seen[config_key_index(k)] = true;
 	} else if (!strncmp(section, CONFIG_TENANT_PREFIX, prefix)) {
 		for (uint32_t i = 0; i < in->config->tenants_count; i++) {
 			uint8_t bit = !strcmp(key, "uid") ? 1 : 2;

@@ -299,7 +299,7 @@ static void lane_sleep(struct lane *lane)
 static int under_way(const struct lane *lane)
 {
 	return lane->jobs_count || lane->fit_busy || lane->words_behind || lane->fetch.count ||
-	       tier_busy(lane);
+	       lane->ahead.count || tier_busy(lane);
 }
 
 /* Work that has a deadline or moves by itself: in every turn while anything is under way, else now and then,

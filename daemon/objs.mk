@@ -63,6 +63,7 @@ DAEMON_SRCS := \
 	daemon/stats.c \
 	daemon/store.c \
 	daemon/tier.c \
+	daemon/tier_fetch.c \
 	daemon/tier_gpu.c \
 	daemon/tier_log.c \
 	daemon/tier_memory.c \
