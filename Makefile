@@ -326,8 +326,8 @@ $(B)/bin/skvcd: $(DAEMON_OBJS) $(B)/lib/gpu.a $(B)/lib/ipc.a
 
 $(B)/bin/skvcctl: $(call obj,$(SKVCCTL_SRCS))
 # `replay` plays with the daemon's own table and policy, `nvme` with its log.
-BENCH_DAEMON_SRCS := index policy policy_worth record stats uring uring_fault \
-	nvme_blob nvme_file nvme_gc nvme_health nvme_keep nvme_log
+BENCH_DAEMON_SRCS := index policy policy_worth record stats uring uring_fault uring_ring \
+	nvme_blob nvme_file nvme_gc nvme_health nvme_join nvme_keep nvme_log
 $(B)/bin/skvc-bench: $(call obj,$(SKVC_BENCH_SRCS) $(BENCH_DAEMON_SRCS:%=daemon/%.c))
 $(B)/bin/skvc-bench: BENCH_LIBS = $(call pkg,--libs liburing)
 $(B)/bin/skvc-demo: $(call obj,$(SKVC_DEMO_SRCS))

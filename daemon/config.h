@@ -65,14 +65,15 @@ struct config {
 	char nvme_path
 		[PATH_MAX];  /* files to preallocate: config_nvme_devices(); empty: no NVMe tier */
 	uint64_t nvme_bytes; /* its size; multiple of segment_bytes; >= 4 segments */
-	uint64_t nvme_segment_bytes; /* power of two, 1 MiB..256 MiB; 64 MiB */
-	uint32_t nvme_queue_depth;   /* 1..1024; 64 */
-	uint64_t nvme_deadline_ns;   /* per I/O; 5 s */
-	uint32_t nvme_copy_percent;  /* of what is stored, that may be copied to be kept; 50 */
-	uint32_t nvme_iopoll;	     /* completions are polled for; 0 */
-	uint32_t nvme_sqpoll;	     /* a kernel thread takes what is queued; 0 */
-	uint32_t nvme_persist;	     /* what it holds is found again at the next start; 1 */
-	uint64_t nvme_retry_ns;	     /* an ailing tier is tried again after this; 5 s */
+	uint64_t nvme_segment_bytes;	/* power of two, 1 MiB..256 MiB; 64 MiB */
+	uint32_t nvme_queue_depth;	/* 1..1024; 64 */
+	uint64_t nvme_deadline_ns;	/* per I/O; 5 s */
+	uint32_t nvme_copy_percent;	/* of what is stored, that may be copied to be kept; 50 */
+	uint64_t nvme_read_ahead_bytes; /* behind what was asked for; 0: none; 4 MiB */
+	uint32_t nvme_iopoll;		/* completions are polled for; 0 */
+	uint32_t nvme_sqpoll;		/* a kernel thread takes what is queued; 0 */
+	uint32_t nvme_persist;		/* what it holds is found again at the next start; 1 */
+	uint64_t nvme_retry_ns;		/* an ailing tier is tried again after this; 5 s */
 	/* [gpu] */
 	char gpu_device[64];	    /* auto, none, sim, an ordinal or a UUID */
 	char gpu_library[PATH_MAX]; /* shared object of the CUDA device; empty: beside the daemon */

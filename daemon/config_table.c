@@ -104,6 +104,8 @@ static const struct config_key config_keys[] = {
 	  "an ailing tier is tried again after this" },
 	{ "nvme", "copy_percent", CONFIG_COUNT, FIELD(nvme_copy_percent), 0, 400, 0, NULL, "50",
 	  "of what is written, so much may be written again to keep what is used" },
+	{ "nvme", "read_ahead", CONFIG_SIZE, FIELD(nvme_read_ahead_bytes), 0, 1 * GIB, 0, NULL,
+	  "4M", "read behind what was asked for, when nobody waits; 0: nothing" },
 	{ "nvme", "iopoll", CONFIG_CHOICE, FIELD(nvme_iopoll), 0, 1, 0, bool_names, "no",
 	  "poll for completions of NVMe I/O: less latency, and no sleep while there is any" },
 	{ "nvme", "sqpoll", CONFIG_CHOICE, FIELD(nvme_sqpoll), 0, 1, 0, bool_names, "no",

@@ -66,6 +66,7 @@ struct block {
 	uint8_t model : 1;	 /* coded after its prefix (sequences.c) */
 	uint8_t model_tried : 1; /* that does not make it smaller */
 	uint8_t layer : 1;	 /* coded with `layer` */
+	uint8_t ahead : 1;	 /* was read from NVMe, or is, and nobody has asked for it */
 	uint8_t tried; /* low bits of the profile's version with which the strongest speculator was tried */
 	uint16_t padding_bytes; /* of record_bytes: less than a granule */
 	uint64_t token_hash;

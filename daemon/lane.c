@@ -19,6 +19,7 @@
 #include "daemon/recode.h"
 #include "daemon/log.h"
 #include "daemon/warm.h"
+#include "daemon/sequences.h"
 
 #define LANE_REAP_BATCH 64u
 #define LANE_GPU_POLL_NS 100000ull /* for what a GPU does not announce: an engine's event, say */
@@ -303,7 +304,7 @@ static void lane_sleep(struct lane *lane)
 static int under_way(const struct lane *lane)
 {
 	return lane->jobs_count || lane->fit_busy || lane->words_behind || lane->fetch.count ||
-	       tier_busy(lane);
+	       lane->ahead.count || tier_busy(lane);
 }
 
 /* Work that has a deadline or moves by itself: in every turn while anything is under way, else now and then,

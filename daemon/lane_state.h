@@ -9,7 +9,8 @@
  *	lease.c		leases: grant, words, deadlines
  *	store.c		begin -> gather and encode -> place -> publish -> complete
  *	load.c		wait for the record -> decode into the engine's pages -> complete
- *	tier.c		room in the pool, spill, fetch
+ *	tier.c		room in the pool, spill
+ *	tier_fetch.c	what comes back from NVMe: wanted, or read ahead
  *	tier_log.c	the NVMe log: made, and told what is worth keeping
  *	tier_policy.c	which block goes first: what policy.c is told and asked
  *	tier_memory.c	making the host pool
@@ -237,6 +238,15 @@ struct lane_nvme_op {
 	struct lane_nvme_op *next;
 };
 
+#define LANE_AHEAD_MAX 64u
+
+/* What may be read from NVMe when nobody waits for anything of it. */
+struct lane_ahead {
+	struct sequence_step entry[LANE_AHEAD_MAX];
+	unsigned count;
+	uint64_t bytes, since_ns; /* so many were read, since then */
+};
+
 /* ---- fitting a model ---- */
 
 enum model_fit_step { MODEL_FIT_NONE, MODEL_FIT_SCAN_INDEX, MODEL_FIT_GATHER, MODEL_FIT_FIT };
@@ -416,6 +426,8 @@ struct lane {
 	struct lane_nvme_op nvme_op[LANE_NVME_OPS];
 	struct lane_nvme_op *nvme_free;
 	unsigned spills_inflight, fetches_inflight;
+	uint32_t spilled_last; /* block, or BLOCK_NONE */
+	struct lane_ahead ahead;
 	int nvme_health; /* as the gauge */
 	int accepting;	 /* hysteresis of the pool */
 
@@ -584,7 +596,6 @@ void tier_unhold(struct lane *lane, uint32_t block);
 void tier_unhold_unused(struct lane *lane, uint32_t block, uint32_t prev, uint32_t next);
 /* STORING, slot filled -> RESIDENT.  last: of its request. */
 void tier_publish(struct lane *lane, uint32_t block, int last);
-void tier_want(struct lane *lane, uint32_t block);   /* NVME: queue a fetch */
 void tier_forget(struct lane *lane, uint32_t block); /* out of the index and all tiers */
 void tier_quarantine(struct lane *lane, uint32_t block);
 unsigned tier_run(struct lane *lane); /* fetches, spills, watermarks */
@@ -597,6 +608,18 @@ unsigned tier_busy(const struct lane *lane); /* operations that must end before 
 int tier_restore(struct lane *lane, uint32_t block); /* STORING -> NVME; -EDQUOT: left as it is */
 /* STORING, or NVME, and its host slot is set: -> RESIDENT; -EDQUOT: left as it is. */
 int tier_restore_host(struct lane *lane, uint32_t block);
+
+/* What tier_fetch.c needs of tier.c. */
+struct lane_nvme_op *tier_op_get(struct lane *lane); /* NULL: all are in use */
+void tier_op_put(struct lane *lane, struct lane_nvme_op *op);
+unsigned tier_buffer_index(const struct lane *lane, uint32_t slot);
+void tier_unlist(struct lane *lane, uint32_t block); /* off the list it is on */
+
+/* tier_fetch.c */
+void tier_want(struct lane *lane, uint32_t block);   /* NVME: queue a fetch */
+void tier_ahead(struct lane *lane, uint32_t block);  /* its descendants may be asked for next */
+void tier_asked(struct lane *lane, struct block *b); /* it was */
+unsigned tier_fetch_run(struct lane *lane);
 
 /* tier_memory.c */
 int tier_start_pool(struct lane *lane, char *err, unsigned err_bytes);
@@ -652,7 +675,6 @@ void tier_policy_settle(struct lane *lane, uint32_t block); /* its holders or ch
 void tier_policy_lets_go(struct lane *lane, uint32_t block);	    /* though recode holds it */
 void tier_link(struct lane *lane, uint32_t block, uint32_t parent); /* in the index, too */
 
-void tier_op_put(struct lane *lane, struct lane_nvme_op *op);
 void tier_log_evicts(void *user, uint32_t block); /* the log gave its record up */
 
 /* tier_log.c */
@@ -732,30 +754,6 @@ void plan_of_block(const struct lane *lane, const struct namespace *ns, const st
 /* Of a prefix's blocks, how many are sooner restored than computed; all when the engine has not said its rate. */
 uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,
 			      const uint32_t *blocks, uint32_t count);
-
-/* sequences.c */
-int sequences_start(struct lane *lane);
-void sequences_stop(struct lane *lane);
-void sequences_run(struct lane *lane);
-uint32_t sequences_blocks_max(const struct lane *lane, const struct namespace *ns);
-int sequences_reachable(struct lane *lane, uint32_t block); /* is all of its prefix here? */
-/* The blocks before this one, first to last, in lane->path.  Their number; -ENODATA: one of them is gone; -E2BIG: too
- * many. */
-int sequences_path(struct lane *lane, uint32_t block);
-/*
- * A prefix to code this block after, with this profile: *pq if that is one already taken, else one that is taken now.
- * 1: it holds just the blocks before this one, and is free for a task; 0: not yet, ask again; -ENODATA, -ESTALE,
- * -EBADMSG: some of these are gone, or are others; -E2BIG: they are too many; -ENODEV: no model; -ENOMEM; -EIO.  *pq is
- * to be given back in any case.
- */
-int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t block,
-		   struct ns_profile *np, int background);
-/* A task goes on from it, with this block. */
-void sequences_begin(struct lane *lane, struct lane_sequence *q, uint32_t block);
-void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t block, int32_t res);
-void sequences_back(struct lane_sequence *q, uint32_t count);		/* forget the last ones */
-void sequences_give_back(struct lane *lane, struct lane_sequence **pq); /* takes NULL in it */
-void sequences_task_done(struct lane *lane, struct task *task);
 
 /* model_fit.c */
 void model_fit_start(struct lane *lane);

@@ -13,6 +13,7 @@
 #include <errno.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/sequences.h"
 
 void load_begin(struct lane *lane, struct session *s, const struct job_regions *regions,
 		const struct skvc_abi_sqe *sqe, const uint32_t *pages, struct skvc_abi_cqe *cqe,

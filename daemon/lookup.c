@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/sequences.h"
 
 int lookup_visible(const struct block *b)
 {
@@ -78,6 +79,11 @@ static int leave_to_engine(struct lane *lane, const struct namespace *ns, struct
 	return keep < found;
 }
 
+static int is_cold(const struct block *b)
+{
+	return b->state != BLOCK_RESIDENT || b->ahead;
+}
+
 static void count_tiers(const struct lane *lane, const struct lease *l, uint32_t *ret_nvme,
 			uint32_t *ret_gpu)
 {
@@ -96,7 +102,7 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 	uint64_t ttl_ns = sqe->arg ? sqe->arg : lane->config.lease_ttl_ns;
 	uint32_t parent = parent_key ? index_find(lane->index, ns->id, parent_key) : BLOCK_NONE;
 	uint32_t nvme = 0, gpu = 0;
-	int chain = 0;
+	int chain = 0, cold = 0; /* cold: the last one had to be read, or was read ahead */
 	struct lease *l;
 
 	if (ttl_ns > lane->config.lease_ttl_max_ns)
@@ -124,6 +130,7 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 			}
 			chain = 1; /* of the next ones it is the same, and this one */
 		}
+		cold = is_cold(index_block(lane->index, id));
 		tier_use(lane, id, i + 1 == sqe->count);
 		tier_hold(lane, id);
 		l->blocks[l->count++] = id;
@@ -134,6 +141,8 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 	plan_look(lane, ns);
 	if (leave_to_engine(lane, ns, l))
 		cqe->reason = SKVC_ABI_REASON_RECOMPUTE;
+	if (l->count == sqe->count && cold)
+		tier_ahead(lane, parent);
 	count_tiers(lane, l, &nvme, &gpu);
 	count_hits(lane, ns, sqe->count, l->count, nvme, gpu);
 	cqe->count = l->count;

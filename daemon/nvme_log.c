@@ -347,29 +347,38 @@ int nvme_log_room(struct nvme_log *log, uint32_t bytes, uint64_t *ret_sequence)
 	return r;
 }
 
-static uint64_t file_off(const struct nvme_log *log, const struct nvme_op *op)
+uint64_t nvme_op_off(const struct nvme_log *log, const struct nvme_op *op)
 {
 	return (uint64_t)op->segment * log->options.segment_bytes +
 	       (uint64_t)op->off_sectors * NVME_SECTOR_BYTES;
 }
 
-static void op_begin(struct nvme_log *log, struct nvme_op *op, uint32_t block, bool is_write)
+void nvme_op_begin(struct nvme_log *log, const struct nvme_read *what, bool is_write)
 {
-	const struct entry *e = &log->entry[block];
+	const struct entry *e = &log->entry[what->block];
+	struct nvme_op *op = what->op;
 
 	op->log = log;
-	op->block = block;
+	op->block = what->block;
 	op->segment = e->segment;
 	op->sequence = log->segment[e->segment].sequence;
 	op->off_sectors = e->off_sectors;
 	op->is_write = is_write;
+	op->buf_index = what->buf_index;
+	op->buf = what->buf;
+	op->bytes = e->sectors * NVME_SECTOR_BYTES;
 }
 
-static void op_started(struct nvme_log *log, struct nvme_op *op)
+void nvme_op_started(struct nvme_log *log, struct nvme_op *op)
 {
 	log->segment[op->segment].ops++;
 	log->inflight++;
 	nvme_gauges(log);
+}
+
+bool nvme_queue_has_room(const struct nvme_log *log)
+{
+	return log->inflight - log->passengers < log->options.queue_depth;
 }
 
 /* Does the log still mean this operation's record when it says `block`? */
@@ -439,16 +448,17 @@ int nvme_log_append(struct nvme_log *log, struct nvme_op *op, uint32_t block, un
 		return -EFBIG;
 	if (log->entry[block].place != PLACE_NONE)
 		return -EEXIST;
-	if (log->inflight >= log->options.queue_depth)
+	if (!nvme_queue_has_room(log))
 		return -EAGAIN;
 	r = record_room(log, bytes);
 	if (r < 0)
 		return r;
 
 	nvme_entry_link(log, block, log->open, log->cursor, bytes);
-	op_begin(log, op, block, true);
+	nvme_op_begin(log, &(struct nvme_read){ .op = op, .block = block, .buf_index = buf_index },
+		      true);
 	op->io.done = op_done;
-	r = nvme_write(log, &op->io, buf_index, buf, bytes, file_off(log, op));
+	r = nvme_write(log, &op->io, buf_index, buf, bytes, nvme_op_off(log, op));
 	if (r < 0) {
 		nvme_entry_unlink(log, block);
 		return r;
@@ -456,7 +466,7 @@ int nvme_log_append(struct nvme_log *log, struct nvme_op *op, uint32_t block, un
 	log->cursor += bytes;
 	stats_add(log->stats, STAT_NVME_WRITTEN_BYTES, bytes);
 	nvme_gc_appended(log, bytes);
-	op_started(log, op);
+	nvme_op_started(log, op);
 	return 0;
 }
 
@@ -471,15 +481,18 @@ int nvme_log_read(struct nvme_log *log, struct nvme_op *op, uint32_t block, unsi
 		return -ENOENT;
 	if (!nvme_serves(log))
 		return -EIO;
-	if (log->inflight >= log->options.queue_depth)
+	if (!nvme_queue_has_room(log))
 		return -EAGAIN;
-	op_begin(log, op, block, false);
+	nvme_op_begin(
+		log,
+		&(struct nvme_read){ .op = op, .block = block, .buf_index = buf_index, .buf = buf },
+		false);
 	op->io.done = op_done;
-	r = nvme_read(log, &op->io, buf_index, buf, nvme_log_record_bytes(log, block),
-		      file_off(log, op));
+	r = nvme_read(log, &op->io, buf_index, buf, op->bytes, nvme_op_off(log, op));
 	if (r < 0)
 		return r;
-	op_started(log, op);
+	stats_add(log->stats, STAT_NVME_READS, 1);
+	nvme_op_started(log, op);
 	return 0;
 }
 
@@ -503,6 +516,12 @@ int nvme_log_holds(const struct nvme_log *log, uint32_t block)
 uint32_t nvme_log_record_bytes(const struct nvme_log *log, uint32_t block)
 {
 	return nvme_log_holds(log, block) ? log->entry[block].sectors * NVME_SECTOR_BYTES : 0;
+}
+
+uint32_t nvme_log_after(const struct nvme_log *log, uint32_t block)
+{
+	assert(block < log->options.blocks_max);
+	return log->entry[block].place == PLACE_NONE ? NONE : log->entry[block].prev;
 }
 
 uint64_t nvme_log_sequence(const struct nvme_log *log, uint32_t block)
@@ -587,12 +606,15 @@ static int make_tables(struct nvme_log *log)
 	if (*log->sequence < log->file.epoch << 32)
 		*log->sequence = log->file.epoch << 32;
 	r = nvme_keep_start(log);
+	if (r == 0)
+		r = nvme_join_start(log);
 	return r < 0 ? r : nvme_gc_start(log);
 }
 
 static void destroy(struct nvme_log *log)
 {
 	nvme_gc_stop(log);
+	nvme_join_stop(log);
 	nvme_blob_stop(log);
 	nvme_keep_stop(log);
 	nvme_file_close(&log->file);

@@ -20,13 +20,16 @@
 #ifndef SKVCD_DAEMON_NVME_LOG_H
 #define SKVCD_DAEMON_NVME_LOG_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "daemon/stats.h"
 #include "daemon/uring.h"
 
 #define NVME_LOG_SEGMENTS_MIN 2u
-#define NVME_LOG_ERRORS_MAX 3u /* failures in a row that take the tier out of service */
+#define NVME_LOG_JOIN_MAX 32u	  /* records that one read may serve */
+#define NVME_LOG_GAP_BYTES 65536u /* between two of them, at most */
+#define NVME_LOG_ERRORS_MAX 3u	  /* failures in a row that take the tier out of service */
 
 struct nvme_file;
 struct nvme_log;
@@ -62,6 +65,9 @@ struct nvme_op {
 	uint32_t off_sectors;
 	uint64_t sequence; /* of that segment: the block may have moved since */
 	uint8_t is_write;
+	unsigned buf_index;
+	void *buf; /* borrowed until done() */
+	uint32_t bytes;
 	struct nvme_op *next; /* the log's own */
 	void *user;
 };
@@ -104,6 +110,22 @@ int nvme_log_append(struct nvme_log *log, struct nvme_op *op, uint32_t block, un
  */
 int nvme_log_read(struct nvme_log *log, struct nvme_op *op, uint32_t block, unsigned buf_index,
 		  void *buf);
+/* One of several reads that are queued at once; as the arguments of nvme_log_read(). */
+struct nvme_read {
+	struct nvme_op *op;
+	uint32_t block;
+	unsigned buf_index;
+	void *buf;
+};
+/*
+ * Queue reads of records that lie one behind the other, each of which adjoins the one before it: one I/O for all, at
+ * most NVME_LOG_JOIN_MAX.  0: each done() will come, and one may have failed without the others; else none will.
+ * Errors as above.
+ */
+int nvme_log_read_joined(struct nvme_log *log, const struct nvme_read *reads, unsigned count);
+/* The block whose record was appended behind this one's, in the same segment; NVME_LOG_NONE: none that lives. */
+#define NVME_LOG_NONE UINT32_MAX
+uint32_t nvme_log_after(const struct nvme_log *log, uint32_t block);
 /* Does the next record of this length go behind the last one? */
 int nvme_log_fits(const struct nvme_log *log, uint32_t bytes);
 int nvme_log_has(const struct nvme_log *log, uint32_t block);	/* a copy, or is getting one */
@@ -122,6 +144,8 @@ struct nvme_place {
 };
 int nvme_log_place(const struct nvme_log *log, uint32_t block,
 		   struct nvme_place *ret); /* -ENOENT */
+/* Of one log: does b lie behind a, close enough to be read with it? */
+bool nvme_log_adjoins(const struct nvme_place *a, const struct nvme_place *b);
 /*
  * From the callbacks of nvme_recover.h: the block's record lies there.  0; -ESTALE: that segment has been used again
  * since; -EBADMSG: this is no place for a record; -EEXIST: the block has one.

@@ -431,6 +431,16 @@ int nvme_set_read(struct nvme_set *set, struct nvme_op *op, uint32_t block, unsi
 	return nvme_log_read(nvme_set_log_of(set, block), op, block, buf_index, buf);
 }
 
+int nvme_set_read_joined(struct nvme_set *set, const struct nvme_read *reads, unsigned count)
+{
+	return nvme_log_read_joined(nvme_set_log_of(set, reads[0].block), reads, count);
+}
+
+uint32_t nvme_set_after(const struct nvme_set *set, uint32_t block)
+{
+	return nvme_log_after(nvme_set_log_of(set, block), block);
+}
+
 int nvme_set_place(const struct nvme_set *set, uint32_t block, struct nvme_place *ret)
 {
 	return nvme_log_place(nvme_set_log_of(set, block), block, ret);

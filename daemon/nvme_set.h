@@ -49,6 +49,9 @@ int nvme_set_append(struct nvme_set *set, struct nvme_op *op, uint32_t block, un
 		    const void *buf, uint32_t bytes);
 int nvme_set_read(struct nvme_set *set, struct nvme_op *op, uint32_t block, unsigned buf_index,
 		  void *buf);
+/* All of the log that holds the first. */
+int nvme_set_read_joined(struct nvme_set *set, const struct nvme_read *reads, unsigned count);
+uint32_t nvme_set_after(const struct nvme_set *set, uint32_t block);
 struct nvme_log *nvme_set_log_of(const struct nvme_set *set, uint32_t block); /* if any holds it */
 int nvme_set_place(const struct nvme_set *set, uint32_t block, struct nvme_place *ret);
 void nvme_set_forget(struct nvme_set *set, uint32_t block);

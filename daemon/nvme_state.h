@@ -3,6 +3,7 @@
  * nvme_state.h - the NVMe log's own state, shared by its files and by nobody else:
  *
  *	nvme_log.c	segments, the records in them, reads and writes; open and close
+ *	nvme_join.c	several records with one read
  *	nvme_health.c	what failed, out of service and back
  *	nvme_gc.c	segments taken back, what is worth it copied first
  *	nvme_keep.c	what makes records last: segment headers, lists of what was forgotten, flushes
@@ -173,6 +174,8 @@ struct nvme_log {
 	uint32_t open;		       /* or NVME_NONE */
 	uint32_t cursor;	       /* in it */
 	uint32_t inflight;	       /* operations on blocks */
+	uint32_t passengers;	       /* of these, in another one's I/O (nvme_join.c) */
+	struct nvme_joins *joins;      /* owned */
 	uint32_t others;	       /* headers, lists, pieces and flushes in flight */
 	uint32_t held_count;
 	uint64_t live_bytes; /* HELD */
@@ -232,6 +235,15 @@ void nvme_entry_link(struct nvme_log *log, uint32_t block, uint32_t segment, uin
 		     uint32_t bytes);
 void nvme_entry_held(struct nvme_log *log, uint32_t block);
 void nvme_entry_unlink(struct nvme_log *log, uint32_t block);
+
+void nvme_op_begin(struct nvme_log *log, const struct nvme_read *what, bool is_write);
+void nvme_op_started(struct nvme_log *log, struct nvme_op *op);
+uint64_t nvme_op_off(const struct nvme_log *log, const struct nvme_op *op); /* in the file */
+bool nvme_queue_has_room(const struct nvme_log *log);
+
+/* nvme_join.c */
+int nvme_join_start(struct nvme_log *log);
+void nvme_join_stop(struct nvme_log *log);
 
 /* nvme_gc.c */
 int nvme_gc_start(struct nvme_log *log);

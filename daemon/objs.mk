@@ -33,6 +33,7 @@ DAEMON_SRCS := \
 	daemon/nvme_file.c \
 	daemon/nvme_gc.c \
 	daemon/nvme_health.c \
+	daemon/nvme_join.c \
 	daemon/nvme_keep.c \
 	daemon/nvme_log.c \
 	daemon/nvme_recover.c \
@@ -63,12 +64,14 @@ DAEMON_SRCS := \
 	daemon/stats.c \
 	daemon/store.c \
 	daemon/tier.c \
+	daemon/tier_fetch.c \
 	daemon/tier_gpu.c \
 	daemon/tier_log.c \
 	daemon/tier_memory.c \
 	daemon/tier_policy.c \
 	daemon/uring.c \
 	daemon/uring_fault.c \
+	daemon/uring_ring.c \
 	daemon/warm_index.c \
 	daemon/warm_restore.c \
 	daemon/warm_save.c

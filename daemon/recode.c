@@ -19,6 +19,7 @@
 #include "daemon/lane_state.h"
 #include "daemon/recode.h"
 #include "daemon/record.h"
+#include "daemon/sequences.h"
 
 #define RECODE_IDLE_NS 1000000ull /* nobody wanted the machine for so long */
 #define RECODE_GIVE_UP_NS \

@@ -17,6 +17,7 @@
 #include "daemon/lane_state.h"
 #include "daemon/recode.h"
 #include "daemon/record.h"
+#include "daemon/sequences.h"
 
 #define CHAIN_BYTES (32ull << 20)      /* raw, at most, but for one block */
 #define CHAIN_GIVE_UP_NS 1000000000ull /* behind others' work */

@@ -12,6 +12,7 @@
 #include "daemon/lane_state.h"
 #include "daemon/recode.h"
 #include "daemon/record.h"
+#include "daemon/sequences.h"
 
 #define REQUEST_POLL_BATCH 64u
 

@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/sequences.h"
 
 #define PREDICTOR_FULL_NS 60000000000ull
 

@@ -78,6 +78,18 @@
 	X(C, SPILL_BYTES, "spill_bytes", "bytes", "bytes written to NVMe")                         \
 	X(C, FETCH_BLOCKS, "fetch_blocks", "blocks", "blocks read from NVMe")                      \
 	X(C, FETCH_BYTES, "fetch_bytes", "bytes", "bytes read from NVMe")                          \
+	X(C, NVME_READS, "nvme_reads", "operations",                                               \
+	  "reads of records from NVMe: one may serve several blocks")                              \
+	X(C, NVME_JOINED_BLOCKS, "nvme_joined_blocks", "blocks",                                   \
+	  "blocks read from NVMe together with others")                                            \
+	X(C, NVME_PARTED_READS, "nvme_parted_reads", "operations",                                 \
+	  "of these reads, those that failed: each block was read again by itself")                \
+	X(C, READ_AHEAD_BLOCKS, "read_ahead_blocks", "blocks",                                     \
+	  "blocks read from NVMe before anybody asked for them")                                   \
+	X(C, READ_AHEAD_USED_BLOCKS, "read_ahead_used_blocks", "blocks",                           \
+	  "of these, asked for while they were in host memory")                                    \
+	X(C, READ_AHEAD_WASTED_BLOCKS, "read_ahead_wasted_blocks", "blocks",                       \
+	  "of these, gone from host memory before anybody asked for them")                         \
 	X(C, NVME_ERRORS, "nvme_errors", "operations",                                             \
 	  "NVMe reads and writes that failed or timed out")                                        \
 	X(C, NVME_RECLAIMED_SEGMENTS, "nvme_reclaimed_segments", "segments",                       \

@@ -25,7 +25,8 @@
 #define TIER_ALLOC_TRIES 32u /* victims for one allocation */
 #define TIER_SPILL_BATCH 16u /* writes started in one turn */
 #define TIER_SPILLS_MAX 64u  /* writes in flight: leaves operations for reads */
-#define TIER_FETCH_BATCH 32u
+#define TIER_CHAIN_MAX \
+	32u /* blocks of one prefix that are written before the one whose turn it is */
 #define TIER_FRAGMENTED_PERCENT 90u /* fuller than this, ENOSPC means full */
 
 /* ---- accounting of lists and gauges ---- */
@@ -48,7 +49,7 @@ static void list_push(struct lane *lane, uint32_t id)
 	}
 }
 
-static void list_remove(struct lane *lane, uint32_t id)
+void tier_unlist(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
@@ -86,6 +87,8 @@ void tier_release_host(struct lane *lane, struct block *b)
 		return;
 	pool_release(lane->pool, b->slot);
 	b->slot = POOL_NONE;
+	stats_add(&lane->stats, STAT_READ_AHEAD_WASTED_BLOCKS, b->ahead);
+	b->ahead = 0;
 	stats_sub(&lane->stats, STAT_BLOCKS_HOST, 1);
 	stats_sub(&lane->stats, STAT_POOL_USED_BYTES, b->record_bytes - b->padding_bytes);
 }
@@ -119,7 +122,7 @@ void tier_hold(struct lane *lane, uint32_t id)
 	if (b->refs++)
 		return;
 	if (b->flags & BLOCK_LISTED)
-		list_remove(lane, id);
+		tier_unlist(lane, id);
 	else
 		tier_policy_settle(lane, id);
 }
@@ -132,7 +135,7 @@ void tier_unhold(struct lane *lane, uint32_t id)
 	if (--b->refs)
 		return;
 	if (b->flags & BLOCK_LISTED) /* queued for a fetch that nobody waits for any more */
-		list_remove(lane, id);
+		tier_unlist(lane, id);
 	if (b->state == BLOCK_DEAD) {
 		release_slots(lane, b);
 		profiles_set_block(lane, b, NULL);
@@ -191,7 +194,7 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 		quota_uncharge(ns->tenant, b->record_bytes);
 	}
 	if (b->flags & BLOCK_LISTED)
-		list_remove(lane, id);
+		tier_unlist(lane, id);
 	if (!log_has_forgotten && lane->log && !(b->flags & BLOCK_SPILLING))
 		nvme_set_forget(lane->log, id);
 	set_clean(lane, b, 0);
@@ -299,7 +302,7 @@ static void evict(struct lane *lane, uint32_t id)
 	struct block *b = index_block(lane->index, id);
 
 	if (b->flags & BLOCK_CLEAN) {
-		list_remove(lane, id);
+		tier_unlist(lane, id);
 		tier_release_host(lane, b);
 		index_set_state(lane->index, id, BLOCK_NVME);
 		tier_policy_place(lane, id);
@@ -411,7 +414,7 @@ int tier_alloc(struct lane *lane, uint64_t bytes, uint32_t id)
 
 /* ---- NVMe: operations ---- */
 
-static struct lane_nvme_op *op_get(struct lane *lane)
+struct lane_nvme_op *tier_op_get(struct lane *lane)
 {
 	struct lane_nvme_op *op = lane->nvme_free;
 
@@ -426,7 +429,7 @@ void tier_op_put(struct lane *lane, struct lane_nvme_op *op)
 	lane->nvme_free = op;
 }
 
-static unsigned buffer_index(const struct lane *lane, uint32_t slot)
+unsigned tier_buffer_index(const struct lane *lane, uint32_t slot)
 {
 	return lane->pool_registered ? pool_iovec_index(lane->pool, slot) : URING_BUF_NONE;
 }
@@ -443,7 +446,7 @@ void tier_log_evicts(void *user, uint32_t id)
 		return;
 	}
 	if (b->flags & BLOCK_LISTED) {
-		list_remove(lane, id);
+		tier_unlist(lane, id);
 		set_clean(lane, b, 0);
 		list_push(lane, id);
 	} else {
@@ -481,7 +484,7 @@ static int spill(struct lane *lane, uint32_t id)
 	struct block *b = index_block(lane->index, id);
 	uint8_t *record = pool_ptr(lane->pool, b->slot);
 	struct record_header *h = (struct record_header *)record;
-	struct lane_nvme_op *op = op_get(lane);
+	struct lane_nvme_op *op = tier_op_get(lane);
 	int r;
 
 	if (!op)
@@ -491,8 +494,8 @@ static int spill(struct lane *lane, uint32_t id)
 	if (r == 0) {
 		persist_name_parent(lane, id, h);
 		record_seal(h);
-		r = nvme_set_append(lane->log, &op->op, id, buffer_index(lane, b->slot), record,
-				    b->record_bytes);
+		r = nvme_set_append(lane->log, &op->op, id, tier_buffer_index(lane, b->slot),
+				    record, b->record_bytes);
 	}
 	if (r < 0) {
 		tier_op_put(lane, op);
@@ -525,6 +528,43 @@ static uint32_t next_spill(struct lane *lane, int urgent)
 	return id;
 }
 
+/* The child of what was written last, if it is about as cold. */
+static uint32_t next_of_chain(struct lane *lane, int urgent)
+{
+	uint32_t id = lane->spilled_last == BLOCK_NONE ? BLOCK_NONE : lane->dirty.head;
+
+	for (unsigned n = 0; id != BLOCK_NONE && n < TIER_SCAN_MAX; n++) {
+		const struct block *b = index_block(lane->index, id);
+
+		if (b->parent == lane->spilled_last && index_parent(lane->index, id) == b->parent &&
+		    (urgent || !recode_pending(lane, b)))
+			return id;
+		id = b->next;
+	}
+	return BLOCK_NONE;
+}
+
+/*
+ * Blocks of one prefix are written together, parents first, for so they will be read: before the coldest go those of
+ * its ancestors that have to be written, too.
+ */
+static uint32_t next_in_order(struct lane *lane, int urgent)
+{
+	uint32_t id = next_of_chain(lane, urgent), parent;
+
+	if (id != BLOCK_NONE)
+		return id;
+	id = next_spill(lane, urgent);
+	for (unsigned n = 0; id != BLOCK_NONE && n < TIER_CHAIN_MAX; n++) {
+		parent = index_parent(lane->index, id);
+		if (!is_dirty(lane, parent) ||
+		    (!urgent && recode_pending(lane, index_block(lane->index, parent))))
+			break;
+		id = parent;
+	}
+	return id;
+}
+
 static unsigned run_spills(struct lane *lane)
 {
 	uint32_t full = lane->config.full_percent, from = lane->config.spill_percent, id;
@@ -541,110 +581,10 @@ static unsigned run_spills(struct lane *lane)
 	half = from < full ? from + (full - from) / 2 : from;
 	urgent = u.slot_bytes - lane->clean_bytes >= u.bytes / 100 * half;
 	while (n < TIER_SPILL_BATCH && lane->spills_inflight < TIER_SPILLS_MAX) {
-		id = next_spill(lane, urgent);
+		id = next_in_order(lane, urgent);
 		if (id == BLOCK_NONE || spill(lane, id) < 0)
 			break;
-		n++;
-	}
-	return n;
-}
-
-/* ---- NVMe: fetch ---- */
-
-void tier_want(struct lane *lane, uint32_t id)
-{
-	struct block *b = index_block(lane->index, id);
-
-	if (b->state != BLOCK_NVME || b->flags & BLOCK_WANTED)
-		return;
-	b->flags |= BLOCK_WANTED;
-	b->flags &= (uint8_t)~BLOCK_FETCH_FAILED;
-	b->wanted_ns = lane->now_ns;
-	block_list_push(lane->index, &lane->fetch, id);
-}
-
-static void fetch_failed(struct lane *lane, uint32_t id)
-{
-	struct block *b = index_block(lane->index, id);
-
-	b->flags |= BLOCK_FETCH_FAILED;
-	lane->words_behind = 1;
-}
-
-static void fetch_done(struct nvme_op *nop, int res)
-{
-	struct lane_nvme_op *op = (struct lane_nvme_op *)nop;
-	struct lane *lane = op->lane;
-	uint32_t id = nop->block;
-	struct block *b = index_block(lane->index, id);
-
-	lane->fetches_inflight--;
-	plan_read_ends(lane, res == 0 ? b->record_bytes : 0);
-	lane->words_behind = 1;
-	if (b->state == BLOCK_FETCHING && res < 0) {
-		tier_release_host(lane, b);
-		index_set_state(lane->index, id, BLOCK_NVME);
-		fetch_failed(lane, id);
-		stats_reason(&lane->stats, res == -ETIMEDOUT ? SKVC_ABI_REASON_IO_TIMEOUT
-							     : SKVC_ABI_REASON_IO_ERROR);
-	} else if (b->state == BLOCK_FETCHING && !persist_record_ok(lane, id, nop)) {
-		stats_reason(&lane->stats, SKVC_ABI_REASON_CORRUPT);
-		tier_quarantine(lane, id);
-	} else if (b->state == BLOCK_FETCHING) {
-		index_set_state(lane->index, id, BLOCK_RESIDENT);
-		tier_policy_place(lane, id);
-		stats_add(&lane->stats, STAT_FETCH_BLOCKS, 1);
-		stats_add(&lane->stats, STAT_FETCH_BYTES, b->record_bytes);
-		stats_record_ns(&lane->stats, STATS_HIST_NVME_READ,
-				lane->now_ns - nop->io.start_ns);
-	}
-	tier_op_put(lane, op);
-	tier_unhold(lane, id);
-}
-
-/* 0 started; -EAGAIN later; else it failed for good and has been marked. */
-static int fetch(struct lane *lane, uint32_t id)
-{
-	struct block *b = index_block(lane->index, id);
-	struct lane_nvme_op *op = op_get(lane);
-	int r;
-
-	if (!op)
-		return -EAGAIN;
-	op->op.done = fetch_done;
-	r = tier_alloc(lane, b->record_bytes, id);
-	if (r == 0) {
-		r = nvme_set_read(lane->log, &op->op, id, buffer_index(lane, b->slot),
-				  pool_ptr(lane->pool, b->slot));
-		if (r < 0)
-			tier_release_host(lane, b);
-	} else if (lane->now_ns - b->wanted_ns > lane->config.store_wait_ns) {
-		r = -ENOSPC;
-	}
-	if (r == -EAGAIN) {
-		tier_op_put(lane, op);
-		return r;
-	}
-	list_remove(lane, id);
-	if (r < 0) {
-		tier_op_put(lane, op);
-		fetch_failed(lane, id);
-		return r;
-	}
-	tier_hold(lane, id);
-	index_set_state(lane->index, id, BLOCK_FETCHING);
-	plan_read_begins(lane);
-	lane->fetches_inflight++;
-	return 0;
-}
-
-static unsigned run_fetches(struct lane *lane)
-{
-	unsigned n = 0;
-
-	while (lane->fetch.head != BLOCK_NONE && n < TIER_FETCH_BATCH) {
-		if (fetch(lane, lane->fetch.head) == -EAGAIN)
-			break;
+		lane->spilled_last = id;
 		n++;
 	}
 	return n;
@@ -681,7 +621,7 @@ unsigned tier_run(struct lane *lane)
 
 	if (lane->log) {
 		nvme_set_tick(lane->log, lane->now_ns);
-		n = run_fetches(lane) + run_spills(lane) + persist_run(lane);
+		n = tier_fetch_run(lane) + run_spills(lane) + persist_run(lane);
 	}
 	watch_health(lane);
 	if (stuck >= lane->config.full_percent)
@@ -711,6 +651,7 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 	block_list_init(&lane->dirty);
 	block_list_init(&lane->fetch);
 	block_list_init(&lane->gpu_cold);
+	lane->spilled_last = BLOCK_NONE;
 	lane->accepting = 1;
 	lane->granule_bytes = 512;
 	r = tier_log_start(lane, err, err_bytes);

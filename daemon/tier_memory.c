@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * tier_memory.c - the host pool as it is made at the start: in memory of its own, or in what an earlier life of the
- * daemon left, and registered with io_uring.
+ * daemon left, and registered with io_uring.  Where no later life is to find it, it is no memfd: huge pages of ordinary
+ * memory are to be had on most systems, those of shared memory are not, and a device likes them.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -22,7 +23,7 @@ static int start_pool(struct lane *lane, char *err, unsigned err_bytes)
 		.numa_node = c->numa_node,
 		.lock = (int)c->lock_memory,
 		.populate = lane->log != NULL,
-		.name = "skvcd-pool",
+		.name = c->host_persist ? "skvcd-pool" : NULL,
 		.fd = lane->restore.pool_fd,
 	};
 	int r = pool_new(&o, &lane->pool);

@@ -92,6 +92,7 @@ void tier_link(struct lane *lane, uint32_t id, uint32_t parent)
 
 void tier_use(struct lane *lane, uint32_t id, int last)
 {
+	tier_asked(lane, index_block(lane->index, id));
 	if (policy_has(lane->policy, id))
 		policy_use(lane->policy, id, index_key_hash(lane->index, id), last);
 }

@@ -25,18 +25,17 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "daemon/uring_fault.h"
 #include "daemon/uring_list.h"
+#include "daemon/uring_ring.h"
 #include "daemon/util/clock.h"
 
 #define ENTRIES_MAX 4096u
 #define WATCHES_SLACK 256u     /* submission entries beside the reads and writes */
 #define CQ_ENTRIES_SLACK 2048u /* completions of watches; an overflow is kept by the kernel */
 #define REAP_BATCH 64u
-#define SQPOLL_IDLE_MS 50u
 #define RETRIES_MAX 16u		 /* of EINTR, EAGAIN and transfers that moved nothing */
 #define DIRECT_ALIGN_BYTES 4096u /* where a short transfer may go on under O_DIRECT */
 
@@ -72,50 +71,6 @@ struct uring {
 
 /* ---- the ring itself ---- */
 
-const char *uring_hint(int error)
-{
-	switch (error) {
-	case -EPERM:
-	case -EACCES:
-		return "io_uring is not permitted here: see kernel.io_uring_disabled and the system call "
-		       "filter of the unit or container";
-	case -ENOSYS:
-		return "this kernel has no io_uring, or a system call filter hides it";
-	case -ENOMEM:
-		return "io_uring ran into the locked-memory limit: raise LimitMEMLOCK= (ulimit -l)";
-	case -EINVAL:
-		return "this kernel's io_uring is too old: 5.13 or newer is needed";
-	default:
-		return "io_uring cannot be set up";
-	}
-}
-
-static int make_ring(struct io_uring *ring, unsigned entries, unsigned cq_entries, unsigned how)
-{
-	/*
-	 * Completions of one thread's I/O, without interrupting it (COOP_TASKRUN): the flag in the ring
-	 * says when to enter the kernel for them.  DISABLED until the owner's first entry: with
-	 * SINGLE_ISSUER, the thread that enables the ring owns it.
-	 */
-	const unsigned base = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED |
-			      how;
-	const unsigned coop = IORING_SETUP_SUBMIT_ALL |
-			      (how & IORING_SETUP_SQPOLL /* nobody is interrupted then */
-				       ? 0
-				       : IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG);
-	const unsigned tries[] = { base | coop | IORING_SETUP_SINGLE_ISSUER, base | coop, base };
-	int r = -EINVAL;
-
-	/* -EINVAL: a kernel that does not know a flag. */
-	for (unsigned i = 0; i < sizeof(tries) / sizeof(*tries) && r == -EINVAL; i++) {
-		struct io_uring_params p = { .flags = tries[i], .sq_thread_idle = SQPOLL_IDLE_MS };
-
-		p.cq_entries = cq_entries;
-		r = io_uring_queue_init_params(entries, ring, &p);
-	}
-	return r;
-}
-
 static int new_ring(unsigned entries, const char *fault_spec, unsigned how,
 		    struct uring **ret_uring)
 {
@@ -129,8 +84,8 @@ static int new_ring(unsigned entries, const char *fault_spec, unsigned how,
 		return -ENOMEM;
 	r = uring_fault_parse(fault_spec, &u->faults);
 	if (r == 0)
-		r = make_ring(&u->ring, entries + WATCHES_SLACK, 2 * entries + CQ_ENTRIES_SLACK,
-			      how);
+		r = uring_ring_make(&u->ring, entries + WATCHES_SLACK,
+				    2 * entries + CQ_ENTRIES_SLACK, how);
 	if (r < 0) {
 		free(u);
 		return r;
@@ -156,33 +111,13 @@ int uring_add_iopoll(struct uring *u, int sqpoll)
 	int r;
 
 	assert(!u->has_disk && !u->files && !u->buffers);
-	r = make_ring(&u->disk, u->entries, 2 * u->entries,
-		      IORING_SETUP_IOPOLL | (sqpoll ? IORING_SETUP_SQPOLL : 0));
+	r = uring_ring_make(&u->disk, u->entries, 2 * u->entries,
+			    IORING_SETUP_IOPOLL | (sqpoll ? IORING_SETUP_SQPOLL : 0));
 	if (r < 0)
 		return r;
 	u->has_disk = true;
 	u->disabled = true;
 	return 0;
-}
-
-int uring_try_iopoll(int fd, void *buf, uint32_t bytes)
-{
-	struct io_uring_cqe *cqe;
-	struct io_uring_sqe *sqe;
-	struct io_uring ring;
-	int r = io_uring_queue_init(4, &ring, IORING_SETUP_IOPOLL);
-
-	if (r < 0)
-		return r;
-	sqe = io_uring_get_sqe(&ring);
-	io_uring_prep_read(sqe, fd, buf, bytes, 0);
-	r = io_uring_submit_and_wait(&ring, 1);
-	if (r >= 0)
-		r = io_uring_wait_cqe(&ring, &cqe);
-	if (r == 0)
-		r = cqe->res < 0 ? cqe->res : cqe->res == (int)bytes ? 0 : -EIO;
-	io_uring_queue_exit(&ring);
-	return r;
 }
 
 struct uring *uring_free(struct uring *u)
@@ -210,26 +145,15 @@ int uring_register_buffers(struct uring *u, const struct iovec *iov, unsigned co
 	return 0;
 }
 
-static int register_file(struct io_uring *ring, unsigned index, int fd)
-{
-	int fds[URING_FILES_MAX];
-
-	if (index)
-		return io_uring_register_files_update(ring, index, &fd, 1);
-	memset(fds, 0xff, sizeof(fds)); /* a table with holes */
-	fds[0] = fd;
-	return io_uring_register_files(ring, fds, URING_FILES_MAX);
-}
-
 int uring_register_file(struct uring *u, int fd)
 {
 	int r;
 
 	if (u->files == URING_FILES_MAX)
 		return -ENOSPC;
-	r = register_file(&u->ring, u->files, fd);
+	r = uring_ring_file(&u->ring, u->files, fd);
 	if (r >= 0 && u->has_disk)
-		r = register_file(&u->disk, u->files, fd);
+		r = uring_ring_file(&u->disk, u->files, fd);
 	if (r < 0)
 		return r;
 	return (int)u->files++;
@@ -247,15 +171,6 @@ void uring_set_tap(struct uring *u, void (*tap)(void *user, const struct uring_o
 	u->tap_user = user;
 }
 
-/* liburing 2.3 declares io_uring_enable_rings(), but its shared library does not export it. */
-static int enable_ring(struct io_uring *ring)
-{
-	return syscall(__NR_io_uring_register, ring->ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL,
-		       0) < 0
-		       ? -errno
-		       : 0;
-}
-
 /* The first entry into the kernel makes this thread the owner. */
 static int enable(struct uring *u)
 {
@@ -263,9 +178,9 @@ static int enable(struct uring *u)
 
 	if (!u->disabled)
 		return 0;
-	r = enable_ring(&u->ring);
+	r = uring_ring_enable(&u->ring);
 	if (r == 0 && u->has_disk)
-		r = enable_ring(&u->disk);
+		r = uring_ring_enable(&u->disk);
 	u->disabled = r < 0;
 	return r;
 }
@@ -315,6 +230,7 @@ static void issue(struct uring *u, struct uring_op *op)
 	struct io_uring_sqe *sqe = ring_sqe(u, polled ? &u->disk : &u->ring);
 	uint32_t bytes = op->bytes - op->moved;
 	const bool fixed = op->buf_index != URING_BUF_NONE;
+	unsigned pieces = op->iovs;
 
 	assert(op->moved < op->bytes);
 	assert(op->state != OP_KERNEL && op->state != OP_READY);
@@ -332,10 +248,13 @@ static void issue(struct uring *u, struct uring_op *op)
 	if (op->fault == URING_FAULT_SHORT && !op->moved && bytes > DIRECT_ALIGN_BYTES) {
 		bytes = bytes / 2 & ~(DIRECT_ALIGN_BYTES - 1);
 		bytes = bytes ? bytes : DIRECT_ALIGN_BYTES;
+		pieces = (pieces + 1) / 2;
 	}
 
 	if (op->kind == URING_SYNC)
 		io_uring_prep_fsync(sqe, op->file, IORING_FSYNC_DATASYNC);
+	else if (op->iov)
+		io_uring_prep_readv(sqe, op->file, op->iov, pieces, op->off + op->moved);
 	else if (op->kind == URING_READ && fixed)
 		io_uring_prep_read_fixed(sqe, op->file, op->data + op->moved, bytes,
 					 op->off + op->moved, (int)op->buf_index);
@@ -378,7 +297,8 @@ static int queue(struct uring *u, struct uring_op *op, unsigned kind)
 	op->timed_out = 0;
 	op->retries = 0;
 	op->state = OP_IDLE;
-	op->fault = (uint8_t)uring_fault_next(&u->faults, kind, op->file, &hold_ns);
+	op->fault = (uint8_t)uring_fault_next(&u->faults, kind, op->file, op->off, op->bytes,
+					      &hold_ns);
 	/* Almost always the last: deadlines are mostly a constant from now. */
 	while (at && at->deadline_ns > op->deadline_ns)
 		at = at->prev;
@@ -406,6 +326,7 @@ int uring_read(struct uring *u, struct uring_op *op, unsigned buf_index, void *d
 	       uint64_t off, uint64_t deadline_ns)
 {
 	op->data = dst;
+	op->iov = NULL;
 	op->bytes = bytes;
 	op->off = off;
 	op->buf_index = buf_index;
@@ -417,6 +338,7 @@ int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const 
 		uint32_t bytes, uint64_t off, uint64_t deadline_ns)
 {
 	op->data = (uint8_t *)(uintptr_t)src; /* only read */
+	op->iov = NULL;
 	op->bytes = bytes;
 	op->off = off;
 	op->buf_index = buf_index;
@@ -424,9 +346,25 @@ int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const 
 	return queue(u, op, URING_WRITE);
 }
 
+int uring_readv(struct uring *u, struct uring_op *op, struct iovec *iov, unsigned count,
+		uint64_t off, uint64_t deadline_ns)
+{
+	op->data = NULL;
+	op->iov = iov;
+	op->iovs = count;
+	op->bytes = 0;
+	for (unsigned i = 0; i < count; i++)
+		op->bytes += (uint32_t)iov[i].iov_len;
+	op->off = off;
+	op->buf_index = URING_BUF_NONE;
+	op->deadline_ns = deadline_ns;
+	return queue(u, op, URING_READ);
+}
+
 int uring_sync(struct uring *u, struct uring_op *op)
 {
 	op->data = NULL;
+	op->iov = NULL;
 	op->bytes = 1; /* of a transfer: one that is not over */
 	op->off = 0;
 	op->buf_index = URING_BUF_NONE;
@@ -453,7 +391,34 @@ static void report(struct uring *u, struct uring_op *op, int32_t res)
 /* What the injected "flip" does: one byte, another one each time. */
 static void flip(struct uring *u, struct uring_op *op)
 {
-	op->data[(u->flips++ * 2654435761u) % op->bytes] ^= 0x10;
+	uint32_t at = (u->flips++ * 2654435761u) % op->bytes;
+	const struct iovec *v = op->iov;
+
+	if (!v) {
+		op->data[at] ^= 0x10;
+		return;
+	}
+	while (v < op->iov + op->iovs - 1 && at >= v->iov_len)
+		at -= (uint32_t)v++->iov_len;
+	((uint8_t *)v->iov_base)[at % v->iov_len] ^= 0x10;
+}
+
+/* So much of a readv was moved: the rest of its list. */
+static void advance(struct uring_op *op, uint32_t bytes)
+{
+	op->moved += bytes;
+	while (op->iov && bytes) {
+		struct iovec *v = op->iov;
+		uint32_t n = bytes < v->iov_len ? bytes : (uint32_t)v->iov_len;
+
+		v->iov_base = (uint8_t *)v->iov_base + n;
+		v->iov_len -= n;
+		bytes -= n;
+		if (!v->iov_len) {
+			op->iov++;
+			op->iovs--;
+		}
+	}
 }
 
 /* A completion of a read or write: over, or does it go on?  Returns how many were reported. */
@@ -477,7 +442,7 @@ static unsigned transferred(struct uring *u, struct uring_op *op, int32_t res)
 		 */
 		uint32_t step = res > 0 ? (uint32_t)res & ~(DIRECT_ALIGN_BYTES - 1) : 0;
 
-		op->moved += step;
+		advance(op, step);
 		if (step || op->retries++ < RETRIES_MAX) {
 			issue(u, op);
 			return 0;

@@ -37,6 +37,8 @@ struct uring_op {
 	uint64_t held_until_ns; /* injected fault: not given to the kernel before */
 	uint64_t off;
 	uint8_t *data;
+	struct iovec *iov; /* readv: what is left of it; else NULL */
+	unsigned iovs;
 	uint32_t bytes;
 	uint32_t moved;
 	uint32_t buf_index;
@@ -71,8 +73,9 @@ int uring_register_buffers(struct uring *u, const struct iovec *iov, unsigned co
 int uring_register_file(struct uring *u, int fd);
 
 /*
- * fault_spec (tests): rules joined by commas, each KIND:FAULT:every=N or KIND:FAULT:every=N:file=M, of which the
- * first that matches an operation is played on every Nth of its kind (of that file).  KIND: read or write.  FAULT:
+ * fault_spec (tests): rules joined by commas, each KIND:FAULT:every=N, perhaps with :file=M, :at=OFFSET or both, of
+ * which the first that matches an operation is played on every Nth of its kind (of that file; that moves the byte at
+ * this offset).  KIND: read or write.  FAULT:
  *	eio, enospc	fails without having been tried
  *	short		the kernel is asked for half of it first
  *	stall_ms=T	waits T before it is tried; a deadline cancels it
@@ -92,6 +95,12 @@ int uring_read(struct uring *u, struct uring_op *op, unsigned buf_index, void *d
 	       uint64_t off, uint64_t deadline_ns);
 int uring_write(struct uring *u, struct uring_op *op, unsigned buf_index, const void *src,
 		uint32_t bytes, uint64_t off, uint64_t deadline_ns);
+/*
+ * The same into several pieces of memory, one after the other, none of them registered.  The list is the ring's until
+ * done() is called, and what it says then is nobody's business.
+ */
+int uring_readv(struct uring *u, struct uring_op *op, struct iovec *iov, unsigned count,
+		uint64_t off, uint64_t deadline_ns);
 
 /*
  * Flush: what was written, and had completed, before this was queued is on the device's media when res is 0

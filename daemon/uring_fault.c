@@ -5,6 +5,7 @@
 #include "daemon/uring_fault.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,11 +67,26 @@ static int parse_fault(char *text, struct uring_fault_rule *rule)
 	}
 }
 
+/* "file=1", "at=4096" */
+static int parse_where(const char *text, struct uring_fault_rule *rule)
+{
+	uint32_t at;
+
+	if (!strncmp(text, "file=", 5) && text[5] >= '0' && text[5] <= '7' && !text[6]) {
+		rule->file = (uint32_t)(text[5] - '0') + 1;
+		return 0;
+	}
+	if (strncmp(text, "at=", 3) != 0 || parse_number(text + 3, UINT32_MAX, &at) < 0)
+		return -EINVAL;
+	rule->at = (uint64_t)at + 1;
+	return 0;
+}
+
 /* "write:eio:every=3", "write:eio:every=3:file=1" */
 static int parse_rule(char *text, struct uring_fault_rule *ret)
 {
 	struct uring_fault_rule rule = { .fault = URING_FAULT_NONE };
-	char *fault = strchr(text, ':'), *every, *file;
+	char *fault = strchr(text, ':'), *every, *where;
 	int r;
 
 	if (!fault)
@@ -80,12 +96,15 @@ static int parse_rule(char *text, struct uring_fault_rule *ret)
 	if (!every)
 		return -EINVAL;
 	*every++ = '\0';
-	file = strchr(every, ':');
-	if (file) {
-		*file++ = '\0';
-		if (strncmp(file, "file=", 5) != 0 || file[5] < '0' || file[5] > '7' || file[6])
+	for (where = strchr(every, ':'); where;) {
+		char *next = strchr(where + 1, ':');
+
+		*where++ = '\0';
+		if (next)
+			*next = '\0';
+		if (parse_where(where, &rule) < 0)
 			return -EINVAL;
-		rule.file = (uint32_t)(file[5] - '0') + 1;
+		where = next;
 	}
 
 	if (!strcmp(text, "read"))
@@ -130,8 +149,15 @@ int uring_fault_parse(const char *spec, struct uring_faults *ret)
 	return 0;
 }
 
+static bool concerns(const struct uring_fault_rule *rule, enum uring_kind kind, unsigned file,
+		     uint64_t off, uint32_t bytes)
+{
+	return rule->kind == kind && (!rule->file || rule->file == file + 1) &&
+	       (!rule->at || rule->at - 1 - off < bytes);
+}
+
 enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind, unsigned file,
-				  uint64_t *ret_hold_ns)
+				  uint64_t off, uint32_t bytes, uint64_t *ret_hold_ns)
 {
 	enum uring_fault fault = URING_FAULT_NONE;
 
@@ -139,8 +165,8 @@ enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind, 
 	for (unsigned i = 0; i < f->count; i++) {
 		struct uring_fault_rule *rule = &f->rules[i];
 
-		if (rule->kind != kind || (rule->file && rule->file != file + 1) ||
-		    ++rule->seen % rule->every != 0 || fault != URING_FAULT_NONE)
+		if (!concerns(rule, kind, file, off, bytes) || ++rule->seen % rule->every != 0 ||
+		    fault != URING_FAULT_NONE)
 			continue;
 		fault = rule->fault;
 		*ret_hold_ns = rule->hold_ns;

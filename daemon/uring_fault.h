@@ -30,6 +30,7 @@ struct uring_fault_rule {
 	uint32_t every;
 	uint32_t file; /* + 1; 0: any */
 	uint32_t seen;
+	uint64_t at; /* byte that it has to move, + 1; 0: any */
 };
 
 struct uring_faults {
@@ -40,8 +41,8 @@ struct uring_faults {
 /* 0 or -EINVAL; ret untouched then.  NULL or empty: no rules. */
 int uring_fault_parse(const char *spec, struct uring_faults *ret);
 
-/* What happens to the next operation of this kind on this file. */
+/* What happens to the next operation of this kind on these bytes of this file. */
 enum uring_fault uring_fault_next(struct uring_faults *f, enum uring_kind kind, unsigned file,
-				  uint64_t *ret_hold_ns);
+				  uint64_t off, uint32_t bytes, uint64_t *ret_hold_ns);
 
 #endif

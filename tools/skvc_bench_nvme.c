@@ -5,10 +5,12 @@
  */
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,25 +23,30 @@
 
 #define DEPTH_MAX 1024u
 #define SEGMENT_BYTES (64ull << 20)
+#define HUGE_BYTES (2ull << 20)
 #define OUTPUT_BYTES (256u << 10) /* of fio */
+#define LIST_SUFFIX ".reads"
 
 struct options {
 	const char *file;
 	uint64_t bytes, block_bytes;
-	uint32_t depth, rounds;
+	uint32_t depth, rounds, chain;
 	double seconds;
-	bool sqpoll, iopoll, json;
+	bool small_pages, sqpoll, iopoll, json;
 };
 
 /* One direction, one round. */
 struct rate {
 	double bytes_per_second;
 	double cores; /* of CPU time, for each second */
+	double reads; /* for each record */
 };
 
-enum way { WRITE, READ, WAYS };
+/* Also with fio: the first two.  Records that lie one behind the other: by themselves, and joined. */
+enum way { WRITE, READ, CHAIN, JOINED, WAYS };
+#define FIO_WAYS 2u
 
-static const char *const way_names[WAYS] = { "write", "read" };
+static const char *const way_names[WAYS] = { "write", "read", "chain", "joined" };
 
 struct slot {
 	struct nvme_op op; /* first */
@@ -56,7 +63,8 @@ struct run {
 	uint8_t *memory;      /* owned */
 	struct slot *slot;    /* owned, [depth] */
 	uint32_t blocks, next;
-	uint64_t bytes; /* moved */
+	uint32_t *order, turn; /* owned, [blocks]: the one that is read next */
+	uint64_t bytes;	       /* moved */
 	uint64_t seed;
 	int error;
 };
@@ -70,6 +78,10 @@ static const char usage_text[] =
 	"  --depth N        in flight (32)\n"
 	"  --seconds S      of each measurement (5)\n"
 	"  --rounds N       of write, read, and fio's (3); the middle one of each counts\n"
+	"  --chain N        and read N records that lie one behind the other, each by itself and\n"
+	"                   joined as the daemon does (0: no); at most 32 and --depth\n"
+	"  --small-pages    memory without huge pages, as the daemon has it where `skvcctl doctor`\n"
+	"                   says so\n"
 	"  --sqpoll         as [nvme] sqpoll\n"
 	"  --iopoll         as [nvme] iopoll\n"
 	"  --json           one JSON object\n";
@@ -138,21 +150,88 @@ static int start_write(struct run *run, struct slot *s)
 	return r;
 }
 
+static uint32_t random_below(struct run *run, uint32_t n)
+{
+	run->seed = run->seed * 6364136223846793005ull + 1442695040888963407ull;
+	return (uint32_t)((run->seed >> 33) % n);
+}
+
+/* As fio has it: at random, but each once before any comes again. */
+static int shuffle(struct run *run)
+{
+	run->order = calloc(run->blocks, sizeof(*run->order));
+	if (!run->order)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < run->blocks; i++) {
+		uint32_t k = random_below(run, i + 1);
+
+		run->order[i] = run->order[k];
+		run->order[k] = i;
+	}
+	return 0;
+}
+
 static int start_read(struct run *run, struct slot *s)
 {
 	for (uint32_t n = 0; n < run->blocks; n++) {
-		uint32_t block;
+		uint32_t block = run->order[run->turn++ % run->blocks];
 
-		run->seed = run->seed * 6364136223846793005ull + 1442695040888963407ull;
-		block = (uint32_t)((run->seed >> 33) % run->blocks);
 		if (nvme_log_holds(run->log, block))
 			return nvme_log_read(run->log, &s->op, block, 0, s->buf);
 	}
 	return -ENOENT;
 }
 
+/* Slots first..first+chain-1, with records from a random one on. */
+static int start_chain(struct run *run, uint32_t first, bool joined)
+{
+	struct nvme_read reads[NVME_LOG_JOIN_MAX];
+	uint32_t block = 0, n = 0;
+
+	for (uint32_t tries = 0; n < run->o->chain && tries < run->blocks; tries++) {
+		block = random_below(run, run->blocks);
+		for (n = 0;
+		     n < run->o->chain && block != NVME_LOG_NONE && nvme_log_holds(run->log, block);
+		     n++, block = nvme_log_after(run->log, block))
+			reads[n] = (struct nvme_read){ .op = &run->slot[first + n].op,
+						       .block = block,
+						       .buf = run->slot[first + n].buf };
+	}
+	if (n < run->o->chain)
+		return -ENOENT;
+	for (uint32_t i = 0; !joined && i < n; i++) {
+		int r = nvme_log_read(run->log, reads[i].op, reads[i].block, 0, reads[i].buf);
+
+		if (r < 0)
+			return r;
+		run->slot[first + i].busy = true;
+	}
+	return joined ? nvme_log_read_joined(run->log, reads, n) : 0;
+}
+
+static void start_chains(struct run *run, bool joined)
+{
+	const uint32_t chain = run->o->chain;
+
+	for (uint32_t i = 0; i + chain <= run->o->depth && !run->error; i += chain) {
+		uint32_t n = 0;
+
+		while (n < chain && !run->slot[i + n].busy)
+			n++;
+		if (n < chain)
+			continue;
+		run->error = start_chain(run, i, joined);
+		for (n = 0; n < chain; n++)
+			run->slot[i + n].busy = !run->error;
+	}
+}
+
 static void start_some(struct run *run, enum way way)
 {
+	if (way >= CHAIN) {
+		start_chains(run, way == JOINED);
+		return;
+	}
 	for (uint32_t i = 0; i < run->o->depth && !run->error; i++) {
 		struct slot *s = &run->slot[i];
 		int r;
@@ -181,6 +260,7 @@ static int turn(struct run *run)
 static int measure(struct run *run, enum way way, double seconds, uint64_t bytes, struct rate *ret)
 {
 	const double start = now(CLOCK_MONOTONIC), cpu = now(CLOCK_PROCESS_CPUTIME_ID);
+	const uint64_t reads = stats_get(run->stats, STAT_NVME_READS);
 	double end = start;
 	int r = 0;
 
@@ -192,6 +272,8 @@ static int measure(struct run *run, enum way way, double seconds, uint64_t bytes
 	}
 	ret->bytes_per_second = (double)run->bytes / (end - start);
 	ret->cores = (now(CLOCK_PROCESS_CPUTIME_ID) - cpu) / (end - start);
+	ret->reads = (double)(stats_get(run->stats, STAT_NVME_READS) - reads) *
+		     (double)run->o->block_bytes / (double)run->bytes;
 	while (nvme_log_inflight(run->log))
 		(void)turn(run);
 	return r;
@@ -230,7 +312,8 @@ static int open_log(struct run *run)
 		.keep = 1,
 		.evict = on_evict,
 	};
-	const uint64_t memory_bytes = o->depth * o->block_bytes;
+	const uint64_t memory_bytes = (o->depth * o->block_bytes + HUGE_BYTES - 1) &
+				      ~(HUGE_BYTES - 1);
 	struct iovec iov = { NULL, memory_bytes };
 	char err[256];
 	int r = make_ring(run);
@@ -239,10 +322,10 @@ static int open_log(struct run *run)
 		return r;
 	run->stats = calloc(1, sizeof(*run->stats));
 	run->slot = calloc(o->depth, sizeof(*run->slot));
-	run->memory = aligned_alloc(2u << 20,
-				    (memory_bytes + (2u << 20) - 1) & ~((2ull << 20) - 1));
-	if (!run->stats || !run->slot || !run->memory)
+	run->memory = aligned_alloc(HUGE_BYTES, memory_bytes);
+	if (!run->stats || !run->slot || !run->memory || shuffle(run) < 0)
 		return complain("memory", -ENOMEM);
+	(void)madvise(run->memory, memory_bytes, o->small_pages ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
 	iov.iov_base = run->memory;
 	for (uint32_t i = 0; i < o->depth; i++) {
 		run->slot[i].run = run;
@@ -259,44 +342,92 @@ static int open_log(struct run *run)
 	return r;
 }
 
-static int run_log(const struct options *o, struct rate ret[WAYS])
+/* warm: every byte of the file is written once, and nothing is measured. */
+/* The reads that were made, for fio to make them again. */
+static int write_list(const struct run *run, uint32_t reads)
+{
+	char path[PATH_MAX];
+	FILE *list;
+	int r;
+
+	(void)snprintf(path, sizeof(path), "%s" LIST_SUFFIX, run->o->file);
+	list = fopen(path, "we");
+	if (!list)
+		return complain(path, -errno);
+	(void)fprintf(list, "fio version 2 iolog\n%s add\n%s open\n", run->o->file, run->o->file);
+	for (uint32_t i = 0; i < reads; i++) {
+		struct nvme_place p;
+
+		if (nvme_log_place(run->log, run->order[i % run->blocks], &p) == 0)
+			(void)fprintf(list, "%s read %llu %llu\n", run->o->file,
+				      (unsigned long long)(p.segment * SEGMENT_BYTES +
+							   p.off_sectors * 512ull),
+				      (unsigned long long)run->o->block_bytes);
+	}
+	(void)fprintf(list, "%s close\n", run->o->file);
+	r = ferror(list) ? -EIO : 0;
+	return fclose(list) == 0 && r == 0 ? 0 : complain(path, -EIO);
+}
+
+static int run_log(const struct options *o, bool warm, struct rate ret[WAYS])
 {
 	struct run run = { .o = o, .seed = 1, .blocks = (uint32_t)(o->bytes / o->block_bytes) };
 	int r = open_log(&run);
 
-	if (r == 0)
+	if (r == 0 && warm)
+		r = measure(&run, WRITE, 0, o->bytes + SEGMENT_BYTES, &ret[WRITE]);
+	else if (r == 0)
 		r = measure(&run, WRITE, o->seconds, o->bytes / 2, &ret[WRITE]);
-	if (r == 0)
+	if (r == 0 && !warm)
 		r = measure(&run, READ, o->seconds, 0, &ret[READ]);
+	if (r == 0 && !warm)
+		r = write_list(&run, run.turn);
+	for (unsigned way = CHAIN; r == 0 && !warm && o->chain && way < WAYS; way++)
+		r = measure(&run, (enum way)way, o->seconds, 0, &ret[way]);
 	if (run.log && r < 0)
 		(void)complain("the log", r);
 	(void)nvme_log_close(run.log);
 	(void)uring_free(run.uring);
 	free(run.slot);
 	free(run.memory);
+	free(run.order);
 	free(run.stats);
 	return r;
 }
 
 /* ---- fio ---- */
 
-/* Reads are at random, as the log's; writes one after the other. */
+/* Writes one after the other, behind the log's first segment, with its header; reads as the list says. */
+static void fio_command(const struct options *o, enum way way, char *ret, size_t bytes)
+{
+	int n = snprintf(
+		ret, bytes,
+		"fio --name=x --iodepth=%u --ioengine=io_uring --direct=1 --fixedbufs=1%s%s "
+		"--output-format=json",
+		o->depth, o->sqpoll ? " --sqthread_poll=1" : "", o->iopoll ? " --hipri=1" : "");
+
+	if (way == READ)
+		(void)snprintf(ret + n, bytes - (size_t)n,
+			       " --read_iolog='%s" LIST_SUFFIX "' --replay_no_stall=1", o->file);
+	else
+		(void)snprintf(ret + n, bytes - (size_t)n,
+			       " --filename='%s' --rw=write --bs=%llu --offset=%llu --size=%llu "
+			       "--registerfiles=1 --time_based=1 --runtime=%.0f",
+			       o->file, (unsigned long long)o->block_bytes,
+			       (unsigned long long)SEGMENT_BYTES,
+			       (unsigned long long)(o->bytes - SEGMENT_BYTES),
+			       o->seconds < 1 ? 1 : o->seconds);
+}
+
 static int run_fio(const struct options *o, enum way way, struct rate *ret)
 {
-	char command[1024], *text = malloc(OUTPUT_BYTES);
+	char command[2 * PATH_MAX], *text = malloc(OUTPUT_BYTES);
 	const cJSON *job, *side;
 	FILE *pipe = NULL;
 	cJSON *json = NULL;
 	int r = -EIO;
 
-	(void)snprintf(command, sizeof(command),
-		       "fio --name=x --filename='%s' --rw=%s --bs=%llu --iodepth=%u --size=%llu "
-		       "--ioengine=io_uring --direct=1 --fixedbufs=1 --registerfiles=1%s%s "
-		       "--time_based=1 --runtime=%.0f --output-format=json",
-		       o->file, way == WRITE ? "write" : "randread",
-		       (unsigned long long)o->block_bytes, o->depth, (unsigned long long)o->bytes,
-		       o->sqpoll ? " --sqthread_poll=1" : "", o->iopoll ? " --hipri=1" : "",
-		       o->seconds < 1 ? 1 : o->seconds);
+	fio_command(o, way, command, sizeof(command));
 	if (text)
 		pipe = popen(command, "re");
 	if (pipe) {
@@ -328,7 +459,7 @@ static bool has_fio(void)
 /* ---- the rounds ---- */
 
 struct result {
-	struct rate log[WAYS], fio[WAYS]; /* the middle ones */
+	struct rate log[WAYS], fio[FIO_WAYS]; /* the middle ones */
 	bool fio_there;
 };
 
@@ -346,30 +477,43 @@ static struct rate middle(struct rate *rates, uint32_t count)
 	return rates[count / 2];
 }
 
-/* One after the other, so that both meet the same weather. */
+/* Reads first: what is written then takes the records' place. */
+static void fio_round(const struct options *o, struct rate fio[FIO_WAYS], struct result *ret)
+{
+	for (unsigned way = FIO_WAYS; way-- && ret->fio_there;) {
+		if (run_fio(o, way, &fio[way]) == 0)
+			continue;
+		(void)fprintf(stderr, "skvc-bench nvme: fio failed: it is left out\n");
+		ret->fio_there = false;
+	}
+}
+
+/*
+ * On a file that has been written before, as the daemon's is most of its life: the first writes cost the file system,
+ * and the device, more.  fio reads what the log read, in that order: devices have places that they like better.
+ */
 static int run_rounds(const struct options *o, struct result *ret)
 {
-	struct rate log[WAYS][16], fio[WAYS][16];
-	int r = 0;
+	struct rate log[WAYS][16], fio[FIO_WAYS][16], all[WAYS] = { 0 }, its[FIO_WAYS] = { 0 };
+	char list[PATH_MAX];
+	int r = run_log(o, true, all);
 
 	ret->fio_there = has_fio();
 	for (uint32_t i = 0; r == 0 && i < o->rounds; i++) {
-		struct rate both[WAYS];
-
-		r = run_log(o, both);
-		for (unsigned way = 0; r == 0 && way < WAYS; way++) {
-			log[way][i] = both[way];
-			if (ret->fio_there && run_fio(o, way, &fio[way][i]) < 0) {
-				(void)fprintf(stderr,
-					      "skvc-bench nvme: fio failed: it is left out\n");
-				ret->fio_there = false;
-			}
-		}
-		(void)unlink(o->file);
+		r = run_log(o, false, all);
+		if (r == 0)
+			fio_round(o, its, ret);
+		for (unsigned way = 0; way < WAYS; way++)
+			log[way][i] = all[way];
+		for (unsigned way = 0; way < FIO_WAYS; way++)
+			fio[way][i] = its[way];
 	}
+	(void)snprintf(list, sizeof(list), "%s" LIST_SUFFIX, o->file);
+	(void)unlink(list);
+	(void)unlink(o->file);
 	for (unsigned way = 0; r == 0 && way < WAYS; way++) {
 		ret->log[way] = middle(log[way], o->rounds);
-		if (ret->fio_there)
+		if (way < FIO_WAYS && ret->fio_there)
 			ret->fio[way] = middle(fio[way], o->rounds);
 	}
 	return r;
@@ -377,11 +521,12 @@ static int run_rounds(const struct options *o, struct result *ret)
 
 static void print(const struct options *o, const struct result *r)
 {
-	(void)printf("file      %s, %llu MiB; blocks of %llu KiB, %u in flight\n\n", o->file,
-		     (unsigned long long)o->bytes >> 20, (unsigned long long)o->block_bytes >> 10,
-		     o->depth);
+	(void)printf("file      %s, %llu MiB; blocks of %llu KiB, %u in flight, %s pages\n\n",
+		     o->file, (unsigned long long)o->bytes >> 20,
+		     (unsigned long long)o->block_bytes >> 10, o->depth,
+		     o->small_pages ? "small" : "huge");
 	(void)printf("          skvcd GB/s  of a core at 2 GB/s   fio GB/s  of a core   ratio\n");
-	for (unsigned way = 0; way < WAYS; way++) {
+	for (unsigned way = 0; way < FIO_WAYS; way++) {
 		const struct rate *log = &r->log[way], *fio = &r->fio[way];
 
 		(void)printf("%-8s %10.3f %10.2f %10.2f", way_names[way],
@@ -392,6 +537,18 @@ static void print(const struct options *o, const struct result *r)
 				     fio->cores, log->bytes_per_second / fio->bytes_per_second);
 		else
 			(void)printf("   there is no fio (apt-get install fio)\n");
+	}
+	if (!o->chain)
+		return;
+	(void)printf("\n%u records one behind the other\n"
+		     "                GB/s  of a core at 2 GB/s   reads per record\n",
+		     o->chain);
+	for (unsigned way = CHAIN; way < WAYS; way++) {
+		const struct rate *log = &r->log[way];
+
+		(void)printf("%-8s %10.3f %10.2f %10.2f %10.3f\n", way_names[way],
+			     log->bytes_per_second * 1e-9, log->cores,
+			     log->cores * 2e9 / log->bytes_per_second, log->reads);
 	}
 }
 
@@ -412,13 +569,17 @@ static int print_json(const struct options *o, const struct result *r)
 	cJSON_AddNumberToObject(j, "block_bytes", (double)o->block_bytes);
 	cJSON_AddNumberToObject(j, "depth", o->depth);
 	cJSON_AddNumberToObject(j, "rounds", o->rounds);
+	cJSON_AddBoolToObject(j, "small_pages", o->small_pages);
 	cJSON_AddBoolToObject(j, "sqpoll", o->sqpoll);
 	cJSON_AddBoolToObject(j, "iopoll", o->iopoll);
-	for (unsigned way = 0; way < WAYS; way++) {
+	cJSON_AddNumberToObject(j, "chain", o->chain);
+	for (unsigned way = 0; way < (o->chain ? WAYS : FIO_WAYS); way++) {
 		cJSON *w = cJSON_AddObjectToObject(j, way_names[way]);
 
 		json_rate(w, "skvcd", &r->log[way]);
-		if (!r->fio_there)
+		if (way >= CHAIN)
+			cJSON_AddNumberToObject(w, "reads_per_record", r->log[way].reads);
+		if (way >= FIO_WAYS || !r->fio_there)
 			continue;
 		json_rate(w, "fio", &r->fio[way]);
 		cJSON_AddNumberToObject(
@@ -451,6 +612,11 @@ static int option(int c, const char *value, struct options *o)
 		return bench_seconds_parse(value, 0, &o->seconds);
 	case 'r':
 		return bench_count_parse(value, 1, 15, &o->rounds);
+	case 'c':
+		return bench_count_parse(value, 0, NVME_LOG_JOIN_MAX, &o->chain);
+	case 'p':
+		o->small_pages = true;
+		return 0;
 	case 'q':
 		o->sqpoll = true;
 		return 0;
@@ -474,6 +640,8 @@ static int check(const struct options *o)
 					 "");
 	if (o->block_bytes % 4096 || o->block_bytes > 16u << 20)
 		return bench_usage_error("nvme", "--block: not a multiple of 4K up to 16M", "");
+	if (o->chain > o->depth)
+		return bench_usage_error("nvme", "--chain: more than --depth", "");
 	if (strchr(o->file, '\''))
 		return bench_usage_error("nvme", "no file for a command line: ", o->file);
 	if (access(o->file, F_OK) == 0) {
@@ -492,6 +660,8 @@ int bench_nvme_main(int argc, char **argv)
 		{ "depth", required_argument, NULL, 'd' },
 		{ "seconds", required_argument, NULL, 't' },
 		{ "rounds", required_argument, NULL, 'r' },
+		{ "chain", required_argument, NULL, 'c' },
+		{ "small-pages", no_argument, NULL, 'p' },
 		{ "sqpoll", no_argument, NULL, 'q' },
 		{ "iopoll", no_argument, NULL, 'i' },
 		{ "json", no_argument, NULL, 'j' },

@@ -47,9 +47,10 @@ struct doctor_facts {
 	int store_fds; /* that systemd keeps for it over a restart; -1: it could not be asked */
 	bool memlock_privileged;			      /* CAP_IPC_LOCK: no limit holds */
 	uint64_t memory_bytes, available_bytes, locked_bytes; /* the last: by the daemon */
-	char huge_pages[64]; /* "always [madvise] never"; empty: none */
-	unsigned nodes;	     /* of memory */
-	bool node_exists;    /* the configured one */
+	char huge_pages[64];	    /* "always [madvise] never"; empty: none */
+	char shared_huge_pages[64]; /* the same of memfds, which have more choices */
+	unsigned nodes;		    /* of memory */
+	bool node_exists;	    /* the configured one */
 	/* NVMe file */
 	char nvme_dir[256];
 	int nvme_dir_error, nvme_direct_error;

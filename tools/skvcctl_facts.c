@@ -361,6 +361,8 @@ static void look_memory(struct doctor_facts *f)
 	f->available_bytes = read_key("/proc/meminfo", "MemAvailable:");
 	(void)read_line("/sys/kernel/mm/transparent_hugepage/enabled", f->huge_pages,
 			sizeof(f->huge_pages));
+	(void)read_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled", f->shared_huge_pages,
+			sizeof(f->shared_huge_pages));
 	while (nodes && (e = readdir(nodes)) != NULL)
 		f->nodes += !strncmp(e->d_name, "node", 4) && isdigit((unsigned char)e->d_name[4]);
 	if (nodes)

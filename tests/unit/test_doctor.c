@@ -45,6 +45,7 @@ static struct doctor_facts good(void)
 		.memory_bytes = 256ull << 30,
 		.available_bytes = 128ull << 30,
 		.huge_pages = "always [madvise] never",
+		.shared_huge_pages = "always within_size [advise] never deny force",
 		.nodes = 2,
 		.node_exists = true,
 		.nvme_dir = "/var/lib/skvcd",
@@ -142,6 +143,8 @@ static void test_memory(void **state)
 	EXPECT(f.available_bytes = 32ull << 30, FAILURE, "memory", "[host] pool = 16384M");
 	EXPECT(strcpy(f.huge_pages, "always madvise [never]"), WARNING, "huge pages",
 	       "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
+	EXPECT(strcpy(f.shared_huge_pages, "always within_size advise [never] deny force"), NOTE,
+	       "huge pages", "/sys/kernel/mm/transparent_hugepage/shmem_enabled");
 	EXPECT(f.huge_pages[0] = '\0', NOTE, "huge pages", "CONFIG_TRANSPARENT_HUGEPAGE");
 	EXPECT((f.config.numa_node = 7, f.node_exists = false), FAILURE, "NUMA",
 	       "numactl --hardware");

@@ -578,6 +578,7 @@ static void wrong_bytes_from_disk_are_a_miss(void **state)
 
 	(void)state;
 	spill_config(&c, path, "read:flip:every=5");
+	c.nvme_read_ahead_bytes = 0; /* or some are known to be bad before they are asked for */
 	lane_rig_start(&rig, &c);
 	lane_rig_session_open(&rig, &rs);
 	for (uint32_t first = 0; first < 1000; first += 50)

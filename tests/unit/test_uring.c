@@ -177,6 +177,42 @@ static void short_transfers_go_on(void **state)
 	teardown(&rig);
 }
 
+/* One range of the file, into pieces of the slots from the last to the first. */
+static void read_in_pieces(const char *fault)
+{
+	static uint8_t wanted[ENTRIES * 8192];
+	struct test_op op = { .op.done = op_done };
+	struct iovec iov[ENTRIES];
+	struct rig rig;
+
+	setup(&rig, fault);
+	fill(wanted, sizeof(wanted), 7);
+	memcpy(rig.buf, wanted, sizeof(wanted));
+	assert_int_equal(uring_write(rig.u, &op.op, 0, rig.buf, sizeof(wanted), 4096, URING_NEVER),
+			 0);
+	drain(rig.u);
+	memset(rig.buf, 0xee, FILE_BYTES);
+	for (unsigned i = 0; i < ENTRIES; i++)
+		iov[i] = (struct iovec){ rig.buf + (ENTRIES - 1 - i) * SLOT_BYTES, 8192 };
+	assert_int_equal(uring_readv(rig.u, &op.op, iov, ENTRIES, 4096, URING_NEVER), 0);
+	drain(rig.u);
+	assert_int_equal(op.res, sizeof(wanted));
+	for (unsigned i = 0; i < ENTRIES; i++) {
+		const uint8_t *piece = rig.buf + (ENTRIES - 1 - i) * SLOT_BYTES;
+
+		assert_memory_equal(piece, wanted + i * 8192, 8192);
+		assert_int_equal(piece[8192], 0xee);
+	}
+	teardown(&rig);
+}
+
+static void one_read_fills_many_pieces(void **state)
+{
+	(void)state;
+	read_in_pieces(NULL);
+	read_in_pieces("read:short:every=1");
+}
+
 static void the_end_of_the_file_is_an_error(void **state)
 {
 	struct test_op op = { .op.done = op_done };
@@ -269,6 +305,8 @@ static void bad_specs_are_refused(void **state)
 		"write:stall_ms=:every=1",
 		"write:stall_ms=0:every=1",
 		"write:eio:every=1,",
+		"write:eio:every=1:at=1x",
+		"write:eio:every=1:file=1:",
 		",",
 		"write:eio:every=1,,read:eio:every=1",
 		"write:eio:every=1;",
@@ -738,6 +776,7 @@ int main(void)
 		cmocka_unit_test(both),
 		cmocka_unit_test(reads_what_was_written),
 		cmocka_unit_test(short_transfers_go_on),
+		cmocka_unit_test(one_read_fills_many_pieces),
 		cmocka_unit_test(the_end_of_the_file_is_an_error),
 		cmocka_unit_test(a_full_queue_says_so),
 		cmocka_unit_test(done_may_queue),
