@@ -19,14 +19,16 @@ struct layer_decoder { /* one lane's */
 	uint32_t x;
 	uint32_t below; /* mask of the lanes before it */
 	uint32_t lane;
-	const uint8_t *token; /* shared: [class][slot] */
-	const uint32_t *enc;  /* shared: [class][token] */
-	const int16_t *grids; /* shared */
+	const uint8_t *token;	 /* shared: [class][slot] */
+	const uint32_t *enc;	 /* shared: [class][token] */
+	const uint32_t *tau_dec; /* shared */
+	const int16_t *grids;	 /* shared */
 	struct warp_words w;
 };
 
-#define LAYER_DECODE_TABLES                                                             \
-	((LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_GRID_BYTES + RING_BYTES - 1u) & \
+#define LAYER_DECODE_GRIDS (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_SHARED_TAU)
+#define LAYER_DECODE_TABLES                                          \
+	((LAYER_DECODE_GRIDS + LAYER_GRID_BYTES + RING_BYTES - 1u) & \
 	 ~(RING_BYTES - 1u)) /* rings follow, which are aligned */
 
 /* What a decoder needs in shared memory, by the whole thread block. */
@@ -34,8 +36,8 @@ __device__ static inline void layer_decode_tables_load(uint8_t *to,
 						       const struct gpu_layer_tables *tables,
 						       const struct gpu_layer_grids *grids)
 {
-	tables_load(to, tables, LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
-	tables_load(to + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC, grids, LAYER_GRID_BYTES);
+	tables_load(to, tables, LAYER_DECODE_GRIDS);
+	tables_load(to + LAYER_DECODE_GRIDS, grids, LAYER_GRID_BYTES);
 }
 
 /* All but its words. */
@@ -46,7 +48,8 @@ __device__ __forceinline__ static void layer_decoder_init(struct layer_decoder *
 	d->below = (1u << lane) - 1u;
 	d->token = tables;
 	d->enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
-	d->grids = (const int16_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	d->tau_dec = (const uint32_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	d->grids = (const int16_t *)(tables + LAYER_DECODE_GRIDS);
 }
 
 __device__ __forceinline__ static void layer_refill(struct layer_decoder *d)
@@ -260,8 +263,8 @@ __device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d,
 }
 
 /* The steps of all tokens, a byte each. */
-__device__ __forceinline__ static void layer_taus(struct layer_decoder *d, const uint32_t *tau_dec,
-						  uint32_t tokens, uint8_t *tau)
+__device__ __forceinline__ static void layer_taus(struct layer_decoder *d, uint32_t tokens,
+						  uint8_t *tau)
 {
 	for (uint32_t first = 0; first < tokens; first += WARP_LANES) {
 		const uint32_t t = first + d->lane;
@@ -269,7 +272,7 @@ __device__ __forceinline__ static void layer_taus(struct layer_decoder *d, const
 
 		words_need(&d->w, d->lane);
 		if (here) {
-			const uint32_t e = tau_dec[d->x & (CODEC_PROB_SUM - 1u)];
+			const uint32_t e = d->tau_dec[d->x & (CODEC_PROB_SUM - 1u)];
 
 			tau[t] = (uint8_t)(e >> CODEC_DEC_TOKEN_SHIFT & CODEC_DEC_TOKEN_MASK);
 			d->x = codec_rans_decode_step(d->x, e);
@@ -281,14 +284,29 @@ __device__ __forceinline__ static void layer_taus(struct layer_decoder *d, const
 
 struct layer_job { /* of a warp */
 	const struct gpu_layer_run *run;
-	const struct gpu_layer_segment *s;
-	const struct gpu_task *task;
+	const struct gpu_layer_segment *s; /* shared */
 	const struct gpu_segment *seg;
-	uint32_t task_index;
+	uint8_t *page; /* of the block's segment */
+	uint32_t task_index, skip_tokens;
 	uint8_t *leaf; /* shared */
 	uint8_t *tau;  /* shared by those that share it: a byte per token */
 	uint64_t *leaves;
+	uint8_t *inputs; /* of this segment, to be made here, or NULL */
 };
+
+/* What a lane's column begins with: its scale and the guesses of two rows. */
+struct layer_ahead {
+	int32_t base, mu[2];
+};
+
+__device__ __forceinline__ static struct layer_ahead layer_ahead_of(const int16_t *base,
+								    const int32_t *mu,
+								    uint32_t pitch)
+{
+	const struct layer_ahead a = { *base, { mu[0], mu[pitch] } };
+
+	return a;
+}
 
 /* Do 16 rows of the pages hold other patterns than the tile? */
 template <int BYTES>
@@ -335,16 +353,52 @@ __device__ __forceinline__ static void tile_keep(int32_t *mu, uint32_t pitch, co
 		((uint4 *)(mu + v / parts * pitch))[v % parts] = ((const uint4 *)tile)[v];
 }
 
+/* Four patterns of a row of a tile as inputs. */
+template <int DT>
+__device__ __forceinline__ static uint32_t tile_inputs_of(const uint8_t *at, uint4 mul, bool narrow)
+{
+	int32_t v[4];
+
+#pragma unroll
+	for (uint32_t k = 0; k < 4; k++)
+		v[k] = layer_fixed<DT>(DT <= 2 ? ((const uint16_t *)at)[k] : at[k]);
+	return layer_inputs_of(narrow, mul, v);
+}
+
+/* A tile of a segment that is not turned as inputs of others: a lane 16 columns of a row.  row, column: its first. */
+template <int DT>
+__device__ __forceinline__ static void tile_inputs(const struct layer_job *j, uint32_t row,
+						   uint32_t column, const uint8_t *tile,
+						   uint32_t lane)
+{
+	const uint32_t bytes = DT <= 2 ? 2u : 1u, c = column + lane % 2u * 16u,
+		       at = row + lane / 2u;
+	const uint4 *mul = (const uint4 *)(j->s->in_mul + c);
+	uint8_t *to = j->inputs +
+		      ((uint64_t)(c / PIECE) * j->run->rows_pieces + at / PIECE) * PIECE_BYTES +
+		      piece_at(at % PIECE, c % PIECE);
+	const bool narrow = j->s->narrow;
+	uint4 v;
+
+	tile += lane * 16u * bytes;
+	v.x = tile_inputs_of<DT>(tile, mul[0], narrow);
+	v.y = tile_inputs_of<DT>(tile + 4u * bytes, mul[1], narrow);
+	v.z = tile_inputs_of<DT>(tile + 8u * bytes, mul[2], narrow);
+	v.w = tile_inputs_of<DT>(tile + 12u * bytes, mul[3], narrow);
+	*(uint4 *)to = v;
+}
+
 /* 16 rows of a group into the tile.  A guess is read two rows ahead, also beyond the last one.  RAWS: some are raw. */
 template <int DT, bool RAWS>
 __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const uint8_t *tau,
-						  int32_t base, const int32_t *mu, uint32_t pitch,
-						  uint8_t *tile)
+						  const struct layer_ahead *a, const int32_t *mu,
+						  uint32_t pitch, uint8_t *tile)
 {
 	const uint32_t bytes = DT <= 2 ? 2u : 1u;
+	const int32_t base = a->base;
 	const int16_t *const grids = layer_grids_of(d->grids, base);
-	struct residual_grid g = layer_grid(grids, base, *mu, tau[0]);
-	int32_t m = mu[pitch];
+	struct residual_grid g = layer_grid(grids, base, a->mu[0], tau[0]);
+	int32_t m = a->mu[1];
 
 	mu += 2u * pitch;
 	tile += d->lane * bytes;
@@ -370,57 +424,79 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 	__syncwarp();
 }
 
-/* WRITE: into the pages, leaves are kept.  Else: is it what lies there?  Returns whether it is not. */
+/* A decoded tile to all that want it.  index: of the segment's tiles. */
+template <int DT>
+__device__ __forceinline__ static void layer_tile_out(const struct layer_job *j,
+						      const struct tile_way *way,
+						      const struct xxh3_lane *xx, uint32_t group,
+						      uint32_t token, int32_t *mu, uint32_t index,
+						      const uint8_t *tile, uint32_t lane)
+{
+	const int BYTES = DT <= 2 ? 2 : 1;
+
+	tile_store<BYTES>(way, token, j->skip_tokens, tile, lane);
+	if (j->inputs)
+		tile_inputs<DT>(j, j->task_index * j->run->tokens + token, group * CODEC_LANES,
+				tile, lane);
+	else if (j->s->taken)
+		tile_keep<BYTES>(mu, j->run->mu_columns, tile, lane);
+	if (BYTES == 2 || (index & 1u)) {
+		const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
+		const uint32_t leaf = j->seg->first_leaf + index / (2u / BYTES);
+
+		if (lane < LEAF_ACCS)
+			j->leaves[(uint64_t)leaf * LEAF_ACCS + lane] = acc;
+	}
+	__syncwarp();
+}
+
+/*
+ * WRITE: into the pages, leaves are kept.  Else: is it what lies there?  Returns whether it is not.  mu: of this
+ * lane's column in the first group, whose beginning `a` is.
+ */
 template <int DT, bool WRITE>
 __device__ __forceinline__ static bool layer_share_decode(const struct layer_job *j,
 							  struct layer_decoder *d,
 							  const struct xxh3_lane *xx,
-							  struct layer_share h)
+							  struct layer_share h, int32_t *mu,
+							  struct layer_ahead a)
 {
 	const int BYTES = DT <= 2 ? 2 : 1;
-	const struct gpu_layer_run *r = j->run;
-	const uint32_t tokens = r->tokens, vector = warp_uniform(j->seg->vector);
-	uint8_t *base = segment_base(j->task->region, j->seg, j->task->block_index);
+	const uint32_t tokens = j->run->tokens, pitch = j->run->mu_columns,
+		       vector = warp_uniform(j->seg->vector);
 	bool differs = false;
 
 	for (uint32_t group = h.group_begin; group < h.group_end; group++) {
-		const uint32_t column = group * 32u + d->lane;
-		const struct tile_way way = tile_way_of<BYTES>(j->seg, base, group * 32u, vector,
+		const struct tile_way way = tile_way_of<BYTES>(j->seg, j->page, group * 32u, vector,
 							       d->lane);
-		int32_t *mu = r->mu + (uint64_t)j->task_index * tokens * r->mu_columns +
-			      group * 32u;
-		const int32_t scale = j->s->base[column];
 
-		for (uint32_t t = 0; t < tokens; t += TILE_ROWS, mu += TILE_ROWS * r->mu_columns) {
+		for (uint32_t t = 0; t < tokens; t += TILE_ROWS) {
 			const uint32_t index = group * (tokens / TILE_ROWS) + t / TILE_ROWS;
 			uint8_t *tile = j->leaf +
 					(BYTES == 1 ? (index & 1u) * (LEAF_BYTES / 2u) : 0);
+			int32_t *at = mu + (uint64_t)t * pitch;
 
 			if (__any_sync(FULL_MASK,
 				       j->tau[t + d->lane % TILE_ROWS] == RESIDUAL_TAU_RAW))
-				layer_tile<DT, true>(d, j->tau + t, scale, mu + d->lane,
-						     r->mu_columns, tile);
+				layer_tile<DT, true>(d, j->tau + t, &a, at, pitch, tile);
 			else
-				layer_tile<DT, false>(d, j->tau + t, scale, mu + d->lane,
-						      r->mu_columns, tile);
-			if (!WRITE) {
+				layer_tile<DT, false>(d, j->tau + t, &a, at, pitch, tile);
+			/* Of the next tile, while this one goes out: of this column, or of the next group's. */
+			if (t + TILE_ROWS < tokens)
+				a = layer_ahead_of(j->s->base + group * 32u + d->lane,
+						   at + TILE_ROWS * pitch, pitch);
+			else if (group + 1u < h.group_end)
+				a = layer_ahead_of(j->s->base + group * 32u + 32u + d->lane,
+						   mu + 32, pitch);
+			if (WRITE) {
+				layer_tile_out<DT>(j, &way, xx, group, t, at - d->lane, index, tile,
+						   d->lane);
+			} else {
 				differs |= tile_differs<BYTES>(&way, t, tile, d->lane);
 				__syncwarp();
-				continue;
 			}
-			tile_store<BYTES>(&way, t, j->task->skip_tokens, tile, d->lane);
-			if (j->s->taken)
-				tile_keep<BYTES>(mu, r->mu_columns, tile, d->lane);
-			if (BYTES == 2 || (index & 1u)) {
-				const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf,
-							       d->lane);
-				const uint32_t leaf = j->seg->first_leaf + index / (2u / BYTES);
-
-				if (d->lane < LEAF_ACCS)
-					j->leaves[(uint64_t)leaf * LEAF_ACCS + d->lane] = acc;
-			}
-			__syncwarp();
 		}
+		mu += 32;
 	}
 	return differs;
 }
@@ -451,7 +527,8 @@ __device__ __forceinline__ static bool layer_stream_park(struct gpu_layer_stream
 	if (d->lane == 0) {
 		s->words = (uint64_t)d->w.words + (under ? d->w.end : d->w.pos);
 		s->left = under ? 0 : (d->w.end - d->w.pos) / 2u;
-		s->bad |= bad;
+		if (bad) /* not read: it would be waited for */
+			s->bad = 1;
 	}
 	return bad;
 }
