@@ -157,16 +157,6 @@ __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 	       STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens + TAU_MORE);
 }
 
-/* A barrier of the `each` warps from a multiple of each on that share a tau. */
-__device__ __forceinline__ static void tau_barrier(uint32_t warp, uint32_t each)
-{
-	if (each == 1u)
-		__syncwarp();
-	else
-		asm volatile("bar.sync %0, %1;" ::"r"(warp / each), "r"(each * WARP_LANES)
-			     : "memory");
-}
-
 /* Of a thread block that decodes: its segment's, in shared memory. */
 struct decode_block {
 	struct gpu_layer_segment s;
@@ -203,6 +193,7 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 	j.page = layer_page_base(of, j.seg);
 	j.task_index = t;
 	j.skip_tokens = of->skip_tokens;
+	j.warp = warp;
 	j.leaf = leaves + warp * LEAF_BYTES;
 	j.tau = taus + (warp & ~(each - 1u)) * (r->tokens + TAU_MORE);
 	j.leaves = (uint64_t *)(r->leaves + t * r->leaves_stride);
@@ -211,13 +202,13 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 		return;
 	layer_decoder_init(&d, tables, lane);
 	layer_stream_load(stream, &d, (uint16_t *)(rings + warp * RING_BYTES));
-	tau_barrier(warp, each); /* the last stream's are not read any more */
+	streams_barrier(warp, each); /* the last stream's are not read any more */
 	if ((warp & (each - 1u)) == 0) {
 		layer_taus(&d, r->tokens, j.tau);
 		if (lane == 0)
 			j.tau[r->tokens] = 0;
 	}
-	tau_barrier(warp, each);
+	streams_barrier(warp, each);
 
 	const bool differs = layer_share_decode<DT, WRITE>(&j, &d, &xx, h, mu, ahead);
 	const bool bad = layer_stream_park(stream, &d, b->position + 1u == r->layer.segments_count,
@@ -614,13 +605,11 @@ int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uin
 		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces,
 						     slot_bytes);
 
-		/* Others need both elements of a pair, which different warps decode. */
-		const bool turned = l->segment[i].turn != GEMM_TURNS - 1u;
+		const bool taken = l->segment[i].taken, own = l->segment[i].own_inputs;
 
 		launch_gemm(l, &r, &io, stream);
-		launch_streams<true>(l, &r, r.stream, i,
-				     l->segment[i].taken && !turned ? io.out : NULL, stream);
-		if (l->segment[i].taken && turned)
+		launch_streams<true>(l, &r, r.stream, i, taken && own ? io.out : NULL, stream);
+		if (taken && !own)
 			(void)launch_early(layer_inputs_kernel<false>,
 					   dim3(inputs_blocks(&r, l->segment[i].pieces)),
 					   PLAIN_THREADS, 0, stream, r, i, io.out);

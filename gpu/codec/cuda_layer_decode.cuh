@@ -288,7 +288,8 @@ struct layer_job { /* of a warp */
 	const struct gpu_segment *seg;
 	uint8_t *page; /* of the block's segment */
 	uint32_t task_index, skip_tokens;
-	uint8_t *leaf; /* shared */
+	uint32_t warp;
+	uint8_t *leaf; /* shared; those of the thread block's warps follow each other */
 	uint8_t *tau;  /* shared by those that share it: a byte per token */
 	uint64_t *leaves;
 	uint8_t *inputs; /* of this segment, to be made here, or NULL */
@@ -353,15 +354,24 @@ __device__ __forceinline__ static void tile_keep(int32_t *mu, uint32_t pitch, co
 		((uint4 *)(mu + v / parts * pitch))[v % parts] = ((const uint4 *)tile)[v];
 }
 
-/* Four patterns of a row of a tile as inputs. */
+/* Values of four patterns of a row of a tile. */
+template <int DT>
+__device__ __forceinline__ static void tile_values(const uint8_t *at, int32_t (&v)[4])
+{
+	const uint32_t low = *(const uint32_t *)at, high = DT <= 2 ? ((const uint32_t *)at)[1] : 0;
+
+#pragma unroll
+	for (uint32_t k = 0; k < 4; k++)
+		v[k] = layer_fixed<DT>(DT > 2 ? low >> 8u * k & 0xffu
+					      : (k < 2 ? low : high) >> 16u * (k % 2u) & 0xffffu);
+}
+
 template <int DT>
 __device__ __forceinline__ static uint32_t tile_inputs_of(const uint8_t *at, uint4 mul, bool narrow)
 {
 	int32_t v[4];
 
-#pragma unroll
-	for (uint32_t k = 0; k < 4; k++)
-		v[k] = layer_fixed<DT>(DT <= 2 ? ((const uint16_t *)at)[k] : at[k]);
+	tile_values<DT>(at, v);
 	return layer_inputs_of(narrow, mul, v);
 }
 
@@ -424,6 +434,72 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 	__syncwarp();
 }
 
+/* A barrier of the `each` warps from a multiple of each on that share a tau. */
+__device__ __forceinline__ static void streams_barrier(uint32_t warp, uint32_t each)
+{
+	if (each == 1u)
+		__syncwarp();
+	else
+		asm volatile("bar.sync %0, %1;" ::"r"(warp / each), "r"(each * WARP_LANES)
+			     : "memory");
+}
+
+#define QUAD_ROWS 8u /* that four warps take at once: a thread four pairs of one */
+static_assert(LAYER_TAU_STREAMS_MAX * CODEC_LANES == PIECE, "four warps' columns are a piece's");
+
+/* Tiles of four warps, turned back: 128 columns of heads that are pairs altogether.  row: the first of all tasks'. */
+template <int DT>
+__device__ __forceinline__ static void quad_inputs(const struct layer_job *j, uint32_t piece,
+						   uint32_t row, const uint8_t *tiles,
+						   uint32_t thread)
+{
+	const uint32_t pairs = j->s->pairs, at = thread % 16u * 4u, e = at & (pairs - 1u),
+		       c = (at - e) * 2u + e, other_c = c + pairs;
+	const uint4 mul = *(const uint4 *)(j->s->in_mul + piece * PIECE + c),
+		    other_mul = *(const uint4 *)(j->s->in_mul + piece * PIECE + other_c);
+	const uint32_t *turn = j->run->turn + (uint64_t)row * pairs + e;
+	uint8_t *to = j->inputs +
+		      ((uint64_t)piece * j->run->rows_pieces + row / PIECE) * PIECE_BYTES;
+	const bool narrow = j->s->narrow;
+
+	tiles += thread / 16u * 64u;
+#pragma unroll 1
+	for (uint32_t k = thread / 16u; k < TILE_ROWS; k += QUAD_ROWS, tiles += QUAD_ROWS * 64u) {
+		const uint4 four = *(const uint4 *)(turn + k * pairs);
+		const uint32_t t[4] = { four.x, four.y, four.z, four.w };
+		int32_t v[4], other[4];
+
+		tile_values<DT>(tiles + c / 32u * LEAF_BYTES + c % 32u * 2u, v);
+		tile_values<DT>(tiles + other_c / 32u * LEAF_BYTES + other_c % 32u * 2u, other);
+#pragma unroll
+		for (uint32_t i = 0; i < 4; i++)
+			layer_unrotate_any(layer_turn_unpacked(t[i]), &v[i], &other[i]);
+		*(uint32_t *)(to + piece_at((row + k) % PIECE, c)) = layer_inputs_of(narrow, mul,
+										     v);
+		*(uint32_t *)(to + piece_at((row + k) % PIECE, other_c)) =
+			layer_inputs_of(narrow, other_mul, other);
+	}
+}
+
+/* A tile as inputs of others, alone or with those of the other warps of its tau. */
+template <int DT>
+__device__ __forceinline__ static void layer_tile_inputs(const struct layer_job *j, uint32_t group,
+							 uint32_t token, const uint8_t *tile,
+							 uint32_t lane)
+{
+	const uint32_t row = j->task_index * j->run->tokens + token,
+		       of_quad = j->warp % LAYER_TAU_STREAMS_MAX;
+
+	if (DT > 2 || !j->s->pairs) {
+		tile_inputs<DT>(j, row, group * CODEC_LANES, tile, lane);
+		return;
+	}
+	streams_barrier(j->warp, LAYER_TAU_STREAMS_MAX);
+	quad_inputs<DT>(j, group / LAYER_TAU_STREAMS_MAX, row, j->leaf - of_quad * LEAF_BYTES,
+			of_quad * WARP_LANES + lane);
+	streams_barrier(j->warp, LAYER_TAU_STREAMS_MAX);
+}
+
 /* A decoded tile to all that want it.  index: of the segment's tiles. */
 template <int DT>
 __device__ __forceinline__ static void layer_tile_out(const struct layer_job *j,
@@ -435,10 +511,7 @@ __device__ __forceinline__ static void layer_tile_out(const struct layer_job *j,
 	const int BYTES = DT <= 2 ? 2 : 1;
 
 	tile_store<BYTES>(way, token, j->skip_tokens, tile, lane);
-	if (j->inputs)
-		tile_inputs<DT>(j, j->task_index * j->run->tokens + token, group * CODEC_LANES,
-				tile, lane);
-	else if (j->s->taken)
+	if (j->s->taken && !j->inputs)
 		tile_keep<BYTES>(mu, j->run->mu_columns, tile, lane);
 	if (BYTES == 2 || (index & 1u)) {
 		const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
@@ -447,6 +520,8 @@ __device__ __forceinline__ static void layer_tile_out(const struct layer_job *j,
 		if (lane < LEAF_ACCS)
 			j->leaves[(uint64_t)leaf * LEAF_ACCS + lane] = acc;
 	}
+	if (j->inputs)
+		layer_tile_inputs<DT>(j, group, token, tile, lane);
 	__syncwarp();
 }
 
