@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cuda_layer.cu - a batch through the segments of `layer`, in coding order, three launches a segment:
+ * cuda_layer.cu - a batch through the segments of `layer`, in coding order, two or three launches a segment:
  *
- *   decode   guesses (tensor cores) -> a warp for each stream of each block -> inputs of what comes later
+ *   decode   guesses (tensor cores) -> a warp for each stream of each block, which mostly makes the inputs of what
+ *            comes later, too; else these
  *   encode   inputs of all segments first, then from the last segment to the first:
  *            guesses -> each token's scale and symbols -> a warp for each stream, backwards
  *
@@ -137,8 +138,9 @@ __global__ void layer_again_kernel(const __grid_constant__ struct gpu_layer_run 
 
 /* ---- streams ---- */
 
-static_assert((XXH3_TABLE_BYTES + LAYER_DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
 #define TAU_MORE 4u /* behind a stream's taus: one is read ahead */
+
+static_assert((XXH3_TABLE_BYTES + LAYER_DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
 static_assert(LAYER_DECODE_GRIDS +
 			      (GRID_BASE_MAX - 6 - GRID_SCALE_FIRST + 2 * RESIDUAL_TAU_RAW + 1) *
 				      GRID_PITCH * sizeof(int16_t) <=
@@ -418,7 +420,7 @@ int cuda_layer_init(void)
 
 	for (uint32_t i = 0; i < 2u * GEMM_TURNS && e == cudaSuccess; i++)
 		e = shared_allow((const void *)gemm_kernels[i / GEMM_TURNS][i % GEMM_TURNS],
-				 GEMM_SHARED);
+				 gemm_shared(GEMM_STAGES_ALONE));
 	for (unsigned i = 0; i < sizeof(decoders) / sizeof(decoders[0]) && e == cudaSuccess; i++)
 		e = shared_allow(decoders[i], decode_shared(CODEC_BLOCK_TOKENS_MAX));
 	if (e == cudaSuccess)
@@ -527,15 +529,6 @@ static struct gpu_layer_io io_of(const struct cuda_layer *l, uint32_t position, 
 	return io;
 }
 
-static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
-			const struct gpu_layer_io *io, cudaStream_t stream)
-{
-	const struct cuda_layer_segment *s = &l->segment[io->position];
-
-	(void)launch_early(gemm_kernels[s->narrow][s->turn], dim3(r->rows_pieces, s->pieces),
-			   GEMM_THREADS, GEMM_SHARED, stream, *r, *io);
-}
-
 static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)
 {
 	const uint32_t all = r->rows_pieces * PIECE * r->layer.pairs;
@@ -559,6 +552,17 @@ static uint32_t sms_count(void)
 	(void)cudaGetDevice(&device);
 	(void)cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
 	return (uint32_t)sms;
+}
+
+static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
+			const struct gpu_layer_io *io, cudaStream_t stream)
+{
+	const struct cuda_layer_segment *s = &l->segment[io->position];
+	struct gpu_layer_io staged = *io;
+
+	staged.stages = r->rows_pieces * s->pieces <= sms_count() ? GEMM_STAGES_ALONE : GEMM_STAGES;
+	(void)launch_early(gemm_kernels[s->narrow][s->turn], dim3(r->rows_pieces, s->pieces),
+			   GEMM_THREADS, gemm_shared(staged.stages), stream, *r, staged);
 }
 
 /* Thread blocks for so many items, `each` in one, but no more than `most` to a multiprocessor. */

@@ -49,9 +49,9 @@ struct gpu_layer_tables { /* of tokens, in device memory; parts of them go to sh
 };
 
 /*
- * What residual_grid() gives, of an element type, for each scale and position of |mu|'s highest bit: q - 2 | GRID_FAR |
- * mask of the phase << GRID_PHASE_SHIFT | class << GRID_CLASS_SHIFT.  Scales beyond the limits are there as well, so
- * that a column's base, clamped once, and a step need no clamp.
+ * What residual_grid() gives, of an element type, for each scale and position of |mu|'s highest bit, first of 0, which
+ * has none: q - 2 | GRID_FAR | mask of the phase << GRID_PHASE_SHIFT | class << GRID_CLASS_SHIFT.  Scales beyond the
+ * limits are there as well, so that a column's base, clamped once, and a step need no clamp.
  */
 #define GRID_PITCH 33u /* odd: lanes whose guesses are alike in size find theirs in other banks */
 
@@ -136,6 +136,7 @@ struct gpu_layer_run { /* kernel argument: a batch on its way through the segmen
 struct gpu_layer_io {
 	uint32_t position; /* in coding order */
 	uint32_t count;
+	uint32_t stages; /* of the ring that products come through */
 	const uint8_t *in[LAYER_INPUTS_MAX];
 	uint32_t pieces[LAYER_INPUTS_MAX];
 	uint8_t *out; /* NULL: nobody takes it */
@@ -293,6 +294,58 @@ template <int DT> __device__ __forceinline__ static int32_t layer_fixed(uint32_t
 	return mag < LAYER_FIXED_LARGE ? v : mag > 0x7f7fu ? 0 : clamped;
 }
 
+/* Values of four patterns, as they lie in two words, or in one. */
+template <int DT>
+__device__ __forceinline__ static void layer_values_of(const uint32_t (&w)[2], int32_t (&v)[4])
+{
+#pragma unroll
+	for (uint32_t k = 0; k < 4; k++)
+		v[k] = layer_fixed<DT>(DT <= 2 ? w[k / 2u] >> 16u * (k % 2u) & 0xffffu
+					       : w[0] >> 8u * k & 0xffu);
+}
+
+#define LAYER_PAIRS_LARGE ((127u + 29u - RESIDUAL_FRAC) << 7) /* a bf16 of 2^29 */
+
+/* Of pairs of bf16 below 2^29: what a conversion gives, and turned it is below 2^30. */
+__device__ __forceinline__ static bool layer_pairs_small(const uint32_t (&w)[2],
+							 const uint32_t (&other)[2])
+{
+	const uint32_t mags = 0x7fff7fffu,
+		       most = __vmaxu2(__vmaxu2(w[0] & mags, w[1] & mags),
+				       __vmaxu2(other[0] & mags, other[1] & mags));
+
+	return max(most & 0xffffu, most >> 16) < LAYER_PAIRS_LARGE;
+}
+
+/* Four pairs as values, turned back. */
+template <int DT>
+__device__ __forceinline__ static void layer_pairs_of(const uint32_t (&w)[2],
+						      const uint32_t (&other_w)[2],
+						      const uint32_t (&turn)[4], int32_t (&v)[4],
+						      int32_t (&other)[4])
+{
+	if (DT == 1 && layer_pairs_small(w, other_w)) {
+#pragma unroll
+		for (uint32_t k = 0; k < 4; k++) {
+			const uint32_t up = 16u * (1u - k % 2u), high = 0xffff0000u;
+			struct layer_turn t = layer_turn_unpacked(turn[k]);
+
+			v[k] = __float2int_rz(__uint_as_float(w[k / 2u] << up & high) *
+					      (float)(1u << RESIDUAL_FRAC));
+			other[k] = __float2int_rz(__uint_as_float(other_w[k / 2u] << up & high) *
+						  (float)(1u << RESIDUAL_FRAC));
+			t.sin = -t.sin;
+			layer_rotate_narrow(t, &v[k], &other[k]);
+		}
+		return;
+	}
+	layer_values_of<DT>(w, v);
+	layer_values_of<DT>(other_w, other);
+#pragma unroll
+	for (uint32_t k = 0; k < 4; k++)
+		layer_unrotate_any(layer_turn_unpacked(turn[k]), &v[k], &other[k]);
+}
+
 __device__ static inline int32_t layer_scale(int32_t base, uint32_t tau)
 {
 	return min(max(base + residual_tau(tau), RESIDUAL_SCALE_MIN), RESIDUAL_SCALE_MAX);
@@ -303,11 +356,20 @@ __device__ __forceinline__ static int32_t layer_base_clamped(int32_t base)
 	return min(max(base, GRID_BASE_MIN), GRID_BASE_MAX);
 }
 
+/* The position of the highest one bit; -1 of zero. */
+__device__ __forceinline__ static int32_t layer_top(uint32_t v)
+{
+	int32_t at;
+
+	asm("bfind.u32 %0, %1;" : "=r"(at) : "r"(v));
+	return at;
+}
+
 /* Where a column's scales begin in a table of grids, of its clamped base: each step is two of its rows. */
 __device__ __forceinline__ static const int16_t *layer_grids_at(const int16_t *grids,
 								int32_t clamped)
 {
-	return grids + (clamped + residual_tau(0) - GRID_SCALE_FIRST) * (int32_t)GRID_PITCH;
+	return grids + (clamped + residual_tau(0) - GRID_SCALE_FIRST) * (int32_t)GRID_PITCH + 1;
 }
 
 __device__ __forceinline__ static const int16_t *layer_grids_of(const int16_t *grids, int32_t base)
@@ -334,24 +396,39 @@ __device__ __forceinline__ static uint32_t layer_inputs_of(bool narrow, uint4 mu
 	return out;
 }
 
+struct layer_cell { /* a residual_grid as far as rows need it, with what is cheapest to have */
+	uint32_t q; /* its q - 2 */
+	int32_t mu;
+	uint32_t sign; /* the highest bit is its flip */
+	uint32_t class_;
+};
+
 /* residual_grid() of a column with this base.  All lanes of a warp. */
-__device__ __forceinline__ static struct residual_grid layer_grid(const int16_t *grids_of,
+__device__ __forceinline__ static struct layer_cell layer_cell_of(const int16_t *grids_of,
 								  int32_t base, int32_t mu,
 								  uint32_t tau)
 {
 	const uint32_t a = (uint32_t)abs(mu);
-	const int32_t e = grids_of[tau * 2u * GRID_PITCH + (uint32_t)residual_log2(a | 1u)];
+	const int32_t e = grids_of[(int32_t)(tau * 2u * GRID_PITCH) + layer_top(a)];
 	const uint32_t fine =
 		__funnelshift_r(a, 0, (uint32_t)e); /* a >> (q - 2): the shift is modulo 32 */
-	struct residual_grid g;
+	struct layer_cell c;
 
-	g.flip = (uint32_t)mu >> 31;
-	g.q = (e & 31) + 2;
-	g.mu = (int32_t)(fine >> 2);
-	g.class_ = (uint32_t)(e >> GRID_CLASS_SHIFT) +
+	c.sign = (uint32_t)mu;
+	c.q = (uint32_t)e & 31u;
+	c.mu = (int32_t)(fine >> 2);
+	c.class_ = (uint32_t)(e >> GRID_CLASS_SHIFT) +
 		   (fine & (uint32_t)(e >> GRID_PHASE_SHIFT) & 3u);
-	if (__any_sync(FULL_MASK, e < 0))
-		g.class_ = e < 0 ? residual_far_class(a, g.q, layer_scale(base, tau)) : g.class_;
+	if (e < 0)
+		c.class_ = residual_far_class(a, (int32_t)c.q + 2, layer_scale(base, tau));
+	__syncwarp();
+	return c;
+}
+
+__device__ __forceinline__ static struct residual_grid layer_grid_of(struct layer_cell c)
+{
+	const struct residual_grid g = { (int32_t)c.q + 2, c.mu, c.sign >> 31, c.class_ };
+
 	return g;
 }
 

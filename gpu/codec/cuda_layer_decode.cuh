@@ -3,6 +3,9 @@
  * cuda_layer_decode.cuh - one stream's share of one segment, by one warp: rANS with 32 states, the values that they
  * say beside the guesses, checksum, and the way to the pages.  States are parked in scratch between segments.
  *
+ * What others are guessed from is made of a tile while it is at hand.  Keys are turned back for that, by pairs: four
+ * warps that share a tau wait for one another, as their columns are whole heads.
+ *
  * The first raw item of a row is taken by all lanes together, whatever it means; those that have more go on in a
  * loop.  It does what residual.h's reader does, in code that fits the instruction cache.
  *
@@ -19,7 +22,7 @@ struct layer_decoder { /* one lane's */
 	uint32_t x;
 	uint32_t below; /* mask of the lanes before it */
 	uint32_t lane;
-	const uint8_t *token;	 /* shared: [class][slot] */
+	uint32_t token;		 /* shared address: [class][slot] */
 	const uint32_t *enc;	 /* shared: [class][token] */
 	const uint32_t *tau_dec; /* shared */
 	const int16_t *grids;	 /* shared */
@@ -46,7 +49,7 @@ __device__ __forceinline__ static void layer_decoder_init(struct layer_decoder *
 {
 	d->lane = lane;
 	d->below = (1u << lane) - 1u;
-	d->token = tables;
+	d->token = shared_at(tables);
 	d->enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
 	d->tau_dec = (const uint32_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
 	d->grids = (const int16_t *)(tables + LAYER_DECODE_GRIDS);
@@ -60,11 +63,22 @@ __device__ __forceinline__ static void layer_refill(struct layer_decoder *d)
 	d->x = need ? d->x << 16 | word : d->x;
 }
 
+/* Like table_word(), of a table's row of CODEC_PROB_SUM. */
+__device__ __forceinline__ static uint32_t table_byte(uint32_t table, uint32_t row, uint32_t slot)
+{
+	uint32_t v;
+
+	asm("{ .reg .u32 at; mad.lo.u32 at, %1, %4, %2; add.u32 at, at, %3; ld.shared.u8 %0, [at]; }"
+	    : "=r"(v)
+	    : "r"(row), "r"(table), "r"(slot), "n"(CODEC_PROB_SUM));
+	return v;
+}
+
 __device__ __forceinline__ static uint32_t layer_take_token(struct layer_decoder *d,
 							    uint32_t class_)
 {
 	const uint32_t slot = d->x & (CODEC_PROB_SUM - 1u);
-	const uint32_t token = d->token[class_ * CODEC_PROB_SUM + slot];
+	const uint32_t token = table_byte(d->token, class_, slot);
 	const uint32_t e = d->enc[class_ * ENC_PITCH + token];
 
 	d->x = (e & ENTRY_FREQ_MASK) * (d->x >> CODEC_PROB_BITS) + slot - (e >> ENTRY_START_SHIFT);
@@ -116,15 +130,6 @@ __device__ __forceinline__ static void layer_value_is(struct layer_value *v, str
 	v->q = g.q;
 	v->groups = 0;
 	layer_value_next<DT>(v);
-}
-
-/* The position of the highest one bit; -1 of zero. */
-__device__ __forceinline__ static int32_t layer_top(uint32_t v)
-{
-	int32_t at;
-
-	asm("bfind.u32 %0, %1;" : "=r"(at) : "r"(v));
-	return at;
 }
 
 /* A row of any sort, after its tokens: the pattern of this lane's column. */
@@ -181,21 +186,21 @@ __device__ __forceinline__ static uint32_t layer_row_any(struct layer_decoder *d
  * A float of a small integer has its highest bits where bf16 has them.
  */
 __device__ __forceinline__ static uint32_t layer_row_bf16(struct layer_decoder *d,
-							  struct residual_grid g, uint32_t token)
+							  struct layer_cell g, uint32_t token)
 {
 	const int32_t x = (int32_t)token - RESIDUAL_NEAR + g.mu;
-	const uint32_t a = (uint32_t)(x ^ x >> 31), sign = ((uint32_t)x >> 31 ^ g.flip) << 15;
+	const uint32_t a = (uint32_t)(x ^ x >> 31), sign = ((uint32_t)x ^ g.sign) >> 16 & 0x8000u;
 	const int32_t want = min(max(7 - layer_top(a), 0), 7);
 	const uint32_t bits = layer_take_raw(d, (uint32_t)want);
 	/* Below 2^23: the guess has no more than 8 bits on its grid. */
 	const float whole = __int_as_float(0x4b000000 | (int32_t)(a << want | bits)) - 8388608.0f;
-	uint32_t mag = (__float_as_uint(whole) >> 16) + ((uint32_t)(g.q - want - 16) << 7);
+	uint32_t mag = (__float_as_uint(whole) >> 16) + ((g.q - (uint32_t)want - 14u) << 7);
 	const bool zero = a == 0;
 
 	if (__any_sync(FULL_MASK, zero)) {
 		const int32_t m = 7 - layer_top(bits);
 		const uint32_t low = layer_take_raw(d, zero ? (bits ? (uint32_t)m : 16u) : 0);
-		const uint32_t small = ((uint32_t)(g.q - 7 - m + 117) << 7) + (bits << m | low);
+		const uint32_t small = ((g.q - (uint32_t)m + 112u) << 7) + (bits << m | low);
 
 		mag = zero ? small : mag;
 		if (zero && bits == 0)
@@ -206,8 +211,7 @@ __device__ __forceinline__ static uint32_t layer_row_bf16(struct layer_decoder *
 
 /* Likewise where a lane's token is a bucket or an escape: its first item comes in the first step, the others later. */
 __device__ __forceinline__ static uint32_t layer_row_bf16_far(struct layer_decoder *d,
-							      struct residual_grid g,
-							      uint32_t token)
+							      struct layer_cell g, uint32_t token)
 {
 	const bool escape = token == RESIDUAL_ESC, far = token >= RESIDUAL_BUCKET_POS && !escape;
 	const bool neg = token >= RESIDUAL_BUCKET_NEG;
@@ -240,24 +244,23 @@ __device__ __forceinline__ static uint32_t layer_row_bf16_far(struct layer_decod
 	}
 	const int32_t m = 7 - layer_top(bits);
 	const float whole = __int_as_float(0x4b000000 | (int32_t)(a << want | bits)) - 8388608.0f;
-	const uint32_t mag = zero ? ((uint32_t)(g.q - 7 - m + 117) << 7) + (bits << (m & 31) | low)
+	const uint32_t mag = zero ? ((g.q - (uint32_t)m + 112u) << 7) + (bits << (m & 31) | low)
 				  : (__float_as_uint(whole) >> 16) +
-					     ((uint32_t)(g.q - want - 16) << 7);
+					     ((g.q - (uint32_t)want - 14u) << 7);
 
 	return escape		   ? item
 	       : zero && bits == 0 ? low
-				   : (mag & 0x7fffu) | (((uint32_t)x >> 31 ^ g.flip) & 1u) << 15;
+				   : (mag & 0x7fffu) | (((uint32_t)x ^ g.sign) >> 16 & 0x8000u);
 }
 
 /* One row.  words_need() was asked. */
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d,
-						     struct residual_grid g)
+__device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d, struct layer_cell g)
 {
 	const uint32_t token = layer_take_token(d, g.class_);
 
 	if (DT != 1)
-		return layer_row_any<DT>(d, g, token);
+		return layer_row_any<DT>(d, layer_grid_of(g), token);
 	return __any_sync(FULL_MASK, token >= RESIDUAL_BUCKET_POS) ? layer_row_bf16_far(d, g, token)
 								   : layer_row_bf16(d, g, token);
 }
@@ -354,24 +357,22 @@ __device__ __forceinline__ static void tile_keep(int32_t *mu, uint32_t pitch, co
 		((uint4 *)(mu + v / parts * pitch))[v % parts] = ((const uint4 *)tile)[v];
 }
 
-/* Values of four patterns of a row of a tile. */
+/* Four patterns of a row of a tile. */
 template <int DT>
-__device__ __forceinline__ static void tile_values(const uint8_t *at, int32_t (&v)[4])
+__device__ __forceinline__ static void tile_words(const uint8_t *at, uint32_t (&w)[2])
 {
-	const uint32_t low = *(const uint32_t *)at, high = DT <= 2 ? ((const uint32_t *)at)[1] : 0;
-
-#pragma unroll
-	for (uint32_t k = 0; k < 4; k++)
-		v[k] = layer_fixed<DT>(DT > 2 ? low >> 8u * k & 0xffu
-					      : (k < 2 ? low : high) >> 16u * (k % 2u) & 0xffffu);
+	w[0] = ((const uint32_t *)at)[0];
+	w[1] = DT <= 2 ? ((const uint32_t *)at)[1] : 0;
 }
 
 template <int DT>
 __device__ __forceinline__ static uint32_t tile_inputs_of(const uint8_t *at, uint4 mul, bool narrow)
 {
+	uint32_t w[2];
 	int32_t v[4];
 
-	tile_values<DT>(at, v);
+	tile_words<DT>(at, w);
+	layer_values_of<DT>(w, v);
 	return layer_inputs_of(narrow, mul, v);
 }
 
@@ -407,19 +408,19 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 	const uint32_t bytes = DT <= 2 ? 2u : 1u;
 	const int32_t base = a->base;
 	const int16_t *const grids = layer_grids_of(d->grids, base);
-	struct residual_grid g = layer_grid(grids, base, a->mu[0], tau[0]);
+	struct layer_cell g = layer_cell_of(grids, base, a->mu[0], tau[0]);
 	int32_t m = a->mu[1];
 
 	mu += 2u * pitch;
 	tile += d->lane * bytes;
 #pragma unroll 1
 	for (uint32_t k = 0; k < TILE_ROWS; k++, tile += 32u * bytes, mu += pitch) {
-		struct residual_grid next;
+		struct layer_cell next;
 		uint32_t pattern;
 
 		words_need(&d->w, d->lane);
 		/* While this row's states are on their way. */
-		next = layer_grid(grids, base, m, tau[k + 1u]);
+		next = layer_cell_of(grids, base, m, tau[k + 1u]);
 		m = *mu;
 		if (RAWS && __any_sync(FULL_MASK, tau[k] == RESIDUAL_TAU_RAW))
 			pattern = layer_take_raw(d, 8u * bytes);
@@ -467,13 +468,12 @@ __device__ __forceinline__ static void quad_inputs(const struct layer_job *j, ui
 	for (uint32_t k = thread / 16u; k < TILE_ROWS; k += QUAD_ROWS, tiles += QUAD_ROWS * 64u) {
 		const uint4 four = *(const uint4 *)(turn + k * pairs);
 		const uint32_t t[4] = { four.x, four.y, four.z, four.w };
+		uint32_t w[2], other_w[2];
 		int32_t v[4], other[4];
 
-		tile_values<DT>(tiles + c / 32u * LEAF_BYTES + c % 32u * 2u, v);
-		tile_values<DT>(tiles + other_c / 32u * LEAF_BYTES + other_c % 32u * 2u, other);
-#pragma unroll
-		for (uint32_t i = 0; i < 4; i++)
-			layer_unrotate_any(layer_turn_unpacked(t[i]), &v[i], &other[i]);
+		tile_words<DT>(tiles + c / 32u * LEAF_BYTES + c % 32u * 2u, w);
+		tile_words<DT>(tiles + other_c / 32u * LEAF_BYTES + other_c % 32u * 2u, other_w);
+		layer_pairs_of<DT>(w, other_w, t, v, other);
 		*(uint32_t *)(to + piece_at((row + k) % PIECE, c)) = layer_inputs_of(narrow, mul,
 										     v);
 		*(uint32_t *)(to + piece_at((row + k) % PIECE, other_c)) =

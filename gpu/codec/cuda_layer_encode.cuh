@@ -164,12 +164,12 @@ struct layer_coded {
 };
 
 template <int DT>
-__device__ __forceinline__ static struct layer_coded layer_symbol_coded(struct residual_grid g,
+__device__ __forceinline__ static struct layer_coded layer_symbol_coded(struct layer_cell g,
 									uint32_t pattern,
 									const uint32_t *enc)
 {
 	struct layer_symbol<DT> s;
-	const uint32_t entry = layer_symbol_of<DT>(&s, g, pattern, enc);
+	const uint32_t entry = layer_symbol_of<DT>(&s, layer_grid_of(g), pattern, enc);
 	const uint32_t first = s.count > 0 ? s.bits[0] : 0, second = s.count > 1 ? s.bits[1] : 0;
 	struct layer_coded c;
 
@@ -191,14 +191,14 @@ __device__ __forceinline__ static struct layer_coded layer_symbol_coded(struct r
  * mantissa of its own.  All lanes of a warp.
  */
 template <>
-__device__ __forceinline__ struct layer_coded layer_symbol_coded<1>(struct residual_grid g,
+__device__ __forceinline__ struct layer_coded layer_symbol_coded<1>(struct layer_cell g,
 								    uint32_t pattern,
 								    const uint32_t *enc) {
 	const uint32_t mag = pattern & 0x7fffu, mant = (pattern & 127u) | 128u;
-	const int32_t sh = (int32_t)(mag >> 7) - 118 - g.q, n = max(-sh, 0);
+	const int32_t sh = (int32_t)(mag >> 7) - 120 - (int32_t)g.q, n = max(-sh, 0);
 	/* mant << sh or >> -sh: shifts of 32 and more give nothing, as those do that are none, of what escapes. */
 	const uint32_t a = __funnelshift_rc(mant << 15, 0, (uint32_t)(15 - sh));
-	const int32_t x = (int32_t)a ^ (int32_t)(pattern << 16 ^ g.flip << 31) >> 31;
+	const int32_t x = (int32_t)a ^ (int32_t)(pattern << 16 ^ g.sign) >> 31;
 	const int32_t r = x - g.mu;
 	const bool zero = a == 0, escape = mag > 0x7f7fu || sh > RESIDUAL_SHIFT_MAX;
 	const uint32_t rest =
@@ -411,9 +411,10 @@ __device__ __forceinline__ static uint32_t layer_symbols_put(const struct layer_
 	for (uint32_t k = 0; k < ROW_GROUPS; k++) {
 		if (group + k >= end)
 			break;
-		const struct layer_coded s = layer_symbol_coded<DT>(
-			layer_grid(layer_grids_at(w->grids, c->base[k]), c->base[k], v->mu[k], tau),
-			v->pattern[k], w->enc);
+		const struct layer_coded s =
+			layer_symbol_coded<DT>(layer_cell_of(layer_grids_at(w->grids, c->base[k]),
+							     c->base[k], v->mu[k], tau),
+					       v->pattern[k], w->enc);
 
 		cost += s.cost;
 		symbol[(group + k) * CODEC_LANES] = s.symbol;

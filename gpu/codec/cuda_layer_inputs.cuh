@@ -48,42 +48,34 @@ __device__ __forceinline__ static const uint8_t *inputs_at(const struct inputs_p
 		      : column / CODEC_LANES * (CODEC_LANES * 4u) + column % CODEC_LANES * bytes);
 }
 
-/* The values of four patterns. */
+/* Four patterns. */
 template <int DT>
-__device__ __forceinline__ static void inputs_load(const uint8_t *at, bool vector, int32_t (&v)[4])
+__device__ __forceinline__ static void inputs_load(const uint8_t *at, bool vector, uint32_t (&w)[2])
 {
-	uint32_t p[4];
+	const uint16_t *two = (const uint16_t *)at;
 
+	w[1] = 0;
 	if (vector && DT <= 2) {
-		const uint2 two = *(const uint2 *)at;
+		const uint2 four = *(const uint2 *)at;
 
-		p[0] = two.x & 0xffffu;
-		p[1] = two.x >> 16;
-		p[2] = two.y & 0xffffu;
-		p[3] = two.y >> 16;
+		w[0] = four.x;
+		w[1] = four.y;
 	} else if (vector) {
-		const uint32_t four = *(const uint32_t *)at;
-
-#pragma unroll
-		for (uint32_t k = 0; k < 4; k++)
-			p[k] = four >> 8u * k & 0xffu;
+		w[0] = *(const uint32_t *)at;
+	} else if (DT <= 2) {
+		w[0] = two[0] | (uint32_t)two[1] << 16;
+		w[1] = two[2] | (uint32_t)two[3] << 16;
 	} else {
-#pragma unroll
-		for (uint32_t k = 0; k < 4; k++)
-			p[k] = DT <= 2 ? ((const uint16_t *)at)[k] : at[k];
+		w[0] = at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
 	}
-#pragma unroll
-	for (uint32_t k = 0; k < 4; k++)
-		v[k] = layer_fixed<DT>(p[k]);
 }
 
-/* Four pairs, turned back. */
-__device__ __forceinline__ static void inputs_turn(const uint32_t *turn, int32_t (&v)[4],
-						   int32_t (&other)[4])
+/* Of four pairs. */
+__device__ __forceinline__ static void inputs_turns(const uint32_t *turn, uint32_t (&t)[4])
 {
 #pragma unroll
 	for (uint32_t k = 0; k < 4; k++)
-		layer_unrotate_any(layer_turn_unpacked(turn[k]), &v[k], &other[k]);
+		t[k] = turn[k];
 }
 
 /* The same four columns of INPUT_ROWS rows: values, turned back, as inputs.  pair: and those `pairs` on. */
@@ -107,15 +99,20 @@ __device__ __forceinline__ static void inputs_make(const struct inputs_place *w,
 #pragma unroll 1
 	for (uint32_t i = 0; i < INPUT_ROWS; i++, at += w->stride, second_at += w->stride) {
 		const uint32_t row = (w->row + i) % PIECE;
+		uint32_t words[2], other_words[2], t[4];
 		int32_t v[4], other[4];
 
-		inputs_load<DT>(at, w->vector, v);
+		inputs_load<DT>(at, w->vector, words);
 		if (pair) {
-			inputs_load<DT>(second_at, w->vector, other);
-			inputs_turn(turn, v, other);
+			inputs_load<DT>(second_at, w->vector, other_words);
+			inputs_turns(turn, t);
+			layer_pairs_of<DT>(words, other_words, t, v, other);
 			*(uint32_t *)(second_to + piece_at(row, second % PIECE)) =
 				layer_inputs_of(narrow, second_mul, other);
-		} else if (neighbours) {
+		} else {
+			layer_values_of<DT>(words, v);
+		}
+		if (neighbours) {
 			layer_unrotate_any(layer_turn_unpacked(turn[0]), &v[0], &v[1]);
 			layer_unrotate_any(layer_turn_unpacked(turn[1]), &v[2], &v[3]);
 		}

@@ -42,12 +42,12 @@ __device__ __forceinline__ static void code_group_decode(const struct gpu_code_r
 #pragma unroll
 	for (uint32_t k = 0; k < CODE_AHEAD; k++)
 		m[k] = mu[(uint64_t)k * columns];
-	struct residual_grid g = layer_grid(grids, base, m[0], tau[0]);
+	struct layer_cell g = layer_cell_of(grids, base, m[0], tau[0]);
 
 #pragma unroll 1
 	for (uint32_t t = 0; t < tokens; t++, to += columns * bytes) {
 		const uint32_t ahead = min(t + CODE_AHEAD, tokens - 1u);
-		struct residual_grid next;
+		struct layer_cell next;
 		uint32_t pattern;
 
 		if (t % TILE_ROWS == 0)
@@ -59,7 +59,7 @@ __device__ __forceinline__ static void code_group_decode(const struct gpu_code_r
 			m[i] = m[i + 1u];
 		m[CODE_AHEAD - 1u] = mu[(uint64_t)ahead * columns];
 		/* While this row's states are on their way. */
-		next = layer_grid(grids, base, m[0], tau[min(t + 1u, tokens - 1u)]);
+		next = layer_cell_of(grids, base, m[0], tau[min(t + 1u, tokens - 1u)]);
 		if (raws && __any_sync(FULL_MASK, tau[t] == RESIDUAL_TAU_RAW))
 			pattern = layer_take_raw(d, 8u * bytes);
 		else
