@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cuda_layer.cu - a batch through the segments of `layer`, in coding order, three launches a segment:
+ * cuda_layer.cu - a batch through the segments of `layer`, in coding order, two or three launches a segment:
  *
- *   decode   guesses (tensor cores) -> a warp for each stream of each block -> inputs of what comes later
+ *   decode   guesses (tensor cores) -> a warp for each stream of each block, which mostly makes the inputs of what
+ *            comes later, too; else these
  *   encode   inputs of all segments first, then from the last segment to the first:
  *            guesses -> each token's scale and symbols -> a warp for each stream, backwards
  *
@@ -31,13 +32,11 @@ extern "C" {
 #include "gpu/codec/cuda_layer_run.cuh"
 #include "gpu/codec/cuda_objects.cuh"
 
-#ifndef STREAM_WARPS
 #define STREAM_WARPS \
 	32u /* at most; a multiple of LAYER_TAU_STREAMS_MAX, whose streams share a tau */
-#endif
-#define STREAM_BLOCKS (32 / STREAM_WARPS) /* to a multiprocessor, by registers */
 #define SYMBOL_THREADS 512u
 #define SYMBOL_BLOCKS 2 /* to a multiprocessor */
+#define SYMBOL_ROWS 4u	/* of a warp; of one task */
 #define ENCODE_THREADS 256u
 #define ENCODE_BLOCKS 4
 #define ROWS_BEYOND 8u /* guesses are read ahead */
@@ -80,7 +79,7 @@ __global__ void layer_open_kernel(const __grid_constant__ struct gpu_batch b,
 
 	if (lane == 0) {
 		((struct gpu_task *)r.task)[t] = b.task[t];
-		*of = (struct gpu_layer_task){};
+		*of = layer_task_of(&b.task[t]);
 	}
 	__syncwarp();
 	/* Another header's faults are decode_kernel's to tell. */
@@ -114,7 +113,9 @@ __global__ void layer_begin_kernel(const __grid_constant__ struct gpu_batch b,
 	}
 	if (lane == 0) {
 		((struct gpu_task *)r.task)[t] = b.task[t];
-		r.of[t] = (struct gpu_layer_task){ .live = 1, .position = b.task[t].position };
+		r.of[t] = layer_task_of(&b.task[t]);
+		r.of[t].live = 1;
+		r.of[t].position = b.task[t].position;
 	}
 }
 
@@ -137,64 +138,82 @@ __global__ void layer_again_kernel(const __grid_constant__ struct gpu_layer_run 
 
 /* ---- streams ---- */
 
+#define TAU_MORE 4u /* behind a stream's taus: one is read ahead */
+
 static_assert((XXH3_TABLE_BYTES + LAYER_DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
-/* A tau is read ahead, and behind a stream's last one may be any byte: it chooses a row of the grids. */
-static_assert(LAYER_SHARED_TOKEN + LAYER_SHARED_ENC +
-			      (GRID_BASE_MAX - 6 - GRID_SCALE_FIRST + 2 * 255 + 1) * GRID_PITCH *
-				      sizeof(int16_t) <=
-		      LAYER_DECODE_TABLES + STREAM_WARPS * (RING_BYTES + LEAF_BYTES + TILE_ROWS),
-	      "no such row is beyond shared memory");
+static_assert(LAYER_DECODE_GRIDS +
+			      (GRID_BASE_MAX - 6 - GRID_SCALE_FIRST + 2 * RESIDUAL_TAU_RAW + 1) *
+				      GRID_PITCH * sizeof(int16_t) <=
+		      LAYER_DECODE_TABLES + RING_BYTES,
+	      "no row that a tau chooses is beyond shared memory");
+static_assert(XXH3_TABLE_BYTES + LAYER_DECODE_TABLES +
+			      STREAM_WARPS * (RING_BYTES + LEAF_BYTES + CODEC_BLOCK_TOKENS_MAX +
+					      TAU_MORE) +
+			      2048u <=
+		      SHARED_MAX,
+	      "it fits, with what a thread block knows of its segment");
 
 __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 {
 	return XXH3_TABLE_BYTES + LAYER_DECODE_TABLES +
-	       STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens) + 16u; /* a tau is read ahead */
+	       STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens + TAU_MORE);
 }
 
-/* A barrier of the `each` warps from a multiple of each on that share a tau. */
-__device__ __forceinline__ static void tau_barrier(uint32_t warp, uint32_t each)
-{
-	if (each == 1u)
-		__syncwarp();
-	else
-		asm volatile("bar.sync %0, %1;" ::"r"(warp / each), "r"(each * WARP_LANES)
-			     : "memory");
-}
+/* Of a thread block that decodes: its segment's, in shared memory. */
+struct decode_block {
+	struct gpu_layer_segment s;
+	uint32_t position;
+	uint8_t *inputs; /* as a job has it */
+};
 
-/* One stream's part of a segment, by a warp. */
+/* One stream's part of a segment, by a warp.  What it needs from afar is asked for before any of it is waited for. */
 template <int DT, bool WRITE>
 __device__ static inline void stream_decode(const struct gpu_layer_run *r,
-					    const struct gpu_layer_segment *s,
+					    const struct decode_block *b,
 					    struct gpu_layer_stream *stream, uint32_t i,
-					    uint32_t position, uint32_t warp, uint32_t lane)
+					    uint32_t warp, uint32_t lane)
 {
 	uint8_t *const tables = shared + XXH3_TABLE_BYTES;
-	uint8_t *const warps = tables + LAYER_DECODE_TABLES;
+	uint8_t *const rings = tables + LAYER_DECODE_TABLES;
+	uint8_t *const leaves = rings + STREAM_WARPS * RING_BYTES;
+	uint8_t *const taus = leaves + STREAM_WARPS * LEAF_BYTES;
 	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + lane };
-	const uint32_t streams = r->layer.streams_count, each = warp_uniform(s->tau_streams),
+	const uint32_t streams = r->layer.streams_count, each = warp_uniform(b->s.tau_streams),
 		       t = i / streams;
+	const struct layer_share h = layer_share_of(warp_uniform(b->s.columns), i % streams,
+						    streams);
+	const struct gpu_layer_task *of = &r->of[t];
+	const uint32_t column = h.group_begin * CODEC_LANES + lane;
+	int32_t *mu = r->mu + (uint64_t)t * r->tokens * r->mu_columns + column;
+	const struct layer_ahead ahead = layer_ahead_of(b->s.base + column, mu, r->mu_columns);
 	struct layer_decoder d;
 	struct layer_job j;
 
 	j.run = r;
-	j.s = s;
-	j.task = &r->task[t];
-	j.seg = &j.task->region->g.segment[s->segment];
+	j.s = &b->s;
+	j.seg = of->segment + b->s.segment;
+	j.page = layer_page_base(of, j.seg);
 	j.task_index = t;
-	j.leaf = warps + STREAM_WARPS * RING_BYTES + warp * LEAF_BYTES;
-	j.tau = warps + STREAM_WARPS * (RING_BYTES + LEAF_BYTES) +
-		(warp & ~(each - 1u)) * r->tokens;
+	j.skip_tokens = of->skip_tokens;
+	j.warp = warp;
+	j.leaf = leaves + warp * LEAF_BYTES;
+	j.tau = taus + (warp & ~(each - 1u)) * (r->tokens + TAU_MORE);
 	j.leaves = (uint64_t *)(r->leaves + t * r->leaves_stride);
+	j.inputs = b->inputs;
+	if (!warp_uniform(of->live))
+		return;
 	layer_decoder_init(&d, tables, lane);
-	layer_stream_load(stream, &d, (uint16_t *)(warps + warp * RING_BYTES));
-	tau_barrier(warp, each); /* the last stream's are not read any more */
-	if ((warp & (each - 1u)) == 0)
-		layer_taus(&d, r->layer.tables[s->tables].tau_dec, r->tokens, j.tau);
-	tau_barrier(warp, each);
+	layer_stream_load(stream, &d, (uint16_t *)(rings + warp * RING_BYTES));
+	streams_barrier(warp, each); /* the last stream's are not read any more */
+	if ((warp & (each - 1u)) == 0) {
+		layer_taus(&d, r->tokens, j.tau);
+		if (lane == 0)
+			j.tau[r->tokens] = 0;
+	}
+	streams_barrier(warp, each);
 
-	const struct layer_share h = layer_share_of(warp_uniform(s->columns), i % streams, streams);
-	const bool differs = layer_share_decode<DT, WRITE>(&j, &d, &xx, h);
-	const bool bad = layer_stream_park(stream, &d, position + 1u == r->layer.segments_count,
+	const bool differs = layer_share_decode<DT, WRITE>(&j, &d, &xx, h, mu, ahead);
+	const bool bad = layer_stream_park(stream, &d, b->position + 1u == r->layer.segments_count,
 					   !WRITE && differs);
 
 	if (bad && lane == 0 && WRITE)
@@ -204,73 +223,78 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 	__syncwarp();
 }
 
+/* inputs: where this segment's go, if they are made here. */
 template <int DT, bool WRITE>
 __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kernel(
 	const __grid_constant__ struct gpu_layer_run r, struct gpu_layer_stream *stream,
-	uint32_t position)
+	uint32_t position, uint8_t *inputs)
 {
+	__shared__ struct decode_block block;
 	const uint32_t lane = threadIdx.x % WARP_LANES,
 		       warp = warp_uniform(threadIdx.x / WARP_LANES);
 	const struct gpu_layer_segment *s = &r.layer.segment[position];
-	uint8_t *const tables = shared + XXH3_TABLE_BYTES;
-	const uint32_t all = r.tasks_count * r.layer.streams_count;
+	const uint32_t all = r.tasks_count * r.layer.streams_count, warps = blockDim.x / WARP_LANES;
 
 	next_may_begin();
-	if (threadIdx.x < WARP_LANES)
-		xxh3_table_fill((uint64_t *)shared, threadIdx.x);
-	layer_decode_tables_load(tables, &r.layer.tables[s->tables], &r.layer.grids[DT - 1]);
+	if (threadIdx.x == 0) {
+		block.s = *s;
+		block.position = position;
+		block.inputs = inputs;
+	}
+	for (uint32_t field = warp; field < XXH3_FIELDS; field += warps)
+		xxh3_table_field((uint64_t *)shared, field, lane);
+	layer_decode_tables_load(shared + XXH3_TABLE_BYTES, &r.layer.tables[s->tables],
+				 &r.layer.grids[DT - 1]);
 	__syncthreads();
 	before_is_done();
 	/* Bounds of loops are the same in all lanes, here and below: the compiler then provides for nothing else. */
 	for (uint32_t quad = blockIdx.x + gridDim.x * (warp / LAYER_TAU_STREAMS_MAX);;
-	     quad += gridDim.x * (blockDim.x / WARP_LANES / LAYER_TAU_STREAMS_MAX)) {
+	     quad += gridDim.x * (warps / LAYER_TAU_STREAMS_MAX)) {
 		const uint32_t i = quad * LAYER_TAU_STREAMS_MAX + warp % LAYER_TAU_STREAMS_MAX;
 
 		if (i >= all)
 			break;
-		if (warp_uniform(r.of[i / r.layer.streams_count].live))
-			stream_decode<DT, WRITE>(&r, s, &stream[i], i, position, warp, lane);
+		stream_decode<DT, WRITE>(&r, &block, &stream[i], i, warp, lane);
 	}
 }
 
+/* A warp: some rows of a part of those streams that share their taus. */
 template <int DT>
 __global__ __launch_bounds__(SYMBOL_THREADS, SYMBOL_BLOCKS) void layer_symbols_kernel(
 	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
 {
 	const uint32_t lane = threadIdx.x % WARP_LANES, each = SYMBOL_THREADS / WARP_LANES;
 	const struct gpu_layer_segment *s = &r.layer.segment[position];
-	const uint32_t streams = r.layer.streams_count, parts = streams / s->tau_streams;
+	const uint32_t streams = r.layer.streams_count, of_tau = s->tau_streams,
+		       parts = streams / of_tau, columns = s->columns, segment = s->segment;
 	struct layer_rows w;
 
 	next_may_begin();
 	layer_symbol_tables_load(shared, &r.layer.tables[s->tables], &r.layer.grids[DT - 1]);
-	__syncthreads();
-	before_is_done();
 	w.base = s->base;
+	w.pitch = r.mu_columns;
 	w.enc = (const uint32_t *)shared;
 	w.grids = (const int16_t *)(shared + LAYER_SHARED_ENC);
 	w.lane = lane;
+	__syncthreads();
+	before_is_done();
 	for (uint32_t i = warp_uniform(blockIdx.x * each + threadIdx.x / WARP_LANES);
-	     i < r.rows * parts; i += gridDim.x * each) {
-		const uint32_t row = i / parts, part = i % parts, t = row / r.tokens,
+	     i < r.rows / SYMBOL_ROWS * parts; i += gridDim.x * each) {
+		const uint32_t row = i / parts * SYMBOL_ROWS, part = i % parts, t = row / r.tokens,
 			       token = row % r.tokens;
+		const struct gpu_layer_task *of = &r.of[t];
+		const struct gpu_segment *seg = of->segment + segment;
 
-		const struct gpu_task *task = &r.task[t];
-		const struct gpu_segment *seg = &task->region->g.segment[s->segment];
-
-		w.page = segment_base(task->region, seg, task->block_index) +
-			 token * seg->token_stride;
+		w.page_stride = seg->token_stride;
+		w.page = layer_page_base(of, seg) + token * w.page_stride;
 		w.head_stride = seg->head_stride;
 		w.head_dim = seg->head_dim;
 		w.head_magic = seg->head_magic;
 		w.mu = r.mu + (uint64_t)row * r.mu_columns;
 		w.symbol = r.symbol + (uint64_t)row * r.mu_columns;
-		const uint32_t tau = layer_row_symbols<DT>(
-			&w, layer_share_of(warp_uniform(s->columns), part, parts));
-
-		if (lane == 0)
-			r.tau[(t * streams + part * s->tau_streams) * r.tokens + token] =
-				(uint8_t)tau;
+		layer_rows_symbols<DT>(&w, layer_share_of(warp_uniform(columns), part, parts),
+				       SYMBOL_ROWS,
+				       r.tau + (t * streams + part * of_tau) * r.tokens + token);
 	}
 }
 
@@ -291,14 +315,13 @@ __global__ __launch_bounds__(ENCODE_THREADS, ENCODE_BLOCKS) void layer_encode_ke
 	before_is_done();
 	if (i >= r.tasks_count * streams || warp_uniform(stream->bad))
 		return;
-	const struct gpu_task *task = &r.task[t];
 	const uint32_t of_tau = i % warp_uniform(s->tau_streams);
 	struct layer_coder c;
 
 	layer_coder_load(&c, stream, &r.layer.tables[s->tables], rcp, lane);
 	const uint32_t before = c.at;
 	const bool fits = layer_share_encode<DT>(
-		&r, s, task, layer_share_of(warp_uniform(s->columns), i % streams, streams), t,
+		&r, s, layer_share_of(warp_uniform(s->columns), i % streams, streams), t,
 		r.tau + (uint64_t)(i - of_tau) * r.tokens, of_tau == 0, &c, lane);
 	const uint32_t escapes = layer_warp_sum(c.escapes);
 
@@ -397,9 +420,9 @@ int cuda_layer_init(void)
 
 	for (uint32_t i = 0; i < 2u * GEMM_TURNS && e == cudaSuccess; i++)
 		e = shared_allow((const void *)gemm_kernels[i / GEMM_TURNS][i % GEMM_TURNS],
-				 GEMM_SHARED);
+				 gemm_shared(GEMM_STAGES_ALONE));
 	for (unsigned i = 0; i < sizeof(decoders) / sizeof(decoders[0]) && e == cudaSuccess; i++)
-		e = shared_allow(decoders[i], SHARED_MAX);
+		e = shared_allow(decoders[i], decode_shared(CODEC_BLOCK_TOKENS_MAX));
 	if (e == cudaSuccess)
 		e = cudaMemcpyToSymbol(xxh3_secret, XXH3_kSecret, XXH3_SECRET_BYTES);
 	return e;
@@ -506,15 +529,6 @@ static struct gpu_layer_io io_of(const struct cuda_layer *l, uint32_t position, 
 	return io;
 }
 
-static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
-			const struct gpu_layer_io *io, cudaStream_t stream)
-{
-	const struct cuda_layer_segment *s = &l->segment[io->position];
-
-	(void)launch_early(gemm_kernels[s->narrow][s->turn], dim3(r->rows_pieces, s->pieces),
-			   GEMM_THREADS, GEMM_SHARED, stream, *r, *io);
-}
-
 static void launch_turns(const struct gpu_layer_run *r, cudaStream_t stream)
 {
 	const uint32_t all = r->rows_pieces * PIECE * r->layer.pairs;
@@ -540,6 +554,17 @@ static uint32_t sms_count(void)
 	return (uint32_t)sms;
 }
 
+static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
+			const struct gpu_layer_io *io, cudaStream_t stream)
+{
+	const struct cuda_layer_segment *s = &l->segment[io->position];
+	struct gpu_layer_io staged = *io;
+
+	staged.stages = r->rows_pieces * s->pieces <= sms_count() ? GEMM_STAGES_ALONE : GEMM_STAGES;
+	(void)launch_early(gemm_kernels[s->narrow][s->turn], dim3(r->rows_pieces, s->pieces),
+			   GEMM_THREADS, gemm_shared(staged.stages), stream, *r, staged);
+}
+
 /* Thread blocks for so many items, `each` in one, but no more than `most` to a multiprocessor. */
 static uint32_t blocks_of(uint32_t items, uint32_t each, uint32_t most)
 {
@@ -550,12 +575,13 @@ static uint32_t blocks_of(uint32_t items, uint32_t each, uint32_t most)
 
 template <bool WRITE>
 static void launch_streams(const struct cuda_layer *l, const struct gpu_layer_run *r,
-			   struct gpu_layer_stream *streams, uint32_t position, cudaStream_t stream)
+			   struct gpu_layer_stream *streams, uint32_t position, uint8_t *inputs,
+			   cudaStream_t stream)
 {
-	static void (*const kernel[])(struct gpu_layer_run, struct gpu_layer_stream *, uint32_t) = {
-		layer_decode_kernel<1, WRITE>, layer_decode_kernel<2, WRITE>,
-		layer_decode_kernel<3, WRITE>, layer_decode_kernel<4, WRITE>
-	};
+	static void (*const kernel[])(
+		struct gpu_layer_run, struct gpu_layer_stream *, uint32_t,
+		uint8_t *) = { layer_decode_kernel<1, WRITE>, layer_decode_kernel<2, WRITE>,
+			       layer_decode_kernel<3, WRITE>, layer_decode_kernel<4, WRITE> };
 
 	const uint32_t most = STREAM_WARPS / LAYER_TAU_STREAMS_MAX,
 		       quads = (r->tasks_count * r->layer.streams_count + LAYER_TAU_STREAMS_MAX -
@@ -567,7 +593,7 @@ static void launch_streams(const struct cuda_layer *l, const struct gpu_layer_ru
 
 	(void)launch_early(kernel[l->segment[position].dtype - 1u], dim3(blocks),
 			   each * LAYER_TAU_STREAMS_MAX * WARP_LANES, decode_shared(r->tokens),
-			   stream, *r, streams, position);
+			   stream, *r, streams, position, inputs);
 }
 
 int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,
@@ -583,9 +609,11 @@ int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uin
 		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces,
 						     slot_bytes);
 
+		const bool taken = l->segment[i].taken, own = l->segment[i].own_inputs;
+
 		launch_gemm(l, &r, &io, stream);
-		launch_streams<true>(l, &r, r.stream, i, stream);
-		if (l->segment[i].taken)
+		launch_streams<true>(l, &r, r.stream, i, taken && own ? io.out : NULL, stream);
+		if (taken && !own)
 			(void)launch_early(layer_inputs_kernel<false>,
 					   dim3(inputs_blocks(&r, l->segment[i].pieces)),
 					   PLAIN_THREADS, 0, stream, r, i, io.out);
@@ -681,10 +709,11 @@ static void launch_symbols(const struct cuda_layer *l, const struct gpu_layer_ru
 	const uint32_t items = r->tasks_count * r->layer.streams_count;
 	const struct cuda_layer_segment *s = &l->segment[position];
 
-	(void)launch_early(symbols[s->dtype - 1u],
-			   dim3(blocks_of(r->rows * (r->layer.streams_count / s->tau_streams),
-					  SYMBOL_THREADS / WARP_LANES, SYMBOL_BLOCKS)),
-			   SYMBOL_THREADS, LAYER_SYMBOL_TABLES, stream, *r, position);
+	(void)launch_early(
+		symbols[s->dtype - 1u],
+		dim3(blocks_of(r->rows / SYMBOL_ROWS * (r->layer.streams_count / s->tau_streams),
+			       SYMBOL_THREADS / WARP_LANES, SYMBOL_BLOCKS)),
+		SYMBOL_THREADS, LAYER_SYMBOL_TABLES, stream, *r, position);
 	(void)launch_early(
 		encode[s->dtype - 1u],
 		dim3((items + ENCODE_THREADS / WARP_LANES - 1u) / (ENCODE_THREADS / WARP_LANES)),
@@ -710,7 +739,7 @@ static void launch_verify(const struct layer_parts *p)
 							     w->r.rows_pieces, 0);
 
 			launch_gemm(p->layer, &w->r, &io, w->stream);
-			launch_streams<false>(p->layer, &w->r, w->keep, i, w->stream);
+			launch_streams<false>(p->layer, &w->r, w->keep, i, NULL, w->stream);
 		}
 }
 

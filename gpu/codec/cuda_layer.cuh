@@ -40,18 +40,18 @@ struct gpu_layer_segment {
 
 #define ENC_PITCH (RESIDUAL_TOKENS + 1u) /* odd: lanes of like tokens find theirs in other banks */
 
-struct gpu_layer_tables { /* of tokens, in device memory; the first two go to shared memory */
+struct gpu_layer_tables { /* of tokens, in device memory; parts of them go to shared memory */
 	uint8_t token[RESIDUAL_CLASSES][CODEC_PROB_SUM];
 	uint32_t enc[RESIDUAL_CLASSES][ENC_PITCH]; /* as residual_tables has them */
-	uint32_t tau_dec[CODEC_PROB_SUM];	   /* codec_dec_entry */
+	uint32_t tau_dec[CODEC_PROB_SUM]; /* codec_dec_entry; a decoder's tables end here */
 	uint32_t tau_enc[RESIDUAL_TAU_SYMBOLS + 3u];
 	uint32_t rcp[CODEC_PROB_SUM]; /* of a frequency, as codec_enc_entry() has it */
 };
 
 /*
- * What residual_grid() gives, of an element type, for each scale and position of |mu|'s highest bit: q - 2 | GRID_FAR |
- * mask of the phase << GRID_PHASE_SHIFT | class << GRID_CLASS_SHIFT.  Scales beyond the limits are there as well, so
- * that a column's base, clamped once, and a step need no clamp.
+ * What residual_grid() gives, of an element type, for each scale and position of |mu|'s highest bit, first of 0, which
+ * has none: q - 2 | GRID_FAR | mask of the phase << GRID_PHASE_SHIFT | class << GRID_CLASS_SHIFT.  Scales beyond the
+ * limits are there as well, so that a column's base, clamped once, and a step need no clamp.
  */
 #define GRID_PITCH 33u /* odd: lanes whose guesses are alike in size find theirs in other banks */
 
@@ -79,6 +79,7 @@ static_assert(GRID_BASE_MIN + 24 <= RESIDUAL_SCALE_MIN && GRID_BASE_MAX - 6 >= R
 
 #define LAYER_SHARED_TOKEN (RESIDUAL_CLASSES * CODEC_PROB_SUM)
 #define LAYER_SHARED_ENC (RESIDUAL_CLASSES * ENC_PITCH * 4u)
+#define LAYER_SHARED_TAU (CODEC_PROB_SUM * 4u)
 static_assert(LAYER_SHARED_ENC % 16u == 0 && LAYER_GRID_BYTES % 16u == 0, "tables are aligned");
 
 struct gpu_layer { /* a profile's */
@@ -89,8 +90,11 @@ struct gpu_layer { /* a profile's */
 	uint32_t segments_count, streams_count, pairs, round_bf16;
 };
 
-struct gpu_layer_task { /* of one task, in scratch */
-	uint32_t live;	/* 0: nothing for these kernels */
+struct gpu_layer_task {			   /* of one task, in scratch */
+	const struct gpu_segment *segment; /* of its region, like the next */
+	uint64_t base;
+	uint32_t block_index, skip_tokens;
+	uint32_t live; /* 0: nothing for these kernels */
 	uint32_t position;
 	uint32_t bytes;	  /* encode: of the payload, without padding */
 	uint32_t verdict; /* encode: enum below */
@@ -132,6 +136,7 @@ struct gpu_layer_run { /* kernel argument: a batch on its way through the segmen
 struct gpu_layer_io {
 	uint32_t position; /* in coding order */
 	uint32_t count;
+	uint32_t stages; /* of the ring that products come through */
 	const uint8_t *in[LAYER_INPUTS_MAX];
 	uint32_t pieces[LAYER_INPUTS_MAX];
 	uint8_t *out; /* NULL: nobody takes it */
@@ -152,11 +157,39 @@ __device__ static inline void before_is_done(void)
 #endif
 }
 
-/* Of tables to shared memory: `bytes` from `from`, by the whole thread block. */
+/* Of tables to shared memory: `bytes` from `from`, by the whole thread block.  Nobody writes them meanwhile. */
 __device__ static inline void tables_load(uint8_t *to, const void *from, uint32_t bytes)
 {
-	for (uint32_t i = threadIdx.x; i < bytes / 16u; i += blockDim.x)
-		((uint4 *)to)[i] = ((const uint4 *)from)[i];
+	const uint32_t count = bytes / 16u, step = blockDim.x;
+	uint4 v[4]; /* on their way at once */
+
+	for (uint32_t i = threadIdx.x; i < count; i += 4u * step) {
+#pragma unroll
+		for (uint32_t k = 0; k < 4; k++)
+			v[k] = __ldg((const uint4 *)from + min(i + k * step, count - 1u));
+#pragma unroll
+		for (uint32_t k = 0; k < 4; k++)
+			if (i + k * step < count)
+				((uint4 *)to)[i + k * step] = v[k];
+	}
+}
+
+/* What a task of a batch is, but for what opening or coding it tells. */
+__device__ static inline struct gpu_layer_task layer_task_of(const struct gpu_task *t)
+{
+	return (struct gpu_layer_task){
+		.segment = t->region->g.segment,
+		.base = t->region->base,
+		.block_index = t->block_index,
+		.skip_tokens = t->skip_tokens,
+	};
+}
+
+/* Where a task's segment begins in the engine's pages. */
+__device__ static inline uint8_t *layer_page_base(const struct gpu_layer_task *t,
+						  const struct gpu_segment *s)
+{
+	return (uint8_t *)(t->base + s->off + (uint64_t)t->block_index * s->block_stride);
 }
 
 /* Byte `column` of a row of a piece. */
@@ -245,18 +278,72 @@ __device__ __forceinline__ static int32_t layer_output_narrow(int32_t acc, int32
 				   : (int32_t)__funnelshift_r((uint32_t)v, (uint32_t)high, shift));
 }
 
+#define LAYER_FIXED_LARGE ((127u + 30u - RESIDUAL_FRAC) << 7) /* a bf16 of 2^30 */
+
 /* residual_fixed() */
 template <int DT> __device__ __forceinline__ static int32_t layer_fixed(uint32_t pattern)
 {
 	if (DT != 1)
 		return residual_fixed(residual_type_of(DT), pattern);
 	/* A conversion does it, but for what is 2^30 and more, and not a number. */
-	const uint32_t mag = pattern & 0x7fffu, most = (127u + 30u - RESIDUAL_FRAC) << 7;
+	const uint32_t mag = pattern & 0x7fffu;
 	const int32_t v =
 		__float2int_rz(__uint_as_float(pattern << 16) * (float)(1u << RESIDUAL_FRAC));
 	const int32_t clamped = pattern >> 15 ? -RESIDUAL_MU_MAX : RESIDUAL_MU_MAX;
 
-	return mag < most ? v : mag > 0x7f7fu ? 0 : clamped;
+	return mag < LAYER_FIXED_LARGE ? v : mag > 0x7f7fu ? 0 : clamped;
+}
+
+/* Values of four patterns, as they lie in two words, or in one. */
+template <int DT>
+__device__ __forceinline__ static void layer_values_of(const uint32_t (&w)[2], int32_t (&v)[4])
+{
+#pragma unroll
+	for (uint32_t k = 0; k < 4; k++)
+		v[k] = layer_fixed<DT>(DT <= 2 ? w[k / 2u] >> 16u * (k % 2u) & 0xffffu
+					       : w[0] >> 8u * k & 0xffu);
+}
+
+#define LAYER_PAIRS_LARGE ((127u + 29u - RESIDUAL_FRAC) << 7) /* a bf16 of 2^29 */
+
+/* Of pairs of bf16 below 2^29: what a conversion gives, and turned it is below 2^30. */
+__device__ __forceinline__ static bool layer_pairs_small(const uint32_t (&w)[2],
+							 const uint32_t (&other)[2])
+{
+	const uint32_t mags = 0x7fff7fffu,
+		       most = __vmaxu2(__vmaxu2(w[0] & mags, w[1] & mags),
+				       __vmaxu2(other[0] & mags, other[1] & mags));
+
+	return max(most & 0xffffu, most >> 16) < LAYER_PAIRS_LARGE;
+}
+
+/* Four pairs as values, turned back. */
+template <int DT>
+__device__ __forceinline__ static void layer_pairs_of(const uint32_t (&w)[2],
+						      const uint32_t (&other_w)[2],
+						      const uint32_t (&turn)[4], int32_t (&v)[4],
+						      int32_t (&other)[4])
+{
+	if (DT == 1 && layer_pairs_small(w, other_w)) {
+#pragma unroll
+		for (uint32_t k = 0; k < 4; k++) {
+			const uint32_t up = 16u * (1u - k % 2u), high = 0xffff0000u;
+			struct layer_turn t = layer_turn_unpacked(turn[k]);
+
+			v[k] = __float2int_rz(__uint_as_float(w[k / 2u] << up & high) *
+					      (float)(1u << RESIDUAL_FRAC));
+			other[k] = __float2int_rz(__uint_as_float(other_w[k / 2u] << up & high) *
+						  (float)(1u << RESIDUAL_FRAC));
+			t.sin = -t.sin;
+			layer_rotate_narrow(t, &v[k], &other[k]);
+		}
+		return;
+	}
+	layer_values_of<DT>(w, v);
+	layer_values_of<DT>(other_w, other);
+#pragma unroll
+	for (uint32_t k = 0; k < 4; k++)
+		layer_unrotate_any(layer_turn_unpacked(turn[k]), &v[k], &other[k]);
 }
 
 __device__ static inline int32_t layer_scale(int32_t base, uint32_t tau)
@@ -264,32 +351,84 @@ __device__ static inline int32_t layer_scale(int32_t base, uint32_t tau)
 	return min(max(base + residual_tau(tau), RESIDUAL_SCALE_MIN), RESIDUAL_SCALE_MAX);
 }
 
-/* Where a column's scales begin in a table of grids: each step is two of its rows. */
-__device__ __forceinline__ static const int16_t *layer_grids_of(const int16_t *grids, int32_t base)
+__device__ __forceinline__ static int32_t layer_base_clamped(int32_t base)
 {
-	const int32_t clamped = min(max(base, GRID_BASE_MIN), GRID_BASE_MAX);
-
-	return grids + (clamped + residual_tau(0) - GRID_SCALE_FIRST) * (int32_t)GRID_PITCH;
+	return min(max(base, GRID_BASE_MIN), GRID_BASE_MAX);
 }
 
+/* The position of the highest one bit; -1 of zero. */
+__device__ __forceinline__ static int32_t layer_top(uint32_t v)
+{
+	int32_t at;
+
+	asm("bfind.u32 %0, %1;" : "=r"(at) : "r"(v));
+	return at;
+}
+
+/* Where a column's scales begin in a table of grids, of its clamped base: each step is two of its rows. */
+__device__ __forceinline__ static const int16_t *layer_grids_at(const int16_t *grids,
+								int32_t clamped)
+{
+	return grids + (clamped + residual_tau(0) - GRID_SCALE_FIRST) * (int32_t)GRID_PITCH + 1;
+}
+
+__device__ __forceinline__ static const int16_t *layer_grids_of(const int16_t *grids, int32_t base)
+{
+	return layer_grids_at(grids, layer_base_clamped(base));
+}
+
+/* layer_input() of four columns of a row, a byte each. */
+__device__ __forceinline__ static uint32_t layer_inputs_of(bool narrow, uint4 mul,
+							   const int32_t (&v)[4])
+{
+	const uint32_t m[4] = { mul.x, mul.y, mul.z, mul.w };
+	uint32_t out = 0;
+
+#pragma unroll
+	for (uint32_t k = 0; k < 4; k++) {
+		const int32_t x =
+			narrow ? (int32_t)(((int64_t)v[k] * (int32_t)m[k] + ((int64_t)1 << 31)) >>
+					   32)
+			       : layer_input(v[k], m[k]);
+
+		out |= ((uint32_t)min(max(x, -127), 127) & 0xffu) << 8u * k;
+	}
+	return out;
+}
+
+struct layer_cell { /* a residual_grid as far as rows need it, with what is cheapest to have */
+	uint32_t q; /* its q - 2 */
+	int32_t mu;
+	uint32_t sign; /* the highest bit is its flip */
+	uint32_t class_;
+};
+
 /* residual_grid() of a column with this base.  All lanes of a warp. */
-__device__ __forceinline__ static struct residual_grid layer_grid(const int16_t *grids_of,
+__device__ __forceinline__ static struct layer_cell layer_cell_of(const int16_t *grids_of,
 								  int32_t base, int32_t mu,
 								  uint32_t tau)
 {
 	const uint32_t a = (uint32_t)abs(mu);
-	const int32_t e = grids_of[tau * 2u * GRID_PITCH + (uint32_t)residual_log2(a | 1u)];
+	const int32_t e = grids_of[(int32_t)(tau * 2u * GRID_PITCH) + layer_top(a)];
 	const uint32_t fine =
 		__funnelshift_r(a, 0, (uint32_t)e); /* a >> (q - 2): the shift is modulo 32 */
-	struct residual_grid g;
+	struct layer_cell c;
 
-	g.flip = (uint32_t)mu >> 31;
-	g.q = (e & 31) + 2;
-	g.mu = (int32_t)(fine >> 2);
-	g.class_ = (uint32_t)(e >> GRID_CLASS_SHIFT) +
+	c.sign = (uint32_t)mu;
+	c.q = (uint32_t)e & 31u;
+	c.mu = (int32_t)(fine >> 2);
+	c.class_ = (uint32_t)(e >> GRID_CLASS_SHIFT) +
 		   (fine & (uint32_t)(e >> GRID_PHASE_SHIFT) & 3u);
-	if (__any_sync(FULL_MASK, e < 0))
-		g.class_ = e < 0 ? residual_far_class(a, g.q, layer_scale(base, tau)) : g.class_;
+	if (e < 0)
+		c.class_ = residual_far_class(a, (int32_t)c.q + 2, layer_scale(base, tau));
+	__syncwarp();
+	return c;
+}
+
+__device__ __forceinline__ static struct residual_grid layer_grid_of(struct layer_cell c)
+{
+	const struct residual_grid g = { (int32_t)c.q + 2, c.mu, c.sign >> 31, c.class_ };
+
 	return g;
 }
 

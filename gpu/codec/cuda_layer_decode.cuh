@@ -3,6 +3,9 @@
  * cuda_layer_decode.cuh - one stream's share of one segment, by one warp: rANS with 32 states, the values that they
  * say beside the guesses, checksum, and the way to the pages.  States are parked in scratch between segments.
  *
+ * What others are guessed from is made of a tile while it is at hand.  Keys are turned back for that, by pairs: four
+ * warps that share a tau wait for one another, as their columns are whole heads.
+ *
  * The first raw item of a row is taken by all lanes together, whatever it means; those that have more go on in a
  * loop.  It does what residual.h's reader does, in code that fits the instruction cache.
  *
@@ -19,14 +22,16 @@ struct layer_decoder { /* one lane's */
 	uint32_t x;
 	uint32_t below; /* mask of the lanes before it */
 	uint32_t lane;
-	const uint8_t *token; /* shared: [class][slot] */
-	const uint32_t *enc;  /* shared: [class][token] */
-	const int16_t *grids; /* shared */
+	uint32_t token;		 /* shared address: [class][slot] */
+	const uint32_t *enc;	 /* shared: [class][token] */
+	const uint32_t *tau_dec; /* shared */
+	const int16_t *grids;	 /* shared */
 	struct warp_words w;
 };
 
-#define LAYER_DECODE_TABLES                                                             \
-	((LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_GRID_BYTES + RING_BYTES - 1u) & \
+#define LAYER_DECODE_GRIDS (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_SHARED_TAU)
+#define LAYER_DECODE_TABLES                                          \
+	((LAYER_DECODE_GRIDS + LAYER_GRID_BYTES + RING_BYTES - 1u) & \
 	 ~(RING_BYTES - 1u)) /* rings follow, which are aligned */
 
 /* What a decoder needs in shared memory, by the whole thread block. */
@@ -34,8 +39,8 @@ __device__ static inline void layer_decode_tables_load(uint8_t *to,
 						       const struct gpu_layer_tables *tables,
 						       const struct gpu_layer_grids *grids)
 {
-	tables_load(to, tables, LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
-	tables_load(to + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC, grids, LAYER_GRID_BYTES);
+	tables_load(to, tables, LAYER_DECODE_GRIDS);
+	tables_load(to + LAYER_DECODE_GRIDS, grids, LAYER_GRID_BYTES);
 }
 
 /* All but its words. */
@@ -44,9 +49,10 @@ __device__ __forceinline__ static void layer_decoder_init(struct layer_decoder *
 {
 	d->lane = lane;
 	d->below = (1u << lane) - 1u;
-	d->token = tables;
+	d->token = shared_at(tables);
 	d->enc = (const uint32_t *)(tables + LAYER_SHARED_TOKEN);
-	d->grids = (const int16_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	d->tau_dec = (const uint32_t *)(tables + LAYER_SHARED_TOKEN + LAYER_SHARED_ENC);
+	d->grids = (const int16_t *)(tables + LAYER_DECODE_GRIDS);
 }
 
 __device__ __forceinline__ static void layer_refill(struct layer_decoder *d)
@@ -57,11 +63,22 @@ __device__ __forceinline__ static void layer_refill(struct layer_decoder *d)
 	d->x = need ? d->x << 16 | word : d->x;
 }
 
+/* Like table_word(), of a table's row of CODEC_PROB_SUM. */
+__device__ __forceinline__ static uint32_t table_byte(uint32_t table, uint32_t row, uint32_t slot)
+{
+	uint32_t v;
+
+	asm("{ .reg .u32 at; mad.lo.u32 at, %1, %4, %2; add.u32 at, at, %3; ld.shared.u8 %0, [at]; }"
+	    : "=r"(v)
+	    : "r"(row), "r"(table), "r"(slot), "n"(CODEC_PROB_SUM));
+	return v;
+}
+
 __device__ __forceinline__ static uint32_t layer_take_token(struct layer_decoder *d,
 							    uint32_t class_)
 {
 	const uint32_t slot = d->x & (CODEC_PROB_SUM - 1u);
-	const uint32_t token = d->token[class_ * CODEC_PROB_SUM + slot];
+	const uint32_t token = table_byte(d->token, class_, slot);
 	const uint32_t e = d->enc[class_ * ENC_PITCH + token];
 
 	d->x = (e & ENTRY_FREQ_MASK) * (d->x >> CODEC_PROB_BITS) + slot - (e >> ENTRY_START_SHIFT);
@@ -113,15 +130,6 @@ __device__ __forceinline__ static void layer_value_is(struct layer_value *v, str
 	v->q = g.q;
 	v->groups = 0;
 	layer_value_next<DT>(v);
-}
-
-/* The position of the highest one bit; -1 of zero. */
-__device__ __forceinline__ static int32_t layer_top(uint32_t v)
-{
-	int32_t at;
-
-	asm("bfind.u32 %0, %1;" : "=r"(at) : "r"(v));
-	return at;
 }
 
 /* A row of any sort, after its tokens: the pattern of this lane's column. */
@@ -178,21 +186,21 @@ __device__ __forceinline__ static uint32_t layer_row_any(struct layer_decoder *d
  * A float of a small integer has its highest bits where bf16 has them.
  */
 __device__ __forceinline__ static uint32_t layer_row_bf16(struct layer_decoder *d,
-							  struct residual_grid g, uint32_t token)
+							  struct layer_cell g, uint32_t token)
 {
 	const int32_t x = (int32_t)token - RESIDUAL_NEAR + g.mu;
-	const uint32_t a = (uint32_t)(x ^ x >> 31), sign = ((uint32_t)x >> 31 ^ g.flip) << 15;
+	const uint32_t a = (uint32_t)(x ^ x >> 31), sign = ((uint32_t)x ^ g.sign) >> 16 & 0x8000u;
 	const int32_t want = min(max(7 - layer_top(a), 0), 7);
 	const uint32_t bits = layer_take_raw(d, (uint32_t)want);
 	/* Below 2^23: the guess has no more than 8 bits on its grid. */
 	const float whole = __int_as_float(0x4b000000 | (int32_t)(a << want | bits)) - 8388608.0f;
-	uint32_t mag = (__float_as_uint(whole) >> 16) + ((uint32_t)(g.q - want - 16) << 7);
+	uint32_t mag = (__float_as_uint(whole) >> 16) + ((g.q - (uint32_t)want - 14u) << 7);
 	const bool zero = a == 0;
 
 	if (__any_sync(FULL_MASK, zero)) {
 		const int32_t m = 7 - layer_top(bits);
 		const uint32_t low = layer_take_raw(d, zero ? (bits ? (uint32_t)m : 16u) : 0);
-		const uint32_t small = ((uint32_t)(g.q - 7 - m + 117) << 7) + (bits << m | low);
+		const uint32_t small = ((g.q - (uint32_t)m + 112u) << 7) + (bits << m | low);
 
 		mag = zero ? small : mag;
 		if (zero && bits == 0)
@@ -203,8 +211,7 @@ __device__ __forceinline__ static uint32_t layer_row_bf16(struct layer_decoder *
 
 /* Likewise where a lane's token is a bucket or an escape: its first item comes in the first step, the others later. */
 __device__ __forceinline__ static uint32_t layer_row_bf16_far(struct layer_decoder *d,
-							      struct residual_grid g,
-							      uint32_t token)
+							      struct layer_cell g, uint32_t token)
 {
 	const bool escape = token == RESIDUAL_ESC, far = token >= RESIDUAL_BUCKET_POS && !escape;
 	const bool neg = token >= RESIDUAL_BUCKET_NEG;
@@ -237,31 +244,30 @@ __device__ __forceinline__ static uint32_t layer_row_bf16_far(struct layer_decod
 	}
 	const int32_t m = 7 - layer_top(bits);
 	const float whole = __int_as_float(0x4b000000 | (int32_t)(a << want | bits)) - 8388608.0f;
-	const uint32_t mag = zero ? ((uint32_t)(g.q - 7 - m + 117) << 7) + (bits << (m & 31) | low)
+	const uint32_t mag = zero ? ((g.q - (uint32_t)m + 112u) << 7) + (bits << (m & 31) | low)
 				  : (__float_as_uint(whole) >> 16) +
-					     ((uint32_t)(g.q - want - 16) << 7);
+					     ((g.q - (uint32_t)want - 14u) << 7);
 
 	return escape		   ? item
 	       : zero && bits == 0 ? low
-				   : (mag & 0x7fffu) | (((uint32_t)x >> 31 ^ g.flip) & 1u) << 15;
+				   : (mag & 0x7fffu) | (((uint32_t)x ^ g.sign) >> 16 & 0x8000u);
 }
 
 /* One row.  words_need() was asked. */
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d,
-						     struct residual_grid g)
+__device__ __forceinline__ static uint32_t layer_row(struct layer_decoder *d, struct layer_cell g)
 {
 	const uint32_t token = layer_take_token(d, g.class_);
 
 	if (DT != 1)
-		return layer_row_any<DT>(d, g, token);
+		return layer_row_any<DT>(d, layer_grid_of(g), token);
 	return __any_sync(FULL_MASK, token >= RESIDUAL_BUCKET_POS) ? layer_row_bf16_far(d, g, token)
 								   : layer_row_bf16(d, g, token);
 }
 
 /* The steps of all tokens, a byte each. */
-__device__ __forceinline__ static void layer_taus(struct layer_decoder *d, const uint32_t *tau_dec,
-						  uint32_t tokens, uint8_t *tau)
+__device__ __forceinline__ static void layer_taus(struct layer_decoder *d, uint32_t tokens,
+						  uint8_t *tau)
 {
 	for (uint32_t first = 0; first < tokens; first += WARP_LANES) {
 		const uint32_t t = first + d->lane;
@@ -269,7 +275,7 @@ __device__ __forceinline__ static void layer_taus(struct layer_decoder *d, const
 
 		words_need(&d->w, d->lane);
 		if (here) {
-			const uint32_t e = tau_dec[d->x & (CODEC_PROB_SUM - 1u)];
+			const uint32_t e = d->tau_dec[d->x & (CODEC_PROB_SUM - 1u)];
 
 			tau[t] = (uint8_t)(e >> CODEC_DEC_TOKEN_SHIFT & CODEC_DEC_TOKEN_MASK);
 			d->x = codec_rans_decode_step(d->x, e);
@@ -281,14 +287,30 @@ __device__ __forceinline__ static void layer_taus(struct layer_decoder *d, const
 
 struct layer_job { /* of a warp */
 	const struct gpu_layer_run *run;
-	const struct gpu_layer_segment *s;
-	const struct gpu_task *task;
+	const struct gpu_layer_segment *s; /* shared */
 	const struct gpu_segment *seg;
-	uint32_t task_index;
-	uint8_t *leaf; /* shared */
+	uint8_t *page; /* of the block's segment */
+	uint32_t task_index, skip_tokens;
+	uint32_t warp;
+	uint8_t *leaf; /* shared; those of the thread block's warps follow each other */
 	uint8_t *tau;  /* shared by those that share it: a byte per token */
 	uint64_t *leaves;
+	uint8_t *inputs; /* of this segment, to be made here, or NULL */
 };
+
+/* What a lane's column begins with: its scale and the guesses of two rows. */
+struct layer_ahead {
+	int32_t base, mu[2];
+};
+
+__device__ __forceinline__ static struct layer_ahead layer_ahead_of(const int16_t *base,
+								    const int32_t *mu,
+								    uint32_t pitch)
+{
+	const struct layer_ahead a = { *base, { mu[0], mu[pitch] } };
+
+	return a;
+}
 
 /* Do 16 rows of the pages hold other patterns than the tile? */
 template <int BYTES>
@@ -335,27 +357,70 @@ __device__ __forceinline__ static void tile_keep(int32_t *mu, uint32_t pitch, co
 		((uint4 *)(mu + v / parts * pitch))[v % parts] = ((const uint4 *)tile)[v];
 }
 
+/* Four patterns of a row of a tile. */
+template <int DT>
+__device__ __forceinline__ static void tile_words(const uint8_t *at, uint32_t (&w)[2])
+{
+	w[0] = ((const uint32_t *)at)[0];
+	w[1] = DT <= 2 ? ((const uint32_t *)at)[1] : 0;
+}
+
+template <int DT>
+__device__ __forceinline__ static uint32_t tile_inputs_of(const uint8_t *at, uint4 mul, bool narrow)
+{
+	uint32_t w[2];
+	int32_t v[4];
+
+	tile_words<DT>(at, w);
+	layer_values_of<DT>(w, v);
+	return layer_inputs_of(narrow, mul, v);
+}
+
+/* A tile of a segment that is not turned as inputs of others: a lane 16 columns of a row.  row, column: its first. */
+template <int DT>
+__device__ __forceinline__ static void tile_inputs(const struct layer_job *j, uint32_t row,
+						   uint32_t column, const uint8_t *tile,
+						   uint32_t lane)
+{
+	const uint32_t bytes = DT <= 2 ? 2u : 1u, c = column + lane % 2u * 16u,
+		       at = row + lane / 2u;
+	const uint4 *mul = (const uint4 *)(j->s->in_mul + c);
+	uint8_t *to = j->inputs +
+		      ((uint64_t)(c / PIECE) * j->run->rows_pieces + at / PIECE) * PIECE_BYTES +
+		      piece_at(at % PIECE, c % PIECE);
+	const bool narrow = j->s->narrow;
+	uint4 v;
+
+	tile += lane * 16u * bytes;
+	v.x = tile_inputs_of<DT>(tile, mul[0], narrow);
+	v.y = tile_inputs_of<DT>(tile + 4u * bytes, mul[1], narrow);
+	v.z = tile_inputs_of<DT>(tile + 8u * bytes, mul[2], narrow);
+	v.w = tile_inputs_of<DT>(tile + 12u * bytes, mul[3], narrow);
+	*(uint4 *)to = v;
+}
+
 /* 16 rows of a group into the tile.  A guess is read two rows ahead, also beyond the last one.  RAWS: some are raw. */
 template <int DT, bool RAWS>
 __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const uint8_t *tau,
-						  int32_t base, const int32_t *mu, uint32_t pitch,
-						  uint8_t *tile)
+						  const struct layer_ahead *a, const int32_t *mu,
+						  uint32_t pitch, uint8_t *tile)
 {
 	const uint32_t bytes = DT <= 2 ? 2u : 1u;
+	const int32_t base = a->base;
 	const int16_t *const grids = layer_grids_of(d->grids, base);
-	struct residual_grid g = layer_grid(grids, base, *mu, tau[0]);
-	int32_t m = mu[pitch];
+	struct layer_cell g = layer_cell_of(grids, base, a->mu[0], tau[0]);
+	int32_t m = a->mu[1];
 
 	mu += 2u * pitch;
 	tile += d->lane * bytes;
 #pragma unroll 1
 	for (uint32_t k = 0; k < TILE_ROWS; k++, tile += 32u * bytes, mu += pitch) {
-		struct residual_grid next;
+		struct layer_cell next;
 		uint32_t pattern;
 
 		words_need(&d->w, d->lane);
 		/* While this row's states are on their way. */
-		next = layer_grid(grids, base, m, tau[k + 1u]);
+		next = layer_cell_of(grids, base, m, tau[k + 1u]);
 		m = *mu;
 		if (RAWS && __any_sync(FULL_MASK, tau[k] == RESIDUAL_TAU_RAW))
 			pattern = layer_take_raw(d, 8u * bytes);
@@ -370,57 +435,143 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 	__syncwarp();
 }
 
-/* WRITE: into the pages, leaves are kept.  Else: is it what lies there?  Returns whether it is not. */
+/* A barrier of the `each` warps from a multiple of each on that share a tau. */
+__device__ __forceinline__ static void streams_barrier(uint32_t warp, uint32_t each)
+{
+	if (each == 1u)
+		__syncwarp();
+	else
+		asm volatile("bar.sync %0, %1;" ::"r"(warp / each), "r"(each * WARP_LANES)
+			     : "memory");
+}
+
+#define QUAD_ROWS 8u /* that four warps take at once: a thread four pairs of one */
+static_assert(LAYER_TAU_STREAMS_MAX * CODEC_LANES == PIECE, "four warps' columns are a piece's");
+
+/* Tiles of four warps, turned back: 128 columns of heads that are pairs altogether.  row: the first of all tasks'. */
+template <int DT>
+__device__ __forceinline__ static void quad_inputs(const struct layer_job *j, uint32_t piece,
+						   uint32_t row, const uint8_t *tiles,
+						   uint32_t thread)
+{
+	const uint32_t pairs = j->s->pairs, at = thread % 16u * 4u, e = at & (pairs - 1u),
+		       c = (at - e) * 2u + e, other_c = c + pairs;
+	const uint4 mul = *(const uint4 *)(j->s->in_mul + piece * PIECE + c),
+		    other_mul = *(const uint4 *)(j->s->in_mul + piece * PIECE + other_c);
+	const uint32_t *turn = j->run->turn + (uint64_t)row * pairs + e;
+	uint8_t *to = j->inputs +
+		      ((uint64_t)piece * j->run->rows_pieces + row / PIECE) * PIECE_BYTES;
+	const bool narrow = j->s->narrow;
+
+	tiles += thread / 16u * 64u;
+#pragma unroll 1
+	for (uint32_t k = thread / 16u; k < TILE_ROWS; k += QUAD_ROWS, tiles += QUAD_ROWS * 64u) {
+		const uint4 four = *(const uint4 *)(turn + k * pairs);
+		const uint32_t t[4] = { four.x, four.y, four.z, four.w };
+		uint32_t w[2], other_w[2];
+		int32_t v[4], other[4];
+
+		tile_words<DT>(tiles + c / 32u * LEAF_BYTES + c % 32u * 2u, w);
+		tile_words<DT>(tiles + other_c / 32u * LEAF_BYTES + other_c % 32u * 2u, other_w);
+		layer_pairs_of<DT>(w, other_w, t, v, other);
+		*(uint32_t *)(to + piece_at((row + k) % PIECE, c)) = layer_inputs_of(narrow, mul,
+										     v);
+		*(uint32_t *)(to + piece_at((row + k) % PIECE, other_c)) =
+			layer_inputs_of(narrow, other_mul, other);
+	}
+}
+
+/* A tile as inputs of others, alone or with those of the other warps of its tau. */
+template <int DT>
+__device__ __forceinline__ static void layer_tile_inputs(const struct layer_job *j, uint32_t group,
+							 uint32_t token, const uint8_t *tile,
+							 uint32_t lane)
+{
+	const uint32_t row = j->task_index * j->run->tokens + token,
+		       of_quad = j->warp % LAYER_TAU_STREAMS_MAX;
+
+	if (DT > 2 || !j->s->pairs) {
+		tile_inputs<DT>(j, row, group * CODEC_LANES, tile, lane);
+		return;
+	}
+	streams_barrier(j->warp, LAYER_TAU_STREAMS_MAX);
+	quad_inputs<DT>(j, group / LAYER_TAU_STREAMS_MAX, row, j->leaf - of_quad * LEAF_BYTES,
+			of_quad * WARP_LANES + lane);
+	streams_barrier(j->warp, LAYER_TAU_STREAMS_MAX);
+}
+
+/* A decoded tile to all that want it.  index: of the segment's tiles. */
+template <int DT>
+__device__ __forceinline__ static void layer_tile_out(const struct layer_job *j,
+						      const struct tile_way *way,
+						      const struct xxh3_lane *xx, uint32_t group,
+						      uint32_t token, int32_t *mu, uint32_t index,
+						      const uint8_t *tile, uint32_t lane)
+{
+	const int BYTES = DT <= 2 ? 2 : 1;
+
+	tile_store<BYTES>(way, token, j->skip_tokens, tile, lane);
+	if (j->s->taken && !j->inputs)
+		tile_keep<BYTES>(mu, j->run->mu_columns, tile, lane);
+	if (BYTES == 2 || (index & 1u)) {
+		const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf, lane);
+		const uint32_t leaf = j->seg->first_leaf + index / (2u / BYTES);
+
+		if (lane < LEAF_ACCS)
+			j->leaves[(uint64_t)leaf * LEAF_ACCS + lane] = acc;
+	}
+	if (j->inputs)
+		layer_tile_inputs<DT>(j, group, token, tile, lane);
+	__syncwarp();
+}
+
+/*
+ * WRITE: into the pages, leaves are kept.  Else: is it what lies there?  Returns whether it is not.  mu: of this
+ * lane's column in the first group, whose beginning `a` is.
+ */
 template <int DT, bool WRITE>
 __device__ __forceinline__ static bool layer_share_decode(const struct layer_job *j,
 							  struct layer_decoder *d,
 							  const struct xxh3_lane *xx,
-							  struct layer_share h)
+							  struct layer_share h, int32_t *mu,
+							  struct layer_ahead a)
 {
 	const int BYTES = DT <= 2 ? 2 : 1;
-	const struct gpu_layer_run *r = j->run;
-	const uint32_t tokens = r->tokens, vector = warp_uniform(j->seg->vector);
-	uint8_t *base = segment_base(j->task->region, j->seg, j->task->block_index);
+	const uint32_t tokens = j->run->tokens, pitch = j->run->mu_columns,
+		       vector = warp_uniform(j->seg->vector);
 	bool differs = false;
 
 	for (uint32_t group = h.group_begin; group < h.group_end; group++) {
-		const uint32_t column = group * 32u + d->lane;
-		const struct tile_way way = tile_way_of<BYTES>(j->seg, base, group * 32u, vector,
+		const struct tile_way way = tile_way_of<BYTES>(j->seg, j->page, group * 32u, vector,
 							       d->lane);
-		int32_t *mu = r->mu + (uint64_t)j->task_index * tokens * r->mu_columns +
-			      group * 32u;
-		const int32_t scale = j->s->base[column];
 
-		for (uint32_t t = 0; t < tokens; t += TILE_ROWS, mu += TILE_ROWS * r->mu_columns) {
+		for (uint32_t t = 0; t < tokens; t += TILE_ROWS) {
 			const uint32_t index = group * (tokens / TILE_ROWS) + t / TILE_ROWS;
 			uint8_t *tile = j->leaf +
 					(BYTES == 1 ? (index & 1u) * (LEAF_BYTES / 2u) : 0);
+			int32_t *at = mu + (uint64_t)t * pitch;
 
 			if (__any_sync(FULL_MASK,
 				       j->tau[t + d->lane % TILE_ROWS] == RESIDUAL_TAU_RAW))
-				layer_tile<DT, true>(d, j->tau + t, scale, mu + d->lane,
-						     r->mu_columns, tile);
+				layer_tile<DT, true>(d, j->tau + t, &a, at, pitch, tile);
 			else
-				layer_tile<DT, false>(d, j->tau + t, scale, mu + d->lane,
-						      r->mu_columns, tile);
-			if (!WRITE) {
+				layer_tile<DT, false>(d, j->tau + t, &a, at, pitch, tile);
+			/* Of the next tile, while this one goes out: of this column, or of the next group's. */
+			if (t + TILE_ROWS < tokens)
+				a = layer_ahead_of(j->s->base + group * 32u + d->lane,
+						   at + TILE_ROWS * pitch, pitch);
+			else if (group + 1u < h.group_end)
+				a = layer_ahead_of(j->s->base + group * 32u + 32u + d->lane,
+						   mu + 32, pitch);
+			if (WRITE) {
+				layer_tile_out<DT>(j, &way, xx, group, t, at - d->lane, index, tile,
+						   d->lane);
+			} else {
 				differs |= tile_differs<BYTES>(&way, t, tile, d->lane);
 				__syncwarp();
-				continue;
 			}
-			tile_store<BYTES>(&way, t, j->task->skip_tokens, tile, d->lane);
-			if (j->s->taken)
-				tile_keep<BYTES>(mu, r->mu_columns, tile, d->lane);
-			if (BYTES == 2 || (index & 1u)) {
-				const uint64_t acc = xxh3_leaf(xx, (const uint64_t *)j->leaf,
-							       d->lane);
-				const uint32_t leaf = j->seg->first_leaf + index / (2u / BYTES);
-
-				if (d->lane < LEAF_ACCS)
-					j->leaves[(uint64_t)leaf * LEAF_ACCS + d->lane] = acc;
-			}
-			__syncwarp();
 		}
+		mu += 32;
 	}
 	return differs;
 }
@@ -451,7 +602,8 @@ __device__ __forceinline__ static bool layer_stream_park(struct gpu_layer_stream
 	if (d->lane == 0) {
 		s->words = (uint64_t)d->w.words + (under ? d->w.end : d->w.pos);
 		s->left = under ? 0 : (d->w.end - d->w.pos) / 2u;
-		s->bad |= bad;
+		if (bad) /* not read: it would be waited for */
+			s->bad = 1;
 	}
 	return bad;
 }

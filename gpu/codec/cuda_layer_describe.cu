@@ -304,6 +304,17 @@ static cudaError_t memory_fill(struct cuda_layer *l, const struct codec_geometry
 	return e == cudaSuccess ? cudaStreamSynchronize(stream) : e;
 }
 
+/* A pair's elements lie in one head; four warps decode the same tokens of 128 columns. */
+static bool pairs_at_hand(const struct layer_profile *p, const struct layer_segment *s,
+			  const struct cuda_layer_segment *launch)
+{
+	if (!s->turned)
+		return true;
+	return !p->interleaved && launch->dtype <= 2u && 2u * p->pairs == s->head_dim &&
+	       PIECE % s->head_dim == 0 && launch->tau_streams == LAYER_TAU_STREAMS_MAX &&
+	       s->columns == p->streams_count * CODEC_LANES;
+}
+
 static void launches_fill(struct cuda_layer *l, const struct codec_geometry *g,
 			  const struct layer_profile *p)
 {
@@ -321,6 +332,7 @@ static void launches_fill(struct cuda_layer *l, const struct codec_geometry *g,
 						 : (uint32_t)residual_log2(p->pairs) - 2u;
 		s->narrow = segment_narrow(&p->segments[i]);
 		s->tau_streams = residual_tau_streams(p->segments[i].columns, p->streams_count);
+		s->own_inputs = pairs_at_hand(p, &p->segments[i], s);
 		first += s->pieces;
 		for (uint32_t k = i - s->inputs; k < i; k++)
 			l->segment[k].taken = true;

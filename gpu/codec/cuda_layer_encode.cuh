@@ -99,37 +99,35 @@ __device__ __forceinline__ static uint32_t layer_symbol_of(struct layer_symbol<D
 	return entry;
 }
 
-/* |error| / sigma in 64ths, at most 256 sigma: residual_error_at().  All lanes of a warp. */
-__device__ __forceinline__ static uint32_t layer_error_ratio(uint32_t d, int32_t scale)
+#define ERROR_MOST 16384u /* 256 sigma, in 64ths */
+
+__device__ __forceinline__ static uint32_t layer_error_root(int32_t scale)
 {
-	const uint32_t root = scale & 2 ? (scale & 1 ? 9742u : 11585u)
-					: (scale & 1 ? 13777u : 16384u);
+	return scale & 2 ? (scale & 1 ? 9742u : 11585u) : (scale & 1 ? 13777u : 16384u);
+}
+
+/* |error| / sigma in 64ths, at most 256 sigma: residual_error_at(). */
+__device__ static __noinline__ uint32_t layer_error_ratio(uint32_t d, int32_t scale)
+{
 	const int32_t sh = min((scale >> 2) + 8, 63);
-	const uint64_t v = (uint64_t)d * root; /* below 2^46 */
-	const uint32_t high = (uint32_t)(v >> 32);
+	const uint64_t v = (uint64_t)d * layer_error_root(scale); /* below 2^46 */
+	const uint64_t wide = sh >= 0 ? v >> sh : sh < -20 ? ERROR_MOST : v << -sh;
 
-	if (__any_sync(FULL_MASK, (uint32_t)sh > 31u)) {
-		const uint64_t wide = sh >= 0 ? v >> sh : sh < -20 ? 16384u : v << -sh;
+	return wide < ERROR_MOST ? (uint32_t)wide : ERROR_MOST;
+}
 
-		return wide < 16384u ? (uint32_t)wide : 16384u;
-	}
-	return high >> sh ? 16384u : min(__funnelshift_r((uint32_t)v, high, sh), 16384u);
+/* What that is the high half of a product with, where there is such a number; else 0. */
+__device__ __forceinline__ static uint32_t layer_error_factor(int32_t scale)
+{
+	const int32_t sh = (scale >> 2) + 8;
+
+	return sh >= 15 && sh <= 32 ? layer_error_root(scale) << (32 - sh) : 0;
 }
 
 struct layer_page { /* a lane's column of a segment in the pages */
 	const uint8_t *at;
 	uint64_t stride;
 };
-
-__device__ __forceinline__ static struct layer_page layer_page_of(const struct gpu_task *task,
-								  const struct gpu_segment *seg,
-								  uint32_t column)
-{
-	return (struct layer_page){
-		.at = segment_base(task->region, seg, task->block_index) + column_off(seg, column),
-		.stride = seg->token_stride,
-	};
-}
 
 template <int DT>
 __device__ __forceinline__ static uint32_t layer_page_pattern(const struct layer_page *p,
@@ -166,12 +164,12 @@ struct layer_coded {
 };
 
 template <int DT>
-__device__ __forceinline__ static struct layer_coded layer_symbol_coded(struct residual_grid g,
+__device__ __forceinline__ static struct layer_coded layer_symbol_coded(struct layer_cell g,
 									uint32_t pattern,
 									const uint32_t *enc)
 {
 	struct layer_symbol<DT> s;
-	const uint32_t entry = layer_symbol_of<DT>(&s, g, pattern, enc);
+	const uint32_t entry = layer_symbol_of<DT>(&s, layer_grid_of(g), pattern, enc);
 	const uint32_t first = s.count > 0 ? s.bits[0] : 0, second = s.count > 1 ? s.bits[1] : 0;
 	struct layer_coded c;
 
@@ -189,26 +187,26 @@ __device__ __forceinline__ static struct layer_coded layer_symbol_coded(struct r
 
 /*
  * The same for bf16, without branches but for what is rare: below the unit are n bits of the mantissa, or 7 and then
- * those behind their first one bit, or the pattern.  All lanes of a warp.
+ * those behind their first one bit, or the pattern.  A subnormal value is so far below every unit that it needs no
+ * mantissa of its own.  All lanes of a warp.
  */
 template <>
-__device__ __forceinline__ struct layer_coded layer_symbol_coded<1>(struct residual_grid g,
+__device__ __forceinline__ struct layer_coded layer_symbol_coded<1>(struct layer_cell g,
 								    uint32_t pattern,
 								    const uint32_t *enc) {
-	const uint32_t mag = pattern & 0x7fffu, e = mag >> 7;
-	const uint32_t mant = (mag & 127u) | min(e, 1u) << 7;
-	const int32_t sh = (int32_t)max(e, 1u) - 118 - g.q, n = max(-sh, 0);
-	const uint32_t a = n > 31 ? 0 : mant << max(sh, 0) % 32 >> n;
-	const int32_t x = (int32_t)(a ^ (0u - ((pattern >> 15) ^ g.flip)));
+	const uint32_t mag = pattern & 0x7fffu, mant = (pattern & 127u) | 128u;
+	const int32_t sh = (int32_t)(mag >> 7) - 120 - (int32_t)g.q, n = max(-sh, 0);
+	/* mant << sh or >> -sh: shifts of 32 and more give nothing, as those do that are none, of what escapes. */
+	const uint32_t a = __funnelshift_rc(mant << 15, 0, (uint32_t)(15 - sh));
+	const int32_t x = (int32_t)a ^ (int32_t)(pattern << 16 ^ g.sign) >> 31;
 	const int32_t r = x - g.mu;
 	const bool zero = a == 0, escape = mag > 0x7f7fu || sh > RESIDUAL_SHIFT_MAX;
-	const int32_t rest = zero ? n - 7 : n; /* bits below the first item of a value near zero */
-	const uint32_t group = rest > 31 ? 0 : mant >> max(rest, 0);
+	const uint32_t rest =
+		(uint32_t)(n - 7); /* bits below the first item of a value near zero */
+	const uint32_t group = __funnelshift_rc(mant, 0, rest);
 	uint32_t token = (uint32_t)(r + RESIDUAL_NEAR);
 	uint32_t first = zero ? group : mant, first_bits = zero ? 7u : (uint32_t)n;
-	uint32_t second = group ? mant : pattern, second_bits = !zero	? 0
-								: group ? (uint32_t)rest
-									: 16u;
+	uint32_t second = group ? mant : pattern, second_bits = !zero ? 0 : group ? rest : 16u;
 	uint32_t third_bits = 0;
 	struct layer_coded c;
 
@@ -261,46 +259,131 @@ layer_symbol_tables_load(uint8_t *to, const struct gpu_layer_tables *tables,
 
 #define ROW_GROUPS 4u /* of a row, in registers at once */
 
-struct layer_rows { /* what symbols are made of, and where they go */
+struct layer_rows { /* what symbols are made of, and where they go: of the first of some rows */
 	const int16_t *base;
-	const uint8_t *page; /* of the token */
+	const uint8_t *page;
+	uint64_t page_stride; /* to the next row, like the next */
+	uint32_t pitch;	      /* of mu and symbol */
 	uint64_t head_stride;
 	uint32_t head_dim, head_magic;
 	const uint32_t *enc; /* shared, like the next */
 	const int16_t *grids;
-	const int32_t *mu; /* of the token */
+	const int32_t *mu;
 	uint2 *symbol;
 	uint32_t lane;
 };
 
+struct layer_columns { /* a lane's in ROW_GROUPS groups */
+	const uint8_t *page[ROW_GROUPS];
+	int32_t base[ROW_GROUPS];    /* clamped */
+	uint32_t factor[ROW_GROUPS]; /* layer_error_factor() */
+};
+
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_rows_pattern(const struct layer_rows *w,
-							      uint32_t column)
+__device__ __forceinline__ static const uint8_t *layer_rows_page(const struct layer_rows *w,
+								 uint32_t column)
 {
 	const uint32_t bytes = DT <= 2 ? 2u : 1u, head = __umulhi(column, w->head_magic);
-	const uint8_t *at = w->page + head * w->head_stride + (column - head * w->head_dim) * bytes;
 
-	return DT <= 2 ? *(const uint16_t *)at : *at;
+	return w->page + head * w->head_stride + (column - head * w->head_dim) * bytes;
+}
+
+/* Groups beyond the end are the last one. */
+template <int DT>
+__device__ __forceinline__ static void layer_columns_of(struct layer_columns *c,
+							const struct layer_rows *w, uint32_t group,
+							uint32_t end)
+{
+#pragma unroll
+	for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+		const uint32_t column = min(group + k, end - 1u) * CODEC_LANES + w->lane;
+		const int32_t base = w->base[column];
+
+		c->page[k] = layer_rows_page<DT>(w, column);
+		c->base[k] = layer_base_clamped(base);
+		c->factor[k] = layer_error_factor(base);
+	}
 }
 
 struct layer_scalars {
 	uint32_t pattern[ROW_GROUPS];
-	int32_t mu[ROW_GROUPS], base[ROW_GROUPS];
+	int32_t mu[ROW_GROUPS];
+};
+
+struct layer_row { /* of layer_rows: a lane's first column, and where in the pages */
+	const int32_t *mu;
+	uint2 *symbol;
+	uint64_t page_off;
 };
 
 template <int DT>
 __device__ __forceinline__ static void layer_scalars_load(struct layer_scalars *v,
-							  const struct layer_rows *w,
+							  const struct layer_columns *c,
+							  const struct layer_row *row,
 							  uint32_t group, uint32_t end)
 {
+	const int32_t *mu = row->mu + group * CODEC_LANES;
+
 #pragma unroll
 	for (uint32_t k = 0; k < ROW_GROUPS; k++) {
-		const uint32_t c = min(group + k, end - 1u) * CODEC_LANES + w->lane;
+		const uint8_t *at = c->page[k] + row->page_off;
 
-		v->pattern[k] = layer_rows_pattern<DT>(w, c);
-		v->mu[k] = w->mu[c];
-		v->base[k] = w->base[c];
+		v->pattern[k] = DT <= 2 ? *(const uint16_t *)at : *at;
 	}
+	if (group + ROW_GROUPS <= end) {
+#pragma unroll
+		for (uint32_t k = 0; k < ROW_GROUPS; k++)
+			v->mu[k] = mu[k * CODEC_LANES];
+		return;
+	}
+#pragma unroll
+	for (uint32_t k = 0; k < ROW_GROUPS; k++)
+		v->mu[k] = mu[min(k, end - 1u - group) * CODEC_LANES];
+}
+
+/* The values of patterns; large ones are rare. */
+template <int DT>
+__device__ __forceinline__ static void layer_scalars_fixed(const struct layer_scalars *v,
+							   int32_t (&x)[ROW_GROUPS])
+{
+	uint32_t most = 0;
+
+#pragma unroll
+	for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+		x[k] = DT == 1 ? __float2int_rz(__uint_as_float(v->pattern[k] << 16) *
+						(float)(1u << RESIDUAL_FRAC))
+			       : layer_fixed<DT>(v->pattern[k]);
+		most = max(most, v->pattern[k] & 0x7fffu);
+	}
+	if (DT == 1 && __any_sync(FULL_MASK, most >= LAYER_FIXED_LARGE)) {
+#pragma unroll
+		for (uint32_t k = 0; k < ROW_GROUPS; k++)
+			x[k] = layer_fixed<DT>(v->pattern[k]);
+	}
+}
+
+/* The sum of a lane's errors. */
+template <int DT>
+__device__ __forceinline__ static uint32_t layer_errors(const struct layer_scalars *v,
+							const struct layer_rows *w,
+							const struct layer_columns *c,
+							uint32_t group, uint32_t end)
+{
+	int32_t x[ROW_GROUPS];
+	uint32_t sum = 0;
+
+	layer_scalars_fixed<DT>(v, x);
+#pragma unroll
+	for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+		const uint32_t d = __sad(x[k], v->mu[k], 0);
+		uint32_t ratio = min(__umulhi(d, c->factor[k]), ERROR_MOST);
+
+		if (__any_sync(FULL_MASK, c->factor[k] == 0))
+			ratio = layer_error_ratio(
+				d, w->base[min(group + k, end - 1u) * CODEC_LANES + w->lane]);
+		sum += group + k < end ? ratio : 0;
+	}
+	return sum;
 }
 
 /* residual_pick_tau(), of a sum of errors. */
@@ -314,55 +397,90 @@ __device__ __forceinline__ static uint32_t layer_pick_tau(uint32_t sum, uint32_t
 	return __popc(__ballot_sync(FULL_MASK, above)); /* thresholds rise */
 }
 
-/* One token's row slice of those that share its tau: the tau, row_is_raw(), and its symbols. */
+/* Symbols of ROW_GROUPS groups, without those beyond the end.  Returns what a lane's cost. */
 template <int DT>
-__device__ __forceinline__ static uint32_t layer_row_symbols(const struct layer_rows *w,
-							     struct layer_share h)
+__device__ __forceinline__ static uint32_t layer_symbols_put(const struct layer_scalars *v,
+							     const struct layer_rows *w,
+							     const struct layer_columns *c,
+							     uint2 *symbol, uint32_t tau,
+							     uint32_t group, uint32_t end)
+{
+	uint32_t cost = 0;
+
+#pragma unroll
+	for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+		if (group + k >= end)
+			break;
+		const struct layer_coded s =
+			layer_symbol_coded<DT>(layer_cell_of(layer_grids_at(w->grids, c->base[k]),
+							     c->base[k], v->mu[k], tau),
+					       v->pattern[k], w->enc);
+
+		cost += s.cost;
+		symbol[(group + k) * CODEC_LANES] = s.symbol;
+	}
+	return cost;
+}
+
+/* A row of raw patterns. */
+template <int DT>
+__device__ __forceinline__ static void layer_row_raw(const struct layer_rows *w,
+						     struct layer_share h,
+						     const struct layer_row *row)
+{
+	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
+		const uint8_t *at = layer_rows_page<DT>(w, g * CODEC_LANES + w->lane) +
+				    row->page_off;
+
+		row->symbol[g * CODEC_LANES] = make_uint2(0, DT <= 2 ? *(const uint16_t *)at : *at);
+	}
+}
+
+/* Row slices of those that share their taus: each one's tau, row_is_raw(), and its symbols. */
+template <int DT>
+__device__ __forceinline__ static void layer_rows_symbols(const struct layer_rows *w,
+							  struct layer_share h, uint32_t rows,
+							  uint8_t *ret_tau)
 {
 	const struct residual_type t = residual_type_of(DT);
-	const uint32_t n = (h.group_end - h.group_begin) * CODEC_LANES;
+	const uint32_t begin = h.group_begin, end = h.group_end, n = (end - begin) * CODEC_LANES;
+	const bool wide = n > ROW_GROUPS * CODEC_LANES;
+	struct layer_columns c;
 	struct layer_scalars v;
-	uint32_t sum = 0, cost = 0, tau;
 
-	for (uint32_t g = h.group_begin; g < h.group_end; g += ROW_GROUPS) {
-		layer_scalars_load<DT>(&v, w, g, h.group_end);
-#pragma unroll
-		for (uint32_t k = 0; k < ROW_GROUPS; k++) {
-			const int32_t x = layer_fixed<DT>(v.pattern[k]);
-			const uint32_t d = x > v.mu[k] ? (uint32_t)x - (uint32_t)v.mu[k]
-						       : (uint32_t)v.mu[k] - (uint32_t)x;
-			const uint32_t ratio = layer_error_ratio(d, v.base[k]);
+	struct layer_row row = { w->mu + w->lane, w->symbol + w->lane, 0 };
 
-			sum += g + k < h.group_end ? ratio : 0;
+	layer_columns_of<DT>(&c, w, begin, end);
+#pragma unroll 1
+	for (uint32_t i = 0; i < rows; i++) {
+		uint32_t sum = 0, cost = 0, tau;
+
+		for (uint32_t g = begin; g < end; g += ROW_GROUPS) {
+			if (wide)
+				layer_columns_of<DT>(&c, w, g, end);
+			layer_scalars_load<DT>(&v, &c, &row, g, end);
+			sum += layer_errors<DT>(&v, w, &c, g, end);
 		}
-	}
-	sum = layer_warp_sum(sum); /* at most columns * 2^14 < 2^31 */
-	tau = layer_pick_tau(sum, n, w->lane);
-	for (uint32_t g = h.group_begin; g < h.group_end; g += ROW_GROUPS) {
-		if (n > ROW_GROUPS * CODEC_LANES)
-			layer_scalars_load<DT>(&v, w, g, h.group_end);
-#pragma unroll
-		for (uint32_t k = 0; k < ROW_GROUPS; k++) {
-			if (g + k >= h.group_end)
-				break;
-			const struct layer_coded c = layer_symbol_coded<DT>(
-				layer_grid(layer_grids_of(w->grids, v.base[k]), v.base[k], v.mu[k],
-					   tau),
-				v.pattern[k], w->enc);
-
-			cost += c.cost;
-			w->symbol[(g + k) * CODEC_LANES + w->lane] = c.symbol;
+		sum = layer_warp_sum(sum); /* at most columns * 2^14 < 2^31 */
+		tau = layer_pick_tau(sum, n, w->lane);
+		for (uint32_t g = begin; g < end; g += ROW_GROUPS) {
+			if (wide) {
+				layer_columns_of<DT>(&c, w, g, end);
+				layer_scalars_load<DT>(&v, &c, &row, g, end);
+			}
+			cost += layer_symbols_put<DT>(&v, w, &c, row.symbol, tau, g, end);
 		}
+		cost = layer_warp_sum(cost);
+		if (cost >= LAYER_COST_ONE * t.bits * n) {
+			layer_row_raw<DT>(w, h, &row);
+			tau = RESIDUAL_TAU_RAW;
+		}
+		if (w->lane == 0)
+			ret_tau[i] = (uint8_t)tau;
+		row.mu += w->pitch;
+		row.symbol += w->pitch;
+		row.page_off += w->page_stride;
 	}
-	cost = layer_warp_sum(cost);
-	if (cost < LAYER_COST_ONE * t.bits * n)
-		return tau;
-	for (uint32_t g = h.group_begin; g < h.group_end; g++) {
-		const uint32_t c = g * CODEC_LANES + w->lane;
-
-		w->symbol[c] = make_uint2(0, layer_rows_pattern<DT>(w, c));
-	}
-	return RESIDUAL_TAU_RAW;
 }
 
 /* ---- coding ---- */
@@ -475,21 +593,21 @@ __device__ __forceinline__ static void layer_put_symbols(struct layer_coder *c, 
 
 #define CODE_ROWS 4u /* at once; symbols of as many more are on their way */
 
-struct layer_group {		/* of rows, to be coded */
-	uint32_t tokens, pitch; /* pitch: of rows of mu and symbol */
-	const uint8_t *tau;	/* of all tokens, 4-byte aligned */
-	const uint2 *symbol;	/* this lane's column of the first row, likewise */
+/* Place: what page(), a lane's column of the pages, is asked of where a row needs its values again: seldom. */
+template <typename Place> struct layer_group { /* of rows, to be coded */
+	uint32_t tokens, pitch;		       /* pitch: of rows of mu and symbol */
+	const uint8_t *tau;		       /* of all tokens, 4-byte aligned */
+	const uint2 *symbol;		       /* this lane's column of the first row, likewise */
 	const int32_t *mu;
-	struct layer_page page;
-	int32_t base;
+	Place place;
+	const int16_t *base;
 };
 
-template <int DT>
-__device__ __forceinline__ static void layer_rows_encode(const struct layer_group *g,
+template <int DT, typename Place>
+__device__ __forceinline__ static void layer_rows_encode(const struct layer_group<Place> *g,
 							 struct layer_coder *c, uint32_t t,
-							 const uint2 (&s)[CODE_ROWS])
+							 uint32_t taus, const uint2 (&s)[CODE_ROWS])
 {
-	const uint32_t taus = *(const uint32_t *)(g->tau + t);
 	/* A byte of RESIDUAL_TAU_RAW, the largest, has a bit that no other has. */
 	const bool raws = __any_sync(FULL_MASK, (taus & RESIDUAL_TAU_RAW * 0x01010101u) != 0);
 
@@ -501,26 +619,30 @@ __device__ __forceinline__ static void layer_rows_encode(const struct layer_grou
 			layer_put_raw(c, s[k].y, DT <= 2 ? 16u : 8u);
 			continue;
 		}
-		if (__any_sync(FULL_MASK, (s[k].x & SYMBOL_MORE) != 0))
+		if (__any_sync(FULL_MASK, (s[k].x & SYMBOL_MORE) != 0)) {
+			const struct layer_page page = g->place.page();
+
 			layer_put_row<DT>(c,
 					  residual_grid(residual_type_of(DT),
 							g->mu[(uint64_t)(t + k) * g->pitch],
-							layer_scale(g->base, tau)),
-					  layer_page_pattern<DT>(&g->page, t + k));
-		else
+							layer_scale(*g->base, tau)),
+					  layer_page_pattern<DT>(&page, t + k));
+		} else {
 			layer_put_symbols(c, s[k]);
+		}
 		c->escapes += s[k].x >> 31;
 	}
 }
 
 /* Rows of a group, the last first.  False: their words do not fit. */
-template <int DT>
-__device__ __forceinline__ static bool layer_group_encode(const struct layer_group *g,
+template <int DT, typename Place>
+__device__ __forceinline__ static bool layer_group_encode(const struct layer_group<Place> *g,
 							  struct layer_coder *c)
 {
 	const uint32_t pitch = g->pitch;
 	const uint2 *next = g->symbol + (uint64_t)(g->tokens - CODE_ROWS) * pitch;
 	uint2 s[CODE_ROWS], ahead[CODE_ROWS];
+	uint32_t taus, taus_ahead = *(const uint32_t *)(g->tau + g->tokens - CODE_ROWS);
 
 #pragma unroll
 	for (uint32_t k = 0; k < CODE_ROWS; k++)
@@ -529,6 +651,8 @@ __device__ __forceinline__ static bool layer_group_encode(const struct layer_gro
 	for (uint32_t t = g->tokens; t > 0;) {
 		t -= CODE_ROWS;
 		next -= t > 0 ? CODE_ROWS * pitch : 0;
+		taus = taus_ahead;
+		taus_ahead = *(const uint32_t *)(g->tau + (t > 0 ? t - CODE_ROWS : 0));
 #pragma unroll
 		for (uint32_t k = 0; k < CODE_ROWS; k++) {
 			s[k] = ahead[k];
@@ -536,7 +660,7 @@ __device__ __forceinline__ static bool layer_group_encode(const struct layer_gro
 		}
 		if (__any_sync(FULL_MASK, c->at < CODE_ROWS * LAYER_ROW_BYTES))
 			return false;
-		layer_rows_encode<DT>(g, c, t, s);
+		layer_rows_encode<DT>(g, c, t, taus, s);
 	}
 	return true;
 }
@@ -557,34 +681,44 @@ __device__ __forceinline__ static bool layer_taus_encode(const uint32_t *tau_enc
 	return true;
 }
 
+struct layer_place { /* a lane's column of a task's segment */
+	const struct gpu_layer_task *task;
+	uint32_t segment, column;
+
+	__device__ __forceinline__ struct layer_page page() const
+	{
+		const struct gpu_segment *s = task->segment + segment;
+
+		return (struct layer_page){ .at = layer_page_base(task, s) + column_off(s, column),
+					    .stride = s->token_stride };
+	}
+};
+
 /* A stream's share of a segment; first: of those that share its taus.  False: its words do not fit. */
 template <int DT>
 __device__ __forceinline__ static bool layer_share_encode(const struct gpu_layer_run *r,
 							  const struct gpu_layer_segment *s,
-							  const struct gpu_task *task,
 							  struct layer_share h, uint32_t task_index,
 							  const uint8_t *tau, bool first,
 							  struct layer_coder *c, uint32_t lane)
 {
-	const struct gpu_segment *seg = &task->region->g.segment[s->segment];
 	const uint32_t tokens = r->tokens;
-	const struct gpu_layer_tables *tables = &r->layer.tables[s->tables];
 
 	for (uint32_t group = h.group_end; group-- > h.group_begin;) {
 		const uint32_t column = group * CODEC_LANES + lane;
 		const uint64_t at = (uint64_t)task_index * tokens * r->mu_columns + column;
-		const struct layer_group g = { .tokens = tokens,
-					       .pitch = r->mu_columns,
-					       .tau = tau,
-					       .symbol = r->symbol + at,
-					       .mu = r->mu + at,
-					       .page = layer_page_of(task, seg, column),
-					       .base = s->base[column] };
+		const struct layer_group<struct layer_place> g = {
+			.tokens = tokens, .pitch = r->mu_columns, .tau = tau,
+			.symbol = r->symbol + at, .mu = r->mu + at,
+			.place = { &r->of[task_index], s->segment, column },
+			.base = s->base + column
+		};
 
 		if (!layer_group_encode<DT>(&g, c))
 			return false;
 	}
-	return !first || layer_taus_encode(tables->tau_enc, tau, tokens, c, lane);
+	return !first ||
+	       layer_taus_encode(r->layer.tables[s->tables].tau_enc, tau, tokens, c, lane);
 }
 
 #endif

@@ -15,21 +15,26 @@
 #include "gpu/codec/cuda_hopper.cuh"
 #include "gpu/codec/cuda_layer.cuh"
 
-#define GEMM_STAGES 3u
-#define GEMM_GROUPS 2u /* that multiply */
-#define GEMM_ROWS 64u  /* of one of them */
+#define GEMM_STAGES 3u	     /* of the ring, where two thread blocks share a multiprocessor */
+#define GEMM_STAGES_ALONE 5u /* where each has one to itself: more must be on its way at once */
+#define GEMM_GROUPS 2u	     /* that multiply */
+#define GEMM_ROWS 64u	     /* of one of them */
 #define GEMM_ROWS_BYTES (GEMM_ROWS * PIECE)
 #define GEMM_STAGE_BYTES (2u * PIECE_BYTES)
-#define GEMM_SHARED (GEMM_STAGES * GEMM_STAGE_BYTES + 1024u + 2u * GEMM_STAGES * 8u)
 #define GEMM_THREADS (GEMM_GROUPS * 128u)
 #define GEMM_BLOCKS 2 /* to a multiprocessor */
 #define GEMM_UNTURNED 99u
 #define GEMM_SUMS 64u /* of a thread: 2 rows of 32 columns */
 
+CODEC_HD uint32_t gemm_shared(uint32_t stages)
+{
+	return stages * GEMM_STAGE_BYTES + 1024u + 2u * stages * 8u;
+}
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-struct gemm_feed {		  /* one thread's: the pieces of a tile, in order */
-	uint32_t input, piece, n; /* next */
+struct gemm_feed {			 /* one thread's: the pieces of a tile, in order */
+	uint32_t input, piece, n, stage; /* next */
 };
 
 __device__ __forceinline__ static void gemm_fetch(struct gemm_feed *f,
@@ -38,8 +43,7 @@ __device__ __forceinline__ static void gemm_fetch(struct gemm_feed *f,
 						  const uint8_t *weights, uint32_t ring,
 						  uint32_t barriers)
 {
-	const uint32_t stage = f->n % GEMM_STAGES, full = barriers + 16u * stage,
-		       to = ring + stage * GEMM_STAGE_BYTES;
+	const uint32_t full = barriers + 16u * f->stage, to = ring + f->stage * GEMM_STAGE_BYTES;
 
 	mbar_expect(full, GEMM_STAGE_BYTES);
 	bulk_fetch(to,
@@ -48,6 +52,7 @@ __device__ __forceinline__ static void gemm_fetch(struct gemm_feed *f,
 		   PIECE_BYTES, full);
 	bulk_fetch(to + PIECE_BYTES, weights + (uint64_t)f->n * PIECE_BYTES, PIECE_BYTES, full);
 	f->n++;
+	f->stage = f->stage + 1u < io->stages ? f->stage + 1u : 0;
 	if (++f->piece == io->pieces[f->input]) {
 		f->piece = 0;
 		f->input++;
@@ -61,27 +66,28 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 {
 	const uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
 	const uint32_t ring = (base + 1023u) & ~1023u, all = s->inputs_pieces;
-	const uint32_t barriers = ring + GEMM_STAGES * GEMM_STAGE_BYTES;
+	const uint32_t stages = io->stages, barriers = ring + stages * GEMM_STAGE_BYTES;
 	const uint8_t *weights = s->weights + (uint64_t)blockIdx.y * all * PIECE_BYTES;
 	const uint32_t rows = warp_uniform(threadIdx.x / 128u) * GEMM_ROWS_BYTES;
-	struct gemm_feed feed = { 0, 0, 0 };
+	struct gemm_feed feed = { 0, 0, 0, 0 };
+	uint32_t stage = 0, turn = 0, last = 0, last_turn = 0; /* of the piece before */
 
 	if (threadIdx.x == 0) {
-		for (uint32_t i = 0; i < GEMM_STAGES; i++) {
+		for (uint32_t i = 0; i < stages; i++) {
 			mbar_init(barriers + 16u * i, 1);
 			mbar_init(barriers + 16u * i + 8u, GEMM_GROUPS);
 		}
 		asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 		asm volatile("fence.proxy.async;" ::: "memory");
-		while (feed.n < all && feed.n < GEMM_STAGES)
+		while (feed.n < all && feed.n < stages)
 			gemm_fetch(&feed, r, io, weights, ring, barriers);
 	}
 	__syncthreads();
 	for (uint32_t n = 0; n < all; n++) {
-		const uint32_t stage = n % GEMM_STAGES, at = ring + stage * GEMM_STAGE_BYTES;
-		const uint32_t empty = barriers + 16u * ((n + GEMM_STAGES - 1u) % GEMM_STAGES) + 8u;
+		const uint32_t at = ring + stage * GEMM_STAGE_BYTES;
+		const uint32_t empty = barriers + 16u * last + 8u;
 
-		mbar_wait(barriers + 16u * stage, n / GEMM_STAGES & 1u);
+		mbar_wait(barriers + 16u * stage, turn);
 		__syncwarp();
 		asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
@@ -94,8 +100,14 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 		if (n > 0 && threadIdx.x % 128u == 0)
 			mbar_arrive(empty);
 		if (n > 0 && threadIdx.x == 0 && feed.n < all) {
-			mbar_wait(empty, (n - 1u) / GEMM_STAGES & 1u);
+			mbar_wait(empty, last_turn);
 			gemm_fetch(&feed, r, io, weights, ring, barriers);
+		}
+		last = stage;
+		last_turn = turn;
+		if (++stage == stages) {
+			stage = 0;
+			turn ^= 1u;
 		}
 	}
 	asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");

@@ -25,106 +25,100 @@ __global__ void layer_turn_kernel(const __grid_constant__ struct gpu_layer_run r
 	r.turn[i] = ((uint32_t)t.cos & 0xffffu) | (uint32_t)t.sin << 16;
 }
 
-/* Four patterns: where decoding left them, or from the pages. */
-template <bool PAGES>
-__device__ static inline void patterns_load(const struct gpu_layer_run *r,
-					    const struct gpu_task *task,
-					    const struct gpu_segment *seg, uint32_t row,
-					    uint32_t column, uint32_t bytes, uint32_t (&p)[4])
-{
-	const uint8_t *at = PAGES ? segment_base(task->region, seg, task->block_index) +
-					    (uint64_t)(row % r->tokens) * seg->token_stride +
-					    column_off(seg, column)
-				  : (const uint8_t *)(r->mu + (uint64_t)row * r->mu_columns +
-						      column / CODEC_LANES * CODEC_LANES) +
-					    column % CODEC_LANES * bytes;
-	const bool vector = !PAGES || seg->vector;
-
-	if (vector && bytes == 2u) {
-		const uint2 v = *(const uint2 *)at;
-
-		p[0] = v.x & 0xffffu;
-		p[1] = v.x >> 16;
-		p[2] = v.y & 0xffffu;
-		p[3] = v.y >> 16;
-	} else if (vector) {
-		const uint32_t v = *(const uint32_t *)at;
-
-		for (uint32_t k = 0; k < 4; k++)
-			p[k] = v >> 8u * k & 0xffu;
-	} else {
-		for (uint32_t k = 0; k < 4; k++)
-			p[k] = bytes == 2u ? ((const uint16_t *)at)[k] : at[k];
-	}
-}
-
 #define INPUT_ROWS 4u /* of a thread; of one task */
 
-struct inputs_place { /* of a row */
+struct inputs_place { /* of a thread: its first row */
 	const struct gpu_layer_run *r;
 	const struct gpu_layer_segment *s;
-	const struct gpu_task *task;
+	const uint8_t *patterns; /* of the row: in the pages, or where decoding left them */
+	uint64_t stride;	 /* from a row of them to the next */
 	const struct gpu_segment *seg;
+	bool vector;
 	uint8_t *out;
 	uint32_t row;
 };
 
-template <int DT, bool PAGES>
-__device__ static inline void inputs_load(const struct inputs_place *w, uint32_t column,
-					  int32_t (&v)[4])
+/* Where four columns are: PAGES or what tile_keep() left. */
+template <bool PAGES>
+__device__ __forceinline__ static const uint8_t *inputs_at(const struct inputs_place *w,
+							   uint32_t column, uint32_t bytes)
 {
-	uint32_t p[4];
+	return w->patterns +
+	       (PAGES ? column_off(w->seg, column)
+		      : column / CODEC_LANES * (CODEC_LANES * 4u) + column % CODEC_LANES * bytes);
+}
 
-	patterns_load<PAGES>(w->r, w->task, w->seg, w->row, column, residual_type_of(DT).bits / 8u,
-			     p);
+/* Four patterns. */
+template <int DT>
+__device__ __forceinline__ static void inputs_load(const uint8_t *at, bool vector, uint32_t (&w)[2])
+{
+	const uint16_t *two = (const uint16_t *)at;
+
+	w[1] = 0;
+	if (vector && DT <= 2) {
+		const uint2 four = *(const uint2 *)at;
+
+		w[0] = four.x;
+		w[1] = four.y;
+	} else if (vector) {
+		w[0] = *(const uint32_t *)at;
+	} else if (DT <= 2) {
+		w[0] = two[0] | (uint32_t)two[1] << 16;
+		w[1] = two[2] | (uint32_t)two[3] << 16;
+	} else {
+		w[0] = at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+	}
+}
+
+/* Of four pairs. */
+__device__ __forceinline__ static void inputs_turns(const uint32_t *turn, uint32_t (&t)[4])
+{
 #pragma unroll
 	for (uint32_t k = 0; k < 4; k++)
-		v[k] = layer_fixed<DT>(p[k]);
+		t[k] = turn[k];
 }
 
-__device__ static inline void inputs_store(const struct inputs_place *w, uint32_t column,
-					   const int32_t (&v)[4])
-{
-	const uint4 mul = *(const uint4 *)(w->s->in_mul + column);
-	const uint32_t m[4] = { mul.x, mul.y, mul.z, mul.w };
-	uint32_t out = 0;
-
-#pragma unroll
-	for (uint32_t k = 0; k < 4; k++) {
-		/* layer_input() */
-		const int32_t x = w->s->narrow ? (int32_t)(((int64_t)v[k] * (int32_t)m[k] +
-							    ((int64_t)1 << 31)) >>
-							   32)
-					       : layer_input(v[k], m[k]);
-
-		out |= ((uint32_t)min(max(x, -127), 127) & 0xffu) << 8u * k;
-	}
-	*(uint32_t *)(w->out +
-		      ((uint64_t)(column / PIECE) * w->r->rows_pieces + w->row / PIECE) *
-			      PIECE_BYTES +
-		      piece_at(w->row % PIECE, column % PIECE)) = out;
-}
-
-/* Four columns of a row: values, turned back, as inputs.  pair: the other elements lie `pairs` on; both are made. */
+/* The same four columns of INPUT_ROWS rows: values, turned back, as inputs.  pair: and those `pairs` on. */
 template <int DT, bool PAGES>
-__device__ static inline void inputs_make(const struct inputs_place *w, uint32_t column, uint32_t e,
-					  bool pair)
+__device__ __forceinline__ static void inputs_make(const struct inputs_place *w, uint32_t column,
+						   uint32_t e, bool pair)
 {
-	const uint32_t pairs = w->s->pairs;
-	int32_t v[4], other[4];
+	const uint32_t pairs = w->s->pairs, bytes = residual_type_of(DT).bits / 8u,
+		       second = pair ? column + pairs : column;
+	const bool narrow = w->s->narrow, neighbours = w->s->interleaved && e < 2u * pairs;
+	const uint4 mul = *(const uint4 *)(w->s->in_mul + column),
+		    second_mul = *(const uint4 *)(w->s->in_mul + second);
+	const uint8_t *at = inputs_at<PAGES>(w, column, bytes),
+		      *second_at = inputs_at<PAGES>(w, second, bytes);
+	const uint32_t *turn = w->r->turn + w->row * pairs + (neighbours ? e / 2u : e);
+	const uint64_t piece_row = (uint64_t)w->row / PIECE * PIECE_BYTES,
+		       pitch = (uint64_t)w->r->rows_pieces * PIECE_BYTES;
+	uint8_t *to = w->out + column / PIECE * pitch + piece_row,
+		*second_to = w->out + second / PIECE * pitch + piece_row;
 
-	inputs_load<DT, PAGES>(w, column, v);
-	if (pair) {
-		inputs_load<DT, PAGES>(w, column + pairs, other);
-#pragma unroll
-		for (uint32_t k = 0; k < 4; k++)
-			layer_unrotate_any(layer_turn_at(w->r, w->row, e + k), &v[k], &other[k]);
-		inputs_store(w, column + pairs, other);
-	} else if (w->s->interleaved && e < 2u * pairs) {
-		layer_unrotate_any(layer_turn_at(w->r, w->row, e / 2u), &v[0], &v[1]);
-		layer_unrotate_any(layer_turn_at(w->r, w->row, e / 2u + 1u), &v[2], &v[3]);
+#pragma unroll 1
+	for (uint32_t i = 0; i < INPUT_ROWS; i++, at += w->stride, second_at += w->stride) {
+		const uint32_t row = (w->row + i) % PIECE;
+		uint32_t words[2], other_words[2], t[4];
+		int32_t v[4], other[4];
+
+		inputs_load<DT>(at, w->vector, words);
+		if (pair) {
+			inputs_load<DT>(second_at, w->vector, other_words);
+			inputs_turns(turn, t);
+			layer_pairs_of<DT>(words, other_words, t, v, other);
+			*(uint32_t *)(second_to + piece_at(row, second % PIECE)) =
+				layer_inputs_of(narrow, second_mul, other);
+		} else {
+			layer_values_of<DT>(words, v);
+		}
+		if (neighbours) {
+			layer_unrotate_any(layer_turn_unpacked(turn[0]), &v[0], &v[1]);
+			layer_unrotate_any(layer_turn_unpacked(turn[1]), &v[2], &v[3]);
+		}
+		*(uint32_t *)(to + piece_at(row, column % PIECE)) = layer_inputs_of(narrow, mul, v);
+		turn += pairs;
 	}
-	inputs_store(w, column, v);
 }
 
 /* A thread: four columns of some rows, or twice four that are pairs.  PAGES: of every segment in turn (blockIdx.y). */
@@ -146,24 +140,26 @@ __global__ __launch_bounds__(PLAIN_THREADS) void layer_inputs_kernel(
 	before_is_done();
 	if (row >= r.rows)
 		return;
+	const uint32_t t = row / r.tokens, column = head * s.head_dim + e;
+	const struct gpu_layer_task *of = &r.of[t];
+
 	w.r = &r;
 	w.s = &s;
-	w.task = &r.task[row / r.tokens];
-	w.seg = &w.task->region->g.segment[s.segment];
+	w.seg = of->segment + s.segment;
+	w.vector = !PAGES || w.seg->vector;
+	w.stride = PAGES ? w.seg->token_stride : r.mu_columns * 4u;
+	w.patterns = PAGES ? layer_page_base(of, w.seg) + row % r.tokens * w.stride
+			   : (const uint8_t *)r.mu + row * w.stride;
 	w.out = out + (PAGES ? (uint64_t)s.first_piece * r.rows_pieces * PIECE_BYTES : 0);
-#pragma unroll 1
-	for (w.row = row; w.row < row + INPUT_ROWS; w.row++) {
-		const uint32_t column = head * s.head_dim + e;
-
-		if (s.dtype == 1)
-			inputs_make<1, PAGES>(&w, column, e, pair);
-		else if (s.dtype == 2)
-			inputs_make<2, PAGES>(&w, column, e, pair);
-		else if (s.dtype == 3)
-			inputs_make<3, PAGES>(&w, column, e, pair);
-		else
-			inputs_make<4, PAGES>(&w, column, e, pair);
-	}
+	w.row = row;
+	if (s.dtype == 1)
+		inputs_make<1, PAGES>(&w, column, e, pair);
+	else if (s.dtype == 2)
+		inputs_make<2, PAGES>(&w, column, e, pair);
+	else if (s.dtype == 3)
+		inputs_make<3, PAGES>(&w, column, e, pair);
+	else
+		inputs_make<4, PAGES>(&w, column, e, pair);
 }
 
 #endif

@@ -16,6 +16,7 @@ struct cuda_layer_segment { /* what launches must know */
 	uint32_t turn; /* which of gemm_rotate()'s */
 	bool narrow;
 	bool taken; /* by a later one */
+	bool own_inputs; /* its decoder can make them: warps that share a tau have both elements of its pairs */
 };
 
 struct cuda_layer_shape { /* of a geometry and a profile: what scratch is made of */

@@ -27,12 +27,13 @@ static inline void tables_fill(struct gpu_layer_tables *out, const struct residu
 static inline void grids_fill(struct gpu_layer_grids *out, uint32_t dtype)
 {
 	for (int32_t i = 0; i < 256; i++)
-		for (uint32_t top = 0; top < 32; top++) {
+		for (uint32_t column = 0; column < GRID_PITCH; column++) {
 			const int32_t at = i + GRID_SCALE_FIRST,
 				      scale = at < RESIDUAL_SCALE_MIN	? RESIDUAL_SCALE_MIN
 					      : at > RESIDUAL_SCALE_MAX ? RESIDUAL_SCALE_MAX
 									: at;
 			/* Phase 0, but for a that has no bits there. */
+			const uint32_t top = column ? column - 1u : 0;
 			const uint32_t a = top < 31 ? 1u << top : RESIDUAL_MU_MAX;
 			const struct residual_grid g = residual_grid(residual_type_of(dtype),
 								     (int32_t)a, scale);
@@ -40,10 +41,10 @@ static inline void grids_fill(struct gpu_layer_grids *out, uint32_t dtype)
 			const uint32_t phase = phased ? a >> (g.q - 2) & 3u : 0;
 			const bool far = g.class_ >= 52;
 
-			out->grid[i][top] = (int16_t)((uint32_t)(g.q - 2) | (far ? GRID_FAR : 0) |
-						      (phased ? 3u : 0) << GRID_PHASE_SHIFT |
-						      (far ? 0 : g.class_ - phase)
-							      << GRID_CLASS_SHIFT);
+			out->grid[i][column] =
+				(int16_t)((uint32_t)(g.q - 2) | (far ? GRID_FAR : 0) |
+					  (phased ? 3u : 0) << GRID_PHASE_SHIFT |
+					  (far ? 0 : g.class_ - phase) << GRID_CLASS_SHIFT);
 		}
 }
 

@@ -42,12 +42,12 @@ __device__ __forceinline__ static void code_group_decode(const struct gpu_code_r
 #pragma unroll
 	for (uint32_t k = 0; k < CODE_AHEAD; k++)
 		m[k] = mu[(uint64_t)k * columns];
-	struct residual_grid g = layer_grid(grids, base, m[0], tau[0]);
+	struct layer_cell g = layer_cell_of(grids, base, m[0], tau[0]);
 
 #pragma unroll 1
 	for (uint32_t t = 0; t < tokens; t++, to += columns * bytes) {
 		const uint32_t ahead = min(t + CODE_AHEAD, tokens - 1u);
-		struct residual_grid next;
+		struct layer_cell next;
 		uint32_t pattern;
 
 		if (t % TILE_ROWS == 0)
@@ -59,7 +59,7 @@ __device__ __forceinline__ static void code_group_decode(const struct gpu_code_r
 			m[i] = m[i + 1u];
 		m[CODE_AHEAD - 1u] = mu[(uint64_t)ahead * columns];
 		/* While this row's states are on their way. */
-		next = layer_grid(grids, base, m[0], tau[min(t + 1u, tokens - 1u)]);
+		next = layer_cell_of(grids, base, m[0], tau[min(t + 1u, tokens - 1u)]);
 		if (raws && __any_sync(FULL_MASK, tau[t] == RESIDUAL_TAU_RAW))
 			pattern = layer_take_raw(d, 8u * bytes);
 		else
@@ -79,7 +79,7 @@ __device__ static void code_share_decode(const struct gpu_code_run *r,
 					 struct layer_share h, struct layer_decoder *d,
 					 uint8_t *tau)
 {
-	layer_taus(d, r->tables[s->segment % 2u].tau_dec, r->tokens, tau);
+	layer_taus(d, r->tokens, tau);
 	for (uint32_t group = h.group_begin; group < h.group_end; group++) {
 		const uint32_t column = group * CODEC_LANES + d->lane;
 		const uint64_t at = (uint64_t)block * r->tokens * r->columns + column;
@@ -174,6 +174,8 @@ __global__ __launch_bounds__(CODE_SYMBOL_THREADS, CODE_SYMBOL_BLOCKS) void code_
 	layer_symbol_tables_load(shared, &r.tables[s.segment % 2u], r.grids);
 	__syncthreads();
 	w.base = s.base;
+	w.page_stride = r.row_bytes;
+	w.pitch = r.columns;
 	w.head_stride = 0; /* all columns are one head */
 	w.head_dim = r.columns;
 	w.head_magic = 0;
@@ -191,20 +193,27 @@ __global__ __launch_bounds__(CODE_SYMBOL_THREADS, CODE_SYMBOL_BLOCKS) void code_
 		w.page = s.patterns + (uint64_t)row * r.row_bytes;
 		w.mu = s.mu + (uint64_t)row * r.columns;
 		w.symbol = r.symbol + (uint64_t)row * r.columns;
-		const uint32_t tau = layer_row_symbols<DT>(&w, h);
-
+		layer_rows_symbols<DT>(
+			&w, h, 1, r.tau + (block * r.streams_count + stream) * r.tokens + token);
 		for (uint32_t g = h.group_begin; g < h.group_end; g++) {
 			const uint32_t c = g * CODEC_LANES + lane;
 
 			digest += model_guess_digest(w.mu[c], place + c, s.segment);
 		}
 		digest = layer_warp_sum(digest);
-		if (lane == 0) {
-			r.tau[(block * r.streams_count + stream) * r.tokens + token] = (uint8_t)tau;
+		if (lane == 0)
 			atomicAdd(&r.state[block].digest, digest);
-		}
 	}
 }
+
+struct code_place { /* a lane's column of a block's segment, where its patterns are kept */
+	struct layer_page at;
+
+	__device__ __forceinline__ struct layer_page page() const
+	{
+		return at;
+	}
+};
 
 /* A stream's share of a segment of a block.  False: its words do not fit. */
 template <int DT>
@@ -217,14 +226,11 @@ __device__ __forceinline__ static bool code_share_encode(const struct gpu_code_r
 	for (uint32_t group = h.group_end; group-- > h.group_begin;) {
 		const uint32_t column = group * CODEC_LANES + lane;
 		const uint64_t at = (uint64_t)block * r->tokens * r->columns + column;
-		const struct layer_group g = {
-			.tokens = r->tokens,
-			.pitch = r->columns,
-			.tau = tau,
-			.symbol = r->symbol + at,
-			.mu = s->mu + at,
-			.page = { s->patterns + at * (DT <= 2 ? 2u : 1u), r->row_bytes },
-			.base = s->base[column],
+		const struct layer_group<struct code_place> g = {
+			.tokens = r->tokens, .pitch = r->columns, .tau = tau,
+			.symbol = r->symbol + at, .mu = s->mu + at,
+			.place = { { s->patterns + at * (DT <= 2 ? 2u : 1u), r->row_bytes } },
+			.base = s->base + column,
 		};
 
 		if (!layer_group_encode<DT>(&g, c))

@@ -72,19 +72,23 @@ __device__ static inline uint64_t xxh3_init(uint32_t i)
 	}
 }
 
+/* One field of the table, by a warp: lanes' bytes come one after another, so others are better filled beside it. */
+__device__ static inline void xxh3_table_field(uint64_t *table, uint32_t field, uint32_t lane)
+{
+	const uint32_t i = lane & 7u, g = lane >> 3, last = XXH3_SECRET_BYTES - 64u;
+	const uint32_t off = field < XXH3_LAST	  ? 8u * (g + 4u * field + i)
+			     : field == XXH3_LAST ? (g == 3 ? last - 7u : 8u * (g + 12u)) + 8u * i
+			     : field == XXH3_SCRAMBLE ? last + 8u * i
+						      : 11u + 8u * i;
+
+	table[field * 32u + lane] = field == XXH3_INIT ? xxh3_init(i) : xxh3_secret64(off);
+}
+
 /* By the first warp; a barrier must follow before it is read. */
 __device__ static inline void xxh3_table_fill(uint64_t *table, uint32_t lane)
 {
-	uint32_t i = lane & 7u, g = lane >> 3;
-
-	for (uint32_t j = 0; j < 4; j++)
-		table[(XXH3_STRIPE + j) * 32u + lane] = xxh3_secret64(8u * (g + 4u * j) + 8u * i);
-	table[XXH3_LAST * 32u + lane] =
-		g == 3 ? xxh3_secret64(XXH3_SECRET_BYTES - 64u - 7u + 8u * i)
-		       : xxh3_secret64(8u * (g + 12u) + 8u * i);
-	table[XXH3_SCRAMBLE * 32u + lane] = xxh3_secret64(XXH3_SECRET_BYTES - 64u + 8u * i);
-	table[XXH3_MERGE * 32u + lane] = xxh3_secret64(11u + 8u * i);
-	table[XXH3_INIT * 32u + lane] = xxh3_init(i);
+	for (uint32_t field = 0; field < XXH3_FIELDS; field++)
+		xxh3_table_field(table, field, lane);
 }
 
 __device__ static inline uint64_t xxh3_shfl(uint64_t v, int mask)

@@ -244,7 +244,7 @@ static struct type {
 static void test_type(void **state)
 {
 	static const enum gpu_kv_shape shapes[] = { GPU_KV_2X4X64, GPU_KV_3X8X128, GPU_KV_TOKENS64,
-						    GPU_KV_OPAQUE };
+						    GPU_KV_TOKENS128, GPU_KV_OPAQUE };
 	const struct type *type = *state;
 
 	same = alike = by_layer = 0;

@@ -30,6 +30,7 @@ static const struct shape {
 	[GPU_KV_MLA] = { "MLA 1x576", 16, 2, 1, 576, true, true },
 	[GPU_KV_4X80] = { "4x80", 16, 2, 4, 80, false, true },
 	[GPU_KV_TOKENS64] = { "64 tokens", 64, 1, 4, 64, false, true },
+	[GPU_KV_TOKENS128] = { "128 tokens", 128, 4, 2, 128, false, true },
 	[GPU_KV_MIXED] = { "K bf16, V e4m3", 64, 1, 4, 64, false, true },
 	[GPU_KV_OPAQUE] = { "with opaque bytes", 16, 2, 4, 64, false, true },
 	[GPU_KV_RAGGED] = { "3x40", 16, 1, 3, 40, false, false },

@@ -21,6 +21,7 @@ enum gpu_kv_shape {
 	GPU_KV_MLA, /* 1 x 576 */
 	GPU_KV_4X80,
 	GPU_KV_TOKENS64,
+	GPU_KV_TOKENS128,  /* of `layer`: every column group a stream, four share their taus */
 	GPU_KV_MIXED,	   /* K bf16, V e4m3, each in chunks of their own */
 	GPU_KV_OPAQUE,	   /* bytes of unknown meaning beside coded segments */
 	GPU_KV_RAGGED,	   /* 3 x 40: no whole rows, for no GPU */
