@@ -113,6 +113,13 @@ static int make_predictor(struct lane *lane, char *err, unsigned err_bytes)
 
 	if (!c->model_gpu)
 		return 0;
+	if (c->model_tokens_max > PREDICTOR_POSITIONS_MAX) {
+		log_line(LOG_LEVEL_NOTICE,
+			 "models run on the CPU: a GPU has no sequences of more than %u tokens "
+			 "([model] tokens_max)",
+			 PREDICTOR_POSITIONS_MAX);
+		return 0;
+	}
 	library_path(c, path, sizeof(path));
 	r = !strcmp(c->gpu_device, "sim") ? sim_predictor_new(&o, &lane->predictor)
 					  : cuda_load_predictor(path, &o, &lane->predictor, line);

@@ -201,7 +201,7 @@ struct lane_sequence {
 	unsigned busy;	/* tasks of theirs that have it */
 	int32_t failed; /* why catching up did */
 	uint32_t count; /* blocks that it holds */
-	uint32_t ahead; /* and with those that tasks are about to add: count + busy */
+	uint32_t ahead; /* and with those that tasks are about to add */
 	struct sequence_step
 		*holds;	   /* owned, [sequences_blocks_max()]; the first `ahead` are good */
 	uint32_t wanted;   /* the block to come next, held until it is in reach; or BLOCK_NONE */
@@ -318,6 +318,8 @@ struct recode_chain {
 	struct ns_profile *profile;	/* used */
 	struct lane_sequence *sequence; /* taken; NULL: none */
 	uint64_t begin_ns;
+	uint64_t not_before_ns; /* the machine has failed the last one */
+	uint8_t abandoned;	/* it is over when its tasks are */
 	struct recode_link link[RECODE_CHAIN_MAX];
 };
 

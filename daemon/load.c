@@ -3,8 +3,8 @@
  * load.c - a restore, from top to bottom: lease check -> wait until the record is in a slot that the device
  * can read -> decode into the engine's pages and compare the raw checksum, on the device -> complete.
  *
- * Into GPU memory the GPU decodes, from host slots and from its own pool.  What it cannot decode the CPU
- * decodes into host memory, and the GPU copies that in.
+ * Into GPU memory the GPU decodes, from host slots and from its own pool.  What it cannot decode the CPU, or who runs
+ * the block's model, decodes into host memory, and the GPU copies that in.
  *
  * A block that cannot be restored exactly is reported as not done, and when its bytes were wrong it
  * leaves the index at once.  Nothing wrong is ever reported as done.

@@ -73,7 +73,8 @@ static int may_model(const struct lane *lane, const struct block *b)
 	const struct ns_profile *np = ns->newest;
 
 	return lane->config.speculator == CONFIG_SPECULATOR_MODEL && np->can_model &&
-	       !b->model_tried && b->position != CODEC_POSITION_UNKNOWN &&
+	       lane->now_ns >= lane->chain.not_before_ns && !b->model_tried &&
+	       b->position != CODEC_POSITION_UNKNOWN &&
 	       b->position / ns->geom.block_tokens < sequences_blocks_max(lane, ns) &&
 	       (!np->wants_ids || b->flags & BLOCK_HAS_TOKENS);
 }
@@ -447,8 +448,11 @@ int recode_busy(const struct lane *lane)
 
 int recode_holds(const struct lane *lane, uint32_t id)
 {
-	for (unsigned i = 0; lane->chain.step != RECODE_NONE && i < lane->chain.count; i++)
-		if (lane->chain.link[i].block == id)
+	const struct recode_chain *c = &lane->chain;
+
+	/* While tasks have them nothing comes of letting them go. */
+	for (unsigned i = 0; c->step != RECODE_NONE && !c->running && i < c->count; i++)
+		if (c->link[i].block == id)
 			return 1;
 	return lane->recode.step != RECODE_NONE && lane->recode.block == id;
 }
@@ -482,6 +486,10 @@ unsigned recode_run(struct lane *lane)
 		r->busy_ns = lane->now_ns;
 	if (lane->chain.step != RECODE_NONE)
 		return recode_chain_run(lane);
+	if (lane->chain.not_before_ns && lane->now_ns >= lane->chain.not_before_ns) {
+		lane->chain.not_before_ns = 0;
+		r->look = 1;
+	}
 	if (r->running)
 		return 0;
 	if (r->step != RECODE_NONE) {

@@ -21,6 +21,7 @@
 
 #define CHAIN_BYTES (32ull << 20)      /* raw, at most, but for one block */
 #define CHAIN_GIVE_UP_NS 1000000000ull /* behind others' work */
+#define CHAIN_REST_NS 10000000000ull   /* after the machine has failed one */
 
 /* ---- memory ---- */
 
@@ -62,7 +63,7 @@ static uint32_t links_max(const struct lane *lane, const struct namespace *ns)
 {
 	uint64_t n = CHAIN_BYTES / ns->geom.raw_bytes;
 
-	if (!lane->predictor || lane->gpu_dead || n == 0)
+	if (!lane->predictor || lane->gpu_dead || lane->now_ns < lane->predictor_full_ns || n == 0)
 		return 1;
 	return n < RECODE_CHAIN_MAX ? (uint32_t)n : RECODE_CHAIN_MAX;
 }
@@ -89,6 +90,7 @@ static void over(struct lane *lane)
 
 	assert(!c->running);
 	c->step = RECODE_NONE;
+	c->abandoned = 0;
 	sequences_give_back(lane, &c->sequence);
 	shorten(lane, 0);
 	profiles_drop(lane, c->profile);
@@ -99,6 +101,31 @@ static void give_up(struct lane *lane)
 {
 	stats_add(&lane->stats, STAT_RECODE_STOPPED, 1);
 	over(lane);
+}
+
+/* It is the machine that fails: the same blocks would be found again and again. */
+static void give_up_for_a_while(struct lane *lane)
+{
+	lane->chain.not_before_ns = lane->now_ns + CHAIN_REST_NS;
+	give_up(lane);
+}
+
+/* Now, or as soon as what a device has begun is over. */
+static void abandon(struct lane *lane)
+{
+	struct recode_chain *c = &lane->chain;
+
+	if (!c->running) {
+		give_up(lane);
+		return;
+	}
+	c->abandoned = 1;
+	for (unsigned i = 0; i < c->next; i++) {
+		struct task *t = &c->link[i].task;
+
+		if (t->device && t->device->ops->cancel)
+			(void)t->device->ops->cancel(t->device, &t->dev);
+	}
 }
 
 /* This link's block has had its try; those behind it have not. */
@@ -157,7 +184,7 @@ void recode_chain_begin(struct lane *lane, uint32_t id)
 	c->next = 0;
 	c->begin_ns = lane->now_ns;
 	if (c->count == 0)
-		give_up(lane);
+		give_up_for_a_while(lane);
 }
 
 /* ---- steps ---- */
@@ -228,6 +255,8 @@ static int start_next(struct lane *lane)
 		if (r <= 0)
 			return r;
 		d = c->sequence->device;
+		if (d == lane->device && !c->next)
+			shorten(lane, 1); /* one after the other is no batch */
 	}
 	make[c->step](lane, l);
 	l->res = 0;
@@ -264,8 +293,10 @@ static int start_all(struct lane *lane)
 		end_before(lane, c->next, STAT_RECODE_KEPT_BLOCKS);
 	else
 		shorten(lane, c->next);
-	if (c->count == 0)
+	if (c->count == 0 && is_blocks_own(r))
 		give_up(lane);
+	else if (c->count == 0)
+		give_up_for_a_while(lane);
 	return 1;
 }
 
@@ -329,15 +360,17 @@ static void checked(struct lane *lane)
 static void step_over(struct lane *lane)
 {
 	struct recode_chain *c = &lane->chain;
-	unsigned coded = 0;
+	int32_t first = c->link[0].res;
 
-	while (c->step == RECODE_ENCODE && coded < c->next && c->link[coded].res == 0)
-		coded++;
+	if (c->step == RECODE_ENCODE)
+		sequences_back(lane, c->sequence, c->link[0].block);
 	end_before_failed(lane);
-	if (c->step == RECODE_ENCODE) {
-		sequences_back(c->sequence, coded);
-		encoded(lane);
+	if (c->count == 0 && first < 0 && !is_blocks_own(first)) {
+		give_up_for_a_while(lane);
+		return;
 	}
+	if (c->step == RECODE_ENCODE)
+		encoded(lane);
 	if (c->step == RECODE_CHECK)
 		checked(lane);
 	if (c->step == RECODE_CHECK || c->count == 0) {
@@ -386,10 +419,8 @@ int recode_chain_make_way(struct lane *lane)
 {
 	if (lane->chain.step == RECODE_NONE)
 		return 1;
-	if (lane->chain.running)
-		return 0;
-	give_up(lane);
-	return 1;
+	abandon(lane);
+	return lane->chain.step == RECODE_NONE;
 }
 
 unsigned recode_chain_run(struct lane *lane)
@@ -398,6 +429,16 @@ unsigned recode_chain_run(struct lane *lane)
 	const int ends = c->next > 0 && (c->next == c->count || failed(c));
 	const struct block *first;
 
+	if (c->abandoned && !c->running) {
+		give_up(lane);
+		return 1;
+	}
+	if (c->abandoned)
+		return 0;
+	if (lane->stopping || too_long(lane)) {
+		abandon(lane);
+		return 1;
+	}
 	if (ends && c->running)
 		return 0;
 	if (ends) {

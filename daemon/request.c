@@ -441,7 +441,7 @@ unsigned request_run(struct lane *lane)
 static void task_done(struct lane *lane, struct task *t)
 {
 	stats_sub(&lane->stats, STAT_DEVICE_INFLIGHT, 1);
-	if (t->device == lane->gpu && t->dev.res == -EIO)
+	if (t->device != lane->device && t->dev.res == -EIO)
 		stats_add(&lane->stats, STAT_GPU_FAILED, 1);
 	plan_task_done(lane, t);
 	t->device = NULL;

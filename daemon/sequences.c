@@ -45,6 +45,14 @@ static void place_free(struct lane *lane, struct lane_sequence *q)
 	*q = (struct lane_sequence){ .wanted = BLOCK_NONE };
 }
 
+/* Its GPU is gone, or gave no memory: another takes its place, on the CPU. */
+static int place_lost(const struct lane *lane, const struct lane_sequence *q)
+{
+	return q->device == lane->predictor &&
+	       (lane->gpu_dead || lane->now_ns < lane->predictor_full_ns ||
+		q->device->ops->dead(q->device) < 0);
+}
+
 /* On the GPU, where that can, and has the memory; else on the CPU, which is the slower the larger the model. */
 static int make_sequence(struct lane *lane, struct lane_sequence *q, struct namespace *ns,
 			 struct ns_profile *np)
@@ -71,6 +79,24 @@ static int make_steps(struct lane_sequence *q)
 	return q->task ? 0 : -ENOMEM;
 }
 
+/* Its model to the GPU, and memory: what has not room there is found out before anybody's block depends on it. */
+static int prepare(struct lane *lane, struct lane_sequence *q)
+{
+	struct task *t = &q->task[0];
+	int r;
+
+	t->kind = TASK_SEQUENCE;
+	t->block = BLOCK_NONE;
+	t->sequence = q;
+	t->dev = (struct device_task){ .op = DEVICE_PREPARE, .sequence = q->s };
+	r = task_start(lane, t, q->device);
+	if (r < 0)
+		return r;
+	lane->sequence_steps++;
+	q->steps = 1;
+	return 0;
+}
+
 static int place_make(struct lane *lane, struct lane_sequence *q, struct namespace *ns,
 		      struct ns_profile *np)
 {
@@ -84,10 +110,14 @@ static int place_make(struct lane *lane, struct lane_sequence *q, struct namespa
 	r = q->holds ? make_sequence(lane, q, ns, np) : -ENOMEM;
 	if (r == 0)
 		r = make_steps(q);
+	if (r == 0 && q->device != lane->device)
+		r = prepare(lane, q);
 	if (r < 0) {
 		(void)munmap(raw, ns->geom.raw_bytes);
 		free(q->holds);
+		free(q->task);
 		q->holds = NULL;
+		q->task = NULL;
 		if (q->s)
 			q->s = q->device->ops->sequence_free(q->s);
 		return r;
@@ -165,7 +195,8 @@ static int stands_before(const struct lane *lane, const struct lane_sequence *q,
 	const struct block *b = index_block(lane->index, id);
 	uint32_t parent = index_parent(lane->index, id);
 
-	if ((uint64_t)q->ahead * q->ns->geom.block_tokens != b->position)
+	if ((uint64_t)q->ahead * q->ns->geom.block_tokens != b->position ||
+	    q->ahead >= sequences_blocks_max(lane, q->ns))
 		return 0;
 	if (!q->ahead)
 		return 1;
@@ -221,7 +252,7 @@ static int take(struct lane *lane, uint32_t id, struct ns_profile *np, struct la
 	if (!q->s)
 		r = place_make(lane, q, ns, np);
 	if (r < 0)
-		return r;
+		return r == -EAGAIN ? 0 : r;
 	q->taken = 1;
 	q->failed = 0;
 	*ret = q;
@@ -261,6 +292,7 @@ static struct task *free_step(struct lane_sequence *q)
 
 static void will_hold(struct lane *lane, struct lane_sequence *q, uint32_t id)
 {
+	assert(q->ahead < sequences_blocks_max(lane, q->ns));
 	q->holds[q->ahead++] = (struct sequence_step){
 		.block = id, .generation = index_block(lane->index, id)->generation
 	};
@@ -339,6 +371,13 @@ int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t id, st
 		q->background = (uint8_t)background;
 		q->wanted = BLOCK_NONE;
 	}
+	if (q->taken && place_lost(lane, q) && !runs(q)) { /* another will do */
+		want(lane, q, BLOCK_NONE);
+		q->taken = 0;
+		place_free(lane, q);
+		*pq = NULL;
+		return 0;
+	}
 	if (q->busy) /* some devices take blocks one behind the other */
 		return q->busy < q->device->sequence_tasks && !q->broken && q->profile == np &&
 		       stands_before(lane, q, id);
@@ -374,7 +413,7 @@ static void holds_too(struct lane_sequence *q, uint32_t id)
 /* What a device did, or not, for want of what only a GPU has: the CPU goes on. */
 static void take_note(struct lane *lane, const struct lane_sequence *q, int32_t res)
 {
-	if (q->device != lane->device && res == -ENOMEM)
+	if (q->device != lane->device && (res == -ENOMEM || res == -EOPNOTSUPP))
 		lane->predictor_full_ns = lane->now_ns + PREDICTOR_FULL_NS;
 }
 
@@ -408,10 +447,13 @@ void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t id, int3
 	one_over(lane, q, id, res);
 }
 
-void sequences_back(struct lane_sequence *q, uint32_t count)
+void sequences_back(const struct lane *lane, struct lane_sequence *q, uint32_t id)
 {
-	assert(q->count >= count && !runs(q));
-	cut(q, q->count - count);
+	uint32_t count = index_block(lane->index, id)->position / q->ns->geom.block_tokens;
+
+	assert(!runs(q));
+	if (q->count > count)
+		cut(q, count);
 }
 
 void sequences_give_back(struct lane *lane, struct lane_sequence **pq)
@@ -425,6 +467,9 @@ void sequences_give_back(struct lane *lane, struct lane_sequence **pq)
 	q->taken = 0;
 	q->used_ns = lane->now_ns;
 	want(lane, q, BLOCK_NONE);
+	for (unsigned i = 0; q->background && q->device->ops->cancel && i < q->steps_max; i++)
+		if (q->task[i].device)
+			(void)q->device->ops->cancel(q->device, &q->task[i].dev);
 }
 
 void sequences_task_done(struct lane *lane, struct task *t)
@@ -435,6 +480,10 @@ void sequences_task_done(struct lane *lane, struct task *t)
 	assert(lane->sequence_steps > 0 && q->steps > 0);
 	lane->sequence_steps--;
 	q->steps--;
+	if (t->block == BLOCK_NONE) { /* it was prepared, or another place must be */
+		take_note(lane, q, res < 0 ? -ENOMEM : 0);
+		return;
+	}
 	stats_add(&lane->stats, STAT_SEQUENCE_NS, t->dev.busy_ns);
 	stats_add(&lane->stats, STAT_SEQUENCE_STEPS, 1);
 	if (res < 0 && !q->broken) {
@@ -448,14 +497,6 @@ void sequences_task_done(struct lane *lane, struct task *t)
 }
 
 /* ---- the turn ---- */
-
-/* Its GPU is gone, or gave no memory: another takes its place, on the CPU. */
-static int place_lost(const struct lane *lane, const struct lane_sequence *q)
-{
-	return q->device == lane->predictor &&
-	       (lane->gpu_dead || lane->now_ns < lane->predictor_full_ns ||
-		q->device->ops->dead(q->device) < 0);
-}
 
 void sequences_run(struct lane *lane)
 {

@@ -26,7 +26,8 @@ int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t block,
 /* A task goes on from it, with this block. */
 void sequences_begin(struct lane *lane, struct lane_sequence *q, uint32_t block);
 void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t block, int32_t res);
-void sequences_back(struct lane_sequence *q, uint32_t count);		/* forget the last ones */
+/* Forget this block, and those behind it. */
+void sequences_back(const struct lane *lane, struct lane_sequence *q, uint32_t block);
 void sequences_give_back(struct lane *lane, struct lane_sequence **pq); /* takes NULL in it */
 void sequences_task_done(struct lane *lane, struct task *task);
 

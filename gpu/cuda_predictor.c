@@ -34,6 +34,20 @@ static int wait_stream(struct cuda_engine *c)
 	return cuda_engine_told(c, (int)cudaStreamSynchronize(c->stream));
 }
 
+/* Nothing that was queued touches anybody's memory any more, whatever has failed. */
+static int all_over(struct cuda_engine *c, int e)
+{
+	const int last = (int)cudaStreamSynchronize(c->stream);
+
+	atomic_store(&c->base.busy_since_ns, 0);
+	return e ? e : last;
+}
+
+static void gpu_begins(struct cuda_engine *c)
+{
+	atomic_store(&c->base.busy_since_ns, gpu_now_ns());
+}
+
 /* ---- tasks ---- */
 
 /* Token ids that the model can be given. */
@@ -61,7 +75,7 @@ static unsigned batch_max(struct predictor_engine *e, const struct device_task *
 {
 	const struct cuda_engine *c = cuda_engine_of(e);
 
-	if (!by_model(t))
+	if (t->op == DEVICE_PREPARE || !by_model(t))
 		return 1;
 	return cuda_engine_blocks(c->batch_tokens, t->region->geom);
 }
@@ -128,6 +142,7 @@ static int encode_alone(struct cuda_engine *c, struct device_task *t, uint8_t *r
 static void run_alone(struct cuda_engine *c, struct device_task *t)
 {
 	struct cuda_sequence *q = cuda_sequence_of(t->sequence);
+	const uint32_t before = cuda_sequence_position(t->sequence);
 	int r = cuda_sequence_ready(c, q, t->region->geom->block_tokens);
 
 	if (r == 0 && !position_good(t, cuda_sequence_position(t->sequence))) {
@@ -139,6 +154,8 @@ static void run_alone(struct cuda_engine *c, struct device_task *t)
 					   : decode_alone(c, t, q->model->host_raw);
 	if (r == 0)
 		r = append(c, q, q->model->host_raw);
+	if (r < 0)
+		cuda_sequence_truncate(t->sequence, before);
 	t->res = r;
 }
 
@@ -340,7 +357,7 @@ static int decode_out(struct cuda_engine *c, const struct cuda_resident *m)
 		if (e == 0)
 			block_out(t, m->host_raw);
 	}
-	return e == 0 ? (int)cudaStreamSynchronize(c->stream) : e;
+	return all_over(c, e);
 }
 
 static int decode_batch(struct cuda_engine *c)
@@ -351,6 +368,7 @@ static int decode_batch(struct cuda_engine *c)
 	batch_check(c, decode_check);
 	if (!batch_lay(c, &m))
 		return 0;
+	gpu_begins(c);
 	e = decode_queue(c, m);
 	if (e != 0) { /* what was queued ends, and is forgotten */
 		(void)cuda_model_coded(m->decoder, c->stream, c->result);
@@ -432,7 +450,7 @@ static int payloads_down(struct cuda_engine *c, const struct cuda_resident *m)
 						 is->payload_bytes, cudaMemcpyDeviceToHost,
 						 c->stream);
 	}
-	return e == 0 ? (int)cudaStreamSynchronize(c->stream) : e;
+	return all_over(c, e);
 }
 
 /* The container around the payload, or what the codec makes of a block that the model does not make smaller. */
@@ -484,6 +502,7 @@ static int encode_batch(struct cuda_engine *c)
 	e = cuda_resident_encodes(c, m);
 	if (e != 0)
 		return e;
+	gpu_begins(c);
 	e = encode_queue(c, m);
 	if (e != 0) {
 		(void)cuda_model_coded(m->encoder, c->stream, c->result);
@@ -504,8 +523,9 @@ static void run(struct predictor_engine *e, struct device_task **tasks, unsigned
 
 	cuda_engine_enter(c);
 	(void)cudaGetLastError();
-	atomic_store(&e->busy_since_ns, gpu_now_ns());
-	if (!by_model(tasks[0])) {
+	if (tasks[0]->op == DEVICE_PREPARE) {
+		tasks[0]->res = cuda_sequence_ready(c, cuda_sequence_of(tasks[0]->sequence), 0);
+	} else if (!by_model(tasks[0])) {
 		assert(count == 1);
 		run_alone(c, tasks[0]);
 	} else {
@@ -581,7 +601,8 @@ int skvcd_cuda_predictor_new_v1(const struct predictor_options *options, struct 
 	struct cuda_engine *c;
 	int ordinal, r;
 
-	if (options->batch_tokens == 0 || options->positions_max == 0)
+	if (options->batch_tokens == 0 || options->positions_max == 0 ||
+	    options->positions_max > PREDICTOR_POSITIONS_MAX)
 		return gpu_say(err, -EINVAL, "tokens out of range");
 	r = cuda_facts_choose(options->which, &ordinal, &facts, err);
 	if (r < 0)
@@ -591,9 +612,8 @@ int skvcd_cuda_predictor_new_v1(const struct predictor_options *options, struct 
 		return gpu_say(err, -ENOMEM, "out of memory");
 	c->ordinal = ordinal;
 	c->batch_tokens = options->batch_tokens;
-	c->positions_max = options->positions_max < CUDA_MODEL_POSITIONS_MAX
-				   ? options->positions_max
-				   : CUDA_MODEL_POSITIONS_MAX;
+	static_assert(PREDICTOR_POSITIONS_MAX <= CUDA_MODEL_POSITIONS_MAX, "what kernels can do");
+	c->positions_max = options->positions_max;
 	r = engine_init(c, err);
 	if (r < 0) {
 		engine_free(&c->base);

@@ -31,6 +31,8 @@ enum device_op {
 	DEVICE_FIT_LAYER,
 	/* add a model's part to a profile, fitted on sample blocks; takes up to minutes; CPU device only */
 	DEVICE_FIT_MODEL,
+	/* what a sequence needs before its first block, its model above all; devices with many tasks to one only */
+	DEVICE_PREPARE,
 	DEVICE_OP_COUNT
 };
 
@@ -72,8 +74,8 @@ struct device_task {
 	/* ENCODE: of the block's first token in its sequence, or CODEC_POSITION_UNKNOWN */
 	uint32_t position;
 	/* ENCODE, DECODE: the prefix that the block follows, for MODEL; of this device; borrowed until completion.
-	 * Tasks that have it complete in the order of their start, and when one's res is not 0 those that were started
-	 * behind it end with -ECANCELED.  When the task's res is 0 the block has been appended to it, else it is as it
+	 * Tasks that have it complete in the order of their start, but for those that are cancelled, and when one's
+	 * res is not 0 those that were started behind it end with -ECANCELED.  When the task's res is 0 the block has been appended to it, else it is as it
 	 * was.  position: the sequence's own.  NULL: unknown. */
 	struct device_sequence *sequence;
 	uint8_t prefix_only;   /* DECODE with a sequence: the region's bytes are not wanted */
@@ -326,9 +328,11 @@ struct predictor_options {
 	unsigned tasks_max;	     /* also with one sequence */
 	int wake_fd;		     /* borrowed; written when armed */
 	uint32_t batch_tokens;	     /* at most so many go through the model at a time */
-	uint32_t positions_max;	     /* of a sequence */
+	uint32_t positions_max;	     /* of a sequence; PREDICTOR_POSITIONS_MAX at most */
 	unsigned background_percent; /* 1..100: of the time, for background tasks */
 };
+
+#define PREDICTOR_POSITIONS_MAX 65536u
 
 int sim_predictor_new(const struct predictor_options *options, struct device **ret_device);
 int cuda_load_predictor(const char *library, const struct predictor_options *options,

@@ -99,9 +99,9 @@ struct fault_device {
 	struct slot *slots;	     /* owned; tasks_max */
 };
 
-static const char *const op_names[DEVICE_OP_COUNT] = {
-	"encode", "decode", "copy", "copy_in", "move", "fit", "fit_layer", "fit_model"
-};
+static const char *const op_names[DEVICE_OP_COUNT] = { "encode",    "decode",	 "copy",
+						       "copy_in",   "move",	 "fit",
+						       "fit_layer", "fit_model", "prepare" };
 
 static struct fault_device *fault_device_of(struct device *d)
 {

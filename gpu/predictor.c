@@ -2,7 +2,8 @@
 /*
  * predictor.c - the device of predictor.h: its queues, its thread, its batches.
  *
- * The lane and the thread meet under `lock`, which is held for a few instructions a task.  A task of a sequence
+ * The lane and the thread meet under `lock`, which is held for a few instructions a task; how many tasks like one
+ * go together is asked when it is started, and kept in its device_user.  A task of a sequence
  * never passes another of the same sequence.  What engines wait for goes before what may wait; after a background
  * batch the device rests from such work, so that it takes background_percent of the time at most.
  */
@@ -102,6 +103,11 @@ static bool alike(const struct device_task *a, const struct device_task *b)
 	       a->sequence->geom == b->sequence->geom;
 }
 
+static unsigned together(const struct device_task *t)
+{
+	return (unsigned)(uintptr_t)t->device_user;
+}
+
 /* The oldest task, and what may go with it without passing its like. */
 static unsigned batch_take(struct predictor *p, bool background)
 {
@@ -120,11 +126,11 @@ static unsigned batch_take(struct predictor *p, bool background)
 			continue;
 		}
 		if (n == 0)
-			most = p->engine->ops->batch_max(p->engine, t);
+			most = together(t);
 		if (most > PREDICTOR_BATCH_MAX)
 			most = PREDICTOR_BATCH_MAX;
 		if (n > 0 && (t->sequence->passed == p->batch_number || !alike(p->batch[0], t) ||
-			      p->engine->ops->batch_max(p->engine, t) < most)) {
+			      together(t) < most)) {
 			t->sequence->passed = p->batch_number;
 			at = &t->device_next;
 			continue;
@@ -216,6 +222,12 @@ static void *thread_main(void *arg)
 
 /* ---- tasks ---- */
 
+static bool region_good(const struct device_task *t)
+{
+	return t->region && !t->region->device_private && t->region->geom == t->sequence->geom &&
+	       t->block_index < t->region->blocks_count && t->in_place == DEVICE_PLACE_HOST;
+}
+
 static int predictor_start(struct device *dev, struct device_task *t)
 {
 	struct predictor *p = predictor_of(dev);
@@ -223,11 +235,11 @@ static int predictor_start(struct device *dev, struct device_task *t)
 
 	if (r < 0)
 		return r;
-	if ((t->op != DEVICE_ENCODE && t->op != DEVICE_DECODE) || !t->sequence)
+	if ((t->op != DEVICE_ENCODE && t->op != DEVICE_DECODE && t->op != DEVICE_PREPARE) ||
+	    !t->sequence)
 		return -EINVAL;
-	assert(t->sequence->predictor == p && t->region && !t->region->device_private && !t->ready);
-	assert(t->block_index < t->region->blocks_count && t->in_place == DEVICE_PLACE_HOST);
-	assert(t->region->geom == t->sequence->geom);
+	assert(t->sequence->predictor == p && !t->ready);
+	assert(t->op == DEVICE_PREPARE || region_good(t));
 	if (p->in_flight == dev->tasks_max)
 		return -EAGAIN;
 	p->in_flight++;
@@ -236,6 +248,7 @@ static int predictor_start(struct device *dev, struct device_task *t)
 	t->staged = NULL;
 	t->ret_profile = NULL;
 	t->busy_ns = 0;
+	t->device_user = (void *)(uintptr_t)p->engine->ops->batch_max(p->engine, t);
 	atomic_store_explicit(&t->segments_done, 0, memory_order_relaxed);
 	(void)pthread_mutex_lock(&p->lock);
 	t->sequence->tasks++;
@@ -264,6 +277,26 @@ static unsigned predictor_poll(struct device *dev, struct device_task **ret_done
 	(void)pthread_mutex_unlock(&p->lock);
 	p->in_flight -= n;
 	return n;
+}
+
+/* And so are those of its sequence that come behind it. */
+static int predictor_cancel(struct device *dev, struct device_task *t)
+{
+	struct predictor *p = predictor_of(dev);
+	struct task_queue *q = &p->todo[t->background != 0];
+	int waits = 0;
+
+	(void)pthread_mutex_lock(&p->lock);
+	for (struct device_task **at = &q->head; *at; at = &(*at)->device_next)
+		if (*at == t) {
+			(void)queue_take(q, at);
+			t->res = -ECANCELED;
+			finish(p, t);
+			waits = 1;
+			break;
+		}
+	(void)pthread_mutex_unlock(&p->lock);
+	return waits;
 }
 
 static int predictor_arm(struct device *dev)
@@ -387,6 +420,7 @@ static const struct device_ops predictor_ops = {
 	.disarm = predictor_disarm,
 	.free = predictor_free,
 	.name = "predictor",
+	.cancel = predictor_cancel,
 	.dead = predictor_dead,
 	.busy_since = predictor_busy_since,
 	.sequence_new = predictor_sequence_new,

@@ -46,7 +46,7 @@ struct predictor_engine_ops {
 	uint64_t (*bytes)(const struct device_sequence *s);
 	/* The predictor's thread, like run().  Frees it. */
 	void (*sequence_end)(struct predictor_engine *e, struct device_sequence *s);
-	/* Tasks like this one that go through the model at a time; 1: it goes alone. */
+	/* The lane's thread, too: tasks like this one that go through the model at a time; 1: it goes alone. */
 	unsigned (*batch_max)(struct predictor_engine *e, const struct device_task *t);
 	/* Sets each one's res; those of one sequence are in order, and behind one that failed -ECANCELED. */
 	void (*run)(struct predictor_engine *e, struct device_task **tasks, unsigned count);

@@ -67,9 +67,9 @@ static void sequence_end(struct predictor_engine *e, struct device_sequence *s)
 
 static unsigned batch_max(struct predictor_engine *e, const struct device_task *t)
 {
-	unsigned n = ((struct cpu_engine *)e)->batch_tokens / t->region->geom->block_tokens;
+	unsigned n = ((struct cpu_engine *)e)->batch_tokens / t->sequence->geom->block_tokens;
 
-	return n ? n : 1;
+	return n && t->op != DEVICE_PREPARE ? n : 1;
 }
 
 /* Has one of the same sequence failed in this batch? */
@@ -89,7 +89,9 @@ static void run(struct predictor_engine *e, struct device_task **tasks, unsigned
 		struct device_task *t = tasks[i];
 		struct codec_sequence *s = sequence_of(t->sequence)->s;
 
-		if (behind_failed(tasks, i))
+		if (t->op == DEVICE_PREPARE)
+			t->res = 0;
+		else if (behind_failed(tasks, i))
 			t->res = -ECANCELED;
 		else
 			t->res = t->op == DEVICE_ENCODE ? cpu_encode(ws, t, s)

@@ -503,6 +503,71 @@ static void test_into_gpu_memory(void **state)
 	free(back);
 }
 
+/* Sequences may be shorter now than when the blocks were coded: what is too far on is a miss. */
+static void test_shorter_sequences(void **state)
+{
+	uint64_t until;
+	char text[16384];
+	struct skvc_completion c;
+	struct engine p;
+	struct worker w;
+
+	(void)state;
+	spilled(&w, &p);
+	(void)blocks_on_nvme();
+	private_daemon_kill(&daemon_, SIGKILL);
+	engine_close(&p);
+	skvc_close(w.session);
+	start_or_again(96u << 20, "model.tokens_max=48", 1);
+	until = private_daemon_now_ns() + WAIT_NS;
+	while (ctl("models", text, sizeof(text)) != 0 || !strstr(text, "ready")) {
+		assert_true(private_daemon_now_ns() < until);
+		private_daemon_sleep_ms(20);
+	}
+	worker_open(&w);
+	c = lookup(&w, 0, 0, BLOCKS);
+	assert_true(c.count >= 3);
+	assert_int_equal(load(&w, c.lease, 0, 0, c.count).count, 3);
+	release(&w, c.lease);
+	assert_int_equal(lookup(&w, 0, 3, BLOCKS - 3).count, 0);
+	skvc_close(w.session);
+}
+
+/* A GPU that cannot hold the model leaves it to the CPU. */
+static void test_without_memory(void **state)
+{
+	struct worker w;
+
+	(void)state;
+	start(0, "fault.gpu=prepare:eio:every=1");
+	add_model();
+	worker_open(&w);
+	assert_int_equal(store(&w, 0, 0, BLOCKS).count, BLOCKS);
+	is("model_blocks", BLOCKS);
+	assert_int_equal(daemon_stats_now(&daemon_, "sequences_gpu"), 0);
+	fetch(&w, 0, 0, BLOCKS);
+	skvc_close(w.session);
+}
+
+/* One that fails whatever it is given is not asked again and again; blocks stay as they are. */
+static void test_without_a_result(void **state)
+{
+	struct worker w;
+
+	(void)state;
+	start(0, "fault.gpu=encode:eio:every=1");
+	add_model();
+	worker_open(&w);
+	assert_int_equal(store(&w, 0, 0, BLOCKS).count, BLOCKS);
+	while (daemon_stats_now(&daemon_, "recode_stopped") == 0)
+		private_daemon_sleep_ms(10);
+	private_daemon_sleep_ms(500);
+	assert_int_equal(daemon_stats_now(&daemon_, "recode_stopped"), 1);
+	assert_int_equal(daemon_stats_now(&daemon_, "model_blocks"), 0);
+	fetch(&w, 0, 0, BLOCKS);
+	skvc_close(w.session);
+}
+
 /* More loads than prefixes can be kept, each in two parts, all under way together. */
 static void test_many_at_once(void **state)
 {
@@ -680,12 +745,16 @@ int main(void)
 		cmocka_unit_test_teardown(test_many_at_once, stop),
 		cmocka_unit_test_teardown(test_failing_device, stop),
 		cmocka_unit_test_teardown(test_into_gpu_memory, stop),
+		cmocka_unit_test_teardown(test_shorter_sequences, stop),
+		cmocka_unit_test_teardown(test_without_memory, stop),
+		cmocka_unit_test_teardown(test_without_a_result, stop),
 	};
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(test_coded_after_their_prefix, stop),
 		cmocka_unit_test_teardown(test_without_its_prefix_a_miss, stop),
 		cmocka_unit_test_teardown(test_from_nvme, stop),
 		cmocka_unit_test_teardown(test_found_again, stop),
+		cmocka_unit_test_teardown(test_shorter_sequences, stop),
 		cmocka_unit_test_teardown(test_many_at_once, stop),
 		cmocka_unit_test_teardown(test_failing_device, stop),
 		cmocka_unit_test_teardown(test_nonsense, stop),

@@ -122,10 +122,26 @@ static void fails_with(int res)
 	assert_int_equal(rig->d->ops->sequence_position(rig->s[0]), 0);
 }
 
+static int prepared(void)
+{
+	struct device_task t = { .op = DEVICE_PREPARE, .sequence = rig->s[0] };
+
+	assert_int_equal(rig->d->ops->start(rig->d, &t), 0);
+	predictor_rig_wait(rig, 1);
+	return t.res;
+}
+
 static void test_errors(void **state)
 {
 	(void)state;
 	use(64, 4096);
+	predictor_rig_sequences(rig);
+	fake_cuda.model_error = OUT_OF_MEMORY;
+	assert_int_equal(prepared(), -ENOMEM);
+	fake_cuda.model_error = 0;
+	assert_int_equal(prepared(), 0);
+	assert_int_equal(fake_cuda.models, 1);
+	predictor_rig_drop(rig);
 	predictor_rig_sequences(rig);
 	fake_cuda.model_error = OUT_OF_MEMORY;
 	fails_with(-ENOMEM);

@@ -146,12 +146,46 @@ static void test_background(void **state)
 	predictor_rig_drop(rig);
 }
 
+/* What waits is given back at once, and what is behind it. */
+static void test_cancel(void **state)
+{
+	struct device_task ready = { .op = DEVICE_PREPARE };
+	unsigned cancelled = 0;
+
+	(void)state;
+	use(16, 64);
+	predictor_rig_sequences(rig);
+	ready.sequence = rig->s[0];
+	assert_int_equal(rig->d->ops->start(rig->d, &ready), 0);
+	predictor_rig_wait(rig, 1);
+	assert_int_equal(ready.res, 0);
+	for (uint32_t b = 0; b < 6; b++)
+		predictor_rig_decode(rig, 0, b);
+	for (uint32_t b = 6; b-- > 0;)
+		cancelled += (unsigned)rig->d->ops->cancel(rig->d, &rig->task[0][b]);
+	for (unsigned left = 6; left > 0;) {
+		struct device_task *done[4];
+
+		left -= rig->d->ops->poll(rig->d, done, 4);
+	}
+	for (uint32_t b = 0; b < 6; b++)
+		assert_true(rig->task[0][b].res == 0 || rig->task[0][b].res == -ECANCELED);
+	for (uint32_t b = 6 - (cancelled < 6 ? cancelled : 6); b < 6; b++)
+		assert_int_equal(rig->task[0][b].res, -ECANCELED);
+	rig->d->ops->sequence_truncate(rig->s[0], 0);
+	predictor_rig_decode(rig, 0, 0);
+	predictor_rig_wait(rig, 1);
+	assert_int_equal(rig->task[0][0].res, 0);
+	predictor_rig_drop(rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_encode), cmocka_unit_test(test_decode),
 		cmocka_unit_test(test_damage), cmocka_unit_test(test_wake),
 		cmocka_unit_test(test_full),   cmocka_unit_test(test_background),
+		cmocka_unit_test(test_cancel),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
