@@ -355,7 +355,7 @@ KERNEL_TEST_BINS := $(filter %/test_gpu_model %/test_gpu_model_code,$(GPU_BINS))
 $(call obj,$(filter tests/gpu/test_gpu_model%,$(GPU_TEST_SRCS))): ROOM_CFLAGS := -isystem $(CUDA_HOME)/include
 $(KERNEL_TEST_BINS): $(filter %/cuda_model.o %/cuda_model_code.o %/cuda_model_load.o,$(CUDA_KERNEL_OBJS))
 $(KERNEL_TEST_BINS): MORE_LIBS = $(CUDA_STATIC) -lstdc++ -ldl -lrt
-$(filter %/test_cuda_device,$(UNIT_BINS)): $(CUDA_OBJS) $(call obj,$(CUDA_FAKE_SRCS))
+$(filter %/test_cuda_device %/test_cuda_predictor,$(UNIT_BINS)): $(CUDA_OBJS) $(call obj,$(CUDA_FAKE_SRCS))
 
 # End-to-end tests are clients: the shared library, plus ipc.a for those that misbehave on purpose, and gpu.a
 # for those that make profiles to ship.
@@ -364,6 +364,9 @@ $(E2E_BINS) $(MODEL_BINS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/lib/testlib.a $
 	$(call say,LD,$@)
 	$(LINK) $(B)/lib/testlib.a $(B)/lib/gpu.a $(B)/lib/ipc.a -L$(B)/lib -lskvc \
 		-Wl,--enable-new-dtags,-rpath,'$$ORIGIN/../../lib' $(TEST_LIBS)
+
+# An engine's side of a GPU, for the one that has it.
+$(filter %/test_model_blocks,$(E2E_BINS)): $(call obj,tools/bench_cuda.c)
 
 ifeq ($(SAN),fuzz)
 FUZZ_MAIN := -fsanitize=fuzzer

@@ -163,6 +163,10 @@ static const struct config_key config_keys[] = {
 	{ "model", "fit_tokens", CONFIG_COUNT, FIELD(model_fit_tokens), 64, 1 << 20, 0, NULL,
 	  "4096",
 	  "a namespace without a profile for its model is fitted on so many stored tokens" },
+	{ "model", "gpu", CONFIG_CHOICE, FIELD(model_gpu), 0, 1, 0, bool_names, "yes",
+	  "run models on the GPU that serves, in memory of its own" },
+	{ "model", "gpu_tokens", CONFIG_COUNT, FIELD(model_gpu_tokens), 16, 16384, 0, NULL, "1024",
+	  "of all sequences together that go through a model there at a time" },
 
 	{ "limits", "blocks_max", CONFIG_COUNT, FIELD(blocks_max), 4096, 16 << 20, CONFIG_OR_ZERO,
 	  NULL, "0", "blocks in the index; 0: one per 16 KiB of pool and NVMe" },
@@ -202,7 +206,7 @@ static const struct config_key config_keys[] = {
 
 #define CONFIG_KEYS_COUNT (sizeof(config_keys) / sizeof(config_keys[0]))
 
-_Static_assert(CONFIG_KEYS_COUNT <= CONFIG_KEYS_MAX, "readers keep a byte per key");
+_Static_assert(CONFIG_KEYS_COUNT <= CONFIG_KEYS_MAX, "readers keep a mark per key");
 
 const struct config_key *config_key_at(size_t index)
 {

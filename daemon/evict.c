@@ -7,6 +7,7 @@
 #include <assert.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 
 #define EVICT_BATCH 256u /* entries of the index in one turn */
 

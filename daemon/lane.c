@@ -16,8 +16,10 @@
 #include <unistd.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 #include "daemon/log.h"
 #include "daemon/warm.h"
+#include "daemon/sequences.h"
 
 #define LANE_REAP_BATCH 64u
 #define LANE_GPU_POLL_NS 100000ull /* for what a GPU does not announce: an engine's event, say */
@@ -246,6 +248,7 @@ static uint64_t sleep_ns(const struct lane *lane)
 static int arm(struct lane *lane)
 {
 	if (!mailbox_arm(&lane->inbox) || !lane->device->ops->arm(lane->device) ||
+	    (lane->predictor && !lane->predictor->ops->arm(lane->predictor)) ||
 	    (lane->gpu && !lane->gpu->ops->arm(lane->gpu)))
 		return 0;
 	for (uint32_t i = 0, seen = 0; seen < lane->sessions_count; i++) {
@@ -265,6 +268,8 @@ static void disarm(struct lane *lane)
 {
 	mailbox_disarm(&lane->inbox);
 	lane->device->ops->disarm(lane->device);
+	if (lane->predictor)
+		lane->predictor->ops->disarm(lane->predictor);
 	if (lane->gpu)
 		lane->gpu->ops->disarm(lane->gpu);
 	for (uint32_t i = 0, seen = 0; seen < lane->sessions_count; i++) {
@@ -360,8 +365,8 @@ static int fits_run(const struct lane *lane)
 
 static int may_stop(struct lane *lane)
 {
-	if (!lane->stopping || lane->sessions_count || lane->jobs_count ||
-	    lane->recode.step != RECODE_NONE || lane->sequence_steps || tier_busy(lane))
+	if (!lane->stopping || lane->sessions_count || lane->jobs_count || recode_busy(lane) ||
+	    lane->sequence_steps || tier_busy(lane))
 		return 0;
 	if (fits_run(lane) &&
 	    (!lane->may_leave || lane->now_ns - lane->stop_ns < LANE_STOP_FITS_NS))
@@ -451,7 +456,7 @@ static int start_device(struct lane *lane, char *err, unsigned err_bytes)
 	lane->cpu_workers = workers;
 	lane->tasks_count = 2 * workers + 2;
 	r = cpu_device_new(workers,
-			   lane->tasks_count + 4 + lane->config.model_sequences +
+			   lane->tasks_count + 4 + lane->config.model_sequences + RECODE_CHAIN_MAX +
 				   (lane->gpu ? LANE_GPU_TASKS : 0),
 			   lane->device_fd, lane->config.spin_ns, &d);
 	if (r < 0) {
@@ -568,11 +573,11 @@ static struct lane *lane_free(struct lane *lane)
 {
 	const struct config *c = &lane->config;
 
+	sequences_stop(lane);
 	if (lane->device)
 		lane->device->ops->free(lane->device);
 	gpu_stop(lane);
 	tier_stop(lane);
-	sequences_stop(lane);
 	model_fit_stop(lane);
 	for (uint32_t i = 0; lane->ns && i < c->namespaces_max; i++)
 		if (lane->ns[i])

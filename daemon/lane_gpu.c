@@ -83,16 +83,42 @@ static int make_device(struct lane *lane, char *err, unsigned err_bytes)
 	return r;
 }
 
-static int add_faults(struct lane *lane, char *err, unsigned err_bytes)
+static int add_faults(struct lane *lane, struct device **d, char *err, unsigned err_bytes)
 {
 	const char *spec = lane->config.fault_gpu;
 	int r;
 
-	if (!spec[0])
+	if (!spec[0] || !*d)
 		return 0;
-	r = fault_device_new(lane->gpu, spec, &lane->gpu);
+	r = fault_device_new(*d, spec, d);
 	if (r < 0)
 		(void)snprintf(err, err_bytes, "[fault] gpu = %s: %s", spec, strerror(-r));
+	return r;
+}
+
+/* What runs models beside it.  Memory is taken when a model is first wanted. */
+static int make_predictor(struct lane *lane, char *err, unsigned err_bytes)
+{
+	const struct config *c = &lane->config;
+	const struct predictor_options o = {
+		.which = c->gpu_device,
+		.tasks_max = lane->gpu->tasks_max,
+		.wake_fd = lane->device_fd,
+		.batch_tokens = c->model_gpu_tokens,
+		.positions_max = c->model_tokens_max,
+		.background_percent = c->gpu_background_percent,
+	};
+	char path[PATH_MAX], line[DEVICE_ERR_BYTES] = "";
+	int r;
+
+	if (!c->model_gpu)
+		return 0;
+	library_path(c, path, sizeof(path));
+	r = !strcmp(c->gpu_device, "sim") ? sim_predictor_new(&o, &lane->predictor)
+					  : cuda_load_predictor(path, &o, &lane->predictor, line);
+	if (r < 0)
+		(void)snprintf(err, err_bytes, "[model] gpu: %s; `no` runs models on the CPU",
+			       line[0] ? line : strerror(-r));
 	return r;
 }
 
@@ -128,7 +154,11 @@ int gpu_start(struct lane *lane, char *err, unsigned err_bytes)
 
 	if (r < 0 || !lane->gpu)
 		return r;
-	r = add_faults(lane, err, err_bytes);
+	r = make_predictor(lane, err, err_bytes);
+	if (r == 0)
+		r = add_faults(lane, &lane->predictor, err, err_bytes);
+	if (r == 0)
+		r = add_faults(lane, &lane->gpu, err, err_bytes);
 	if (r < 0)
 		return r;
 	/* The pool lies where the GPU's bus ends, unless somebody knows better. */
@@ -250,6 +280,8 @@ void gpu_stop(struct lane *lane)
 
 		lane->gpu->ops->host_unregister(lane->gpu, piece->base, piece->bytes);
 	}
+	if (lane->predictor)
+		lane->predictor = lane->predictor->ops->free(lane->predictor);
 	if (lane->gpu)
 		lane->gpu = lane->gpu->ops->free(lane->gpu);
 	lane->stage = pool_free(lane->stage);
@@ -415,10 +447,9 @@ static void watch_health(struct lane *lane)
  * A GPU that neither ends what it was given nor fails may write to engines' pages whenever it comes to:
  * only the end of this process takes them from it.
  */
-static void watch_hang(const struct lane *lane)
+static void watch_hang(const struct lane *lane, struct device *d)
 {
-	const struct device_ops *ops = lane->gpu->ops;
-	uint64_t since = ops->busy_since && !lane->gpu_dead ? ops->busy_since(lane->gpu) : 0;
+	uint64_t since = d && d->ops->busy_since && !lane->gpu_dead ? d->ops->busy_since(d) : 0;
 
 	if (since == 0 || lane->now_ns < since || lane->now_ns - since < lane->config.gpu_wait_ns)
 		return;
@@ -435,6 +466,7 @@ unsigned gpu_run(struct lane *lane)
 	if (!lane->gpu)
 		return 0;
 	watch_health(lane);
-	watch_hang(lane);
+	watch_hang(lane, lane->gpu);
+	watch_hang(lane, lane->predictor);
 	return run_deadlines(lane) + tier_gpu_run(lane);
 }

@@ -26,6 +26,7 @@
  *	find.c		where a block is, for an operator
  *	plan.c		what things cost: rates, room, and which speculator follows
  *	recode.c	blocks coded again with a stronger speculator when there is time
+ *	recode_chain.c	the same with model, many blocks of a sequence in order
  *	quota.c		compressed bytes charged to tenants
  *	evict.c		blocks that an operator wants gone
  *
@@ -139,7 +140,8 @@ enum task_kind {
 	TASK_FIT_MODEL,
 	TASK_SEQUENCE, /* a block -> a prefix */
 	TASK_GATHER,   /* a block -> lane->model_fit.raw */
-	TASK_RECODE    /* a block -> lane->recode.raw -> its staging, and back to see */
+	TASK_RECODE,   /* a block -> lane->recode.raw -> its staging, and back to see */
+	TASK_CHAIN     /* the same of one of a chain of blocks: lane->chain */
 };
 
 /*
@@ -160,9 +162,10 @@ struct task {
 	uint8_t *staging;      /* record under construction; borrowed from lane->gpu_headers, or an
 			       * owned mapping of lane->staging_bytes */
 	uint32_t raw_slot;     /* in lane->stage: a canonical raw block; POOL_NONE: none */
-	struct device_region packed;	/* that block as a region; owns nothing */
-	uint8_t *sample;		/* reserved of the profiler; NULL: none */
-	struct lane_sequence *sequence; /* busy with this task; NULL: none */
+	struct device_region packed; /* that block as a region; owns nothing */
+	uint8_t *sample;	     /* reserved of the profiler; NULL: none */
+	struct lane_sequence
+		*sequence; /* busy with this task, or this is a step of its; NULL: none */
 	/* store, once encoded: */
 	void *staged; /* the payload on the GPU, to be given back; NULL: it lies in staging */
 	struct codec_info info;
@@ -180,6 +183,7 @@ struct task_queue {
 /* ---- sequences ---- */
 
 #define SEQUENCE_BLOCKS_MAX 65536u
+#define SEQUENCE_STEPS_MAX 64u
 
 struct sequence_step {
 	uint32_t block, generation;
@@ -187,18 +191,23 @@ struct sequence_step {
 
 /* A place for one sequence's prefix. */
 struct lane_sequence {
-	struct codec_sequence *s; /* owned; NULL: the place is free */
+	struct device_sequence *s; /* owned; NULL: the place is free */
+	struct device *device;	   /* whose s is: the predictor, or the CPU device */
 	struct namespace *ns;
-	struct ns_profile *profile;  /* used */
-	uint8_t taken;		     /* by a load, or by recode */
-	uint8_t busy;		     /* a task of theirs has it */
-	uint8_t background;	     /* it catches up when there is time */
-	int32_t failed;		     /* why catching up did */
-	uint32_t count;		     /* blocks that it holds */
-	struct sequence_step *holds; /* owned, [sequences_blocks_max()] */
-	uint32_t step;		     /* block that is on its way in, held; or BLOCK_NONE */
-	struct task task;	     /* that step */
-	uint8_t *raw;		     /* owned mapping: where it is decoded to */
+	struct ns_profile *profile; /* used */
+	uint8_t taken;		    /* by a load, or by recode */
+	uint8_t background;	    /* it catches up when there is time */
+	uint8_t broken; /* one of the tasks has failed: none is begun before all are over */
+	unsigned busy;	/* tasks of theirs that have it */
+	int32_t failed; /* why catching up did */
+	uint32_t count; /* blocks that it holds */
+	uint32_t ahead; /* and with those that tasks are about to add: count + busy */
+	struct sequence_step
+		*holds;	   /* owned, [sequences_blocks_max()]; the first `ahead` are good */
+	uint32_t wanted;   /* the block to come next, held until it is in reach; or BLOCK_NONE */
+	struct task *task; /* owned, [steps_max]: blocks, held, that are on their way in */
+	unsigned steps, steps_max; /* of these under way */
+	uint8_t *raw;		   /* owned mapping: where they are decoded to */
 	uint64_t raw_bytes;
 	struct device_region packed; /* that as a region; owns nothing */
 	uint64_t bytes;		     /* of s */
@@ -269,21 +278,47 @@ struct model_fit {
  */
 enum recode_step { RECODE_NONE, RECODE_DECODE, RECODE_ENCODE, RECODE_CHECK };
 
+struct recode_place { /* where a block stood on its list */
+	uint32_t prev, next, prev_generation, next_generation;
+};
+
 struct recode {
 	enum recode_step step;
 	uint8_t running;    /* the step's task is on the device */
 	uint8_t speculator; /* enum codec_speculator: what the block is to be coded with */
 	uint8_t look;	    /* there may be blocks that are worth it */
 	uint32_t block;	    /* held while step is not NONE */
-	uint32_t list_prev, list_next; /* where it stood on its list */
-	uint32_t prev_generation, next_generation;
+	struct recode_place place;
 	uint32_t next, left; /* the search through the index: where, and how much of it is left */
 	uint64_t begin_ns;   /* when the block was taken */
 	uint64_t busy_ns;    /* when somebody else last wanted the machine */
 	uint8_t *raw;	     /* owned mapping of lane->staging_bytes */
-	struct device_region packed;	/* that as a region; owns nothing */
-	struct lane_sequence *sequence; /* taken; NULL: none */
+	struct device_region packed; /* that as a region; owns nothing */
 	struct task task;
+};
+
+/* ---- coding a chain again, with `model` ---- */
+
+#define RECODE_CHAIN_MAX 64u
+
+struct recode_link {
+	uint32_t block; /* held */
+	uint8_t better; /* a smaller record is in the task's staging */
+	int32_t res;	/* of its task, once that is over */
+	struct recode_place place;
+	uint8_t *raw;		     /* owned mapping of lane->staging_bytes, like task.staging */
+	struct device_region packed; /* that as a region; owns nothing */
+	struct task task;
+};
+
+/* Steps as above, each of all links before the next. */
+struct recode_chain {
+	enum recode_step step;
+	unsigned count, next, running;	/* links: in it, begun in this step, on a device */
+	struct ns_profile *profile;	/* used */
+	struct lane_sequence *sequence; /* taken; NULL: none */
+	uint64_t begin_ns;
+	struct recode_link link[RECODE_CHAIN_MAX];
 };
 
 /* ---- evicting for an operator ---- */
@@ -426,13 +461,17 @@ struct lane {
 	uint8_t layer_busy;
 	uint64_t sample_bytes; /* set aside for samples of all namespaces */
 	struct recode recode;
+	struct recode_chain chain;
 	struct lane_plan plan;
 	struct lane_evict evict;
 	struct model_fit model_fit;
 	struct lane_sequence *sequence; /* owned, [model_sequences] */
 	struct sequence_step *path;	/* owned, [SEQUENCE_BLOCKS_MAX]: scratch */
 	uint64_t sequences_bytes;
-	unsigned sequence_steps; /* on the device */
+	unsigned sequence_steps;  /* on the device */
+	struct device *predictor; /* owned; runs models on the GPU; NULL: the CPU device does */
+	uint64_t
+		predictor_full_ns; /* until then new places are on the CPU: its memory was not enough */
 	uint64_t staging_bytes;
 	unsigned cpu_workers;
 
@@ -716,47 +755,12 @@ void plan_of_block(const struct lane *lane, const struct namespace *ns, const st
 uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,
 			      const uint32_t *blocks, uint32_t count);
 
-/* sequences.c */
-int sequences_start(struct lane *lane);
-void sequences_stop(struct lane *lane);
-void sequences_run(struct lane *lane);
-uint32_t sequences_blocks_max(const struct lane *lane, const struct namespace *ns);
-int sequences_reachable(struct lane *lane, uint32_t block); /* is all of its prefix here? */
-/* The blocks before this one, first to last, in lane->path.  Their number; -ENODATA: one of them is gone; -E2BIG: too
- * many. */
-int sequences_path(struct lane *lane, uint32_t block);
-/*
- * A prefix to code this block after, with this profile: *pq if that is one already taken, else one that is taken now.
- * 1: it holds just the blocks before this one, and is free for a task; 0: not yet, ask again; -ENODATA, -ESTALE,
- * -EBADMSG: some of these are gone, or are others; -E2BIG: they are too many; -ENODEV: no model; -ENOMEM; -EIO.  *pq is
- * to be given back in any case.
- */
-int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t block,
-		   struct ns_profile *np, int background);
-void sequences_begin(struct lane_sequence *q); /* a task goes on from it, with this block */
-void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t block, int32_t res);
-void sequences_back(struct lane_sequence *q);				/* forget the last block */
-void sequences_give_back(struct lane *lane, struct lane_sequence **pq); /* takes NULL in it */
-void sequences_task_done(struct lane *lane, struct task *task);
-
 /* model_fit.c */
 void model_fit_start(struct lane *lane);
 void model_fit_stop(struct lane *lane);
 unsigned model_fit_run(struct lane *lane);
 void model_fit_gathered(struct lane *lane, struct task *task);
 void model_fit_done(struct lane *lane, struct task *task);
-
-/* recode.c */
-int recode_idle(const struct lane *lane); /* has nobody wanted the machine for a moment? */
-int recode_start(struct lane *lane);
-void recode_stop(struct lane *lane);
-int recode_wants(struct lane *lane, const struct block *b);
-int recode_pending(struct lane *lane, const struct block *b);
-unsigned recode_run(struct lane *lane);
-void recode_task_done(struct lane *lane, struct task *task);
-int recode_make_way(
-	struct lane *lane); /* nothing is held for it now: 1; a step runs, and ends soon: 0 */
-int recode_waits(const struct lane *lane); /* look at it again soon, though nobody wakes the lane */
 
 /* evict.c */
 void evict_begin(struct lane *lane, const struct mail *mail);

@@ -13,6 +13,7 @@
 #include <errno.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/sequences.h"
 
 void load_begin(struct lane *lane, struct session *s, const struct job_regions *regions,
 		const struct skvc_abi_sqe *sqe, const uint32_t *pages, struct skvc_abi_cqe *cqe,
@@ -80,14 +81,15 @@ static void read_payload(struct lane *lane, struct task *t)
 		t->dev.sequence = job->sequence->s;
 }
 
-/* On the CPU; a block that is coded after others goes on from these. */
-static int start_on_cpu(struct lane *lane, struct task *t)
+/* Into host memory; a block that is coded after others goes on from these, where they are. */
+static int start_on_host(struct lane *lane, struct task *t)
 {
-	int r = task_start(lane, t, lane->device);
+	struct lane_sequence *q = t->dev.sequence ? t->job->sequence : NULL;
+	int r = task_start(lane, t, q ? q->device : lane->device);
 
-	if (r == 0 && t->dev.sequence) {
-		t->sequence = t->job->sequence;
-		sequences_begin(t->sequence);
+	if (r == 0 && q) {
+		t->sequence = q;
+		sequences_begin(lane, q, t->job->items[t->item].block);
 	}
 	return r;
 }
@@ -106,7 +108,7 @@ static int start_decode(struct lane *lane, struct task *t)
 	};
 	read_payload(lane, t);
 	if (!t->of_gpu)
-		return start_on_cpu(lane, t);
+		return start_on_host(lane, t);
 	gpu_event_begin(lane, t);
 	r = task_start(lane, t, lane->gpu);
 	if (r < 0) {
@@ -131,7 +133,7 @@ static int start_decode_stage(struct lane *lane, struct task *t)
 	gpu_event_begin(lane, t);
 	t->dev = (struct device_task){ .op = DEVICE_DECODE, .region = &t->packed };
 	read_payload(lane, t);
-	r = start_on_cpu(lane, t);
+	r = start_on_host(lane, t);
 	if (r < 0) {
 		t->dev.res = r;
 		gpu_event_end(lane, t);
@@ -327,6 +329,9 @@ static void not_loaded(struct lane *lane, struct task *t, int32_t res)
 		fail_item(lane, job, t->item, -ENODATA, refusal_reason(res, t->dev.refusal));
 	} else if (res == -ENODEV) {
 		fail_item(lane, job, t->item, -ENODATA, SKVC_ABI_REASON_MODEL_GONE);
+	} else if (res == -ECANCELED &&
+		   !job->aborted) { /* the block before this one was not decoded */
+		fail_item(lane, job, t->item, -ENODATA, SKVC_ABI_REASON_PREFIX_GONE);
 	} else if (res == -ECANCELED) {
 		fail_item(lane, job, t->item, res, job->abort_reason);
 	} else {

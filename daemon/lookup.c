@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/sequences.h"
 
 int lookup_visible(const struct block *b)
 {

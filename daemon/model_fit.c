@@ -16,7 +16,9 @@
 #include <sys/mman.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 #include "daemon/record.h"
+#include "daemon/sequences.h"
 
 #define MODEL_FIT_LOOK_NS 1000000000ull /* between looks for enough blocks */
 #define MODEL_FIT_SCAN 1024u		/* entries of the index in one turn */

@@ -52,6 +52,7 @@ DAEMON_SRCS := \
 	daemon/profiles.c \
 	daemon/quota.c \
 	daemon/recode.c \
+	daemon/recode_chain.c \
 	daemon/record.c \
 	daemon/registry.c \
 	daemon/reload.c \

@@ -65,7 +65,7 @@ const struct plan_shown_rate *lane_plan_rates(const struct lane *lane)
 
 static void coded(struct lane *lane, const struct task *t, enum plan_op op, uint8_t speculator)
 {
-	enum plan_device d = lane->gpu && t->device == lane->gpu ? PLAN_GPU : PLAN_CPU;
+	enum plan_device d = t->device == lane->device ? PLAN_CPU : PLAN_GPU;
 
 	plan_rate_seen(&lane->plan.machine.code[d][op][speculator], t->dev.region->geom->raw_bytes,
 		       t->dev.busy_ns);
@@ -103,6 +103,10 @@ void plan_task_done(struct lane *lane, const struct task *t)
 		break;
 	case TASK_RECODE:
 		recoded(lane, t);
+		break;
+	case TASK_CHAIN:
+		if (t->dev.op == DEVICE_ENCODE)
+			coded(lane, t, PLAN_ENCODE, CODEC_SPEC_MODEL);
 		break;
 	default: /* not of a kind that is planned with */
 		break;

@@ -9,8 +9,7 @@
  * who has a lease, or loads, goes on with the record that he found.  Whatever fails, the block keeps what it
  * has.  No step is begun while any load or store is under way, and a block has one try for each profile.
  *
- * With `model` the block is coded after its prefix, which sequences.c brings: that may take long, and is given up as
- * soon as anybody else comes.  What was brought stays for the next try.
+ * With `model` a block is coded after those before it: recode_chain.c.
  */
 #include <assert.h>
 #include <errno.h>
@@ -18,7 +17,9 @@
 #include <sys/mman.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 #include "daemon/record.h"
+#include "daemon/sequences.h"
 
 #define RECODE_IDLE_NS 1000000ull /* nobody wanted the machine for so long */
 #define RECODE_GIVE_UP_NS \
@@ -52,6 +53,7 @@ void recode_stop(struct lane *lane)
 	if (r->task.staging)
 		(void)munmap(r->task.staging, lane->staging_bytes);
 	r->raw = r->task.staging = NULL;
+	recode_chain_stop(lane);
 }
 
 /* ---- what is worth it ---- */
@@ -125,6 +127,11 @@ static int may_take(struct lane *lane, const struct block *b)
 	       !(b->flags & (BLOCK_CLEAN | BLOCK_WANTED)) && recode_wants(lane, b);
 }
 
+int recode_may_model(struct lane *lane, const struct block *b)
+{
+	return may_take(lane, b) && target(lane, b) == CODEC_SPEC_MODEL;
+}
+
 /* The coldest blocks first, then whatever the index has. */
 static uint32_t find(struct lane *lane)
 {
@@ -163,17 +170,30 @@ static uint32_t still(const struct lane *lane, uint32_t id, uint32_t then)
 	return generation(lane, id) == then ? id : BLOCK_NONE;
 }
 
+void recode_hold(struct lane *lane, uint32_t id, struct recode_place *ret_place)
+{
+	ret_place->prev = index_block(lane->index, id)->prev;
+	ret_place->next = index_block(lane->index, id)->next;
+	ret_place->prev_generation = generation(lane, ret_place->prev);
+	ret_place->next_generation = generation(lane, ret_place->next);
+	tier_hold(lane, id);
+}
+
+void recode_unhold(struct lane *lane, uint32_t id, const struct recode_place *place)
+{
+	tier_unhold_unused(lane, id, still(lane, place->prev, place->prev_generation),
+			   still(lane, place->next, place->next_generation));
+}
+
 static void over(struct lane *lane)
 {
 	struct recode *r = &lane->recode;
 
 	assert(!r->running && r->step != RECODE_NONE);
-	sequences_give_back(lane, &r->sequence);
 	profiles_drop(lane, r->task.profile);
 	r->task.profile = NULL;
 	r->step = RECODE_NONE;
-	tier_unhold_unused(lane, r->block, still(lane, r->list_prev, r->prev_generation),
-			   still(lane, r->list_next, r->next_generation));
+	recode_unhold(lane, r->block, &r->place);
 	r->block = BLOCK_NONE;
 }
 
@@ -183,10 +203,7 @@ static void keep_old(struct lane *lane, enum stats_id why)
 	struct recode *r = &lane->recode;
 	struct block *b = index_block(lane->index, r->block);
 
-	if (r->speculator == CODEC_SPEC_MODEL)
-		b->model_tried = 1;
-	else
-		b->tried = profiles_mark(r->task.profile);
+	b->tried = profiles_mark(r->task.profile);
 	stats_add(&lane->stats, why, 1);
 	over(lane);
 }
@@ -214,14 +231,10 @@ static void step_encode(struct lane *lane, const struct block *b, struct device_
 		.speculator = r->speculator,
 		.position = b->position,
 		.profile = t->profile->p,
-		.sequence = r->sequence ? r->sequence->s : NULL,
-		.verify = !r->sequence, /* the model would run once more, and does at the check */
+		.verify = 1,
 		.out = t->staging + off,
 		.out_cap_bytes = lane->staging_bytes - off,
 	};
-	if (b->flags & BLOCK_HAS_TOKENS)
-		d->tokens = (const int32_t *)((const uint8_t *)pool_ptr(lane->pool, b->slot) +
-					      sizeof(struct record_header));
 }
 
 static void step_check(struct lane *lane, const struct block *b, struct device_task *d)
@@ -235,26 +248,9 @@ static void step_check(struct lane *lane, const struct block *b, struct device_t
 		.in = t->staging + block_payload_off(lane, b),
 		.in_bytes = t->info.encoded_bytes,
 		.profile = t->info.speculator >= CODEC_SPEC_CHANNEL ? t->profile->p : NULL,
-		.sequence = lane->recode.sequence ? lane->recode.sequence->s : NULL,
 		.position = b->position,
 		.expect_xxh3 = b->raw_xxh3,
 	};
-}
-
-/* The step can be done now: 1; 0: not yet, or it was given up. */
-static int prefix_ready(struct lane *lane)
-{
-	struct recode *r = &lane->recode;
-	int n;
-
-	if (r->speculator != CODEC_SPEC_MODEL || r->step == RECODE_DECODE)
-		return 1;
-	n = sequences_take(lane, &r->sequence, r->block, r->task.profile, 1);
-	if (n == -ENOMEM || n == -EIO)
-		give_up(lane);
-	else if (n < 0)
-		keep_old(lane, STAT_RECODE_KEPT_BLOCKS);
-	return n > 0;
 }
 
 static int start_step(struct lane *lane)
@@ -267,8 +263,6 @@ static int start_step(struct lane *lane)
 	struct recode *r = &lane->recode;
 	const struct block *b = index_block(lane->index, r->block);
 
-	if (!prefix_ready(lane))
-		return 0;
 	make[r->step](lane, b, &r->task.dev);
 	r->task.kind = TASK_RECODE;
 	r->task.dev.background = 1;
@@ -278,8 +272,6 @@ static int start_step(struct lane *lane)
 		return 0;
 	}
 	r->running = 1;
-	if (r->task.dev.sequence)
-		sequences_begin(r->sequence);
 	return 1;
 }
 
@@ -288,11 +280,7 @@ static void begin(struct lane *lane, uint32_t id)
 	struct recode *r = &lane->recode;
 	struct namespace *ns = lane->ns[index_block(lane->index, id)->ns];
 
-	r->list_prev = index_block(lane->index, id)->prev;
-	r->list_next = index_block(lane->index, id)->next;
-	r->prev_generation = generation(lane, r->list_prev);
-	r->next_generation = generation(lane, r->list_next);
-	tier_hold(lane, id);
+	recode_hold(lane, id, &r->place);
 	r->block = id;
 	tier_policy_lets_go(lane, id);
 	r->speculator = target(lane, index_block(lane->index, id));
@@ -313,10 +301,14 @@ static uint64_t padded(const struct lane *lane, uint64_t bytes)
 	return (bytes + lane->granule_bytes - 1) & ~(uint64_t)(lane->granule_bytes - 1);
 }
 
-/* The old record's head, with what is new in it. */
-static void build_record(const struct lane *lane, const struct block *b)
+int recode_smaller(const struct lane *lane, const struct block *b, const struct codec_info *info)
 {
-	const struct task *t = &lane->recode.task;
+	return padded(lane, block_payload_off(lane, b) + info->encoded_bytes) < b->record_bytes;
+}
+
+/* The old record's head, with what is new in it. */
+static void build_record(const struct lane *lane, const struct block *b, const struct task *t)
+{
 	struct record_header *h = (struct record_header *)t->staging;
 
 	memcpy(t->staging, pool_ptr(lane->pool, b->slot), block_payload_off(lane, b));
@@ -332,22 +324,16 @@ static void encoded(struct lane *lane)
 {
 	struct recode *r = &lane->recode;
 	const struct block *b = index_block(lane->index, r->block);
-	uint64_t bytes = block_payload_off(lane, b) + r->task.dev.info.encoded_bytes;
 
 	r->task.info = r->task.dev.info;
 	profiles_seen(lane, lane->ns[b->ns], r->task.profile, r->task.dev.speculator,
 		      r->task.info.encoded_bytes);
-	if (r->task.info.raw_xxh3 != b->raw_xxh3) {
-		if (r->sequence)
-			sequences_back(r->sequence);
+	if (r->task.info.raw_xxh3 != b->raw_xxh3)
 		keep_old(lane, STAT_RECODE_FAILED);
-	} else if (padded(lane, bytes) >= b->record_bytes) {
+	else if (!recode_smaller(lane, b, &r->task.info))
 		keep_old(lane, STAT_RECODE_KEPT_BLOCKS);
-	} else {
+	else
 		r->step = RECODE_CHECK;
-		if (r->sequence)
-			sequences_back(r->sequence);
-	}
 }
 
 /* A slot for a smaller record of the block: in a full pool the one that it has makes room for it. */
@@ -388,31 +374,28 @@ static void replace(struct lane *lane, uint32_t id, const void *record, uint64_t
 	atomic_fetch_sub_explicit(&ns->coded_bytes, saved, memory_order_relaxed);
 }
 
-static void checked(struct lane *lane)
+void recode_commit(struct lane *lane, struct task *t, uint32_t id, uint8_t asked)
 {
-	struct recode *r = &lane->recode;
-	struct task *t = &r->task;
-	struct block *b = index_block(lane->index, r->block);
+	struct block *b = index_block(lane->index, id);
 	uint64_t bytes = block_payload_off(lane, b) + t->info.encoded_bytes,
 		 before = b->record_bytes;
 
 	if (b->refs > 1) { /* somebody has come: his the old record is */
-		give_up(lane);
+		stats_add(&lane->stats, STAT_RECODE_STOPPED, 1);
 		return;
 	}
-	build_record(lane, b);
-	replace(lane, r->block, t->staging, bytes, padded(lane, bytes));
+	build_record(lane, b, t);
+	replace(lane, id, t->staging, bytes, padded(lane, bytes));
 	profiles_set_block(lane, b, t->info.speculator >= CODEC_SPEC_CHANNEL ? t->profile : NULL);
 	b->tried = profiles_mark(t->profile);
 	b->model = t->info.speculator == CODEC_SPEC_MODEL;
 	b->layer = t->info.speculator == CODEC_SPEC_LAYER;
 	plan_block_coded(lane->ns[b->ns], t->info.speculator, t->info.encoded_bytes);
-	b->model_tried = r->speculator == CODEC_SPEC_MODEL;
+	b->model_tried = asked == CODEC_SPEC_MODEL;
 	stats_add(&lane->stats, STAT_RECODED_BLOCKS, 1);
 	stats_add(&lane->stats, STAT_LAYER_BLOCKS, t->info.speculator == CODEC_SPEC_LAYER);
 	stats_add(&lane->stats, STAT_MODEL_BLOCKS, b->model);
 	stats_add(&lane->stats, STAT_RECODE_SAVED_BYTES, before - b->record_bytes);
-	over(lane);
 }
 
 void recode_task_done(struct lane *lane, struct task *t)
@@ -422,8 +405,6 @@ void recode_task_done(struct lane *lane, struct task *t)
 	assert(t == &r->task && r->running);
 	r->running = 0;
 	stats_add(&lane->stats, STAT_RECODE_NS, t->dev.busy_ns);
-	if (t->dev.sequence)
-		sequences_end(lane, r->sequence, r->block, t->dev.res);
 	if (index_block(lane->index, r->block)->state != BLOCK_RESIDENT) { /* dropped meanwhile */
 		give_up(lane);
 		return;
@@ -440,7 +421,8 @@ void recode_task_done(struct lane *lane, struct task *t)
 		encoded(lane);
 		break;
 	default:
-		checked(lane);
+		recode_commit(lane, t, r->block, r->speculator);
+		over(lane);
 		break;
 	}
 }
@@ -452,19 +434,28 @@ int recode_idle(const struct lane *lane)
 	return !lane->jobs_count && lane->now_ns - lane->recode.busy_ns >= RECODE_IDLE_NS;
 }
 
-/* Others wait for the block, or for the place of its prefix. */
+/* Others wait for the block. */
 static int too_long(const struct lane *lane)
 {
-	const struct recode *r = &lane->recode;
+	return lane->now_ns - lane->recode.begin_ns > RECODE_GIVE_UP_NS;
+}
 
-	if (r->speculator == CODEC_SPEC_MODEL)
-		return lane->jobs_count != 0;
-	return lane->now_ns - r->begin_ns > RECODE_GIVE_UP_NS;
+int recode_busy(const struct lane *lane)
+{
+	return lane->recode.step != RECODE_NONE || lane->chain.step != RECODE_NONE;
+}
+
+int recode_holds(const struct lane *lane, uint32_t id)
+{
+	for (unsigned i = 0; lane->chain.step != RECODE_NONE && i < lane->chain.count; i++)
+		if (lane->chain.link[i].block == id)
+			return 1;
+	return lane->recode.step != RECODE_NONE && lane->recode.block == id;
 }
 
 int recode_waits(const struct lane *lane)
 {
-	return lane->recode.step != RECODE_NONE || lane->recode.look || lane->recode.left;
+	return recode_busy(lane) || lane->recode.look || lane->recode.left;
 }
 
 /* What is held is no victim, and a chain is kept by its leaf: the coldest one would outlive all others. */
@@ -472,6 +463,8 @@ int recode_make_way(struct lane *lane)
 {
 	struct recode *r = &lane->recode;
 
+	if (!recode_chain_make_way(lane))
+		return 0;
 	if (r->step == RECODE_NONE)
 		return 1;
 	if (r->running)
@@ -487,6 +480,8 @@ unsigned recode_run(struct lane *lane)
 
 	if (lane->jobs_count)
 		r->busy_ns = lane->now_ns;
+	if (lane->chain.step != RECODE_NONE)
+		return recode_chain_run(lane);
 	if (r->running)
 		return 0;
 	if (r->step != RECODE_NONE) {
@@ -502,7 +497,9 @@ unsigned recode_run(struct lane *lane)
 	if (lane->stopping || lane->evict.running || !recode_idle(lane))
 		return 0;
 	id = find(lane);
-	if (id != BLOCK_NONE)
+	if (id != BLOCK_NONE && target(lane, index_block(lane->index, id)) == CODEC_SPEC_MODEL)
+		recode_chain_begin(lane, id);
+	else if (id != BLOCK_NONE)
 		begin(lane, id);
 	return id != BLOCK_NONE || r->left;
 }

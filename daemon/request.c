@@ -10,7 +10,9 @@
 #include <unistd.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 #include "daemon/record.h"
+#include "daemon/sequences.h"
 
 #define REQUEST_POLL_BATCH 64u
 
@@ -476,6 +478,9 @@ static void task_done(struct lane *lane, struct task *t)
 	case TASK_RECODE:
 		recode_task_done(lane, t);
 		break;
+	case TASK_CHAIN:
+		recode_chain_task_done(lane, t);
+		break;
 	}
 }
 
@@ -493,5 +498,7 @@ unsigned request_poll(struct lane *lane)
 {
 	unsigned n = poll_device(lane, lane->device);
 
+	if (lane->predictor)
+		n += poll_device(lane, lane->predictor);
 	return lane->gpu ? n + poll_device(lane, lane->gpu) : n;
 }

@@ -17,12 +17,15 @@
 #include <sys/mman.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/sequences.h"
+
+#define PREDICTOR_FULL_NS 60000000000ull
 
 /* ---- places ---- */
 
 static int runs(const struct lane_sequence *q)
 {
-	return q->busy || q->task.device;
+	return q->busy || q->steps;
 }
 
 static void place_free(struct lane *lane, struct lane_sequence *q)
@@ -33,11 +36,39 @@ static void place_free(struct lane *lane, struct lane_sequence *q)
 	lane->sequences_bytes -= q->bytes;
 	stats_set(&lane->stats, STAT_SEQUENCE_BYTES, lane->sequences_bytes);
 	stats_sub(&lane->stats, STAT_SEQUENCES, 1);
-	q->s = codec_sequence_free(q->s);
+	stats_sub(&lane->stats, STAT_SEQUENCES_GPU, q->device == lane->predictor);
+	q->s = q->device->ops->sequence_free(q->s);
 	(void)munmap(q->raw, q->raw_bytes);
 	free(q->holds);
+	free(q->task);
 	profiles_drop(lane, q->profile);
-	*q = (struct lane_sequence){ .task.raw_slot = POOL_NONE };
+	*q = (struct lane_sequence){ .wanted = BLOCK_NONE };
+}
+
+/* On the GPU, where that can, and has the memory; else on the CPU, which is the slower the larger the model. */
+static int make_sequence(struct lane *lane, struct lane_sequence *q, struct namespace *ns,
+			 struct ns_profile *np)
+{
+	int r = -EOPNOTSUPP;
+
+	q->device = lane->predictor;
+	if (q->device && !lane->gpu_dead && q->device->ops->dead(q->device) == 0 &&
+	    lane->now_ns >= lane->predictor_full_ns)
+		r = q->device->ops->sequence_new(q->device, &ns->geom, np->p, &q->s);
+	if (r != -EOPNOTSUPP && r != -ENOMEM)
+		return r;
+	q->device = lane->device;
+	return q->device->ops->sequence_new(q->device, &ns->geom, np->p, &q->s);
+}
+
+static int make_steps(struct lane_sequence *q)
+{
+	q->steps_max = q->device->sequence_tasks < SEQUENCE_STEPS_MAX ? q->device->sequence_tasks
+								      : SEQUENCE_STEPS_MAX;
+	q->task = calloc(q->steps_max, sizeof(*q->task));
+	for (unsigned i = 0; q->task && i < q->steps_max; i++)
+		q->task[i].raw_slot = POOL_NONE;
+	return q->task ? 0 : -ENOMEM;
 }
 
 static int place_make(struct lane *lane, struct lane_sequence *q, struct namespace *ns,
@@ -50,11 +81,15 @@ static int place_make(struct lane *lane, struct lane_sequence *q, struct namespa
 	if (raw == MAP_FAILED)
 		return -ENOMEM;
 	q->holds = calloc(sequences_blocks_max(lane, ns), sizeof(*q->holds));
-	r = q->holds ? codec_sequence_new(&ns->geom, np->p, NULL, &q->s) : -ENOMEM;
+	r = q->holds ? make_sequence(lane, q, ns, np) : -ENOMEM;
+	if (r == 0)
+		r = make_steps(q);
 	if (r < 0) {
 		(void)munmap(raw, ns->geom.raw_bytes);
 		free(q->holds);
 		q->holds = NULL;
+		if (q->s)
+			q->s = q->device->ops->sequence_free(q->s);
 		return r;
 	}
 	q->raw = raw;
@@ -65,12 +100,13 @@ static int place_make(struct lane *lane, struct lane_sequence *q, struct namespa
 	q->profile = profiles_use(np);
 	q->ns = ns;
 	stats_add(&lane->stats, STAT_SEQUENCES, 1);
+	stats_add(&lane->stats, STAT_SEQUENCES_GPU, q->device == lane->predictor);
 	return 0;
 }
 
 static void count_bytes(struct lane *lane, struct lane_sequence *q)
 {
-	uint64_t bytes = codec_sequence_bytes(q->s);
+	uint64_t bytes = q->device->ops->sequence_bytes(q->s);
 
 	lane->sequences_bytes += bytes - q->bytes;
 	q->bytes = bytes;
@@ -117,32 +153,31 @@ static uint32_t common(const struct lane *lane, const struct lane_sequence *q, u
 {
 	uint32_t i = 0;
 
-	while (i < n && i < q->count && q->holds[i].block == lane->path[i].block &&
+	while (i < n && i < q->ahead && q->holds[i].block == lane->path[i].block &&
 	       q->holds[i].generation == lane->path[i].generation)
 		i++;
 	return i;
 }
 
-/* Does it hold just the blocks before this one?  Its last one says it for all. */
+/* Does it hold just the blocks before this one, or will it?  Its last one says it for all. */
 static int stands_before(const struct lane *lane, const struct lane_sequence *q, uint32_t id)
 {
 	const struct block *b = index_block(lane->index, id);
 	uint32_t parent = index_parent(lane->index, id);
 
-	if ((uint64_t)q->count * q->ns->geom.block_tokens != b->position)
+	if ((uint64_t)q->ahead * q->ns->geom.block_tokens != b->position)
 		return 0;
-	if (!q->count)
+	if (!q->ahead)
 		return 1;
-	return parent != BLOCK_NONE && q->holds[q->count - 1].block == parent &&
-	       q->holds[q->count - 1].generation == index_block(lane->index, parent)->generation;
+	return parent != BLOCK_NONE && q->holds[q->ahead - 1].block == parent &&
+	       q->holds[q->ahead - 1].generation == index_block(lane->index, parent)->generation;
 }
 
 static void cut(struct lane_sequence *q, uint32_t count)
 {
-	int r = codec_sequence_truncate(q->s, count * q->ns->geom.block_tokens);
-
-	assert(r == 0);
-	q->count = count;
+	assert(!runs(q));
+	q->device->ops->sequence_truncate(q->s, count * q->ns->geom.block_tokens);
+	q->count = q->ahead = count;
 }
 
 /* ---- taking ---- */
@@ -214,51 +249,80 @@ static int within_reach(struct lane *lane, const struct lane_sequence *q, uint32
 	}
 }
 
-static int start_step(struct lane *lane, struct lane_sequence *q, uint32_t id)
+static struct task *free_step(struct lane_sequence *q)
 {
-	const struct block *b = index_block(lane->index, id);
-	int r;
+	unsigned i = 0;
 
-	q->task.kind = TASK_SEQUENCE;
-	q->task.block = id;
-	q->task.dev = (struct device_task){ .region = &q->packed,
-					    .sequence = q->s,
-					    .background = q->background };
-	task_decodes(lane, &q->task.dev, b, pool_ptr(lane->pool, b->slot));
-	r = task_start(lane, &q->task, lane->device);
-	if (r == 0) {
-		lane->sequence_steps++;
-		return 0;
-	}
-	tier_unhold(lane, id);
-	q->step = BLOCK_NONE;
-	return r == -EAGAIN ? 0 : r;
+	assert(q->steps < q->steps_max);
+	while (q->task[i].device)
+		i++;
+	return &q->task[i];
 }
 
-/* One block nearer.  It is held from when it is wanted until it is in. */
-static int catch_up(struct lane *lane, struct lane_sequence *q, uint32_t n)
+static void will_hold(struct lane *lane, struct lane_sequence *q, uint32_t id)
 {
-	uint32_t keep = common(lane, q, n), id;
+	q->holds[q->ahead++] = (struct sequence_step){
+		.block = id, .generation = index_block(lane->index, id)->generation
+	};
+}
+
+/* The block that is wanted; it stays held until it is in.  1; 0: not now. */
+static int start_step(struct lane *lane, struct lane_sequence *q)
+{
+	const struct block *b = index_block(lane->index, q->wanted);
+	struct task *t = free_step(q);
 	int r;
 
-	if (keep < q->count)
+	t->kind = TASK_SEQUENCE;
+	t->block = q->wanted;
+	t->sequence = q;
+	t->dev = (struct device_task){ .region = &q->packed,
+				       .sequence = q->s,
+				       .prefix_only = 1,
+				       .background = q->background };
+	task_decodes(lane, &t->dev, b, pool_ptr(lane->pool, b->slot));
+	r = task_start(lane, t, q->device);
+	if (r < 0)
+		return r == -EAGAIN ? 0 : r;
+	lane->sequence_steps++;
+	q->steps++;
+	will_hold(lane, q, q->wanted);
+	q->wanted = BLOCK_NONE;
+	return 1;
+}
+
+static void want(struct lane *lane, struct lane_sequence *q, uint32_t id)
+{
+	if (q->wanted == id)
+		return;
+	if (q->wanted != BLOCK_NONE)
+		tier_unhold(lane, q->wanted);
+	q->wanted = id;
+	if (id == BLOCK_NONE)
+		return;
+	tier_hold(lane, id);
+	tier_want(lane, id);
+}
+
+/* As many blocks nearer as the device takes.  0, or why not. */
+static int catch_up(struct lane *lane, struct lane_sequence *q, uint32_t n)
+{
+	uint32_t keep = common(lane, q, n);
+	int r = 1;
+
+	if (keep < q->ahead && runs(q))
+		return 0;
+	if (keep < q->ahead)
 		cut(q, keep);
-	id = lane->path[keep].block;
-	if (q->step != id) {
-		if (q->step != BLOCK_NONE)
-			tier_unhold(lane, q->step);
-		tier_hold(lane, id);
-		tier_want(lane, id);
-		q->step = id;
+	while (r > 0 && q->ahead < n && q->steps < q->steps_max) {
+		want(lane, q, lane->path[q->ahead].block);
+		r = within_reach(lane, q, q->wanted);
+		if (r > 0)
+			r = start_step(lane, q);
 	}
-	r = within_reach(lane, q, id);
-	if (r > 0)
-		return start_step(lane, q, id);
-	if (r < 0) {
-		q->step = BLOCK_NONE;
-		tier_unhold(lane, id);
-	}
-	return r;
+	if (r < 0)
+		want(lane, q, BLOCK_NONE);
+	return r < 0 && !q->steps ? r : 0; /* of what is under way something may still come */
 }
 
 int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t id, struct ns_profile *np,
@@ -273,9 +337,12 @@ int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t id, st
 			return r;
 		q = *pq;
 		q->background = (uint8_t)background;
-		q->step = BLOCK_NONE;
+		q->wanted = BLOCK_NONE;
 	}
-	if (runs(q))
+	if (q->busy) /* some devices take blocks one behind the other */
+		return q->busy < q->device->sequence_tasks && !q->broken && q->profile == np &&
+		       stands_before(lane, q, id);
+	if (q->steps && (q->broken || q->steps > q->steps_max / 2u))
 		return 0;
 	if (q->failed) {
 		r = q->failed;
@@ -285,11 +352,11 @@ int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t id, st
 	if (q->profile != np)
 		return -ESTALE;
 	if (stands_before(lane, q, id))
-		return 1;
+		return !q->steps;
 	n = sequences_path(lane, id);
 	if (n < 0)
 		return n;
-	if (common(lane, q, (uint32_t)n) == (uint32_t)n) {
+	if (!q->steps && common(lane, q, (uint32_t)n) == (uint32_t)n) {
 		cut(q, (uint32_t)n);
 		return 1;
 	}
@@ -298,36 +365,53 @@ int sequences_take(struct lane *lane, struct lane_sequence **pq, uint32_t id, st
 
 /* ---- while it is taken ---- */
 
-static void holds_too(struct lane *lane, struct lane_sequence *q, uint32_t id)
+static void holds_too(struct lane_sequence *q, uint32_t id)
 {
-	q->holds[q->count++] = (struct sequence_step){
-		.block = id, .generation = index_block(lane->index, id)->generation
-	};
-	assert(codec_sequence_position(q->s) == q->count * q->ns->geom.block_tokens);
-	count_bytes(lane, q);
+	assert(q->holds[q->count].block == id && q->count < q->ahead);
+	q->count++;
 }
 
-void sequences_begin(struct lane_sequence *q)
+/* What a device did, or not, for want of what only a GPU has: the CPU goes on. */
+static void take_note(struct lane *lane, const struct lane_sequence *q, int32_t res)
 {
-	assert(q->taken && !runs(q));
-	q->busy = 1;
+	if (q->device != lane->device && res == -ENOMEM)
+		lane->predictor_full_ns = lane->now_ns + PREDICTOR_FULL_NS;
+}
+
+void sequences_begin(struct lane *lane, struct lane_sequence *q, uint32_t id)
+{
+	assert(q->taken && !q->steps && !q->broken);
+	q->busy++;
+	will_hold(lane, q, id);
+}
+
+/* A task is over, and with the last one what they did before one of them failed. */
+static void one_over(struct lane *lane, struct lane_sequence *q, uint32_t id, int32_t res)
+{
+	take_note(lane, q, res);
+	if (res == 0 && !q->broken)
+		holds_too(q, id);
+	else
+		q->broken = 1;
+	if (runs(q))
+		return; /* the device has it still */
+	if (q->broken)
+		cut(q, q->count);
+	q->broken = 0;
+	count_bytes(lane, q);
 }
 
 void sequences_end(struct lane *lane, struct lane_sequence *q, uint32_t id, int32_t res)
 {
-	assert(q->busy);
-	q->busy = 0;
-	if (res == 0)
-		holds_too(lane, q, id);
-	else
-		cut(q, q->count); /* whatever the device did before it failed */
+	assert(q->busy > 0);
+	q->busy--;
+	one_over(lane, q, id, res);
 }
 
-/* As it was before this block. */
-void sequences_back(struct lane_sequence *q)
+void sequences_back(struct lane_sequence *q, uint32_t count)
 {
-	assert(q->count && !runs(q));
-	cut(q, q->count - 1);
+	assert(q->count >= count && !runs(q));
+	cut(q, q->count - count);
 }
 
 void sequences_give_back(struct lane *lane, struct lane_sequence **pq)
@@ -340,36 +424,38 @@ void sequences_give_back(struct lane *lane, struct lane_sequence **pq)
 	assert(q->taken && !q->busy);
 	q->taken = 0;
 	q->used_ns = lane->now_ns;
-	if (q->step != BLOCK_NONE && !q->task.device) {
-		tier_unhold(lane, q->step);
-		q->step = BLOCK_NONE;
-	}
+	want(lane, q, BLOCK_NONE);
 }
 
 void sequences_task_done(struct lane *lane, struct task *t)
 {
-	struct lane_sequence *q =
-		(struct lane_sequence *)((uint8_t *)t - offsetof(struct lane_sequence, task));
-	uint32_t id = q->step;
+	struct lane_sequence *q = t->sequence;
+	const int32_t res = t->dev.res;
 
-	assert(id == t->block && lane->sequence_steps > 0);
+	assert(lane->sequence_steps > 0 && q->steps > 0);
 	lane->sequence_steps--;
+	q->steps--;
 	stats_add(&lane->stats, STAT_SEQUENCE_NS, t->dev.busy_ns);
 	stats_add(&lane->stats, STAT_SEQUENCE_STEPS, 1);
-	q->step = BLOCK_NONE;
-	if (t->dev.res == 0) {
-		holds_too(lane, q, id);
-	} else {
-		cut(q, q->count);
-		q->failed = t->dev.res;
+	if (res < 0 && !q->broken) {
+		q->failed = res;
 		/* What does not decode after what is before it never will. */
-		if (t->dev.res == -EBADMSG || t->dev.res == -ESTALE)
-			tier_quarantine(lane, id);
+		if (res == -EBADMSG || res == -ESTALE)
+			tier_quarantine(lane, t->block);
 	}
-	tier_unhold(lane, id);
+	one_over(lane, q, t->block, res);
+	tier_unhold(lane, t->block);
 }
 
 /* ---- the turn ---- */
+
+/* Its GPU is gone, or gave no memory: another takes its place, on the CPU. */
+static int place_lost(const struct lane *lane, const struct lane_sequence *q)
+{
+	return q->device == lane->predictor &&
+	       (lane->gpu_dead || lane->now_ns < lane->predictor_full_ns ||
+		q->device->ops->dead(q->device) < 0);
+}
 
 void sequences_run(struct lane *lane)
 {
@@ -377,7 +463,8 @@ void sequences_run(struct lane *lane)
 		struct lane_sequence *q = &lane->sequence[i];
 
 		if (q->s && !q->taken && !runs(q) &&
-		    (lane->stopping || lane->now_ns - q->used_ns > lane->config.model_idle_ns))
+		    (lane->stopping || lane->now_ns - q->used_ns > lane->config.model_idle_ns ||
+		     place_lost(lane, q)))
 			place_free(lane, q);
 	}
 }
@@ -389,7 +476,7 @@ int sequences_start(struct lane *lane)
 	if (!lane->sequence || !lane->path)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < lane->config.model_sequences; i++)
-		lane->sequence[i].task.raw_slot = POOL_NONE;
+		lane->sequence[i].wanted = BLOCK_NONE;
 	return 0;
 }
 

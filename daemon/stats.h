@@ -143,6 +143,7 @@
 	X(G, PROFILES, "profiles", "profiles", "profiles that are in use")                         \
 	X(G, PROFILE_BYTES, "profile_bytes", "bytes", "size of profiles in use")                   \
 	X(G, SEQUENCES, "sequences", "sequences", "prefixes that are kept ready for model")        \
+	X(G, SEQUENCES_GPU, "sequences_gpu", "sequences", "of these, in GPU memory")               \
 	X(G, SEQUENCE_BYTES, "sequence_bytes", "bytes", "size of prefixes that are kept")          \
 	X(G, SAMPLE_BYTES, "sample_bytes", "bytes",                                                \
 	  "memory set aside for samples of new namespaces")                                        \

@@ -11,6 +11,7 @@
  * Blocks in the GPU pool have a list of their own, and tier_gpu.c to move them here.
  */
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 
 #include <assert.h>
 #include <errno.h>

@@ -13,6 +13,7 @@
 #include <math.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/recode.h"
 
 #define SCAN_MAX 64u /* blocks of a list looked at when the policy has none */
 #define KEPT 0.2f    /* of what is asked about: a byte in five is written again */
@@ -113,7 +114,7 @@ struct wanted {
 /* One that recode holds may go: its slot is free when recode sees that. */
 static uint32_t held_by_recode(const struct lane *lane, uint32_t id)
 {
-	return lane->recode.step != RECODE_NONE && lane->recode.block == id;
+	return (uint32_t)recode_holds(lane, id);
 }
 
 static bool may_go(void *user, uint32_t id)

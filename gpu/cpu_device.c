@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "gpu/clock.h"
+#include "gpu/cpu_code.h"
 #include "gpu/cpu_fit.h"
 
 #define CACHE_LINE 64
@@ -141,24 +142,15 @@ static struct device_task *ring_pop(struct task_ring *r)
 	return task;
 }
 
-static struct codec_view task_view(const struct device_task *t)
+/* The device's sequences are the codec's own. */
+static struct codec_sequence *sequence_of(const struct device_sequence *s)
 {
-	return (struct codec_view){
-		.base = t->region->base,
-		.stride = t->region->stride,
-		.block_index = t->block_index,
-		.block_stride = t->region->block_stride,
-		.position = t->position,
-		.sequence = t->sequence,
-		.tokens = t->tokens,
-	};
+	return (struct codec_sequence *)(uintptr_t)s;
 }
 
 static int task_run(struct codec_workspace *ws, struct device_task *t)
 {
-	const struct codec_geometry *g;
 	struct codec_view v;
-	int r;
 
 	if (t->op == DEVICE_FIT)
 		return cpu_fit(ws, t);
@@ -166,22 +158,16 @@ static int task_run(struct codec_workspace *ws, struct device_task *t)
 		return cpu_fit_layer(ws, t);
 	if (t->op == DEVICE_FIT_MODEL)
 		return cpu_fit_model(t);
-	g = t->region->geom;
-	v = task_view(t);
 	switch (t->op) {
 	case DEVICE_ENCODE:
-		return codec_encode(ws, g, t->profile, t->speculator,
-				    t->verify ? CODEC_ENCODE_VERIFY : 0, &v, t->out,
-				    t->out_cap_bytes, &t->info);
+		return cpu_encode(ws, t, sequence_of(t->sequence));
 	case DEVICE_DECODE:
-		r = codec_decode_from(ws, g, t->profile, t->in, t->in_bytes, &t->expect_xxh3, &v,
-				      t->skip_tokens, &t->segments_done);
-		t->refusal = (uint8_t)codec_refusal(ws);
-		return r;
+		return cpu_decode(ws, t, sequence_of(t->sequence));
 	case DEVICE_COPY_OUT:
-		if (t->out_cap_bytes < g->raw_bytes)
+		if (t->out_cap_bytes < t->region->geom->raw_bytes)
 			return -ENOSPC;
-		codec_copy_out(g, &v, t->out);
+		v = cpu_view(t);
+		codec_copy_out(t->region->geom, &v, t->out);
 		return 0;
 	default:
 		return -EINVAL;
@@ -391,6 +377,41 @@ static struct device *cpu_device_free(struct device *dev)
 	return NULL;
 }
 
+static int cpu_sequence_new(struct device *dev, const struct codec_geometry *g,
+			    const struct codec_profile *profile, struct device_sequence **ret)
+{
+	struct codec_sequence *s = NULL;
+	int r = codec_sequence_new(g, profile, NULL, &s);
+
+	(void)dev;
+	*ret = (struct device_sequence *)s;
+	return r;
+}
+
+static struct device_sequence *cpu_sequence_free(struct device_sequence *s)
+{
+	codec_sequence_free(sequence_of(s));
+	return NULL;
+}
+
+static uint32_t cpu_sequence_position(const struct device_sequence *s)
+{
+	return codec_sequence_position(sequence_of(s));
+}
+
+static void cpu_sequence_truncate(struct device_sequence *s, uint32_t position)
+{
+	int r = codec_sequence_truncate(sequence_of(s), position);
+
+	(void)r;
+	assert(r == 0);
+}
+
+static uint64_t cpu_sequence_bytes(const struct device_sequence *s)
+{
+	return codec_sequence_bytes(sequence_of(s));
+}
+
 static const struct device_ops cpu_device_ops = {
 	.start = cpu_device_start,
 	.poll = cpu_device_poll,
@@ -398,6 +419,11 @@ static const struct device_ops cpu_device_ops = {
 	.disarm = cpu_device_disarm,
 	.free = cpu_device_free,
 	.name = "cpu",
+	.sequence_new = cpu_sequence_new,
+	.sequence_free = cpu_sequence_free,
+	.sequence_position = cpu_sequence_position,
+	.sequence_truncate = cpu_sequence_truncate,
+	.sequence_bytes = cpu_sequence_bytes,
 };
 
 static int worker_init(struct cpu_device *d, unsigned index)
@@ -447,7 +473,7 @@ int cpu_device_new(unsigned workers, unsigned tasks_max, int wake_fd, uint64_t s
 	if (!d)
 		return -ENOMEM;
 	*d = (struct cpu_device){
-		.base = { .ops = &cpu_device_ops, .tasks_max = tasks_max },
+		.base = { .ops = &cpu_device_ops, .tasks_max = tasks_max, .sequence_tasks = 1 },
 		.workers_count = workers,
 		.wake_fd = wake_fd,
 		.spin_ns = spin_ns,

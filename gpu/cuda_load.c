@@ -21,12 +21,11 @@ static const char *load_error(void)
 	return text ? text : "unknown error";
 }
 
-int cuda_load_device(const char *library, const struct gpu_device_options *options,
-		     struct device **ret_device, char *err)
+/* The address of a function in it.  err: one line, DEVICE_ERR_BYTES. */
+static int load_symbol(const char *library, const char *name, void **ret_symbol, char *err)
 {
-	cuda_device_new_fn device_new;
 	const char *text;
-	void *object, *symbol;
+	void *object;
 
 	/* Without a slash the system's folders would be searched: never what is meant. */
 	if (!strchr(library, '/')) {
@@ -46,13 +45,37 @@ int cuda_load_device(const char *library, const struct gpu_device_options *optio
 		/* Linked with the driver, on a machine without one. */
 		return strstr(text, "libcuda.so") ? -ENOENT : -ELIBBAD;
 	}
-	symbol = dlsym(object, CUDA_DEVICE_SYMBOL);
-	if (!symbol) {
-		(void)snprintf(err, DEVICE_ERR_BYTES, "%s", load_error());
-		(void)dlclose(object); /* not ours, and nothing of it was called */
-		return -ELIBBAD;
-	}
+	*ret_symbol = dlsym(object, name);
+	if (*ret_symbol)
+		return 0;
+	(void)snprintf(err, DEVICE_ERR_BYTES, "%s", load_error());
+	(void)dlclose(object); /* not ours, and nothing of it was called */
+	return -ELIBBAD;
+}
+
+int cuda_load_device(const char *library, const struct gpu_device_options *options,
+		     struct device **ret_device, char *err)
+{
+	cuda_device_new_fn device_new;
+	void *symbol = NULL;
+	int r = load_symbol(library, CUDA_DEVICE_SYMBOL, &symbol, err);
+
+	if (r < 0)
+		return r;
 	/* POSIX makes this cast right; ISO C does not know it. */
 	memcpy(&device_new, &symbol, sizeof(device_new));
 	return device_new(options, ret_device, err);
+}
+
+int cuda_load_predictor(const char *library, const struct predictor_options *options,
+			struct device **ret_device, char *err)
+{
+	cuda_predictor_new_fn predictor_new;
+	void *symbol = NULL;
+	int r = load_symbol(library, CUDA_PREDICTOR_SYMBOL, &symbol, err);
+
+	if (r < 0)
+		return r;
+	memcpy(&predictor_new, &symbol, sizeof(predictor_new));
+	return predictor_new(options, ret_device, err);
 }

@@ -3,7 +3,8 @@
  * device.h - the plain-C interface behind which work on KV bytes is done: gather, encode, decode,
  * scatter, move, fit.  cpu_device.c does it on worker threads over host memory; cuda_device.c (in a shared
  * object of its own) on a GPU over GPU memory; sim_device.c plays a GPU on machines that have none;
- * fault_device.c wraps another device and injects errors and delays.
+ * fault_device.c wraps another device and injects errors and delays.  predictor.c is a device for what MODEL
+ * codes, and for nothing else, where a GPU runs the model.
  *
  * One lane owns a device and is its only caller, except for the calls of struct device_import_ops.
  * start() hands a task over; it completes exactly once, later, by being returned from poll(), never
@@ -36,8 +37,9 @@ enum device_op {
 /* Where bytes lie that a task reads or writes.  DEVICE: an address that only the device may follow. */
 enum device_place { DEVICE_PLACE_HOST, DEVICE_PLACE_DEVICE };
 
-struct device_memory; /* an engine's allocation, opened by this device */
-struct device_event;  /* an engine's event, opened by this device */
+struct device_memory;	/* an engine's allocation, opened by this device */
+struct device_event;	/* an engine's event, opened by this device */
+struct device_sequence; /* a prefix for MODEL, as this device keeps it */
 
 /* A registered piece of engine memory.  Built and bounds-checked once by device_region_init. */
 struct device_region {
@@ -69,11 +71,12 @@ struct device_task {
 	uint8_t speculator; /* ENCODE */
 	/* ENCODE: of the block's first token in its sequence, or CODEC_POSITION_UNKNOWN */
 	uint32_t position;
-	/* ENCODE, DECODE: the prefix that the block follows, for MODEL; borrowed until completion, and no other task
-	 * that is under way may have it: the blocks of one sequence go one after the other, in order.  When the
-	 * task's res is 0 the block has been appended to it, else it is as it was.  position: the sequence's own.
-	 * NULL: unknown.  CPU device only. */
-	struct codec_sequence *sequence;
+	/* ENCODE, DECODE: the prefix that the block follows, for MODEL; of this device; borrowed until completion.
+	 * Tasks that have it complete in the order of their start, and when one's res is not 0 those that were started
+	 * behind it end with -ECANCELED.  When the task's res is 0 the block has been appended to it, else it is as it
+	 * was.  position: the sequence's own.  NULL: unknown. */
+	struct device_sequence *sequence;
+	uint8_t prefix_only;   /* DECODE with a sequence: the region's bytes are not wanted */
 	const int32_t *tokens; /* ENCODE: the block's token ids, borrowed until completion, or NULL;
 				* FIT_MODEL: those of all samples */
 	const struct mspec_model *model;   /* FIT_MODEL: borrowed as long as the profile lives */
@@ -169,6 +172,16 @@ struct device_ops {
 	/* When the oldest work that the GPU has and has not ended was given to it (CLOCK_MONOTONIC, ns);
 	 * 0: it has none.  What waits for an engine's event was not given to it yet. */
 	uint64_t (*busy_since)(struct device *d);
+	/* ---- sequences; NULL on devices that cannot do MODEL.  From the lane, while no task has the sequence ---- */
+	/* An empty one.  g and profile are borrowed until it is freed.  -ENODATA: the profile has no model part;
+	 * -ENODEV: its model is not attached; -EOPNOTSUPP: not this model, or not this geometry; -ENOMEM. */
+	int (*sequence_new)(struct device *d, const struct codec_geometry *g,
+			    const struct codec_profile *profile, struct device_sequence **ret);
+	struct device_sequence *(*sequence_free)(struct device_sequence *s); /* takes NULL */
+	/* Tokens that it holds; forget all but the first so many; bytes of memory for its prefix. */
+	uint32_t (*sequence_position)(const struct device_sequence *s);
+	void (*sequence_truncate)(struct device_sequence *s, uint32_t position);
+	uint64_t (*sequence_bytes)(const struct device_sequence *s);
 };
 
 enum device_memory_type { /* as on the wire */
@@ -225,6 +238,7 @@ struct device { /* first member of every implementation */
 	const struct device_import_ops *import; /* NULL: host memory only */
 	const struct device_facts *facts;	/* NULL: the CPU device */
 	unsigned tasks_max;			/* tasks that may be started and not yet polled */
+	unsigned sequence_tasks;		/* of these with one sequence */
 };
 
 /*
@@ -301,5 +315,27 @@ int cuda_load_device(const char *library, const struct gpu_device_options *optio
 #define CUDA_DEVICE_SYMBOL "skvcd_cuda_device_new_v1"
 typedef int (*cuda_device_new_fn)(const struct gpu_device_options *options,
 				  struct device **ret_device, char *err);
+
+/*
+ * A device for tasks with a sequence and no others: predictor.h.  Regions lie in host memory.  One beside the device
+ * that has the GPU, on the same card.
+ */
+struct predictor_options {
+	const char *
+		which; /* as struct gpu_device_options; ENCODE and DECODE of other speculators: the CPU */
+	unsigned tasks_max;	     /* also with one sequence */
+	int wake_fd;		     /* borrowed; written when armed */
+	uint32_t batch_tokens;	     /* at most so many go through the model at a time */
+	uint32_t positions_max;	     /* of a sequence */
+	unsigned background_percent; /* 1..100: of the time, for background tasks */
+};
+
+int sim_predictor_new(const struct predictor_options *options, struct device **ret_device);
+int cuda_load_predictor(const char *library, const struct predictor_options *options,
+			struct device **ret_device, char *err);
+
+#define CUDA_PREDICTOR_SYMBOL "skvcd_cuda_predictor_new_v1"
+typedef int (*cuda_predictor_new_fn)(const struct predictor_options *options,
+				     struct device **ret_device, char *err);
 
 #endif

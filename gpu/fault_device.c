@@ -70,6 +70,7 @@ struct slot {			  /* a task under way */
 	uint32_t delay_ms;
 	uint32_t stall_ms;
 	uint32_t flip_outs; /* MOVE: bit i: of what copy[i] delivers */
+	uint64_t number;    /* of tasks started */
 	bool cancelled;	    /* by the lane, in time */
 	bool fetching;	    /* the inner device has `fetch`, not the task */
 	bool done;	    /* the inner device is finished with it */
@@ -91,7 +92,7 @@ struct fault_device {
 	struct device *inner;  /* owned */
 	unsigned rules_count;
 	struct rule rules[RULES_MAX];
-	uint64_t stall_until_ns;
+	uint64_t stall_until_ns, started;
 	_Atomic(int) dead;	     /* 0 or -EIO; written by the lane */
 	struct bad_staged *bad;	     /* owned list */
 	struct device_task **polled; /* owned; tasks_max */
@@ -409,7 +410,7 @@ static int fault_device_start(struct device *dev, struct device_task *task)
 		return r;
 	if (!s)
 		return -EAGAIN;
-	*s = (struct slot){ .task = task };
+	*s = (struct slot){ .task = task, .number = ++f->started };
 	slot_plan(f, s);
 	if (slot_has(s, FAULT_DEAD)) {
 		task->res = 0;
@@ -427,6 +428,16 @@ static int fault_device_start(struct device *dev, struct device_task *task)
 	if (r < 0)
 		s->task = NULL;
 	return r;
+}
+
+/* Tasks of one sequence come back in order. */
+static bool slot_waits(const struct fault_device *f, const struct slot *s)
+{
+	for (unsigned i = 0; s->task->sequence && i < f->base.tasks_max; i++)
+		if (f->slots[i].task && f->slots[i].task->sequence == s->task->sequence &&
+		    f->slots[i].number < s->number)
+			return true;
+	return false;
 }
 
 static unsigned fault_device_poll(struct device *dev, struct device_task **ret_done, unsigned max)
@@ -450,7 +461,7 @@ static unsigned fault_device_poll(struct device *dev, struct device_task **ret_d
 	for (unsigned i = 0; i < dev->tasks_max && done < max; i++) {
 		struct slot *s = &f->slots[i];
 
-		if (s->task && s->done && now >= s->release_ns) {
+		if (s->task && s->done && now >= s->release_ns && !slot_waits(f, s)) {
 			ret_done[done++] = s->task;
 			s->task = NULL;
 		}
@@ -512,42 +523,37 @@ static void fault_device_unstage(struct device *dev, void *staged)
 	f->inner->ops->unstage(f->inner, staged);
 }
 
+static struct device *inner_of(struct device *dev)
+{
+	return fault_device_of(dev)->inner;
+}
+
 static int fault_device_can_encode(struct device *dev, const struct codec_geometry *g,
 				   const struct codec_profile *profile, uint8_t speculator)
 {
-	struct fault_device *f = fault_device_of(dev);
-
-	return f->inner->ops->can_encode(f->inner, g, profile, speculator);
+	return inner_of(dev)->ops->can_encode(inner_of(dev), g, profile, speculator);
 }
 
 static int fault_device_can_decode(struct device *dev, const struct codec_geometry *g,
 				   const struct codec_profile *profile, const void *payload,
 				   uint64_t payload_bytes)
 {
-	struct fault_device *f = fault_device_of(dev);
-
-	return f->inner->ops->can_decode(f->inner, g, profile, payload, payload_bytes);
+	return inner_of(dev)->ops->can_decode(inner_of(dev), g, profile, payload, payload_bytes);
 }
 
 static int fault_device_host_register(struct device *dev, void *base, uint64_t bytes)
 {
-	struct fault_device *f = fault_device_of(dev);
-
-	return f->inner->ops->host_register(f->inner, base, bytes);
+	return inner_of(dev)->ops->host_register(inner_of(dev), base, bytes);
 }
 
 static void fault_device_host_unregister(struct device *dev, void *base, uint64_t bytes)
 {
-	struct fault_device *f = fault_device_of(dev);
-
-	f->inner->ops->host_unregister(f->inner, base, bytes);
+	inner_of(dev)->ops->host_unregister(inner_of(dev), base, bytes);
 }
 
 static int fault_device_pool_memory(struct device *dev, uint64_t bytes, void **ret_base)
 {
-	struct fault_device *f = fault_device_of(dev);
-
-	return f->inner->ops->pool_memory(f->inner, bytes, ret_base);
+	return inner_of(dev)->ops->pool_memory(inner_of(dev), bytes, ret_base);
 }
 
 static int fault_device_dead(struct device *dev)
@@ -577,9 +583,14 @@ static uint64_t fault_device_busy_since(struct device *dev)
 
 static void fault_device_profile_gone(struct device *dev, const struct codec_profile *profile)
 {
-	struct fault_device *f = fault_device_of(dev);
+	inner_of(dev)->ops->profile_gone(inner_of(dev), profile);
+}
 
-	f->inner->ops->profile_gone(f->inner, profile);
+static int fault_device_sequence_new(struct device *dev, const struct codec_geometry *g,
+				     const struct codec_profile *profile,
+				     struct device_sequence **ret)
+{
+	return inner_of(dev)->ops->sequence_new(inner_of(dev), g, profile, ret);
 }
 
 static const struct device_ops fault_device_ops = {
@@ -622,15 +633,16 @@ static struct device_ops fault_ops_like(const struct device_ops *inner)
 		ops.pool_memory = NULL;
 	if (!inner->profile_gone)
 		ops.profile_gone = NULL;
+	if (inner->sequence_new)
+		ops.sequence_new = fault_device_sequence_new;
+	ops.sequence_free = inner->sequence_free; /* a sequence knows whose it is */
+	ops.sequence_position = inner->sequence_position;
+	ops.sequence_truncate = inner->sequence_truncate;
+	ops.sequence_bytes = inner->sequence_bytes;
 	return ops; /* dead and busy_since stay: the rules can kill and hold up any device */
 }
 
 /* ---- imports: the control thread's calls; nothing of ours is touched ---- */
-
-static struct device *inner_of(struct device *dev)
-{
-	return fault_device_of(dev)->inner;
-}
 
 static int fault_memory_open(struct device *dev, const struct device_import *im,
 			     struct device_memory **ret_memory, void **ret_base, char *err)
@@ -773,7 +785,8 @@ int fault_device_new(struct device *inner, const char *spec, struct device **ret
 	f->base = (struct device){ .ops = &f->ops,
 				   .import = inner->import ? &fault_import_ops : NULL,
 				   .facts = inner->facts,
-				   .tasks_max = inner->tasks_max };
+				   .tasks_max = inner->tasks_max,
+				   .sequence_tasks = inner->sequence_tasks };
 	f->polled = calloc(inner->tasks_max, sizeof(struct device_task *));
 	f->slots = calloc(inner->tasks_max, sizeof(*f->slots));
 	r = f->polled && f->slots ? rules_parse(f, spec) : -ENOMEM;

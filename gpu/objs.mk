@@ -33,6 +33,7 @@ GPU_SRCS := \
 	gpu/codec/residual_fit.c \
 	gpu/codec/residual_scalar.c \
 	gpu/codec/sequence.c \
+	gpu/cpu_code.c \
 	gpu/cpu_device.c \
 	gpu/cpu_fit.c \
 	gpu/cpu_fit_model.c \
@@ -43,6 +44,8 @@ GPU_SRCS := \
 	gpu/model/file.c \
 	gpu/model/folder.c \
 	gpu/model/safetensors.c \
+	gpu/predictor.c \
+	gpu/predictor_cpu.c \
 	gpu/sim_device.c \
 	gpu/sim_import.c \
 	gpu/sim_memory.c \
@@ -70,6 +73,8 @@ CUDA_SRCS := \
 	gpu/cuda_facts.c \
 	gpu/cuda_flight.c \
 	gpu/cuda_memory.c \
+	gpu/cuda_models.c \
+	gpu/cuda_predictor.c \
 	gpu/cuda_shape.c
 CUDA_KERNEL_SRCS := \
 	gpu/codec/cuda_codec.cu \

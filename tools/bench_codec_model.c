@@ -38,6 +38,39 @@ static void print_text(const struct bench_model_ask *ask, const struct bench_mod
 		     p->operations, p->x);
 }
 
+static void print_gpu(const struct bench_model_ask *ask, const struct bench_model_point *p)
+{
+	const struct bench_predictor_results *g = &p->t.gpu;
+	const double raw = 1e-9 * (double)g->raw_bytes;
+	const double tokens = (double)g->blocks * ask->block;
+
+	(void)printf(
+		"GPU         %s: %u sequences together, %u blocks, %.3f GB, %u tokens at a time; %u payloads "
+		"are the CPU's, %u blocks restored byte-exact\n",
+		g->name, g->sequences, g->blocks, raw, ask->gpu->tokens, g->identical, g->verified);
+	(void)printf(
+		"            encode %.2f GB/s (%.0f tokens/s), decode %.2f GB/s (%.0f tokens/s), as a prefix "
+		"alone %.2f GB/s; host memory to host memory\n",
+		raw / g->encode_s, tokens / g->encode_s, raw / g->decode_s, tokens / g->decode_s,
+		raw / g->prefix_s);
+}
+
+static void json_gpu(cJSON *j, const struct bench_predictor_results *g)
+{
+	const double raw = 1e-9 * (double)g->raw_bytes;
+	cJSON *o = cJSON_AddObjectToObject(j, "gpu");
+
+	cJSON_AddStringToObject(o, "device", g->name);
+	cJSON_AddNumberToObject(o, "sequences", g->sequences);
+	cJSON_AddNumberToObject(o, "blocks", g->blocks);
+	cJSON_AddNumberToObject(o, "raw_bytes", (double)g->raw_bytes);
+	cJSON_AddNumberToObject(o, "identical_payloads", g->identical);
+	cJSON_AddNumberToObject(o, "verified_blocks", g->verified);
+	cJSON_AddNumberToObject(o, "encode_gbps", raw / g->encode_s);
+	cJSON_AddNumberToObject(o, "decode_gbps", raw / g->decode_s);
+	cJSON_AddNumberToObject(o, "prefix_gbps", raw / g->prefix_s);
+}
+
 static int print_json(const struct bench_model_ask *ask, const struct bench_model_point *p)
 {
 	const struct bench_model_totals *t = &p->t;
@@ -69,6 +102,8 @@ static int print_json(const struct bench_model_ask *ask, const struct bench_mode
 	cJSON_AddNumberToObject(j, "decode_gbps", 1e-9 * raw / t->decode_s);
 	cJSON_AddNumberToObject(j, "operations_per_token", p->operations);
 	cJSON_AddNumberToObject(j, "x", p->x);
+	if (ask->gpu)
+		json_gpu(j, &t->gpu);
 	text = cJSON_Print(j);
 	if (text)
 		(void)printf("%s\n", text);
@@ -87,5 +122,7 @@ int bench_codec_model(const struct bench_model_ask *ask, bool json)
 	if (json)
 		return print_json(ask, &p);
 	print_text(ask, &p);
+	if (ask->gpu)
+		print_gpu(ask, &p);
 	return 0;
 }

@@ -275,6 +275,7 @@ struct coding {
 	struct codec_workspace *ws;
 	uint8_t *raw, *back, *coded;
 	size_t cap;
+	struct bench_predictor_blocks *kept; /* borrowed; NULL: not asked for */
 	struct bench_model_totals t;
 };
 
@@ -348,7 +349,9 @@ static int code_block(struct coding *k, const struct walk *w)
 	k->t.coded_bytes += info.encoded_bytes;
 	k->t.escapes += info.escapes;
 	k->t.ideal_bits += info.ideal_bits;
-	return 0;
+	return k->kept ? bench_predictor_keep(k->kept, &k->g, k->raw, k->coded, &info, w->position,
+					      k->d->ids + w->first)
+		       : 0;
 }
 
 int bench_model_code(const struct bench_dump *d, const struct bench_model_coding *o,
@@ -356,12 +359,14 @@ int bench_model_code(const struct bench_dump *d, const struct bench_model_coding
 {
 	const struct model_config *c = mspec_model_config(mspec_params_model(o->params));
 	struct coding *k = calloc(1, sizeof(*k));
+	struct bench_predictor_blocks kept = { NULL, 0, 0 };
 	struct walk w = { .d = d, .block = o->block };
 	int r;
 
 	if (!k)
 		return -ENOMEM;
 	k->d = d;
+	k->kept = o->gpu ? &kept : NULL;
 	r = coding_init(k, c, o);
 	for (bool more = walk_next(&w, true); r == 0 && more; more = walk_next(&w, false)) {
 		if (w.position == 0) {
@@ -371,7 +376,10 @@ int bench_model_code(const struct bench_dump *d, const struct bench_model_coding
 		r = code_block(k, &w);
 	}
 	k->t.scalars = k->t.raw_bytes / codec_dtype_bytes((uint8_t)d->dtype);
+	if (r == 0 && o->gpu && kept.count > 0)
+		r = bench_predictor_run(o->gpu, &k->g, k->profile, &kept, &k->t.gpu);
 	*ret = k->t;
+	bench_predictor_forget(&kept);
 	coding_deinit(k);
 	free(k);
 	return r;

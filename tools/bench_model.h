@@ -12,6 +12,7 @@
 
 #include "gpu/codec/codec.h"
 #include "gpu/codec/model.h"
+#include "tools/bench_predictor.h"
 
 struct safetensors;
 
@@ -47,6 +48,7 @@ struct bench_model_coding {
 	const struct bench_dump
 		*channel_on; /* where statistics to fall back on come from; NULL: the dump */
 	uint32_t block;	     /* tokens */
+	const struct bench_predictor_options *gpu; /* also there, after the CPU; NULL: not */
 };
 
 struct bench_model_totals {
@@ -54,6 +56,7 @@ struct bench_model_totals {
 	uint64_t scalars, raw_bytes, coded_bytes, escapes;
 	double ideal_bits; /* of the residual coder's tables, all blocks */
 	double encode_s, decode_s;
+	struct bench_predictor_results gpu;
 };
 
 /* Whole blocks of each sequence: encoded, decoded, compared; coded_bytes has all that the container adds. */

@@ -49,7 +49,9 @@ static int measure(const struct bench_model_ask *ask, const struct mspec_model *
 		   struct bench_dump *on, struct bench_dump *kv, struct bench_model_point *point)
 {
 	const struct model_config *c = mspec_model_config(m);
-	struct bench_model_coding coding = { .channel_on = on, .block = ask->block };
+	struct bench_model_coding coding = { .channel_on = on,
+					     .block = ask->block,
+					     .gpu = ask->gpu };
 	struct mspec_params *params = NULL;
 	double target = 0;
 	int r = bench_dump_open(ask->calibrate, c, on);

@@ -16,6 +16,7 @@ struct bench_model_ask {    /* all borrowed */
 	uint32_t tokens; /* of calibrate, to fit on; 0: all */
 	uint32_t block;
 	bool no_ids;
+	const struct bench_predictor_options *gpu; /* NULL: the CPU alone */
 };
 
 struct bench_model_point {

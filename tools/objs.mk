@@ -17,6 +17,7 @@ SKVC_BENCH_SRCS := \
 	tools/bench_model.c \
 	tools/bench_model_point.c \
 	tools/bench_offload.c \
+	tools/bench_predictor.c \
 	tools/bench_samples.c \
 	tools/demo_daemon.c \
 	tools/model_threads.c \

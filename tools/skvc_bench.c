@@ -94,6 +94,25 @@ int bench_usage_error(const char *benchmark, const char *what, const char *value
 	return 2;
 }
 
+int bench_file_write(const char *path, void (*draw)(void *user, FILE *out), void *user)
+{
+	FILE *out = fopen(path, "w");
+	int r = 0;
+
+	if (out) {
+		draw(user, out);
+		if (ferror(out))
+			r = -EIO;
+		if (fclose(out) != 0)
+			r = -errno;
+	} else {
+		r = -errno;
+	}
+	if (r < 0)
+		(void)fprintf(stderr, "skvc-bench: %s: %s\n", path, strerror(-r));
+	return r;
+}
+
 int main(int argc, char **argv)
 {
 	const char *name = argc > 1 ? argv[1] : "";

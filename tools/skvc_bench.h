@@ -7,6 +7,7 @@
 #define SKVCD_TOOLS_SKVC_BENCH_H
 
 #include <stdint.h>
+#include <stdio.h>
 
 int bench_calibrate_main(int argc, char **argv); /* skvc_bench_calibrate.c */
 int bench_codec_main(int argc, char **argv);	 /* skvc_bench_codec.c */
@@ -27,5 +28,8 @@ int bench_count_parse(const char *text, uint32_t least, uint32_t most, uint32_t 
 int bench_seconds_parse(const char *text, double least, double *ret_seconds);
 /* Says "skvc-bench BENCHMARK: whatvalue" and where the help is.  Returns 2, the exit status. */
 int bench_usage_error(const char *benchmark, const char *what, const char *value);
+
+/* A file that draw() fills.  0, or -errno after a line on stderr. */
+int bench_file_write(const char *path, void (*draw)(void *user, FILE *out), void *user);
 
 #endif

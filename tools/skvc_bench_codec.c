@@ -42,6 +42,7 @@ struct options {
 	double seconds; /* for each thing measured */
 	enum kv_shape shape;
 	bool gpu; /* after the CPU, as `device` says */
+	uint32_t gpu_tokens;
 	struct codec_gpu_options device;
 	uint32_t model_tokens; /* of `calibrate`, for `model` */
 	bool json, verbose, no_ids;
@@ -469,8 +470,9 @@ static const char usage_text[] =
 	"                       stand beside the CPU's\n"
 	"  --gpu WHICH          ordinal or UUID of the GPU; the first one\n"
 	"  --library PATH       the CUDA device; ../lib/skvcd/libskvcd-cuda.so beside this program\n"
+	"  --gpu-tokens N       that go through `model` there at a time (8192)\n"
 	"  --bytes SIZE         raw bytes on the GPU, at least (1G)\n"
-	"  --copies N           or so many copies of the measured blocks\n"
+	"  --copies N           or so many copies of the measured blocks; of `model`'s sequences (8)\n"
 	"  --staging SIZE       GPU memory for work in flight, at most (4G)\n"
 	"  --geometry NAME      file (default), or llama: 32 layers of 8 x 128 made of the file's,\n"
 	"                       or qwen3-8b: 36 of them.  With `layer` these two have random maps\n"
@@ -506,6 +508,7 @@ static int options_parse(int argc, char **argv, struct options *o)
 		{ "device", required_argument, NULL, 'd' },
 		{ "gpu", required_argument, NULL, 'u' },
 		{ "library", required_argument, NULL, 'l' },
+		{ "gpu-tokens", required_argument, NULL, 'G' },
 		{ "bytes", required_argument, NULL, 'B' },
 		{ "copies", required_argument, NULL, 'n' },
 		{ "staging", required_argument, NULL, 'S' },
@@ -567,6 +570,11 @@ static int options_parse(int argc, char **argv, struct options *o)
 		case 'l':
 			o->device.library = optarg;
 			break;
+		case 'G':
+			if (bench_count_parse(optarg, 1, 65536, &o->gpu_tokens) < 0)
+				return bench_usage_error("codec",
+							 "not 1 to 65536 tokens: ", optarg);
+			break;
 		case 'B':
 			if (bench_size_parse(optarg, &o->device.bytes) < 0)
 				return bench_usage_error("codec", "not a size: ", optarg);
@@ -615,19 +623,26 @@ static int options_parse(int argc, char **argv, struct options *o)
 /* Blocks that are coded one after the other go another way. */
 static int model_main(const struct options *o)
 {
+	const struct codec_gpu_options *d = &o->device;
+	const struct bench_predictor_options gpu = { .sim = d->sim,
+						     .which = d->which,
+						     .library = d->library,
+						     .copies = d->copies ? (uint32_t)d->copies : 8,
+						     .tokens = o->gpu_tokens,
+						     .seconds = o->seconds };
 	const struct bench_model_ask ask = { .folder = o->model,
 					     .calibrate = o->calibrate,
 					     .kv = o->kv,
 					     .tokens = o->model_tokens,
 					     .block = o->block_tokens,
-					     .no_ids = o->no_ids };
+					     .no_ids = o->no_ids,
+					     .gpu = o->gpu ? &gpu : NULL };
 
 	if (!o->model || !o->calibrate)
 		return bench_usage_error("codec", "model needs --model DIR and --calibrate FILE",
 					 "");
-	if (o->gpu || o->profile || o->shape != KV_SHAPE_FILE)
-		return bench_usage_error(
-			"codec", "model is measured on the CPU, fitted, as the file is", "");
+	if (o->profile || o->shape != KV_SHAPE_FILE)
+		return bench_usage_error("codec", "model is measured fitted, as the file is", "");
 	return bench_codec_model(&ask, o->json) < 0;
 }
 
@@ -651,6 +666,7 @@ int bench_codec_main(int argc, char **argv)
 		       .previous = 2,
 		       .block_tokens = 16,
 		       .model_tokens = 4096,
+		       .gpu_tokens = 8192,
 		       .seconds = 1,
 		       .device = { .bytes = 1ull << 30, .staging_bytes = 4ull << 30 } },
 	};
@@ -660,7 +676,8 @@ int bench_codec_main(int argc, char **argv)
 		return r < 0 ? 0 : r;
 	if (codec_isa_set(b.o.isa) < 0)
 		return bench_usage_error("codec", "this processor cannot do ", b.o.isa);
-	pin_thread(&b);
+	if (b.o.speculator != CODEC_SPEC_MODEL || !b.o.gpu)
+		pin_thread(&b);
 	if (b.o.speculator == CODEC_SPEC_MODEL)
 		return model_main(&b.o);
 	b.o.device.seconds = b.o.seconds;

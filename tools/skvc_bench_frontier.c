@@ -276,27 +276,15 @@ static int print_json(const struct frontier_bench *b)
 	return text ? 0 : -ENOMEM;
 }
 
-static int svg_write(struct frontier_bench *b)
+static void draw(void *user, FILE *out)
 {
+	struct frontier_bench *b = user;
 	const char *name = strrchr(b->o.kv, '/');
-	FILE *out = fopen(b->o.svg, "w");
-	int r = 0;
 
 	(void)snprintf(b->title, sizeof(b->title), "%s, blocks of %u tokens",
 		       name ? name + 1 : b->o.kv, b->kv.g.block_tokens);
 	b->f.title = b->title;
-	if (out) {
-		frontier_svg(&b->f, out);
-		if (ferror(out))
-			r = -EIO;
-		if (fclose(out) != 0)
-			r = -errno;
-	} else {
-		r = -errno;
-	}
-	if (r < 0)
-		(void)fprintf(stderr, "skvc-bench: %s: %s\n", b->o.svg, strerror(-r));
-	return r;
+	frontier_svg(&b->f, out);
 }
 
 static const char usage_text[] =
@@ -427,7 +415,7 @@ int bench_frontier_main(int argc, char **argv)
 	if (r == 0 && b.o.json)
 		r = print_json(&b);
 	if (r == 0 && b.o.svg)
-		r = svg_write(&b);
+		r = bench_file_write(b.o.svg, draw, &b);
 	codec_profile_free(b.base);
 	coder_bench_deinit(&b.c);
 	kv_dump_deinit(&b.kv);

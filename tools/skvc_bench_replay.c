@@ -258,23 +258,9 @@ static int measure(const struct replay_trace *trace, struct replay_table *t,
 	return r;
 }
 
-static int svg_write(const struct replay_table *t, const char *path)
+static void draw(void *user, FILE *out)
 {
-	FILE *out = fopen(path, "w");
-	int r = 0;
-
-	if (out) {
-		replay_table_svg(t, out);
-		if (ferror(out))
-			r = -EIO;
-		if (fclose(out) != 0)
-			r = -errno;
-	} else {
-		r = -errno;
-	}
-	if (r < 0)
-		(void)fprintf(stderr, "skvc-bench: %s: %s\n", path, strerror(-r));
-	return r;
+	replay_table_svg(user, out);
 }
 
 int bench_replay_main(int argc, char **argv)
@@ -303,7 +289,7 @@ int bench_replay_main(int argc, char **argv)
 	else if (r == 0)
 		replay_table_print(&t, stdout);
 	if (r == 0 && o.svg)
-		r = svg_write(&t, o.svg);
+		r = bench_file_write(o.svg, draw, &t);
 	replay_trace_deinit(&trace);
 	return r == 0 ? 0 : 1;
 }

@@ -174,6 +174,27 @@ static void judge_memory(const struct doctor_facts *f, struct doctor_report *r)
 		    room / 2 >> 20 < 16 ? (uint64_t)16 : room / 2 >> 20);
 }
 
+/* What a restart does to the pool: its memfd and its index, one descriptor each. */
+static void judge_restart(const struct doctor_facts *f, struct doctor_report *r)
+{
+	if (f->config.no_persist)
+		fix(add(r, DOCTOR_NOTE, "restart",
+			"a restart empties host memory: [host] persist = no"),
+		    "in %.200s: [host] persist = yes",
+		    f->config.file[0] ? f->config.file : DOCTOR_CONFIG);
+	else if (!f->service && f->daemon_pid)
+		fix(add(r, DOCTOR_NOTE, "restart",
+			"no systemd to keep host memory over a restart of this daemon"),
+		    "kill -USR2 %d loads the program again, and keeps it", f->daemon_pid);
+	else if (f->service && f->store_fds >= 0 && f->store_fds < 2)
+		fix(add(r, DOCTOR_WARNING, "restart",
+			"systemd keeps %d descriptors for skvcd: a restart empties host memory",
+			f->store_fds),
+		    DROP_IN "FileDescriptorStoreMax=2");
+	else if (f->service && f->store_fds >= 2)
+		(void)add(r, DOCTOR_OK, "restart", "systemd keeps host memory over a restart");
+}
+
 static void judge_huge_pages(const struct doctor_facts *f, struct doctor_report *r)
 {
 	if (!f->huge_pages[0])
@@ -381,6 +402,7 @@ void doctor_judge(const struct doctor_facts *f, struct doctor_report *ret)
 	judge_uring(f, ret);
 	judge_memlock(f, ret);
 	judge_memory(f, ret);
+	judge_restart(f, ret);
 	judge_huge_pages(f, ret);
 	judge_numa(f, ret);
 	judge_nvme(f, ret);

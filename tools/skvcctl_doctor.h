@@ -19,7 +19,7 @@ struct doctor_config {
 	uint64_t pool_bytes, nvme_bytes;
 	uint64_t nvme_own_bytes; /* of the first file, when its path says so; else 0 */
 	int numa_node;
-	bool lock_memory;
+	bool lock_memory, no_persist; /* [host] */
 	char nvme_path[256];
 	char gpu_device[64];
 	char socket[108], bus_socket[108], state_dir[256];
@@ -44,7 +44,8 @@ struct doctor_facts {
 	uint64_t memlock_bytes;		     /* UINT64_MAX: no limit */
 	bool memlock_of_daemon;		     /* else of this shell */
 	bool service;			     /* systemd runs, and has skvcd.service */
-	bool memlock_privileged;	     /* CAP_IPC_LOCK: no limit holds */
+	int store_fds; /* that systemd keeps for it over a restart; -1: it could not be asked */
+	bool memlock_privileged;			      /* CAP_IPC_LOCK: no limit holds */
 	uint64_t memory_bytes, available_bytes, locked_bytes; /* the last: by the daemon */
 	char huge_pages[64];	    /* "always [madvise] never"; empty: none */
 	char shared_huge_pages[64]; /* the same of memfds, which have more choices */

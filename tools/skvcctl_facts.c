@@ -24,6 +24,7 @@
 #include <sys/un.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+#include <systemd/sd-bus.h>
 #include <unistd.h>
 
 #include "tools/skvcctl_doctor.h"
@@ -115,6 +116,9 @@ static void take_key(struct doctor_config *c, const char *section, const char *k
 		(void)skvcctl_parse_bytes(value, &c->nvme_bytes);
 	else if (!strcmp(name, "host.numa_node"))
 		c->numa_node = (int)strtol(value, NULL, 10);
+	else if (!strcmp(name, "host.persist"))
+		c->no_persist = !strcmp(value, "no") || !strcmp(value, "0") ||
+				!strcmp(value, "false") || !strcmp(value, "off");
 	else if (!strcmp(name, "host.lock_memory"))
 		c->lock_memory = !strcmp(value, "yes") || !strcmp(value, "1") ||
 				 !strcmp(value, "true") || !strcmp(value, "on");
@@ -294,6 +298,24 @@ static bool has_service(void)
 	return found && !access("/run/systemd/system", F_OK);
 }
 
+/* Descriptors that systemd keeps over a restart of the unit; -1: it does not say. */
+static int store_fds(void)
+{
+	sd_bus_error e = SD_BUS_ERROR_NULL;
+	sd_bus *bus = NULL;
+	uint32_t most = 0;
+	int r = sd_bus_open_system(&bus);
+
+	if (r >= 0)
+		r = sd_bus_get_property_trivial(bus, "org.freedesktop.systemd1",
+						"/org/freedesktop/systemd1/unit/skvcd_2eservice",
+						"org.freedesktop.systemd1.Service",
+						"FileDescriptorStoreMax", &e, 'u', &most);
+	sd_bus_error_free(&e);
+	sd_bus_flush_close_unref(bus);
+	return r < 0 ? -1 : most < INT32_MAX ? (int)most : INT32_MAX;
+}
+
 static void look_memlock(struct doctor_facts *f)
 {
 	char path[64], line[256];
@@ -302,6 +324,7 @@ static void look_memlock(struct doctor_facts *f)
 	uint64_t caps;
 
 	f->service = has_service();
+	f->store_fds = f->service ? store_fds() : -1;
 	f->memlock_bytes = UINT64_MAX;
 	if (!getrlimit(RLIMIT_MEMLOCK, &own) && own.rlim_cur != RLIM_INFINITY)
 		f->memlock_bytes = own.rlim_cur;

@@ -93,8 +93,17 @@ struct codec_view {
 	/* encode: the block's token ids, borrowed; a MODEL whose parameters want ids is not possible without.
 	 * Ones that are not in the vocabulary are as good as none. */
 	const int32_t *tokens;
+	/* encode: what another implementation of MODEL made of this block, which then counts as its own; NULL: none.
+	 * Borrowed.  Not verified here. */
+	const struct codec_made *made;
 	_Atomic(uint32_t) *
 		segments_done; /* decode: counts segments written (not yet verified); may be NULL */
+};
+
+struct codec_made { /* a payload of MODEL: sequence.h says of what form */
+	const void *bytes;
+	uint64_t bytes_count;
+	uint32_t escapes;
 };
 
 struct codec_info {
@@ -318,5 +327,29 @@ uint64_t codec_sequence_bytes(const struct codec_sequence *s); /* of memory, for
  */
 int codec_payload_tokens(const struct codec_geometry *g, const struct codec_profile *profile,
 			 const void *payload, size_t payload_bytes, int32_t *ret_tokens);
+
+/* What there is of MODEL in an encoded block, for another implementation. */
+struct codec_model_part {
+	const uint8_t *payload; /* in the block */
+	uint64_t payload_bytes;
+	uint64_t raw_xxh3; /* of the block */
+};
+
+/*
+ * -ENODATA: another speculator coded it, or this one not all of it; -EBADMSG, -ESTALE, -ENODEV, with *ret_refusal, as
+ * codec_decode(): the header and the index are checked, payloads are not.
+ */
+int codec_model_payload(const struct codec_geometry *g, const struct codec_profile *profile,
+			const void *in, size_t in_bytes, struct codec_model_part *ret,
+			uint8_t *ret_refusal);
+
+/*
+ * The block that codec_encode() makes of `made`, without a look at what it was made of: raw_xxh3 is that one's.
+ * made->bytes may lie in out.
+ * -ENODATA: codec_encode() would look for something smaller, or the block has more than MODEL codes; -ENOSPC.
+ */
+int codec_made_pack(const struct codec_geometry *g, const struct codec_profile *profile,
+		    const struct codec_made *made, uint64_t raw_xxh3, void *out, size_t cap,
+		    struct codec_info *ret_info);
 
 #endif

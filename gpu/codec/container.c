@@ -244,8 +244,8 @@ static int chunk_copy(struct codec_workspace *ws, struct codec_slot *slot,
 	return 0;
 }
 
-static void header_fill(struct format_block_header *h, const struct codec_geometry *g,
-			const struct codec_profile *profile, uint8_t speculator)
+void codec_header_fill(struct format_block_header *h, const struct codec_geometry *g,
+		       const struct codec_profile *profile, uint8_t speculator)
 {
 	*h = (struct format_block_header){
 		.magic = FORMAT_BLOCK_MAGIC,
@@ -392,7 +392,7 @@ static int block_encode(struct codec_workspace *ws, const struct codec_geometry 
 		r = blocks_encode(ws, g, profile, speculator, flags, src, out, cap, &info);
 	if (r < 0)
 		return r;
-	header_fill(&h, g, profile, speculator);
+	codec_header_fill(&h, g, profile, speculator);
 	h.encoded_bytes = (uint32_t)info.encoded_bytes;
 	h.raw_xxh3 = checksum_end(ws, g);
 	memcpy(out, &h, sizeof(h));
@@ -437,7 +437,8 @@ static int encode(struct codec_workspace *ws, const struct codec_geometry *g,
 {
 	struct codec_view copy = { .position = src->position,
 				   .sequence = src->sequence,
-				   .tokens = src->tokens };
+				   .tokens = src->tokens,
+				   .made = src->made };
 	int r;
 
 	while (speculator >= CODEC_SPEC_LAYER && !codec_predicted_can(profile, speculator, src))

@@ -507,6 +507,23 @@ void cuda_model_end(struct cuda_model_batch *b)
 	b->parts = 0;
 }
 
+/* The kernels of what is known also say how far guesses were off; nobody asks here, and there are none. */
+int cuda_model_append(struct cuda_model_batch *b, struct cuda_model_context *c, uint32_t count,
+		      const uint8_t *dev_patterns, const uint64_t *off, struct CUstream_st *stream)
+{
+	struct cuda_model_part part = {};
+	int r;
+
+	part.context = c;
+	part.count = count;
+	r = cuda_model_lay(b, &part, 1, true, stream);
+	for (uint32_t i = 0; r == 0 && i < 2u * config_of(b)->layers; i++)
+		r = known(b, i, dev_patterns + off[i], stream);
+	if (r == 0)
+		cuda_model_end(b);
+	return r;
+}
+
 int cuda_model_digests(struct cuda_model_batch *b, struct CUstream_st *stream, uint32_t *ret)
 {
 	int r = cudaMemcpyAsync(b->host_sequences, b->sequences,

@@ -45,6 +45,13 @@ int cuda_model_context_new(const struct cuda_model *m, uint32_t tokens_max,
 struct cuda_model_context *cuda_model_context_free(struct cuda_model_context *c);
 void cuda_model_context_reset(struct cuda_model_context *c);
 uint32_t cuda_model_context_count(const struct cuda_model_context *c);
+uint32_t cuda_model_context_capacity(const struct cuda_model_context *c);
+/* Forget all tokens but the first `count`, of which there must be as many. */
+void cuda_model_context_truncate(struct cuda_model_context *c, uint32_t count);
+/* Room for so many tokens, with those that it holds.  Waits for the stream.  On failure it is as it was. */
+int cuda_model_context_grow(const struct cuda_model *m, struct cuda_model_context *c,
+			    uint32_t tokens_max, struct CUstream_st *stream);
+size_t cuda_model_context_bytes(const struct cuda_model *m, const struct cuda_model_context *c);
 
 int cuda_model_batch_new(const struct cuda_model *m, uint32_t rows_max, uint32_t parts_max,
 			 uint32_t positions_max, struct CUstream_st *stream,
@@ -67,6 +74,12 @@ int cuda_model_guess(struct cuda_model_batch *b, uint32_t segment, struct CUstre
 int cuda_model_known(struct cuda_model_batch *b, uint32_t segment, const uint8_t *dev_patterns,
 		     struct CUstream_st *stream);
 void cuda_model_end(struct cuda_model_batch *b);
+/*
+ * Tokens whose values are known, instead of all that: queued, and the context holds them.  dev_patterns: of segment i,
+ * [count][kv], at dev_patterns + off[i].
+ */
+int cuda_model_append(struct cuda_model_batch *b, struct cuda_model_context *c, uint32_t count,
+		      const uint8_t *dev_patterns, const uint64_t *off, struct CUstream_st *stream);
 /* Of each part's guesses so far, as mspec_result's.  Waits for the stream. */
 int cuda_model_digests(struct cuda_model_batch *b, struct CUstream_st *stream, uint32_t *ret);
 

@@ -48,9 +48,8 @@ struct cuda_model_coder {
 
 /* ---- the object ---- */
 
-static struct gpu_code_run run_of(const struct cuda_model *m, const struct cuda_model_shape *s)
+static struct gpu_code_run run_of(const struct mspec_params *p, const struct cuda_model_shape *s)
 {
-	const struct mspec_params *p = m->p;
 	const struct model_config *c = &p->model->config;
 	const uint32_t element = residual_type_of(p->dtype).bits / 8u;
 	struct gpu_code_run r = {};
@@ -167,16 +166,18 @@ static void (*const encoders[])(struct gpu_code_run, struct gpu_code_segment) = 
 	code_encode_kernel<1>, code_encode_kernel<2>, code_encode_kernel<3>, code_encode_kernel<4>
 };
 
-static bool shape_good(const struct cuda_model *m, const struct cuda_model_shape *s)
+int cuda_model_coder_ok(const struct mspec_params *p, uint32_t block_tokens, uint32_t streams_count)
 {
-	const uint32_t columns = mspec_kv_width(&m->p->model->config);
+	const uint32_t columns = mspec_kv_width(&p->model->config);
+	struct cuda_model_shape s = {};
 
-	return s->block_tokens % TILE_ROWS == 0 && s->block_tokens > 0 &&
-	       s->block_tokens <= MODEL_BLOCK_MAX && columns % CODEC_LANES == 0 &&
-	       s->streams_count > 0 && s->streams_count <= RESIDUAL_STREAMS_MAX &&
-	       s->streams_count <= columns / CODEC_LANES &&
-	       residual_tau_streams(columns, s->streams_count) == 1 &&
-	       run_of(m, s).stream_bytes <= UINT32_MAX;
+	s.block_tokens = block_tokens;
+	s.streams_count = streams_count;
+	return block_tokens % TILE_ROWS == 0 && block_tokens > 0 &&
+	       block_tokens <= MODEL_BLOCK_MAX && columns % CODEC_LANES == 0 && streams_count > 0 &&
+	       streams_count <= RESIDUAL_STREAMS_MAX && streams_count <= columns / CODEC_LANES &&
+	       residual_tau_streams(columns, streams_count) == 1 &&
+	       run_of(p, &s).stream_bytes <= UINT32_MAX;
 }
 
 static int coder_memory(struct cuda_model_coder *c, const struct cuda_model_shape *s)
@@ -213,7 +214,7 @@ int cuda_model_coder_new(const struct cuda_model *m, const struct cuda_model_sha
 	struct cuda_model_coder *c;
 	int r;
 
-	if (!shape_good(m, s))
+	if (!cuda_model_coder_ok(m->p, s->block_tokens, s->streams_count))
 		return cudaErrorNotSupported;
 	if (s->blocks_max == 0 || s->blocks_max > UINT32_MAX / 2u / s->block_tokens)
 		return cudaErrorInvalidValue;
@@ -224,7 +225,7 @@ int cuda_model_coder_new(const struct cuda_model *m, const struct cuda_model_sha
 	c->blocks_max = s->blocks_max;
 	c->segments_count = 2u * m->p->model->config.layers;
 	c->dtype = m->p->dtype;
-	c->run = run_of(m, s);
+	c->run = run_of(m->p, s);
 	c->wide = places_wide(s->places, c->segments_count, c->run.head_bytes);
 	r = coder_memory(c, s);
 	if (r == 0)
@@ -255,6 +256,11 @@ struct cuda_model_coder *cuda_model_coder_free(struct cuda_model_coder *c)
 size_t cuda_model_coder_bytes(const struct cuda_model_coder *c)
 {
 	return c->bytes;
+}
+
+struct cuda_model_batch *cuda_model_coder_batch(struct cuda_model_coder *c)
+{
+	return c->batch;
 }
 
 /* ---- a batch ---- */

@@ -44,6 +44,10 @@ int cuda_model_coder_new(const struct cuda_model *m, const struct cuda_model_sha
 			 struct CUstream_st *stream, struct cuda_model_coder **ret);
 struct cuda_model_coder *cuda_model_coder_free(struct cuda_model_coder *c);
 size_t cuda_model_coder_bytes(const struct cuda_model_coder *c); /* of device memory */
+struct cuda_model_batch *cuda_model_coder_batch(struct cuda_model_coder *c);
+/* Can there be one of such blocks?  cudaErrorNotSupported otherwise, as below. */
+int cuda_model_coder_ok(const struct mspec_params *p, uint32_t block_tokens,
+			uint32_t streams_count);
 
 struct cuda_model_block {
 	uint64_t base;	/* device address of the pages */

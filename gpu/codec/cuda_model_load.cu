@@ -199,10 +199,14 @@ size_t cuda_model_bytes(const struct cuda_model *m)
 
 /* ---- contexts ---- */
 
+static size_t context_bytes(const struct model_config *c, uint32_t capacity)
+{
+	return (size_t)c->layers * 4u * c->kv_heads * capacity * model_dim_padded(c->head_dim);
+}
+
 int cuda_model_context_new(const struct cuda_model *m, uint32_t tokens_max,
 			   struct CUstream_st *stream, struct cuda_model_context **ret)
 {
-	const struct model_config *c = &m->p->model->config;
 	struct cuda_model_context *x;
 	size_t bytes;
 	int r;
@@ -213,7 +217,7 @@ int cuda_model_context_new(const struct cuda_model *m, uint32_t tokens_max,
 	if (!x)
 		return cudaErrorMemoryAllocation;
 	x->capacity = mpieces(tokens_max) * MPIECE;
-	bytes = (size_t)c->layers * 4u * c->kv_heads * x->capacity * model_dim_padded(c->head_dim);
+	bytes = context_bytes(&m->p->model->config, x->capacity);
 	r = cudaMalloc(&x->values, bytes);
 	if (r == 0)
 		r = cudaMemsetAsync(x->values, 0, bytes, stream);
@@ -232,6 +236,73 @@ struct cuda_model_context *cuda_model_context_free(struct cuda_model_context *c)
 	(void)cudaFree(c->values);
 	free(c);
 	return NULL;
+}
+
+/* Rows of a plane: by head, and where values are not in pieces, by dim. */
+static int planes_copy(struct cuda_model_context *to, const struct cuda_model_context *from,
+		       size_t off, size_t rows, size_t unit, struct CUstream_st *stream)
+{
+	return cudaMemcpy2DAsync(to->values + off * to->capacity, unit * to->capacity,
+				 from->values + off * from->capacity, unit * from->capacity,
+				 unit * from->capacity, rows, cudaMemcpyDeviceToDevice, stream);
+}
+
+static int context_copy(const struct model_config *c, struct cuda_model_context *to,
+			const struct cuda_model_context *from, struct CUstream_st *stream)
+{
+	const size_t padded = model_dim_padded(c->head_dim), heads = 2u * c->kv_heads;
+	const bool pieces = padded == MPIECE;
+	int r = 0;
+
+	for (uint32_t l = 0; r == 0 && l < c->layers; l++) {
+		const size_t off = l * 2u * heads * padded;
+
+		r = planes_copy(to, from, off, heads, padded, stream);
+		if (r == 0)
+			r = planes_copy(to, from, off + heads * padded,
+					pieces ? heads : heads * padded, pieces ? padded : 1u,
+					stream);
+	}
+	return r ? r : cudaStreamSynchronize(stream);
+}
+
+int cuda_model_context_grow(const struct cuda_model *m, struct cuda_model_context *c,
+			    uint32_t tokens_max, struct CUstream_st *stream)
+{
+	struct cuda_model_context *x = NULL;
+	struct cuda_model_context old;
+	int r;
+
+	if (tokens_max <= c->capacity)
+		return 0;
+	r = cuda_model_context_new(m, tokens_max, stream, &x);
+	if (r == 0)
+		r = context_copy(&m->p->model->config, x, c, stream);
+	if (r) {
+		cuda_model_context_free(x);
+		return r;
+	}
+	old = *c;
+	c->values = x->values;
+	c->capacity = x->capacity;
+	x->values = old.values;
+	cuda_model_context_free(x);
+	return 0;
+}
+
+size_t cuda_model_context_bytes(const struct cuda_model *m, const struct cuda_model_context *c)
+{
+	return context_bytes(&m->p->model->config, c->capacity);
+}
+
+uint32_t cuda_model_context_capacity(const struct cuda_model_context *c)
+{
+	return c->capacity;
+}
+
+void cuda_model_context_truncate(struct cuda_model_context *c, uint32_t count)
+{
+	c->count = count < c->count ? count : c->count;
 }
 
 void cuda_model_context_reset(struct cuda_model_context *c)

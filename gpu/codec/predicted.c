@@ -33,8 +33,23 @@ bool codec_predicted_can(const struct codec_profile *profile, uint8_t speculator
 	if (speculator == CODEC_SPEC_LAYER)
 		return profile->layer && src->position != CODEC_POSITION_UNKNOWN;
 	assert(speculator == CODEC_SPEC_MODEL);
+	if (src->made)
+		return profile->model != NULL;
 	return profile->model && src->sequence && sequence_of_profile(src->sequence, profile) &&
 	       (!profile->model->ids || src->tokens);
+}
+
+/* The payload that was made elsewhere. */
+static int take_made(struct codec_workspace *ws, const struct codec_made *made, size_t cap,
+		     struct codec_info *info)
+{
+	if (made->bytes_count > cap)
+		return -ENOSPC;
+	memcpy(ws->predicted, made->bytes, made->bytes_count);
+	ws->predicted_bytes = made->bytes_count;
+	info->escapes = made->escapes;
+	info->ideal_bits = (double)made->bytes_count * 8;
+	return 0;
 }
 
 /* One block's payload by one speculator, and the way back. */
@@ -46,6 +61,8 @@ static int encode(struct codec_workspace *ws, const struct codec_geometry *g,
 	uint64_t escapes = 0;
 	int r;
 
+	if (info->speculator == CODEC_SPEC_MODEL && src->made)
+		return take_made(ws, src->made, cap, info);
 	if (info->speculator == CODEC_SPEC_MODEL) {
 		r = sequence_encode(src->sequence, ws->block, src->tokens, ws->predicted, cap,
 				    &ws->predicted_bytes, &escapes, &info->ideal_bits);
@@ -96,6 +113,13 @@ static double expected_bits(const struct codec_profile *profile, uint8_t specula
 					      : profile->layer->expected_bits;
 }
 
+static bool is_poor(const struct codec_profile *profile, uint8_t speculator, size_t bytes,
+		    uint64_t scalars)
+{
+	return (double)bytes * 8 * 100 >
+	       expected_bits(profile, speculator) * (double)scalars * LAYER_POOR_PERCENT;
+}
+
 /* ws->block by info->speculator into ws->predicted: an outcome, or -ENOMEM. */
 static int attempt(struct codec_workspace *ws, const struct codec_geometry *g,
 		   const struct codec_profile *profile, unsigned flags,
@@ -107,7 +131,8 @@ static int attempt(struct codec_workspace *ws, const struct codec_geometry *g,
 
 	if (r == 0)
 		r = encode(ws, g, profile, src, raw, info);
-	if (r == 0 && flags & CODEC_ENCODE_VERIFY)
+	if (r == 0 && flags & CODEC_ENCODE_VERIFY &&
+	    !(src->made && info->speculator == CODEC_SPEC_MODEL))
 		r = verify(ws, g, profile, src->sequence, info->speculator);
 	if (r < 0 && src->sequence)
 		(void)codec_sequence_truncate(src->sequence, before);
@@ -115,8 +140,7 @@ static int attempt(struct codec_workspace *ws, const struct codec_geometry *g,
 		return CODEC_PREDICTED_NONE;
 	if (r < 0)
 		return r;
-	return (double)ws->predicted_bytes * 8 * 100 > expected_bits(profile, info->speculator) *
-							       (double)scalars * LAYER_POOR_PERCENT
+	return is_poor(profile, info->speculator, ws->predicted_bytes, scalars)
 		       ? CODEC_PREDICTED_POOR
 		       : CODEC_PREDICTED_GOOD;
 }
@@ -199,4 +223,96 @@ int codec_predicted_decode(struct codec_workspace *ws, const struct codec_geomet
 	return r < 0 ? r
 		     : decode(ws, g, profile, s, s ? CODEC_SPEC_MODEL : CODEC_SPEC_LAYER, payload,
 			      bytes, ws->block);
+}
+
+/* All chunks of MODEL, the first of which has the payload, and no byte more. */
+static int index_check(const struct codec_geometry *g, const uint8_t *in, size_t in_bytes)
+{
+	const size_t index = sizeof(struct format_block_header);
+	size_t end = index + (size_t)g->chunks_count * sizeof(struct format_chunk_entry);
+
+	for (uint32_t c = 0; c < g->chunks_count; c++) {
+		struct format_chunk_entry e;
+
+		memcpy(&e, in + index + c * sizeof(e), sizeof(e));
+		if (e.method != FORMAT_METHOD_RESIDUAL)
+			return -ENODATA;
+		if (e.reserved != 0 || e.escape_bytes != 0 || (c > 0 && e.payload_bytes != 0) ||
+		    !codec_segment_coded(&g->segments[g->chunk_first_segment[c]]))
+			return -EBADMSG;
+		end += format_padded(e.payload_bytes);
+	}
+	return end == in_bytes ? 0 : -EBADMSG;
+}
+
+int codec_model_payload(const struct codec_geometry *g, const struct codec_profile *profile,
+			const void *in, size_t in_bytes, struct codec_model_part *ret,
+			uint8_t *ret_refusal)
+{
+	struct format_block_header h;
+	size_t bytes = 0;
+	int r;
+
+	*ret_refusal = CODEC_REFUSAL_NONE;
+	if (in_bytes < sizeof(h) + (size_t)g->chunks_count * sizeof(struct format_chunk_entry))
+		return -EBADMSG;
+	memcpy(&h, in, sizeof(h));
+	r = codec_header_check_geometry(g, &h, in_bytes);
+	if (r == 0 && h.speculator != CODEC_SPEC_MODEL)
+		return -ENODATA;
+	if (r == -ESTALE)
+		*ret_refusal = h.version == FORMAT_BLOCK_VERSION ? CODEC_REFUSAL_GEOMETRY
+								 : CODEC_REFUSAL_VERSION;
+	if (r < 0)
+		return r;
+	r = codec_header_check_profile(g, profile, &h);
+	if (r == -ESTALE)
+		*ret_refusal = CODEC_REFUSAL_PROFILE;
+	if (r == 0 && !profile->model->params) {
+		*ret_refusal = CODEC_REFUSAL_MODEL;
+		r = -ENODEV;
+	}
+	if (r == 0)
+		r = index_check(g, in, in_bytes);
+	if (r == 0)
+		r = codec_predicted_payload(g, in, in_bytes, &ret->payload, &bytes);
+	ret->payload_bytes = bytes;
+	ret->raw_xxh3 = h.raw_xxh3;
+	return r;
+}
+
+int codec_made_pack(const struct codec_geometry *g, const struct codec_profile *profile,
+		    const struct codec_made *made, uint64_t raw_xxh3, void *out, size_t cap,
+		    struct codec_info *ret_info)
+{
+	const size_t index = sizeof(struct format_block_header),
+		     bytes = index + (size_t)g->chunks_count * sizeof(struct format_chunk_entry) +
+			     format_padded(made->bytes_count);
+	const struct format_chunk_entry e = { .payload_bytes = (uint32_t)made->bytes_count,
+					      .method = FORMAT_METHOD_RESIDUAL },
+					behind = { .method = FORMAT_METHOD_RESIDUAL };
+	struct format_block_header h;
+	uint8_t *to = out, *payload;
+	uint64_t scalars;
+
+	if (coded_bytes(g, &scalars) != g->raw_bytes || made->bytes_count > g->raw_bytes ||
+	    is_poor(profile, CODEC_SPEC_MODEL, made->bytes_count, scalars))
+		return -ENODATA;
+	if (bytes > cap)
+		return -ENOSPC;
+	codec_header_fill(&h, g, profile, CODEC_SPEC_MODEL);
+	h.encoded_bytes = (uint32_t)bytes;
+	h.raw_xxh3 = raw_xxh3;
+	memcpy(to, &h, sizeof(h));
+	for (uint32_t c = 0; c < g->chunks_count; c++)
+		memcpy(to + index + c * sizeof(e), c ? &behind : &e, sizeof(e));
+	payload = to + bytes - format_padded(made->bytes_count);
+	memmove(payload, made->bytes, made->bytes_count);
+	memset(payload + made->bytes_count, 0, (size_t)(to + bytes - payload) - made->bytes_count);
+	*ret_info = (struct codec_info){ .encoded_bytes = bytes,
+					 .raw_xxh3 = raw_xxh3,
+					 .escapes = made->escapes,
+					 .ideal_bits = (double)made->bytes_count * 8,
+					 .speculator = CODEC_SPEC_MODEL };
+	return 0;
 }

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "tests/lib/gpu_side.h"
 #include "tests/lib/sequence_rig.h"
 
 #define BLOCKS SEQUENCE_RIG_BLOCKS
@@ -17,8 +18,9 @@
 #define WAIT_NS (WAIT_MS * 1000000ull)
 
 static struct private_daemon daemon_;
+static const char *gpu = "gpu.device=none"; /* or a simulated one, beside which the model runs */
 static struct sequence_rig *rig;
-static char folder[] = "/tmp/skvcd-shipped-XXXXXX";
+static char folder[32];
 
 struct worker {
 	struct skvc_session *session;
@@ -43,13 +45,33 @@ static void write_profile(const char *name)
 	assert_int_equal(fclose(f), 0);
 }
 
-static int setup(void **state)
+static int setup_rig(struct sequence_rig *r)
 {
-	(void)state;
-	rig = sequence_rig_new(0, CODEC_DTYPE_BF16, true, false);
+	rig = r;
+	(void)snprintf(folder, sizeof(folder), "/tmp/skvcd-shipped-XXXXXX");
 	assert_non_null(mkdtemp(folder));
 	write_profile("tiny.skvp");
 	return 0;
+}
+
+static int setup(void **state)
+{
+	(void)state;
+	return setup_rig(sequence_rig_new(0, CODEC_DTYPE_BF16, true, false));
+}
+
+/* $SKVC_TEST_GPU=auto: a real one. */
+static int setup_on_gpu(void **state)
+{
+	static char setting[64];
+	const char *which = getenv("SKVC_TEST_GPU");
+
+	(void)state;
+	(void)snprintf(setting, sizeof(setting), "gpu.device=%s", which ? which : "sim");
+	if (!which)
+		(void)setenv("SKVC_TEST_DEVICE", "sim", 1);
+	gpu = setting;
+	return setup_rig(sequence_rig_plain(0, CODEC_DTYPE_BF16, true));
 }
 
 static int teardown(void **state)
@@ -77,6 +99,7 @@ static void start_or_again(uint64_t nvme_bytes, const char *more, int again)
 					  "codec.speculator=model",
 					  "profile.priority=normal",
 					  "codec.fit_tokens=1000000", /* others have none */
+					  gpu,
 					  more,
 					  NULL };
 
@@ -139,6 +162,14 @@ static void is(const char *name, uint64_t want)
 				 (unsigned long long)want);
 		private_daemon_sleep_ms(10);
 	}
+}
+
+/* Was the model run where it should be? */
+static void ran_there(void)
+{
+	const uint64_t want = strcmp(gpu, "gpu.device=none") != 0;
+
+	assert_int_equal(daemon_stats_now(&daemon_, "sequences_gpu") > 0, want);
 }
 
 /* ---- the engine's side ---- */
@@ -294,6 +325,7 @@ static void test_coded_after_their_prefix(void **state)
 	assert_int_equal(daemon_stats_now(&daemon_, "recode_failed"), 0);
 	for (uint32_t chain = 0; chain < CHAINS; chain++)
 		fetch(&w, chain, 0, BLOCKS);
+	ran_there();
 	/* In two loads of one lease, the second goes on from the first; then backwards, which cannot. */
 	c = lookup(&w, 1, 0, BLOCKS);
 	before = daemon_stats_now(&daemon_, "sequence_steps");
@@ -421,6 +453,56 @@ static void test_found_again(void **state)
 	skvc_close(w.session);
 }
 
+/* An engine's own GPU memory: blocks are decoded beside it, and copied in. */
+static void test_into_gpu_memory(void **state)
+{
+	struct skvc_completion c;
+	struct skvc_gpu_export export;
+	struct gpu_memory memory;
+	struct gpu_side side;
+	uint64_t bitmap = 0, job, bytes;
+	struct worker w;
+	uint32_t region;
+	uint8_t *back;
+
+	(void)state;
+	if (gpu_side_open(&side) != 0)
+		fail_msg("no GPU");
+	start(0, NULL);
+	add_model();
+	worker_open(&w);
+	assert_int_equal(store(&w, 0, 0, BLOCKS).count, BLOCKS);
+	is("model_blocks", BLOCKS);
+	bytes = (BLOCKS * rig->g.raw_bytes / GPU_SIDE_GRAIN + 1) * GPU_SIDE_GRAIN;
+	gpu_side_memory_new(&side, GPU_SIDE_VMM, bytes, &memory);
+	gpu_side_fill(&side, &memory, 0x77);
+	export = gpu_side_export(&side, &memory);
+	if (skvc_register_gpu(w.session, w.ns, &export, 1, BLOCKS, NULL, &region) < 0)
+		fail_msg("%s", skvc_last_error(w.session));
+	c = lookup(&w, 0, 0, BLOCKS);
+	assert_int_equal(c.count, BLOCKS);
+	assert_ok(skvc_load(w.session,
+			    &(struct skvc_load){ .lease = c.lease,
+						 .region = region,
+						 .count = BLOCKS,
+						 .blocks = all_pages,
+						 .ret_bitmap = &bitmap },
+			    &job));
+	assert_int_equal(finish(&w, job).count, BLOCKS);
+	release(&w, c.lease);
+	back = malloc(bytes);
+	assert_non_null(back);
+	gpu_side_read(&side, &memory, back);
+	for (uint32_t i = 0; i < BLOCKS; i++)
+		assert_memory_equal(back + i * rig->g.raw_bytes, rig->block[i], rig->g.raw_bytes);
+	assert_int_equal(back[BLOCKS * rig->g.raw_bytes], 0x77);
+	ran_there();
+	skvc_close(w.session);
+	gpu_side_memory_free(&side, &memory);
+	gpu_side_close(&side);
+	free(back);
+}
+
 /* More loads than prefixes can be kept, each in two parts, all under way together. */
 static void test_many_at_once(void **state)
 {
@@ -468,12 +550,14 @@ static void test_failing_device(void **state)
 	struct worker w;
 
 	(void)state;
-	start(0, "fault.device=decode:eio:every=5");
+	start(0, !strcmp(gpu, "gpu.device=none") ? "fault.device=decode:eio:every=5"
+						 : "fault.gpu=decode:eio:every=5");
 	add_model();
 	worker_open(&w);
 	for (uint32_t chain = 0; chain < CHAINS; chain++)
 		(void)store(&w, chain, 0, BLOCKS);
-	private_daemon_sleep_ms(300); /* some are coded again, some are not */
+	while (daemon_stats_now(&daemon_, "model_blocks") == 0)
+		private_daemon_sleep_ms(10); /* some are coded again, some are not */
 	for (uint32_t round = 0; round < 40; round++) {
 		c = lookup(&w, round % CHAINS, 0, BLOCKS);
 		if (!c.count)
@@ -589,6 +673,14 @@ static void test_models_that_are_not(void **state)
 
 int main(void)
 {
+	const struct CMUnitTest beside_a_gpu[] = {
+		cmocka_unit_test_teardown(test_coded_after_their_prefix, stop),
+		cmocka_unit_test_teardown(test_without_its_prefix_a_miss, stop),
+		cmocka_unit_test_teardown(test_from_nvme, stop),
+		cmocka_unit_test_teardown(test_many_at_once, stop),
+		cmocka_unit_test_teardown(test_failing_device, stop),
+		cmocka_unit_test_teardown(test_into_gpu_memory, stop),
+	};
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(test_coded_after_their_prefix, stop),
 		cmocka_unit_test_teardown(test_without_its_prefix_a_miss, stop),
@@ -601,5 +693,8 @@ int main(void)
 		cmocka_unit_test_teardown(test_models_that_are_not, stop),
 	};
 
-	return cmocka_run_group_tests(tests, setup, teardown);
+	int failed = cmocka_run_group_tests(tests, setup, teardown);
+
+	return failed +
+	       cmocka_run_group_tests_name("beside_a_gpu", beside_a_gpu, setup_on_gpu, teardown);
 }

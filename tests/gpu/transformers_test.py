@@ -17,6 +17,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 import traceback
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts: deterministic
@@ -25,6 +26,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../
 from private_daemon import BUILD, ROOT, Daemon  # noqa: E402
 
 BLOCK = 16
+MODEL_WAIT = 200  # until all is coded with the model
 WAIT = 60  # seconds that any job may take
 WARM_ROUNDS = 12  # stores of other tokens until the profile must be there
 CANARY = 0x5A5A
@@ -249,11 +251,31 @@ def block_keys(name, ids):
     return keys
 
 
-def profiles_fitted(daemon):
-    """How many namespaces have their statistics: from then on `channel` encodes."""
+def stat(daemon, name):
     out = subprocess.run([BUILD + "/bin/skvcctl", "--bus", daemon.bus, "--json", "stats"],
                          stdout=subprocess.PIPE, check=True).stdout.decode()
-    return int(re.search(r'"profiles_fitted":\s*(\d+)', out).group(1))
+    return int(re.search(rf'"{name}":\s*(\d+)', out).group(1))
+
+
+def profiles_fitted(daemon):
+    """How many namespaces have their statistics: from then on `channel` encodes."""
+    return stat(daemon, "profiles_fitted")
+
+
+def coded_again(engine, pages, ns, keys, before):
+    """Wait until the daemon has coded these blocks with the model: it ends with what is hottest."""
+    began, last, quiet = time.monotonic(), -1, 0
+    while quiet < 10:
+        check(time.monotonic() - began < MODEL_WAIT, "the blocks are not coded with the model")
+        time.sleep(0.2)
+        now = stat(engine.daemon, "model_blocks")
+        quiet = quiet + 1 if now == last and now >= before + len(keys) else 0
+        last = now
+    raw, coded = stat(engine.daemon, "raw_bytes"), stat(engine.daemon, "coded_bytes")
+    print(f"  {pages.name}: {last - before} blocks coded with the model in "
+          f"{time.monotonic() - began - 2:.1f} s with the fit, {ns.block_bytes} bytes each; "
+          f"all that the daemon has: {raw} to {coded} bytes; "
+          f"{stat(engine.daemon, 'sequences_gpu')} prefixes on the GPU")
 
 
 def warm_up(engine, model, pages, region, name, ids):
@@ -271,9 +293,10 @@ def warm_up(engine, model, pages, region, name, ids):
     raise AssertionError(f"no profile after {WARM_ROUNDS} rounds of {len(ids)} tokens")
 
 
-def through_skvcd(engine, model, pages, ns, name, ids, warm_ids, pairs):
+def through_skvcd(engine, model, pages, ns, name, ids, warm_ids, pairs, by_model):
     """The caches' pairs as they come back.  Prints what it took."""
     region = pages.register(ns)
+    before = stat(engine.daemon, "model_blocks")
     warm_tokens = warm_up(engine, model, pages, region, name, warm_ids)
     keys = block_keys(name, ids)
     blocks = list(range(pages.blocks))
@@ -283,6 +306,8 @@ def through_skvcd(engine, model, pages, ns, name, ids, warm_ids, pairs):
     stored = engine.store(region, keys, source, ids)
     check(stored.raw_bytes == len(keys) * ns.block_bytes, f"raw_bytes {stored.raw_bytes}")
     check(stored.stored_bytes < stored.raw_bytes, "the blocks were stored raw")
+    if by_model:
+        coded_again(engine, pages, ns, keys, before)
     pages.fill(CANARY)
     loaded = engine.load(ns, region, keys, target, ids)
     back = pages.read(target)
@@ -324,7 +349,8 @@ def one_model(daemon, folder, options, device):
         for pages in made:
             # Each layout with a namespace of its own: what the other stored would be duplicates.
             ns = session.namespace(pages.layout.geometry(folder, salt=pages.name.encode()))
-            back = through_skvcd(engine, model, pages, ns, folder, ids, warm_ids, kept)
+            back = through_skvcd(engine, model, pages, ns, folder, ids, warm_ids, kept,
+                                 options.model)
             restored, restored_tokens = generate(model, make_cache(back), rest, options.steps)
             differ = [i for i in range(len(logits)) if not same_bits(logits[i], restored[i])]
             check(not differ, f"logits differ at steps {differ}")
@@ -349,6 +375,7 @@ def main():
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--attention", default="sdpa", choices=("sdpa", "eager"))
     parser.add_argument("--host", action="store_true")
+    parser.add_argument("--model", action="store_true", help="code with a copy of the model too")
     options = parser.parse_args()
     print(f"python {sys.version.split()[0]}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}, skvc {skvc.__version__}")
@@ -372,12 +399,18 @@ def main():
             options.folders.append(bigger)
 
     overrides = ["host.pool=512M", "daemon.cpu_workers=2"]
+    if options.model:
+        overrides += ["codec.speculator=model", "profile.priority=normal", "profile.sample=4M",
+                      "model.fit_tokens=1024"]
     if not options.host:
         overrides.append("gpu.device=auto")
     daemon = Daemon(*overrides)
     try:
         with torch.no_grad():
             for folder in options.folders:
+                if options.model:
+                    subprocess.run([BUILD + "/bin/skvcctl", "--bus", daemon.bus, "model", "add",
+                                    re.sub(r"[^A-Za-z0-9.-]", "_", folder), folder], check=True)
                 one_model(daemon, folder, options, device)
         stats = subprocess.run([BUILD + "/bin/skvcctl", "--bus", daemon.bus, "stats"],
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)

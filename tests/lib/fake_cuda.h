@@ -9,6 +9,9 @@
 
 #include <stdint.h>
 
+struct codec_geometry;
+struct codec_profile;
+
 struct fake_cuda {
 	int delay;			/* questions until an event is reached */
 	int query_error;		/* what every question answers, when not 0 */
@@ -19,6 +22,12 @@ struct fake_cuda {
 	int no_device;			/* the error of cudaGetDeviceCount */
 	unsigned batches, copies, live; /* counted; live: allocations and objects not given back */
 	unsigned batch_tasks_most;
+	/* the model: of what it is, and what its calls answer when not 0 */
+	const struct codec_geometry *model_geometry;
+	const struct codec_profile *model_profile;
+	int model_error, code_error, coded_error;
+	unsigned models, model_blocks_most; /* counted; in one batch */
+	int bad_sums;			    /* checksums of so many blocks come out wrong */
 };
 
 extern struct fake_cuda fake_cuda;

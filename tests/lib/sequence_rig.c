@@ -23,7 +23,7 @@ static uint32_t kv_of(const struct sequence_rig *r)
 	return r->c->kv_heads * r->c->head_dim;
 }
 
-static void geometry(struct sequence_rig *r, uint8_t dtype, bool reversed)
+static void geometry(struct sequence_rig *r, uint8_t dtype, bool reversed, bool opaque)
 {
 	struct codec_segment segments[SEQUENCE_RIG_SEGMENTS + 1u];
 	const uint32_t n = 2u * r->c->layers;
@@ -43,7 +43,8 @@ static void geometry(struct sequence_rig *r, uint8_t dtype, bool reversed)
 	segments[n] = (struct codec_segment){
 		.kind = CODEC_KIND_OPAQUE, .dtype = CODEC_DTYPE_U8, .heads = 1, .head_dim = 8
 	};
-	must(codec_geometry_init(&r->g, SEQUENCE_RIG_TOKENS, segments, n + 1u) == 0, "geometry");
+	must(codec_geometry_init(&r->g, SEQUENCE_RIG_TOKENS, segments, n + opaque) == 0,
+	     "geometry");
 }
 
 /* The model's own cache, in the type that was asked for: of each of its segments, all tokens' rows. */
@@ -77,7 +78,7 @@ static void blocks(struct sequence_rig *r, uint8_t *const *rows)
 		r->coded[b] = malloc(r->cap);
 		must(r->block[b] && r->coded[b], "memory");
 		rng_fill(&r->rng, r->block[b], r->g.raw_bytes);
-		for (uint32_t i = 0; i + 1u < r->g.segments_count; i++) {
+		for (uint32_t i = 0; i < 2u * r->c->layers; i++) {
 			const struct codec_segment *s = &r->g.segments[i];
 			const size_t bytes = (size_t)SEQUENCE_RIG_TOKENS * kv_of(r) *
 					     codec_dtype_bytes(s->dtype);
@@ -129,7 +130,7 @@ static void fit_profiles(struct sequence_rig *r)
 	free(all);
 }
 
-struct sequence_rig *sequence_rig_new(uint32_t kind, uint8_t dtype, bool ids, bool reversed)
+static struct sequence_rig *make(uint32_t kind, uint8_t dtype, bool ids, bool reversed, bool opaque)
 {
 	struct sequence_rig *r = calloc(1, sizeof(*r));
 	uint8_t *rows[SEQUENCE_RIG_SEGMENTS] = { NULL };
@@ -144,7 +145,7 @@ struct sequence_rig *sequence_rig_new(uint32_t kind, uint8_t dtype, bool ids, bo
 	for (uint32_t i = 0; i < SEQUENCE_RIG_ALL; i++)
 		r->ids[i] = (int32_t)rng_below(&r->rng, r->c->vocab);
 	r->ids[0] = (int32_t)r->c->vocab - 1;
-	geometry(r, dtype, reversed);
+	geometry(r, dtype, reversed, opaque);
 	r->cap = codec_bound(&r->g);
 	r->back = malloc(r->g.raw_bytes);
 	must(r->back && codec_workspace_new(&r->ws) == 0, "memory");
@@ -155,6 +156,16 @@ struct sequence_rig *sequence_rig_new(uint32_t kind, uint8_t dtype, bool ids, bo
 	for (uint32_t i = 0; i < SEQUENCE_RIG_SEGMENTS; i++)
 		free(rows[i]);
 	return r;
+}
+
+struct sequence_rig *sequence_rig_new(uint32_t kind, uint8_t dtype, bool ids, bool reversed)
+{
+	return make(kind, dtype, ids, reversed, true);
+}
+
+struct sequence_rig *sequence_rig_plain(uint32_t kind, uint8_t dtype, bool ids)
+{
+	return make(kind, dtype, ids, false, false);
 }
 
 struct sequence_rig *sequence_rig_free(struct sequence_rig *r)

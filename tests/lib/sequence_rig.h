@@ -42,6 +42,8 @@ struct sequence_rig {
 /* Never NULL.  kind: of a tiny model; its last segment is of opaque bytes.  reversed: layers lie in the block from
  * the last to the first, values before keys. */
 struct sequence_rig *sequence_rig_new(uint32_t kind, uint8_t dtype, bool ids, bool reversed);
+/* One whose blocks are all of the model: no opaque bytes. */
+struct sequence_rig *sequence_rig_plain(uint32_t kind, uint8_t dtype, bool ids);
 struct sequence_rig *sequence_rig_free(struct sequence_rig *r);
 
 /* Block b after s, which may be NULL; into coded[b] and info[b]. */

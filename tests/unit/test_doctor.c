@@ -40,6 +40,8 @@ static struct doctor_facts good(void)
 		.kernel_minor = 8,
 		.memlock_bytes = UINT64_MAX,
 		.memlock_of_daemon = true,
+		.service = true,
+		.store_fds = 2,
 		.memory_bytes = 256ull << 30,
 		.available_bytes = 128ull << 30,
 		.huge_pages = "always [madvise] never",
@@ -208,6 +210,14 @@ static void test_clients(void **state)
 	EXPECT(f.state_dir_error = ENOENT, NOTE, "state", "install -d");
 }
 
+static void test_restart(void **state)
+{
+	(void)state;
+	EXPECT(f.store_fds = 0, WARNING, "restart", "FileDescriptorStoreMax=2");
+	EXPECT(f.config.no_persist = true, NOTE, "restart", "persist = yes");
+	EXPECT(f.service = false, NOTE, "restart", "kill -USR2 42");
+}
+
 /* ---- this machine ---- */
 
 static void test_look(void **state)
@@ -285,6 +295,7 @@ int main(void)
 		cmocka_unit_test(test_nvme),
 		cmocka_unit_test(test_gpu),
 		cmocka_unit_test(test_clients),
+		cmocka_unit_test(test_restart),
 		cmocka_unit_test(test_look),
 		cmocka_unit_test(test_print),
 	};

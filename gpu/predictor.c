@@ -1,0 +1,453 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * predictor.c - the device of predictor.h: its queues, its thread, its batches.
+ *
+ * The lane and the thread meet under `lock`, which is held for a few instructions a task.  A task of a sequence
+ * never passes another of the same sequence.  What engines wait for goes before what may wait; after a background
+ * batch the device rests from such work, so that it takes background_percent of the time at most.
+ */
+#include "gpu/predictor.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "gpu/clock.h"
+
+#define TASKS_MAX 65536u
+
+struct task_queue { /* linked by device_next */
+	struct device_task *head;
+	struct device_task **end; /* where the next one goes */
+};
+
+struct predictor {
+	struct device base;
+	struct predictor_engine *engine; /* owned */
+	unsigned background_percent;
+	int wake_fd;	    /* borrowed */
+	unsigned in_flight; /* the lane's */
+	pthread_t thread;
+	bool started;
+	/* the thread's */
+	unsigned batch_number;
+	uint64_t background_from_ns; /* no background work before */
+	struct device_task *batch[PREDICTOR_BATCH_MAX];
+	/* under the lock */
+	pthread_mutex_t lock;
+	pthread_cond_t work;
+	struct task_queue todo[2]; /* [1]: background */
+	struct task_queue done;
+	struct device_sequence *ended;
+	bool armed, stop;
+};
+
+static struct predictor *predictor_of(struct device *d)
+{
+	return (struct predictor *)d;
+}
+
+/* ---- queues ---- */
+
+static void queue_init(struct task_queue *q)
+{
+	*q = (struct task_queue){ .end = &q->head };
+}
+
+static void queue_push(struct task_queue *q, struct device_task *t)
+{
+	t->device_next = NULL;
+	*q->end = t;
+	q->end = &t->device_next;
+}
+
+/* Take out the task that *at points at; at is within the queue. */
+static struct device_task *queue_take(struct task_queue *q, struct device_task **at)
+{
+	struct device_task *t = *at;
+
+	*at = t->device_next;
+	if (q->end == &t->device_next)
+		q->end = at;
+	t->device_next = NULL;
+	return t;
+}
+
+/* ---- the thread ---- */
+
+/* Under the lock, like all up to the loop. */
+static void finish(struct predictor *p, struct device_task *t)
+{
+	const uint64_t one = 1;
+
+	if (t->res < 0)
+		t->sequence->failed = true;
+	queue_push(&p->done, t);
+	if (!p->armed)
+		return;
+	p->armed = false;
+	if (write(p->wake_fd, &one, sizeof(one)) < 0)
+		return; /* full: then it is readable already */
+}
+
+/* Can they go through one model together? */
+static bool alike(const struct device_task *a, const struct device_task *b)
+{
+	return a->op == b->op && a->sequence->profile == b->sequence->profile &&
+	       a->sequence->geom == b->sequence->geom;
+}
+
+/* The oldest task, and what may go with it without passing its like. */
+static unsigned batch_take(struct predictor *p, bool background)
+{
+	struct task_queue *q = &p->todo[background];
+	struct device_task **at = &q->head;
+	unsigned n = 0, most = 1;
+
+	p->batch_number++;
+	while (*at && n < most) {
+		struct device_task *t = *at;
+
+		if (t->sequence->failed) {
+			(void)queue_take(q, at);
+			t->res = -ECANCELED;
+			finish(p, t);
+			continue;
+		}
+		if (n == 0)
+			most = p->engine->ops->batch_max(p->engine, t);
+		if (most > PREDICTOR_BATCH_MAX)
+			most = PREDICTOR_BATCH_MAX;
+		if (n > 0 && (t->sequence->passed == p->batch_number || !alike(p->batch[0], t) ||
+			      p->engine->ops->batch_max(p->engine, t) < most)) {
+			t->sequence->passed = p->batch_number;
+			at = &t->device_next;
+			continue;
+		}
+		p->batch[n++] = queue_take(q, at);
+	}
+	return n;
+}
+
+static unsigned batch_next(struct predictor *p, bool *ret_background)
+{
+	unsigned n = batch_take(p, false);
+
+	*ret_background = false;
+	if (n > 0 || (gpu_now_ns() < p->background_from_ns && !p->stop))
+		return n;
+	*ret_background = true;
+	return batch_take(p, true);
+}
+
+static void batch_wait(struct predictor *p)
+{
+	const struct timespec until = { .tv_sec = (time_t)(p->background_from_ns / 1000000000u),
+					.tv_nsec = (long)(p->background_from_ns % 1000000000u) };
+
+	if (p->todo[1].head)
+		(void)pthread_cond_timedwait(&p->work, &p->lock, &until);
+	else
+		(void)pthread_cond_wait(&p->work, &p->lock);
+}
+
+static void batch_run(struct predictor *p, unsigned n, bool background)
+{
+	const uint64_t begin = gpu_now_ns();
+	const int dead = atomic_load(&p->engine->dead);
+	uint64_t took;
+
+	if (dead == 0)
+		p->engine->ops->run(p->engine, p->batch, n);
+	took = gpu_now_ns() - begin;
+	for (unsigned i = 0; i < n; i++) {
+		if (dead < 0)
+			p->batch[i]->res = dead;
+		p->batch[i]->busy_ns = took / n;
+	}
+	if (background)
+		p->background_from_ns = begin + took * 100u / p->background_percent;
+}
+
+static void ended_end(struct predictor *p, struct device_sequence *s)
+{
+	while (s) {
+		struct device_sequence *next = s->next;
+
+		p->engine->ops->sequence_end(p->engine, s);
+		s = next;
+	}
+}
+
+static void *thread_main(void *arg)
+{
+	struct predictor *p = arg;
+
+	(void)pthread_mutex_lock(&p->lock);
+	for (;;) {
+		/* Before any task: what they were of may be gone, and others in its place. */
+		struct device_sequence *ended = p->ended;
+		bool background = false;
+		unsigned n = ended ? 0 : batch_next(p, &background);
+
+		if (!ended && n == 0) {
+			if (p->stop && !p->todo[0].head && !p->todo[1].head)
+				break;
+			batch_wait(p);
+			continue;
+		}
+		p->ended = NULL;
+		(void)pthread_mutex_unlock(&p->lock);
+		ended_end(p, ended);
+		if (n > 0)
+			batch_run(p, n, background);
+		(void)pthread_mutex_lock(&p->lock);
+		for (unsigned i = 0; i < n; i++)
+			finish(p, p->batch[i]);
+	}
+	(void)pthread_mutex_unlock(&p->lock);
+	return NULL;
+}
+
+/* ---- tasks ---- */
+
+static int predictor_start(struct device *dev, struct device_task *t)
+{
+	struct predictor *p = predictor_of(dev);
+	int r = atomic_load(&p->engine->dead);
+
+	if (r < 0)
+		return r;
+	if ((t->op != DEVICE_ENCODE && t->op != DEVICE_DECODE) || !t->sequence)
+		return -EINVAL;
+	assert(t->sequence->predictor == p && t->region && !t->region->device_private && !t->ready);
+	assert(t->block_index < t->region->blocks_count && t->in_place == DEVICE_PLACE_HOST);
+	assert(t->region->geom == t->sequence->geom);
+	if (p->in_flight == dev->tasks_max)
+		return -EAGAIN;
+	p->in_flight++;
+	t->res = 0;
+	t->refusal = CODEC_REFUSAL_NONE;
+	t->staged = NULL;
+	t->ret_profile = NULL;
+	t->busy_ns = 0;
+	atomic_store_explicit(&t->segments_done, 0, memory_order_relaxed);
+	(void)pthread_mutex_lock(&p->lock);
+	t->sequence->tasks++;
+	queue_push(&p->todo[t->background != 0], t);
+	(void)pthread_cond_signal(&p->work);
+	(void)pthread_mutex_unlock(&p->lock);
+	return 0;
+}
+
+static unsigned predictor_poll(struct device *dev, struct device_task **ret_done, unsigned max)
+{
+	struct predictor *p = predictor_of(dev);
+	unsigned n = 0;
+
+	if (p->in_flight == 0)
+		return 0;
+	(void)pthread_mutex_lock(&p->lock);
+	for (; n < max && p->done.head; n++) {
+		struct device_task *t = queue_take(&p->done, &p->done.head);
+
+		assert(t->sequence->tasks > 0);
+		if (--t->sequence->tasks == 0)
+			t->sequence->failed = false;
+		ret_done[n] = t;
+	}
+	(void)pthread_mutex_unlock(&p->lock);
+	p->in_flight -= n;
+	return n;
+}
+
+static int predictor_arm(struct device *dev)
+{
+	struct predictor *p = predictor_of(dev);
+	bool sleep;
+
+	if (p->in_flight == 0)
+		return 1;
+	(void)pthread_mutex_lock(&p->lock);
+	sleep = !p->done.head;
+	p->armed = sleep;
+	(void)pthread_mutex_unlock(&p->lock);
+	return sleep;
+}
+
+static void predictor_disarm(struct device *dev)
+{
+	struct predictor *p = predictor_of(dev);
+
+	if (p->in_flight == 0)
+		return;
+	(void)pthread_mutex_lock(&p->lock);
+	p->armed = false;
+	(void)pthread_mutex_unlock(&p->lock);
+}
+
+static int predictor_dead(struct device *dev)
+{
+	return atomic_load(&predictor_of(dev)->engine->dead);
+}
+
+static uint64_t predictor_busy_since(struct device *dev)
+{
+	return atomic_load(&predictor_of(dev)->engine->busy_since_ns);
+}
+
+/* ---- sequences ---- */
+
+static int predictor_sequence_new(struct device *dev, const struct codec_geometry *g,
+				  const struct codec_profile *profile, struct device_sequence **ret)
+{
+	struct predictor *p = predictor_of(dev);
+	int r = p->engine->ops->sequence_new(p->engine, g, profile, ret);
+
+	if (r < 0)
+		return r;
+	(*ret)->predictor = p;
+	(*ret)->geom = g;
+	(*ret)->profile = profile;
+	return 0;
+}
+
+static struct device_sequence *predictor_sequence_free(struct device_sequence *s)
+{
+	struct predictor *p;
+
+	if (!s)
+		return NULL;
+	p = s->predictor;
+	(void)pthread_mutex_lock(&p->lock);
+	assert(s->tasks == 0);
+	s->next = p->ended;
+	p->ended = s;
+	(void)pthread_cond_signal(&p->work);
+	(void)pthread_mutex_unlock(&p->lock);
+	return NULL;
+}
+
+/* No task has it, so neither has the thread. */
+static void must_be_idle(const struct device_sequence *s)
+{
+	(void)pthread_mutex_lock(&s->predictor->lock);
+	assert(s->tasks == 0);
+	(void)pthread_mutex_unlock(&s->predictor->lock);
+}
+
+static uint32_t predictor_sequence_position(const struct device_sequence *s)
+{
+	must_be_idle(s);
+	return s->predictor->engine->ops->position(s);
+}
+
+static void predictor_sequence_truncate(struct device_sequence *s, uint32_t position)
+{
+	must_be_idle(s);
+	s->predictor->engine->ops->truncate(s, position);
+}
+
+static uint64_t predictor_sequence_bytes(const struct device_sequence *s)
+{
+	must_be_idle(s);
+	return s->predictor->engine->ops->bytes(s);
+}
+
+/* ---- from the first to the last ---- */
+
+/* Also undoes a half-made one.  What was started runs to its end. */
+static struct device *predictor_free(struct device *dev)
+{
+	struct predictor *p = predictor_of(dev);
+
+	(void)pthread_mutex_lock(&p->lock);
+	p->armed = false;
+	p->stop = true;
+	(void)pthread_cond_signal(&p->work);
+	(void)pthread_mutex_unlock(&p->lock);
+	if (p->started)
+		(void)pthread_join(p->thread, NULL);
+	p->engine->ops->free(p->engine);
+	(void)pthread_cond_destroy(&p->work);
+	(void)pthread_mutex_destroy(&p->lock);
+	free(p);
+	return NULL;
+}
+
+static const struct device_ops predictor_ops = {
+	.start = predictor_start,
+	.poll = predictor_poll,
+	.arm = predictor_arm,
+	.disarm = predictor_disarm,
+	.free = predictor_free,
+	.name = "predictor",
+	.dead = predictor_dead,
+	.busy_since = predictor_busy_since,
+	.sequence_new = predictor_sequence_new,
+	.sequence_free = predictor_sequence_free,
+	.sequence_position = predictor_sequence_position,
+	.sequence_truncate = predictor_sequence_truncate,
+	.sequence_bytes = predictor_sequence_bytes,
+};
+
+static int thread_new(struct predictor *p)
+{
+	sigset_t all, old;
+	int r;
+
+	/* Signals are the control thread's. */
+	sigfillset(&all);
+	(void)pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(&p->thread, NULL, thread_main, p);
+	(void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (r != 0)
+		return -r;
+	p->started = true;
+	(void)pthread_setname_np(p->thread, "skvcd-predict");
+	return 0;
+}
+
+int predictor_new(struct predictor_engine *e, const struct predictor_options *o,
+		  struct device **ret_device)
+{
+	struct predictor *p = NULL;
+	pthread_condattr_t attr;
+	int r = -EINVAL;
+
+	if (o->tasks_max > 0 && o->tasks_max <= TASKS_MAX && o->background_percent > 0 &&
+	    o->background_percent <= 100) {
+		p = calloc(1, sizeof(*p));
+		r = -ENOMEM;
+	}
+	if (!p) {
+		e->ops->free(e);
+		return r;
+	}
+	p->base = (struct device){ .ops = &predictor_ops,
+				   .tasks_max = o->tasks_max,
+				   .sequence_tasks = o->tasks_max };
+	p->engine = e;
+	p->background_percent = o->background_percent;
+	p->wake_fd = o->wake_fd;
+	queue_init(&p->todo[0]);
+	queue_init(&p->todo[1]);
+	queue_init(&p->done);
+	(void)pthread_mutex_init(&p->lock, NULL);
+	(void)pthread_condattr_init(&attr);
+	(void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	(void)pthread_cond_init(&p->work, &attr);
+	(void)pthread_condattr_destroy(&attr);
+	r = thread_new(p);
+	if (r < 0) {
+		predictor_free(&p->base);
+		return r;
+	}
+	*ret_device = &p->base;
+	return 0;
+}

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * test_cuda_predictor.c - gpu/cuda_predictor.c over a CUDA that is not one (tests/lib/fake_cuda.h): what
+ * predictor_rig.h asks of all predictors, and the errors that only this one has.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+
+#include "tests/lib/fake_cuda.h"
+#include "tests/lib/predictor_rig.h"
+
+#define OUT_OF_MEMORY 2 /* cudaErrorMemoryAllocation */
+#define LOST 700	/* cudaErrorIllegalAddress: the context is gone */
+
+int skvcd_cuda_predictor_new_v1(const struct predictor_options *options, struct device **ret_device,
+				char *err);
+
+static struct predictor_rig *rig;
+
+static const struct code_rig_shape shape = { .kind = 0,
+					     .dtype = CODEC_DTYPE_BF16,
+					     .ids = true,
+					     .block_tokens = 16,
+					     .streams_count = 1,
+					     .blocks = { 6, 4, 0, 2 } };
+
+static void use(uint32_t batch_tokens, uint32_t positions_max)
+{
+	const struct predictor_options o = { .which = "auto",
+					     .tasks_max = 64,
+					     .wake_fd = -1,
+					     .batch_tokens = batch_tokens,
+					     .positions_max = positions_max,
+					     .background_percent = 100 };
+	char err[DEVICE_ERR_BYTES] = "";
+	struct device *d = NULL;
+
+	assert_int_equal(skvcd_cuda_predictor_new_v1(&o, &d, err), 0);
+	predictor_rig_use(rig, d);
+}
+
+static int setup(void **state)
+{
+	(void)state;
+	fake_cuda = (struct fake_cuda){ 0 };
+	rig = predictor_rig_new(&shape, 1);
+	fake_cuda.model_geometry = &rig->r->g;
+	fake_cuda.model_profile = rig->r->profile;
+	return 0;
+}
+
+/* Nothing is left, whatever has failed. */
+static int teardown(void **state)
+{
+	(void)state;
+	fake_cuda.model_geometry = NULL;
+	rig = predictor_rig_free(rig);
+	return fake_cuda.live ? -1 : 0;
+}
+
+static void test_encode(void **state)
+{
+	(void)state;
+	use(64, 4096);
+	predictor_rig_check_encode(rig);
+	assert_true(fake_cuda.model_blocks_most > 1);
+}
+
+static void test_decode(void **state)
+{
+	(void)state;
+	use(64, 4096);
+	predictor_rig_check_decode(rig);
+	assert_in_range(fake_cuda.model_blocks_most, 2, 4);
+	predictor_rig_check_prefix_only(rig);
+	use(16, 4096);
+	predictor_rig_check_decode(rig);
+}
+
+static void test_damage(void **state)
+{
+	(void)state;
+	use(1024, 4096);
+	predictor_rig_check_damage(rig);
+	predictor_rig_check_refusals(rig);
+}
+
+/* The model is on the GPU while a sequence has it, and comes again. */
+static void test_model_lives_with_sequences(void **state)
+{
+	(void)state;
+	use(64, 4096);
+	for (unsigned i = 1; i <= 3; i++) {
+		predictor_rig_sequences(rig);
+		predictor_rig_decode(rig, 0, 0);
+		predictor_rig_decode(rig, 1, 0);
+		predictor_rig_wait(rig, 2);
+		assert_int_equal(fake_cuda.models, i);
+		predictor_rig_drop(rig);
+	}
+}
+
+static void decodes_again(void)
+{
+	predictor_rig_decode(rig, 0, 0);
+	predictor_rig_wait(rig, 1);
+	assert_int_equal(rig->task[0][0].res, 0);
+	assert_memory_equal(rig->page[0][0], rig->r->s[0].raw[0], rig->r->g.raw_bytes);
+	rig->d->ops->sequence_truncate(rig->s[0], 0);
+}
+
+static void fails_with(int res)
+{
+	predictor_rig_decode(rig, 0, 0);
+	predictor_rig_wait(rig, 1);
+	assert_int_equal(rig->task[0][0].res, res);
+	assert_int_equal(rig->d->ops->sequence_position(rig->s[0]), 0);
+}
+
+static void test_errors(void **state)
+{
+	(void)state;
+	use(64, 4096);
+	predictor_rig_sequences(rig);
+	fake_cuda.model_error = OUT_OF_MEMORY;
+	fails_with(-ENOMEM);
+	fake_cuda.model_error = 0;
+	decodes_again();
+	fake_cuda.code_error = OUT_OF_MEMORY;
+	fails_with(-ENOMEM);
+	fake_cuda.code_error = 0;
+	decodes_again();
+	/* After the model, before anybody has the bytes. */
+	fake_cuda.launch_error = OUT_OF_MEMORY;
+	fails_with(-ENOMEM);
+	fake_cuda.launch_error = 0;
+	fake_cuda.bad_sums = 1;
+	fails_with(-EBADMSG);
+	decodes_again();
+	/* The context is lost: nothing more is tried. */
+	fake_cuda.coded_error = LOST;
+	fails_with(-EIO);
+	fake_cuda.coded_error = 0;
+	assert_int_equal(rig->d->ops->dead(rig->d), -EIO);
+	assert_int_equal(rig->d->ops->start(rig->d, &rig->task[0][0]), -EIO);
+	predictor_rig_drop(rig);
+}
+
+static void test_too_long(void **state)
+{
+	(void)state;
+	use(64, 3u * 16u);
+	predictor_rig_sequences(rig);
+	for (uint32_t b = 0; b < 4; b++) {
+		predictor_rig_decode(rig, 0, b);
+		predictor_rig_wait(rig, 1);
+		assert_int_equal(rig->task[0][b].res, b < 3 ? 0 : -E2BIG);
+	}
+	predictor_rig_drop(rig);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_encode, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_decode, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_model_lives_with_sequences, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_errors, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_too_long, setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
