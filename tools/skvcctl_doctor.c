@@ -204,8 +204,9 @@ static void judge_huge_pages(const struct doctor_facts *f, struct doctor_report 
 		fix(add(r, DOCTOR_WARNING, "huge pages", "transparent huge pages are off"),
 		    "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled; to keep it: "
 		    "transparent_hugepage=madvise on the kernel's command line");
-	else if (f->config.nvme_path[0] && (strstr(f->shared_huge_pages, "[never]") ||
-					    strstr(f->shared_huge_pages, "[deny]")))
+	else if (f->config.nvme_path[0] && !f->config.no_persist &&
+		 (strstr(f->shared_huge_pages, "[never]") ||
+		  strstr(f->shared_huge_pages, "[deny]")))
 		fix(add(r, DOCTOR_NOTE, "huge pages",
 			"the pool has none (it is shared memory): NVMe I/O costs more"),
 		    "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled; to keep it: "

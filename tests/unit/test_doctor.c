@@ -133,6 +133,21 @@ static void test_kernel(void **state)
 	EXPECT((f.uring_error = ENOMEM), FAILURE, "io_uring", "LimitMEMLOCK=infinity");
 }
 
+/* The pool is no shared memory then. */
+static void no_persist_wants_no_shared_pages(void)
+{
+	struct doctor_facts f = good();
+	struct doctor_report r;
+	unsigned found = 0;
+
+	(void)strcpy(f.shared_huge_pages, "always [never]");
+	f.config.no_persist = true;
+	doctor_judge(&f, &r);
+	for (unsigned i = 0; i < r.count; i++)
+		found += !strcmp(r.line[i].check, "huge pages") && r.line[i].state == DOCTOR_OK;
+	assert_int_equal(found, 1);
+}
+
 static void test_memory(void **state)
 {
 	(void)state;
@@ -145,6 +160,7 @@ static void test_memory(void **state)
 	       "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
 	EXPECT(strcpy(f.shared_huge_pages, "always within_size advise [never] deny force"), NOTE,
 	       "huge pages", "/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+	no_persist_wants_no_shared_pages();
 	EXPECT(f.huge_pages[0] = '\0', NOTE, "huge pages", "CONFIG_TRANSPARENT_HUGEPAGE");
 	EXPECT((f.config.numa_node = 7, f.node_exists = false), FAILURE, "NUMA",
 	       "numactl --hardware");
