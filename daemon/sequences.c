@@ -90,8 +90,11 @@ static int prepare(struct lane *lane, struct lane_sequence *q)
 	t->sequence = q;
 	t->dev = (struct device_task){ .op = DEVICE_PREPARE, .sequence = q->s };
 	r = task_start(lane, t, q->device);
-	if (r < 0)
+	if (r < 0) {
+		free(q->task);
+		q->task = NULL;
 		return r;
+	}
 	lane->sequence_steps++;
 	q->steps = 1;
 	return 0;
@@ -115,9 +118,7 @@ static int place_make(struct lane *lane, struct lane_sequence *q, struct namespa
 	if (r < 0) {
 		(void)munmap(raw, ns->geom.raw_bytes);
 		free(q->holds);
-		free(q->task);
 		q->holds = NULL;
-		q->task = NULL;
 		if (q->s)
 			q->s = q->device->ops->sequence_free(q->s);
 		return r;
@@ -247,10 +248,10 @@ static int take(struct lane *lane, uint32_t id, struct ns_profile *np, struct la
 	q = choose(lane, np, (uint32_t)n);
 	if (!q)
 		return 0;
-	if (q->s && q->profile != np)
+	if (!q->s || q->profile != np) {
 		place_free(lane, q);
-	if (!q->s)
 		r = place_make(lane, q, ns, np);
+	}
 	if (r < 0)
 		return r == -EAGAIN ? 0 : r;
 	q->taken = 1;
