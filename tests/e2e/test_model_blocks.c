@@ -562,7 +562,7 @@ static void test_without_a_result(void **state)
 	while (daemon_stats_now(&daemon_, "recode_stopped") == 0)
 		private_daemon_sleep_ms(10);
 	private_daemon_sleep_ms(500);
-	assert_int_equal(daemon_stats_now(&daemon_, "recode_stopped"), 1);
+	assert_in_range(daemon_stats_now(&daemon_, "recode_stopped"), 1, 10);
 	assert_int_equal(daemon_stats_now(&daemon_, "model_blocks"), 0);
 	fetch(&w, 0, 0, BLOCKS);
 	skvc_close(w.session);
