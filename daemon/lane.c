@@ -20,6 +20,7 @@
 #include "daemon/log.h"
 #include "daemon/warm.h"
 #include "daemon/sequences.h"
+#include "daemon/util/lazy.h"
 
 #define LANE_REAP_BATCH 64u
 #define LANE_GPU_POLL_NS 100000ull /* for what a GPU does not announce: an engine's event, say */
@@ -419,14 +420,6 @@ static int watch(struct lane *lane, struct uring_op *op, int fd)
 	if (r == 0)
 		lane->watches++;
 	return r;
-}
-
-static void *map_lazily(uint64_t bytes)
-{
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return p == MAP_FAILED ? NULL : p;
 }
 
 static uint32_t auto_blocks(const struct config *c)

@@ -320,9 +320,7 @@ int gpu_raw_get(struct lane *lane, struct task *t)
 		t->raw_slot = POOL_NONE;
 		return -EAGAIN;
 	}
-	t->packed = (struct device_region){
-		.geom = g, .base = gpu_raw_ptr(lane, t), .bytes = g->raw_bytes, .blocks_count = 1
-	};
+	t->packed = device_region_packed(g, gpu_raw_ptr(lane, t));
 	return 0;
 }
 

@@ -19,6 +19,7 @@
 #include "daemon/recode.h"
 #include "daemon/record.h"
 #include "daemon/sequences.h"
+#include "daemon/util/lazy.h"
 
 #define MODEL_FIT_LOOK_NS 1000000000ull /* between looks for enough blocks */
 #define MODEL_FIT_SCAN 1024u		/* entries of the index in one turn */
@@ -145,10 +146,7 @@ static void scan(struct lane *lane)
 	}
 	if (f->count == f->goal) {
 		f->raw_bytes = f->count * f->ns->geom.raw_bytes;
-		f->raw = mmap(NULL, f->raw_bytes, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		if (f->raw == MAP_FAILED)
-			f->raw = NULL;
+		f->raw = map_lazily(f->raw_bytes);
 		f->step = MODEL_FIT_GATHER;
 		if (!f->raw)
 			over(lane);
@@ -174,10 +172,7 @@ static void gather(struct lane *lane)
 	slot = pool_ptr(lane->pool, b->slot);
 	memcpy(f->ids + (size_t)f->next * ns->geom.block_tokens,
 	       slot + sizeof(struct record_header), (size_t)ns->geom.block_tokens * 4);
-	f->packed = (struct device_region){ .geom = &ns->geom,
-					    .base = f->raw + f->next * ns->geom.raw_bytes,
-					    .bytes = ns->geom.raw_bytes,
-					    .blocks_count = 1 };
+	f->packed = device_region_packed(&ns->geom, f->raw + f->next * ns->geom.raw_bytes);
 	f->task.kind = TASK_GATHER;
 	f->task.block = e->block;
 	f->task.dev = (struct device_task){ .region = &f->packed, .background = 1 };

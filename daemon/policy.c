@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 
 #include "daemon/policy_worth.h"
+#include "daemon/util/lazy.h"
 
 #define EPOCHS 64u		  /* the first queue is of all that are older than the others */
 #define EPOCHS_PER_CACHE 8u	  /* in as many uses as the cache has blocks */
@@ -69,14 +70,6 @@ struct policy {
 		[WORTH_CLASSES]; /* of the cache's victims, smoothed; 0: there was none yet */
 };
 
-static struct node *map_lazily(uint64_t count)
-{
-	void *p = mmap(NULL, count * sizeof(struct node), PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return p == MAP_FAILED ? NULL : p;
-}
-
 static uint32_t room_at(uint32_t place, uint32_t group)
 {
 	return place * POLICY_GROUPS + group;
@@ -113,7 +106,7 @@ int policy_new(uint32_t nodes_max, uint32_t blocks_max, struct policy **ret_poli
 	p->nodes_max = nodes_max;
 	p->ghost_sets = (uint32_t)((uint64_t)blocks_max * GHOSTS_PER_BLOCK / GHOST_WAYS) + 1;
 	p->ghost = calloc(p->ghost_sets, GHOST_WAYS * sizeof(*p->ghost));
-	p->node = map_lazily((uint64_t)nodes_max + HEADS);
+	p->node = map_lazily(((uint64_t)nodes_max + HEADS) * sizeof(struct node));
 	if (!p->ghost || !p->node || worth_new(blocks_max, &p->worth) < 0)
 		return policy_free(p), -ENOMEM;
 	p->epoch = EPOCHS;

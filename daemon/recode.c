@@ -20,6 +20,7 @@
 #include "daemon/recode.h"
 #include "daemon/record.h"
 #include "daemon/sequences.h"
+#include "daemon/util/lazy.h"
 
 #define RECODE_IDLE_NS 1000000ull /* nobody wanted the machine for so long */
 #define RECODE_GIVE_UP_NS \
@@ -30,18 +31,12 @@
 int recode_start(struct lane *lane)
 {
 	struct recode *r = &lane->recode;
-	void *p[2];
 
-	for (unsigned i = 0; i < 2; i++) {
-		p[i] = mmap(NULL, lane->staging_bytes, PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		if (p[i] == MAP_FAILED)
-			return -ENOMEM;
-		*(i ? &r->task.staging : &r->raw) = p[i];
-	}
+	r->raw = map_lazily(lane->staging_bytes);
+	r->task.staging = map_lazily(lane->staging_bytes);
 	r->block = BLOCK_NONE;
 	r->task.raw_slot = POOL_NONE;
-	return 0;
+	return r->raw && r->task.staging ? 0 : -ENOMEM;
 }
 
 void recode_stop(struct lane *lane)
@@ -287,9 +282,7 @@ static void begin(struct lane *lane, uint32_t id)
 	r->speculator = target(lane, index_block(lane->index, id));
 	r->task.block = id;
 	r->task.profile = profiles_use(ns->newest);
-	r->packed = (struct device_region){
-		.geom = &ns->geom, .base = r->raw, .bytes = ns->geom.raw_bytes, .blocks_count = 1
-	};
+	r->packed = device_region_packed(&ns->geom, r->raw);
 	r->step = RECODE_DECODE;
 	r->begin_ns = lane->now_ns;
 	(void)start_step(lane);

@@ -18,6 +18,7 @@
 #include "daemon/recode.h"
 #include "daemon/record.h"
 #include "daemon/sequences.h"
+#include "daemon/util/lazy.h"
 
 #define CHAIN_BYTES (32ull << 20)      /* raw, at most, but for one block */
 #define CHAIN_GIVE_UP_NS 1000000000ull /* behind others' work */
@@ -25,20 +26,12 @@
 
 /* ---- memory ---- */
 
-static void *map(const struct lane *lane)
-{
-	void *p = mmap(NULL, lane->staging_bytes, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return p == MAP_FAILED ? NULL : p;
-}
-
 static int link_memory(const struct lane *lane, struct recode_link *l)
 {
 	if (!l->raw)
-		l->raw = map(lane);
+		l->raw = map_lazily(lane->staging_bytes);
 	if (!l->task.staging)
-		l->task.staging = map(lane);
+		l->task.staging = map_lazily(lane->staging_bytes);
 	l->task.raw_slot = POOL_NONE;
 	return l->raw && l->task.staging;
 }
@@ -146,9 +139,7 @@ static void add(struct lane *lane, uint32_t id)
 	tier_policy_lets_go(lane, id);
 	l->block = id;
 	l->better = 0;
-	l->packed = (struct device_region){
-		.geom = &ns->geom, .base = l->raw, .bytes = ns->geom.raw_bytes, .blocks_count = 1
-	};
+	l->packed = device_region_packed(&ns->geom, l->raw);
 	l->task.kind = TASK_CHAIN;
 	l->task.block = id;
 	l->task.profile = c->profile;

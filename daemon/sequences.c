@@ -18,6 +18,7 @@
 
 #include "daemon/lane_state.h"
 #include "daemon/sequences.h"
+#include "daemon/util/lazy.h"
 
 #define PREDICTOR_FULL_NS 60000000000ull
 
@@ -79,35 +80,44 @@ static int make_steps(struct lane_sequence *q)
 	return q->task ? 0 : -ENOMEM;
 }
 
+/* A task that is made, on its way to the device.  block: that it adds. */
+static int begin_step(struct lane *lane, struct lane_sequence *q, struct task *t, uint32_t block)
+{
+	int r;
+
+	t->kind = TASK_SEQUENCE;
+	t->block = block;
+	t->sequence = q;
+	r = task_start(lane, t, q->device);
+	if (r < 0)
+		return r;
+	lane->sequence_steps++;
+	q->steps++;
+	return 0;
+}
+
 /* Its model to the GPU, and memory: what has not room there is found out before anybody's block depends on it. */
 static int prepare(struct lane *lane, struct lane_sequence *q)
 {
 	struct task *t = &q->task[0];
 	int r;
 
-	t->kind = TASK_SEQUENCE;
-	t->block = BLOCK_NONE;
-	t->sequence = q;
 	t->dev = (struct device_task){ .op = DEVICE_PREPARE, .sequence = q->s };
-	r = task_start(lane, t, q->device);
+	r = begin_step(lane, q, t, BLOCK_NONE);
 	if (r < 0) {
 		free(q->task);
 		q->task = NULL;
-		return r;
 	}
-	lane->sequence_steps++;
-	q->steps = 1;
-	return 0;
+	return r;
 }
 
 static int place_make(struct lane *lane, struct lane_sequence *q, struct namespace *ns,
 		      struct ns_profile *np)
 {
-	void *raw = mmap(NULL, ns->geom.raw_bytes, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *raw = map_lazily(ns->geom.raw_bytes);
 	int r;
 
-	if (raw == MAP_FAILED)
+	if (!raw)
 		return -ENOMEM;
 	q->holds = calloc(sequences_blocks_max(lane, ns), sizeof(*q->holds));
 	r = q->holds ? make_sequence(lane, q, ns, np) : -ENOMEM;
@@ -125,9 +135,7 @@ static int place_make(struct lane *lane, struct lane_sequence *q, struct namespa
 	}
 	q->raw = raw;
 	q->raw_bytes = ns->geom.raw_bytes;
-	q->packed = (struct device_region){
-		.geom = &ns->geom, .base = raw, .bytes = ns->geom.raw_bytes, .blocks_count = 1
-	};
+	q->packed = device_region_packed(&ns->geom, raw);
 	q->profile = profiles_use(np);
 	q->ns = ns;
 	stats_add(&lane->stats, STAT_SEQUENCES, 1);
@@ -306,19 +314,14 @@ static int start_step(struct lane *lane, struct lane_sequence *q)
 	struct task *t = free_step(q);
 	int r;
 
-	t->kind = TASK_SEQUENCE;
-	t->block = q->wanted;
-	t->sequence = q;
 	t->dev = (struct device_task){ .region = &q->packed,
 				       .sequence = q->s,
 				       .prefix_only = 1,
 				       .background = q->background };
 	task_decodes(lane, &t->dev, b, pool_ptr(lane->pool, b->slot));
-	r = task_start(lane, t, q->device);
+	r = begin_step(lane, q, t, q->wanted);
 	if (r < 0)
 		return r == -EAGAIN ? 0 : r;
-	lane->sequence_steps++;
-	q->steps++;
 	will_hold(lane, q, q->wanted);
 	q->wanted = BLOCK_NONE;
 	return 1;

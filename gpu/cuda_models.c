@@ -53,6 +53,15 @@ static uint64_t aligned(uint64_t bytes)
 	return (bytes + ALIGN - 1u) & ~(uint64_t)(ALIGN - 1u);
 }
 
+/* Where a segment lies in a raw block. */
+static struct codec_stride stride_of(const struct codec_geometry *g, uint32_t segment)
+{
+	const struct codec_segment *s = &g->segments[segment];
+	const uint64_t head = (uint64_t)s->head_dim * codec_dtype_bytes(s->dtype);
+
+	return (struct codec_stride){ g->segment_off[segment], head * s->heads, head };
+}
+
 /* Raw blocks, payloads, and what checksums take, in one allocation. */
 static int memory_new(struct cuda_engine *c, struct cuda_resident *m)
 {
@@ -77,36 +86,32 @@ static int memory_new(struct cuda_engine *c, struct cuda_resident *m)
 	m->copy = m->payload + blocks * m->raw_each;
 	m->scratch = m->copy + sums * m->copy_each;
 	for (uint32_t i = 0; i < m->geom->segments_count; i++) {
-		const struct codec_segment *s = &m->geom->segments[i];
-		const uint64_t head = (uint64_t)s->head_dim * codec_dtype_bytes(s->dtype);
-
-		stride[i] = (struct codec_stride){ m->geom->segment_off[i], head * s->heads, head };
+		stride[i] = stride_of(m->geom, i);
 		block_stride[i] = m->raw_each;
 	}
 	return cuda_codec_region_new(m->geom, (uint64_t)(uintptr_t)m->raw, stride, block_stride,
 				     c->stream, &m->region);
 }
 
-static int coder_new(struct cuda_engine *c, struct cuda_resident *m, unsigned blocks_max,
-		     int encodes, struct cuda_model_coder **ret)
+static int coder_new(struct cuda_engine *c, struct cuda_resident *m, int encodes,
+		     struct cuda_model_coder **ret)
 {
 	const struct model_profile *p = m->profile->model;
 	struct cuda_model_place places[CODEC_SEGMENTS_MAX];
 	const struct cuda_model_shape shape = { .block_tokens = m->geom->block_tokens,
 						.streams_count = p->streams_count,
-						.blocks_max = blocks_max,
-						.parts_max = blocks_max,
+						.blocks_max = m->blocks_max,
+						.parts_max = m->blocks_max,
 						.positions_max = c->positions_max,
 						.encodes = encodes,
 						.places = places };
 
 	for (uint32_t i = 0; i < p->segments_count; i++) {
-		const struct codec_segment *s = &m->geom->segments[p->segments[i]];
-		const uint64_t head = (uint64_t)s->head_dim * codec_dtype_bytes(s->dtype);
+		const struct codec_stride s = stride_of(m->geom, p->segments[i]);
 
-		places[i] = (struct cuda_model_place){ .off = m->off[i],
-						       .token_stride = head * s->heads,
-						       .head_stride = head };
+		places[i] = (struct cuda_model_place){ .off = s.off,
+						       .token_stride = s.token_stride,
+						       .head_stride = s.head_stride };
 	}
 	return cuda_model_coder_new(m->m, &shape, c->stream, ret);
 }
@@ -134,7 +139,7 @@ static int cuda_resident_new(struct cuda_engine *c, const struct device_sequence
 		m->off[i] = s->geom->segment_off[p->segments[i]];
 	e = cuda_model_new(p->params, c->stream, &m->m);
 	if (e == 0)
-		e = coder_new(c, m, m->blocks_max, 0, &m->decoder);
+		e = coder_new(c, m, 0, &m->decoder);
 	if (e == 0)
 		e = memory_new(c, m);
 	if (e == 0)
@@ -258,5 +263,5 @@ int cuda_sequence_ready(struct cuda_engine *c, struct cuda_sequence *q, uint32_t
 
 int cuda_resident_encodes(struct cuda_engine *c, struct cuda_resident *m)
 {
-	return m->encoder ? 0 : coder_new(c, m, m->blocks_max, 1, &m->encoder);
+	return m->encoder ? 0 : coder_new(c, m, 1, &m->encoder);
 }

@@ -161,11 +161,18 @@ static void run_alone(struct cuda_engine *c, struct device_task *t)
 
 /* ---- batches ---- */
 
-/* From `first` on all tasks of that sequence: the first has failed with r, the others are behind it. */
+/*
+ * From `first` on all tasks of that sequence: the first has failed with r, the others are behind it, and the prefix
+ * ends before it.
+ */
 static void fail_from(struct cuda_engine *c, unsigned first, int r)
 {
-	const struct device_sequence *s = c->task[first]->sequence;
+	struct device_sequence *s = c->task[first]->sequence;
+	uint32_t keep = cuda_sequence_of(s)->before;
 
+	for (unsigned i = first; i > 0 && c->task[i - 1u]->sequence == s; i--)
+		keep += s->geom->block_tokens;
+	cuda_sequence_truncate(s, keep);
 	c->task[first]->res = r;
 	for (unsigned i = first + 1u; i < c->count && c->task[i]->sequence == s; i++)
 		c->task[i]->res = -ECANCELED;
@@ -201,7 +208,7 @@ static void batch_sort(struct cuda_engine *c, struct device_task **tasks, unsign
 	assert(c->count == count);
 }
 
-/* Room for each sequence's tasks, and what can be said of them before they run. */
+/* Room for each sequence's tasks, and what can be said of them before they run.  check: NULL, or of one more. */
 static void batch_check(struct cuda_engine *c, int (*check)(struct cuda_engine *, unsigned))
 {
 	for (unsigned i = 0, n; i < c->count; i += n) {
@@ -222,7 +229,7 @@ static void batch_check(struct cuda_engine *c, int (*check)(struct cuda_engine *
 					   cuda_sequence_position(s) + (k - i) * tokens)) {
 				c->task[k]->refusal = CODEC_REFUSAL_PREFIX;
 				r = c->task[k]->op == DEVICE_ENCODE ? -EINVAL : -ESTALE;
-			} else {
+			} else if (check) {
 				r = check(c, k);
 			}
 			if (r < 0)
@@ -324,7 +331,6 @@ static void decode_judge(struct cuda_engine *c, const struct cuda_resident *m)
 	for (unsigned i = 0; i < c->count; i++) {
 		struct device_task *t = c->task[i];
 		const struct cuda_model_result *is = &c->result[i];
-		uint32_t at;
 
 		if (t->res != 0)
 			continue;
@@ -332,10 +338,6 @@ static void decode_judge(struct cuda_engine *c, const struct cuda_resident *m)
 			continue;
 		t->refusal = (uint8_t)is->refusal;
 		fail_from(c, i, is->res ? is->res : -EBADMSG);
-		at = 0;
-		for (unsigned k = i; k < c->count && c->task[k]->sequence == t->sequence; k++)
-			at += c->result[k].res == 0 ? m->geom->block_tokens : 0;
-		cuda_sequence_truncate(t->sequence, cuda_sequence_position(t->sequence) - at);
 	}
 }
 
@@ -382,13 +384,6 @@ static int decode_batch(struct cuda_engine *c)
 }
 
 /* ---- encoding ---- */
-
-static int encode_check(struct cuda_engine *c, unsigned i)
-{
-	(void)c;
-	(void)i;
-	return 0;
-}
 
 /* A raw block up; by way of pinned memory when it is in pieces. */
 static int raw_up(struct cuda_engine *c, const struct cuda_resident *m, unsigned i)
@@ -478,16 +473,10 @@ static int pack_one(struct cuda_engine *c, const struct cuda_resident *m, unsign
 static void encode_pack(struct cuda_engine *c, const struct cuda_resident *m)
 {
 	for (unsigned i = 0; i < c->count; i++) {
-		struct device_task *t = c->task[i];
-		uint32_t behind = 0;
-		int r = t->res == 0 ? pack_one(c, m, i) : 0;
+		int r = c->task[i]->res == 0 ? pack_one(c, m, i) : 0;
 
-		if (r == 0)
-			continue;
-		fail_from(c, i, r);
-		for (unsigned k = i; k < c->count && c->task[k]->sequence == t->sequence; k++)
-			behind += m->geom->block_tokens;
-		cuda_sequence_truncate(t->sequence, cuda_sequence_position(t->sequence) - behind);
+		if (r < 0)
+			fail_from(c, i, r);
 	}
 }
 
@@ -496,7 +485,7 @@ static int encode_batch(struct cuda_engine *c)
 	struct cuda_resident *m = NULL;
 	int e;
 
-	batch_check(c, encode_check);
+	batch_check(c, NULL);
 	if (!batch_lay(c, &m))
 		return 0;
 	e = cuda_resident_encodes(c, m);
@@ -568,7 +557,6 @@ static const struct predictor_engine_ops engine_ops = {
 	.batch_max = batch_max,
 	.run = run,
 	.free = engine_free,
-	.name = "cuda",
 };
 
 static int engine_init(struct cuda_engine *c, char *err)

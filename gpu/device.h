@@ -54,6 +54,14 @@ struct device_region {
 	void *device_private;	     /* region_open's; NULL on the CPU device */
 };
 
+/* One block in host memory, in canonical packing.  Owns nothing. */
+static inline struct device_region device_region_packed(const struct codec_geometry *g, void *base)
+{
+	return (struct device_region){
+		.geom = g, .base = base, .bytes = g->raw_bytes, .blocks_count = 1
+	};
+}
+
 #define DEVICE_COPIES_MAX 2u
 
 struct device_copy {

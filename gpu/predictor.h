@@ -52,7 +52,6 @@ struct predictor_engine_ops {
 	void (*run)(struct predictor_engine *e, struct device_task **tasks, unsigned count);
 	/* No thread uses it any more. */
 	void (*free)(struct predictor_engine *e);
-	const char *name;
 };
 
 /* Takes ownership of the engine, also on failure. */

@@ -116,7 +116,6 @@ static const struct predictor_engine_ops engine_ops = {
 	.batch_max = batch_max,
 	.run = run,
 	.free = engine_free,
-	.name = "cpu",
 };
 
 int sim_predictor_new(const struct predictor_options *options, struct device **ret_device)

@@ -14,6 +14,7 @@
 
 #include "gpu/device.h"
 #include "tools/bench_codec.h"
+#include "tools/bench_samples.h"
 
 #define PASSES_MAX 64u
 #define STAGING_BYTES (64ull << 20) /* of a device that only makes memory known to the driver */
@@ -76,9 +77,9 @@ struct run {
 	const struct codec_geometry *g;
 	const struct codec_profile *profile;
 	const struct bench_predictor_blocks *b;
-	struct device *predictor, *gpu;		     /* owned; gpu: NULL when simulated */
-	uint32_t tasks_count, sequences_count, each; /* each: sequences of one copy */
-	struct device_task *task;		     /* owned, like all below: [tasks_count] */
+	struct device *predictor, *gpu; /* owned; gpu: NULL when simulated */
+	uint32_t tasks_count, sequences_count;
+	struct device_task *task; /* owned, like all below: [tasks_count] */
 	struct device_region *region;
 	struct device_sequence **sequence;
 	uint32_t *order; /* tasks as they are started */
@@ -109,7 +110,7 @@ static int devices_new(struct run *r)
 					     .tasks_max = TASKS_MAX,
 					     .wake_fd = -1,
 					     .batch_tokens = r->o->tokens,
-					     .positions_max = 65536,
+					     .positions_max = PREDICTOR_POSITIONS_MAX,
 					     .background_percent = 100 };
 	const struct gpu_device_options g = { .which = p.which,
 					      .tasks_max = 1,
@@ -145,11 +146,9 @@ static void order_make(struct run *r)
 
 static int run_init(struct run *r)
 {
-	r->each = 0;
 	for (uint32_t i = 0; i < r->b->count; i++)
-		r->each += r->b->block[i].position == 0;
+		r->sequences_count += r->b->block[i].position == 0 ? r->o->copies : 0;
 	r->tasks_count = r->b->count * r->o->copies;
-	r->sequences_count = r->each * r->o->copies;
 	if (r->tasks_count > TASKS_MAX)
 		return say(-E2BIG, "too many copies");
 	if (r->tasks_count == 0 || r->sequences_count == 0)
@@ -232,13 +231,6 @@ static int pass(struct run *r, double *ret_s)
 	return e < 0 ? say(e, "a task") : 0;
 }
 
-static int by_value(const void *a, const void *b)
-{
-	const double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
 /* The first pass brings the model to the GPU, and does not count. */
 static int passes(struct run *r, double *ret_median, uint32_t *ret_passes)
 {
@@ -250,8 +242,7 @@ static int passes(struct run *r, double *ret_median, uint32_t *ret_passes)
 		e = pass(r, &r->pass[n++]);
 	if (e < 0)
 		return e;
-	qsort(r->pass, n, sizeof(r->pass[0]), by_value);
-	*ret_median = r->pass[n / 2u];
+	*ret_median = median(r->pass, n);
 	*ret_passes = n;
 	return 0;
 }
@@ -264,10 +255,7 @@ static void tasks_make(struct run *r, enum device_op op, bool prefix_only)
 		const struct bench_predictor_block *b = &r->b->block[i % r->b->count];
 
 		sequence += b->position == 0;
-		r->region[i] = (struct device_region){ .geom = r->g,
-						       .base = raw_of(r, i),
-						       .bytes = r->g->raw_bytes,
-						       .blocks_count = 1 };
+		r->region[i] = device_region_packed(r->g, raw_of(r, i));
 		r->task[i] = (struct device_task){ .op = op,
 						   .region = &r->region[i],
 						   .speculator = CODEC_SPEC_MODEL,

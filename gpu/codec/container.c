@@ -529,30 +529,37 @@ int codec_header_check_profile(const struct codec_geometry *g, const struct code
 	return 0;
 }
 
+int codec_header_check(const struct codec_geometry *g, const struct codec_profile *profile,
+		       const struct format_block_header *h, size_t in_bytes, uint8_t *ret_refusal)
+{
+	int r = codec_header_check_geometry(g, h, in_bytes);
+
+	*ret_refusal = h->version == FORMAT_BLOCK_VERSION ? CODEC_REFUSAL_GEOMETRY
+							  : CODEC_REFUSAL_VERSION;
+	if (r == 0) {
+		*ret_refusal = CODEC_REFUSAL_PROFILE;
+		r = codec_header_check_profile(g, profile, h);
+	}
+	if (r == 0 && h->speculator == CODEC_SPEC_MODEL && !profile->model->params) {
+		*ret_refusal = CODEC_REFUSAL_MODEL;
+		return -ENODEV;
+	}
+	if (r != -ESTALE)
+		*ret_refusal = CODEC_REFUSAL_NONE;
+	return r;
+}
+
 /* All that can be said before any payload is looked at; ws->refusal says which -ESTALE it is. */
 static int header_check(struct codec_workspace *ws, const struct codec_geometry *g,
 			const struct codec_profile *profile, const struct format_block_header *h,
 			size_t in_bytes, const struct codec_sequence *s)
 {
-	int r = codec_header_check_geometry(g, h, in_bytes);
+	int r = codec_header_check(g, profile, h, in_bytes, &ws->refusal);
 
-	ws->refusal = h->version == FORMAT_BLOCK_VERSION ? CODEC_REFUSAL_GEOMETRY
-							 : CODEC_REFUSAL_VERSION;
-	if (r == 0) {
-		ws->refusal = CODEC_REFUSAL_PROFILE;
-		r = codec_header_check_profile(g, profile, h);
-	}
-	if (r == 0 && h->speculator == CODEC_SPEC_MODEL) {
-		if (!profile->model->params) {
-			ws->refusal = CODEC_REFUSAL_MODEL;
-			return -ENODEV;
-		}
-		ws->refusal = CODEC_REFUSAL_PREFIX;
-		r = s && sequence_of_profile(s, profile) ? 0 : -ESTALE;
-	}
-	if (r != -ESTALE)
-		ws->refusal = CODEC_REFUSAL_NONE;
-	return r;
+	if (r < 0 || h->speculator != CODEC_SPEC_MODEL || (s && sequence_of_profile(s, profile)))
+		return r;
+	ws->refusal = CODEC_REFUSAL_PREFIX;
+	return -ESTALE;
 }
 
 enum codec_refusal codec_refusal(const struct codec_workspace *ws)

@@ -329,6 +329,9 @@ int codec_header_check_geometry(const struct codec_geometry *g, const struct for
 				size_t in_bytes);
 int codec_header_check_profile(const struct codec_geometry *g, const struct codec_profile *profile,
 			       const struct format_block_header *h);
+/* Both, and -ENODEV: its model is not attached; with -ESTALE and -ENODEV *ret_refusal says more. */
+int codec_header_check(const struct codec_geometry *g, const struct codec_profile *profile,
+		       const struct format_block_header *h, size_t in_bytes, uint8_t *ret_refusal);
 /* All but its lengths and the checksum. */
 void codec_header_fill(struct format_block_header *h, const struct codec_geometry *g,
 		       const struct codec_profile *profile, uint8_t speculator);

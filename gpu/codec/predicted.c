@@ -257,21 +257,9 @@ int codec_model_payload(const struct codec_geometry *g, const struct codec_profi
 	if (in_bytes < sizeof(h) + (size_t)g->chunks_count * sizeof(struct format_chunk_entry))
 		return -EBADMSG;
 	memcpy(&h, in, sizeof(h));
-	r = codec_header_check_geometry(g, &h, in_bytes);
-	if (r == 0 && h.speculator != CODEC_SPEC_MODEL)
+	if (codec_header_check_geometry(g, &h, in_bytes) == 0 && h.speculator != CODEC_SPEC_MODEL)
 		return -ENODATA;
-	if (r == -ESTALE)
-		*ret_refusal = h.version == FORMAT_BLOCK_VERSION ? CODEC_REFUSAL_GEOMETRY
-								 : CODEC_REFUSAL_VERSION;
-	if (r < 0)
-		return r;
-	r = codec_header_check_profile(g, profile, &h);
-	if (r == -ESTALE)
-		*ret_refusal = CODEC_REFUSAL_PROFILE;
-	if (r == 0 && !profile->model->params) {
-		*ret_refusal = CODEC_REFUSAL_MODEL;
-		r = -ENODEV;
-	}
+	r = codec_header_check(g, profile, &h, in_bytes, ret_refusal);
 	if (r == 0)
 		r = index_check(g, in, in_bytes);
 	if (r == 0)

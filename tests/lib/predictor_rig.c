@@ -17,6 +17,13 @@
 
 #define SEQUENCES CODE_RIG_SEQUENCES
 
+const struct code_rig_shape predictor_rig_shape = { .kind = 0,
+						    .dtype = CODEC_DTYPE_BF16,
+						    .ids = true,
+						    .block_tokens = 16,
+						    .streams_count = 1,
+						    .blocks = { 6, 4, 0, 2 } };
+
 static uint32_t tokens_of(const struct predictor_rig *p)
 {
 	return p->r->shape.block_tokens;
@@ -47,10 +54,7 @@ static void code(struct predictor_rig *p, uint32_t i, uint32_t others)
 		p->coded[i][b] = calloc(1, p->cap);
 		p->page[i][b] = calloc(1, p->r->g.raw_bytes);
 		assert_true(p->coded[i][b] && p->page[i][b]);
-		p->region[i][b] = (struct device_region){ .geom = &p->r->g,
-							  .base = p->page[i][b],
-							  .bytes = p->r->g.raw_bytes,
-							  .blocks_count = 1 };
+		p->region[i][b] = device_region_packed(&p->r->g, p->page[i][b]);
 		assert_int_equal(codec_encode(p->r->base->ws, &p->r->g, p->r->profile,
 					      b == others ? CODEC_SPEC_CHANNEL : CODEC_SPEC_MODEL,
 					      0, &v, p->coded[i][b], p->cap, &p->info[i][b]),

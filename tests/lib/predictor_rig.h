@@ -25,6 +25,9 @@ struct predictor_rig {
 	struct device_sequence *s[CODE_RIG_SEQUENCES];
 };
 
+/* A small one, for tests of all but shapes. */
+extern const struct code_rig_shape predictor_rig_shape;
+
 /* shape: blocks <= PREDICTOR_RIG_BLOCKS; all model coded, but for block `others` of each sequence (channel). */
 struct predictor_rig *predictor_rig_new(const struct code_rig_shape *shape, uint32_t others);
 /* Frees the device too. */

@@ -22,13 +22,6 @@ int skvcd_cuda_predictor_new_v1(const struct predictor_options *options, struct 
 
 static struct predictor_rig *rig;
 
-static const struct code_rig_shape shape = { .kind = 0,
-					     .dtype = CODEC_DTYPE_BF16,
-					     .ids = true,
-					     .block_tokens = 16,
-					     .streams_count = 1,
-					     .blocks = { 6, 4, 0, 2 } };
-
 static void use(uint32_t batch_tokens, uint32_t positions_max)
 {
 	const struct predictor_options o = { .which = "auto",
@@ -48,7 +41,7 @@ static int setup(void **state)
 {
 	(void)state;
 	fake_cuda = (struct fake_cuda){ 0 };
-	rig = predictor_rig_new(&shape, 1);
+	rig = predictor_rig_new(&predictor_rig_shape, 1);
 	fake_cuda.model_geometry = &rig->r->g;
 	fake_cuda.model_profile = rig->r->profile;
 	return 0;

@@ -18,13 +18,6 @@
 static struct predictor_rig *rig;
 static int wake_fd = -1;
 
-static const struct code_rig_shape shape = { .kind = 0,
-					     .dtype = CODEC_DTYPE_BF16,
-					     .ids = true,
-					     .block_tokens = 16,
-					     .streams_count = 1,
-					     .blocks = { 6, 4, 0, 2 } };
-
 static void use(uint32_t batch_tokens, unsigned tasks_max)
 {
 	const struct predictor_options o = { .tasks_max = tasks_max,
@@ -42,7 +35,7 @@ static int setup(void **state)
 {
 	(void)state;
 	wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	rig = predictor_rig_new(&shape, 1);
+	rig = predictor_rig_new(&predictor_rig_shape, 1);
 	return wake_fd < 0 ? -1 : 0;
 }
 
