@@ -75,10 +75,16 @@ struct predictor_rig *predictor_rig_new(const struct code_rig_shape *shape, uint
 	return p;
 }
 
-struct predictor_rig *predictor_rig_free(struct predictor_rig *p)
+void predictor_rig_unuse(struct predictor_rig *p)
 {
 	if (p->d)
 		p->d->ops->free(p->d);
+	p->d = NULL;
+}
+
+struct predictor_rig *predictor_rig_free(struct predictor_rig *p)
+{
+	predictor_rig_unuse(p);
 	for (uint32_t i = 0; i < SEQUENCES; i++)
 		for (uint32_t b = 0; b < p->r->s[i].blocks; b++) {
 			free(p->coded[i][b]);
@@ -91,8 +97,7 @@ struct predictor_rig *predictor_rig_free(struct predictor_rig *p)
 
 void predictor_rig_use(struct predictor_rig *p, struct device *d)
 {
-	if (p->d)
-		p->d->ops->free(p->d);
+	predictor_rig_unuse(p);
 	p->d = d;
 }
 

@@ -32,6 +32,8 @@ extern const struct code_rig_shape predictor_rig_shape;
 struct predictor_rig *predictor_rig_new(const struct code_rig_shape *shape, uint32_t others);
 /* Frees the device too. */
 struct predictor_rig *predictor_rig_free(struct predictor_rig *p);
+/* Frees the device: its thread is gone, and what it had. */
+void predictor_rig_unuse(struct predictor_rig *p);
 /* The device to be used from now on. */
 void predictor_rig_use(struct predictor_rig *p, struct device *d);
 

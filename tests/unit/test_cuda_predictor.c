@@ -33,6 +33,7 @@ static void use(uint32_t batch_tokens, uint32_t positions_max)
 	char err[DEVICE_ERR_BYTES] = "";
 	struct device *d = NULL;
 
+	predictor_rig_unuse(rig); /* fake_cuda is one thread's at a time */
 	assert_int_equal(skvcd_cuda_predictor_new_v1(&o, &d, err), 0);
 	predictor_rig_use(rig, d);
 }
