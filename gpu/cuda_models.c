@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cuda_models.c - models and prefixes in a GPU's memory, for cuda_predictor.c.  A model is there from its first task
- * on until its last sequence ends; a prefix has room for twice as many tokens whenever it is full.
+ * cuda_models.c - models, rooms for batches and prefixes in a GPU's memory, for cuda_predictor.c.  A model is there
+ * from its first task on until its last sequence ends; a prefix has room for twice as many tokens whenever it is full.
  */
 #include "gpu/cuda_predictor.h"
 
@@ -29,23 +29,20 @@ int cuda_engine_told(struct cuda_engine *c, int cuda_error)
 	return gpu_errno(cuda_error);
 }
 
-/* ---- models ---- */
+/* ---- rooms ---- */
 
-struct cuda_resident *cuda_resident_free(struct cuda_resident *m)
+static void room_deinit(struct cuda_room *o)
 {
-	cuda_model_coder_free(m->decoder);
-	cuda_model_coder_free(m->encoder);
-	cuda_model_free(m->m);
-	if (m->region)
-		cuda_codec_region_free(m->region);
-	if (m->raw)
-		(void)cudaFree(m->raw);
-	if (m->results)
-		(void)cudaFreeHost(m->results);
-	if (m->host_raw)
-		(void)cudaFreeHost(m->host_raw);
-	free(m);
-	return NULL;
+	cuda_model_coder_free(o->decoder);
+	if (o->region)
+		cuda_codec_region_free(o->region);
+	if (o->raw)
+		(void)cudaFree(o->raw);
+	if (o->results)
+		(void)cudaFreeHost(o->results);
+	if (o->host_raw)
+		(void)cudaFreeHost(o->host_raw);
+	*o = (struct cuda_room){ 0 };
 }
 
 static uint64_t aligned(uint64_t bytes)
@@ -63,34 +60,31 @@ static struct codec_stride stride_of(const struct codec_geometry *g, uint32_t se
 }
 
 /* Raw blocks, payloads, and what checksums take, in one allocation. */
-static int memory_new(struct cuda_engine *c, struct cuda_resident *m)
+static int room_memory(struct cuda_engine *c, const struct cuda_resident *m, struct cuda_room *o)
 {
 	const uint64_t blocks = m->blocks_max, sums = blocks < SUMS_MAX ? blocks : SUMS_MAX,
 		       scratch = aligned(cuda_codec_encode_scratch(m->geom, (uint32_t)sums));
 	struct codec_stride stride[CODEC_SEGMENTS_MAX];
 	uint64_t block_stride[CODEC_SEGMENTS_MAX];
-	int e;
+	int e = (int)cudaMalloc((void **)&o->raw,
+				2u * blocks * m->raw_each + sums * m->copy_each + scratch);
 
-	m->raw_each = aligned(m->geom->raw_bytes);
-	m->copy_each = aligned(codec_bound(m->geom));
-	e = (int)cudaMalloc((void **)&m->raw,
-			    2u * blocks * m->raw_each + sums * m->copy_each + scratch);
 	if (e == 0)
-		e = (int)cudaHostAlloc((void **)&m->results, blocks * sizeof(m->results[0]),
+		e = (int)cudaHostAlloc((void **)&o->results, blocks * sizeof(o->results[0]),
 				       cudaHostAllocMapped);
 	if (e == 0)
-		e = (int)cudaHostAlloc((void **)&m->host_raw, m->raw_each, cudaHostAllocDefault);
+		e = (int)cudaHostAlloc((void **)&o->host_raw, m->raw_each, cudaHostAllocDefault);
 	if (e != 0)
 		return e;
-	m->payload = m->raw + blocks * m->raw_each;
-	m->copy = m->payload + blocks * m->raw_each;
-	m->scratch = m->copy + sums * m->copy_each;
+	o->payload = o->raw + blocks * m->raw_each;
+	o->copy = o->payload + blocks * m->raw_each;
+	o->scratch = o->copy + sums * m->copy_each;
 	for (uint32_t i = 0; i < m->geom->segments_count; i++) {
 		stride[i] = stride_of(m->geom, i);
 		block_stride[i] = m->raw_each;
 	}
-	return cuda_codec_region_new(m->geom, (uint64_t)(uintptr_t)m->raw, stride, block_stride,
-				     c->stream, &m->region);
+	return cuda_codec_region_new(m->geom, (uint64_t)(uintptr_t)o->raw, stride, block_stride,
+				     c->stream, &o->region);
 }
 
 static int coder_new(struct cuda_engine *c, struct cuda_resident *m, int encodes,
@@ -116,6 +110,50 @@ static int coder_new(struct cuda_engine *c, struct cuda_resident *m, int encodes
 	return cuda_model_coder_new(m->m, &shape, c->stream, ret);
 }
 
+/* Waits, so that all streams may use it. */
+static int room_add(struct cuda_engine *c, struct cuda_resident *m)
+{
+	struct cuda_room *o = &m->room[m->rooms];
+	int e = coder_new(c, m, 0, &o->decoder);
+
+	if (e == 0)
+		e = room_memory(c, m, o);
+	if (e == 0)
+		e = (int)cudaStreamSynchronize(c->stream);
+	if (e != 0) {
+		room_deinit(o);
+		(void)cudaGetLastError();
+		return e;
+	}
+	m->rooms++;
+	return 0;
+}
+
+struct cuda_room *cuda_resident_room(struct cuda_engine *c, struct cuda_resident *m)
+{
+	for (unsigned i = 0; i < m->rooms; i++)
+		if (!m->room[i].taken)
+			return &m->room[i];
+	if (m->rooms == m->rooms_max)
+		return NULL;
+	if (cuda_engine_told(c, room_add(c, m)) == 0)
+		return &m->room[m->rooms - 1u];
+	m->rooms_max = m->rooms; /* it stays with those */
+	return NULL;
+}
+
+/* ---- models ---- */
+
+struct cuda_resident *cuda_resident_free(struct cuda_resident *m)
+{
+	for (unsigned i = 0; i < m->rooms; i++)
+		room_deinit(&m->room[i]);
+	cuda_model_coder_free(m->encoder);
+	cuda_model_free(m->m);
+	free(m);
+	return NULL;
+}
+
 unsigned cuda_engine_blocks(uint32_t tokens, const struct codec_geometry *g)
 {
 	const uint32_t n = tokens / g->block_tokens;
@@ -135,15 +173,14 @@ static int cuda_resident_new(struct cuda_engine *c, const struct device_sequence
 	m->profile = s->profile;
 	m->geom = s->geom;
 	m->blocks_max = cuda_engine_blocks(c->batch_tokens, s->geom);
+	m->rooms_max = PREDICTOR_DEPTH_MAX;
+	m->raw_each = aligned(m->geom->raw_bytes);
+	m->copy_each = aligned(codec_bound(m->geom));
 	for (uint32_t i = 0; i < p->segments_count; i++)
 		m->off[i] = s->geom->segment_off[p->segments[i]];
 	e = cuda_model_new(p->params, c->stream, &m->m);
 	if (e == 0)
-		e = coder_new(c, m, 0, &m->decoder);
-	if (e == 0)
-		e = memory_new(c, m);
-	if (e == 0)
-		e = (int)cudaStreamSynchronize(c->stream);
+		e = room_add(c, m);
 	if (e != 0) {
 		cuda_resident_free(m);
 		(void)cudaGetLastError();
@@ -238,6 +275,15 @@ static int cuda_sequence_bind(struct cuda_engine *c, struct cuda_sequence *q)
 	m->users++;
 	q->model = m;
 	return 0;
+}
+
+bool cuda_sequence_has_room(const struct cuda_engine *c, const struct cuda_sequence *q,
+			    uint32_t more)
+{
+	const uint32_t want = cuda_sequence_position(&q->base) + more;
+
+	return want <= c->positions_max && q->context &&
+	       want <= cuda_model_context_capacity(q->context);
 }
 
 /* Its model, and room for so many tokens more. */

@@ -75,6 +75,7 @@ CUDA_SRCS := \
 	gpu/cuda_memory.c \
 	gpu/cuda_models.c \
 	gpu/cuda_predictor.c \
+	gpu/cuda_slot.c \
 	gpu/cuda_shape.c
 CUDA_KERNEL_SRCS := \
 	gpu/codec/cuda_codec.cu \

@@ -6,6 +6,8 @@
  * go together is asked when it is started, and kept in its device_user.  A task of a sequence
  * never passes another of the same sequence.  What engines wait for goes before what may wait; after a background
  * batch the device rests from such work, so that it takes background_percent of the time at most.
+ *
+ * As many batches are begun as the engine can have under way and tasks are there for; then the oldest is waited for.
  */
 #include "gpu/predictor.h"
 
@@ -27,6 +29,14 @@ struct task_queue { /* linked by device_next */
 	struct device_task **end; /* where the next one goes */
 };
 
+struct batch { /* the thread's */
+	unsigned count;
+	bool background;
+	int dead; /* the engine's errno, instead of a beginning */
+	uint64_t begin_ns;
+	struct device_task *task[PREDICTOR_BATCH_MAX];
+};
+
 struct predictor {
 	struct device base;
 	struct predictor_engine *engine; /* owned */
@@ -38,7 +48,9 @@ struct predictor {
 	/* the thread's */
 	unsigned batch_number;
 	uint64_t background_from_ns; /* no background work before */
-	struct device_task *batch[PREDICTOR_BATCH_MAX];
+	uint64_t ended_ns;	     /* when the last batch did */
+	struct batch batch[PREDICTOR_DEPTH_MAX];
+	unsigned oldest, running; /* of `batch`; how many are under way */
 	/* under the lock */
 	pthread_mutex_t lock;
 	pthread_cond_t work;
@@ -108,47 +120,74 @@ static unsigned together(const struct device_task *t)
 	return (unsigned)(uintptr_t)t->device_user;
 }
 
+/* Those behind a failed one are over, but not before those before it. */
+static bool passes_over(struct predictor *p, struct device_task ***at, struct task_queue *q)
+{
+	struct device_task *t = **at;
+
+	if (!t->sequence->failed)
+		return false;
+	if (t->sequence->running > 0) {
+		*at = &t->device_next;
+		return true;
+	}
+	(void)queue_take(q, *at);
+	t->res = -ECANCELED;
+	finish(p, t);
+	return true;
+}
+
 /* The oldest task, and what may go with it without passing its like. */
-static unsigned batch_take(struct predictor *p, bool background)
+static unsigned batch_take(struct predictor *p, struct batch *b, bool background)
 {
 	struct task_queue *q = &p->todo[background];
 	struct device_task **at = &q->head;
-	unsigned n = 0, most = 1;
+	unsigned most = 1;
 
 	p->batch_number++;
-	while (*at && n < most) {
+	b->count = 0;
+	while (*at && b->count < most) {
 		struct device_task *t = *at;
 
-		if (t->sequence->failed) {
-			(void)queue_take(q, at);
-			t->res = -ECANCELED;
-			finish(p, t);
+		if (passes_over(p, &at, q))
 			continue;
-		}
-		if (n == 0)
+		if (b->count == 0)
 			most = together(t);
 		if (most > PREDICTOR_BATCH_MAX)
 			most = PREDICTOR_BATCH_MAX;
-		if (n > 0 && (t->sequence->passed == p->batch_number || !alike(p->batch[0], t) ||
-			      together(t) < most)) {
+		if (b->count > 0 && (t->sequence->passed == p->batch_number ||
+				     !alike(b->task[0], t) || together(t) < most)) {
 			t->sequence->passed = p->batch_number;
 			at = &t->device_next;
 			continue;
 		}
-		p->batch[n++] = queue_take(q, at);
+		t->sequence->running++;
+		b->task[b->count++] = queue_take(q, at);
 	}
-	return n;
+	return b->count;
 }
 
-static unsigned batch_next(struct predictor *p, bool *ret_background)
+/* Is it known how long the next background batch must wait?  Not while one is under way. */
+static bool background_may(const struct predictor *p)
 {
-	unsigned n = batch_take(p, false);
+	for (unsigned i = 0; i < p->running && p->background_percent < 100u; i++)
+		if (p->batch[(p->oldest + i) % PREDICTOR_DEPTH_MAX].background)
+			return false;
+	return gpu_now_ns() >= p->background_from_ns || p->stop;
+}
 
-	*ret_background = false;
-	if (n > 0 || (gpu_now_ns() < p->background_from_ns && !p->stop))
-		return n;
-	*ret_background = true;
-	return batch_take(p, true);
+/* The next one to begin; NULL: none now. */
+static struct batch *batch_next(struct predictor *p)
+{
+	struct batch *b = &p->batch[(p->oldest + p->running) % PREDICTOR_DEPTH_MAX];
+
+	if (p->running == p->engine->depth)
+		return NULL;
+	b->background = false;
+	if (batch_take(p, b, false) > 0)
+		return b;
+	b->background = true;
+	return background_may(p) && batch_take(p, b, true) > 0 ? b : NULL;
 }
 
 static void batch_wait(struct predictor *p)
@@ -162,22 +201,32 @@ static void batch_wait(struct predictor *p)
 		(void)pthread_cond_wait(&p->work, &p->lock);
 }
 
-static void batch_run(struct predictor *p, unsigned n, bool background)
+/* Without the lock, like the next two. */
+static void batch_begin(struct predictor *p, struct batch *b)
 {
-	const uint64_t begin = gpu_now_ns();
-	const int dead = atomic_load(&p->engine->dead);
-	uint64_t took;
+	b->begin_ns = gpu_now_ns();
+	b->dead = atomic_load(&p->engine->dead);
+	if (b->dead == 0)
+		p->engine->ops->begin(p->engine, (unsigned)(b - p->batch), b->task, b->count);
+}
 
-	if (dead == 0)
-		p->engine->ops->run(p->engine, p->batch, n);
-	took = gpu_now_ns() - begin;
-	for (unsigned i = 0; i < n; i++) {
-		if (dead < 0)
-			p->batch[i]->res = dead;
-		p->batch[i]->busy_ns = took / n;
+static void batch_end(struct predictor *p, struct batch *b)
+{
+	uint64_t from, took;
+
+	if (b->dead == 0)
+		p->engine->ops->end(p->engine, (unsigned)(b - p->batch));
+	/* The time that another one was waited for is that one's. */
+	from = b->begin_ns > p->ended_ns ? b->begin_ns : p->ended_ns;
+	p->ended_ns = gpu_now_ns();
+	took = p->ended_ns - from;
+	for (unsigned i = 0; i < b->count; i++) {
+		if (b->dead < 0)
+			b->task[i]->res = b->dead;
+		b->task[i]->busy_ns = took / b->count + 1u;
 	}
-	if (background)
-		p->background_from_ns = begin + took * 100u / p->background_percent;
+	if (b->background)
+		p->background_from_ns = from + took * 100u / p->background_percent;
 }
 
 static void ended_end(struct predictor *p, struct device_sequence *s)
@@ -190,31 +239,68 @@ static void ended_end(struct predictor *p, struct device_sequence *s)
 	}
 }
 
+/* What failed before its batch ends: nothing more of its sequence begins.  Under the lock. */
+static void failed_mark(struct predictor *p)
+{
+	for (unsigned k = 0; k < p->running; k++) {
+		const struct batch *b = &p->batch[(p->oldest + k) % PREDICTOR_DEPTH_MAX];
+
+		for (unsigned i = 0; b->dead == 0 && i < b->count; i++)
+			if (b->task[i]->res < 0)
+				b->task[i]->sequence->failed = true;
+	}
+}
+
+/* Begins what can begin.  False: nothing can.  Under the lock, but not all the time; like the next one. */
+static bool begin_more(struct predictor *p)
+{
+	/* Before any task: what they were of may be gone, and others in its place. */
+	struct device_sequence *ended = p->ended;
+	struct batch *b = ended ? NULL : batch_next(p);
+
+	if (!ended && !b)
+		return false;
+	p->ended = NULL;
+	(void)pthread_mutex_unlock(&p->lock);
+	ended_end(p, ended);
+	if (b) {
+		batch_begin(p, b);
+		p->running++;
+	}
+	(void)pthread_mutex_lock(&p->lock);
+	failed_mark(p);
+	return true;
+}
+
+static void end_oldest(struct predictor *p)
+{
+	struct batch *b = &p->batch[p->oldest];
+
+	(void)pthread_mutex_unlock(&p->lock);
+	batch_end(p, b);
+	p->oldest = (p->oldest + 1u) % PREDICTOR_DEPTH_MAX;
+	p->running--;
+	(void)pthread_mutex_lock(&p->lock);
+	for (unsigned i = 0; i < b->count; i++) {
+		b->task[i]->sequence->running--;
+		finish(p, b->task[i]);
+	}
+}
+
 static void *thread_main(void *arg)
 {
 	struct predictor *p = arg;
 
 	(void)pthread_mutex_lock(&p->lock);
 	for (;;) {
-		/* Before any task: what they were of may be gone, and others in its place. */
-		struct device_sequence *ended = p->ended;
-		bool background = false;
-		unsigned n = ended ? 0 : batch_next(p, &background);
-
-		if (!ended && n == 0) {
-			if (p->stop && !p->todo[0].head && !p->todo[1].head)
-				break;
-			batch_wait(p);
+		if (begin_more(p))
 			continue;
-		}
-		p->ended = NULL;
-		(void)pthread_mutex_unlock(&p->lock);
-		ended_end(p, ended);
-		if (n > 0)
-			batch_run(p, n, background);
-		(void)pthread_mutex_lock(&p->lock);
-		for (unsigned i = 0; i < n; i++)
-			finish(p, p->batch[i]);
+		if (p->running > 0)
+			end_oldest(p);
+		else if (p->stop && !p->todo[0].head && !p->todo[1].head)
+			break;
+		else
+			batch_wait(p);
 	}
 	(void)pthread_mutex_unlock(&p->lock);
 	return NULL;
@@ -454,6 +540,7 @@ int predictor_new(struct predictor_engine *e, const struct predictor_options *o,
 	pthread_condattr_t attr;
 	int r = -EINVAL;
 
+	assert(e->depth > 0 && e->depth <= PREDICTOR_DEPTH_MAX);
 	if (o->tasks_max > 0 && o->tasks_max <= TASKS_MAX && o->background_percent > 0 &&
 	    o->background_percent <= 100) {
 		p = calloc(1, sizeof(*p));

@@ -3,8 +3,8 @@
  * predictor.h - a device for tasks with a sequence, and what runs the model behind it.
  *
  * The device has one thread.  It takes tasks in the order of their start, makes batches of what can go together, of
- * many sequences and many blocks of each, and has an engine run them, which may block as it likes.  The lane never
- * waits.  Regions lie in host memory: engines' GPU pages are another device's.
+ * many sequences and many blocks of each, and has an engine run them, which may block as it likes; an engine may have
+ * several batches under way, so that one's copies are hidden by another's work.  The lane never waits.  Regions lie in host memory: engines' GPU pages are another device's.
  *
  * Engines: predictor_cpu.c, the codec on that thread, for machines without a GPU; cuda_predictor.c.
  */
@@ -17,6 +17,7 @@
 #include "gpu/device.h"
 
 #define PREDICTOR_BATCH_MAX 1024u /* tasks */
+#define PREDICTOR_DEPTH_MAX 3u	  /* batches under way */
 
 struct predictor;
 
@@ -26,6 +27,7 @@ struct device_sequence {
 	const struct codec_geometry *geom;   /* borrowed, like the profile: not by sequence_end() */
 	const struct codec_profile *profile; /* with a model attached */
 	unsigned tasks;			     /* under the device's lock: not polled yet */
+	unsigned running;		     /* the thread's: of tasks, those that are under way */
 	bool failed;			     /* likewise: those behind are not run */
 	unsigned passed;	      /* the thread's: batch in which one had to stay behind */
 	struct device_sequence *next; /* likewise: to be ended */
@@ -33,7 +35,8 @@ struct device_sequence {
 
 struct predictor_engine {
 	const struct predictor_engine_ops *ops;
-	_Atomic(int) dead;		 /* 0, or the errno after which nothing is run any more */
+	unsigned depth;	   /* batches that it can have under way, 1..PREDICTOR_DEPTH_MAX */
+	_Atomic(int) dead; /* 0, or the errno after which nothing is run any more */
 	_Atomic(uint64_t) busy_since_ns; /* when it gave a GPU what it waits for; 0: nothing */
 };
 
@@ -44,12 +47,18 @@ struct predictor_engine_ops {
 	uint32_t (*position)(const struct device_sequence *s);
 	void (*truncate)(struct device_sequence *s, uint32_t position);
 	uint64_t (*bytes)(const struct device_sequence *s);
-	/* The predictor's thread, like run().  Frees it. */
+	/* The predictor's thread, like begin() and end().  Frees it. */
 	void (*sequence_end)(struct predictor_engine *e, struct device_sequence *s);
 	/* The lane's thread, too: tasks like this one that go through the model at a time; 1: it goes alone. */
 	unsigned (*batch_max)(struct predictor_engine *e, const struct device_task *t);
-	/* Sets each one's res; those of one sequence are in order, and behind one that failed -ECANCELED. */
-	void (*run)(struct predictor_engine *e, struct device_task **tasks, unsigned count);
+	/*
+	 * A batch, and that it is over: turn < PREDICTOR_DEPTH_MAX, and the same for both; batches end in the order in which they
+	 * began.  Then each task's res is set.  Those of one sequence are in order, also from one batch to the next,
+	 * and behind one that failed they get -ECANCELED.
+	 */
+	void (*begin)(struct predictor_engine *e, unsigned turn, struct device_task **tasks,
+		      unsigned count);
+	void (*end)(struct predictor_engine *e, unsigned turn);
 	/* No thread uses it any more. */
 	void (*free)(struct predictor_engine *e);
 };

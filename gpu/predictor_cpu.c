@@ -81,10 +81,12 @@ static int behind_failed(struct device_task **tasks, unsigned i)
 	return 0;
 }
 
-static void run(struct predictor_engine *e, struct device_task **tasks, unsigned count)
+static void begin(struct predictor_engine *e, unsigned turn, struct device_task **tasks,
+		  unsigned count)
 {
 	struct codec_workspace *ws = ((struct cpu_engine *)e)->ws;
 
+	(void)turn;
 	for (unsigned i = 0; i < count; i++) {
 		struct device_task *t = tasks[i];
 		struct codec_sequence *s = sequence_of(t->sequence)->s;
@@ -97,6 +99,13 @@ static void run(struct predictor_engine *e, struct device_task **tasks, unsigned
 			t->res = t->op == DEVICE_ENCODE ? cpu_encode(ws, t, s)
 							: cpu_decode(ws, t, s);
 	}
+}
+
+/* That was all. */
+static void end(struct predictor_engine *e, unsigned turn)
+{
+	(void)e;
+	(void)turn;
 }
 
 static void engine_free(struct predictor_engine *e)
@@ -114,7 +123,8 @@ static const struct predictor_engine_ops engine_ops = {
 	.bytes = sequence_bytes,
 	.sequence_end = sequence_end,
 	.batch_max = batch_max,
-	.run = run,
+	.begin = begin,
+	.end = end,
 	.free = engine_free,
 };
 
@@ -126,6 +136,7 @@ int sim_predictor_new(const struct predictor_options *options, struct device **r
 	if (!c)
 		return -ENOMEM;
 	c->base.ops = &engine_ops;
+	c->base.depth = 1;
 	c->batch_tokens = options->batch_tokens;
 	r = codec_workspace_new(&c->ws);
 	if (r < 0) {

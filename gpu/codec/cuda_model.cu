@@ -169,7 +169,7 @@ static struct gpu_heads_job heads_job(const struct cuda_model_batch *b,
 	j.heads = c->heads;
 	j.kv_heads = c->kv_heads;
 	j.dim = c->head_dim;
-	j.rope = b->rope;
+	j.rope = b->m->rope;
 	j.position = b->positions;
 	j.norm = *norm;
 	j.eps = b->m->p->model->eps_head;
@@ -282,7 +282,7 @@ static int known(struct cuda_model_batch *b, uint32_t segment, const uint8_t *pa
 	j.layer = segment / 2u;
 	j.segment = segment;
 	j.sigma = value ? l->sigma_v : l->sigma_k;
-	j.rope = b->rope;
+	j.rope = b->m->rope;
 	j.tiles = b->tile_of;
 	j.sequences = b->sequences;
 	j.frac = value ? l->v_frac : l->k_frac;

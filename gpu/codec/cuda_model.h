@@ -53,7 +53,8 @@ int cuda_model_context_grow(const struct cuda_model *m, struct cuda_model_contex
 			    uint32_t tokens_max, struct CUstream_st *stream);
 size_t cuda_model_context_bytes(const struct cuda_model *m, const struct cuda_model_context *c);
 
-int cuda_model_batch_new(const struct cuda_model *m, uint32_t rows_max, uint32_t parts_max,
+/* m may have to have positions made; nothing that was queued of its batches may be under way then. */
+int cuda_model_batch_new(struct cuda_model *m, uint32_t rows_max, uint32_t parts_max,
 			 uint32_t positions_max, struct CUstream_st *stream,
 			 struct cuda_model_batch **ret);
 struct cuda_model_batch *cuda_model_batch_free(struct cuda_model_batch *b);
@@ -64,7 +65,10 @@ struct cuda_model_part { /* rows that follow a context */
 	uint32_t count;
 };
 
-/* No context twice.  cudaErrorInvalidValue: an id outside the vocabulary, or more than the batch or a context holds. */
+/*
+ * No context twice.  What was queued of this batch before must be over.  cudaErrorInvalidValue: an id outside the
+ * vocabulary, or more than the batch or a context holds.
+ */
 int cuda_model_start(struct cuda_model_batch *b, const struct cuda_model_part *parts,
 		     uint32_t count, struct CUstream_st *stream);
 /* dev_mu: [rows][kv], rows of all parts in order; good until the next call. */

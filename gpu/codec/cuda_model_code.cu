@@ -40,8 +40,9 @@ struct cuda_model_coder {
 	struct gpu_code_state *host_states;
 	struct gpu_code_run run;
 	uint32_t blocks_max, segments_count, dtype, sms;
-	bool wide;    /* pages can be had 16 bytes at a time */
-	bool encodes; /* what the batch does that was not asked for yet */
+	uint32_t parts_count; /* of what is queued */
+	bool wide;	      /* pages can be had 16 bytes at a time */
+	bool encodes;	      /* what the batch does that was not asked for yet */
 	bool queued;
 	size_t bytes;
 };
@@ -208,7 +209,7 @@ static int coder_memory(struct cuda_model_coder *c, const struct cuda_model_shap
 	return r;
 }
 
-int cuda_model_coder_new(const struct cuda_model *m, const struct cuda_model_shape *s,
+int cuda_model_coder_new(struct cuda_model *m, const struct cuda_model_shape *s,
 			 struct CUstream_st *stream, struct cuda_model_coder **ret)
 {
 	struct cuda_model_coder *c;
@@ -340,7 +341,7 @@ static uint32_t decode_warps(const struct cuda_model_coder *c)
 	return each < CODE_WARPS_LOAD ? CODE_WARPS_LOAD : each;
 }
 
-/* What became of the blocks, to the host. */
+/* What became of the blocks, to the host.  Until that is asked for, all went well. */
 static int states_queue(struct cuda_model_coder *c, bool encodes, struct CUstream_st *stream)
 {
 	const int r = cudaMemcpyAsync(c->host_states, c->run.state,
@@ -349,7 +350,11 @@ static int states_queue(struct cuda_model_coder *c, bool encodes, struct CUstrea
 
 	c->encodes = encodes;
 	c->queued = r == 0;
-	return r;
+	if (r)
+		return r;
+	c->parts_count = c->batch->parts;
+	cuda_model_end(c->batch);
+	return 0;
 }
 
 static int decode_segment(struct cuda_model_coder *c, uint32_t i, struct CUstream_st *stream)
@@ -486,6 +491,25 @@ static struct cuda_model_result result_of(const struct gpu_code_state *s, bool f
 	return r;
 }
 
+/* The tokens that a part's context keeps, of its blocks from first on; what came of each. */
+static uint32_t part_coded(const struct cuda_model_coder *c, uint32_t first, uint32_t count,
+			   int error, struct cuda_model_result *ret)
+{
+	uint32_t keep = c->host_blocks[first].position;
+	bool follows = true;
+
+	for (uint32_t i = first; error == 0 && i < first + count; i++) {
+		struct gpu_code_state s = c->host_states[i];
+
+		if (c->encodes)
+			s.expect = s.digest;
+		ret[i] = result_of(&s, follows);
+		follows = follows && (c->encodes || ret[i].res == 0);
+		keep += follows ? c->run.tokens : 0;
+	}
+	return keep;
+}
+
 int cuda_model_coded(struct cuda_model_coder *c, struct CUstream_st *stream,
 		     struct cuda_model_result *ret)
 {
@@ -495,24 +519,14 @@ int cuda_model_coded(struct cuda_model_coder *c, struct CUstream_st *stream,
 	if (!c->queued)
 		return cudaErrorInvalidValue;
 	c->queued = false;
-	if (error)
-		return error;
-	for (uint32_t i = 0; i < c->batch->parts; i++) {
-		struct cuda_model_part *part = &c->batch->host_parts[i];
+	for (uint32_t i = 0; i < c->parts_count; i++) {
+		const struct cuda_model_part *part = &c->batch->host_parts[i];
 		const uint32_t count = part->count / c->run.tokens;
-		bool follows = true;
+		const uint32_t keep = part_coded(c, n, count, error, ret);
 
-		part->count = 0;
-		for (uint32_t b = 0; b < count; b++, n++) {
-			struct gpu_code_state s = c->host_states[n];
-
-			if (c->encodes)
-				s.expect = s.digest;
-			ret[n] = result_of(&s, follows);
-			follows = follows && (c->encodes || ret[n].res == 0);
-			part->count += follows ? c->run.tokens : 0;
-		}
+		if (keep < c->host_blocks[n].position + part->count)
+			cuda_model_context_truncate(part->context, keep);
+		n += count;
 	}
-	cuda_model_end(c->batch);
-	return 0;
+	return error;
 }

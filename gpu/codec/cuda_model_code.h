@@ -5,7 +5,7 @@
  * caller's stream, and nothing waits before cuda_model_coded().
  *
  *   cuda_model_encode() or cuda_model_decode()
- *   cuda_model_coded(): what came of each block; the blocks are part of their contexts
+ *   cuda_model_coded(): what came of each block; contexts keep those that went well
  *
  * Functions return 0 or a cudaError_t, as an int.  The context of the device must be current.
  */
@@ -37,10 +37,10 @@ struct cuda_model_shape {
 };
 
 /*
- * m is borrowed; it has a batch of its own.  Waits for the stream.  cudaErrorNotSupported: rows that are not whole
+ * m is borrowed; it has a batch of its own (cuda_model_batch_new()).  Waits for the stream.  cudaErrorNotSupported: rows that are not whole
  * groups of 32 columns, or the tokens or streams of a block are not as above.
  */
-int cuda_model_coder_new(const struct cuda_model *m, const struct cuda_model_shape *s,
+int cuda_model_coder_new(struct cuda_model *m, const struct cuda_model_shape *s,
 			 struct CUstream_st *stream, struct cuda_model_coder **ret);
 struct cuda_model_coder *cuda_model_coder_free(struct cuda_model_coder *c);
 size_t cuda_model_coder_bytes(const struct cuda_model_coder *c); /* of device memory */
@@ -75,9 +75,11 @@ int cuda_model_decode(struct cuda_model_coder *c, const struct cuda_model_part *
 		      uint32_t parts_count, const struct cuda_model_block *blocks,
 		      struct CUstream_st *stream);
 /*
- * Waits for the stream.  ret: of each block.  Contexts grow by all blocks that were encoded, also those whose payload
- * had not the room; and by each part's blocks before the first that was refused: those behind it follow another prefix,
- * and are refused for that.  After an error contexts are as they were.
+ * Waits for the stream.  ret: of each block.  Contexts have grown by all blocks since these were queued, so that more
+ * of the same sequence can be queued behind them, by another coder too, on a stream that waits for this one.  Now each
+ * ends before its first block that was refused: those behind it follow another prefix, and are refused for that, but
+ * of those of a later batch it is the caller who must know.  All that were encoded stay, also those whose payload had
+ * not the room.  After an error contexts are as they were before the batch.
  */
 int cuda_model_coded(struct cuda_model_coder *c, struct CUstream_st *stream,
 		     struct cuda_model_result *ret);

@@ -187,6 +187,7 @@ struct cuda_model *cuda_model_free(struct cuda_model *m)
 	if (!m)
 		return NULL;
 	(void)cudaFree(m->memory);
+	(void)cudaFree(m->rope);
 	free(m->layers);
 	free(m);
 	return NULL;
@@ -337,7 +338,6 @@ static void batch_place(struct cuda_model_batch *b, struct cuda_arena *a)
 	b->out = (int32_t *)arena_take(a, rows * out * 4u);
 	b->mu_k = (int32_t *)arena_take(a, rows * kv * 4u);
 	b->mu_v = (int32_t *)arena_take(a, rows * kv * 4u);
-	b->rope = (int32_t *)arena_take(a, (size_t)b->positions_max * c->head_dim * 4u);
 	b->ids = (int32_t *)arena_take(a, rows * 4u);
 	b->positions = (uint32_t *)arena_take(a, rows * 4u);
 	b->high = (uint8_t *)arena_take(a, plane);
@@ -352,33 +352,68 @@ static void batch_place(struct cuda_model_batch *b, struct cuda_arena *a)
 		a, b->parts_max * sizeof(struct gpu_model_sequence));
 }
 
-static int rope_load(struct cuda_model_batch *b, struct CUstream_st *stream)
+/* Once for all batches, if they want no more positions than there are. */
+static int rope_load(struct cuda_model *m, uint32_t positions, struct CUstream_st *stream)
 {
-	const struct mspec_model *m = b->m->p->model;
-	const uint32_t dim = m->config.head_dim;
-	const size_t bytes = (size_t)b->positions_max * dim * 4u;
-	int32_t *rope = (int32_t *)malloc(bytes);
+	const struct mspec_model *of = m->p->model;
+	const uint32_t dim = of->config.head_dim;
+	const size_t bytes = (size_t)positions * dim * sizeof(int32_t);
+	int32_t *rope, *device = NULL;
 	int r;
 
-	if (!rope)
-		return cudaErrorMemoryAllocation;
-	for (uint32_t i = 0; i < b->positions_max; i++)
-		model_rope_row(m->frequencies, dim / 2u, i, b->m->p->coarse_rope,
+	if (positions <= m->rope_positions)
+		return 0;
+	rope = (int32_t *)malloc(bytes);
+	r = rope ? cudaMalloc(&device, bytes) : cudaErrorMemoryAllocation;
+	for (uint32_t i = 0; r == 0 && i < positions; i++)
+		model_rope_row(of->frequencies, dim / 2u, i, m->p->coarse_rope,
 			       rope + (size_t)i * dim);
-	r = cudaMemcpyAsync(b->rope, rope, bytes, cudaMemcpyHostToDevice, stream);
+	if (r == 0)
+		r = cudaMemcpyAsync(device, rope, bytes, cudaMemcpyHostToDevice, stream);
 	if (r == 0)
 		r = cudaStreamSynchronize(stream);
 	free(rope);
-	return r;
+	if (r) {
+		(void)cudaFree(device);
+		return r;
+	}
+	(void)cudaFree(m->rope);
+	m->rope = device;
+	m->rope_positions = positions;
+	return 0;
 }
 
-int cuda_model_batch_new(const struct cuda_model *m, uint32_t rows_max, uint32_t parts_max,
+static void staging_place(struct cuda_model_batch *b, struct cuda_arena *a)
+{
+	b->host_positions = (uint32_t *)arena_take(a, b->rows_max * sizeof(b->host_positions[0]));
+	b->host_tiles =
+		(struct gpu_model_tile *)arena_take(a, b->tiles_max * sizeof(b->host_tiles[0]));
+	b->host_sequences = (struct gpu_model_sequence *)arena_take(
+		a, b->parts_max * sizeof(b->host_sequences[0]));
+}
+
+/* Pinned: a copy of pageable memory may wait for the stream. */
+static int staging_new(struct cuda_model_batch *b)
+{
+	struct cuda_arena a = {};
+	int r;
+
+	staging_place(b, &a);
+	r = cudaMallocHost(&b->staging, a.at);
+	if (r)
+		return r;
+	a = (struct cuda_arena){ b->staging, 0 };
+	staging_place(b, &a);
+	return 0;
+}
+
+int cuda_model_batch_new(struct cuda_model *m, uint32_t rows_max, uint32_t parts_max,
 			 uint32_t positions_max, struct CUstream_st *stream,
 			 struct cuda_model_batch **ret)
 {
 	struct cuda_model_batch *b = (struct cuda_model_batch *)calloc(1, sizeof(*b));
 	struct cuda_arena a = {};
-	int r = 0;
+	int r;
 
 	if (!b)
 		return cudaErrorMemoryAllocation;
@@ -387,20 +422,15 @@ int cuda_model_batch_new(const struct cuda_model *m, uint32_t rows_max, uint32_t
 	b->parts_max = parts_max;
 	b->positions_max = positions_max;
 	b->tiles_max = rows_max / MTILE + parts_max;
-	b->host_positions = (uint32_t *)calloc(rows_max, sizeof(b->host_positions[0]));
-	b->host_tiles = (struct gpu_model_tile *)calloc(b->tiles_max, sizeof(b->host_tiles[0]));
-	b->host_sequences = (struct gpu_model_sequence *)calloc(parts_max,
-								sizeof(b->host_sequences[0]));
 	b->host_parts = (struct cuda_model_part *)calloc(parts_max, sizeof(b->host_parts[0]));
-	if (!b->host_positions || !b->host_tiles || !b->host_sequences || !b->host_parts)
-		r = cudaErrorMemoryAllocation;
+	r = b->host_parts ? staging_new(b) : (int)cudaErrorMemoryAllocation;
 	batch_place(b, &a);
 	if (r == 0)
 		r = cudaMalloc(&b->memory, a.at);
 	if (r == 0) {
 		a = (struct cuda_arena){ b->memory, 0 };
 		batch_place(b, &a);
-		r = rope_load(b, stream);
+		r = rope_load(m, positions_max, stream);
 	}
 	if (r) {
 		cuda_model_batch_free(b);
@@ -415,9 +445,7 @@ struct cuda_model_batch *cuda_model_batch_free(struct cuda_model_batch *b)
 	if (!b)
 		return NULL;
 	(void)cudaFree(b->memory);
-	free(b->host_positions);
-	free(b->host_tiles);
-	free(b->host_sequences);
+	(void)cudaFreeHost(b->staging);
 	free(b->host_parts);
 	free(b);
 	return NULL;

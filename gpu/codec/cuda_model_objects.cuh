@@ -27,6 +27,8 @@ struct cuda_model {
 	const int16_t *embedding_exps;
 	const int32_t *start, *sigmoid;
 	const uint16_t *exp;
+	int32_t *rope; /* device; owned; [rope_positions][head_dim] */
+	uint32_t rope_positions;
 };
 
 struct cuda_model_context {
@@ -39,12 +41,13 @@ struct cuda_model_batch {
 	uint8_t *memory;	    /* device; owned */
 	uint32_t rows_max, parts_max, tiles_max, positions_max;
 	uint32_t rows, parts, tiles;
-	uint32_t *host_positions; /* owned, like the next two */
+	uint8_t *staging; /* host, pinned; owned; the next three */
+	uint32_t *host_positions;
 	struct gpu_model_tile *host_tiles;
 	struct gpu_model_sequence *host_sequences;
 	struct cuda_model_part *host_parts; /* owned */
 
-	int32_t *hidden, *error, *out, *mu_k, *mu_v, *rope, *ids;
+	int32_t *hidden, *error, *out, *mu_k, *mu_v, *ids;
 	uint32_t *positions;
 	uint8_t *high, *low;		 /* rows of a product, in pieces */
 	uint8_t *query_high, *query_low; /* [row][heads][padded dim] */

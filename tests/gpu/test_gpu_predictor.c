@@ -53,9 +53,9 @@ static void check(const struct code_rig_shape *shape, uint32_t others)
 		predictor_rig_use(rig, d);
 		predictor_rig_check_encode(rig);
 		predictor_rig_check_decode(rig);
+		predictor_rig_check_damage(rig);
 	}
 	predictor_rig_check_prefix_only(rig);
-	predictor_rig_check_damage(rig);
 	predictor_rig_check_refusals(rig);
 	predictor_rig_free(rig);
 }

@@ -20,6 +20,11 @@ struct fake_cuda fake_cuda;
 struct CUevent_st {
 	int left;
 	bool recorded;
+	struct CUstream_st *stream; /* where it was recorded */
+};
+
+struct CUstream_st {
+	struct CUstream_st *waits[4]; /* those whose events it was told to wait for, not over yet */
 };
 
 static _Thread_local cudaError_t last_error;
@@ -118,7 +123,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *ret, unsigned flags, int priority)
 {
 	assert(flags == cudaStreamNonBlocking && priority == 0);
-	return give((void **)ret, 64, 64);
+	return give((void **)ret, 64, sizeof(**ret));
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t s)
@@ -136,7 +141,23 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
 {
 	assert(s && e->recorded && flags == 0);
+	for (unsigned i = 3; i > 0; i--)
+		s->waits[i] = s->waits[i - 1u];
+	s->waits[0] = e->stream;
 	return answer((cudaError_t)fake_cuda.wait_error);
+}
+
+int fake_cuda_waits(const struct CUstream_st *stream, const struct CUstream_st *other)
+{
+	for (unsigned i = 0; i < 4; i++)
+		if (stream->waits[i] == other)
+			return 1;
+	return 0;
+}
+
+void fake_cuda_waited(struct CUstream_st *stream)
+{
+	memset(stream->waits, 0, sizeof(stream->waits));
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *ret, unsigned flags)
@@ -156,6 +177,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 	if (fake_cuda.record_error)
 		return answer((cudaError_t)fake_cuda.record_error);
 	e->recorded = true;
+	e->stream = s;
 	e->left = fake_cuda.delay;
 	return cudaSuccess;
 }

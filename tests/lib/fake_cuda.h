@@ -12,6 +12,8 @@
 struct codec_geometry;
 struct codec_profile;
 
+struct CUstream_st;
+
 struct fake_cuda {
 	int delay;			/* questions until an event is reached */
 	int query_error;		/* what every question answers, when not 0 */
@@ -27,11 +29,18 @@ struct fake_cuda {
 	const struct codec_profile *model_profile;
 	int model_error, code_error, coded_error;
 	unsigned models, model_blocks_most; /* counted; in one batch */
-	int bad_sums;			    /* checksums of so many blocks come out wrong */
+	unsigned
+		model_followed; /* parts queued behind others of their context, on another stream */
+	unsigned coders, coders_peak,
+		coders_most; /* there are, were; there is memory for, when not 0 */
+	int bad_sums;	     /* checksums of so many blocks come out wrong */
 };
 
 extern struct fake_cuda fake_cuda;
 
+/* Was it told to wait for the other one since fake_cuda_waited()? */
+int fake_cuda_waits(const struct CUstream_st *stream, const struct CUstream_st *other);
+void fake_cuda_waited(struct CUstream_st *stream); /* all that was queued is over */
 uint64_t fake_cuda_hash(const void *block, uint64_t bytes);
 
 #endif

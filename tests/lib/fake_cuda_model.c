@@ -25,6 +25,8 @@ struct cuda_model {
 struct cuda_model_context {
 	struct codec_sequence *s;
 	uint32_t capacity;
+	uint32_t count;		    /* as if all that is queued went well */
+	struct CUstream_st *stream; /* where it is queued last; NULL: nowhere */
 };
 
 struct cuda_model_batch {
@@ -35,7 +37,9 @@ struct cuda_model_coder {
 	struct cuda_model_batch batch;
 	int encodes;
 	bool queued;
-	uint32_t blocks;
+	uint32_t blocks, parts;
+	struct cuda_model_context *context[BLOCKS_MAX]; /* of each part */
+	uint32_t begin[BLOCKS_MAX], keep[BLOCKS_MAX], end[BLOCKS_MAX];
 	struct cuda_model_result result[BLOCKS_MAX];
 };
 
@@ -92,6 +96,7 @@ struct cuda_model_context *cuda_model_context_free(struct cuda_model_context *c)
 {
 	if (!c)
 		return NULL;
+	assert(!c->stream);
 	codec_sequence_free(c->s);
 	unmade(c);
 	return NULL;
@@ -99,7 +104,7 @@ struct cuda_model_context *cuda_model_context_free(struct cuda_model_context *c)
 
 uint32_t cuda_model_context_count(const struct cuda_model_context *c)
 {
-	return codec_sequence_position(c->s);
+	return c->count;
 }
 
 uint32_t cuda_model_context_capacity(const struct cuda_model_context *c)
@@ -109,15 +114,18 @@ uint32_t cuda_model_context_capacity(const struct cuda_model_context *c)
 
 void cuda_model_context_truncate(struct cuda_model_context *c, uint32_t count)
 {
-	int r = codec_sequence_truncate(c->s, count);
+	int r = 0;
 
+	if (count < codec_sequence_position(c->s))
+		r = codec_sequence_truncate(c->s, count);
 	assert(r == 0);
+	c->count = count < c->count ? count : c->count;
 }
 
 int cuda_model_context_grow(const struct cuda_model *m, struct cuda_model_context *c,
 			    uint32_t tokens_max, struct CUstream_st *stream)
 {
-	assert(m && stream && tokens_max > c->capacity);
+	assert(m && stream && tokens_max > c->capacity && !c->stream);
 	c->capacity = tokens_max;
 	return 0;
 }
@@ -137,7 +145,11 @@ int cuda_model_append(struct cuda_model_batch *b, struct cuda_model_context *c, 
 	assert(cuda_model_context_count(c) + count <= c->capacity);
 	for (uint32_t i = 0; i < p->segments_count; i++)
 		assert(off[i] == fake_cuda.model_geometry->segment_off[p->segments[i]]);
-	return sequence_append_raw(c->s, dev_patterns) < 0 ? cudaErrorMemoryAllocation : 0;
+	assert(!c->stream && c->count == codec_sequence_position(c->s));
+	if (sequence_append_raw(c->s, dev_patterns) < 0)
+		return cudaErrorMemoryAllocation;
+	c->count += count;
+	return 0;
 }
 
 /* ---- coders ---- */
@@ -147,10 +159,15 @@ int cuda_model_coder_ok(const struct mspec_params *p, uint32_t block_tokens, uin
 	return p && block_tokens % 16u == 0 && streams_count > 0;
 }
 
-int cuda_model_coder_new(const struct cuda_model *m, const struct cuda_model_shape *s,
+int cuda_model_coder_new(struct cuda_model *m, const struct cuda_model_shape *s,
 			 struct CUstream_st *stream, struct cuda_model_coder **ret)
 {
 	assert(m && stream && s->blocks_max > 0 && s->blocks_max <= BLOCKS_MAX);
+	if (fake_cuda.coders_most && fake_cuda.coders == fake_cuda.coders_most)
+		return cudaErrorMemoryAllocation;
+	fake_cuda.coders++;
+	if (fake_cuda.coders > fake_cuda.coders_peak)
+		fake_cuda.coders_peak = fake_cuda.coders;
 	*ret = made(sizeof(**ret));
 	(*ret)->batch.blocks_max = s->blocks_max;
 	(*ret)->encodes = s->encodes;
@@ -159,8 +176,10 @@ int cuda_model_coder_new(const struct cuda_model *m, const struct cuda_model_sha
 
 struct cuda_model_coder *cuda_model_coder_free(struct cuda_model_coder *c)
 {
-	if (c)
-		unmade(c);
+	if (!c)
+		return NULL;
+	fake_cuda.coders--;
+	unmade(c);
 	return NULL;
 }
 
@@ -202,36 +221,54 @@ static struct cuda_model_result decode_one(struct codec_sequence *s,
 	return r;
 }
 
-static int code(struct cuda_model_coder *c, const struct cuda_model_part *parts,
-		uint32_t parts_count, const struct cuda_model_block *blocks, bool encode)
+/* One part, up to the first that is refused; until that is told, all of it is in the context. */
+static uint32_t code_part(struct cuda_model_coder *c, const struct cuda_model_part *part,
+			  const struct cuda_model_block *blocks, uint32_t n, bool encode)
 {
 	const uint32_t tokens = fake_cuda.model_geometry->block_tokens;
+	struct cuda_model_context *x = part->context;
+	const uint32_t count = part->count / tokens, i = c->parts++;
+	bool follows = true;
+
+	assert(part->count % tokens == 0 && count > 0 && n + count <= c->batch.blocks_max);
+	assert(x->count + part->count <= x->capacity);
+	c->context[i] = x;
+	c->begin[i] = c->keep[i] = x->count;
+	c->end[i] = x->count += part->count;
+	for (uint32_t b = 0; b < count; b++) {
+		const int32_t *ids = part->ids ? part->ids + b * tokens : NULL;
+		struct cuda_model_result *r = &c->result[n + b];
+
+		*r = (struct cuda_model_result){ .res = -ESTALE, .refusal = CODEC_REFUSAL_PREFIX };
+		if (follows && c->keep[i] == codec_sequence_position(x->s))
+			*r = encode ? encode_one(x->s, ids, &blocks[n + b])
+				    : decode_one(x->s, &blocks[n + b]);
+		follows = follows && (r->res == 0 || (encode && r->res == -ENOSPC));
+		c->keep[i] += follows ? tokens : 0;
+	}
+	return count;
+}
+
+static int code(struct cuda_model_coder *c, const struct cuda_model_part *parts,
+		uint32_t parts_count, const struct cuda_model_block *blocks, bool encode,
+		struct CUstream_st *stream)
+{
 	uint32_t n = 0;
 
 	assert(!c->queued && parts_count > 0);
 	if (fake_cuda.code_error)
 		return fake_cuda.code_error;
+	c->parts = 0;
 	for (uint32_t i = 0; i < parts_count; i++) {
-		struct codec_sequence *s = parts[i].context->s;
-		const uint32_t count = parts[i].count / tokens;
-		bool follows = true;
+		struct cuda_model_context *x = parts[i].context;
 
-		assert(parts[i].count % tokens == 0 && count > 0);
-		assert(codec_sequence_position(s) + parts[i].count <= parts[i].context->capacity);
 		for (uint32_t k = 0; k < i; k++)
-			assert(parts[k].context != parts[i].context);
-		for (uint32_t b = 0; b < count; b++, n++) {
-			const int32_t *ids = parts[i].ids ? parts[i].ids + b * tokens : NULL;
-
-			assert(n < c->batch.blocks_max);
-			c->result[n] = (struct cuda_model_result){
-				.res = -ESTALE, .refusal = CODEC_REFUSAL_PREFIX
-			};
-			if (follows)
-				c->result[n] = encode ? encode_one(s, ids, &blocks[n])
-						      : decode_one(s, &blocks[n]);
-			follows = follows && (encode || c->result[n].res == 0);
-		}
+			assert(parts[k].context != x);
+		/* Or it would be read while it is still being written. */
+		assert(!x->stream || x->stream == stream || fake_cuda_waits(stream, x->stream));
+		fake_cuda.model_followed += x->stream && x->stream != stream;
+		x->stream = stream;
+		n += code_part(c, &parts[i], blocks, n, encode);
 	}
 	c->blocks = n;
 	c->queued = true;
@@ -245,7 +282,7 @@ int cuda_model_encode(struct cuda_model_coder *c, const struct cuda_model_part *
 		      struct CUstream_st *stream)
 {
 	assert(stream && c->encodes);
-	return code(c, parts, parts_count, blocks, true);
+	return code(c, parts, parts_count, blocks, true, stream);
 }
 
 int cuda_model_decode(struct cuda_model_coder *c, const struct cuda_model_part *parts,
@@ -253,7 +290,7 @@ int cuda_model_decode(struct cuda_model_coder *c, const struct cuda_model_part *
 		      struct CUstream_st *stream)
 {
 	assert(stream);
-	return code(c, parts, parts_count, blocks, false);
+	return code(c, parts, parts_count, blocks, false, stream);
 }
 
 int cuda_model_coded(struct cuda_model_coder *c, struct CUstream_st *stream,
@@ -263,6 +300,15 @@ int cuda_model_coded(struct cuda_model_coder *c, struct CUstream_st *stream,
 	if (!c->queued)
 		return cudaErrorInvalidValue;
 	c->queued = false;
+	fake_cuda_waited(stream);
+	for (uint32_t i = 0; i < c->parts; i++) {
+		const uint32_t keep = fake_cuda.coded_error ? c->begin[i] : c->keep[i];
+
+		if (c->context[i]->stream == stream)
+			c->context[i]->stream = NULL;
+		if (keep < c->end[i])
+			cuda_model_context_truncate(c->context[i], keep);
+	}
 	for (uint32_t i = 0; i < c->blocks; i++)
 		ret[i] = c->result[i];
 	return fake_cuda.coded_error;

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 
+#include "gpu/predictor.h"
 #include "tests/lib/fake_cuda.h"
 #include "tests/lib/predictor_rig.h"
 
@@ -76,9 +77,42 @@ static void test_decode(void **state)
 	predictor_rig_check_decode(rig);
 }
 
+/* Batches of one sequence behind each other, under way together: whether there were any is the threads' affair. */
+static void test_overlap(void **state)
+{
+	(void)state;
+	for (unsigned round = 0; fake_cuda.model_followed == 0 && round < 1000; round++) {
+		use(16, 4096);
+		predictor_rig_check_decode(rig);
+		predictor_rig_unuse(rig);
+	}
+	assert_true(fake_cuda.model_followed > 0);
+	assert_in_range(fake_cuda.coders_peak, 2, PREDICTOR_DEPTH_MAX);
+}
+
+/* No memory for more than one batch, and for one that encodes. */
+static void test_one_room(void **state)
+{
+	(void)state;
+	for (unsigned round = 0; round < 20; round++) {
+		predictor_rig_unuse(rig);
+		fake_cuda.coders_most = 1 + round % 2u;
+		use(16, 4096);
+		if (round % 2u)
+			predictor_rig_check_encode(rig);
+		else
+			predictor_rig_check_decode(rig);
+	}
+	predictor_rig_unuse(rig);
+	assert_int_equal(fake_cuda.coders_peak, 2);
+	assert_int_equal(fake_cuda.model_followed, 0);
+}
+
 static void test_damage(void **state)
 {
 	(void)state;
+	use(32, 4096);
+	predictor_rig_check_damage(rig);
 	use(1024, 4096);
 	predictor_rig_check_damage(rig);
 	predictor_rig_check_refusals(rig);
@@ -179,6 +213,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_encode, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_decode, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_overlap, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_one_room, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_model_lives_with_sequences, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_errors, setup, teardown),

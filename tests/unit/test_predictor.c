@@ -66,6 +66,8 @@ static void test_decode(void **state)
 static void test_damage(void **state)
 {
 	(void)state;
+	use(32, 64);
+	predictor_rig_check_damage(rig);
 	use(1024, 64);
 	predictor_rig_check_damage(rig);
 	predictor_rig_check_refusals(rig);
