@@ -4,7 +4,7 @@
  *
  * The lane and the thread meet under `lock`, which is held for a few instructions a task; how many tasks like one
  * go together is asked when it is started, and kept in its device_user.  A task of a sequence
- * never passes another of the same sequence.  What engines wait for goes before what may wait; after a background
+ * never passes another of the same sequence that waits as it does.  What engines wait for goes before what may wait; after a background
  * batch the device rests from such work, so that it takes background_percent of the time at most.
  *
  * As many batches are begun as the engine can have under way and tasks are there for; then the oldest is waited for.
@@ -24,9 +24,8 @@
 
 #define TASKS_MAX 65536u
 
-struct task_queue { /* linked by device_next */
-	struct device_task *head;
-	struct device_task **end; /* where the next one goes */
+struct sequence_queue { /* linked by next_todo */
+	struct device_sequence *head, **end;
 };
 
 struct batch { /* the thread's */
@@ -46,7 +45,6 @@ struct predictor {
 	pthread_t thread;
 	bool started;
 	/* the thread's */
-	unsigned batch_number;
 	uint64_t background_from_ns; /* no background work before */
 	uint64_t ended_ns;	     /* when the last batch did */
 	struct batch batch[PREDICTOR_DEPTH_MAX];
@@ -54,8 +52,8 @@ struct predictor {
 	/* under the lock */
 	pthread_mutex_t lock;
 	pthread_cond_t work;
-	struct task_queue todo[2]; /* [1]: background */
-	struct task_queue done;
+	struct sequence_queue todo[2]; /* [1]: background */
+	struct device_task_queue done;
 	struct device_sequence *ended;
 	bool armed, stop;
 };
@@ -67,12 +65,12 @@ static struct predictor *predictor_of(struct device *d)
 
 /* ---- queues ---- */
 
-static void queue_init(struct task_queue *q)
+static void queue_init(struct device_task_queue *q)
 {
-	*q = (struct task_queue){ .end = &q->head };
+	*q = (struct device_task_queue){ .end = &q->head };
 }
 
-static void queue_push(struct task_queue *q, struct device_task *t)
+static void queue_push(struct device_task_queue *q, struct device_task *t)
 {
 	t->device_next = NULL;
 	*q->end = t;
@@ -80,7 +78,7 @@ static void queue_push(struct task_queue *q, struct device_task *t)
 }
 
 /* Take out the task that *at points at; at is within the queue. */
-static struct device_task *queue_take(struct task_queue *q, struct device_task **at)
+static struct device_task *queue_take(struct device_task_queue *q, struct device_task **at)
 {
 	struct device_task *t = *at;
 
@@ -89,6 +87,33 @@ static struct device_task *queue_take(struct task_queue *q, struct device_task *
 		q->end = at;
 	t->device_next = NULL;
 	return t;
+}
+
+static void todo_push(struct predictor *p, struct device_task *t)
+{
+	const unsigned k = t->background != 0;
+	struct sequence_queue *q = &p->todo[k];
+	struct device_sequence *s = t->sequence;
+
+	if (!s->todo[k].head) {
+		s->next_todo[k] = NULL;
+		*q->end = s;
+		q->end = &s->next_todo[k];
+	}
+	queue_push(&s->todo[k], t);
+}
+
+/* Out of the queue with the sequence that *at points at, if nothing of it waits any more.  True: it went. */
+static bool todo_trim(struct predictor *p, unsigned k, struct device_sequence **at)
+{
+	struct device_sequence *s = *at;
+
+	if (s->todo[k].head)
+		return false;
+	*at = s->next_todo[k];
+	if (p->todo[k].end == &s->next_todo[k])
+		p->todo[k].end = at;
+	return true;
 }
 
 /* ---- the thread ---- */
@@ -120,49 +145,49 @@ static unsigned together(const struct device_task *t)
 	return (unsigned)(uintptr_t)t->device_user;
 }
 
-/* Those behind a failed one are over, but not before those before it. */
-static bool passes_over(struct predictor *p, struct device_task ***at, struct task_queue *q)
+/* Those behind a failed one. */
+static void cancel_all(struct predictor *p, struct device_task_queue *q)
 {
-	struct device_task *t = **at;
+	while (q->head) {
+		struct device_task *t = queue_take(q, &q->head);
 
-	if (!t->sequence->failed)
-		return false;
-	if (t->sequence->running > 0) {
-		*at = &t->device_next;
-		return true;
+		t->res = -ECANCELED;
+		finish(p, t);
 	}
-	(void)queue_take(q, *at);
-	t->res = -ECANCELED;
-	finish(p, t);
-	return true;
 }
 
-/* The oldest task, and what may go with it without passing its like. */
+/* From the first on what may be in the batch. */
+static void take_from(struct device_sequence *s, unsigned k, struct batch *b, unsigned *most)
+{
+	struct device_task_queue *q = &s->todo[k];
+
+	while (q->head && b->count < *most) {
+		const unsigned n = together(q->head);
+
+		if (b->count == 0)
+			*most = n < PREDICTOR_BATCH_MAX ? n : PREDICTOR_BATCH_MAX;
+		else if (!alike(b->task[0], q->head) || n < *most)
+			break;
+		s->running++;
+		b->task[b->count++] = queue_take(q, &q->head);
+	}
+}
+
 static unsigned batch_take(struct predictor *p, struct batch *b, bool background)
 {
-	struct task_queue *q = &p->todo[background];
-	struct device_task **at = &q->head;
+	struct device_sequence **at = &p->todo[background].head;
 	unsigned most = 1;
 
-	p->batch_number++;
 	b->count = 0;
 	while (*at && b->count < most) {
-		struct device_task *t = *at;
+		struct device_sequence *s = *at;
 
-		if (passes_over(p, &at, q))
-			continue;
-		if (b->count == 0)
-			most = together(t);
-		if (most > PREDICTOR_BATCH_MAX)
-			most = PREDICTOR_BATCH_MAX;
-		if (b->count > 0 && (t->sequence->passed == p->batch_number ||
-				     !alike(b->task[0], t) || together(t) < most)) {
-			t->sequence->passed = p->batch_number;
-			at = &t->device_next;
-			continue;
-		}
-		t->sequence->running++;
-		b->task[b->count++] = queue_take(q, at);
+		if (!s->failed)
+			take_from(s, background, b, &most);
+		else if (s->running == 0) /* not before those before it */
+			cancel_all(p, &s->todo[background]);
+		if (!todo_trim(p, background, at))
+			at = &s->next_todo[background];
 	}
 	return b->count;
 }
@@ -338,7 +363,7 @@ static int predictor_start(struct device *dev, struct device_task *t)
 	atomic_store_explicit(&t->segments_done, 0, memory_order_relaxed);
 	(void)pthread_mutex_lock(&p->lock);
 	t->sequence->tasks++;
-	queue_push(&p->todo[t->background != 0], t);
+	todo_push(p, t);
 	(void)pthread_cond_signal(&p->work);
 	(void)pthread_mutex_unlock(&p->lock);
 	return 0;
@@ -369,18 +394,24 @@ static unsigned predictor_poll(struct device *dev, struct device_task **ret_done
 static int predictor_cancel(struct device *dev, struct device_task *t)
 {
 	struct predictor *p = predictor_of(dev);
-	struct task_queue *q = &p->todo[t->background != 0];
-	int waits = 0;
+	const unsigned k = t->background != 0;
+	struct device_task_queue *q = &t->sequence->todo[k];
+	struct device_task **at = &q->head;
+	int waits;
 
 	(void)pthread_mutex_lock(&p->lock);
-	for (struct device_task **at = &q->head; *at; at = &(*at)->device_next)
-		if (*at == t) {
-			(void)queue_take(q, at);
-			t->res = -ECANCELED;
-			finish(p, t);
-			waits = 1;
-			break;
-		}
+	while (*at && *at != t)
+		at = &(*at)->device_next;
+	waits = *at == t;
+	if (waits) {
+		struct device_sequence **of = &p->todo[k].head;
+
+		t->res = -ECANCELED;
+		finish(p, queue_take(q, at));
+		while (*of != t->sequence)
+			of = &(*of)->next_todo[k];
+		(void)todo_trim(p, k, of);
+	}
 	(void)pthread_mutex_unlock(&p->lock);
 	return waits;
 }
@@ -431,6 +462,8 @@ static int predictor_sequence_new(struct device *dev, const struct codec_geometr
 	if (r < 0)
 		return r;
 	(*ret)->predictor = p;
+	queue_init(&(*ret)->todo[0]);
+	queue_init(&(*ret)->todo[1]);
 	(*ret)->geom = g;
 	(*ret)->profile = profile;
 	return 0;
@@ -556,8 +589,8 @@ int predictor_new(struct predictor_engine *e, const struct predictor_options *o,
 	p->engine = e;
 	p->background_percent = o->background_percent;
 	p->wake_fd = o->wake_fd;
-	queue_init(&p->todo[0]);
-	queue_init(&p->todo[1]);
+	p->todo[0].end = &p->todo[0].head;
+	p->todo[1].end = &p->todo[1].head;
 	queue_init(&p->done);
 	(void)pthread_mutex_init(&p->lock, NULL);
 	(void)pthread_condattr_init(&attr);

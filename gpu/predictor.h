@@ -2,9 +2,11 @@
 /*
  * predictor.h - a device for tasks with a sequence, and what runs the model behind it.
  *
- * The device has one thread.  It takes tasks in the order of their start, makes batches of what can go together, of
- * many sequences and many blocks of each, and has an engine run them, which may block as it likes; an engine may have
- * several batches under way, so that one's copies are hidden by another's work.  The lane never waits.  Regions lie in host memory: engines' GPU pages are another device's.
+ * The device has one thread.  It makes batches of what can go together, of as many blocks of a sequence as there are
+ * before those of the next one, in the order in which sequences began to wait: so prefixes become whole one after the
+ * other, and batches under way seldom have one in common.  An engine runs them, and may block as it likes; it may have
+ * several under way, so that one's copies are hidden by another's work.  The lane never waits.  Regions lie in host
+ * memory: engines' GPU pages are another device's.
  *
  * Engines: predictor_cpu.c, the codec on that thread, for machines without a GPU; cuda_predictor.c.
  */
@@ -21,6 +23,11 @@
 
 struct predictor;
 
+struct device_task_queue { /* linked by device_next */
+	struct device_task *head;
+	struct device_task **end; /* where the next one goes */
+};
+
 /* First member of an engine's own. */
 struct device_sequence {
 	struct predictor *predictor;
@@ -29,7 +36,9 @@ struct device_sequence {
 	unsigned tasks;			     /* under the device's lock: not polled yet */
 	unsigned running;		     /* the thread's: of tasks, those that are under way */
 	bool failed;			     /* likewise: those behind are not run */
-	unsigned passed;	      /* the thread's: batch in which one had to stay behind */
+	/* under the device's lock: what waits, [1]: background; and the next sequence with such tasks */
+	struct device_task_queue todo[2];
+	struct device_sequence *next_todo[2];
 	struct device_sequence *next; /* likewise: to be ended */
 };
 

@@ -7,6 +7,7 @@
 #ifndef SKVCD_TESTS_FAKE_CUDA_H
 #define SKVCD_TESTS_FAKE_CUDA_H
 
+#include <pthread.h>
 #include <stdint.h>
 
 struct codec_geometry;
@@ -25,10 +26,12 @@ struct fake_cuda {
 	unsigned batches, copies, live; /* counted; live: allocations and objects not given back */
 	unsigned batch_tasks_most;
 	/* the model: of what it is, and what its calls answer when not 0 */
+	pthread_mutex_t *gate; /* when not NULL: who makes a model must pass it */
 	const struct codec_geometry *model_geometry;
 	const struct codec_profile *model_profile;
 	int model_error, code_error, coded_error;
-	unsigned models, model_blocks_most; /* counted; in one batch */
+	unsigned models, model_batches, model_blocks_most,
+		model_parts_most; /* counted; in one batch */
 	unsigned
 		model_followed; /* parts queued behind others of their context, on another stream */
 	unsigned coders, coders_peak,

@@ -64,6 +64,10 @@ int cuda_model_new(const struct mspec_params *p, struct CUstream_st *stream,
 {
 	assert(p && stream && fake_cuda.model_geometry && fake_cuda.model_profile);
 	assert(fake_cuda.model_profile->model->params == p);
+	if (fake_cuda.gate) {
+		(void)pthread_mutex_lock(fake_cuda.gate);
+		(void)pthread_mutex_unlock(fake_cuda.gate);
+	}
 	if (fake_cuda.model_error)
 		return fake_cuda.model_error;
 	*ret = made(sizeof(**ret));
@@ -272,6 +276,9 @@ static int code(struct cuda_model_coder *c, const struct cuda_model_part *parts,
 	}
 	c->blocks = n;
 	c->queued = true;
+	fake_cuda.model_batches++;
+	if (parts_count > fake_cuda.model_parts_most)
+		fake_cuda.model_parts_most = parts_count;
 	if (n > fake_cuda.model_blocks_most)
 		fake_cuda.model_blocks_most = n;
 	return 0;

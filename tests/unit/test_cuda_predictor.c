@@ -39,13 +39,25 @@ static void use(uint32_t batch_tokens, uint32_t positions_max)
 	predictor_rig_use(rig, d);
 }
 
+static void rig_of(uint32_t others)
+{
+	fake_cuda = (struct fake_cuda){ 0 };
+	rig = predictor_rig_new(&predictor_rig_shape, others);
+	fake_cuda.model_geometry = &rig->r->g;
+	fake_cuda.model_profile = rig->r->profile;
+}
+
 static int setup(void **state)
 {
 	(void)state;
-	fake_cuda = (struct fake_cuda){ 0 };
-	rig = predictor_rig_new(&predictor_rig_shape, 1);
-	fake_cuda.model_geometry = &rig->r->g;
-	fake_cuda.model_profile = rig->r->profile;
+	rig_of(1);
+	return 0;
+}
+
+static int setup_all_model(void **state)
+{
+	(void)state;
+	rig_of(UINT32_MAX);
 	return 0;
 }
 
@@ -77,17 +89,52 @@ static void test_decode(void **state)
 	predictor_rig_check_decode(rig);
 }
 
-/* Batches of one sequence behind each other, under way together: whether there were any is the threads' affair. */
+/* So many blocks of two sequences, block by block; the thread begins when all wait. */
+static void decode_waiting(uint32_t blocks)
+{
+	pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+	struct device_task ready = { .op = DEVICE_PREPARE };
+
+	predictor_rig_sequences(rig);
+	ready.sequence = rig->s[2]; /* of which there is nothing else */
+	(void)pthread_mutex_lock(&gate);
+	fake_cuda.gate = &gate;
+	assert_int_equal(rig->d->ops->start(rig->d, &ready), 0);
+	for (uint32_t b = 0; b < blocks; b++)
+		for (uint32_t i = 0; i < 2; i++)
+			predictor_rig_decode(rig, i, b);
+	(void)pthread_mutex_unlock(&gate);
+	predictor_rig_wait(rig, 1u + 2u * blocks);
+	for (uint32_t b = 0; b < blocks; b++)
+		for (uint32_t i = 0; i < 2; i++) {
+			assert_int_equal(rig->task[i][b].res, 0);
+			assert_memory_equal(rig->page[i][b], rig->r->s[i].raw[b],
+					    rig->r->g.raw_bytes);
+		}
+	predictor_rig_drop(rig);
+	predictor_rig_unuse(rig);
+	fake_cuda.gate = NULL;
+}
+
+/* Three batches of each sequence, one after the other, whole sequences first. */
 static void test_overlap(void **state)
 {
 	(void)state;
-	for (unsigned round = 0; fake_cuda.model_followed == 0 && round < 1000; round++) {
-		use(16, 4096);
-		predictor_rig_check_decode(rig);
-		predictor_rig_unuse(rig);
-	}
-	assert_true(fake_cuda.model_followed > 0);
-	assert_in_range(fake_cuda.coders_peak, 2, PREDICTOR_DEPTH_MAX);
+	use(16, 4096);
+	decode_waiting(3);
+	assert_int_equal(fake_cuda.model_batches, 6);
+	assert_int_equal(fake_cuda.model_followed, 4);
+	assert_int_equal(fake_cuda.coders_peak, PREDICTOR_DEPTH_MAX);
+}
+
+static void test_whole_sequences(void **state)
+{
+	(void)state;
+	use(48, 4096);
+	decode_waiting(3);
+	assert_int_equal(fake_cuda.model_batches, 2);
+	assert_int_equal(fake_cuda.model_parts_most, 1);
+	assert_int_equal(fake_cuda.model_followed, 0);
 }
 
 /* No memory for more than one batch, and for one that encodes. */
@@ -213,7 +260,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_encode, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_decode, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_overlap, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_overlap, setup_all_model, teardown),
+		cmocka_unit_test_setup_teardown(test_whole_sequences, setup_all_model, teardown),
 		cmocka_unit_test_setup_teardown(test_one_room, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_model_lives_with_sequences, setup, teardown),
