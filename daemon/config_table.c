@@ -166,7 +166,7 @@ static const struct config_key config_keys[] = {
 	{ "model", "gpu", CONFIG_CHOICE, FIELD(model_gpu), 0, 1, 0, bool_names, "yes",
 	  "run models on the GPU that serves, in memory of its own" },
 	{ "model", "gpu_tokens", CONFIG_COUNT, FIELD(model_gpu_tokens), 16, 16384, 0, NULL, "1024",
-	  "of all sequences together that go through a model there at a time" },
+	  "of all sequences together in a batch there; up to three are under way" },
 
 	{ "limits", "blocks_max", CONFIG_COUNT, FIELD(blocks_max), 4096, 16 << 20, CONFIG_OR_ZERO,
 	  NULL, "0", "blocks in the index; 0: one per 16 KiB of pool and NVMe" },

@@ -75,8 +75,8 @@ CUDA_SRCS := \
 	gpu/cuda_memory.c \
 	gpu/cuda_models.c \
 	gpu/cuda_predictor.c \
-	gpu/cuda_slot.c \
-	gpu/cuda_shape.c
+	gpu/cuda_shape.c \
+	gpu/cuda_slot.c
 CUDA_KERNEL_SRCS := \
 	gpu/codec/cuda_codec.cu \
 	gpu/codec/cuda_describe.cu \

@@ -2,10 +2,10 @@
 /*
  * predictor.c - the device of predictor.h: its queues, its thread, its batches.
  *
- * The lane and the thread meet under `lock`, which is held for a few instructions a task; how many tasks like one
- * go together is asked when it is started, and kept in its device_user.  A task of a sequence
- * never passes another of the same sequence that waits as it does.  What engines wait for goes before what may wait; after a background
- * batch the device rests from such work, so that it takes background_percent of the time at most.
+ * The lane and the thread meet under `lock`, which is held for a few instructions a task; how many tasks like one go
+ * together is asked when it is started, and kept in its device_user.  A task of a sequence never passes another of the
+ * same sequence that waits as it does.  What engines wait for goes before what may wait; after a background batch the
+ * device rests from such work, so that it takes background_percent of the time at most.
  *
  * As many batches are begun as the engine can have under way and tasks are there for; then the oldest is waited for.
  */

@@ -61,9 +61,9 @@ struct predictor_engine_ops {
 	/* The lane's thread, too: tasks like this one that go through the model at a time; 1: it goes alone. */
 	unsigned (*batch_max)(struct predictor_engine *e, const struct device_task *t);
 	/*
-	 * A batch, and that it is over: turn < PREDICTOR_DEPTH_MAX, and the same for both; batches end in the order in which they
-	 * began.  Then each task's res is set.  Those of one sequence are in order, also from one batch to the next,
-	 * and behind one that failed they get -ECANCELED.
+	 * A batch, and that it is over: turn < PREDICTOR_DEPTH_MAX, and the same for both; batches end in the order in
+	 * which they began.  Then each task's res is set.  Those of one sequence are in order, also from one batch to
+	 * the next, and behind one that failed they get -ECANCELED.
 	 */
 	void (*begin)(struct predictor_engine *e, unsigned turn, struct device_task **tasks,
 		      unsigned count);

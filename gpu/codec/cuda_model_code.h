@@ -37,8 +37,8 @@ struct cuda_model_shape {
 };
 
 /*
- * m is borrowed; it has a batch of its own (cuda_model_batch_new()).  Waits for the stream.  cudaErrorNotSupported: rows that are not whole
- * groups of 32 columns, or the tokens or streams of a block are not as above.
+ * m is borrowed; it has a batch of its own (cuda_model_batch_new()).  Waits for the stream.  cudaErrorNotSupported:
+ * rows that are not whole groups of 32 columns, or the tokens or streams of a block are not as above.
  */
 int cuda_model_coder_new(struct cuda_model *m, const struct cuda_model_shape *s,
 			 struct CUstream_st *stream, struct cuda_model_coder **ret);
