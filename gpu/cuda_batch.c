@@ -122,7 +122,7 @@ static int profile_get(struct cuda_device *d, const struct codec_geometry *g,
 /* ---- choosing ---- */
 
 struct choice {
-	struct cuda_queue tasks;
+	struct task_queue tasks;
 	uint64_t bytes; /* of staging */
 	bool cut;	/* others like these did not find room */
 };
@@ -132,14 +132,14 @@ struct choice {
  * that another fits beside it; a block that is larger than that goes alone.  Work that may wait takes
  * a quarter: what comes after it must not wait for long.
  */
-static void batch_choose(struct cuda_device *d, struct cuda_queue *todo, enum cuda_class class,
+static void batch_choose(struct cuda_device *d, struct task_queue *todo, enum cuda_class class,
 			 bool background, struct choice *c)
 {
 	const struct staging_area *area = class == CUDA_CLASS_LOAD ? &d->loads : &d->stores;
 	const struct device_task *first = todo->head;
 	uint32_t tasks_max;
 	uint64_t room = staging_room(area), most = area->bytes / (background ? 4u : 2u);
-	struct cuda_queue left = { 0 };
+	struct task_queue left = { 0 };
 
 	/* What is behind it may not go either, or large blocks would wait for ever. */
 	if (cuda_task_bytes(d, first) > room)
@@ -151,31 +151,31 @@ static void batch_choose(struct cuda_device *d, struct cuda_queue *todo, enum cu
 		tasks_max =
 			cuda_layers_of(d, first->region->geom, first->profile)->tasks_max[class];
 	for (unsigned i = 0; i < BATCH_LOOK_MAX && todo->head && c->tasks.count < tasks_max; i++) {
-		struct device_task *t = cuda_queue_pop(todo);
+		struct device_task *t = task_queue_pop(todo);
 		uint64_t bytes = cuda_task_bytes(d, t);
 
 		if (alike(d, t, first) && c->bytes + bytes <= room &&
 		    (c->bytes + bytes <= most || c->tasks.count == 0)) {
 			c->bytes += bytes;
-			cuda_queue_push(&c->tasks, t);
+			task_queue_push(&c->tasks, t);
 			continue;
 		}
-		cuda_queue_push(&left, t);
+		task_queue_push(&left, t);
 		if (alike(d, t, first)) {
 			c->cut = c->bytes + bytes > room;
 			break;
 		}
 	}
-	cuda_queue_append(&left, todo);
+	task_queue_append(&left, todo);
 	*todo = left;
 }
 
 /* Put a choice back where it came from. */
-static void batch_unchoose(struct cuda_queue *todo, struct choice *c)
+static void batch_unchoose(struct task_queue *todo, struct choice *c)
 {
-	cuda_queue_append(&c->tasks, todo);
+	task_queue_append(&c->tasks, todo);
 	*todo = c->tasks;
-	c->tasks = (struct cuda_queue){ 0 };
+	c->tasks = (struct task_queue){ 0 };
 }
 
 /* ---- launching ---- */
@@ -329,7 +329,7 @@ static void batch_queue(struct cuda_device *d, struct cuda_flight *f,
 
 bool cuda_batch_launch(struct cuda_device *d, enum cuda_class class, bool background)
 {
-	struct cuda_queue *todo = &d->todo[class][background];
+	struct task_queue *todo = &d->todo[class][background];
 	struct staging_area *area = class == CUDA_CLASS_LOAD ? &d->loads : &d->stores;
 	const struct device_task *first = todo->head;
 	struct choice c = { .bytes = 0 };

@@ -33,57 +33,6 @@
 int skvcd_cuda_device_new_v1(const struct gpu_device_options *options, struct device **ret_device,
 			     char *err);
 
-/* ---- queues ---- */
-
-void cuda_queue_push(struct cuda_queue *q, struct device_task *t)
-{
-	t->device_next = NULL;
-	if (q->tail)
-		q->tail->device_next = t;
-	else
-		q->head = t;
-	q->tail = t;
-	q->count++;
-}
-
-struct device_task *cuda_queue_pop(struct cuda_queue *q)
-{
-	struct device_task *t = q->head;
-
-	if (!t)
-		return NULL;
-	q->head = t->device_next;
-	if (!q->head)
-		q->tail = NULL;
-	q->count--;
-	t->device_next = NULL;
-	return t;
-}
-
-void cuda_queue_append(struct cuda_queue *q, struct cuda_queue *from)
-{
-	if (!from->head)
-		return;
-	if (q->tail)
-		q->tail->device_next = from->head;
-	else
-		q->head = from->head;
-	q->tail = from->tail;
-	q->count += from->count;
-	*from = (struct cuda_queue){ 0 };
-}
-
-static void queue_remove(struct cuda_queue *q, struct device_task *t)
-{
-	struct cuda_queue left = { 0 };
-	struct device_task *i;
-
-	while ((i = cuda_queue_pop(q)))
-		if (i != t)
-			cuda_queue_push(&left, i);
-	*q = left;
-}
-
 /* ---- the context, and its end ---- */
 
 void cuda_device_enter(const struct cuda_device *d)
@@ -99,14 +48,14 @@ void cuda_finish(struct cuda_device *d, struct device_task *t, int res)
 {
 	t->res = res;
 	t->device_user = NULL;
-	cuda_queue_push(&d->finished, t);
+	task_queue_push(&d->finished, t);
 }
 
-static void queue_fail(struct cuda_device *d, struct cuda_queue *q, int res)
+static void queue_fail(struct cuda_device *d, struct task_queue *q, int res)
 {
 	struct device_task *t;
 
-	while ((t = cuda_queue_pop(q)))
+	while ((t = task_queue_pop(q)))
 		cuda_finish(d, t, res);
 }
 
@@ -226,10 +175,10 @@ static int start_check(struct cuda_device *d, const struct device_task *t)
 
 static void todo_push(struct cuda_device *d, struct device_task *t)
 {
-	struct cuda_queue *q = &d->todo[class_of(t->op)][t->background ? 1 : 0];
+	struct task_queue *q = &d->todo[class_of(t->op)][t->background ? 1 : 0];
 
 	t->device_user = q;
-	cuda_queue_push(q, t);
+	task_queue_push(q, t);
 	d->eager = true;
 }
 
@@ -260,12 +209,12 @@ static int cuda_device_start(struct device *dev, struct device_task *t)
 		d->waited = ev;
 	}
 	t->device_user = &ev->waiting;
-	cuda_queue_push(&ev->waiting, t);
+	task_queue_push(&ev->waiting, t);
 	d->eager = true; /* one poll has to ask */
 	return 0;
 }
 
-static void waited_remove(struct cuda_device *d, const struct cuda_queue *waiting)
+static void waited_remove(struct cuda_device *d, const struct task_queue *waiting)
 {
 	for (struct device_event **link = &d->waited; *link; link = &(*link)->next)
 		if (&(*link)->waiting == waiting) {
@@ -280,11 +229,11 @@ static void waited_remove(struct cuda_device *d, const struct cuda_queue *waitin
 static int cuda_device_cancel(struct device *dev, struct device_task *t)
 {
 	struct cuda_device *d = cuda_device_of(dev);
-	struct cuda_queue *q = t->device_user;
+	struct task_queue *q = t->device_user;
 
 	if (!q)
 		return 0;
-	queue_remove(q, t);
+	(void)task_queue_take(q, task_queue_find(q, t));
 	if (!q->head)
 		waited_remove(d, q);
 	cuda_finish(d, t, -ECANCELED);
@@ -315,7 +264,7 @@ static void events_ask(struct cuda_device *d)
 		ev->next = NULL;
 		if (e != cudaSuccess)
 			queue_fail(d, &ev->waiting, gpu_errno((int)e));
-		while ((t = cuda_queue_pop(&ev->waiting)))
+		while ((t = task_queue_pop(&ev->waiting)))
 			todo_push(d, t);
 	}
 }
@@ -358,7 +307,7 @@ static unsigned cuda_device_poll(struct device *dev, struct device_task **ret_do
 	if (atomic_load(&d->dead))
 		cuda_device_die(d);
 	while (n < max && d->finished.head)
-		ret_done[n++] = cuda_queue_pop(&d->finished);
+		ret_done[n++] = task_queue_pop(&d->finished);
 	assert(d->tasks_count >= n);
 	d->tasks_count -= n;
 	return n;

@@ -118,7 +118,7 @@ struct cuda_flight *cuda_flight_get(struct cuda_device *d, enum cuda_class class
 	f->next = NULL;
 	f->background = f->kernel = false;
 	f->res = 0;
-	f->tasks = (struct cuda_queue){ 0 };
+	f->tasks = (struct task_queue){ 0 };
 	f->geom = NULL;
 	f->staged = f->staged_each = 0;
 	f->progress = 0;
@@ -233,7 +233,7 @@ static void flight_landed(struct cuda_device *d, struct cuda_flight *f, int res)
 	if (f->kernel && d->share.percent < 100)
 		share_spend(d, f, busy_ns);
 	for (uint32_t i = 0; i < count; i++) {
-		struct device_task *t = cuda_queue_pop(&f->tasks);
+		struct device_task *t = task_queue_pop(&f->tasks);
 		int r = res < 0 ? res : t->res; /* a refused move's own */
 
 		if (r == 0 && f->op == DEVICE_ENCODE)
@@ -361,7 +361,7 @@ static uint64_t move_ns(const struct device_task *t)
 /* Groups up to MOVES_POLL_MAX moves by stream.  Returns true when it stopped at that bound. */
 bool cuda_moves_launch(struct cuda_device *d, bool background)
 {
-	struct cuda_queue *todo = &d->todo[CUDA_CLASS_MOVE][background];
+	struct task_queue *todo = &d->todo[CUDA_CLASS_MOVE][background];
 	struct cuda_flight *open[CUDA_STREAM_COUNT] = { 0 };
 	uint32_t n = 0, most = background ? MOVES_GROUP_MAX : MOVES_POLL_MAX;
 	int e = 0;
@@ -383,9 +383,9 @@ bool cuda_moves_launch(struct cuda_device *d, bool background)
 		open[s]->op = DEVICE_MOVE;
 		open[s]->stream = s;
 		open[s]->background = background;
-		t = cuda_queue_pop(todo);
+		t = task_queue_pop(todo);
 		t->device_user = NULL;
-		cuda_queue_push(&open[s]->tasks, t);
+		task_queue_push(&open[s]->tasks, t);
 		e = move_queue(d, t, s);
 		t->res = gpu_errno(e); /* waits with its group: it may have been queued in part */
 		if (background)

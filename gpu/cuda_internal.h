@@ -21,6 +21,7 @@
 #include "gpu/codec/cuda_codec.h"
 #include "gpu/device.h"
 #include "gpu/staging.h"
+#include "gpu/task_queue.h"
 
 struct CUevent_st; /* cudaEvent_t */
 
@@ -29,13 +30,6 @@ struct CUevent_st; /* cudaEvent_t */
 #define CUDA_PROFILES_MAX 256u
 #define CUDA_POOLS_MAX 16u
 #define CUDA_HOSTS_MAX 272u /* a pool of 16 TiB comes in pieces of 64 GiB */
-
-/* A list through device_task.device_next, oldest first. */
-struct cuda_queue {
-	struct device_task *head;
-	struct device_task *tail;
-	uint32_t count;
-};
 
 enum cuda_stream {
 	CUDA_STREAM_LOAD,  /* kernels of DECODE and COPY_IN */
@@ -59,7 +53,7 @@ struct cuda_flight {
 	bool background;
 	bool kernel;		 /* kernel_begin and kernel_end were recorded */
 	int res;		 /* what went wrong while it was launched; every task gets it */
-	struct cuda_queue tasks; /* in the order of the batch */
+	struct task_queue tasks; /* in the order of the batch */
 	const struct codec_geometry *geom;
 	uint64_t staged;      /* extent in the class's area; 0: none */
 	uint64_t staged_each; /* stores: bytes from one task's payload to the next */
@@ -93,7 +87,7 @@ struct cuda_budget {
 struct device_event {
 	struct CUevent_st *event;
 	/* the lane's: tasks that wait for it, and its place among the events that have such */
-	struct cuda_queue waiting;
+	struct task_queue waiting;
 	struct device_event *next;
 };
 
@@ -136,8 +130,8 @@ struct cuda_device {
 	struct cuda_flight *flights_free[CUDA_CLASS_COUNT];
 	uint32_t flights_count[CUDA_CLASS_COUNT];    /* in the air */
 	uint32_t background_count[CUDA_CLASS_COUNT]; /* of these */
-	struct cuda_queue todo[CUDA_CLASS_COUNT][2]; /* [1]: background */
-	struct cuda_queue finished;
+	struct task_queue todo[CUDA_CLASS_COUNT][2]; /* [1]: background */
+	struct task_queue finished;
 	struct device_event *waited; /* events that tasks wait for */
 	uint32_t tasks_count;	     /* started and not yet returned */
 	bool eager;		     /* a launch might succeed now: poll has more to do */
@@ -181,9 +175,6 @@ static inline struct cuda_device *cuda_device_of(struct device *d)
 	return (struct cuda_device *)d;
 }
 void cuda_device_enter(const struct cuda_device *d); /* its context is the calling thread's */
-void cuda_queue_push(struct cuda_queue *q, struct device_task *t);
-struct device_task *cuda_queue_pop(struct cuda_queue *q);
-void cuda_queue_append(struct cuda_queue *q, struct cuda_queue *from); /* from is empty then */
 void cuda_finish(struct cuda_device *d, struct device_task *t, int res);
 /* Everything under way completes with an error, and nothing is begun any more. */
 void cuda_device_die(struct cuda_device *d);

@@ -53,7 +53,7 @@ struct predictor {
 	pthread_mutex_t lock;
 	pthread_cond_t work;
 	struct sequence_queue todo[2]; /* [1]: background */
-	struct device_task_queue done;
+	struct task_queue done;
 	struct device_sequence *ended;
 	bool armed, stop;
 };
@@ -64,30 +64,6 @@ static struct predictor *predictor_of(struct device *d)
 }
 
 /* ---- queues ---- */
-
-static void queue_init(struct device_task_queue *q)
-{
-	*q = (struct device_task_queue){ .end = &q->head };
-}
-
-static void queue_push(struct device_task_queue *q, struct device_task *t)
-{
-	t->device_next = NULL;
-	*q->end = t;
-	q->end = &t->device_next;
-}
-
-/* Take out the task that *at points at; at is within the queue. */
-static struct device_task *queue_take(struct device_task_queue *q, struct device_task **at)
-{
-	struct device_task *t = *at;
-
-	*at = t->device_next;
-	if (q->end == &t->device_next)
-		q->end = at;
-	t->device_next = NULL;
-	return t;
-}
 
 static void todo_push(struct predictor *p, struct device_task *t)
 {
@@ -100,7 +76,7 @@ static void todo_push(struct predictor *p, struct device_task *t)
 		*q->end = s;
 		q->end = &s->next_todo[k];
 	}
-	queue_push(&s->todo[k], t);
+	task_queue_push(&s->todo[k], t);
 }
 
 /* Out of the queue with the sequence that *at points at, if nothing of it waits any more.  True: it went. */
@@ -125,7 +101,7 @@ static void finish(struct predictor *p, struct device_task *t)
 
 	if (t->res < 0)
 		t->sequence->failed = true;
-	queue_push(&p->done, t);
+	task_queue_push(&p->done, t);
 	if (!p->armed)
 		return;
 	p->armed = false;
@@ -146,11 +122,11 @@ static unsigned together(const struct device_task *t)
 }
 
 /* Those behind a failed one. */
-static void cancel_all(struct predictor *p, struct device_task_queue *q)
+static void cancel_all(struct predictor *p, struct task_queue *q)
 {
-	while (q->head) {
-		struct device_task *t = queue_take(q, &q->head);
+	struct device_task *t;
 
+	while ((t = task_queue_pop(q))) {
 		t->res = -ECANCELED;
 		finish(p, t);
 	}
@@ -159,7 +135,7 @@ static void cancel_all(struct predictor *p, struct device_task_queue *q)
 /* From the first on what may be in the batch. */
 static void take_from(struct device_sequence *s, unsigned k, struct batch *b, unsigned *most)
 {
-	struct device_task_queue *q = &s->todo[k];
+	struct task_queue *q = &s->todo[k];
 
 	while (q->head && b->count < *most) {
 		const unsigned n = together(q->head);
@@ -169,7 +145,7 @@ static void take_from(struct device_sequence *s, unsigned k, struct batch *b, un
 		else if (!alike(b->task[0], q->head) || n < *most)
 			break;
 		s->running++;
-		b->task[b->count++] = queue_take(q, &q->head);
+		b->task[b->count++] = task_queue_pop(q);
 	}
 }
 
@@ -378,7 +354,7 @@ static unsigned predictor_poll(struct device *dev, struct device_task **ret_done
 		return 0;
 	(void)pthread_mutex_lock(&p->lock);
 	for (; n < max && p->done.head; n++) {
-		struct device_task *t = queue_take(&p->done, &p->done.head);
+		struct device_task *t = task_queue_pop(&p->done);
 
 		assert(t->sequence->tasks > 0);
 		if (--t->sequence->tasks == 0)
@@ -395,25 +371,22 @@ static int predictor_cancel(struct device *dev, struct device_task *t)
 {
 	struct predictor *p = predictor_of(dev);
 	const unsigned k = t->background != 0;
-	struct device_task_queue *q = &t->sequence->todo[k];
-	struct device_task **at = &q->head;
-	int waits;
+	struct task_queue *q = &t->sequence->todo[k];
+	struct device_task **at;
 
 	(void)pthread_mutex_lock(&p->lock);
-	while (*at && *at != t)
-		at = &(*at)->device_next;
-	waits = *at == t;
-	if (waits) {
+	at = task_queue_find(q, t);
+	if (at) {
 		struct device_sequence **of = &p->todo[k].head;
 
 		t->res = -ECANCELED;
-		finish(p, queue_take(q, at));
+		finish(p, task_queue_take(q, at));
 		while (*of != t->sequence)
 			of = &(*of)->next_todo[k];
 		(void)todo_trim(p, k, of);
 	}
 	(void)pthread_mutex_unlock(&p->lock);
-	return waits;
+	return at != NULL;
 }
 
 static int predictor_arm(struct device *dev)
@@ -462,8 +435,6 @@ static int predictor_sequence_new(struct device *dev, const struct codec_geometr
 	if (r < 0)
 		return r;
 	(*ret)->predictor = p;
-	queue_init(&(*ret)->todo[0]);
-	queue_init(&(*ret)->todo[1]);
 	(*ret)->geom = g;
 	(*ret)->profile = profile;
 	return 0;
@@ -591,7 +562,6 @@ int predictor_new(struct predictor_engine *e, const struct predictor_options *o,
 	p->wake_fd = o->wake_fd;
 	p->todo[0].end = &p->todo[0].head;
 	p->todo[1].end = &p->todo[1].head;
-	queue_init(&p->done);
 	(void)pthread_mutex_init(&p->lock, NULL);
 	(void)pthread_condattr_init(&attr);
 	(void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

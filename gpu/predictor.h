@@ -16,17 +16,12 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#include "gpu/device.h"
+#include "gpu/task_queue.h"
 
 #define PREDICTOR_BATCH_MAX 1024u /* tasks */
 #define PREDICTOR_DEPTH_MAX 3u	  /* batches under way */
 
 struct predictor;
-
-struct device_task_queue { /* linked by device_next */
-	struct device_task *head;
-	struct device_task **end; /* where the next one goes */
-};
 
 /* First member of an engine's own. */
 struct device_sequence {
@@ -37,7 +32,7 @@ struct device_sequence {
 	unsigned running;		     /* the thread's: of tasks, those that are under way */
 	bool failed;			     /* likewise: those behind are not run */
 	/* under the device's lock: what waits, [1]: background; and the next sequence with such tasks */
-	struct device_task_queue todo[2];
+	struct task_queue todo[2];
 	struct device_sequence *next_todo[2];
 	struct device_sequence *next; /* likewise: to be ended */
 };

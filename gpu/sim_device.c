@@ -31,6 +31,7 @@
 #include "gpu/sim_handles.h"
 #include "gpu/sim_internal.h"
 #include "gpu/staging.h"
+#include "gpu/task_queue.h"
 
 #define WORKERS 2u
 #define STREAMS ((unsigned)DEVICE_FIT) /* one per op before it */
@@ -38,12 +39,6 @@
 #define BATCH_TASKS_MAX 16u
 #define BACKGROUND_BATCH_TASKS_MAX 4u /* foreground work of that op waits for it */
 #define TICK_NS 200000u		      /* between looks at events that a sleeping lane waits for */
-
-struct task_queue { /* linked by device_next */
-	struct device_task *head;
-	struct device_task **end; /* where the next one goes */
-	unsigned count;
-};
 
 struct stream {
 	struct task_queue waiting[2]; /* lane only; [1]: background */
@@ -88,37 +83,6 @@ static struct sim_device *sim_device_of(struct device *d)
 	return (struct sim_device *)d;
 }
 
-static void queue_init(struct task_queue *q)
-{
-	*q = (struct task_queue){ .end = &q->head };
-}
-
-static void queue_push(struct task_queue *q, struct device_task *task)
-{
-	task->device_next = NULL;
-	*q->end = task;
-	q->end = &task->device_next;
-	q->count++;
-}
-
-/* Take out the task that *at points at; at is within the queue. */
-static struct device_task *queue_take(struct task_queue *q, struct device_task **at)
-{
-	struct device_task *task = *at;
-
-	*at = task->device_next;
-	if (q->end == &task->device_next)
-		q->end = at;
-	q->count--;
-	task->device_next = NULL;
-	return task;
-}
-
-static struct device_task *queue_pop(struct task_queue *q)
-{
-	return q->head ? queue_take(q, &q->head) : NULL;
-}
-
 /* ---- workers ---- */
 
 /* Under the lock. */
@@ -142,7 +106,7 @@ static struct device_task *worker_next(struct sim_device *d)
 
 	static_assert(sizeof(order) / sizeof(order[0]) == STREAMS, "every op has its place");
 	for (unsigned i = 0; i < STREAMS; i++) {
-		struct device_task *t = queue_pop(&d->streams[order[i]].todo);
+		struct device_task *t = task_queue_pop(&d->streams[order[i]].todo);
 
 		if (t)
 			return t;
@@ -172,7 +136,7 @@ static void worker_loop(struct sim_device *d, struct codec_workspace *ws)
 		t->busy_ns = gpu_now_ns() - begin;
 		s = &d->streams[t->op];
 		(void)pthread_mutex_lock(&d->lock);
-		queue_push(&s->finished, t);
+		task_queue_push(&s->finished, t);
 		if (--s->running == 0) {
 			s->end_ns = gpu_now_ns();
 			lane_wake(d);
@@ -220,7 +184,7 @@ static void *thread_main(void *arg)
 static void task_done(struct sim_device *d, struct device_task *t, int res)
 {
 	t->res = res;
-	queue_push(&d->done, t);
+	task_queue_push(&d->done, t);
 }
 
 /* A worker is finished with it, or its batch was not launched. */
@@ -239,23 +203,21 @@ static void task_settle(struct sim_device *d, struct device_task *t, int res)
 static void stream_harvest(struct sim_device *d, struct stream *s)
 {
 	int dead = atomic_load_explicit(&d->dead, memory_order_relaxed);
-	struct task_queue finished;
-	struct device_task *t, *next;
+	struct task_queue finished = { 0 };
+	struct device_task *t;
 	uint64_t end_ns;
+	bool running;
 
 	(void)pthread_mutex_lock(&d->lock);
-	finished = s->finished;
 	end_ns = s->end_ns;
-	if (s->running > 0) {
-		(void)pthread_mutex_unlock(&d->lock);
-		return;
-	}
-	queue_init(&s->finished);
+	running = s->running > 0;
+	if (!running)
+		task_queue_append(&finished, &s->finished);
 	(void)pthread_mutex_unlock(&d->lock);
-	for (t = finished.head; t; t = next) {
-		next = t->device_next;
+	if (running)
+		return;
+	while ((t = task_queue_pop(&finished)))
 		task_settle(d, t, dead < 0 ? dead : t->res);
-	}
 	s->busy = false;
 	if (s->background) {
 		unsigned percent = d->background_percent;
@@ -295,22 +257,21 @@ static void stream_batch(struct sim_device *d, struct task_queue *waiting, unsig
 		case LAUNCH:
 			break;
 		}
-		(void)queue_take(waiting, at);
+		(void)task_queue_take(waiting, at);
 		if (t->op == DEVICE_ENCODE &&
 		    sim_stage_new(&d->memory, t->region->geom, &staged) < 0) {
 			task_done(d, t, -ENOMEM);
 			continue;
 		}
 		t->device_user = staged;
-		queue_push(batch, t);
+		task_queue_push(batch, t);
 	}
 }
 
 static bool stream_launch(struct sim_device *d, struct stream *s, bool background)
 {
-	struct task_queue batch;
+	struct task_queue batch = { 0 };
 
-	queue_init(&batch);
 	stream_batch(d, &s->waiting[background],
 		     background ? BACKGROUND_BATCH_TASKS_MAX : BATCH_TASKS_MAX, &batch);
 	if (batch.count == 0)
@@ -320,8 +281,7 @@ static bool stream_launch(struct sim_device *d, struct stream *s, bool backgroun
 	s->begin_ns = gpu_now_ns();
 	(void)pthread_mutex_lock(&d->lock);
 	s->running = batch.count;
-	for (struct device_task *t = queue_pop(&batch); t; t = queue_pop(&batch))
-		queue_push(&s->todo, t);
+	task_queue_append(&s->todo, &batch);
 	(void)pthread_cond_broadcast(&d->work);
 	(void)pthread_mutex_unlock(&d->lock);
 	return true;
@@ -352,7 +312,7 @@ static void device_drop_waiting(struct sim_device *d, int res)
 	for (unsigned i = 0; i < STREAMS * 2u; i++) {
 		struct task_queue *q = &d->streams[i / 2u].waiting[i % 2u];
 
-		for (struct device_task *t = queue_pop(q); t; t = queue_pop(q))
+		for (struct device_task *t = task_queue_pop(q); t; t = task_queue_pop(q))
 			task_done(d, t, res);
 	}
 }
@@ -446,7 +406,7 @@ static int sim_device_start(struct device *dev, struct device_task *task)
 	task->busy_ns = 0;
 	task->device_user = NULL;
 	atomic_store_explicit(&task->segments_done, 0, memory_order_relaxed);
-	queue_push(&d->streams[task->op].waiting[task->background != 0], task);
+	task_queue_push(&d->streams[task->op].waiting[task->background != 0], task);
 	d->in_flight++;
 	return 0;
 }
@@ -465,7 +425,7 @@ static unsigned sim_device_poll(struct device *dev, struct device_task **ret_don
 	else
 		device_launch(d);
 	for (; n < max && d->done.head; n++)
-		ret_done[n] = queue_pop(&d->done);
+		ret_done[n] = task_queue_pop(&d->done);
 	d->in_flight -= n;
 	return n;
 }
@@ -474,13 +434,12 @@ static int sim_device_cancel(struct device *dev, struct device_task *task)
 {
 	struct sim_device *d = sim_device_of(dev);
 	struct task_queue *q = &d->streams[task->op].waiting[task->background != 0];
+	struct device_task **at = task_queue_find(q, task);
 
-	for (struct device_task **at = &q->head; *at; at = &(*at)->device_next)
-		if (*at == task) {
-			task_done(d, queue_take(q, at), -ECANCELED);
-			return 1;
-		}
-	return 0;
+	if (!at)
+		return 0;
+	task_done(d, task_queue_take(q, at), -ECANCELED);
+	return 1;
 }
 
 static void sim_device_unstage(struct device *dev, void *staged)
@@ -693,13 +652,6 @@ static void sim_device_init(struct sim_device *d, const struct gpu_device_option
 	d->memory.staging_bytes = o->staging_bytes;
 	d->background_percent = o->background_percent;
 	d->wake_fd = o->wake_fd;
-	queue_init(&d->done);
-	for (unsigned i = 0; i < STREAMS; i++) {
-		queue_init(&d->streams[i].waiting[0]);
-		queue_init(&d->streams[i].waiting[1]);
-		queue_init(&d->streams[i].todo);
-		queue_init(&d->streams[i].finished);
-	}
 	(void)pthread_mutex_init(&d->lock, NULL);
 	(void)pthread_cond_init(&d->work, NULL);
 	(void)pthread_condattr_init(&attr);
