@@ -142,6 +142,21 @@ struct cuda_room *cuda_resident_room(struct cuda_engine *c, struct cuda_resident
 	return NULL;
 }
 
+/* Rooms beside each model's first make way for what there must be.  False: there are none that no slot has. */
+static bool rooms_shrink(struct cuda_engine *c)
+{
+	bool any = false;
+
+	for (struct cuda_resident *m = c->models; m; m = m->next) {
+		while (m->rooms > 1 && !m->room[m->rooms - 1u].taken) {
+			room_deinit(&m->room[--m->rooms]);
+			any = true;
+		}
+		m->rooms_max = m->rooms;
+	}
+	return any;
+}
+
 /* ---- models ---- */
 
 struct cuda_resident *cuda_resident_free(struct cuda_resident *m)
@@ -286,8 +301,7 @@ bool cuda_sequence_has_room(const struct cuda_engine *c, const struct cuda_seque
 	       want <= cuda_model_context_capacity(q->context);
 }
 
-/* Its model, and room for so many tokens more. */
-int cuda_sequence_ready(struct cuda_engine *c, struct cuda_sequence *q, uint32_t more)
+static int sequence_ready(struct cuda_engine *c, struct cuda_sequence *q, uint32_t more)
 {
 	const uint32_t want = cuda_sequence_position(&q->base) + more;
 	uint32_t room = q->context ? 2u * cuda_model_context_capacity(q->context)
@@ -307,7 +321,21 @@ int cuda_sequence_ready(struct cuda_engine *c, struct cuda_sequence *q, uint32_t
 	return cuda_engine_told(c, e);
 }
 
+int cuda_sequence_ready(struct cuda_engine *c, struct cuda_sequence *q, uint32_t more)
+{
+	int r = sequence_ready(c, q, more);
+
+	return r == -ENOMEM && rooms_shrink(c) ? sequence_ready(c, q, more) : r;
+}
+
 int cuda_resident_encodes(struct cuda_engine *c, struct cuda_resident *m)
 {
-	return m->encoder ? 0 : coder_new(c, m, 1, &m->encoder);
+	int r = 0;
+
+	do {
+		if (!m->encoder)
+			r = cuda_engine_told(c, coder_new(c, m, 1, &m->encoder));
+		(void)cudaGetLastError();
+	} while (r == -ENOMEM && rooms_shrink(c));
+	return r;
 }

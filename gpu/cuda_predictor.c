@@ -64,13 +64,13 @@ static int append(struct cuda_engine *c, struct cuda_sequence *q, const uint8_t 
 	const struct codec_geometry *g = q->base.geom;
 	const struct cuda_room *o = &q->model->room[0];
 	int e = (int)cudaMemcpyAsync(o->raw, raw, g->raw_bytes, cudaMemcpyHostToDevice, c->stream);
+	int last;
 
 	if (e == 0)
 		e = cuda_model_append(cuda_model_coder_batch(o->decoder), q->context,
 				      g->block_tokens, o->raw, q->model->off, c->stream);
-	if (e == 0)
-		e = (int)cudaStreamSynchronize(c->stream);
-	return cuda_engine_told(c, e);
+	last = (int)cudaStreamSynchronize(c->stream); /* what was queued is over, in any case */
+	return cuda_engine_told(c, e ? e : last);
 }
 
 static int decode_alone(struct cuda_engine *c, struct device_task *t, uint8_t *raw)

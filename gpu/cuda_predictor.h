@@ -5,7 +5,8 @@
  * that no task has is the lane's.
  *
  * slot   a batch on its way, with a stream: one's copies and waits are hidden by another's kernels
- * room   the GPU memory of a batch of one model; the first comes with the model, more of them when they are wanted
+ * room   the GPU memory of a batch of one model; the first comes with the model, more of them when they are wanted, as
+ *        long as nothing else has no memory
  */
 #ifndef SKVCD_GPU_CUDA_PREDICTOR_H
 #define SKVCD_GPU_CUDA_PREDICTOR_H
@@ -109,11 +110,11 @@ void cuda_sequence_end(struct predictor_engine *e, struct device_sequence *s);
 bool cuda_sequence_has_room(const struct cuda_engine *c, const struct cuda_sequence *q,
 			    uint32_t more);
 /*
- * Its model is on the GPU, and there is room for so many tokens more.  No slot may have begun with a task of it.
- * -E2BIG, -ENOMEM, -EIO.
+ * Its model is on the GPU, and there is room for so many tokens more.  Unless there is already, no slot may have begun
+ * with a task of it.  -E2BIG, -ENOMEM, -EIO.
  */
 int cuda_sequence_ready(struct cuda_engine *c, struct cuda_sequence *q, uint32_t more);
-/* What encodes, from now on.  A CUDA error. */
+/* What encodes, from now on.  -ENOMEM, -EIO. */
 int cuda_resident_encodes(struct cuda_engine *c, struct cuda_resident *m);
 /* One that no slot has taken; NULL: there is none, and can be none. */
 struct cuda_room *cuda_resident_room(struct cuda_engine *c, struct cuda_resident *m);
@@ -123,7 +124,7 @@ struct cuda_resident *cuda_resident_free(struct cuda_resident *m);
 
 int cuda_slot_init(struct cuda_engine *c, struct cuda_slot *s, int priority); /* a CUDA error */
 void cuda_slot_deinit(struct cuda_slot *s);
-/* Tasks of one op and one model, those of a sequence in order.  They are its until it begins or fails them. */
+/* Tasks of one op and one model, those of a sequence behind each other.  They are its until it begins or fails them. */
 void cuda_slot_take(struct cuda_engine *c, struct cuda_slot *s, struct device_task **tasks,
 		    unsigned count);
 /* Queues what was taken.  What can't be queued ends here. */

@@ -51,25 +51,14 @@ void cuda_slot_deinit(struct cuda_slot *s)
 		(void)cudaFreeHost(s->ids);
 }
 
-/* All of one sequence behind each other, in order. */
 void cuda_slot_take(struct cuda_engine *c, struct cuda_slot *s, struct device_task **tasks,
 		    unsigned count)
 {
 	assert(!s->begun);
 	s->number = ++c->number;
 	s->encodes = tasks[0]->op == DEVICE_ENCODE;
-	s->count = 0;
-	for (unsigned i = 0; i < count; i++) {
-		struct device_sequence *q = tasks[i]->sequence;
-		bool first = true;
-
-		for (unsigned k = 0; k < i && first; k++)
-			first = tasks[k]->sequence != q;
-		for (unsigned k = i; first && k < count; k++)
-			if (tasks[k]->sequence == q)
-				s->task[s->count++] = tasks[k];
-	}
-	assert(s->count == count);
+	s->count = count;
+	memcpy(s->task, tasks, count * sizeof(s->task[0]));
 }
 
 /* ---- failures ---- */
@@ -145,7 +134,7 @@ static bool fits_beside(const struct cuda_engine *c, const struct cuda_slot *s)
 	return !encoder_taken(c, s);
 }
 
-/* The model, and memory for the batch; others end when it must be theirs. */
+/* The model, and memory for the batch; others end when it must be theirs.  Also on failure the room may be taken. */
 static int room_take(struct cuda_engine *c, struct cuda_slot *s)
 {
 	struct cuda_sequence *q = cuda_sequence_of(s->task[0]->sequence);
@@ -164,7 +153,22 @@ static int room_take(struct cuda_engine *c, struct cuda_slot *s)
 		s->room = cuda_resident_room(c, s->model);
 	}
 	assert(s->room);
-	return s->encodes ? cuda_engine_told(c, cuda_resident_encodes(c, s->model)) : 0;
+	s->room->taken = true;
+	if (s->encodes)
+		r = cuda_resident_encodes(c, s->model);
+	if (r != -ENOMEM)
+		return r;
+	cuda_slots_end(c);
+	return cuda_resident_encodes(c, s->model);
+}
+
+/* Without having begun, or at the end. */
+static void room_leave(struct cuda_slot *s)
+{
+	if (s->room)
+		s->room->taken = false;
+	s->room = NULL;
+	s->count = 0;
 }
 
 bool cuda_position_good(const struct device_task *t, uint32_t position)
@@ -200,6 +204,17 @@ static int task_check(struct cuda_slot *s, unsigned i)
 	return s->encodes ? -EINVAL : -ESTALE;
 }
 
+static void positions_fill(struct cuda_slot *s)
+{
+	for (unsigned i = 0; i < s->count; i++) {
+		const struct device_sequence *q = s->task[i]->sequence;
+
+		s->position[i] = i > 0 && s->task[i - 1u]->sequence == q
+					 ? s->position[i - 1u] + q->geom->block_tokens
+					 : cuda_sequence_position(q);
+	}
+}
+
 /* Room for each sequence's tasks, and what can be said of them before they run. */
 static void batch_check(struct cuda_engine *c, struct cuda_slot *s)
 {
@@ -209,8 +224,6 @@ static void batch_check(struct cuda_engine *c, struct cuda_slot *s)
 		int r;
 
 		n = of_sequence(s, i);
-		for (unsigned k = 0; k < n; k++)
-			s->position[i + k] = cuda_sequence_position(q) + k * tokens;
 		if (s->task[i]->res != 0)
 			continue; /* what was before has failed meanwhile */
 		r = cuda_sequence_ready(c, cuda_sequence_of(q), n * tokens);
@@ -371,21 +384,25 @@ static int encode_queue(struct cuda_engine *c, struct cuda_slot *s)
 	return e == 0 ? (int)cudaEventRecord(s->done, s->stream) : e;
 }
 
-static bool any_begun(const struct cuda_engine *c)
+/* s begins, or is not under way any more: since when is the oldest of them waited for? */
+static void begun_set(struct cuda_engine *c, struct cuda_slot *s, bool begun)
 {
 	bool any = false;
 
 	for (unsigned k = 0; k < PREDICTOR_DEPTH_MAX; k++)
-		any |= c->slot[k].begun;
-	return any;
+		any |= &c->slot[k] != s && c->slot[k].begun;
+	if (!begun || !any)
+		atomic_store(&c->base.busy_since_ns, begun || any ? gpu_now_ns() : 0);
+	s->begun = begun;
 }
 
 /* What was queued ends, and is forgotten. */
 static void begin_failed(struct cuda_engine *c, struct cuda_slot *s, int e)
 {
 	(void)cuda_model_coded(coder_of(s), s->stream, s->result);
+	begun_set(c, s, false);
 	fail_all(c, s, cuda_engine_told(c, e));
-	s->count = 0;
+	room_leave(s);
 	(void)cudaGetLastError();
 }
 
@@ -396,21 +413,21 @@ void cuda_slot_begin(struct cuda_engine *c, struct cuda_slot *s)
 	if (!fits_beside(c, s))
 		cuda_slots_end(c);
 	r = room_take(c, s);
-	batch_check(c, s);
+	positions_fill(s);
 	if (r < 0)
 		fail_all(c, s, r);
+	else
+		batch_check(c, s);
 	if (r < 0 || !batch_lay(s)) {
-		s->count = 0;
+		room_leave(s);
 		return;
 	}
-	if (!any_begun(c))
-		atomic_store(&c->base.busy_since_ns, gpu_now_ns());
+	begun_set(c, s, true);
 	e = s->encodes ? encode_queue(c, s) : decode_queue(c, s);
 	if (e != 0) {
 		begin_failed(c, s, e);
 		return;
 	}
-	s->begun = s->room->taken = true;
 	for (unsigned i = 0; i < s->count; i++)
 		cuda_sequence_of(s->task[i]->sequence)->slot = s;
 }
@@ -543,6 +560,7 @@ static void slot_end(struct cuda_engine *c, struct cuda_slot *s)
 		decode_judge(c, s);
 		e = decode_out(s);
 	}
+	begun_set(c, s, false);
 	if (e != 0)
 		fail_all(c, s, cuda_engine_told(c, e));
 	else if (s->encodes)
@@ -553,9 +571,7 @@ static void slot_end(struct cuda_engine *c, struct cuda_slot *s)
 		if (q->slot == s)
 			q->slot = NULL;
 	}
-	s->begun = s->room->taken = false;
-	s->count = 0;
-	atomic_store(&c->base.busy_since_ns, any_begun(c) ? gpu_now_ns() : 0);
+	room_leave(s);
 }
 
 static struct cuda_slot *slot_oldest(struct cuda_engine *c)

@@ -83,8 +83,9 @@ struct device_task {
 	uint32_t position;
 	/* ENCODE, DECODE: the prefix that the block follows, for MODEL; of this device; borrowed until completion.
 	 * Tasks that have it complete in the order of their start, but for those that are cancelled, and when one's
-	 * res is not 0 those that were started behind it end with -ECANCELED.  When the task's res is 0 the block has
-	 * been appended to it, else it is as it was.  position: the sequence's own.  NULL: unknown. */
+	 * res is not 0 those that were started behind it fail too (-ECANCELED, if nothing else is wrong with them).
+	 * When the task's res is 0 the block has been appended to it, else it is as it was.  position: the sequence's
+	 * own.  NULL: unknown. */
 	struct device_sequence *sequence;
 	uint8_t prefix_only;   /* DECODE with a sequence: the region's bytes are not wanted */
 	const int32_t *tokens; /* ENCODE: the block's token ids, borrowed until completion, or NULL;

@@ -32,7 +32,7 @@ struct batch { /* the thread's */
 	unsigned count;
 	bool background;
 	int dead; /* the engine's errno, instead of a beginning */
-	uint64_t begin_ns;
+	uint64_t took_ns;
 	struct device_task *task[PREDICTOR_BATCH_MAX];
 };
 
@@ -46,7 +46,7 @@ struct predictor {
 	bool started;
 	/* the thread's */
 	uint64_t background_from_ns; /* no background work before */
-	uint64_t ended_ns;	     /* when the last batch did */
+	uint64_t accounted_ns;	     /* until then the time was some batch's */
 	struct batch batch[PREDICTOR_DEPTH_MAX];
 	unsigned oldest, running; /* of `batch`; how many are under way */
 	/* under the lock */
@@ -202,32 +202,41 @@ static void batch_wait(struct predictor *p)
 		(void)pthread_cond_wait(&p->work, &p->lock);
 }
 
+/* The time since this was last called is that batch's: the one that was begun, or waited for.  NULL: nobody's. */
+static void account(struct predictor *p, struct batch *b)
+{
+	const uint64_t now = gpu_now_ns();
+
+	if (b)
+		b->took_ns += now - p->accounted_ns;
+	p->accounted_ns = now;
+}
+
 /* Without the lock, like the next two. */
 static void batch_begin(struct predictor *p, struct batch *b)
 {
-	b->begin_ns = gpu_now_ns();
+	account(p, p->running ? &p->batch[p->oldest] : NULL);
+	b->took_ns = 0;
 	b->dead = atomic_load(&p->engine->dead);
 	if (b->dead == 0)
 		p->engine->ops->begin(p->engine, (unsigned)(b - p->batch), b->task, b->count);
+	account(p, b);
 }
 
 static void batch_end(struct predictor *p, struct batch *b)
 {
-	uint64_t from, took;
-
 	if (b->dead == 0)
 		p->engine->ops->end(p->engine, (unsigned)(b - p->batch));
-	/* The time that another one was waited for is that one's. */
-	from = b->begin_ns > p->ended_ns ? b->begin_ns : p->ended_ns;
-	p->ended_ns = gpu_now_ns();
-	took = p->ended_ns - from;
+	account(p, b);
 	for (unsigned i = 0; i < b->count; i++) {
 		if (b->dead < 0)
 			b->task[i]->res = b->dead;
-		b->task[i]->busy_ns = took / b->count + 1u;
+		b->task[i]->busy_ns = b->took_ns / b->count + 1u;
 	}
 	if (b->background)
-		p->background_from_ns = from + took * 100u / p->background_percent;
+		p->background_from_ns = p->accounted_ns + b->took_ns *
+								  (100u - p->background_percent) /
+								  p->background_percent;
 }
 
 static void ended_end(struct predictor *p, struct device_sequence *s)

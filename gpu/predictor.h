@@ -28,20 +28,22 @@ struct device_sequence {
 	struct predictor *predictor;
 	const struct codec_geometry *geom;   /* borrowed, like the profile: not by sequence_end() */
 	const struct codec_profile *profile; /* with a model attached */
-	unsigned tasks;			     /* under the device's lock: not polled yet */
-	unsigned running;		     /* the thread's: of tasks, those that are under way */
-	bool failed;			     /* likewise: those behind are not run */
-	/* under the device's lock: what waits, [1]: background; and the next sequence with such tasks */
+	unsigned running;		     /* the thread's: tasks that are under way */
+	/* under the device's lock, like the next four */
+	unsigned tasks; /* not polled yet */
+	bool failed;	/* those behind are not run */
+	/* what waits, [1]: background; and the next sequence with such tasks */
 	struct task_queue todo[2];
 	struct device_sequence *next_todo[2];
-	struct device_sequence *next; /* likewise: to be ended */
+	struct device_sequence *next; /* to be ended */
 };
 
 struct predictor_engine {
 	const struct predictor_engine_ops *ops;
 	unsigned depth;	   /* batches that it can have under way, 1..PREDICTOR_DEPTH_MAX */
 	_Atomic(int) dead; /* 0, or the errno after which nothing is run any more */
-	_Atomic(uint64_t) busy_since_ns; /* when it gave a GPU what it waits for; 0: nothing */
+	_Atomic(uint64_t)
+		busy_since_ns; /* since when it waits for a GPU's next answer; 0: it does not */
 };
 
 struct predictor_engine_ops {
@@ -57,8 +59,9 @@ struct predictor_engine_ops {
 	unsigned (*batch_max)(struct predictor_engine *e, const struct device_task *t);
 	/*
 	 * A batch, and that it is over: turn < PREDICTOR_DEPTH_MAX, and the same for both; batches end in the order in
-	 * which they began.  Then each task's res is set.  Those of one sequence are in order, also from one batch to
-	 * the next, and behind one that failed they get -ECANCELED.
+	 * which they began.  Then each task's res is set.  Those of one sequence are behind each other and in order,
+	 * also from one batch to the next; behind one that failed they fail too, with -ECANCELED when nothing else is
+	 * known to be wrong with them.
 	 */
 	void (*begin)(struct predictor_engine *e, unsigned turn, struct device_task **tasks,
 		      unsigned count);

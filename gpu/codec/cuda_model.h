@@ -39,7 +39,7 @@ int cuda_model_new(const struct mspec_params *p, struct CUstream_st *stream,
 struct cuda_model *cuda_model_free(struct cuda_model *m); /* nothing may be using it */
 size_t cuda_model_bytes(const struct cuda_model *m);	  /* of device memory */
 
-/* tokens_max: <= CUDA_MODEL_POSITIONS_MAX */
+/* tokens_max: <= CUDA_MODEL_POSITIONS_MAX.  Waits for the stream, so that any may use it then. */
 int cuda_model_context_new(const struct cuda_model *m, uint32_t tokens_max,
 			   struct CUstream_st *stream, struct cuda_model_context **ret);
 struct cuda_model_context *cuda_model_context_free(struct cuda_model_context *c);

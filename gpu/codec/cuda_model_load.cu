@@ -222,6 +222,8 @@ int cuda_model_context_new(const struct cuda_model *m, uint32_t tokens_max,
 	r = cudaMalloc(&x->values, bytes);
 	if (r == 0)
 		r = cudaMemsetAsync(x->values, 0, bytes, stream);
+	if (r == 0)
+		r = cudaStreamSynchronize(stream);
 	if (r) {
 		cuda_model_context_free(x);
 		return r;

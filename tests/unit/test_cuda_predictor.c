@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <stdlib.h>
 
 #include "gpu/predictor.h"
 #include "tests/lib/fake_cuda.h"
@@ -111,6 +112,10 @@ static void decode_waiting(uint32_t blocks)
 			assert_memory_equal(rig->page[i][b], rig->r->s[i].raw[b],
 					    rig->r->g.raw_bytes);
 		}
+}
+
+static void leave(void)
+{
 	predictor_rig_drop(rig);
 	predictor_rig_unuse(rig);
 	fake_cuda.gate = NULL;
@@ -122,6 +127,7 @@ static void test_overlap(void **state)
 	(void)state;
 	use(16, 4096);
 	decode_waiting(3);
+	leave();
 	assert_int_equal(fake_cuda.model_batches, 6);
 	assert_int_equal(fake_cuda.model_followed, 4);
 	assert_int_equal(fake_cuda.coders_peak, PREDICTOR_DEPTH_MAX);
@@ -132,6 +138,7 @@ static void test_whole_sequences(void **state)
 	(void)state;
 	use(48, 4096);
 	decode_waiting(3);
+	leave();
 	assert_int_equal(fake_cuda.model_batches, 2);
 	assert_int_equal(fake_cuda.model_parts_most, 1);
 	assert_int_equal(fake_cuda.model_followed, 0);
@@ -153,6 +160,26 @@ static void test_one_room(void **state)
 	predictor_rig_unuse(rig);
 	assert_int_equal(fake_cuda.coders_peak, 2);
 	assert_int_equal(fake_cuda.model_followed, 0);
+}
+
+/* Room for batches beside the first makes way for what encodes. */
+static void test_rooms_make_way(void **state)
+{
+	uint8_t *out = calloc(1, rig->cap);
+
+	(void)state;
+	assert_non_null(out);
+	fake_cuda.coders_most = PREDICTOR_DEPTH_MAX;
+	use(16, 4096);
+	decode_waiting(3);
+	rig->d->ops->sequence_truncate(rig->s[0], 0);
+	predictor_rig_encode(rig, 0, 0, out);
+	predictor_rig_wait(rig, 1);
+	assert_int_equal(rig->task[0][0].res, 0);
+	assert_memory_equal(out, rig->coded[0][0], rig->info[0][0].encoded_bytes);
+	leave();
+	assert_int_equal(fake_cuda.coders_peak, PREDICTOR_DEPTH_MAX);
+	free(out);
 }
 
 static void test_damage(void **state)
@@ -195,6 +222,7 @@ static void fails_with(int res)
 	predictor_rig_wait(rig, 1);
 	assert_int_equal(rig->task[0][0].res, res);
 	assert_int_equal(rig->d->ops->sequence_position(rig->s[0]), 0);
+	assert_int_equal(rig->d->ops->busy_since(rig->d), 0);
 }
 
 static int prepared(void)
@@ -263,6 +291,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_overlap, setup_all_model, teardown),
 		cmocka_unit_test_setup_teardown(test_whole_sequences, setup_all_model, teardown),
 		cmocka_unit_test_setup_teardown(test_one_room, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_rooms_make_way, setup_all_model, teardown),
 		cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_model_lives_with_sequences, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_errors, setup, teardown),
