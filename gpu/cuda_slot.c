@@ -58,7 +58,8 @@ void cuda_slot_take(struct cuda_engine *c, struct cuda_slot *s, struct device_ta
 	s->number = ++c->number;
 	s->encodes = tasks[0]->op == DEVICE_ENCODE;
 	s->count = count;
-	memcpy(s->task, tasks, count * sizeof(s->task[0]));
+	for (unsigned i = 0; i < count; i++)
+		s->task[i] = tasks[i];
 }
 
 /* ---- failures ---- */
@@ -140,6 +141,7 @@ static int room_take(struct cuda_engine *c, struct cuda_slot *s)
 	struct cuda_sequence *q = cuda_sequence_of(s->task[0]->sequence);
 	int r = 0;
 
+	s->room = NULL;
 	for (unsigned i = 1; !q->model && i < s->count; i++)
 		q = cuda_sequence_of(s->task[i]->sequence);
 	if (!q->model)
@@ -167,7 +169,6 @@ static void room_leave(struct cuda_slot *s)
 {
 	if (s->room)
 		s->room->taken = false;
-	s->room = NULL;
 	s->count = 0;
 }
 
