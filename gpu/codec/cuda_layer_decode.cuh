@@ -296,6 +296,7 @@ struct layer_job { /* of a warp */
 	uint8_t *tau;  /* shared by those that share it: a byte per token */
 	uint64_t *leaves;
 	uint8_t *inputs; /* of this segment, to be made here, or NULL */
+	uint32_t pitch;	 /* from a row of guesses to the next */
 };
 
 /* What a lane's column begins with: its scale and the guesses of two rows. */
@@ -435,16 +436,6 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 	__syncwarp();
 }
 
-/* A barrier of the `each` warps from a multiple of each on that share a tau. */
-__device__ __forceinline__ static void streams_barrier(uint32_t warp, uint32_t each)
-{
-	if (each == 1u)
-		__syncwarp();
-	else
-		asm volatile("bar.sync %0, %1;" ::"r"(warp / each), "r"(each * WARP_LANES)
-			     : "memory");
-}
-
 #define QUAD_ROWS 8u /* that four warps take at once: a thread four pairs of one */
 static_assert(LAYER_TAU_STREAMS_MAX * CODEC_LANES == PIECE, "four warps' columns are a piece's");
 
@@ -537,7 +528,7 @@ __device__ __forceinline__ static bool layer_share_decode(const struct layer_job
 							  struct layer_ahead a)
 {
 	const int BYTES = DT <= 2 ? 2 : 1;
-	const uint32_t tokens = j->run->tokens, pitch = j->run->mu_columns,
+	const uint32_t tokens = j->run->tokens, pitch = j->pitch,
 		       vector = warp_uniform(j->seg->vector);
 	bool differs = false;
 
