@@ -36,6 +36,20 @@ extern "C" {
 
 /* ---- launches ---- */
 
+typedef void decode_kernel(struct gpu_layer_run, struct gpu_layer_stream *, uint32_t, uint8_t *);
+
+#define DECODE_KERNELS(write, flat)                                                              \
+	{                                                                                        \
+		layer_decode_kernel<1, write, flat>, layer_decode_kernel<2, write, flat>,        \
+			layer_decode_kernel<3, write, flat>, layer_decode_kernel<4, write, flat> \
+	}
+
+/* That write or compare; of guesses that are made or flat; of each type. */
+static decode_kernel *const decode_kernels[2][2][LAYER_DTYPES] = {
+	{ DECODE_KERNELS(false, false), DECODE_KERNELS(false, true) },
+	{ DECODE_KERNELS(true, false), DECODE_KERNELS(true, true) },
+};
+
 typedef void once_kernel(struct gpu_layer_run, struct once_segments);
 
 static once_kernel *const once_kernels[LAYER_DTYPES] = { layer_once_kernel<1>, layer_once_kernel<2>,
@@ -64,16 +78,6 @@ static gemm_kernel *const wide_kernels[2][GEMM_TURNS] = {
 
 int cuda_layer_init(void)
 {
-	const void *decoders[] = {
-		(const void *)layer_decode_kernel<1, true>,
-		(const void *)layer_decode_kernel<2, true>,
-		(const void *)layer_decode_kernel<3, true>,
-		(const void *)layer_decode_kernel<4, true>,
-		(const void *)layer_decode_kernel<1, false>,
-		(const void *)layer_decode_kernel<2, false>,
-		(const void *)layer_decode_kernel<3, false>,
-		(const void *)layer_decode_kernel<4, false>,
-	};
 	cudaError_t e = cudaSuccess;
 
 	for (uint32_t i = 0; i < 2u * GEMM_TURNS && e == cudaSuccess; i++) {
@@ -83,8 +87,11 @@ int cuda_layer_init(void)
 			e = shared_allow((const void *)wide_kernels[i / GEMM_TURNS][i % GEMM_TURNS],
 					 WIDE_SHARED);
 	}
-	for (unsigned i = 0; i < sizeof(decoders) / sizeof(decoders[0]) && e == cudaSuccess; i++)
-		e = shared_allow(decoders[i], decode_shared(CODEC_BLOCK_TOKENS_MAX));
+	for (uint32_t i = 0; i < 4u * LAYER_DTYPES && e == cudaSuccess; i++)
+		e = shared_allow(
+			(const void *)decode_kernels[i / (2u * LAYER_DTYPES)][i / LAYER_DTYPES % 2u]
+						    [i % LAYER_DTYPES],
+			decode_shared(CODEC_BLOCK_TOKENS_MAX));
 	for (unsigned i = 0; i < LAYER_DTYPES && e == cudaSuccess; i++)
 		e = shared_allow((const void *)once_kernels[i],
 				 once_shared(CODEC_BLOCK_TOKENS_MAX));
@@ -257,15 +264,11 @@ static void launch_streams(const struct cuda_layer *l, const struct gpu_layer_ru
 			   struct gpu_layer_stream *streams, uint32_t position, uint8_t *inputs,
 			   cudaStream_t stream)
 {
-	static void (*const kernel[])(
-		struct gpu_layer_run, struct gpu_layer_stream *, uint32_t,
-		uint8_t *) = { layer_decode_kernel<1, WRITE>, layer_decode_kernel<2, WRITE>,
-			       layer_decode_kernel<3, WRITE>, layer_decode_kernel<4, WRITE> };
-
+	const struct cuda_layer_segment *s = &l->segment[position];
 	uint32_t threads;
 	const dim3 blocks = streams_blocks(r, STREAM_WARPS, &threads);
 
-	(void)launch_early(kernel[l->segment[position].dtype - 1u], blocks, threads,
+	(void)launch_early(decode_kernels[WRITE][s->flat][s->dtype - 1u], blocks, threads,
 			   decode_shared(r->tokens), stream, *r, streams, position, inputs);
 }
 

@@ -296,7 +296,6 @@ struct layer_job { /* of a warp */
 	uint8_t *tau;  /* shared by those that share it: a byte per token */
 	uint64_t *leaves;
 	uint8_t *inputs; /* of this segment, to be made here, or NULL */
-	uint32_t pitch;	 /* from a row of guesses to the next */
 };
 
 /* What a lane's column begins with: its scale and the guesses of two rows. */
@@ -517,10 +516,11 @@ __device__ __forceinline__ static void layer_tile_out(const struct layer_job *j,
 }
 
 /*
- * WRITE: into the pages, leaves are kept.  Else: is it what lies there?  Returns whether it is not.  mu: of this
+ * WRITE: into the pages, leaves are kept.  Else: is it what lies there?  Returns whether it is not.  FLAT: guesses are
+ * the same in every row.  mu: of this
  * lane's column in the first group, whose beginning `a` is.
  */
-template <int DT, bool WRITE>
+template <int DT, bool WRITE, bool FLAT>
 __device__ __forceinline__ static bool layer_share_decode(const struct layer_job *j,
 							  struct layer_decoder *d,
 							  const struct xxh3_lane *xx,
@@ -528,7 +528,7 @@ __device__ __forceinline__ static bool layer_share_decode(const struct layer_job
 							  struct layer_ahead a)
 {
 	const int BYTES = DT <= 2 ? 2 : 1;
-	const uint32_t tokens = j->run->tokens, pitch = j->pitch,
+	const uint32_t tokens = j->run->tokens, pitch = FLAT ? 0 : j->run->mu_columns,
 		       vector = warp_uniform(j->seg->vector);
 	bool differs = false;
 

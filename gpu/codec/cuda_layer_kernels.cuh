@@ -121,7 +121,7 @@ struct decode_block {
 };
 
 /* One stream's part of a segment, by a warp.  What it needs from afar is asked for before any of it is waited for. */
-template <int DT, bool WRITE>
+template <int DT, bool WRITE, bool FLAT>
 __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 					    const struct decode_block *b,
 					    struct gpu_layer_stream *stream, uint32_t i,
@@ -138,9 +138,9 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 						    streams);
 	const struct gpu_layer_task *of = &r->of[t];
 	const uint32_t column = h.group_begin * CODEC_LANES + lane;
-	const uint32_t pitch = b->s.flat ? 0 : r->mu_columns;
-	int32_t *mu = b->s.flat ? (int32_t *)b->s.bias + column
-				: r->mu + (uint64_t)t * r->tokens * pitch + column;
+	const uint32_t pitch = FLAT ? 0 : r->mu_columns;
+	int32_t *mu = FLAT ? (int32_t *)b->s.bias + column
+			   : r->mu + (uint64_t)t * r->tokens * pitch + column;
 	const struct layer_ahead ahead = layer_ahead_of(b->s.base + column, mu, pitch);
 	struct layer_decoder d;
 	struct layer_job j;
@@ -156,7 +156,6 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 	j.tau = taus + (warp & ~(each - 1u)) * (r->tokens + TAU_MORE);
 	j.leaves = (uint64_t *)(r->leaves + t * r->leaves_stride);
 	j.inputs = b->inputs;
-	j.pitch = pitch;
 	if (!warp_uniform(of->live))
 		return;
 	layer_decoder_init(&d, tables, lane);
@@ -169,7 +168,7 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 	}
 	streams_barrier(warp, each);
 
-	const bool differs = layer_share_decode<DT, WRITE>(&j, &d, &xx, h, mu, ahead);
+	const bool differs = layer_share_decode<DT, WRITE, FLAT>(&j, &d, &xx, h, mu, ahead);
 	const bool bad = layer_stream_park(stream, &d, b->position + 1u == r->layer.segments_count,
 					   !WRITE && differs);
 
@@ -180,8 +179,8 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 	__syncwarp();
 }
 
-/* inputs: where this segment's go, if they are made here. */
-template <int DT, bool WRITE>
+/* inputs: where this segment's go, if they are made here.  FLAT: as the segment says. */
+template <int DT, bool WRITE, bool FLAT>
 __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kernel(
 	const __grid_constant__ struct gpu_layer_run r, struct gpu_layer_stream *stream,
 	uint32_t position, uint8_t *inputs)
@@ -211,7 +210,7 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 
 		if (i >= all)
 			break;
-		stream_decode<DT, WRITE>(&r, &block, &stream[i], i, warp, lane);
+		stream_decode<DT, WRITE, FLAT>(&r, &block, &stream[i], i, warp, lane);
 	}
 }
 
