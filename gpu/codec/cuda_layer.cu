@@ -38,23 +38,19 @@ extern "C" {
 
 typedef void decode_kernel(struct gpu_layer_run, struct gpu_layer_stream *, uint32_t, uint8_t *);
 
-#define DECODE_KERNELS(write, flat)                                                              \
-	{                                                                                        \
-		layer_decode_kernel<1, write, flat>, layer_decode_kernel<2, write, flat>,        \
-			layer_decode_kernel<3, write, flat>, layer_decode_kernel<4, write, flat> \
-	}
-
-/* That write or compare; of guesses that are made or flat; of each type. */
+/* That compare or write; of guesses that are made or flat, as those of 1-byte elements never are; of each type. */
 static decode_kernel *const decode_kernels[2][2][LAYER_DTYPES] = {
-	{ DECODE_KERNELS(false, false), DECODE_KERNELS(false, true) },
-	{ DECODE_KERNELS(true, false), DECODE_KERNELS(true, true) },
+	{ { layer_decode_kernel<1, false, false>, layer_decode_kernel<2, false, false>,
+	    layer_decode_kernel<3, false, false>, layer_decode_kernel<4, false, false> },
+	  { layer_decode_kernel<1, false, true>, layer_decode_kernel<2, false, true> } },
+	{ { layer_decode_kernel<1, true, false>, layer_decode_kernel<2, true, false>,
+	    layer_decode_kernel<3, true, false>, layer_decode_kernel<4, true, false> },
+	  { layer_decode_kernel<1, true, true>, layer_decode_kernel<2, true, true> } },
 };
 
 typedef void once_kernel(struct gpu_layer_run, struct once_segments);
 
-static once_kernel *const once_kernels[LAYER_DTYPES] = { layer_once_kernel<1>, layer_once_kernel<2>,
-							 layer_once_kernel<3>,
-							 layer_once_kernel<4> };
+static once_kernel *const once_kernels[] = { layer_once_kernel<1>, layer_once_kernel<2> };
 
 typedef void gemm_kernel(struct gpu_layer_run, struct gpu_layer_io);
 
@@ -87,12 +83,15 @@ int cuda_layer_init(void)
 			e = shared_allow((const void *)wide_kernels[i / GEMM_TURNS][i % GEMM_TURNS],
 					 WIDE_SHARED);
 	}
-	for (uint32_t i = 0; i < 4u * LAYER_DTYPES && e == cudaSuccess; i++)
-		e = shared_allow(
-			(const void *)decode_kernels[i / (2u * LAYER_DTYPES)][i / LAYER_DTYPES % 2u]
-						    [i % LAYER_DTYPES],
-			decode_shared(CODEC_BLOCK_TOKENS_MAX));
-	for (unsigned i = 0; i < LAYER_DTYPES && e == cudaSuccess; i++)
+	for (uint32_t i = 0; i < 4u * LAYER_DTYPES && e == cudaSuccess; i++) {
+		decode_kernel *k = decode_kernels[i / (2u * LAYER_DTYPES)][i / LAYER_DTYPES % 2u]
+						 [i % LAYER_DTYPES];
+
+		if (k)
+			e = shared_allow((const void *)k, decode_shared(CODEC_BLOCK_TOKENS_MAX));
+	}
+	for (unsigned i = 0; i < sizeof(once_kernels) / sizeof(once_kernels[0]) && e == cudaSuccess;
+	     i++)
 		e = shared_allow((const void *)once_kernels[i],
 				 once_shared(CODEC_BLOCK_TOKENS_MAX));
 	if (e == cudaSuccess)

@@ -125,7 +125,8 @@ struct cuda_layer_shape cuda_layer_shape_of(const struct codec_geometry *g,
 		const uint32_t pieces = (p->segments[i].columns + PIECE - 1u) / PIECE,
 			       slots = inputs_count(p, i) + 1u;
 
-		if (p->segments[i].columns != p->streams_count * CODEC_LANES)
+		if (p->segments[i].columns != p->streams_count * CODEC_LANES ||
+		    p->segments[i].type.bits != 16)
 			s.once = 0;
 		s.pieces += pieces;
 		s.pieces_max = pieces > s.pieces_max ? pieces : s.pieces_max;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cuda_layer_once.cuh - an encoder for streams that have one column group of each segment: a warp takes its
- * stream from guesses and pages to words, through several segments, the last first.  What lies between stays in shared
- * memory.
+ * cuda_layer_once.cuh - an encoder of 2-byte elements, for streams that have one column group of each segment: a warp
+ * takes its stream from guesses and pages to words, through several segments, the last first.  What lies between stays
+ * in shared memory.
  *
  * A tile is 16 tokens.  Warps that share their taus wait for one another twice in a tile: for the errors of all, which
  * say the taus, and for the costs of all, which say whether a row is better raw.
@@ -107,7 +107,7 @@ __device__ __forceinline__ static uint32_t once_load(const struct once_job *j, u
 
 #pragma unroll
 		for (uint32_t k = 0; k < LOAD_ROWS; k++) {
-			pattern[k] = DT <= 2 ? *(const uint16_t *)at : *at;
+			pattern[k] = *(const uint16_t *)at;
 			mu[k] = *from;
 			at += page.stride;
 			from += j->pitch;
@@ -238,7 +238,6 @@ __device__ __forceinline__ static uint32_t once_symbols(const struct once_job *j
 }
 
 /* Rows that are better raw: seldom any.  raw, tau: lane k has row k's.  at: this lane's column in the pages. */
-template <int DT>
 __device__ static __noinline__ void once_raws(const uint8_t *at, uint64_t stride, uint2 *cell,
 					      uint8_t *tau, bool raw)
 {
@@ -248,8 +247,7 @@ __device__ static __noinline__ void once_raws(const uint8_t *at, uint64_t stride
 		*tau = RESIDUAL_TAU_RAW;
 	for (uint32_t k = 0; k < TILE_ROWS; k++)
 		if (rows >> k & 1u)
-			cell[k * WARP_LANES] = make_uint2(
-				0, DT <= 2 ? *(const uint16_t *)(at + k * stride) : at[k * stride]);
+			cell[k * WARP_LANES] = make_uint2(0, *(const uint16_t *)(at + k * stride));
 	__syncwarp();
 }
 
@@ -279,7 +277,7 @@ __device__ __forceinline__ static void once_tile(const struct once_job *j, uint2
 	if (__any_sync(FULL_MASK, raw)) {
 		const struct layer_page page = j->place.page();
 
-		once_raws<DT>(page.at + t * page.stride, page.stride, cell, j->tau + t + lane, raw);
+		once_raws(page.at + t * page.stride, page.stride, cell, j->tau + t + lane, raw);
 	}
 }
 

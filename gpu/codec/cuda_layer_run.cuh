@@ -27,8 +27,7 @@ struct cuda_layer_shape { /* of a geometry and a profile: what scratch is made o
 	uint32_t tokens, segments_count, streams_count, pairs;
 	uint32_t pieces, pieces_max; /* of all segments, of the widest */
 	uint32_t slots;		     /* segments whose inputs a decoder keeps */
-	uint32_t
-		once; /* segments whose guesses an encoder has at a time; 0: streams have several column groups */
+	uint32_t once;	       /* cuda_layer_once.cuh: segments taken at a time; 0: not for it */
 	uint64_t stream_bytes; /* an encoder's words, at most */
 	uint64_t coded_bytes;  /* raw, of the predicted segments */
 };
