@@ -4,11 +4,14 @@
  *
  *   decode   guesses (tensor cores) -> a warp for each stream of each block, which mostly makes the inputs of what
  *            comes later, too; else these
- *   encode   inputs of all segments first, then from the last segment to the first:
- *            guesses -> each token's scale and symbols -> a warp for each stream, backwards
+ *   encode   inputs of all segments first, then from the last segments to the first:
+ *            guesses of several segments -> a warp for each stream: scales, symbols and words, backwards
+ *            or, where streams have several groups of columns: guesses of one -> each token's scale and symbols
+ *            -> a warp for each stream, backwards
  *
- * What runs between the launches (guesses, inputs, patterns of one segment) stays in the GPU's second-level cache for
- * batches of a few thousand tokens.  All of it is integer, and equal to layer.c and residual_code.c bit for bit.
+ * What runs between a decoder's launches (guesses, inputs, patterns of one segment) stays in the GPU's second-level
+ * cache for batches of a few thousand tokens.  All of it is integer, and equal to layer.c and residual_code.c bit for
+ * bit.
  */
 #include <cuda_runtime.h>
 #include <stdlib.h>
@@ -24,361 +27,30 @@ extern "C" {
 }
 #undef _Atomic
 
-#include "gpu/codec/cuda_layer_decode.cuh"
-#include "gpu/codec/cuda_layer_encode.cuh"
 #include "gpu/codec/cuda_layer_gemm.cuh"
+#include "gpu/codec/cuda_layer_gemm_wide.cuh"
 #include "gpu/codec/cuda_layer_inputs.cuh"
-#include "gpu/codec/cuda_layer_pack.cuh"
+#include "gpu/codec/cuda_layer_kernels.cuh"
+#include "gpu/codec/cuda_layer_launch.cuh"
 #include "gpu/codec/cuda_layer_run.cuh"
-#include "gpu/codec/cuda_objects.cuh"
-
-#define STREAM_WARPS \
-	32u /* at most; a multiple of LAYER_TAU_STREAMS_MAX, whose streams share a tau */
-#define SYMBOL_THREADS 512u
-#define SYMBOL_BLOCKS 2 /* to a multiprocessor */
-#define SYMBOL_ROWS 4u	/* of a warp; of one task */
-#define ENCODE_THREADS 256u
-#define ENCODE_BLOCKS 4
-#define ROWS_BEYOND 8u /* guesses are read ahead */
-
-/* ---- one kernel after another ---- */
-
-/*
- * The kernels between gemm and gemm are launched while the one before still runs, so that their tables are loaded and
- * their blocks are there when it ends.  Each waits for the end of all before it touches what they wrote.
- */
-template <typename... Params, typename... Args>
-static cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, uint32_t threads,
-				uint32_t bytes, cudaStream_t stream, Args... args)
-{
-	cudaLaunchAttribute early;
-	cudaLaunchConfig_t config;
-
-	memset(&config, 0, sizeof(config));
-	memset(&early, 0, sizeof(early));
-	early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-	early.val.programmaticStreamSerializationAllowed = 1;
-	config.gridDim = grid;
-	config.blockDim = dim3(threads);
-	config.dynamicSmemBytes = bytes;
-	config.stream = stream;
-	config.attrs = &early;
-	config.numAttrs = 1;
-	return cudaLaunchKernelEx(&config, kernel, args...);
-}
-
-/* ---- small kernels ---- */
-
-/* Decode: what each task is.  A warp a task. */
-__global__ void layer_open_kernel(const __grid_constant__ struct gpu_batch b,
-				  const __grid_constant__ struct gpu_layer_run r)
-{
-	const uint32_t t = blockIdx.x, lane = threadIdx.x;
-	struct gpu_layer_task *of = &r.of[t];
-	bool live = false;
-
-	if (lane == 0) {
-		((struct gpu_task *)r.task)[t] = b.task[t];
-		*of = layer_task_of(&b.task[t]);
-	}
-	__syncwarp();
-	/* Another header's faults are decode_kernel's to tell. */
-	if (!warp_uniform(header_check(&b, &b.task[t], lane)) &&
-	    warp_uniform(b.task[t].payload[6]) == CODEC_SPEC_LAYER) {
-		live = layer_open(&r, &b.task[t], of, &r.stream[t * r.layer.streams_count], lane);
-		if (!live && lane == 0)
-			atomicOr(&r.status[t], CUDA_STATUS_MALFORMED);
-	}
-	if (lane == 0)
-		of->live = live;
-}
-
-/* Encode: likewise; every stream begins at the end of its room. */
-__global__ void layer_begin_kernel(const __grid_constant__ struct gpu_batch b,
-				   const __grid_constant__ struct gpu_layer_run r, uint8_t *words,
-				   uint64_t words_stride, uint64_t stream_bytes)
-{
-	const uint32_t t = blockIdx.x, lane = threadIdx.x;
-
-	for (uint32_t i = 0; i < r.layer.streams_count; i++) {
-		struct gpu_layer_stream *s = &r.stream[t * r.layer.streams_count + i];
-
-		s->state[lane] = CODEC_STATE_LOW;
-		if (lane == 0) {
-			s->limit = (uint64_t)(words + t * words_stride + i * stream_bytes);
-			s->words = s->limit + stream_bytes;
-			s->left = 0;
-			s->bad = 0;
-		}
-	}
-	if (lane == 0) {
-		((struct gpu_task *)r.task)[t] = b.task[t];
-		r.of[t] = layer_task_of(&b.task[t]);
-		r.of[t].live = 1;
-		r.of[t].position = b.task[t].position;
-	}
-}
-
-/* Verification reads what was written. */
-__global__ void layer_again_kernel(const __grid_constant__ struct gpu_layer_run r,
-				   struct gpu_layer_stream *keep)
-{
-	const uint32_t i = blockIdx.x * PLAIN_THREADS / WARP_LANES + threadIdx.x / WARP_LANES;
-	const uint32_t lane = threadIdx.x % WARP_LANES;
-
-	if (i >= r.tasks_count * r.layer.streams_count)
-		return;
-	keep[i].state[lane] = r.stream[i].state[lane];
-	if (lane == 0) {
-		keep[i].words = r.stream[i].words;
-		keep[i].left = r.stream[i].left;
-		keep[i].bad = 0;
-	}
-}
-
-/* ---- streams ---- */
-
-#define TAU_MORE 4u /* behind a stream's taus: one is read ahead */
-
-static_assert((XXH3_TABLE_BYTES + LAYER_DECODE_TABLES) % RING_BYTES == 0, "rings are aligned");
-static_assert(LAYER_DECODE_GRIDS +
-			      (GRID_BASE_MAX - 6 - GRID_SCALE_FIRST + 2 * RESIDUAL_TAU_RAW + 1) *
-				      GRID_PITCH * sizeof(int16_t) <=
-		      LAYER_DECODE_TABLES + RING_BYTES,
-	      "no row that a tau chooses is beyond shared memory");
-static_assert(XXH3_TABLE_BYTES + LAYER_DECODE_TABLES +
-			      STREAM_WARPS * (RING_BYTES + LEAF_BYTES + CODEC_BLOCK_TOKENS_MAX +
-					      TAU_MORE) +
-			      2048u <=
-		      SHARED_MAX,
-	      "it fits, with what a thread block knows of its segment");
-
-__host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
-{
-	return XXH3_TABLE_BYTES + LAYER_DECODE_TABLES +
-	       STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens + TAU_MORE);
-}
-
-/* Of a thread block that decodes: its segment's, in shared memory. */
-struct decode_block {
-	struct gpu_layer_segment s;
-	uint32_t position;
-	uint8_t *inputs; /* as a job has it */
-};
-
-/* One stream's part of a segment, by a warp.  What it needs from afar is asked for before any of it is waited for. */
-template <int DT, bool WRITE>
-__device__ static inline void stream_decode(const struct gpu_layer_run *r,
-					    const struct decode_block *b,
-					    struct gpu_layer_stream *stream, uint32_t i,
-					    uint32_t warp, uint32_t lane)
-{
-	uint8_t *const tables = shared + XXH3_TABLE_BYTES;
-	uint8_t *const rings = tables + LAYER_DECODE_TABLES;
-	uint8_t *const leaves = rings + STREAM_WARPS * RING_BYTES;
-	uint8_t *const taus = leaves + STREAM_WARPS * LEAF_BYTES;
-	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + lane };
-	const uint32_t streams = r->layer.streams_count, each = warp_uniform(b->s.tau_streams),
-		       t = i / streams;
-	const struct layer_share h = layer_share_of(warp_uniform(b->s.columns), i % streams,
-						    streams);
-	const struct gpu_layer_task *of = &r->of[t];
-	const uint32_t column = h.group_begin * CODEC_LANES + lane;
-	int32_t *mu = r->mu + (uint64_t)t * r->tokens * r->mu_columns + column;
-	const struct layer_ahead ahead = layer_ahead_of(b->s.base + column, mu, r->mu_columns);
-	struct layer_decoder d;
-	struct layer_job j;
-
-	j.run = r;
-	j.s = &b->s;
-	j.seg = of->segment + b->s.segment;
-	j.page = layer_page_base(of, j.seg);
-	j.task_index = t;
-	j.skip_tokens = of->skip_tokens;
-	j.warp = warp;
-	j.leaf = leaves + warp * LEAF_BYTES;
-	j.tau = taus + (warp & ~(each - 1u)) * (r->tokens + TAU_MORE);
-	j.leaves = (uint64_t *)(r->leaves + t * r->leaves_stride);
-	j.inputs = b->inputs;
-	if (!warp_uniform(of->live))
-		return;
-	layer_decoder_init(&d, tables, lane);
-	layer_stream_load(stream, &d, (uint16_t *)(rings + warp * RING_BYTES));
-	streams_barrier(warp, each); /* the last stream's are not read any more */
-	if ((warp & (each - 1u)) == 0) {
-		layer_taus(&d, r->tokens, j.tau);
-		if (lane == 0)
-			j.tau[r->tokens] = 0;
-	}
-	streams_barrier(warp, each);
-
-	const bool differs = layer_share_decode<DT, WRITE>(&j, &d, &xx, h, mu, ahead);
-	const bool bad = layer_stream_park(stream, &d, b->position + 1u == r->layer.segments_count,
-					   !WRITE && differs);
-
-	if (bad && lane == 0 && WRITE)
-		atomicOr(&r->status[t], CUDA_STATUS_MALFORMED);
-	else if (bad && lane == 0)
-		r->of[t].bad = 1;
-	__syncwarp();
-}
-
-/* inputs: where this segment's go, if they are made here. */
-template <int DT, bool WRITE>
-__global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kernel(
-	const __grid_constant__ struct gpu_layer_run r, struct gpu_layer_stream *stream,
-	uint32_t position, uint8_t *inputs)
-{
-	__shared__ struct decode_block block;
-	const uint32_t lane = threadIdx.x % WARP_LANES,
-		       warp = warp_uniform(threadIdx.x / WARP_LANES);
-	const struct gpu_layer_segment *s = &r.layer.segment[position];
-	const uint32_t all = r.tasks_count * r.layer.streams_count, warps = blockDim.x / WARP_LANES;
-
-	next_may_begin();
-	if (threadIdx.x == 0) {
-		block.s = *s;
-		block.position = position;
-		block.inputs = inputs;
-	}
-	for (uint32_t field = warp; field < XXH3_FIELDS; field += warps)
-		xxh3_table_field((uint64_t *)shared, field, lane);
-	layer_decode_tables_load(shared + XXH3_TABLE_BYTES, &r.layer.tables[s->tables],
-				 &r.layer.grids[DT - 1]);
-	__syncthreads();
-	before_is_done();
-	/* Bounds of loops are the same in all lanes, here and below: the compiler then provides for nothing else. */
-	for (uint32_t quad = blockIdx.x + gridDim.x * (warp / LAYER_TAU_STREAMS_MAX);;
-	     quad += gridDim.x * (warps / LAYER_TAU_STREAMS_MAX)) {
-		const uint32_t i = quad * LAYER_TAU_STREAMS_MAX + warp % LAYER_TAU_STREAMS_MAX;
-
-		if (i >= all)
-			break;
-		stream_decode<DT, WRITE>(&r, &block, &stream[i], i, warp, lane);
-	}
-}
-
-/* A warp: some rows of a part of those streams that share their taus. */
-template <int DT>
-__global__ __launch_bounds__(SYMBOL_THREADS, SYMBOL_BLOCKS) void layer_symbols_kernel(
-	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
-{
-	const uint32_t lane = threadIdx.x % WARP_LANES, each = SYMBOL_THREADS / WARP_LANES;
-	const struct gpu_layer_segment *s = &r.layer.segment[position];
-	const uint32_t streams = r.layer.streams_count, of_tau = s->tau_streams,
-		       parts = streams / of_tau, columns = s->columns, segment = s->segment;
-	struct layer_rows w;
-
-	next_may_begin();
-	layer_symbol_tables_load(shared, &r.layer.tables[s->tables], &r.layer.grids[DT - 1]);
-	w.base = s->base;
-	w.pitch = r.mu_columns;
-	w.enc = (const uint32_t *)shared;
-	w.grids = (const int16_t *)(shared + LAYER_SHARED_ENC);
-	w.lane = lane;
-	__syncthreads();
-	before_is_done();
-	for (uint32_t i = warp_uniform(blockIdx.x * each + threadIdx.x / WARP_LANES);
-	     i < r.rows / SYMBOL_ROWS * parts; i += gridDim.x * each) {
-		const uint32_t row = i / parts * SYMBOL_ROWS, part = i % parts, t = row / r.tokens,
-			       token = row % r.tokens;
-		const struct gpu_layer_task *of = &r.of[t];
-		const struct gpu_segment *seg = of->segment + segment;
-
-		w.page_stride = seg->token_stride;
-		w.page = layer_page_base(of, seg) + token * w.page_stride;
-		w.head_stride = seg->head_stride;
-		w.head_dim = seg->head_dim;
-		w.head_magic = seg->head_magic;
-		w.mu = r.mu + (uint64_t)row * r.mu_columns;
-		w.symbol = r.symbol + (uint64_t)row * r.mu_columns;
-		layer_rows_symbols<DT>(&w, layer_share_of(warp_uniform(columns), part, parts),
-				       SYMBOL_ROWS,
-				       r.tau + (t * streams + part * of_tau) * r.tokens + token);
-	}
-}
-
-template <int DT>
-__global__ __launch_bounds__(ENCODE_THREADS, ENCODE_BLOCKS) void layer_encode_kernel(
-	const __grid_constant__ struct gpu_layer_run r, uint32_t position)
-{
-	__shared__ __align__(16) uint32_t rcp[CODEC_PROB_SUM];
-	const uint32_t lane = threadIdx.x % WARP_LANES;
-	const uint32_t i = warp_uniform((blockIdx.x * ENCODE_THREADS + threadIdx.x) / WARP_LANES);
-	const struct gpu_layer_segment *s = &r.layer.segment[position];
-	const uint32_t streams = r.layer.streams_count, t = i / streams;
-	struct gpu_layer_stream *stream = &r.stream[i];
-
-	next_may_begin();
-	tables_load((uint8_t *)rcp, r.layer.tables[s->tables].rcp, sizeof(rcp));
-	__syncthreads();
-	before_is_done();
-	if (i >= r.tasks_count * streams || warp_uniform(stream->bad))
-		return;
-	const uint32_t of_tau = i % warp_uniform(s->tau_streams);
-	struct layer_coder c;
-
-	layer_coder_load(&c, stream, &r.layer.tables[s->tables], rcp, lane);
-	const uint32_t before = c.at;
-	const bool fits = layer_share_encode<DT>(
-		&r, s, layer_share_of(warp_uniform(s->columns), i % streams, streams), t,
-		r.tau + (uint64_t)(i - of_tau) * r.tokens, of_tau == 0, &c, lane);
-	const uint32_t escapes = layer_warp_sum(c.escapes);
-
-	layer_coder_park(stream, &c, before, fits, lane);
-	if (lane == 0) {
-		if (escapes)
-			atomicAdd(&r.of[t].escapes, escapes);
-		if (!fits)
-			r.of[t].bad = 1;
-	}
-}
-
-/* A thread block a task: the root; its first warp: the rest. */
-__global__ void layer_finish_kernel(const __grid_constant__ struct gpu_batch b,
-				    const __grid_constant__ struct gpu_layer_run r,
-				    uint64_t coded_bytes, double poor)
-{
-	const struct gpu_geometry *g = &b.task[blockIdx.x].region->g;
-	uint8_t *scratch = b.scratch + blockIdx.x * g->scratch_bytes;
-	const struct xxh3_lane xx = { .table = (const uint64_t *)shared +
-					       threadIdx.x % WARP_LANES };
-
-	if (threadIdx.x < WARP_LANES)
-		xxh3_table_fill((uint64_t *)shared, threadIdx.x);
-	__syncthreads();
-	const uint64_t root = leaves_root(g, (const uint64_t *)(scratch + g->leaves_off),
-					  (uint64_t *)(scratch + g->digests_off), &xx);
-
-	if (threadIdx.x < WARP_LANES)
-		layer_finish(&r, &b, blockIdx.x, coded_bytes, poor, root, threadIdx.x);
-}
-
-/* Warps of a task: first one a stream, then one a chunk. */
-__global__ void layer_pack_kernel(const __grid_constant__ struct gpu_batch b,
-				  const __grid_constant__ struct gpu_layer_run r)
-{
-	const uint32_t lane = threadIdx.x % WARP_LANES, t = blockIdx.y;
-	const uint32_t i = blockIdx.x * SMALL_WARPS + threadIdx.x / WARP_LANES;
-	const struct gpu_task *task = &b.task[t];
-	const struct gpu_geometry *g = &task->region->g;
-
-	if (r.of[t].verdict == LAYER_NONE || i >= r.layer.streams_count + g->chunks_count)
-		return;
-	if (i < r.layer.streams_count) {
-		layer_pack_words(&r, task, t, i, lane);
-		return;
-	}
-	const uint32_t chunk = i - r.layer.streams_count;
-	const uint32_t *offsets =
-		(const uint32_t *)(b.scratch + t * g->scratch_bytes + g->offsets_off);
-
-	if (!g->chunk[chunk].coded)
-		pack_raw(task->region, &g->chunk[chunk], task->block_index,
-			 task->payload + offsets[chunk], lane);
-}
 
 /* ---- launches ---- */
+
+typedef void decode_kernel(struct gpu_layer_run, struct gpu_layer_stream *, uint32_t, uint8_t *);
+
+/* That compare or write; of guesses that are made or flat, as those of 1-byte elements never are; of each type. */
+static decode_kernel *const decode_kernels[2][2][LAYER_DTYPES] = {
+	{ { layer_decode_kernel<1, false, false>, layer_decode_kernel<2, false, false>,
+	    layer_decode_kernel<3, false, false>, layer_decode_kernel<4, false, false> },
+	  { layer_decode_kernel<1, false, true>, layer_decode_kernel<2, false, true> } },
+	{ { layer_decode_kernel<1, true, false>, layer_decode_kernel<2, true, false>,
+	    layer_decode_kernel<3, true, false>, layer_decode_kernel<4, true, false> },
+	  { layer_decode_kernel<1, true, true>, layer_decode_kernel<2, true, true> } },
+};
+
+typedef void once_kernel(struct gpu_layer_run, struct once_segments);
+
+static once_kernel *const once_kernels[] = { layer_once_kernel<1>, layer_once_kernel<2> };
 
 typedef void gemm_kernel(struct gpu_layer_run, struct gpu_layer_io);
 
@@ -391,38 +63,37 @@ static gemm_kernel *const gemm_kernels[2][GEMM_TURNS] = {
 	  layer_gemm_kernel<GEMM_UNTURNED, true> },
 };
 
-/* So much shared memory, and the multiprocessor set for more, so that different kernels may meet there. */
-static cudaError_t shared_allow(const void *kernel, uint32_t bytes)
-{
-	const cudaError_t e = cudaFuncSetAttribute(
-		kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-
-	return e != cudaSuccess
-		       ? e
-		       : cudaFuncSetAttribute(kernel,
-					      cudaFuncAttributePreferredSharedMemoryCarveout,
-					      (int)cudaSharedmemCarveoutMaxShared);
-}
+static gemm_kernel *const wide_kernels[2][GEMM_TURNS] = {
+	{ layer_gemm_wide_kernel<0, false>, layer_gemm_wide_kernel<1, false>,
+	  layer_gemm_wide_kernel<2, false>, layer_gemm_wide_kernel<4, false>,
+	  layer_gemm_wide_kernel<8, false>, layer_gemm_wide_kernel<GEMM_UNTURNED, false> },
+	{ layer_gemm_wide_kernel<0, true>, layer_gemm_wide_kernel<1, true>,
+	  layer_gemm_wide_kernel<2, true>, layer_gemm_wide_kernel<4, true>,
+	  layer_gemm_wide_kernel<8, true>, layer_gemm_wide_kernel<GEMM_UNTURNED, true> },
+};
 
 int cuda_layer_init(void)
 {
-	const void *decoders[] = {
-		(const void *)layer_decode_kernel<1, true>,
-		(const void *)layer_decode_kernel<2, true>,
-		(const void *)layer_decode_kernel<3, true>,
-		(const void *)layer_decode_kernel<4, true>,
-		(const void *)layer_decode_kernel<1, false>,
-		(const void *)layer_decode_kernel<2, false>,
-		(const void *)layer_decode_kernel<3, false>,
-		(const void *)layer_decode_kernel<4, false>,
-	};
 	cudaError_t e = cudaSuccess;
 
-	for (uint32_t i = 0; i < 2u * GEMM_TURNS && e == cudaSuccess; i++)
+	for (uint32_t i = 0; i < 2u * GEMM_TURNS && e == cudaSuccess; i++) {
 		e = shared_allow((const void *)gemm_kernels[i / GEMM_TURNS][i % GEMM_TURNS],
 				 gemm_shared(GEMM_STAGES_ALONE));
-	for (unsigned i = 0; i < sizeof(decoders) / sizeof(decoders[0]) && e == cudaSuccess; i++)
-		e = shared_allow(decoders[i], decode_shared(CODEC_BLOCK_TOKENS_MAX));
+		if (e == cudaSuccess)
+			e = shared_allow((const void *)wide_kernels[i / GEMM_TURNS][i % GEMM_TURNS],
+					 WIDE_SHARED);
+	}
+	for (uint32_t i = 0; i < 4u * LAYER_DTYPES && e == cudaSuccess; i++) {
+		decode_kernel *k = decode_kernels[i / (2u * LAYER_DTYPES)][i / LAYER_DTYPES % 2u]
+						 [i % LAYER_DTYPES];
+
+		if (k)
+			e = shared_allow((const void *)k, decode_shared(CODEC_BLOCK_TOKENS_MAX));
+	}
+	for (unsigned i = 0; i < sizeof(once_kernels) / sizeof(once_kernels[0]) && e == cudaSuccess;
+	     i++)
+		e = shared_allow((const void *)once_kernels[i],
+				 once_shared(CODEC_BLOCK_TOKENS_MAX));
 	if (e == cudaSuccess)
 		e = cudaMemcpyToSymbol(xxh3_secret, XXH3_kSecret, XXH3_SECRET_BYTES);
 	return e;
@@ -446,6 +117,12 @@ static uint32_t rows_pieces(const struct cuda_layer_shape *s, uint32_t tasks_cou
 	return (tasks_count * s->tokens + PIECE - 1u) / PIECE;
 }
 
+/* Guesses of a segment. */
+static uint64_t mu_count(const struct cuda_layer_shape *s, uint32_t n)
+{
+	return ((uint64_t)rows_pieces(s, n) * PIECE + ROWS_BEYOND) * s->pieces_max * PIECE;
+}
+
 static struct layer_places places_of(const struct cuda_layer_shape *s, uint32_t n, bool encode)
 {
 	const uint64_t pieces = rows_pieces(s, n), rows = pieces * PIECE;
@@ -458,9 +135,10 @@ static struct layer_places places_of(const struct cuda_layer_shape *s, uint32_t 
 	p.stream = place(&at, streams * sizeof(struct gpu_layer_stream));
 	p.keep = place(&at, encode ? streams * sizeof(struct gpu_layer_stream) : 0);
 	p.turn = place(&at, rows * s->pairs * 4u);
-	p.mu = place(&at, (rows + ROWS_BEYOND) * s->pieces_max * PIECE * 4u);
+	p.mu = place(&at, mu_count(s, n) * 4u * (encode && s->once ? s->once : 1u));
 	p.tau = place(&at, encode ? streams * s->tokens : 0);
-	p.symbol = place(&at, encode ? rows * s->pieces_max * PIECE * sizeof(uint2) : 0);
+	p.symbol = place(&at,
+			 encode && !s->once ? rows * s->pieces_max * PIECE * sizeof(uint2) : 0);
 	p.inputs = place(&at,
 			 (encode ? s->pieces : s->slots * s->pieces_max) * pieces * PIECE_BYTES);
 	p.words = place(&at, encode ? streams * s->stream_bytes : 0);
@@ -545,32 +223,39 @@ static uint32_t inputs_blocks(const struct gpu_layer_run *r, uint32_t pieces)
 			  PLAIN_THREADS);
 }
 
-static uint32_t sms_count(void)
-{
-	int device = 0, sms = 1;
-
-	(void)cudaGetDevice(&device);
-	(void)cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-	return (uint32_t)sms;
-}
-
+/* The guesses of `count` segments that are alike, from io's on. */
 static void launch_gemm(const struct cuda_layer *l, const struct gpu_layer_run *r,
-			const struct gpu_layer_io *io, cudaStream_t stream)
+			const struct gpu_layer_io *io, uint32_t count, cudaStream_t stream)
 {
 	const struct cuda_layer_segment *s = &l->segment[io->position];
+	const bool alone = r->rows_pieces * s->pieces * count <= sms_count();
 	struct gpu_layer_io staged = *io;
 
-	staged.stages = r->rows_pieces * s->pieces <= sms_count() ? GEMM_STAGES_ALONE : GEMM_STAGES;
-	(void)launch_early(gemm_kernels[s->narrow][s->turn], dim3(r->rows_pieces, s->pieces),
+	if (s->flat)
+		return;
+	if (!alone && count == 1) {
+		(void)launch_early(
+			wide_kernels[s->narrow][s->turn],
+			dim3((r->rows_pieces + WIDE_PIECES - 1u) / WIDE_PIECES, s->pieces, count),
+			WIDE_THREADS, WIDE_SHARED, stream, *r, *io);
+		return;
+	}
+	staged.stages = alone ? GEMM_STAGES_ALONE : GEMM_STAGES;
+	(void)launch_early(gemm_kernels[s->narrow][s->turn], dim3(r->rows_pieces, s->pieces, count),
 			   GEMM_THREADS, gemm_shared(staged.stages), stream, *r, staged);
 }
 
-/* Thread blocks for so many items, `each` in one, but no more than `most` to a multiprocessor. */
-static uint32_t blocks_of(uint32_t items, uint32_t each, uint32_t most)
+/* Thread blocks and their threads, for a warp to each stream and no more than `most` in a block. */
+static dim3 streams_blocks(const struct gpu_layer_run *r, uint32_t most, uint32_t *ret_threads)
 {
-	const uint32_t blocks = (items + each - 1u) / each;
+	const uint32_t quads =
+		(r->tasks_count * r->layer.streams_count + LAYER_TAU_STREAMS_MAX - 1u) /
+		LAYER_TAU_STREAMS_MAX;
+	const uint32_t blocks = quads < sms_count() ? quads : sms_count(),
+		       spread = (quads + blocks - 1u) / blocks * LAYER_TAU_STREAMS_MAX;
 
-	return blocks < most * sms_count() ? blocks : most * sms_count();
+	*ret_threads = (spread < most ? spread : most) * WARP_LANES;
+	return dim3(blocks);
 }
 
 template <bool WRITE>
@@ -578,22 +263,12 @@ static void launch_streams(const struct cuda_layer *l, const struct gpu_layer_ru
 			   struct gpu_layer_stream *streams, uint32_t position, uint8_t *inputs,
 			   cudaStream_t stream)
 {
-	static void (*const kernel[])(
-		struct gpu_layer_run, struct gpu_layer_stream *, uint32_t,
-		uint8_t *) = { layer_decode_kernel<1, WRITE>, layer_decode_kernel<2, WRITE>,
-			       layer_decode_kernel<3, WRITE>, layer_decode_kernel<4, WRITE> };
+	const struct cuda_layer_segment *s = &l->segment[position];
+	uint32_t threads;
+	const dim3 blocks = streams_blocks(r, STREAM_WARPS, &threads);
 
-	const uint32_t most = STREAM_WARPS / LAYER_TAU_STREAMS_MAX,
-		       quads = (r->tasks_count * r->layer.streams_count + LAYER_TAU_STREAMS_MAX -
-				1u) /
-			       LAYER_TAU_STREAMS_MAX;
-	const uint32_t blocks = quads < sms_count() ? quads : sms_count(),
-		       spread = (quads + blocks - 1u) / blocks,
-		       each = spread < most ? spread : most;
-
-	(void)launch_early(kernel[l->segment[position].dtype - 1u], dim3(blocks),
-			   each * LAYER_TAU_STREAMS_MAX * WARP_LANES, decode_shared(r->tokens),
-			   stream, *r, streams, position, inputs);
+	(void)launch_early(decode_kernels[WRITE][s->flat][s->dtype - 1u], blocks, threads,
+			   decode_shared(r->tokens), stream, *r, streams, position, inputs);
 }
 
 int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,
@@ -611,7 +286,7 @@ int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uin
 
 		const bool taken = l->segment[i].taken, own = l->segment[i].own_inputs;
 
-		launch_gemm(l, &r, &io, stream);
+		launch_gemm(l, &r, &io, 1, stream);
 		launch_streams<true>(l, &r, r.stream, i, taken && own ? io.out : NULL, stream);
 		if (taken && !own)
 			(void)launch_early(layer_inputs_kernel<false>,
@@ -634,6 +309,7 @@ struct layer_part {
 
 struct layer_parts {
 	const struct cuda_layer *layer;
+	uint64_t mu_stride; /* where guesses of several segments are kept */
 	uint32_t count;
 	struct layer_part part[2];
 };
@@ -673,6 +349,7 @@ static struct layer_parts parts_begin(const struct cuda_layer *l, const struct g
 	struct layer_parts p;
 
 	p.layer = l;
+	p.mu_stride = mu_count(&l->shape, r->tasks_count);
 	p.count = two ? 2u : 1u;
 	p.part[0] = { run_part(r, 0, first), scratch + at->inputs,
 		      (struct gpu_layer_stream *)(scratch + at->keep), stream };
@@ -738,15 +415,101 @@ static void launch_verify(const struct layer_parts *p)
 			const struct gpu_layer_io io = io_of(p->layer, i, w->inputs,
 							     w->r.rows_pieces, 0);
 
-			launch_gemm(p->layer, &w->r, &io, w->stream);
+			launch_gemm(p->layer, &w->r, &io, 1, w->stream);
 			launch_streams<false>(p->layer, &w->r, w->keep, i, NULL, w->stream);
 		}
+}
+
+/* Segments of one type that end before `end`, as many as are coded at a time. */
+static struct once_segments segments_before(const struct layer_parts *p, uint32_t end)
+{
+	const struct cuda_layer_segment *s = p->layer->segment;
+	const uint32_t most = p->layer->shape.once ? p->layer->shape.once : 1u;
+	struct once_segments of = { end - 1u, 1u, p->mu_stride };
+
+	while (of.count < most && of.first > 0 && s[of.first - 1u].dtype == s[end - 1u].dtype) {
+		of.first--;
+		of.count++;
+	}
+	return of;
+}
+
+/* Have two segments products of the same form, and inputs that lie alike? */
+static bool segments_alike(const struct cuda_layer_segment *a, const struct cuda_layer_segment *b)
+{
+	bool alike = a->inputs == b->inputs && a->pieces == b->pieces && a->turn == b->turn &&
+		     a->narrow == b->narrow && a->flat == b->flat;
+
+	for (uint32_t i = 1; alike && i <= a->inputs; i++)
+		alike = (a - i)->pieces == (b - i)->pieces;
+	return alike;
+}
+
+/* How many of the segments from `first` on, `step` apart, one launch can make guesses of. */
+static uint32_t segments_together(const struct cuda_layer_segment *first, uint32_t step,
+				  uint32_t count)
+{
+	uint32_t n = 1;
+
+	while (n * step < count && segments_alike(first, first + n * step) &&
+	       first[n * step].first_piece - first[(n - 1u) * step].first_piece ==
+		       first[step].first_piece - first->first_piece)
+		n++;
+	return n;
+}
+
+/* Guesses of all: as a layer's keys and values differ, every second segment is like another. */
+static void launch_guesses(const struct layer_parts *p, const struct layer_part *w,
+			   const struct once_segments *of)
+{
+	const struct cuda_layer *l = p->layer;
+	bool done[ONCE_SEGMENTS_MAX] = {};
+
+	for (uint32_t i = 0; i < of->count; i++) {
+		const struct cuda_layer_segment *s = &l->segment[of->first + i];
+		struct gpu_layer_io io = io_of(l, of->first + i, w->inputs, w->r.rows_pieces, 0);
+		struct gpu_layer_run r = w->r;
+		uint32_t n;
+
+		if (done[i])
+			continue;
+		n = segments_together(s, 1, of->count - i);
+		io.step = n > 1 ? 1 : 2;
+		if (n == 1)
+			n = segments_together(s, 2, of->count - i);
+		if (n > 1)
+			io.in_stride = (uint64_t)(s[io.step].first_piece - s->first_piece) *
+				       r.rows_pieces * PIECE_BYTES;
+		io.mu_stride = io.step * of->mu_stride;
+		r.mu += i * of->mu_stride;
+		launch_gemm(l, &r, &io, n, w->stream);
+		for (uint32_t k = 0; k < n; k++)
+			done[i + k * io.step] = true;
+	}
+}
+
+static void launch_segments(const struct layer_parts *p, const struct layer_part *w,
+			    struct once_segments of)
+{
+	const struct cuda_layer *l = p->layer;
+	uint32_t threads;
+
+	launch_guesses(p, w, &of);
+	if (!l->shape.once) {
+		launch_symbols(l, &w->r, of.first, w->stream);
+		return;
+	}
+	const dim3 blocks = streams_blocks(&w->r, ONCE_WARPS, &threads);
+
+	(void)launch_early(once_kernels[l->segment[of.first].dtype - 1u], blocks, threads,
+			   once_shared(w->r.tokens), w->stream, w->r, of);
 }
 
 /* All segments, the last first. */
 static void launch_encode(const struct layer_parts *p)
 {
 	const uint32_t segments = p->part[0].r.layer.segments_count;
+	struct once_segments of;
 
 	for (uint32_t k = 0; k < p->count; k++) {
 		const struct layer_part *w = &p->part[k];
@@ -755,15 +518,11 @@ static void launch_encode(const struct layer_parts *p)
 			<<<dim3(inputs_blocks(&w->r, p->layer->shape.pieces_max), segments),
 			   PLAIN_THREADS, 0, w->stream>>>(w->r, 0, w->inputs);
 	}
-	for (uint32_t i = segments; i-- > 0;)
-		for (uint32_t k = 0; k < p->count; k++) {
-			const struct layer_part *w = &p->part[k];
-			const struct gpu_layer_io io = io_of(p->layer, i, w->inputs,
-							     w->r.rows_pieces, 0);
-
-			launch_gemm(p->layer, &w->r, &io, w->stream);
-			launch_symbols(p->layer, &w->r, i, w->stream);
-		}
+	for (uint32_t end = segments; end > 0; end = of.first) {
+		of = segments_before(p, end);
+		for (uint32_t k = 0; k < p->count; k++)
+			launch_segments(p, &p->part[k], of);
+	}
 }
 
 int cuda_layer_encode(const struct cuda_layer *l, const struct gpu_batch *b, uint8_t *scratch,

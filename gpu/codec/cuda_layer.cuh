@@ -28,9 +28,10 @@ struct gpu_layer_segment {
 	uint32_t quads_twice; /* the first have their pairs in others that are not counted */
 	uint32_t tables;      /* which */
 	uint32_t dtype;
-	uint32_t tau_streams;	/* residual_tau_streams() */
-	uint32_t taken;		/* by a later segment */
-	uint32_t narrow;	/* no guess of a sum is beyond 2^30, and in_mul is below 2^31 */
+	uint32_t tau_streams; /* residual_tau_streams() */
+	uint32_t taken;	      /* by a later segment */
+	uint32_t flat;	      /* every row's guesses are the bias, and no later segment takes it */
+	uint32_t narrow;      /* no guess of a sum is beyond 2^30, and in_mul is below 2^31 */
 	const uint8_t *weights; /* [pieces][inputs_pieces] */
 	const uint32_t *in_mul; /* padded to whole pieces, like the next four */
 	const int32_t *bias, *mul;
@@ -137,6 +138,8 @@ struct gpu_layer_io {
 	uint32_t position; /* in coding order */
 	uint32_t count;
 	uint32_t stages; /* of the ring that products come through */
+	uint32_t step;	 /* of several segments at a time: from a position to the next */
+	uint64_t in_stride, mu_stride; /* likewise, in bytes of inputs and in guesses */
 	const uint8_t *in[LAYER_INPUTS_MAX];
 	uint32_t pieces[LAYER_INPUTS_MAX];
 	uint8_t *out; /* NULL: nobody takes it */
@@ -210,6 +213,16 @@ CODEC_HD struct layer_share layer_share_of(uint32_t columns, uint32_t stream, ui
 				       (stream + 1u) * groups / streams };
 
 	return h;
+}
+
+/* A barrier of the `each` warps from a multiple of each on that share a tau. */
+__device__ __forceinline__ static void streams_barrier(uint32_t warp, uint32_t each)
+{
+	if (each == 1u)
+		__syncwarp();
+	else
+		asm volatile("bar.sync %0, %1;" ::"r"(warp / each), "r"(each * WARP_LANES)
+			     : "memory");
 }
 
 __device__ static inline struct layer_turn layer_turn_unpacked(uint32_t v)

@@ -435,16 +435,6 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 	__syncwarp();
 }
 
-/* A barrier of the `each` warps from a multiple of each on that share a tau. */
-__device__ __forceinline__ static void streams_barrier(uint32_t warp, uint32_t each)
-{
-	if (each == 1u)
-		__syncwarp();
-	else
-		asm volatile("bar.sync %0, %1;" ::"r"(warp / each), "r"(each * WARP_LANES)
-			     : "memory");
-}
-
 #define QUAD_ROWS 8u /* that four warps take at once: a thread four pairs of one */
 static_assert(LAYER_TAU_STREAMS_MAX * CODEC_LANES == PIECE, "four warps' columns are a piece's");
 
@@ -526,10 +516,11 @@ __device__ __forceinline__ static void layer_tile_out(const struct layer_job *j,
 }
 
 /*
- * WRITE: into the pages, leaves are kept.  Else: is it what lies there?  Returns whether it is not.  mu: of this
+ * WRITE: into the pages, leaves are kept.  Else: is it what lies there?  Returns whether it is not.  FLAT: guesses are
+ * the same in every row.  mu: of this
  * lane's column in the first group, whose beginning `a` is.
  */
-template <int DT, bool WRITE>
+template <int DT, bool WRITE, bool FLAT>
 __device__ __forceinline__ static bool layer_share_decode(const struct layer_job *j,
 							  struct layer_decoder *d,
 							  const struct xxh3_lane *xx,
@@ -537,7 +528,7 @@ __device__ __forceinline__ static bool layer_share_decode(const struct layer_job
 							  struct layer_ahead a)
 {
 	const int BYTES = DT <= 2 ? 2 : 1;
-	const uint32_t tokens = j->run->tokens, pitch = j->run->mu_columns,
+	const uint32_t tokens = j->run->tokens, pitch = FLAT ? 0 : j->run->mu_columns,
 		       vector = warp_uniform(j->seg->vector);
 	bool differs = false;
 

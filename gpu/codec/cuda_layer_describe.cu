@@ -120,10 +120,14 @@ struct cuda_layer_shape cuda_layer_shape_of(const struct codec_geometry *g,
 	s.segments_count = p->segments_count;
 	s.streams_count = p->streams_count;
 	s.pairs = p->pairs;
+	s.once = ONCE_SEGMENTS_MAX;
 	for (uint32_t i = 0; i < p->segments_count; i++) {
 		const uint32_t pieces = (p->segments[i].columns + PIECE - 1u) / PIECE,
 			       slots = inputs_count(p, i) + 1u;
 
+		if (p->segments[i].columns != p->streams_count * CODEC_LANES ||
+		    p->segments[i].type.bits != 16)
+			s.once = 0;
 		s.pieces += pieces;
 		s.pieces_max = pieces > s.pieces_max ? pieces : s.pieces_max;
 		s.slots = slots > s.slots ? slots : s.slots;
@@ -292,6 +296,7 @@ static cudaError_t memory_fill(struct cuda_layer *l, const struct codec_geometry
 	for (uint32_t i = 0; i < p->segments_count; i++) {
 		seg[i].taken = l->segment[i].taken;
 		seg[i].narrow = l->segment[i].narrow;
+		seg[i].flat = l->segment[i].flat;
 	}
 	memcpy(head + m.segments, seg, p->segments_count * sizeof(*seg));
 	for (uint32_t i = 0; i < LAYER_TABLES; i++)
@@ -336,6 +341,13 @@ static void launches_fill(struct cuda_layer *l, const struct codec_geometry *g,
 		first += s->pieces;
 		for (uint32_t k = i - s->inputs; k < i; k++)
 			l->segment[k].taken = true;
+	}
+	/* Encoders of several groups to a stream read guesses and write symbols in step. */
+	for (uint32_t i = 0; i < p->segments_count; i++) {
+		struct cuda_layer_segment *s = &l->segment[i];
+
+		s->flat = l->shape.once && s->inputs == 0 && !p->segments[i].turned && s->narrow &&
+			  !s->taken;
 	}
 }
 

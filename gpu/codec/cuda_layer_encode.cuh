@@ -505,7 +505,7 @@ __device__ __forceinline__ static void layer_coder_load(struct layer_coder *c,
 	c->above = lane == 31u ? 0 : FULL_MASK << (lane + 1u);
 	asm volatile("" : "+r"(c->above)); /* keep it */
 	c->limit = (uint8_t *)s->limit;
-	c->at = (uint32_t)(s->words - s->limit);
+	c->at = warp_uniform((uint32_t)(s->words - s->limit));
 	c->enc = &tables->enc[0][0];
 	c->rcp = rcp;
 	c->escapes = 0;
@@ -526,16 +526,17 @@ __device__ __forceinline__ static void layer_coder_park(struct gpu_layer_stream 
 	}
 }
 
-/* Lanes in ascending order in memory: a decoder reads them in that order. */
+/* Lanes in ascending order in memory: a decoder reads them in that order.  Without a branch of a lane. */
 __device__ __forceinline__ static void layer_spill(struct layer_coder *c, bool spills)
 {
 	const uint32_t mask = __ballot_sync(FULL_MASK, spills);
 	const uint32_t at = c->at - 2u - 2u * __popc(mask & c->above);
 
-	if (spills) {
-		*(uint16_t *)(c->limit + at) = (uint16_t)c->x;
-		c->x >>= 16;
-	}
+	asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.u16 [%1], %2; }" ::"r"(
+			     (uint32_t)spills),
+		     "l"(__cvta_generic_to_global(c->limit + at)), "h"((uint16_t)c->x)
+		     : "memory");
+	c->x = spills ? c->x >> 16 : c->x;
 	c->at -= 2u * __popc(mask);
 }
 
@@ -603,6 +604,29 @@ template <typename Place> struct layer_group { /* of rows, to be coded */
 	const int16_t *base;
 };
 
+/* Row t of a group.  raws: it may be raw, as its tau says. */
+template <int DT, typename Place>
+__device__ __forceinline__ static void layer_row_encode(const struct layer_group<Place> *g,
+							struct layer_coder *c, uint32_t t,
+							uint32_t tau, bool raws, uint2 s)
+{
+	if (raws && tau == RESIDUAL_TAU_RAW) {
+		layer_put_raw(c, s.y, DT <= 2 ? 16u : 8u);
+		return;
+	}
+	if (__any_sync(FULL_MASK, (s.x & SYMBOL_MORE) != 0)) {
+		const struct layer_page page = g->place.page();
+
+		layer_put_row<DT>(c,
+				  residual_grid(residual_type_of(DT), g->mu[(uint64_t)t * g->pitch],
+						layer_scale(*g->base, tau)),
+				  layer_page_pattern<DT>(&page, t));
+	} else {
+		layer_put_symbols(c, s);
+	}
+	c->escapes += s.x >> 31;
+}
+
 template <int DT, typename Place>
 __device__ __forceinline__ static void layer_rows_encode(const struct layer_group<Place> *g,
 							 struct layer_coder *c, uint32_t t,
@@ -612,26 +636,8 @@ __device__ __forceinline__ static void layer_rows_encode(const struct layer_grou
 	const bool raws = __any_sync(FULL_MASK, (taus & RESIDUAL_TAU_RAW * 0x01010101u) != 0);
 
 #pragma unroll
-	for (uint32_t k = CODE_ROWS; k-- > 0;) {
-		const uint32_t tau = taus >> 8u * k & 0xffu;
-
-		if (raws && tau == RESIDUAL_TAU_RAW) {
-			layer_put_raw(c, s[k].y, DT <= 2 ? 16u : 8u);
-			continue;
-		}
-		if (__any_sync(FULL_MASK, (s[k].x & SYMBOL_MORE) != 0)) {
-			const struct layer_page page = g->place.page();
-
-			layer_put_row<DT>(c,
-					  residual_grid(residual_type_of(DT),
-							g->mu[(uint64_t)(t + k) * g->pitch],
-							layer_scale(*g->base, tau)),
-					  layer_page_pattern<DT>(&page, t + k));
-		} else {
-			layer_put_symbols(c, s[k]);
-		}
-		c->escapes += s[k].x >> 31;
-	}
+	for (uint32_t k = CODE_ROWS; k-- > 0;)
+		layer_row_encode<DT>(g, c, t + k, taus >> 8u * k & 0xffu, raws, s[k]);
 }
 
 /* Rows of a group, the last first.  False: their words do not fit. */

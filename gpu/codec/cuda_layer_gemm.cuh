@@ -31,6 +31,23 @@ CODEC_HD uint32_t gemm_shared(uint32_t stages)
 	return stages * GEMM_STAGE_BYTES + 1024u + 2u * stages * 8u;
 }
 
+/* One of the segments that a launch makes guesses of. */
+__device__ static inline const struct gpu_layer_segment *gemm_segment(const struct gpu_layer_run *r,
+								      const struct gpu_layer_io *io)
+{
+	return &r->layer.segment[io->position + blockIdx.z * io->step];
+}
+
+/* A piece of its input i: of columns, of rows. */
+__device__ __forceinline__ static const uint8_t *gemm_input(const struct gpu_layer_run *r,
+							    const struct gpu_layer_io *io,
+							    uint32_t i, uint32_t columns,
+							    uint32_t rows)
+{
+	return io->in[i] + blockIdx.z * io->in_stride +
+	       ((uint64_t)columns * r->rows_pieces + rows) * PIECE_BYTES;
+}
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 struct gemm_feed {			 /* one thread's: the pieces of a tile, in order */
@@ -46,10 +63,7 @@ __device__ __forceinline__ static void gemm_fetch(struct gemm_feed *f,
 	const uint32_t full = barriers + 16u * f->stage, to = ring + f->stage * GEMM_STAGE_BYTES;
 
 	mbar_expect(full, GEMM_STAGE_BYTES);
-	bulk_fetch(to,
-		   io->in[f->input] +
-			   ((uint64_t)f->piece * r->rows_pieces + blockIdx.x) * PIECE_BYTES,
-		   PIECE_BYTES, full);
+	bulk_fetch(to, gemm_input(r, io, f->input, f->piece, blockIdx.x), PIECE_BYTES, full);
 	bulk_fetch(to + PIECE_BYTES, weights + (uint64_t)f->n * PIECE_BYTES, PIECE_BYTES, full);
 	f->n++;
 	f->stage = f->stage + 1u < io->stages ? f->stage + 1u : 0;
@@ -116,21 +130,20 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 		asm volatile("" : "+r"(d[i])::"memory");
 }
 
-#else
+#endif
 
-__device__ static inline void gemm_sums(const struct gpu_layer_run *r,
-					const struct gpu_layer_io *io,
-					const struct gpu_layer_segment *s, int32_t (&d)[GEMM_SUMS],
-					uint8_t *)
+/* Without these instructions: sums of two rows of a piece, the first of which is `row`. */
+__device__ static inline void gemm_sums_plain(const struct gpu_layer_run *r,
+					      const struct gpu_layer_io *io,
+					      const struct gpu_layer_segment *s,
+					      int32_t (&d)[GEMM_SUMS], uint32_t piece, uint32_t row)
 {
 	const uint32_t lane = threadIdx.x % WARP_LANES;
-	const uint32_t row = threadIdx.x / WARP_LANES * 16u + lane / 4u;
 	const uint8_t *w = s->weights + (uint64_t)blockIdx.y * s->inputs_pieces * PIECE_BYTES;
 
 	for (uint32_t i = 0; i < io->count; i++)
 		for (uint32_t k = 0; k < io->pieces[i]; k++, w += PIECE_BYTES) {
-			const uint8_t *a = io->in[i] + ((uint64_t)k * r->rows_pieces + blockIdx.x) *
-							       PIECE_BYTES;
+			const uint8_t *a = gemm_input(r, io, i, k, piece);
 
 			for (uint32_t c = 0; c < PIECE; c += 4u) {
 				const int32_t x = *(const int32_t *)(a + piece_at(row, c)),
@@ -148,8 +161,6 @@ __device__ static inline void gemm_sums(const struct gpu_layer_run *r,
 			}
 		}
 }
-
-#endif
 
 template <bool NARROW>
 __device__ __forceinline__ static void gemm_turn(struct layer_turn t, int32_t *a, int32_t *b)
@@ -225,7 +236,43 @@ __device__ static inline void gemm_outputs(const struct gemm_column *column,
 		}
 }
 
-/* grid: pieces of rows, pieces of columns.  STEP: gemm_rotate()'s, GEMM_UNTURNED: not. */
+/* What a thread block's columns need after the sums. */
+__device__ static inline void gemm_columns_load(struct gemm_column *column,
+						const struct gpu_layer_segment *s)
+{
+	if (threadIdx.x < PIECE) {
+		const uint32_t c = blockIdx.y * PIECE + threadIdx.x;
+
+		column[threadIdx.x] = (struct gemm_column){ s->bias[c], s->mul[c], s->shift[c], 0 };
+	}
+	__syncthreads();
+}
+
+/* Sums to guesses of `row` and the eighth after it. */
+template <uint32_t STEP, bool NARROW>
+__device__ __forceinline__ static void gemm_finish(const struct gpu_layer_run *r,
+						   const struct gpu_layer_io *io,
+						   const struct gpu_layer_segment *s,
+						   const struct gemm_column *column,
+						   int32_t (&d)[GEMM_SUMS], uint32_t row)
+{
+	int32_t *mu = r->mu + blockIdx.z * io->mu_stride + (uint64_t)row * r->mu_columns;
+
+	gemm_outputs<NARROW>(column, d);
+	if (STEP != GEMM_UNTURNED)
+		gemm_rotate<STEP, NARROW>(r, s, d, row);
+#pragma unroll
+	for (uint32_t j = 0; j < GEMM_SUMS / 4u; j++) {
+		const uint32_t c = blockIdx.y * PIECE + 8u * j + threadIdx.x % 4u * 2u;
+		int32_t *to = mu + c;
+
+		*(int2 *)to = make_int2(d[4u * j], d[4u * j + 1u]);
+		*(int2 *)(to + 8u * (uint64_t)r->mu_columns) = make_int2(d[4u * j + 2u],
+									 d[4u * j + 3u]);
+	}
+}
+
+/* grid: pieces of rows, pieces of columns, segments.  STEP: gemm_rotate()'s, GEMM_UNTURNED: not. */
 template <uint32_t STEP, bool NARROW>
 __global__ __launch_bounds__(GEMM_THREADS, GEMM_BLOCKS) void layer_gemm_kernel(
 	const __grid_constant__ struct gpu_layer_run r,
@@ -233,35 +280,22 @@ __global__ __launch_bounds__(GEMM_THREADS, GEMM_BLOCKS) void layer_gemm_kernel(
 {
 	extern __shared__ uint8_t ring[];
 	__shared__ struct gemm_column column[PIECE];
-	const struct gpu_layer_segment s = r.layer.segment[io.position];
-	const uint32_t lane = threadIdx.x % WARP_LANES;
-	const uint32_t row = blockIdx.x * PIECE + threadIdx.x / WARP_LANES * 16u + lane / 4u;
+	const struct gpu_layer_segment s = *gemm_segment(&r, &io);
+	const uint32_t in_piece = threadIdx.x / WARP_LANES * 16u + threadIdx.x % WARP_LANES / 4u;
 	int32_t d[GEMM_SUMS];
 
 	next_may_begin();
-	if (threadIdx.x < PIECE) {
-		const uint32_t c = blockIdx.y * PIECE + threadIdx.x;
-
-		column[threadIdx.x] = (struct gemm_column){ s.bias[c], s.mul[c], s.shift[c], 0 };
-	}
-	__syncthreads();
+	gemm_columns_load(column, &s);
 	before_is_done();
 #pragma unroll
 	for (uint32_t i = 0; i < GEMM_SUMS; i++)
 		d[i] = 0;
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 	gemm_sums(&r, &io, &s, d, ring);
-	gemm_outputs<NARROW>(column, d);
-	if (STEP != GEMM_UNTURNED)
-		gemm_rotate<STEP, NARROW>(&r, &s, d, row);
-#pragma unroll
-	for (uint32_t j = 0; j < GEMM_SUMS / 4u; j++) {
-		const uint32_t c = blockIdx.y * PIECE + 8u * j + lane % 4u * 2u;
-		int32_t *to = r.mu + (uint64_t)row * r.mu_columns + c;
-
-		*(int2 *)to = make_int2(d[4u * j], d[4u * j + 1u]);
-		*(int2 *)(to + 8u * (uint64_t)r.mu_columns) = make_int2(d[4u * j + 2u],
-									d[4u * j + 3u]);
-	}
+#else
+	gemm_sums_plain(&r, &io, &s, d, blockIdx.x, in_piece);
+#endif
+	gemm_finish<STEP, NARROW>(&r, &io, &s, column, d, blockIdx.x * PIECE + in_piece);
 }
 
 #endif

@@ -10,12 +10,16 @@
 
 #include "gpu/codec/cuda_layer.cuh"
 
+#define ONCE_SEGMENTS_MAX \
+	8u /* coded by one launch of an encoder: guesses of all of them are kept */
+
 struct cuda_layer_segment { /* what launches must know */
 	uint32_t pieces, first_piece;
 	uint32_t inputs, dtype, tau_streams;
 	uint32_t turn; /* which of gemm_rotate()'s */
 	bool narrow;
 	bool taken; /* by a later one */
+	bool flat;  /* guesses are the bias: no product, no turn */
 	bool own_inputs; /* its decoder can make them: warps that share a tau have both elements of its pairs */
 };
 
@@ -23,8 +27,9 @@ struct cuda_layer_shape { /* of a geometry and a profile: what scratch is made o
 	uint32_t tokens, segments_count, streams_count, pairs;
 	uint32_t pieces, pieces_max; /* of all segments, of the widest */
 	uint32_t slots;		     /* segments whose inputs a decoder keeps */
-	uint64_t stream_bytes;	     /* an encoder's words, at most */
-	uint64_t coded_bytes;	     /* raw, of the predicted segments */
+	uint32_t once;	       /* cuda_layer_once.cuh: segments taken at a time; 0: not for it */
+	uint64_t stream_bytes; /* an encoder's words, at most */
+	uint64_t coded_bytes;  /* raw, of the predicted segments */
 };
 
 struct cuda_layer { /* a profile's part */

@@ -26,8 +26,9 @@
 #define MEMORY_BYTES (256ull << 20)
 #define MADE 4u /* blocks that suit the profile; the rest are gpu_kv's contents */
 #define BLOCKS (MADE + GPU_KV_CONTENT_COUNT)
-#define MANY 60u
-#define FLIPS 240u
+#define MANY \
+	130u /* an odd number of pieces of rows, and more tiles of products than multiprocessors */
+#define FLIPS 260u
 
 static struct gpu_codec_rig rig;
 static struct gpu_job jobs[MANY];

@@ -22,7 +22,7 @@
 
 #include "tests/lib/private_daemon.h"
 
-#define HOST_BYTES (96u << 20)
+#define HOST_BYTES (192u << 20)
 #define ALIGN 256u
 #define HANG_MS 60000u
 #define POLL_MAX 32u
