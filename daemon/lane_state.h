@@ -666,7 +666,14 @@ uint32_t tier_victim_pinned(const struct lane *lane,
 			    const struct tenant *tenant); /* or not pinned */
 /* Is it worth to be written again, when the place where it lies on NVMe is needed?  About one in five is. */
 int tier_policy_keeps(struct lane *lane, uint32_t block);
+void tier_pin(struct block *b, uint64_t until_ns); /* 0: no more */
+uint64_t tier_pin_until_ns(const struct block *b);
+uint64_t tier_pinned_ns(const struct lane *lane,
+			const struct block *b); /* for so long; 0: it is not */
 int tier_pinned(const struct lane *lane, const struct block *b);
+/* For a fetch, or for a move: since now, and how long it has. */
+void tier_waits_begin(const struct lane *lane, struct block *b);
+uint64_t tier_waits_ns(const struct lane *lane, const struct block *b);
 /* Somebody asked for it.  last: of his request, which a longer one may replace. */
 void tier_use(struct lane *lane, uint32_t block, int last);
 void tier_policy_enter(struct lane *lane, uint32_t block, int last); /* published */

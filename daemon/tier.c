@@ -38,7 +38,7 @@ static void list_push(struct lane *lane, uint32_t id)
 	tier_policy_place(lane, id);
 	policy_unhold(lane->policy, id);
 	lane->recode.look |= (uint8_t)recode_wants(lane, b);
-	if (b->gpu_slot != POOL_NONE) {
+	if (index_gpu_slot(lane->index, b) != POOL_NONE) {
 		block_list_push(lane->index, &lane->gpu_cold, id);
 	} else if (b->flags & BLOCK_CLEAN) {
 		block_list_push(lane->index, &lane->clean, id);
@@ -58,7 +58,7 @@ void tier_unlist(struct lane *lane, uint32_t id)
 	if (b->flags & BLOCK_WANTED) {
 		block_list_remove(lane->index, &lane->fetch, id);
 		b->flags &= (uint8_t)~BLOCK_WANTED;
-	} else if (b->gpu_slot != POOL_NONE) {
+	} else if (index_gpu_slot(lane->index, b) != POOL_NONE) {
 		block_list_remove(lane->index, &lane->gpu_cold, id);
 	} else if (b->flags & BLOCK_CLEAN) {
 		block_list_remove(lane->index, &lane->clean, id);
@@ -157,7 +157,8 @@ static int is_dirty(const struct lane *lane, uint32_t id)
 	const struct block *b = id == BLOCK_NONE ? NULL : index_block(lane->index, id);
 
 	return b && b->state == BLOCK_RESIDENT && b->flags & BLOCK_LISTED &&
-	       !(b->flags & (BLOCK_WANTED | BLOCK_CLEAN)) && b->gpu_slot == POOL_NONE;
+	       !(b->flags & (BLOCK_WANTED | BLOCK_CLEAN)) &&
+	       index_gpu_slot(lane->index, b) == POOL_NONE;
 }
 
 /* A neighbour may have gone, or been used: then the other one, or the cold end, says where it was. */
@@ -168,7 +169,7 @@ void tier_unhold_unused(struct lane *lane, uint32_t id, uint32_t prev, uint32_t 
 		return;
 	block_list_remove(lane->index, &lane->dirty, id); /* it went to the hot end */
 	if (is_dirty(lane, next))
-		prev = index_block(lane->index, next)->prev;
+		prev = block_list_prev(lane->index, next);
 	else if (!is_dirty(lane, prev))
 		prev = BLOCK_NONE;
 	block_list_insert(lane->index, &lane->dirty, prev, id);
@@ -250,7 +251,8 @@ void tier_publish(struct lane *lane, uint32_t id, int last)
 {
 	const struct block *b = index_block(lane->index, id);
 
-	assert((b->slot == POOL_NONE) != (b->gpu_slot == POOL_NONE) && b->refs == 0);
+	assert((b->slot == POOL_NONE) != (index_gpu_slot(lane->index, b) == POOL_NONE) &&
+	       b->refs == 0);
 	index_set_state(lane->index, id, BLOCK_RESIDENT);
 	tier_policy_enter(lane, id, last);
 	list_push(lane, id);
@@ -523,7 +525,7 @@ static uint32_t next_spill(struct lane *lane, int urgent)
 
 		if (!recode_pending(lane, b))
 			return id;
-		id = n < TIER_SCAN_MAX ? b->next : BLOCK_NONE;
+		id = n < TIER_SCAN_MAX ? block_list_next(lane->index, id) : BLOCK_NONE;
 	}
 	return id;
 }
@@ -536,10 +538,10 @@ static uint32_t next_of_chain(struct lane *lane, int urgent)
 	for (unsigned n = 0; id != BLOCK_NONE && n < TIER_SCAN_MAX; n++) {
 		const struct block *b = index_block(lane->index, id);
 
-		if (b->parent == lane->spilled_last && index_parent(lane->index, id) == b->parent &&
+		if (index_parent(lane->index, id) == lane->spilled_last &&
 		    (urgent || !recode_pending(lane, b)))
 			return id;
-		id = b->next;
+		id = block_list_next(lane->index, id);
 	}
 	return BLOCK_NONE;
 }

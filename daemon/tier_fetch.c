@@ -119,8 +119,8 @@ static void take_back(struct lane *lane, const struct nvme_read *read)
 static void begun_ahead(struct lane *lane, struct block *b)
 {
 	b->ahead = 1;
-	if (b->pin_until_ns < lane->now_ns + AHEAD_PIN_NS)
-		b->pin_until_ns = lane->now_ns + AHEAD_PIN_NS;
+	if (tier_pinned_ns(lane, b) < AHEAD_PIN_NS)
+		tier_pin(b, lane->now_ns + AHEAD_PIN_NS);
 	lane->ahead.bytes += b->record_bytes;
 	stats_add(&lane->stats, STAT_READ_AHEAD_BLOCKS, 1);
 }
@@ -159,7 +159,7 @@ void tier_want(struct lane *lane, uint32_t id)
 		return;
 	b->flags |= BLOCK_WANTED;
 	b->flags &= (uint8_t)~BLOCK_FETCH_FAILED;
-	b->wanted_ns = lane->now_ns;
+	tier_waits_begin(lane, b);
 	block_list_push(lane->index, &lane->fetch, id);
 }
 
@@ -178,7 +178,7 @@ static unsigned fill_window(const struct lane *lane, struct fetch *w)
 	for (; id != BLOCK_NONE && n < FETCH_WINDOW; n++) {
 		w[n] = (struct fetch){ .id = id, .rank = n };
 		place_of(lane, &w[n]);
-		id = index_block(lane->index, id)->next;
+		id = block_list_next(lane->index, id);
 	}
 	return n;
 }
@@ -217,7 +217,7 @@ static unsigned run_length(const struct lane *lane, const struct fetch *f, unsig
 /* 1: one or more are under way, or the first has failed for good; 0: later. */
 static int start_wanted(struct lane *lane, const struct fetch *f, unsigned count)
 {
-	uint64_t waits_ns = lane->now_ns - index_block(lane->index, f->id)->wanted_ns;
+	uint64_t waits_ns = tier_waits_ns(lane, index_block(lane->index, f->id));
 	int r = start(lane, f, count, 0);
 
 	if (r == -EAGAIN || (r == -ENOSPC && waits_ns <= lane->config.store_wait_ns))

@@ -168,7 +168,7 @@ static void put_block(struct saving *s, uint32_t id)
 	struct warm_block w = {
 		.raw_xxh3 = b->raw_xxh3,
 		.token_hash = b->token_hash,
-		.pin_until_ns = b->pin_until_ns,
+		.pin_until_ns = tier_pin_until_ns(b),
 		.slot = b->slot,
 		.record_bytes = b->record_bytes,
 		.group = b->group,
@@ -197,7 +197,7 @@ static void put_block(struct saving *s, uint32_t id)
 
 static void put_list(struct saving *s, const struct block_list *l)
 {
-	for (uint32_t id = l->head; id != BLOCK_NONE; id = index_block(s->lane->index, id)->next)
+	for (uint32_t id = l->head; id != BLOCK_NONE; id = block_list_next(s->lane->index, id))
 		put_block(s, id);
 }
 
