@@ -430,8 +430,9 @@ struct lane {
 	unsigned spills_inflight, fetches_inflight;
 	uint32_t spilled_last; /* block, or BLOCK_NONE */
 	struct lane_ahead ahead;
-	int nvme_health; /* as the gauge */
-	int accepting;	 /* hysteresis of the pool */
+	int nvme_health;     /* as the gauge */
+	int accepting;	     /* hysteresis of the pool */
+	uint64_t no_room_ns; /* when a slot was last asked for and not to be had; 0: never */
 
 	struct pool *args;    /* argument memory of jobs and leases */
 	uint8_t *scratch;     /* SKVC_ABI_ARGS_BYTES_MAX: the list of the entry at hand */

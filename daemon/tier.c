@@ -27,6 +27,8 @@
 #define TIER_SPILLS_MAX 64u  /* writes in flight: leaves operations for reads */
 #define TIER_CHAIN_MAX \
 	32u /* blocks of one prefix that are written before the one whose turn it is */
+#define TIER_SHORT_NS \
+	100000000ull /* after a slot was refused, blocks are written as if the pool were full */
 #define TIER_FRAGMENTED_PERCENT 90u /* fuller than this, ENOSPC means full */
 
 /* ---- accounting of lists and gauges ---- */
@@ -407,8 +409,10 @@ int tier_alloc(struct lane *lane, uint64_t bytes, uint32_t id)
 		r = pool_alloc(lane->pool, bytes, id, &b->slot);
 	if (r == -EFBIG)
 		return r;
-	if (r < 0)
+	if (r < 0) {
+		lane->no_room_ns = lane->now_ns;
 		return -EAGAIN;
+	}
 	stats_add(&lane->stats, STAT_BLOCKS_HOST, 1);
 	stats_add(&lane->stats, STAT_POOL_USED_BYTES, b->record_bytes - b->padding_bytes);
 	return 0;
@@ -567,6 +571,12 @@ static uint32_t next_in_order(struct lane *lane, int urgent)
 	return id;
 }
 
+/* Somebody waits for a slot: slots may be free, and all of other sizes. */
+static int short_of_room(const struct lane *lane)
+{
+	return lane->no_room_ns && lane->now_ns - lane->no_room_ns < TIER_SHORT_NS;
+}
+
 static unsigned run_spills(struct lane *lane)
 {
 	uint32_t full = lane->config.full_percent, from = lane->config.spill_percent, id;
@@ -578,10 +588,10 @@ static unsigned run_spills(struct lane *lane)
 	if (!tier_has_nvme(lane) || lane->dirty.head == BLOCK_NONE)
 		return 0;
 	pool_usage(lane->pool, &u);
-	if (u.slot_bytes < u.bytes / 100 * from)
+	if (u.slot_bytes < u.bytes / 100 * from && !short_of_room(lane))
 		return 0;
 	half = from < full ? from + (full - from) / 2 : from;
-	urgent = u.slot_bytes - lane->clean_bytes >= u.bytes / 100 * half;
+	urgent = u.slot_bytes - lane->clean_bytes >= u.bytes / 100 * half || short_of_room(lane);
 	while (n < TIER_SPILL_BATCH && lane->spills_inflight < TIER_SPILLS_MAX) {
 		id = next_in_order(lane, urgent);
 		if (id == BLOCK_NONE || spill(lane, id) < 0)
