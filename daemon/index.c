@@ -304,7 +304,7 @@ void index_set_state(struct index *ix, uint32_t id, enum block_state state)
 	struct block *b = index_block(ix, id);
 
 	assert(state < BLOCK_STATE_COUNT && legal[b->state][state]);
-	b->state = state & 15;
+	b->state = state & 7;
 }
 
 void index_set_parent(struct index *ix, uint32_t id, uint32_t parent)

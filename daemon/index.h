@@ -37,10 +37,11 @@ enum block_state {
 #define BLOCK_FETCH_FAILED \
 	0x04u /* the last fetch failed or found no room; cleared when wanted again */
 #define BLOCK_HAS_TOKENS 0x08u /* token_hash is valid */
-#define BLOCK_LISTED 0x10u     /* on exactly one list (clean, dirty, fetch or the GPU pool's) */
-#define BLOCK_CLEAN 0x20u      /* has a durable NVMe copy */
-#define BLOCK_READABLE 0x40u   /* DEAD, but its slot is whole: who holds it may still load it */
-#define BLOCK_CORRUPT 0x80u    /* DEAD because its bytes were wrong */
+#define BLOCK_LISTED \
+	0x10u /* on exactly one list (clean, dirty, droppable, fetch or the GPU pool's) */
+#define BLOCK_CLEAN 0x20u    /* has a durable NVMe copy */
+#define BLOCK_READABLE 0x40u /* DEAD, but its slot is whole: who holds it may still load it */
+#define BLOCK_CORRUPT 0x80u  /* DEAD because its bytes were wrong */
 
 #define BLOCK_MOVE_RUNS \
 	0x01u /* GPU slot -> host slot (holds a reference): the host slot is not whole */
@@ -57,8 +58,9 @@ typedef uint64_t block_u64 __attribute__((aligned(4)));
 struct block {
 	uint8_t key[SKVC_ABI_KEY_BYTES];
 	uint32_t link_hash : 24; /* index.c's own, like the four links below */
-	uint8_t state : 4;	 /* enum block_state */
-	uint8_t profile : 4;	 /* 1 + index into the namespace's profiles; 0: none needed */
+	uint8_t state : 3;	 /* enum block_state */
+	uint8_t droppable : 1; /* dirty, and not worth being written to NVMe: it is on that list */
+	uint8_t profile : 4;   /* 1 + index into the namespace's profiles; 0: none needed */
 	uint32_t group;
 	uint16_t ns;
 	uint16_t generation;	 /* bumped when freed */
@@ -86,7 +88,7 @@ struct block {
 };
 
 _Static_assert(sizeof(struct block) == 100, "memory per indexed block");
-_Static_assert(BLOCK_STATE_COUNT <= 16, "bits of a block");
+_Static_assert(BLOCK_STATE_COUNT <= 8, "bits of a block");
 
 struct block_list {
 	uint32_t head, tail, count;

@@ -11,6 +11,7 @@
  *	load.c		wait for the record -> decode into the engine's pages -> complete
  *	tier.c		room in the pool, spill
  *	tier_fetch.c	what comes back from NVMe: wanted, or read ahead
+ *	tier_drop.c	what is given up instead of being written to NVMe
  *	tier_log.c	the NVMe log: made, and told what is worth keeping
  *	tier_policy.c	which block goes first: what policy.c is told and asked
  *	tier_memory.c	making the host pool
@@ -415,10 +416,11 @@ struct lane {
 	struct pool *gpu_pool; /* over GPU memory; NULL: none */
 	int pool_registered;   /* with io_uring, as fixed buffers */
 	int pool_kept;	       /* it lies in memory that an earlier life left */
-	/* RESIDENT and held by nobody, coldest first: with and without a copy on NVMe */
-	struct block_list clean, dirty;
-	uint64_t clean_bytes, dirty_bytes;
-	uint32_t keeps_asked; /* tier_policy_keeps(): how often, and where its bar is */
+	/* RESIDENT and held by nobody, coldest first: with a copy on NVMe, without, and not worth one */
+	struct block_list clean, dirty, droppable;
+	uint64_t clean_bytes, dirty_bytes, droppable_bytes;
+	uint32_t sort_next, sort_left; /* entries of the index whose list may be another now */
+	uint32_t keeps_asked;	       /* tier_policy_keeps(): how often, and where its bar is */
 	float keeps_bar;
 	struct block_list fetch;    /* NVME and WANTED */
 	struct block_list gpu_cold; /* RESIDENT in the GPU pool and held by nobody */
@@ -617,6 +619,11 @@ struct lane_nvme_op *tier_op_get(struct lane *lane); /* NULL: all are in use */
 void tier_op_put(struct lane *lane, struct lane_nvme_op *op);
 unsigned tier_buffer_index(const struct lane *lane, uint32_t slot);
 void tier_unlist(struct lane *lane, uint32_t block); /* off the list it is on */
+void tier_relist(struct lane *lane, uint32_t block); /* listed: on the one that is right now */
+
+/* tier_drop.c */
+void tier_sort(struct lane *lane); /* whether blocks are worth a place on NVMe has changed */
+unsigned tier_sort_run(struct lane *lane);
 
 /* tier_fetch.c */
 void tier_want(struct lane *lane, uint32_t block);   /* NVME: queue a fetch */

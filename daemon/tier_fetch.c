@@ -264,8 +264,8 @@ void tier_ahead(struct lane *lane, uint32_t id)
 	uint64_t left = lane->config.nvme_read_ahead_bytes;
 	uint32_t at = id;
 
-	if (!lane->log || !left)
-		return;
+	if (!lane->log || !left || lane->ns[index_block(lane->index, id)->ns]->plan_drops)
+		return; /* or its engine computes sooner what comes next */
 	for (unsigned n = 0; n < AHEAD_LOOK && a->count < LANE_AHEAD_MAX; n++) {
 		const struct block *b;
 

@@ -60,7 +60,7 @@ void tier_policy_place(struct lane *lane, uint32_t id)
 	const struct block *b = index_block(lane->index, id);
 	enum tier_place place = b->state != BLOCK_RESIDENT		      ? TIER_PLACE_NVME
 				: index_gpu_slot(lane->index, b) != POOL_NONE ? TIER_PLACE_GPU
-				: b->flags & BLOCK_CLEAN		      ? TIER_PLACE_CLEAN
+				: b->flags & BLOCK_CLEAN || b->droppable      ? TIER_PLACE_CLEAN
 									      : TIER_PLACE_DIRTY;
 
 	policy_move(lane->policy, id, index_parent(lane->index, id), place);
@@ -161,21 +161,19 @@ static bool may_go(void *user, uint32_t id)
 {
 	const struct wanted *w = user;
 	const struct block *b = index_block(w->lane->index, id);
+	int lost = w->lost || !(b->flags & BLOCK_CLEAN);
 
 	return (w->pinned || !tier_pinned(w->lane, b)) && b->refs == held_by_recode(w->lane, id) &&
-	       (!w->tenant || w->lane->ns[b->ns]->tenant == w->tenant) && !(w->lost && b->children);
+	       (!w->tenant || w->lane->ns[b->ns]->tenant == w->tenant) && !(lost && b->children);
 }
 
 /*
  * Without a leaf that may go: the coldest of a list.  When it would be lost, one without children in memory: those on
  * NVMe, or on their way, are lost with it, but something can be stored.
  */
-static uint32_t coldest_listed(const struct wanted *w, enum tier_place place)
+static uint32_t coldest_of(const struct wanted *w, const struct block_list *list)
 {
 	const struct lane *lane = w->lane;
-	const struct block_list *list = place == TIER_PLACE_GPU	    ? &lane->gpu_cold
-					: place == TIER_PLACE_CLEAN ? &lane->clean
-								    : &lane->dirty;
 	uint32_t id = list->head, second = BLOCK_NONE;
 
 	for (unsigned n = 0; id != BLOCK_NONE && n < SCAN_MAX; n++) {
@@ -187,6 +185,17 @@ static uint32_t coldest_listed(const struct wanted *w, enum tier_place place)
 		id = block_list_next(lane->index, id);
 	}
 	return second;
+}
+
+static uint32_t coldest_listed(const struct wanted *w, enum tier_place place)
+{
+	const struct lane *lane = w->lane;
+	uint32_t id;
+
+	if (place != TIER_PLACE_CLEAN)
+		return coldest_of(w, place == TIER_PLACE_GPU ? &lane->gpu_cold : &lane->dirty);
+	id = coldest_of(w, &lane->clean);
+	return id != BLOCK_NONE ? id : coldest_of(w, &lane->droppable);
 }
 
 static uint32_t victim(const struct wanted *w, uint32_t places)
@@ -252,6 +261,8 @@ int tier_policy_keeps(struct lane *lane, uint32_t id)
 		return 0; /* nobody can find it */
 	if (b->refs || tier_pinned(lane, b) || policy_children(lane->policy, id))
 		return 1;
+	if (lane->ns[b->ns]->plan_drops)
+		return 0; /* its engine computes it sooner */
 	its = score(lane, id);
 	if (!lane->keeps_asked++)
 		lane->keeps_bar = its;

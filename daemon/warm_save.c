@@ -125,7 +125,7 @@ static void count(struct saving *s)
 		.pool_bytes = usage.bytes,
 		.pool_slab_bytes = pool_largest_bytes(lane->pool),
 		.granule_bytes = lane->granule_bytes,
-		.blocks_count = lane->dirty.count + lane->clean.count,
+		.blocks_count = lane->dirty.count + lane->droppable.count + lane->clean.count,
 	};
 	for (uint32_t cursor = 0; pool_save_span(lane->pool, &cursor, &span);)
 		s->h.spans_count++;
@@ -239,6 +239,7 @@ static int put_all(struct saving *s)
 {
 	s->off = sizeof(s->h);
 	put_spans(s);
+	put_list(s, &s->lane->droppable);
 	put_list(s, &s->lane->dirty);
 	put_list(s, &s->lane->clean);
 	put_metas(s);

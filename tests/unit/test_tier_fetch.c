@@ -256,8 +256,8 @@ static void a_miss_reads_nothing_ahead(void **state)
 }
 
 /*
- * Half of the slots are free, but in every slab there is a block that lies nowhere else: one of another size finds no room
- * and waits, until some were written, though the pool is far from where writing begins.
+ * Half of the slots are free, but in every slab there is a block that lies nowhere else: one of another size finds no
+ * room and waits, until some were written, though the pool is far from where writing begins.
  */
 static void a_slot_of_another_size_is_made(void **state)
 {

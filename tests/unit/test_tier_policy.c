@@ -42,6 +42,7 @@ static int by_hand(void **state)
 	lane.now_ns = 1000;
 	block_list_init(&lane.clean);
 	block_list_init(&lane.dirty);
+	block_list_init(&lane.droppable);
 	block_list_init(&lane.gpu_cold);
 	assert_int_equal(index_new(BLOCKS, &lane.index), 0);
 	return policy_new(BLOCKS, BLOCKS, &lane.policy);
