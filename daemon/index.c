@@ -236,7 +236,7 @@ int index_insert_at(struct index *ix, uint32_t bucket, uint32_t ns, const struct
 	memset(b, 0, sizeof(*b));
 	b->generation = generation;
 	memcpy(b->key, key->bytes, sizeof(b->key));
-	b->key_len = key->len;
+	b->key_len = key->len & 63;
 	b->group = key->group;
 	b->ns = (uint16_t)ns;
 	b->link_parent = link_to(BLOCK_NONE, id);

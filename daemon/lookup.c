@@ -195,6 +195,7 @@ void lookup_pin(struct lane *lane, struct namespace *ns, const struct skvc_abi_k
 
 		if (!b || !lookup_visible(b))
 			continue;
+		tier_asked(lane, b); /* or it would end with what read ahead has pinned */
 		tier_pin(b, ttl_ns ? lane->now_ns + ttl_ns : 0);
 		cqe->count++;
 	}

@@ -339,7 +339,7 @@ static void put_block(const struct lane *lane, uint32_t id, uint8_t table, uint8
 	uint8_t flags = (uint8_t)((b->flags & BLOCK_HAS_TOKENS ? PERSIST_HAS_TOKENS : 0) |
 				  (b->model ? PERSIST_MODEL : 0) | (b->layer ? PERSIST_LAYER : 0));
 	const uint32_t generation = b->generation;
-	const uint8_t profile = b->profile;
+	const uint8_t profile = b->profile, key_len = b->key_len;
 	struct nvme_place place;
 
 	(void)nvme_set_place(lane->log, id, &place); /* it is held */
@@ -361,7 +361,7 @@ static void put_block(const struct lane *lane, uint32_t id, uint8_t table, uint8
 	PUT(PADDING, b->padding_bytes);
 	PUT(TABLE, table);
 	PUT(PROFILE, profile);
-	PUT(KEY_LEN, b->key_len);
+	PUT(KEY_LEN, key_len);
 	PUT(FLAGS, flags);
 #undef PUT
 }

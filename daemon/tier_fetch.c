@@ -8,8 +8,8 @@
  *
  * Read ahead is what an engine asks for next that asks for a prefix piece by piece: when all that it named is here and
  * the last of it had to be read, or was read ahead, then its child is, and so on, so many bytes ahead and no more.
- * Nobody holds such a block, but for a moment it is pinned: as the coldest of all it would be the first to go, for what
- * is read ahead next.  A part of the pool at most is given to that.
+ * Nobody holds such a block, but until it is asked for, and for a moment at most, it is pinned: as the coldest of all
+ * it would be the first to go, for what is read ahead next.  A part of the pool at most is given to that.
  */
 #include <assert.h>
 #include <errno.h>
@@ -119,8 +119,10 @@ static void take_back(struct lane *lane, const struct nvme_read *read)
 static void begun_ahead(struct lane *lane, struct block *b)
 {
 	b->ahead = 1;
-	if (tier_pinned_ns(lane, b) < AHEAD_PIN_NS)
+	if (!tier_pinned(lane, b)) {
 		tier_pin(b, lane->now_ns + AHEAD_PIN_NS);
+		b->ahead_pins = 1;
+	}
 	lane->ahead.bytes += b->record_bytes;
 	stats_add(&lane->stats, STAT_READ_AHEAD_BLOCKS, 1);
 }
@@ -286,8 +288,17 @@ void tier_ahead(struct lane *lane, uint32_t id)
 
 void tier_asked(struct lane *lane, struct block *b)
 {
-	stats_add(&lane->stats, STAT_READ_AHEAD_USED_BLOCKS, b->ahead);
-	b->ahead = 0;
+	struct lane_ahead *a = &lane->ahead;
+
+	if (b->ahead) { /* as much more may be read */
+		stats_add(&lane->stats, STAT_READ_AHEAD_USED_BLOCKS, 1);
+		a->bytes -= b->record_bytes < a->bytes ? b->record_bytes : a->bytes;
+		b->ahead = 0;
+	}
+	if (b->ahead_pins) {
+		tier_pin(b, 0);
+		b->ahead_pins = 0;
+	}
 }
 
 /* Has nobody wanted it, or something in its place, since? */

@@ -113,17 +113,22 @@ static uint32_t found(struct lane_rig_session *by, uint32_t first, uint32_t coun
 	return cqe.count;
 }
 
-/* The plan is looked at again ten times a second, when something is asked. */
+/*
+ * The plan is looked at again ten times a second, when something is asked.  Blocks change lists behind the answer;
+ * behind the next one they have.
+ */
 static void say(uint64_t prefill_tokens_per_s, int drops)
 {
 	const uint64_t start_ns = clock_now_ns();
 
 	atomic_store(&rig.ns.prefill_tokens_per_s, prefill_tokens_per_s);
-	while (rig.ns.plan_drops != drops || rig.lane->sort_left) {
+	while (atomic_load(&rig.ns.plan_place.drops) != (uint64_t)drops) {
 		assert_true(clock_now_ns() - start_ns < RIG_WAIT_NS);
 		(void)found(&rs, OTHERS, 1);
 		usleep(1000);
 	}
+	(void)found(&rs, OTHERS, 1);
+	assert_int_equal(rig.lane->sort_left, 0);
 }
 
 /* Four pools full are stored, and none of it is written, refused, or waited for. */
@@ -138,7 +143,6 @@ static void what_is_computed_sooner_is_not_written(void **state)
 	assert_true(counter(STAT_DROPPED_BLOCKS) > 1000);
 	assert_int_equal(counter(STAT_DROPPED_BLOCKS), counter(STAT_EVICTED_BLOCKS));
 	assert_int_equal(counter(STAT_BLOCKS) + counter(STAT_DROPPED_BLOCKS), 2000);
-	assert_true(rig.lane->accepting);
 }
 
 /* Without its word all is written, whatever it costs. */
@@ -195,7 +199,7 @@ static void the_plan_may_change_its_mind(void **state)
 	assert_int_equal(rig.lane->dirty.count, 0);
 	assert_int_equal(rig.lane->dirty_bytes, 0);
 	dropped = counter(STAT_DROPPED_BLOCKS);
-	spilled = counter(STAT_SPILL_BLOCKS) + rig.lane->spills_inflight;
+	spilled = counter(STAT_SPILL_BLOCKS) + 64; /* as many may be in flight */
 	for (uint32_t first = 2000; first < 4000; first += BATCH)
 		assert_int_equal(store(&rs, first), 0);
 	assert_true(counter(STAT_DROPPED_BLOCKS) > dropped);

@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-#include "daemon/util/clock.h"
+#include "daemon/lane_state.h"
 #include "tests/lib/lane_rig.h"
 
 #define CHAIN 60u
@@ -214,6 +214,9 @@ static void what_follows_is_read_ahead(void **state)
 	assert_int_equal(counter(STAT_READ_AHEAD_BLOCKS), CHAIN - step);
 	assert_int_equal(counter(STAT_READ_AHEAD_USED_BLOCKS), CHAIN - step);
 	assert_int_equal(counter(STAT_READ_AHEAD_WASTED_BLOCKS), 0);
+	assert_int_equal(rig.lane->ahead.bytes, 0); /* what was used does not count any more, */
+	for (uint32_t id = 0; id < index_end(rig.lane->index); id++)
+		assert_int_equal(index_block(rig.lane->index, id)->pinned, 0); /* nor stay */
 }
 
 static void read_ahead_is_bounded_and_counted(void **state)
