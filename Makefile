@@ -392,7 +392,7 @@ list = $(if $(1),printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)
 # about times and installing.
 SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_config test_ctl_msg \
 	test_doctor test_reload test_sqe_check test_index test_record test_limits test_nvme_faults test_steady test_demo \
-	test_tools test_bench test_install test_staging test_cuda_device test_gpu_codec test_gpu_engine \
+	test_tools test_bench test_replay_data test_install test_staging test_cuda_device test_gpu_codec test_gpu_engine \
 	test_residual test_product test_layer test_layer_hostile test_layer_size test_codec_model_folder \
 	test_speculators \
 	$(notdir $(FUZZ_BINS))

@@ -371,6 +371,8 @@ static const sd_bus_vtable bus_vtable[] = {
 	SD_BUS_METHOD_WITH_ARGS("GetPlan", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(stt)", rates, "a(usststttttttbb)", ways),
 				bus_on_get_plan, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("GetPlacement", SD_BUS_NO_ARGS, SD_BUS_RESULT("a(ubtt)", places),
+				bus_on_get_placement, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("ListNamespaces", SD_BUS_NO_ARGS,
 				SD_BUS_RESULT("a(usssuuttttttuu)", namespaces),
 				bus_on_list_namespaces, SD_BUS_VTABLE_UNPRIVILEGED),

@@ -39,6 +39,7 @@ int bus_on_list_profiles(sd_bus_message *call, void *user, sd_bus_error *error);
 int bus_on_list_sessions(sd_bus_message *call, void *user, sd_bus_error *error);
 int bus_on_list_tenants(sd_bus_message *call, void *user, sd_bus_error *error);
 int bus_on_get_plan(sd_bus_message *call, void *user, sd_bus_error *error); /* bus_plan.c */
+int bus_on_get_placement(sd_bus_message *call, void *user, sd_bus_error *error);
 int bus_on_find_block(sd_bus_message *call, void *user, sd_bus_error *error);
 int bus_on_list_models(sd_bus_message *call, void *user, sd_bus_error *error);
 

@@ -87,6 +87,29 @@ int bus_on_get_plan(sd_bus_message *call, void *user, sd_bus_error *error)
 	return bus_reply_send(reply, r);
 }
 
+int bus_on_get_placement(sd_bus_message *call, void *user, sd_bus_error *error)
+{
+	const struct bus *bus = user;
+	const struct registry *registry = control_registry(bus->control);
+	sd_bus_message *reply = NULL;
+	int r = bus_reply_new(call, &reply);
+
+	(void)error;
+	if (r >= 0)
+		r = sd_bus_message_open_container(reply, 'a', "(ubtt)");
+	for (uint32_t i = 0; r >= 0 && i < registry->namespaces_count; i++) {
+		const struct plan_shown_place *p = &registry->namespaces[i]->plan_place;
+
+		if (load(&p->looked))
+			r = sd_bus_message_append(reply, "(ubtt)", registry->namespaces[i]->id,
+						  (int)load(&p->drops), load(&p->nvme_ns),
+						  load(&p->prefill_ns));
+	}
+	if (r >= 0)
+		r = sd_bus_message_close_container(reply);
+	return bus_reply_send(reply, r);
+}
+
 /* ---- one block ---- */
 
 static int hex_digit(char c)

@@ -28,7 +28,7 @@ static void describe(const struct lane *lane, const struct namespace *ns, uint32
 		.holders = b->refs,
 		.children = b->children,
 		.record_bytes = b->record_bytes,
-		.pinned_ns = b->pin_until_ns > lane->now_ns ? b->pin_until_ns - lane->now_ns : 0,
+		.pinned_ns = tier_pinned_ns(lane, b),
 	};
 	plan_of_block(lane, ns, b, &ret->restore_ns, &ret->prefill_ns);
 }

@@ -18,8 +18,10 @@ struct index {
 	uint32_t *bucket;    /* owned mapping, mask + 1; id + 1, 0 = empty */
 	uint32_t mask;
 	uint32_t blocks_max;
-	uint32_t fresh;	    /* ids below were used at least once */
-	uint32_t free_head; /* linked through hash_next */
+	uint32_t fresh; /* ids below were used at least once */
+	uint32_t *
+		gpu_slot; /* owned mapping, blocks_max; 1 + slot, 0: none.  NULL: there is no GPU pool */
+	uint32_t free_head; /* linked as a bucket is */
 	uint32_t count;
 	unsigned char hash_key[crypto_shorthash_KEYBYTES];
 };
@@ -35,6 +37,17 @@ static const uint8_t legal[BLOCK_STATE_COUNT][BLOCK_STATE_COUNT] = {
 	[BLOCK_FETCHING] = { [BLOCK_RESIDENT] = 1, [BLOCK_NVME] = 1, [BLOCK_DEAD] = 1 },
 	[BLOCK_DEAD] = { [BLOCK_FREE] = 1 },
 };
+
+/* A link says "none" by naming the block that it is in. */
+static uint32_t followed(uint32_t link, uint32_t id)
+{
+	return link == id ? BLOCK_NONE : link;
+}
+
+static uint32_t link_to(uint32_t to, uint32_t id)
+{
+	return (to == BLOCK_NONE ? id : to) & (BLOCKS_MAX - 1);
+}
 
 static void *map_lazily(uint64_t bytes)
 {
@@ -53,9 +66,11 @@ int index_new(uint32_t blocks_max, struct index **ret_index)
 	struct index *ix = calloc(1, sizeof(*ix));
 	uint32_t buckets = 1024;
 
+	assert(blocks_max <= BLOCKS_MAX);
 	if (!ix)
 		return -ENOMEM;
-	while (buckets < blocks_max && buckets < 1u << 30)
+	while (buckets <=
+	       blocks_max / 2) /* a chain is of one or two blocks: a word more each would not pay */
 		buckets *= 2;
 	ix->mask = buckets - 1;
 	ix->blocks_max = blocks_max;
@@ -77,10 +92,29 @@ struct index *index_free(struct index *ix)
 		return NULL;
 	if (ix->block)
 		munmap(ix->block, (uint64_t)ix->blocks_max * sizeof(*ix->block));
+	if (ix->gpu_slot)
+		munmap(ix->gpu_slot, (uint64_t)ix->blocks_max * sizeof(*ix->gpu_slot));
 	if (ix->bucket)
 		munmap(ix->bucket, ((uint64_t)ix->mask + 1) * sizeof(*ix->bucket));
 	free(ix);
 	return NULL;
+}
+
+int index_add_gpu(struct index *ix)
+{
+	assert(!ix->gpu_slot);
+	ix->gpu_slot = map_lazily((uint64_t)ix->blocks_max * sizeof(*ix->gpu_slot));
+	return ix->gpu_slot ? 0 : -ENOMEM;
+}
+
+uint32_t index_gpu_slot(const struct index *ix, const struct block *b)
+{
+	return ix->gpu_slot ? ix->gpu_slot[b - ix->block] - 1 : UINT32_MAX;
+}
+
+void index_set_gpu_slot(struct index *ix, const struct block *b, uint32_t slot)
+{
+	ix->gpu_slot[b - ix->block] = slot + 1;
 }
 
 struct block *index_block(const struct index *ix, uint32_t id)
@@ -101,7 +135,9 @@ uint32_t index_end(const struct index *ix)
 
 uint64_t index_bytes(const struct index *ix)
 {
-	return sizeof(*ix) + (uint64_t)ix->blocks_max * sizeof(*ix->block) +
+	return sizeof(*ix) +
+	       ix->blocks_max *
+		       (uint64_t)(sizeof(*ix->block) + (ix->gpu_slot ? sizeof(*ix->gpu_slot) : 0)) +
 	       ((uint64_t)ix->mask + 1) * sizeof(*ix->bucket);
 }
 
@@ -160,17 +196,17 @@ uint32_t index_find(const struct index *ix, uint32_t ns, const struct skvc_abi_k
 uint32_t index_find_at(const struct index *ix, uint32_t bucket, uint32_t ns,
 		       const struct skvc_abi_key *key)
 {
-	uint32_t id = ix->bucket[bucket];
+	uint32_t id = ix->bucket[bucket] - 1;
 
-	while (id) {
-		const struct block *b = &ix->block[id - 1];
+	while (id != BLOCK_NONE) {
+		const struct block *b = &ix->block[id];
 
 		if (b->ns == ns && b->group == key->group && b->key_len == key->len &&
 		    !memcmp(b->key, key->bytes, SKVC_ABI_KEY_BYTES))
-			return id - 1;
-		id = b->hash_next;
+			break;
+		id = followed(b->link_hash, id);
 	}
-	return BLOCK_NONE;
+	return id;
 }
 
 int index_insert(struct index *ix, uint32_t ns, const struct skvc_abi_key *key, uint32_t *ret_id)
@@ -181,53 +217,74 @@ int index_insert(struct index *ix, uint32_t ns, const struct skvc_abi_key *key, 
 int index_insert_at(struct index *ix, uint32_t bucket, uint32_t ns, const struct skvc_abi_key *key,
 		    uint32_t *ret_id)
 {
-	uint32_t id, generation;
+	uint16_t generation;
 	struct block *b;
+	uint32_t id;
 
+	assert(ns <= UINT16_MAX);
 	if (ix->free_head != BLOCK_NONE) {
 		id = ix->free_head;
-		ix->free_head = ix->block[id].hash_next;
+		ix->free_head = followed(ix->block[id].link_hash, id);
 	} else if (ix->fresh < ix->blocks_max) {
 		id = ix->fresh++;
 	} else {
 		return -ENOSPC;
 	}
 	b = &ix->block[id];
-	assert(b->state == BLOCK_FREE);
+	assert(b->state == BLOCK_FREE && !b->children);
 	generation = b->generation;
 	memset(b, 0, sizeof(*b));
 	b->generation = generation;
 	memcpy(b->key, key->bytes, sizeof(b->key));
-	b->key_len = key->len;
+	b->key_len = key->len & 63;
 	b->group = key->group;
-	b->ns = ns;
-	b->parent = BLOCK_NONE;
-	b->slot = b->gpu_slot = UINT32_MAX;
+	b->ns = (uint16_t)ns;
+	b->link_parent = link_to(BLOCK_NONE, id);
+	b->slot = UINT32_MAX;
 	b->state = BLOCK_STORING;
-	b->hash_next = ix->bucket[bucket];
+	b->link_hash = link_to(ix->bucket[bucket] - 1, id);
 	ix->bucket[bucket] = id + 1;
 	ix->count++;
 	*ret_id = id;
 	return 0;
 }
 
+static void put_free(struct index *ix, uint32_t id)
+{
+	ix->block[id].link_hash = link_to(ix->free_head, id);
+	ix->free_head = id;
+}
+
+/* The last of its children may have kept an id from use. */
+static void drop_parent(struct index *ix, uint32_t id)
+{
+	struct block *b = &ix->block[id];
+	uint32_t parent = followed(b->link_parent, id);
+
+	if (parent == BLOCK_NONE)
+		return;
+	assert(ix->block[parent].children > 0);
+	b->link_parent = link_to(BLOCK_NONE, id);
+	if (!--ix->block[parent].children && ix->block[parent].state == BLOCK_FREE)
+		put_free(ix, parent);
+}
+
 void index_unlink(struct index *ix, uint32_t id)
 {
 	struct block *b = index_block(ix, id);
-	uint32_t *link = &ix->bucket[bucket_of(ix, b->ns, b->group, b->key, b->key_len)];
-	uint32_t parent = index_parent(ix, id);
+	uint32_t *bucket = &ix->bucket[bucket_of(ix, b->ns, b->group, b->key, b->key_len)];
+	uint32_t next = followed(b->link_hash, id), before = *bucket - 1;
 
-	while (*link != id + 1) {
-		assert(*link);
-		link = &ix->block[*link - 1].hash_next;
+	if (before == id) {
+		*bucket = next + 1;
+	} else {
+		while (ix->block[before].link_hash != id) {
+			assert(ix->block[before].link_hash != before);
+			before = ix->block[before].link_hash;
+		}
+		ix->block[before].link_hash = link_to(next, before);
 	}
-	*link = b->hash_next;
-	b->hash_next = 0;
-	if (parent != BLOCK_NONE) {
-		assert(ix->block[parent].children > 0);
-		ix->block[parent].children--;
-	}
-	b->parent = BLOCK_NONE;
+	drop_parent(ix, id);
 	ix->count--;
 }
 
@@ -238,8 +295,8 @@ void index_release(struct index *ix, uint32_t id)
 	assert(b->refs == 0 && !(b->flags & BLOCK_LISTED));
 	index_set_state(ix, id, BLOCK_FREE);
 	b->generation++;
-	b->hash_next = ix->free_head;
-	ix->free_head = id;
+	if (!b->children)
+		put_free(ix, id);
 }
 
 void index_set_state(struct index *ix, uint32_t id, enum block_state state)
@@ -247,27 +304,23 @@ void index_set_state(struct index *ix, uint32_t id, enum block_state state)
 	struct block *b = index_block(ix, id);
 
 	assert(state < BLOCK_STATE_COUNT && legal[b->state][state]);
-	b->state = (uint8_t)state;
+	b->state = state & 7;
 }
 
 void index_set_parent(struct index *ix, uint32_t id, uint32_t parent)
 {
-	struct block *b = index_block(ix, id), *p;
-
 	assert(index_parent(ix, id) == BLOCK_NONE && parent != id);
-	p = index_block(ix, parent);
-	b->parent = parent;
-	b->parent_generation = p->generation;
-	p->children++;
+	assert(index_block(ix, parent)->state != BLOCK_FREE);
+	drop_parent(ix, id);
+	ix->block[id].link_parent = link_to(parent, id);
+	ix->block[parent].children++;
 }
 
 uint32_t index_parent(const struct index *ix, uint32_t id)
 {
-	const struct block *b = index_block(ix, id);
+	uint32_t parent = followed(index_block(ix, id)->link_parent, id);
 
-	if (b->parent == BLOCK_NONE || ix->block[b->parent].generation != b->parent_generation)
-		return BLOCK_NONE;
-	return b->parent;
+	return parent == BLOCK_NONE || ix->block[parent].state == BLOCK_FREE ? BLOCK_NONE : parent;
 }
 
 void block_list_init(struct block_list *l)
@@ -276,32 +329,43 @@ void block_list_init(struct block_list *l)
 	l->count = 0;
 }
 
+uint32_t block_list_prev(const struct index *ix, uint32_t id)
+{
+	return followed(index_block(ix, id)->link_prev, id);
+}
+
+uint32_t block_list_next(const struct index *ix, uint32_t id)
+{
+	return followed(index_block(ix, id)->link_next, id);
+}
+
+/* The two, or the ends of the list in their place, are neighbours now. */
+static void join(struct index *ix, struct block_list *l, uint32_t prev, uint32_t next)
+{
+	if (prev != BLOCK_NONE)
+		ix->block[prev].link_next = link_to(next, prev);
+	else
+		l->head = next;
+	if (next != BLOCK_NONE)
+		ix->block[next].link_prev = link_to(prev, next);
+	else
+		l->tail = prev;
+}
+
 void block_list_push(struct index *ix, struct block_list *l, uint32_t id)
 {
-	struct block *b = index_block(ix, id);
-
-	assert(!(b->flags & BLOCK_LISTED));
-	b->flags |= BLOCK_LISTED;
-	b->prev = l->tail;
-	b->next = BLOCK_NONE;
-	if (l->tail != BLOCK_NONE)
-		ix->block[l->tail].next = id;
-	else
-		l->head = id;
-	l->tail = id;
-	l->count++;
+	block_list_insert(ix, l, l->tail, id);
 }
 
 void block_list_insert(struct index *ix, struct block_list *l, uint32_t after, uint32_t id)
 {
 	struct block *b = index_block(ix, id);
+	uint32_t next = after == BLOCK_NONE ? l->head : block_list_next(ix, after);
 
 	assert(!(b->flags & BLOCK_LISTED) && after != id);
 	b->flags |= BLOCK_LISTED;
-	b->prev = after;
-	b->next = after == BLOCK_NONE ? l->head : index_block(ix, after)->next;
-	*(b->prev == BLOCK_NONE ? &l->head : &ix->block[b->prev].next) = id;
-	*(b->next == BLOCK_NONE ? &l->tail : &ix->block[b->next].prev) = id;
+	join(ix, l, after, id);
+	join(ix, l, id, next);
 	l->count++;
 }
 
@@ -311,13 +375,6 @@ void block_list_remove(struct index *ix, struct block_list *l, uint32_t id)
 
 	assert(b->flags & BLOCK_LISTED && l->count > 0);
 	b->flags &= (uint8_t)~BLOCK_LISTED;
-	if (b->prev != BLOCK_NONE)
-		ix->block[b->prev].next = b->next;
-	else
-		l->head = b->next;
-	if (b->next != BLOCK_NONE)
-		ix->block[b->next].prev = b->prev;
-	else
-		l->tail = b->prev;
+	join(ix, l, block_list_prev(ix, id), block_list_next(ix, id));
 	l->count--;
 }

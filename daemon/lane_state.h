@@ -11,6 +11,7 @@
  *	load.c		wait for the record -> decode into the engine's pages -> complete
  *	tier.c		room in the pool, spill
  *	tier_fetch.c	what comes back from NVMe: wanted, or read ahead
+ *	tier_drop.c	what is given up instead of being written to NVMe
  *	tier_log.c	the NVMe log: made, and told what is worth keeping
  *	tier_policy.c	which block goes first: what policy.c is told and asked
  *	tier_memory.c	making the host pool
@@ -415,10 +416,11 @@ struct lane {
 	struct pool *gpu_pool; /* over GPU memory; NULL: none */
 	int pool_registered;   /* with io_uring, as fixed buffers */
 	int pool_kept;	       /* it lies in memory that an earlier life left */
-	/* RESIDENT and held by nobody, coldest first: with and without a copy on NVMe */
-	struct block_list clean, dirty;
-	uint64_t clean_bytes, dirty_bytes;
-	uint32_t keeps_asked; /* tier_policy_keeps(): how often, and where its bar is */
+	/* RESIDENT and held by nobody, coldest first: with a copy on NVMe, without, and not worth one */
+	struct block_list clean, dirty, droppable;
+	uint64_t clean_bytes, dirty_bytes, droppable_bytes;
+	uint32_t sort_next, sort_left; /* entries of the index whose list may be another now */
+	uint32_t keeps_asked;	       /* tier_policy_keeps(): how often, and where its bar is */
 	float keeps_bar;
 	struct block_list fetch;    /* NVME and WANTED */
 	struct block_list gpu_cold; /* RESIDENT in the GPU pool and held by nobody */
@@ -430,8 +432,9 @@ struct lane {
 	unsigned spills_inflight, fetches_inflight;
 	uint32_t spilled_last; /* block, or BLOCK_NONE */
 	struct lane_ahead ahead;
-	int nvme_health; /* as the gauge */
-	int accepting;	 /* hysteresis of the pool */
+	int nvme_health;     /* as the gauge */
+	int accepting;	     /* hysteresis of the pool */
+	uint64_t no_room_ns; /* when a slot was last asked for and not to be had; 0: never */
 
 	struct pool *args;    /* argument memory of jobs and leases */
 	uint8_t *scratch;     /* SKVC_ABI_ARGS_BYTES_MAX: the list of the entry at hand */
@@ -616,6 +619,11 @@ struct lane_nvme_op *tier_op_get(struct lane *lane); /* NULL: all are in use */
 void tier_op_put(struct lane *lane, struct lane_nvme_op *op);
 unsigned tier_buffer_index(const struct lane *lane, uint32_t slot);
 void tier_unlist(struct lane *lane, uint32_t block); /* off the list it is on */
+void tier_relist(struct lane *lane, uint32_t block); /* listed: on the one that is right now */
+
+/* tier_drop.c */
+void tier_sort(struct lane *lane); /* whether blocks are worth a place on NVMe has changed */
+unsigned tier_sort_run(struct lane *lane);
 
 /* tier_fetch.c */
 void tier_want(struct lane *lane, uint32_t block);   /* NVME: queue a fetch */
@@ -666,7 +674,14 @@ uint32_t tier_victim_pinned(const struct lane *lane,
 			    const struct tenant *tenant); /* or not pinned */
 /* Is it worth to be written again, when the place where it lies on NVMe is needed?  About one in five is. */
 int tier_policy_keeps(struct lane *lane, uint32_t block);
+void tier_pin(struct block *b, uint64_t until_ns); /* 0: no more */
+uint64_t tier_pin_until_ns(const struct block *b);
+uint64_t tier_pinned_ns(const struct lane *lane,
+			const struct block *b); /* for so long; 0: it is not */
 int tier_pinned(const struct lane *lane, const struct block *b);
+/* For a fetch, or for a move: since now, and how long it has. */
+void tier_waits_begin(const struct lane *lane, struct block *b);
+uint64_t tier_waits_ns(const struct lane *lane, const struct block *b);
 /* Somebody asked for it.  last: of his request, which a longer one may replace. */
 void tier_use(struct lane *lane, uint32_t block, int last);
 void tier_policy_enter(struct lane *lane, uint32_t block, int last); /* published */

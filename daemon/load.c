@@ -71,11 +71,11 @@ static void read_payload(struct lane *lane, struct task *t)
 {
 	struct job *job = t->job;
 	const struct block *b = index_block(lane->index, job->items[t->item].block);
-	int on_gpu = t->of_gpu && b->gpu_slot != POOL_NONE;
+	uint32_t gpu_slot = index_gpu_slot(lane->index, b);
+	int on_gpu = t->of_gpu && gpu_slot != POOL_NONE;
 
 	task_decodes(lane, &t->dev, b,
-		     on_gpu ? pool_ptr(lane->gpu_pool, b->gpu_slot)
-			    : pool_ptr(lane->pool, b->slot));
+		     on_gpu ? pool_ptr(lane->gpu_pool, gpu_slot) : pool_ptr(lane->pool, b->slot));
 	t->dev.in_place = on_gpu ? DEVICE_PLACE_DEVICE : DEVICE_PLACE_HOST;
 	if (b->model)
 		t->dev.sequence = job->sequence->s;

@@ -195,7 +195,8 @@ void lookup_pin(struct lane *lane, struct namespace *ns, const struct skvc_abi_k
 
 		if (!b || !lookup_visible(b))
 			continue;
-		b->pin_until_ns = ttl_ns ? lane->now_ns + ttl_ns : 0;
+		tier_asked(lane, b); /* or it would end with what read ahead has pinned */
+		tier_pin(b, ttl_ns ? lane->now_ns + ttl_ns : 0);
 		cqe->count++;
 	}
 	if (!cqe->count) {

@@ -64,6 +64,7 @@ DAEMON_SRCS := \
 	daemon/stats.c \
 	daemon/store.c \
 	daemon/tier.c \
+	daemon/tier_drop.c \
 	daemon/tier_fetch.c \
 	daemon/tier_gpu.c \
 	daemon/tier_log.c \

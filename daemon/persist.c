@@ -338,6 +338,8 @@ static void put_block(const struct lane *lane, uint32_t id, uint8_t table, uint8
 					     : index_block(lane->index, parent)->generation;
 	uint8_t flags = (uint8_t)((b->flags & BLOCK_HAS_TOKENS ? PERSIST_HAS_TOKENS : 0) |
 				  (b->model ? PERSIST_MODEL : 0) | (b->layer ? PERSIST_LAYER : 0));
+	const uint32_t generation = b->generation;
+	const uint8_t profile = b->profile, key_len = b->key_len;
 	struct nvme_place place;
 
 	(void)nvme_set_place(lane->log, id, &place); /* it is held */
@@ -352,14 +354,14 @@ static void put_block(const struct lane *lane, uint32_t id, uint8_t table, uint8
 	PUT(SECTORS, place.sectors);
 	PUT(POSITION, b->position);
 	PUT(ID, id);
-	PUT(GENERATION, b->generation);
+	PUT(GENERATION, generation);
 	PUT(PARENT, parent);
 	PUT(PARENT_GENERATION, parent_generation);
 	PUT(GROUP, b->group);
 	PUT(PADDING, b->padding_bytes);
 	PUT(TABLE, table);
-	PUT(PROFILE, b->profile);
-	PUT(KEY_LEN, b->key_len);
+	PUT(PROFILE, profile);
+	PUT(KEY_LEN, key_len);
 	PUT(FLAGS, flags);
 #undef PUT
 }

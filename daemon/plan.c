@@ -220,6 +220,31 @@ static void show_weights(struct lane *lane, struct namespace *ns, const struct p
 	}
 }
 
+/* As its blocks are coded: by the plan, or, before there is a profile, without one. */
+static uint8_t coded_as(const struct namespace *ns, const struct plan_blocks *b)
+{
+	if (b->ratio[ns->plan_speculator] > 0)
+		return ns->plan_speculator;
+	return b->ratio[CODEC_SPEC_GENERIC] > 0 ? CODEC_SPEC_GENERIC : CODEC_SPEC_RAW;
+}
+
+static void look_at_place(struct lane *lane, struct namespace *ns, const struct plan_blocks *b)
+{
+	const struct plan_machine *m = &lane->plan.machine;
+	uint8_t s = coded_as(ns, b);
+	int drops = lane->config.plan && lane->log && plan_drops(m, b, s, ns->plan_drops);
+
+	show(&ns->plan_place.nvme_ns, plan_nvme_ns(m, b, s, b->ratio[s] * (double)b->raw_bytes));
+	show(&ns->plan_place.prefill_ns,
+	     ceil(plan_prefill_ns(b))); /* 0 says that nothing was said */
+	show(&ns->plan_place.drops, drops);
+	show(&ns->plan_place.looked, 1);
+	if (drops == ns->plan_drops)
+		return;
+	ns->plan_drops = (uint8_t)drops;
+	tier_sort(lane);
+}
+
 void plan_look(struct lane *lane, struct namespace *ns)
 {
 	struct plan_blocks b;
@@ -237,6 +262,7 @@ void plan_look(struct lane *lane, struct namespace *ns)
 					1u << CODEC_SPEC_CHANNEL | 1u << CODEC_SPEC_LAYER, before);
 	ns->plan_squeezed = room.wanted_bytes * b.ratio[CODEC_SPEC_CHANNEL] >
 			    (double)room.host_bytes;
+	look_at_place(lane, ns, &b);
 	if (ns->plan_speculator != before) /* what was left as it is may be worth it now */
 		lane->recode.look = 1;
 	show_weights(lane, ns, &room, &b);

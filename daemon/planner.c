@@ -8,6 +8,7 @@
 #define METER_BYTES_MIN (256u << 10) /* less is the latency of one transfer, not a rate */
 #define METER_NS_MAX 50000000ull
 #define BETTER 0.95
+#define DROPS_BETTER 0.9 /* for what is not undone: a block that was dropped is gone */
 
 /* GB/s of raw bytes on one core of a server of 2024, and on an H100: README's tables. */
 static const double assumed_gbs[PLAN_DEVICES][PLAN_OPS][CODEC_SPEC_COUNT] = {
@@ -132,6 +133,17 @@ double plan_prefill_ns(const struct plan_blocks *b)
 {
 	return b->prefill_tokens_per_s ? (double)b->tokens * 1e9 / (double)b->prefill_tokens_per_s
 				       : 0;
+}
+
+bool plan_drops(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator,
+		bool before)
+{
+	double prefill_ns = plan_prefill_ns(b), ratio = b->ratio[speculator];
+	double nvme_ns = plan_nvme_ns(m, b, speculator, ratio * (double)b->raw_bytes);
+
+	if (!(prefill_ns > 0) || !(ratio > 0))
+		return false;
+	return before ? prefill_ns < nvme_ns / DROPS_BETTER : prefill_ns < nvme_ns * DROPS_BETTER;
 }
 
 /* The same for all ways: else a slow decoder would make a miss look dear. */

@@ -103,6 +103,13 @@ double plan_nvme_ns(const struct plan_machine *m, const struct plan_blocks *b, u
 /* ns to compute one again: 0 when the engine has not said how fast it is. */
 double plan_prefill_ns(const struct plan_blocks *b);
 
+/*
+ * Of a block that leaves memory: is it not worth a place on NVMe, for its engine computes it sooner than it would come
+ * back?  before: the last answer, which stands while both take about as long.
+ */
+bool plan_drops(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator,
+		bool before);
+
 /* false: it cannot be had. */
 bool plan_weigh(const struct plan_machine *m, const struct plan_room *room,
 		const struct plan_blocks *b, uint8_t speculator, struct plan_weight *ret);

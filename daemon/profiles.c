@@ -271,7 +271,7 @@ void profiles_set_block(struct lane *lane, struct block *b, struct ns_profile *n
 
 	if (np)
 		store_relaxed(&np->blocks, load_relaxed(&np->blocks) + 1);
-	b->profile = np ? (uint8_t)(profiles_use(np) - lane->ns[b->ns]->profile + 1) : 0;
+	b->profile = np ? (profiles_use(np) - lane->ns[b->ns]->profile + 1) & 15 : 0;
 	if (old)
 		store_relaxed(&old->blocks, load_relaxed(&old->blocks) - 1);
 	profiles_drop(lane, old);

@@ -119,7 +119,7 @@ int recode_pending(struct lane *lane, const struct block *b)
 static int may_take(struct lane *lane, const struct block *b)
 {
 	return b->state == BLOCK_RESIDENT && !b->refs && b->slot != POOL_NONE &&
-	       b->gpu_slot == POOL_NONE && b->flags & BLOCK_LISTED &&
+	       index_gpu_slot(lane->index, b) == POOL_NONE && b->flags & BLOCK_LISTED &&
 	       !(b->flags & (BLOCK_CLEAN | BLOCK_WANTED)) && recode_wants(lane, b);
 }
 
@@ -139,7 +139,7 @@ static uint32_t find(struct lane *lane)
 
 		if (may_take(lane, b))
 			return id;
-		id = b->next;
+		id = block_list_next(lane->index, id);
 	}
 	if (r->look) {
 		r->look = 0;
@@ -168,8 +168,8 @@ static uint32_t still(const struct lane *lane, uint32_t id, uint32_t then)
 
 void recode_hold(struct lane *lane, uint32_t id, struct recode_place *ret_place)
 {
-	ret_place->prev = index_block(lane->index, id)->prev;
-	ret_place->next = index_block(lane->index, id)->next;
+	ret_place->prev = block_list_prev(lane->index, id);
+	ret_place->next = block_list_next(lane->index, id);
 	ret_place->prev_generation = generation(lane, ret_place->prev);
 	ret_place->next_generation = generation(lane, ret_place->next);
 	tier_hold(lane, id);
@@ -353,7 +353,8 @@ static void replace(struct lane *lane, uint32_t id, const void *record, uint64_t
 	struct namespace *ns = lane->ns[b->ns];
 	uint32_t saved = b->record_bytes - b->padding_bytes - (uint32_t)bytes;
 
-	assert(b->state == BLOCK_RESIDENT && b->refs == 1 && b->gpu_slot == POOL_NONE &&
+	assert(b->state == BLOCK_RESIDENT && b->refs == 1 &&
+	       index_gpu_slot(lane->index, b) == POOL_NONE &&
 	       !(b->flags & (BLOCK_LISTED | BLOCK_CLEAN | BLOCK_SPILLING)));
 	assert(padded_bytes < b->record_bytes && padded_bytes >= bytes);
 	replace_slot(lane, b, id, padded_bytes);

@@ -72,6 +72,13 @@ struct plan_shown_way {
 	_Atomic uint64_t assumed; /* nothing was decoded that way yet */
 };
 
+/* What becomes of a namespace's blocks when host memory is short, and why; lane writes, control reads. */
+struct plan_shown_place {
+	_Atomic uint64_t looked; /* 0: not yet */
+	_Atomic uint64_t drops;	 /* 1: given up; 0: written to NVMe, where there is one */
+	_Atomic uint64_t nvme_ns, prefill_ns; /* of a block; prefill 0: its engine has not said */
+};
+
 /*
  *	IDLE -> SAMPLING	a new namespace, or another sample is wanted (drift, memory came free)
  *	SAMPLING -> DUE		enough tokens, or no room for more
@@ -131,10 +138,12 @@ struct namespace
 	double plan_ratio[CODEC_SPEC_COUNT]; /* coded / raw bytes, lately; 0: no block yet */
 	uint64_t plan_until_ns;		     /* what follows is the plan's answer until then */
 	uint8_t plan_speculator;
+	uint8_t plan_drops;		       /* NVMe brings a block back later than its engine */
 	uint8_t plan_squeezed;		       /* `channel` would not leave room for all */
 	_Atomic uint64_t prefill_tokens_per_s; /* control writes, lane reads; 0: not said */
 	/* lane writes, control reads */
 	struct plan_shown_way plan_shown[CODEC_SPEC_COUNT];
+	struct plan_shown_place plan_place;
 	_Atomic uint8_t plan_chosen; /* CODEC_SPEC_RAW: not looked at yet */
 	_Atomic uint64_t blocks, raw_bytes, coded_bytes;
 	_Atomic uint64_t hits, misses;	     /* blocks, of lookups */

@@ -50,6 +50,8 @@
 	X(C, EVICTED_BLOCKS, "evicted_blocks", "blocks", "blocks dropped for room")                \
 	X(C, QUOTA_RETURNED_BLOCKS, "quota_returned_blocks", "blocks",                             \
 	  "of these, of tenants above their quota that others wanted room of")                     \
+	X(C, DROPPED_BLOCKS, "dropped_blocks", "blocks",                                           \
+	  "blocks evicted instead of written to NVMe: their engine computes them sooner")          \
 	X(C, PROFILES_FITTED, "profiles_fitted", "profiles", "profiles frozen")                    \
 	X(C, PROFILES_LAYER, "profiles_layer", "profiles",                                         \
 	  "profiles frozen with maps from layer to layer")                                         \

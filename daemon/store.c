@@ -598,9 +598,9 @@ static int start_place(struct lane *lane, struct task *t)
 	const struct block *b = index_block(lane->index, t->job->items[t->item].block);
 	const struct record_header *h = (const struct record_header *)t->staging;
 	uint64_t off = record_payload_off(h->tokens_count), bytes = record_bytes(h);
-	int here = b->gpu_slot == POOL_NONE;
-	uint8_t *slot = here ? pool_ptr(lane->pool, b->slot)
-			     : pool_ptr(lane->gpu_pool, b->gpu_slot);
+	uint32_t gpu_slot = index_gpu_slot(lane->index, b);
+	int here = gpu_slot == POOL_NONE;
+	uint8_t *slot = here ? pool_ptr(lane->pool, b->slot) : pool_ptr(lane->gpu_pool, gpu_slot);
 	struct device_copy payload = {
 		.in = t->staged,
 		.in_place = DEVICE_PLACE_DEVICE,
@@ -737,7 +737,7 @@ static void placed(struct lane *lane, struct task *t)
 {
 	const struct block *b = index_block(lane->index, t->job->items[t->item].block);
 
-	if (t->dev.res < 0 || (lane->gpu_dead && b->gpu_slot != POOL_NONE)) {
+	if (t->dev.res < 0 || (lane->gpu_dead && index_gpu_slot(lane->index, b) != POOL_NONE)) {
 		unplace(lane, t);
 		task_failed(lane, t, -EIO);
 		return;

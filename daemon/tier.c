@@ -2,11 +2,11 @@
 /*
  * tier.c - where records lie: host slots, copies on NVMe, and what moves between them.
  *
- * A RESIDENT block that nobody holds is on one of two lists, coldest first: `clean` (its bytes are durable
- * on NVMe: the slot can be given up at once) or `dirty`.  Without an NVMe tier, or while it is out of
- * service, dirty blocks are evicted for good, children before parents.  With one they are written ahead of
- * pressure, in order, and the slot is given up only after the write is durable.  Which goes first of a list
- * tier_policy.c says.
+ * A RESIDENT block that nobody holds is on one of three lists, coldest first: `clean` (its bytes are durable
+ * on NVMe: the slot can be given up at once), `dirty`, or `droppable` (dirty, and not worth writing: tier_drop.c).
+ * Without an NVMe tier, or while it is out of service, dirty blocks are evicted for good, children before parents.
+ * With one they are written ahead of pressure, in order, and the slot is given up only after the write is durable.
+ * Which goes first of a list tier_policy.c says.
  *
  * Blocks in the GPU pool have a list of their own, and tier_gpu.c to move them here.
  */
@@ -27,6 +27,8 @@
 #define TIER_SPILLS_MAX 64u  /* writes in flight: leaves operations for reads */
 #define TIER_CHAIN_MAX \
 	32u /* blocks of one prefix that are written before the one whose turn it is */
+#define TIER_SHORT_NS \
+	100000000ull /* after a slot was refused, blocks are written as if the pool were full */
 #define TIER_FRAGMENTED_PERCENT 90u /* fuller than this, ENOSPC means full */
 
 /* ---- accounting of lists and gauges ---- */
@@ -35,14 +37,18 @@ static void list_push(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
+	b->droppable = !(b->flags & BLOCK_CLEAN) && lane->ns[b->ns]->plan_drops;
 	tier_policy_place(lane, id);
 	policy_unhold(lane->policy, id);
 	lane->recode.look |= (uint8_t)recode_wants(lane, b);
-	if (b->gpu_slot != POOL_NONE) {
+	if (index_gpu_slot(lane->index, b) != POOL_NONE) {
 		block_list_push(lane->index, &lane->gpu_cold, id);
 	} else if (b->flags & BLOCK_CLEAN) {
 		block_list_push(lane->index, &lane->clean, id);
 		lane->clean_bytes += b->record_bytes;
+	} else if (b->droppable) {
+		block_list_push(lane->index, &lane->droppable, id);
+		lane->droppable_bytes += b->record_bytes;
 	} else {
 		block_list_push(lane->index, &lane->dirty, id);
 		lane->dirty_bytes += b->record_bytes;
@@ -58,15 +64,24 @@ void tier_unlist(struct lane *lane, uint32_t id)
 	if (b->flags & BLOCK_WANTED) {
 		block_list_remove(lane->index, &lane->fetch, id);
 		b->flags &= (uint8_t)~BLOCK_WANTED;
-	} else if (b->gpu_slot != POOL_NONE) {
+	} else if (index_gpu_slot(lane->index, b) != POOL_NONE) {
 		block_list_remove(lane->index, &lane->gpu_cold, id);
 	} else if (b->flags & BLOCK_CLEAN) {
 		block_list_remove(lane->index, &lane->clean, id);
 		lane->clean_bytes -= b->record_bytes;
+	} else if (b->droppable) {
+		block_list_remove(lane->index, &lane->droppable, id);
+		lane->droppable_bytes -= b->record_bytes;
 	} else {
 		block_list_remove(lane->index, &lane->dirty, id);
 		lane->dirty_bytes -= b->record_bytes;
 	}
+}
+
+void tier_relist(struct lane *lane, uint32_t id)
+{
+	tier_unlist(lane, id);
+	list_push(lane, id);
 }
 
 static void set_clean(struct lane *lane, struct block *b, int clean)
@@ -157,7 +172,8 @@ static int is_dirty(const struct lane *lane, uint32_t id)
 	const struct block *b = id == BLOCK_NONE ? NULL : index_block(lane->index, id);
 
 	return b && b->state == BLOCK_RESIDENT && b->flags & BLOCK_LISTED &&
-	       !(b->flags & (BLOCK_WANTED | BLOCK_CLEAN)) && b->gpu_slot == POOL_NONE;
+	       !(b->flags & (BLOCK_WANTED | BLOCK_CLEAN)) && !b->droppable &&
+	       index_gpu_slot(lane->index, b) == POOL_NONE;
 }
 
 /* A neighbour may have gone, or been used: then the other one, or the cold end, says where it was. */
@@ -168,7 +184,7 @@ void tier_unhold_unused(struct lane *lane, uint32_t id, uint32_t prev, uint32_t 
 		return;
 	block_list_remove(lane->index, &lane->dirty, id); /* it went to the hot end */
 	if (is_dirty(lane, next))
-		prev = index_block(lane->index, next)->prev;
+		prev = block_list_prev(lane->index, next);
 	else if (!is_dirty(lane, prev))
 		prev = BLOCK_NONE;
 	block_list_insert(lane->index, &lane->dirty, prev, id);
@@ -250,7 +266,8 @@ void tier_publish(struct lane *lane, uint32_t id, int last)
 {
 	const struct block *b = index_block(lane->index, id);
 
-	assert((b->slot == POOL_NONE) != (b->gpu_slot == POOL_NONE) && b->refs == 0);
+	assert((b->slot == POOL_NONE) != (index_gpu_slot(lane->index, b) == POOL_NONE) &&
+	       b->refs == 0);
 	index_set_state(lane->index, id, BLOCK_RESIDENT);
 	tier_policy_enter(lane, id, last);
 	list_push(lane, id);
@@ -296,7 +313,7 @@ int tier_restore_host(struct lane *lane, uint32_t id)
 
 /* ---- making room ---- */
 
-/* Give up the host copy (clean), or the block (dirty).  The block is listed, so nobody holds it. */
+/* Give up the host copy (clean), or the block.  It is listed, so nobody holds it. */
 static void evict(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
@@ -309,6 +326,7 @@ static void evict(struct lane *lane, uint32_t id)
 		tier_policy_settle(lane, id);
 		return;
 	}
+	stats_add(&lane->stats, STAT_DROPPED_BLOCKS, b->droppable);
 	plan_evicted(lane, id);
 	forget(lane, id, 0);
 }
@@ -336,7 +354,8 @@ static int free_a_slab(struct lane *lane, uint64_t bytes)
 		const struct block *b = index_block(lane->index, owners[i]);
 
 		if (!(b->flags & BLOCK_LISTED) || b->flags & BLOCK_WANTED || tier_pinned(lane, b) ||
-		    (!(b->flags & BLOCK_CLEAN) && (b->children || tier_has_nvme(lane))))
+		    (!(b->flags & BLOCK_CLEAN) &&
+		     (b->children || (tier_has_nvme(lane) && !b->droppable))))
 			continue;
 		evict(lane, owners[i]);
 		freed++;
@@ -373,7 +392,8 @@ int tier_evict_pinned(struct lane *lane, const struct tenant *tenant)
 /* Share of the pool that no eviction can give back at once. */
 static uint64_t stuck_percent(const struct lane *lane)
 {
-	uint64_t free_able = lane->clean_bytes + (tier_has_nvme(lane) ? 0 : lane->dirty_bytes);
+	uint64_t free_able = lane->clean_bytes + lane->droppable_bytes +
+			     (tier_has_nvme(lane) ? 0 : lane->dirty_bytes);
 	struct pool_usage u;
 
 	pool_usage(lane->pool, &u);
@@ -405,8 +425,10 @@ int tier_alloc(struct lane *lane, uint64_t bytes, uint32_t id)
 		r = pool_alloc(lane->pool, bytes, id, &b->slot);
 	if (r == -EFBIG)
 		return r;
-	if (r < 0)
+	if (r < 0) {
+		lane->no_room_ns = lane->now_ns;
 		return -EAGAIN;
+	}
 	stats_add(&lane->stats, STAT_BLOCKS_HOST, 1);
 	stats_add(&lane->stats, STAT_POOL_USED_BYTES, b->record_bytes - b->padding_bytes);
 	return 0;
@@ -523,7 +545,7 @@ static uint32_t next_spill(struct lane *lane, int urgent)
 
 		if (!recode_pending(lane, b))
 			return id;
-		id = n < TIER_SCAN_MAX ? b->next : BLOCK_NONE;
+		id = n < TIER_SCAN_MAX ? block_list_next(lane->index, id) : BLOCK_NONE;
 	}
 	return id;
 }
@@ -536,10 +558,10 @@ static uint32_t next_of_chain(struct lane *lane, int urgent)
 	for (unsigned n = 0; id != BLOCK_NONE && n < TIER_SCAN_MAX; n++) {
 		const struct block *b = index_block(lane->index, id);
 
-		if (b->parent == lane->spilled_last && index_parent(lane->index, id) == b->parent &&
+		if (index_parent(lane->index, id) == lane->spilled_last &&
 		    (urgent || !recode_pending(lane, b)))
 			return id;
-		id = b->next;
+		id = block_list_next(lane->index, id);
 	}
 	return BLOCK_NONE;
 }
@@ -565,6 +587,12 @@ static uint32_t next_in_order(struct lane *lane, int urgent)
 	return id;
 }
 
+/* Somebody waits for a slot: slots may be free, and all of other sizes. */
+static int short_of_room(const struct lane *lane)
+{
+	return lane->no_room_ns && lane->now_ns - lane->no_room_ns < TIER_SHORT_NS;
+}
+
 static unsigned run_spills(struct lane *lane)
 {
 	uint32_t full = lane->config.full_percent, from = lane->config.spill_percent, id;
@@ -576,10 +604,11 @@ static unsigned run_spills(struct lane *lane)
 	if (!tier_has_nvme(lane) || lane->dirty.head == BLOCK_NONE)
 		return 0;
 	pool_usage(lane->pool, &u);
-	if (u.slot_bytes < u.bytes / 100 * from)
+	if (u.slot_bytes < u.bytes / 100 * from && !short_of_room(lane))
 		return 0;
 	half = from < full ? from + (full - from) / 2 : from;
-	urgent = u.slot_bytes - lane->clean_bytes >= u.bytes / 100 * half;
+	urgent = u.slot_bytes - lane->clean_bytes - lane->droppable_bytes >= u.bytes / 100 * half ||
+		 short_of_room(lane);
 	while (n < TIER_SPILL_BATCH && lane->spills_inflight < TIER_SPILLS_MAX) {
 		id = next_in_order(lane, urgent);
 		if (id == BLOCK_NONE || spill(lane, id) < 0)
@@ -621,7 +650,8 @@ unsigned tier_run(struct lane *lane)
 
 	if (lane->log) {
 		nvme_set_tick(lane->log, lane->now_ns);
-		n = tier_fetch_run(lane) + run_spills(lane) + persist_run(lane);
+		n = tier_sort_run(lane) + tier_fetch_run(lane) + run_spills(lane) +
+		    persist_run(lane);
 	}
 	watch_health(lane);
 	if (stuck >= lane->config.full_percent)
@@ -649,6 +679,7 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 
 	block_list_init(&lane->clean);
 	block_list_init(&lane->dirty);
+	block_list_init(&lane->droppable);
 	block_list_init(&lane->fetch);
 	block_list_init(&lane->gpu_cold);
 	lane->spilled_last = BLOCK_NONE;
@@ -671,12 +702,13 @@ int tier_start(struct lane *lane, char *err, unsigned err_bytes)
 
 void tier_stop(struct lane *lane)
 {
-	const struct block_list *lists[] = { &lane->clean, &lane->dirty, &lane->gpu_cold };
+	const struct block_list *lists[] = { &lane->clean, &lane->dirty, &lane->droppable,
+					     &lane->gpu_cold };
 
 	if (lane->log)
 		nvme_set_closing(lane->log);
 	if (lane->pool && lane->index)
-		for (unsigned i = 0; i < 3; i++)
+		for (unsigned i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
 			while (lists[i]->head != BLOCK_NONE)
 				forget(lane, lists[i]->head, 0);
 	lane->log = nvme_set_close(lane->log);

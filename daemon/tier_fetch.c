@@ -8,8 +8,8 @@
  *
  * Read ahead is what an engine asks for next that asks for a prefix piece by piece: when all that it named is here and
  * the last of it had to be read, or was read ahead, then its child is, and so on, so many bytes ahead and no more.
- * Nobody holds such a block, but for a moment it is pinned: as the coldest of all it would be the first to go, for what
- * is read ahead next.  A part of the pool at most is given to that.
+ * Nobody holds such a block, but until it is asked for, and for a moment at most, it is pinned: as the coldest of all
+ * it would be the first to go, for what is read ahead next.  A part of the pool at most is given to that.
  */
 #include <assert.h>
 #include <errno.h>
@@ -119,8 +119,10 @@ static void take_back(struct lane *lane, const struct nvme_read *read)
 static void begun_ahead(struct lane *lane, struct block *b)
 {
 	b->ahead = 1;
-	if (b->pin_until_ns < lane->now_ns + AHEAD_PIN_NS)
-		b->pin_until_ns = lane->now_ns + AHEAD_PIN_NS;
+	if (!tier_pinned(lane, b)) {
+		tier_pin(b, lane->now_ns + AHEAD_PIN_NS);
+		b->ahead_pins = 1;
+	}
 	lane->ahead.bytes += b->record_bytes;
 	stats_add(&lane->stats, STAT_READ_AHEAD_BLOCKS, 1);
 }
@@ -159,7 +161,7 @@ void tier_want(struct lane *lane, uint32_t id)
 		return;
 	b->flags |= BLOCK_WANTED;
 	b->flags &= (uint8_t)~BLOCK_FETCH_FAILED;
-	b->wanted_ns = lane->now_ns;
+	tier_waits_begin(lane, b);
 	block_list_push(lane->index, &lane->fetch, id);
 }
 
@@ -178,7 +180,7 @@ static unsigned fill_window(const struct lane *lane, struct fetch *w)
 	for (; id != BLOCK_NONE && n < FETCH_WINDOW; n++) {
 		w[n] = (struct fetch){ .id = id, .rank = n };
 		place_of(lane, &w[n]);
-		id = index_block(lane->index, id)->next;
+		id = block_list_next(lane->index, id);
 	}
 	return n;
 }
@@ -217,7 +219,7 @@ static unsigned run_length(const struct lane *lane, const struct fetch *f, unsig
 /* 1: one or more are under way, or the first has failed for good; 0: later. */
 static int start_wanted(struct lane *lane, const struct fetch *f, unsigned count)
 {
-	uint64_t waits_ns = lane->now_ns - index_block(lane->index, f->id)->wanted_ns;
+	uint64_t waits_ns = tier_waits_ns(lane, index_block(lane->index, f->id));
 	int r = start(lane, f, count, 0);
 
 	if (r == -EAGAIN || (r == -ENOSPC && waits_ns <= lane->config.store_wait_ns))
@@ -264,8 +266,8 @@ void tier_ahead(struct lane *lane, uint32_t id)
 	uint64_t left = lane->config.nvme_read_ahead_bytes;
 	uint32_t at = id;
 
-	if (!lane->log || !left)
-		return;
+	if (!lane->log || !left || lane->ns[index_block(lane->index, id)->ns]->plan_drops)
+		return; /* or its engine computes sooner what comes next */
 	for (unsigned n = 0; n < AHEAD_LOOK && a->count < LANE_AHEAD_MAX; n++) {
 		const struct block *b;
 
@@ -286,8 +288,17 @@ void tier_ahead(struct lane *lane, uint32_t id)
 
 void tier_asked(struct lane *lane, struct block *b)
 {
-	stats_add(&lane->stats, STAT_READ_AHEAD_USED_BLOCKS, b->ahead);
-	b->ahead = 0;
+	struct lane_ahead *a = &lane->ahead;
+
+	if (b->ahead) { /* as much more may be read */
+		stats_add(&lane->stats, STAT_READ_AHEAD_USED_BLOCKS, 1);
+		a->bytes -= b->record_bytes < a->bytes ? b->record_bytes : a->bytes;
+		b->ahead = 0;
+	}
+	if (b->ahead_pins) {
+		tier_pin(b, 0);
+		b->ahead_pins = 0;
+	}
 }
 
 /* Has nobody wanted it, or something in its place, since? */

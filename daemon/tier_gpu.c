@@ -39,6 +39,8 @@ int tier_gpu_start(struct lane *lane, char *err, unsigned err_bytes)
 	r = lane->gpu->ops->pool_memory(lane->gpu, o.bytes, &o.foreign);
 	if (r == 0)
 		r = pool_new(&o, &lane->gpu_pool);
+	if (r == 0)
+		r = index_add_gpu(lane->index);
 	if (r < 0) {
 		(void)snprintf(err, err_bytes, "[gpu] pool: %" PRIu64 " MiB of GPU memory: %s",
 			       o.bytes >> 20, strerror(-r));
@@ -53,11 +55,12 @@ int tier_gpu_start(struct lane *lane, char *err, unsigned err_bytes)
 
 int tier_gpu_alloc(struct lane *lane, uint64_t bytes, uint32_t id)
 {
-	struct block *b = index_block(lane->index, id);
+	const struct block *b = index_block(lane->index, id);
+	uint32_t slot;
 
-	if (!lane->gpu_pool || lane->gpu_dead ||
-	    pool_alloc(lane->gpu_pool, bytes, id, &b->gpu_slot) < 0)
+	if (!lane->gpu_pool || lane->gpu_dead || pool_alloc(lane->gpu_pool, bytes, id, &slot) < 0)
 		return -ENOSPC;
+	index_set_gpu_slot(lane->index, b, slot);
 	stats_add(&lane->stats, STAT_GPU_BLOCKS, 1);
 	stats_add(&lane->stats, STAT_GPU_USED_BYTES, b->record_bytes - b->padding_bytes);
 	return 0;
@@ -65,10 +68,12 @@ int tier_gpu_alloc(struct lane *lane, uint64_t bytes, uint32_t id)
 
 void tier_gpu_release(struct lane *lane, struct block *b)
 {
-	if (b->gpu_slot == POOL_NONE)
+	uint32_t slot = index_gpu_slot(lane->index, b);
+
+	if (slot == POOL_NONE)
 		return;
-	pool_release(lane->gpu_pool, b->gpu_slot);
-	b->gpu_slot = POOL_NONE;
+	pool_release(lane->gpu_pool, slot);
+	index_set_gpu_slot(lane->index, b, POOL_NONE);
 	stats_sub(&lane->stats, STAT_GPU_BLOCKS, 1);
 	stats_sub(&lane->stats, STAT_GPU_USED_BYTES, b->record_bytes - b->padding_bytes);
 }
@@ -80,11 +85,12 @@ static int move_out(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 	uint64_t bytes = b->record_bytes - b->padding_bytes;
+	uint32_t gpu_slot = index_gpu_slot(lane->index, b);
 	struct task *t = gpu_task_get(lane);
 	uint8_t *slot;
 	int r;
 
-	assert(b->slot == POOL_NONE && b->gpu_slot != POOL_NONE && !(b->move & BLOCK_MOVE_RUNS));
+	assert(b->slot == POOL_NONE && gpu_slot != POOL_NONE && !(b->move & BLOCK_MOVE_RUNS));
 	if (!t)
 		return -EAGAIN;
 	r = tier_alloc(lane, b->record_bytes, id);
@@ -99,7 +105,7 @@ static int move_out(struct lane *lane, uint32_t id)
 	t->dev = (struct device_task){
 		.op = DEVICE_MOVE,
 		.background = !(b->move & BLOCK_MOVE_WANTED),
-		.copy[0] = { .in = pool_ptr(lane->gpu_pool, b->gpu_slot),
+		.copy[0] = { .in = pool_ptr(lane->gpu_pool, gpu_slot),
 			     .in_place = DEVICE_PLACE_DEVICE,
 			     .out = slot,
 			     .out_place = DEVICE_PLACE_HOST,
@@ -155,10 +161,10 @@ int tier_gpu_want_host(struct lane *lane, uint32_t id)
 		return -EIO;
 	}
 	if (!(b->move & BLOCK_MOVE_WANTED))
-		b->wanted_ns = lane->now_ns;
+		tier_waits_begin(lane, b);
 	b->move |= BLOCK_MOVE_WANTED;
 	r = move_out(lane, id);
-	if (r == -EAGAIN && lane->now_ns - b->wanted_ns <= lane->config.store_wait_ns)
+	if (r == -EAGAIN && tier_waits_ns(lane, b) <= lane->config.store_wait_ns)
 		return 0;
 	if (r < 0)
 		b->move = 0;
@@ -209,8 +215,8 @@ static unsigned run_demotes(struct lane *lane)
 
 int tier_gpu_lost(const struct lane *lane, const struct block *b)
 {
-	return lane->gpu_dead && b->gpu_slot != POOL_NONE && b->state != BLOCK_STORING &&
-	       (b->slot == POOL_NONE || b->move & BLOCK_MOVE_RUNS);
+	return lane->gpu_dead && index_gpu_slot(lane->index, b) != POOL_NONE &&
+	       b->state != BLOCK_STORING && (b->slot == POOL_NONE || b->move & BLOCK_MOVE_RUNS);
 }
 
 static unsigned run_sweep(struct lane *lane)

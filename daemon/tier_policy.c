@@ -15,8 +15,10 @@
 #include "daemon/lane_state.h"
 #include "daemon/recode.h"
 
-#define SCAN_MAX 64u /* blocks of a list looked at when the policy has none */
-#define KEPT 0.2f    /* of what is asked about: a byte in five is written again */
+#define PIN_SHIFT 26u  /* of nanoseconds: 67 ms */
+#define WAIT_SHIFT 22u /* 4.2 ms */
+#define SCAN_MAX 64u   /* blocks of a list looked at when the policy has none */
+#define KEPT 0.2f      /* of what is asked about: a byte in five is written again */
 #define KEPT_STEP (1.0f / 32)
 #define POSITION_HALF 4096.0f /* tokens */
 #define POSITION_WEIGHT 0.25f /* of a doubling of the worth */
@@ -56,10 +58,10 @@ void tier_policy_leave(struct lane *lane, uint32_t id)
 void tier_policy_place(struct lane *lane, uint32_t id)
 {
 	const struct block *b = index_block(lane->index, id);
-	enum tier_place place = b->state != BLOCK_RESIDENT ? TIER_PLACE_NVME
-				: b->gpu_slot != POOL_NONE ? TIER_PLACE_GPU
-				: b->flags & BLOCK_CLEAN   ? TIER_PLACE_CLEAN
-							   : TIER_PLACE_DIRTY;
+	enum tier_place place = b->state != BLOCK_RESIDENT		      ? TIER_PLACE_NVME
+				: index_gpu_slot(lane->index, b) != POOL_NONE ? TIER_PLACE_GPU
+				: b->flags & BLOCK_CLEAN || b->droppable      ? TIER_PLACE_CLEAN
+									      : TIER_PLACE_DIRTY;
 
 	policy_move(lane->policy, id, index_parent(lane->index, id), place);
 }
@@ -97,9 +99,47 @@ void tier_use(struct lane *lane, uint32_t id, int last)
 		policy_use(lane->policy, id, index_key_hash(lane->index, id), last);
 }
 
+/* ---- pins, and what is waited for ---- */
+
+/* A pin ends up to 67 ms late, and one that would end 9 years after the machine's start then. */
+void tier_pin(struct block *b, uint64_t until_ns)
+{
+	uint64_t until = (until_ns >> PIN_SHIFT) + ((until_ns & ((1u << PIN_SHIFT) - 1)) != 0);
+
+	b->pinned = until < UINT32_MAX ? (uint32_t)until : UINT32_MAX;
+}
+
+uint64_t tier_pin_until_ns(const struct block *b)
+{
+	return (uint64_t)b->pinned << PIN_SHIFT;
+}
+
+uint64_t tier_pinned_ns(const struct lane *lane, const struct block *b)
+{
+	uint64_t until_ns = tier_pin_until_ns(b);
+
+	return until_ns > lane->now_ns ? until_ns - lane->now_ns : 0;
+}
+
 int tier_pinned(const struct lane *lane, const struct block *b)
 {
-	return b->pin_until_ns > lane->now_ns;
+	return tier_pinned_ns(lane, b) > 0;
+}
+
+/* Goes round after 4.5 minutes: nothing is asked to wait for longer than store_wait, one minute at most. */
+static uint16_t wait_clock(const struct lane *lane)
+{
+	return (uint16_t)(lane->now_ns >> WAIT_SHIFT);
+}
+
+void tier_waits_begin(const struct lane *lane, struct block *b)
+{
+	b->wanted = wait_clock(lane);
+}
+
+uint64_t tier_waits_ns(const struct lane *lane, const struct block *b)
+{
+	return (uint64_t)(uint16_t)(wait_clock(lane) - b->wanted) << WAIT_SHIFT;
 }
 
 /* ---- the victim ---- */
@@ -121,34 +161,41 @@ static bool may_go(void *user, uint32_t id)
 {
 	const struct wanted *w = user;
 	const struct block *b = index_block(w->lane->index, id);
+	int lost = w->lost || !(b->flags & BLOCK_CLEAN);
 
 	return (w->pinned || !tier_pinned(w->lane, b)) && b->refs == held_by_recode(w->lane, id) &&
-	       (!w->tenant || w->lane->ns[b->ns]->tenant == w->tenant) && !(w->lost && b->children);
+	       (!w->tenant || w->lane->ns[b->ns]->tenant == w->tenant) && !(lost && b->children);
 }
 
 /*
  * Without a leaf that may go: the coldest of a list.  When it would be lost, one without children in memory: those on
  * NVMe, or on their way, are lost with it, but something can be stored.
  */
-static uint32_t coldest_listed(const struct wanted *w, enum tier_place place)
+static uint32_t coldest_of(const struct wanted *w, const struct block_list *list)
 {
 	const struct lane *lane = w->lane;
-	const struct block_list *list = place == TIER_PLACE_GPU	    ? &lane->gpu_cold
-					: place == TIER_PLACE_CLEAN ? &lane->clean
-								    : &lane->dirty;
 	uint32_t id = list->head, second = BLOCK_NONE;
 
 	for (unsigned n = 0; id != BLOCK_NONE && n < SCAN_MAX; n++) {
-		const struct block *b = index_block(lane->index, id);
-
 		if (may_go((void *)w, id))
 			return id;
 		if (second == BLOCK_NONE && !policy_children(lane->policy, id) &&
 		    may_go(&(struct wanted){ .lane = lane, .tenant = w->tenant }, id))
 			second = id;
-		id = b->next;
+		id = block_list_next(lane->index, id);
 	}
 	return second;
+}
+
+static uint32_t coldest_listed(const struct wanted *w, enum tier_place place)
+{
+	const struct lane *lane = w->lane;
+	uint32_t id;
+
+	if (place != TIER_PLACE_CLEAN)
+		return coldest_of(w, place == TIER_PLACE_GPU ? &lane->gpu_cold : &lane->dirty);
+	id = coldest_of(w, &lane->clean);
+	return id != BLOCK_NONE ? id : coldest_of(w, &lane->droppable);
 }
 
 static uint32_t victim(const struct wanted *w, uint32_t places)
@@ -214,6 +261,8 @@ int tier_policy_keeps(struct lane *lane, uint32_t id)
 		return 0; /* nobody can find it */
 	if (b->refs || tier_pinned(lane, b) || policy_children(lane->policy, id))
 		return 1;
+	if (lane->ns[b->ns]->plan_drops)
+		return 0; /* its engine computes it sooner */
 	its = score(lane, id);
 	if (!lane->keeps_asked++)
 		lane->keeps_bar = its;

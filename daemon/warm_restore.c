@@ -250,7 +250,7 @@ static int make_block(struct warm_restore *w, const struct warm_block *e, struct
 	b = index_block(lane->index, *ret_id);
 	b->raw_xxh3 = e->raw_xxh3;
 	b->token_hash = e->token_hash;
-	b->pin_until_ns = e->pin_until_ns;
+	tier_pin(b, e->pin_until_ns);
 	b->flags = e->flags & WARM_HAS_TOKENS ? BLOCK_HAS_TOKENS : 0;
 	b->model = !!(e->flags & WARM_MODEL);
 	b->model_tried = !!(e->flags & WARM_MODEL_TRIED);
@@ -297,7 +297,7 @@ static int take_block(struct warm_restore *w, const struct warm_block *e, uint32
 		return make_block(w, e, np, &key, ret_id);
 	}
 	b->slot = e->slot;
-	b->pin_until_ns = e->pin_until_ns;
+	tier_pin(b, e->pin_until_ns);
 	return tier_restore_host(lane, *ret_id);
 }
 

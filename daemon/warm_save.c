@@ -125,7 +125,7 @@ static void count(struct saving *s)
 		.pool_bytes = usage.bytes,
 		.pool_slab_bytes = pool_largest_bytes(lane->pool),
 		.granule_bytes = lane->granule_bytes,
-		.blocks_count = lane->dirty.count + lane->clean.count,
+		.blocks_count = lane->dirty.count + lane->droppable.count + lane->clean.count,
 	};
 	for (uint32_t cursor = 0; pool_save_span(lane->pool, &cursor, &span);)
 		s->h.spans_count++;
@@ -168,7 +168,7 @@ static void put_block(struct saving *s, uint32_t id)
 	struct warm_block w = {
 		.raw_xxh3 = b->raw_xxh3,
 		.token_hash = b->token_hash,
-		.pin_until_ns = b->pin_until_ns,
+		.pin_until_ns = tier_pin_until_ns(b),
 		.slot = b->slot,
 		.record_bytes = b->record_bytes,
 		.group = b->group,
@@ -197,7 +197,7 @@ static void put_block(struct saving *s, uint32_t id)
 
 static void put_list(struct saving *s, const struct block_list *l)
 {
-	for (uint32_t id = l->head; id != BLOCK_NONE; id = index_block(s->lane->index, id)->next)
+	for (uint32_t id = l->head; id != BLOCK_NONE; id = block_list_next(s->lane->index, id))
 		put_block(s, id);
 }
 
@@ -239,6 +239,7 @@ static int put_all(struct saving *s)
 {
 	s->off = sizeof(s->h);
 	put_spans(s);
+	put_list(s, &s->lane->droppable);
 	put_list(s, &s->lane->dirty);
 	put_list(s, &s->lane->clean);
 	put_metas(s);

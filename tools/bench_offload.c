@@ -98,9 +98,16 @@ int offload_option(struct offload_options *o, int c, const char *value, const ch
 
 static int daemon_start(struct offload *f)
 {
-	char pool[64], library[PATH_MAX + 16], device[32];
-	const char *overrides[DEMO_OVERRIDES_MAX + 1] = { "nvme.path=" };
-	unsigned n = 1;
+	char pool[64], library[PATH_MAX + 16], device[32], nvme[64], segment[64];
+	const char *overrides[DEMO_OVERRIDES_MAX + 1] = { NULL };
+	unsigned n = 0;
+
+	(void)snprintf(nvme, sizeof(nvme), "nvme.size=%llu", (unsigned long long)f->o->nvme_bytes);
+	(void)snprintf(segment, sizeof(segment), "nvme.segment=%llu",
+		       (unsigned long long)f->o->nvme_segment_bytes);
+	overrides[n++] = f->o->nvme_bytes ? nvme : "nvme.path=";
+	if (f->o->nvme_bytes)
+		overrides[n++] = segment;
 
 	(void)snprintf(pool, sizeof(pool), "host.pool=%llu", (unsigned long long)f->o->pool_bytes);
 	overrides[n++] = pool;
@@ -122,7 +129,8 @@ static int daemon_start(struct offload *f)
 
 static int session_open(struct offload *f)
 {
-	const struct skvc_options options = { .name = "skvc-bench", .spin_ns = UINT64_MAX };
+	const struct skvc_options options = { .name = "skvc-bench",
+					      .spin_ns = f->o->sleeps ? 0 : UINT64_MAX };
 	const struct codec_geometry *g = &f->tile.g;
 	struct skvc_segment *segments = calloc(g->segments_count, sizeof(*segments));
 	const struct skvc_geometry geometry = {

@@ -30,8 +30,11 @@ struct offload_options {
 	uint32_t block_tokens;
 	uint64_t pool_bytes;
 	uint32_t blocks;
-	bool unlocked; /* the daemon's memory: for tests */
-	bool events;   /* stores and loads wait for an interprocess event */
+	uint64_t nvme_bytes,
+		nvme_segment_bytes; /* of a tier in that daemon's folder; 0: it has none */
+	bool unlocked;		    /* the daemon's memory: for tests */
+	bool sleeps;		    /* what waits for a call; else it polls */
+	bool events;		    /* stores and loads wait for an interprocess event */
 };
 
 struct offload {

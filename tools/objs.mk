@@ -23,6 +23,8 @@ SKVC_BENCH_SRCS := \
 	tools/model_threads.c \
 	tools/progress.c \
 	tools/replay_daemon.c \
+	tools/replay_data.c \
+	tools/replay_data_table.c \
 	tools/replay_log.c \
 	tools/replay_policies.c \
 	tools/replay_table.c \

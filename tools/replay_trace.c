@@ -189,6 +189,17 @@ int replay_trace_make(const int64_t *ids, uint32_t count, struct replay_trace *t
 	return finish(&r, e);
 }
 
+void replay_trace_cut(struct replay_trace *t, uint32_t requests)
+{
+	if (requests >= t->requests)
+		return;
+	t->requests = requests;
+	t->blocks = 0;
+	for (uint32_t i = 0; i < t->first[requests]; i++)
+		if (t->block[i] >= t->blocks)
+			t->blocks = t->block[i] + 1;
+}
+
 void replay_trace_deinit(struct replay_trace *t)
 {
 	free(t->block);

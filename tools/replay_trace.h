@@ -24,6 +24,8 @@ struct replay_trace {
 int replay_trace_read(const struct report *report, const char *path, struct replay_trace *t);
 /* Of count lists of ids, each closed by a number < 0. */
 int replay_trace_make(const int64_t *ids, uint32_t count, struct replay_trace *t);
+/* Only the first requests, if there are more. */
+void replay_trace_cut(struct replay_trace *t, uint32_t requests);
 void replay_trace_deinit(struct replay_trace *t);
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * skvc_bench_replay.c - `skvc-bench replay`: a trace of requests against caches of several sizes, without data: how
- * many blocks the daemon's policy finds, beside LRU, S3-FIFO, ARC and what can be found at all.
+ * many blocks the daemon's policy finds, beside LRU, S3-FIFO, ARC and what can be found at all; or with data, through
+ * a daemon.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -12,6 +13,7 @@
 #include <string.h>
 
 #include "gpu/model/report.h"
+#include "tools/replay_data.h"
 #include "tools/replay_table.h"
 #include "tools/skvc_bench.h"
 
@@ -22,6 +24,8 @@ struct options {
 	uint64_t token_bytes; /* of a model's KV cache; 0: not known */
 	uint32_t block_tokens, segment_blocks;
 	bool json;
+	struct replay_data_options data; /* used with --kv */
+	uint32_t scale, requests;	 /* requests: 0: all */
 };
 
 /* KV cache of one token in bf16: layers * KV heads * head dim * 2 (K, V) * 2 bytes. */
@@ -47,6 +51,14 @@ static const char usage_text[] =
 	"  --block-tokens N    tokens of a block of the trace, for the same (512)\n"
 	"  --block-bytes SIZE  bytes of a block, instead of both\n"
 	"  --svg OUT           write a picture\n"
+	"  --requests N        only the first N of the trace\n"
+	"\n"
+	"  --kv FILE           with data: real KV cache (safetensors), through a skvcd that is started; capacities\n"
+	"                      and --nvme-capacity are then of the raw bytes of all different blocks\n"
+	"  --scale N           a block has 1/N of the trace's tokens (32)\n"
+	"  --geometry NAME     of a block: file (default), as in --kv; llama, qwen3-8b: made of it\n"
+	"  --step N            an engine that asks for N blocks at a time; without: for all of a request\n"
+	"  -o KEY=VALUE        another setting of that skvcd, section.key=value; may be repeated\n"
 	"  --json              one JSON object\n";
 
 /* ---- options ---- */
@@ -105,6 +117,27 @@ static int model_parse(const char *name, struct options *o)
 	return -EINVAL;
 }
 
+/* Those that only are of use with data. */
+static int data_option(int c, const char *value, struct options *o)
+{
+	switch (c) {
+	case OFFLOAD_KV:
+	case OFFLOAD_GEOMETRY:
+	case 'o':
+		return offload_option(&o->data.offload, c, value, "replay") < 0 ? 2 : 0;
+	case 'S':
+		if (bench_count_parse(value, 1, 1u << 20, &o->scale) < 0)
+			return bench_usage_error("replay", "no number: ", value);
+		return 0;
+	case 'B':
+		if (bench_count_parse(value, 1, SKVC_BLOCKS_MAX, &o->data.step) < 0)
+			return bench_usage_error("replay", "no number of blocks: ", value);
+		return 0;
+	default:
+		return 2;
+	}
+}
+
 static int option(int c, const char *value, struct options *o, struct replay_table *t)
 {
 	char *end;
@@ -145,6 +178,10 @@ static int option(int c, const char *value, struct options *o, struct replay_tab
 	case 's':
 		o->svg = value;
 		return 0;
+	case 'r':
+		if (bench_count_parse(value, 1, UINT32_MAX, &o->requests) < 0)
+			return bench_usage_error("replay", "no number of requests: ", value);
+		return 0;
 	case 'j':
 		o->json = true;
 		return 0;
@@ -152,7 +189,7 @@ static int option(int c, const char *value, struct options *o, struct replay_tab
 		(void)fputs(usage_text, stdout);
 		return -1;
 	default:
-		return 2;
+		return data_option(c, value, o);
 	}
 }
 
@@ -169,6 +206,11 @@ static int options_parse(int argc, char **argv, struct options *o, struct replay
 		{ "block-tokens", required_argument, NULL, 'k' },
 		{ "block-bytes", required_argument, NULL, 'b' },
 		{ "svg", required_argument, NULL, 's' },
+		{ "requests", required_argument, NULL, 'r' },
+		{ "kv", required_argument, NULL, OFFLOAD_KV },
+		{ "geometry", required_argument, NULL, OFFLOAD_GEOMETRY },
+		{ "scale", required_argument, NULL, 'S' },
+		{ "step", required_argument, NULL, 'B' },
 		{ "json", no_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
@@ -176,7 +218,7 @@ static int options_parse(int argc, char **argv, struct options *o, struct replay
 	int c, r;
 
 	optind = 0; /* the caller's argv is not ours to go on with */
-	while ((c = getopt_long(argc, argv, "h", longs, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "ho:", longs, NULL)) != -1) {
 		r = option(c, optarg, o, t);
 		if (r != 0)
 			return r;
@@ -185,6 +227,10 @@ static int options_parse(int argc, char **argv, struct options *o, struct replay
 		return bench_usage_error("replay", "too many arguments: ", argv[optind]);
 	if (!o->trace)
 		return bench_usage_error("replay", "--trace FILE is missing", "");
+	o->data.offload.block_tokens = o->block_tokens / o->scale;
+	if (o->data.offload.kv && !o->data.offload.block_tokens)
+		return bench_usage_error(
+			"replay", "a block has no token: --scale is more than --block-tokens", "");
 	if (!t->block_bytes)
 		t->block_bytes = o->token_bytes * o->block_tokens;
 	return 0;
@@ -258,15 +304,51 @@ static int measure(const struct replay_trace *trace, struct replay_table *t,
 	return r;
 }
 
+/* A daemon for each capacity. */
+static int data_measure(const struct replay_trace *trace, const struct replay_table *t,
+			struct options *o)
+{
+	struct replay_data_result result[REPLAY_CAPACITIES_MAX];
+	char err[REPORT_BYTES] = "";
+	int r = 0;
+
+	o->data.nvme_percent = t->nvme_percent;
+	for (uint32_t c = 0; r == 0 && c < t->capacities; c++) {
+		o->data.percent = t->percent[c];
+		r = replay_data_run(trace, &o->data, &result[c], err);
+	}
+	if (r < 0)
+		(void)fprintf(stderr, "skvc-bench replay: %s\n", err);
+	else if (o->json)
+		r = replay_data_json(result, t->capacities, stdout);
+	else
+		replay_data_print(result, t->capacities, stdout);
+	return r;
+}
+
 static void draw(void *user, FILE *out)
 {
 	replay_table_svg(user, out);
 }
 
+static int table_measure(const struct replay_trace *trace, struct replay_table *t,
+			 const struct options *o)
+{
+	int r = measure(trace, t, o->segment_blocks);
+
+	if (r == 0 && o->json)
+		r = replay_table_json(t, stdout);
+	else if (r == 0)
+		replay_table_print(t, stdout);
+	if (r == 0 && o->svg)
+		r = bench_file_write(o->svg, draw, t);
+	return r;
+}
+
 int bench_replay_main(int argc, char **argv)
 {
 	static struct replay_table t; /* of some 40 KiB */
-	struct options o = { .block_tokens = BLOCK_TOKENS, .segment_blocks = 8 };
+	struct options o = { .block_tokens = BLOCK_TOKENS, .segment_blocks = 8, .scale = 32 };
 	struct replay_trace trace;
 	char err[REPORT_BYTES] = "";
 	int r;
@@ -274,6 +356,9 @@ int bench_replay_main(int argc, char **argv)
 	t = (struct replay_table){ .capacities = 6, .percent = { 5, 10, 20, 30, 40, 50 } };
 	for (uint32_t p = 0; p < REPLAY_POLICIES; p++)
 		t.wanted[p] = true;
+	o.data.offload = offload_defaults();
+	o.data.offload.shape = KV_SHAPE_FILE;
+	o.data.offload.unlocked = true;
 	r = options_parse(argc, argv, &o, &t);
 	if (r != 0)
 		return r < 0 ? 0 : r;
@@ -283,13 +368,9 @@ int bench_replay_main(int argc, char **argv)
 		(void)fprintf(stderr, "skvc-bench: %s\n", err);
 		return 1;
 	}
-	r = measure(&trace, &t, o.segment_blocks);
-	if (r == 0 && o.json)
-		r = replay_table_json(&t, stdout);
-	else if (r == 0)
-		replay_table_print(&t, stdout);
-	if (r == 0 && o.svg)
-		r = bench_file_write(o.svg, draw, &t);
+	if (o.requests)
+		replay_trace_cut(&trace, o.requests);
+	r = o.data.offload.kv ? data_measure(&trace, &t, &o) : table_measure(&trace, &t, &o);
 	replay_trace_deinit(&trace);
 	return r == 0 ? 0 : 1;
 }

@@ -242,14 +242,18 @@ static int doctor(const struct options *o)
 static int explain_key(const struct options *o, const char *key, uint32_t group)
 {
 	static struct skvcctl_found found[SKVCCTL_FOUND_MAX];
+	struct skvcctl_picture p = { 0 };
 	char err[SKVCCTL_ERR_BYTES] = "";
 	size_t count;
 	enum skvcctl_exit e = skvcctl_find(&o->source, key, group, found, &count, err, sizeof(err));
 
 	if (e == SKVCCTL_OK)
-		skvcctl_print_found(found, count, stdout);
+		e = skvcctl_fetch(&o->source, SKVCCTL_GET_PLAN, &p, err, sizeof(err));
+	if (e == SKVCCTL_OK)
+		skvcctl_print_found(&p, found, count, stdout);
 	else
 		(void)fprintf(stderr, "skvcctl: %s\n", err);
+	skvcctl_picture_deinit(&p);
 	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : (int)e;
 }
 

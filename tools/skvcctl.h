@@ -76,6 +76,12 @@ struct skvcctl_way { /* to code the blocks of a namespace */
 	int assumed, chosen;
 };
 
+struct skvcctl_place { /* what becomes of a namespace's blocks when host memory is short */
+	uint32_t ns;
+	int dropped; /* else written to NVMe, where there is one */
+	uint64_t nvme_ns, prefill_ns;
+};
+
 struct skvcctl_picture {
 	char version[32], health[32], status[256];
 	uint64_t ping_ns;
@@ -95,6 +101,8 @@ struct skvcctl_picture {
 	size_t rates_count;
 	struct skvcctl_way *ways;
 	size_t ways_count;
+	struct skvcctl_place *places;
+	size_t places_count;
 	struct skvcctl_text *texts;
 	size_t texts_count;
 };

@@ -358,6 +358,25 @@ static int read_ways(sd_bus_message *m, struct skvcctl_picture *p)
 	return r;
 }
 
+static int read_places(sd_bus_message *m, struct skvcctl_picture *p)
+{
+	struct skvcctl_place place, *row;
+	int r = sd_bus_message_enter_container(m, 'a', "(ubtt)");
+
+	while (r >= 0) {
+		r = sd_bus_message_read(m, "(ubtt)", &place.ns, &place.dropped, &place.nvme_ns,
+					&place.prefill_ns);
+		if (r <= 0)
+			break;
+		row = grow((void **)&p->places, p->places_count, sizeof(*row), SKVCCTL_ROWS_MAX);
+		if (!row)
+			return -ENOMEM;
+		*row = place;
+		p->places_count++;
+	}
+	return r;
+}
+
 static int read_plan(sd_bus_message *m, struct skvcctl_picture *p)
 {
 	int r = read_rates(m, p);
@@ -510,6 +529,7 @@ static const struct part {
 	{ SKVCCTL_GET_TENANTS, "ListTenants", read_tenants },
 	{ SKVCCTL_GET_MODELS, "ListModels", read_models },
 	{ SKVCCTL_GET_PLAN, "GetPlan", read_plan },
+	{ SKVCCTL_GET_PLAN, "GetPlacement", read_places },
 	{ SKVCCTL_GET_TEXTS, "DescribeStats", read_stat_texts },
 	{ SKVCCTL_GET_TEXTS, "DescribeReasons", read_reason_texts },
 };
@@ -752,6 +772,7 @@ void skvcctl_picture_deinit(struct skvcctl_picture *p)
 	free(p->models);
 	free(p->rates);
 	free(p->ways);
+	free(p->places);
 	free(p->texts);
 	memset(p, 0, sizeof(*p));
 }

@@ -54,6 +54,38 @@ static void print_way(const struct skvcctl_way *w, FILE *out)
 		      skvcctl_format_ns(w->expected_ns, expected), w->assumed ? "  (assumed)" : "");
 }
 
+static const struct skvcctl_place *place_of(const struct skvcctl_picture *p, uint32_t ns)
+{
+	for (size_t i = 0; i < p->places_count; i++)
+		if (p->places[i].ns == ns)
+			return &p->places[i];
+	return NULL;
+}
+
+static void print_place(const struct skvcctl_place *place, FILE *out)
+{
+	char nvme[16], prefill[16];
+
+	if (!place->prefill_ns)
+		(void)fprintf(out, "written to NVMe, if there is one");
+	else
+		(void)fprintf(out, "%s: from NVMe it takes %s, computing it %s",
+			      place->dropped ? "given up" : "written to NVMe, if there is one",
+			      skvcctl_format_ns(place->nvme_ns, nvme),
+			      skvcctl_format_ns(place->prefill_ns, prefill));
+}
+
+static void print_short(const struct skvcctl_picture *p, uint32_t ns, FILE *out)
+{
+	const struct skvcctl_place *place = place_of(p, ns);
+
+	if (!place)
+		return;
+	(void)fprintf(out, "   when memory is short, a block is ");
+	print_place(place, out);
+	(void)fprintf(out, "\n");
+}
+
 void skvcctl_print_plan(const struct skvcctl_picture *p, FILE *out)
 {
 	print_rates(p, out);
@@ -61,6 +93,8 @@ void skvcctl_print_plan(const struct skvcctl_picture *p, FILE *out)
 		if (!i || p->ways[i].ns != p->ways[i - 1].ns)
 			print_namespace(&p->ways[i], out);
 		print_way(&p->ways[i], out);
+		if (i + 1 == p->ways_count || p->ways[i].ns != p->ways[i + 1].ns)
+			print_short(p, p->ways[i].ns, out);
 	}
 	if (!p->ways_count)
 		(void)fprintf(out, "\nNothing was stored yet that could be planned for.\n");
@@ -72,12 +106,28 @@ void skvcctl_print_plan(const struct skvcctl_picture *p, FILE *out)
 			"coded with when there is time.\n");
 }
 
+static void add_places(cJSON *plan, const struct skvcctl_picture *p)
+{
+	cJSON *places = cJSON_AddArrayToObject(plan, "places");
+
+	for (size_t i = 0; i < p->places_count; i++) {
+		cJSON *row = cJSON_CreateObject();
+
+		(void)cJSON_AddNumberToObject(row, "namespace", p->places[i].ns);
+		(void)cJSON_AddBoolToObject(row, "dropped", p->places[i].dropped);
+		(void)cJSON_AddNumberToObject(row, "nvme_ns", (double)p->places[i].nvme_ns);
+		(void)cJSON_AddNumberToObject(row, "prefill_ns", (double)p->places[i].prefill_ns);
+		(void)cJSON_AddItemToArray(places, row);
+	}
+}
+
 void skvcctl_add_plan(cJSON *root, const struct skvcctl_picture *p)
 {
 	cJSON *plan = cJSON_AddObjectToObject(root, "plan");
 	cJSON *rates = cJSON_AddArrayToObject(plan, "rates");
 	cJSON *ways = cJSON_AddArrayToObject(plan, "ways");
 
+	add_places(plan, p);
 	for (size_t i = 0; i < p->rates_count; i++) {
 		cJSON *row = cJSON_CreateObject();
 
@@ -131,8 +181,9 @@ bool skvcctl_parse_key(const char *word, char ret_key[65], uint32_t *ret_group)
 	       group <= UINT32_MAX;
 }
 
-static void print_found(const struct skvcctl_found *f, FILE *out)
+static void print_found(const struct skvcctl_picture *p, const struct skvcctl_found *f, FILE *out)
 {
+	const struct skvcctl_place *place = place_of(p, f->ns);
 	char bytes[16], ns[16];
 
 	(void)fprintf(out, "namespace %" PRIu32 ": in %s%s, coded with %s, %s\n", f->ns, f->where,
@@ -152,12 +203,18 @@ static void print_found(const struct skvcctl_found *f, FILE *out)
 		(void)fprintf(out, ", computing it %s: %s", skvcctl_format_ns(f->prefill_ns, ns),
 			      f->restore_ns <= f->prefill_ns ? "restored" : "left to the engine");
 	(void)fprintf(out, "\n");
+	if (!place || f->on_nvme)
+		return;
+	(void)fprintf(out, "  when memory is short, one like it is ");
+	print_place(place, out);
+	(void)fprintf(out, "\n");
 }
 
-void skvcctl_print_found(const struct skvcctl_found *found, size_t count, FILE *out)
+void skvcctl_print_found(const struct skvcctl_picture *p, const struct skvcctl_found *found,
+			 size_t count, FILE *out)
 {
 	for (size_t i = 0; i < count; i++)
-		print_found(&found[i], out);
+		print_found(p, &found[i], out);
 	if (!count)
 		(void)fprintf(out, "No namespace has a block of this key: it was never stored, "
 				   "evicted, or is on its way.\n");

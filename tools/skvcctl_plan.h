@@ -12,7 +12,9 @@
 void skvcctl_print_plan(const struct skvcctl_picture *p, FILE *out);
 /* Is it a key in hexadecimal ("...:GROUP")?  Then the key alone is in ret_key. */
 bool skvcctl_parse_key(const char *word, char ret_key[65], uint32_t *ret_group);
-void skvcctl_print_found(const struct skvcctl_found *found, size_t count, FILE *out);
+/* p: with SKVCCTL_GET_PLAN, as above. */
+void skvcctl_print_found(const struct skvcctl_picture *p, const struct skvcctl_found *found,
+			 size_t count, FILE *out);
 void skvcctl_add_plan(cJSON *root, const struct skvcctl_picture *p);
 
 #endif

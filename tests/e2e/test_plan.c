@@ -134,6 +134,7 @@ static void test_the_numbers_are_shown(void **state)
 	assert_non_null(strstr(out, "computes 4321 tokens a second"));
 	assert_non_null(strstr(out, "   generic "));
 	assert_non_null(strstr(out, "3.70 ms")); /* 16 tokens */
+	assert_non_null(strstr(out, "when memory is short, a block is written to NVMe"));
 	engine_close(&e);
 }
 
@@ -184,6 +185,52 @@ static void test_a_block_is_explained(void **state)
 	engine_close(&e);
 }
 
+/*
+ * Another daemon, with NVMe.  Blocks of an engine that computes them sooner are given up, not written; when it
+ * computes no sooner, they are written.  Chains of 32 blocks of 256 KiB: eight are four times the pool.
+ */
+static void test_what_is_computed_sooner_is_not_written(void **state)
+{
+	struct engine_options o = {
+		.seed = 5, .model = "sooner", .layers = 16, .heads = 4, .blocks = 32
+	};
+	struct private_daemon first = daemon_;
+	struct skvc_completion c;
+	struct skvc_key key;
+	struct engine e;
+	char out[16384];
+
+	(void)state;
+	assert_ok(private_daemon_start(&daemon_, 128u << 20, NULL));
+	assert_ok(engine_open(&e, daemon_.socket, &o));
+	assert_ok(skvc_namespace_prefill(e.session, e.ns, 1000000000000ull));
+	for (uint64_t chain = 0; chain < 8; chain++)
+		assert_ok(engine_store(&e, chain, 0, 32, &c));
+	assert_int_equal(daemon_stats_now(&daemon_, "spill_blocks"), 0);
+	assert_true(daemon_stats_get("dropped_blocks") > 100);
+	assert_int_equal(daemon_stats_get("dropped_blocks") + daemon_stats_get("blocks"), 8 * 32);
+	assert_int_equal(ctl("plan", out, sizeof(out)), 0);
+	assert_non_null(
+		strstr(out, "when memory is short, a block is given up: from NVMe it takes"));
+	key = engine_key(&e, 7, 0);
+	explain(&key, "", out, sizeof(out));
+	assert_non_null(strstr(out, "when memory is short, one like it is given up"));
+	assert_ok(skvc_namespace_prefill(e.session, e.ns, 1));
+	for (uint64_t chain = 100; chain < 108; chain++) {
+		const uint64_t until = private_daemon_now_ns() + 20000000000ull * E2E_SLOW;
+
+		while (engine_store(&e, chain, 0, 32, &c) == -EAGAIN)
+			assert_true(private_daemon_now_ns() < until);
+	}
+	assert_true(daemon_stats_now(&daemon_, "spill_blocks") > 100);
+	assert_int_equal(engine_fetch(&e, 100, 32), 32);
+	assert_int_equal(ctl("plan", out, sizeof(out)), 0);
+	assert_non_null(strstr(out, "when memory is short, a block is written to NVMe"));
+	engine_close(&e);
+	assert_ok(private_daemon_stop(&daemon_));
+	daemon_ = first;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -192,6 +239,7 @@ int main(void)
 		cmocka_unit_test(test_the_numbers_are_shown),
 		cmocka_unit_test(test_a_block_is_explained),
 		cmocka_unit_test(test_a_rate_survives_the_daemon),
+		cmocka_unit_test(test_what_is_computed_sooner_is_not_written),
 	};
 
 	return cmocka_run_group_tests(tests, start, stop);

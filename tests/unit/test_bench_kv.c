@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * test_bench_kv.c - the benchmarks' blocks without end: which channel feeds which, that fitted and measured
- * blocks have nothing in common, and that blocks differ; and what samples say of themselves.
+ * blocks have nothing in common, and that blocks differ, those of a replayed trace, too; and what samples say of
+ * themselves.
  */
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,6 +16,7 @@
 
 #include "tools/bench_kv.h"
 #include "tools/bench_samples.h"
+#include "tools/replay_data.h"
 
 #define TOKENS 4u
 #define LAYERS 3u
@@ -174,9 +176,39 @@ static void samples_tell_percentiles(void **state)
 	assert_true(median(values, 5) == 3.0);
 }
 
+/* A dump has few blocks, a trace has many: another one's bytes, or one wrong bit, are not taken for right. */
+static void replayed_blocks_are_not_mistaken(void **state)
+{
+	uint8_t *block, *scratch;
+	struct kv_dump d;
+	struct kv_tile t;
+
+	(void)state;
+	dump_make(&d);
+	assert_int_equal(kv_tile_init(&t, &d, KV_SHAPE_FILE), 0);
+	block = malloc(t.g.raw_bytes);
+	scratch = malloc(t.g.raw_bytes);
+	assert_non_null(block);
+	assert_non_null(scratch);
+	replay_data_block(&t, 3, block);
+	assert_true(replay_data_is(&t, 3, block, scratch));
+	for (uint32_t other = 0; other < 3 * BLOCKS; other++)
+		assert_int_equal(replay_data_is(&t, other, block, scratch), other == 3);
+	for (uint64_t i = 0; i < t.g.raw_bytes; i++) {
+		block[i] ^= 0x10;
+		assert_false(replay_data_is(&t, 3, block, scratch));
+		block[i] ^= 0x10;
+	}
+	free(block);
+	free(scratch);
+	kv_tile_deinit(&t);
+	kv_dump_deinit(&d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(replayed_blocks_are_not_mistaken),
 		cmocka_unit_test(llama_block_keeps_channels),
 		cmocka_unit_test(blocks_differ_and_repeat_exactly),
 		cmocka_unit_test(file_shape_goes_round),

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "daemon/index.h"
+#include "daemon/policy.h"
 
 #define BLOCKS 256u
 #define KEYS 512u
@@ -78,8 +79,8 @@ static void a_full_table_says_so_and_reuses(void **state)
 
 static void a_parent_that_went_is_not_a_parent(void **state)
 {
-	struct skvc_abi_key a = make_key(1), b = make_key(2), c = make_key(3);
-	uint32_t parent, child, next;
+	struct skvc_abi_key a = make_key(1), b = make_key(2), c = make_key(3), d = make_key(4);
+	uint32_t parent, child, next, last;
 	struct index *ix;
 
 	(void)state;
@@ -91,11 +92,49 @@ static void a_parent_that_went_is_not_a_parent(void **state)
 	assert_int_equal(index_block(ix, parent)->children, 1);
 	index_unlink(ix, parent);
 	index_release(ix, parent);
+	assert_int_equal(index_parent(ix, child), BLOCK_NONE);
 	assert_int_equal(index_insert(ix, 0, &c, &next), 0);
-	assert_int_equal(next, parent);			       /* the id is used again ... */
-	assert_int_equal(index_parent(ix, child), BLOCK_NONE); /* ... by a stranger */
+	assert_int_not_equal(next, parent); /* or it would be the parent of a stranger */
+	index_set_parent(ix, child, next);
+	assert_int_equal(index_insert(ix, 0, &d, &last), 0);
+	assert_int_equal(last, parent); /* nobody names it any more */
 	index_unlink(ix, child);
 	assert_int_equal(index_block(ix, next)->children, 0);
+	assert_int_equal(index_block(ix, last)->children, 0);
+	index_free(ix);
+}
+
+/* Half of all ids, at most: each has a child that lives. */
+static void ids_of_parents_that_went_come_back_with_the_last_child(void **state)
+{
+	uint32_t id[BLOCKS], again;
+	struct skvc_abi_key key;
+	struct index *ix;
+
+	(void)state;
+	assert_int_equal(index_new(BLOCKS, &ix), 0);
+	for (uint32_t i = 0; i < BLOCKS; i++) {
+		key = make_key(i);
+		assert_int_equal(index_insert(ix, 0, &key, &id[i]), 0);
+		if (i % 2)
+			index_set_parent(ix, id[i], id[i - 1]);
+	}
+	for (uint32_t i = 0; i < BLOCKS; i += 2) {
+		index_unlink(ix, id[i]);
+		index_release(ix, id[i]);
+	}
+	key = make_key(BLOCKS);
+	assert_int_equal(index_insert(ix, 0, &key, &again), -ENOSPC);
+	for (uint32_t i = 1; i < BLOCKS; i += 2) {
+		index_unlink(ix, id[i]);
+		index_release(ix, id[i]);
+	}
+	assert_int_equal(index_count(ix), 0);
+	for (uint32_t i = 0; i < BLOCKS; i++) {
+		key = make_key(i);
+		assert_int_equal(index_insert(ix, 0, &key, &again), 0);
+	}
+	assert_int_equal(index_count(ix), BLOCKS);
 	index_free(ix);
 }
 
@@ -153,10 +192,34 @@ static void lists_keep_their_order(void **state)
 	block_list_push(ix, &l, id[1]);
 	assert_int_equal(l.count, 3);
 	assert_int_equal(l.head, id[0]);
-	assert_int_equal(index_block(ix, id[0])->next, id[2]);
-	assert_int_equal(index_block(ix, id[2])->next, id[1]);
+	assert_int_equal(block_list_next(ix, id[0]), id[2]);
+	assert_int_equal(block_list_next(ix, id[2]), id[1]);
+	assert_int_equal(block_list_next(ix, id[1]), BLOCK_NONE);
 	assert_int_equal(l.tail, id[1]);
+	assert_int_equal(block_list_prev(ix, id[1]), id[2]);
+	assert_int_equal(block_list_prev(ix, id[0]), BLOCK_NONE);
 	index_free(ix);
+}
+
+/* Ten million, and sizes at which the hash table is the largest and the smallest for what it holds. */
+static void memory_is_bounded(void **state)
+{
+	static const uint32_t sizes[] = { 10000000, 1u << 23, (1u << 24) - 1, 1u << 24 };
+	struct policy *p;
+	struct index *ix;
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+		assert_int_equal(policy_new(sizes[i], sizes[i], &p),
+				 0); /* mapped or zeroed lazily */
+		assert_int_equal(index_new(sizes[i], &ix), 0);
+		print_message("%.1f + %.1f bytes a block\n", (double)index_bytes(ix) / sizes[i],
+			      (double)policy_bytes(p) / sizes[i]);
+		assert_true(policy_bytes(p) <= 22.5 * sizes[i]);
+		assert_true(index_bytes(ix) + policy_bytes(p) <= 128ull * sizes[i]);
+		policy_free(p);
+		index_free(ix);
+	}
 }
 
 int main(void)
@@ -165,8 +228,10 @@ int main(void)
 		cmocka_unit_test(finds_what_was_inserted),
 		cmocka_unit_test(a_full_table_says_so_and_reuses),
 		cmocka_unit_test(a_parent_that_went_is_not_a_parent),
+		cmocka_unit_test(ids_of_parents_that_went_come_back_with_the_last_child),
 		cmocka_unit_test(random_use_matches_a_reference),
 		cmocka_unit_test(lists_keep_their_order),
+		cmocka_unit_test(memory_is_bounded),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -483,17 +483,6 @@ static void worth_follows_what_happens(void **state)
 	worth_free(w);
 }
 
-static void memory_is_bounded(void **state)
-{
-	struct policy *p;
-
-	(void)state;
-	assert_int_equal(policy_new(10000000, 10000000, &p), 0); /* mapped or zeroed lazily */
-	print_message("%.1f bytes a block\n", (double)policy_bytes(p) / 1e7);
-	assert_true(policy_bytes(p) <= 22 * 10000000ull);
-	policy_free(p);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -508,7 +497,6 @@ int main(void)
 		cmocka_unit_test(who_may_not_go_is_passed),
 		cmocka_unit_test(one_hit_wonders_do_not_stay),
 		cmocka_unit_test(worth_follows_what_happens),
-		cmocka_unit_test(memory_is_bounded),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-#include "daemon/util/clock.h"
+#include "daemon/lane_state.h"
 #include "tests/lib/lane_rig.h"
 
 #define CHAIN 60u
@@ -44,18 +44,16 @@ static void wait_for(enum stats_id id, uint64_t at_least)
 	}
 }
 
-static void start(uint64_t read_ahead_bytes, const char *fault)
+static void start_with(struct config *config, uint64_t read_ahead_bytes, const char *fault)
 {
-	struct config c;
+	struct config c = *config;
 	int fd;
 
-	lane_rig_config(&c);
 	(void)snprintf(path, sizeof(path), "./skvcd-test-XXXXXX");
 	fd = mkstemp(path);
 	assert_true(fd >= 0);
 	close(fd);
 	c.pool_bytes = 16u << 20;
-	c.speculator = CONFIG_SPECULATOR_RAW; /* of one size, and nothing is coded again */
 	(void)snprintf(c.nvme_path, sizeof(c.nvme_path), "%s", path);
 	c.nvme_bytes = 256u << 20;
 	c.nvme_segment_bytes = 8u << 20;
@@ -64,6 +62,15 @@ static void start(uint64_t read_ahead_bytes, const char *fault)
 	lane_rig_start(&rig, &c);
 	lane_rig_session_open(&rig, &rs);
 	others = OTHERS;
+}
+
+static void start(uint64_t read_ahead_bytes, const char *fault)
+{
+	struct config c;
+
+	lane_rig_config(&c);
+	c.speculator = CONFIG_SPECULATOR_RAW; /* of one size, and nothing is coded again */
+	start_with(&c, read_ahead_bytes, fault);
 }
 
 static int stop(void **state)
@@ -207,6 +214,9 @@ static void what_follows_is_read_ahead(void **state)
 	assert_int_equal(counter(STAT_READ_AHEAD_BLOCKS), CHAIN - step);
 	assert_int_equal(counter(STAT_READ_AHEAD_USED_BLOCKS), CHAIN - step);
 	assert_int_equal(counter(STAT_READ_AHEAD_WASTED_BLOCKS), 0);
+	assert_int_equal(rig.lane->ahead.bytes, 0); /* what was used does not count any more, */
+	for (uint32_t id = 0; id < index_end(rig.lane->index); id++)
+		assert_int_equal(index_block(rig.lane->index, id)->pinned, 0); /* nor stay */
 }
 
 static void read_ahead_is_bounded_and_counted(void **state)
@@ -248,6 +258,42 @@ static void a_miss_reads_nothing_ahead(void **state)
 	assert_int_equal(counter(STAT_READ_AHEAD_BLOCKS), 0);
 }
 
+/*
+ * Half of the slots are free, but in every slab there is a block that lies nowhere else: one of another size finds no
+ * room and waits, until some were written, though the pool is far from where writing begins.
+ */
+static void a_slot_of_another_size_is_made(void **state)
+{
+	const uint64_t pool_bytes = 16u << 20;
+	struct config c;
+	uint32_t n = 0;
+
+	(void)state;
+	lane_rig_config(&c);
+	c.speculator = CONFIG_SPECULATOR_GENERIC;
+	c.spill_percent = 99;
+	c.full_percent = 100;
+	c.store_wait_ns = 20000000000ull;
+	start_with(&c, 0, NULL);
+	while (counter(STAT_POOL_SLAB_BYTES) < counter(STAT_POOL_BYTES)) {
+		assert_true(n < pool_bytes / 16384);
+		store(n, 1);
+		n++;
+	}
+	for (uint32_t i = 0; i < n; i += 2) {
+		lane_rig_drop(&rs, i, 1, 9);
+		assert_int_equal(lane_rig_complete(&rs).count, 1);
+	}
+	assert_int_equal(counter(STAT_SPILL_BLOCKS), 0);
+	memset(lane_rig_page(&rs, 0), 0, rig.ns.geom.raw_bytes); /* that is small */
+	lane_rig_store_at(&rs, OTHERS, 1, 0, 7);
+	assert_int_equal(lane_rig_done(&rs).res, 0);
+	assert_true(counter(STAT_SPILL_BLOCKS) > 0);
+	assert_int_equal(counter(STAT_EVICTED_BLOCKS), 0);
+	for (uint32_t i = 1; i < n; i += 2)
+		load(i, 1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -257,6 +303,7 @@ int main(void)
 		cmocka_unit_test_teardown(what_follows_is_read_ahead, stop),
 		cmocka_unit_test_teardown(read_ahead_is_bounded_and_counted, stop),
 		cmocka_unit_test_teardown(a_miss_reads_nothing_ahead, stop),
+		cmocka_unit_test_teardown(a_slot_of_another_size_is_made, stop),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

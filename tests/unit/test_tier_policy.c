@@ -42,6 +42,7 @@ static int by_hand(void **state)
 	lane.now_ns = 1000;
 	block_list_init(&lane.clean);
 	block_list_init(&lane.dirty);
+	block_list_init(&lane.droppable);
 	block_list_init(&lane.gpu_cold);
 	assert_int_equal(index_new(BLOCKS, &lane.index), 0);
 	return policy_new(BLOCKS, BLOCKS, &lane.policy);
@@ -162,10 +163,51 @@ static void pins_end(void **state)
 	uint32_t id = make(0, 1, BLOCK_NONE);
 
 	(void)state;
-	block(id)->pin_until_ns = lane.now_ns + 10;
+	tier_pin(block(id), lane.now_ns + 10);
 	assert_int_equal(tier_victim(&lane, TIER_PLACE_DIRTY), BLOCK_NONE);
-	lane.now_ns += 10;
+	lane.now_ns += 9;
+	assert_true(tier_pinned(&lane, block(id))); /* not a moment less than was asked for, */
+	lane.now_ns += 1 + (1u << 26);
+	assert_false(tier_pinned(&lane, block(id))); /* and little more */
 	assert_int_equal(tier_victim(&lane, TIER_PLACE_DIRTY), id);
+}
+
+/* After a restart it is pinned again until then; what is too far away is as far as there is. */
+static void pins_are_saved_and_do_not_wrap(void **state)
+{
+	struct block b = { 0 };
+
+	(void)state;
+	tier_pin(&b, 12345678901234567ull);
+	assert_in_range(tier_pin_until_ns(&b), 12345678901234567ull,
+			12345678901234567ull + (1u << 26));
+	tier_pin(&b, tier_pin_until_ns(&b));
+	assert_true(tier_pin_until_ns(&b) <= 12345678901234567ull + (1u << 26));
+	tier_pin(&b, UINT64_MAX);
+	assert_true(tier_pin_until_ns(&b) > 9 * 365 * 86400ull * 1000000000ull);
+	assert_true(tier_pinned(&lane, &b));
+	tier_pin(&b, 0);
+	assert_false(tier_pinned(&lane, &b));
+	assert_int_equal(tier_pinned_ns(&lane, &b), 0);
+}
+
+/* A clock of 16 bits, and from any point of its: what waits for as long as store_wait may be is seen to. */
+static void waits_are_told_at_any_time(void **state)
+{
+	uint64_t before_ns = lane.now_ns;
+	struct block b = { 0 };
+
+	(void)state;
+	for (uint64_t start_ns = 0; start_ns < 300000000000ull; start_ns += 17000000000ull) {
+		lane.now_ns = start_ns;
+		tier_waits_begin(&lane, &b);
+		for (uint64_t waits = 0; waits <= 61000000000ull; waits += 500000000) {
+			lane.now_ns = start_ns + waits;
+			assert_in_range(tier_waits_ns(&lane, &b) + (1u << 22), waits,
+					waits + (2u << 22));
+		}
+	}
+	lane.now_ns = before_ns;
 }
 
 /* Behind a pinned leaf everything stays: without what comes before it, it could not be found. */
@@ -176,10 +218,10 @@ static void a_pinned_leaf_keeps_its_chain(void **state)
 	(void)state;
 	for (uint32_t i = 0; i < 4; i++)
 		id[i] = make(0, i, i ? id[i - 1] : BLOCK_NONE);
-	block(id[3])->pin_until_ns = UINT64_MAX;
+	tier_pin(block(id[3]), UINT64_MAX);
 	assert_int_equal(tier_victim(&lane, TIER_PLACE_DIRTY), BLOCK_NONE);
 	assert_int_equal(tier_victim_lost(&lane, NULL), BLOCK_NONE);
-	block(id[3])->pin_until_ns = 0;
+	tier_pin(block(id[3]), 0);
 	assert_int_equal(tier_victim_lost(&lane, NULL), id[3]);
 }
 
@@ -220,7 +262,7 @@ static void nvme_keeps_the_best(void **state)
 	print_message("%u of 1000, of these %u of the 100 that are used\n", kept, kept_used);
 	assert_true(kept_used >= 90);
 	assert_true(kept <= 250);
-	block(id[999])->pin_until_ns = UINT64_MAX;
+	tier_pin(block(id[999]), UINT64_MAX);
 	assert_true(tier_policy_keeps(&lane, id[999]));
 	lose(id[989]);
 	assert_false(tier_policy_keeps(&lane, id[989]));
@@ -553,6 +595,9 @@ int main(void)
 		cmocka_unit_test_setup_teardown(tenants_have_victims_of_their_own, by_hand,
 						by_hand_end),
 		cmocka_unit_test_setup_teardown(pins_end, by_hand, by_hand_end),
+		cmocka_unit_test_setup_teardown(pins_are_saved_and_do_not_wrap, by_hand,
+						by_hand_end),
+		cmocka_unit_test_setup_teardown(waits_are_told_at_any_time, by_hand, by_hand_end),
 		cmocka_unit_test_setup_teardown(a_pinned_leaf_keeps_its_chain, by_hand,
 						by_hand_end),
 		cmocka_unit_test_setup_teardown(nvme_keeps_the_best, by_hand, by_hand_end),
