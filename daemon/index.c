@@ -278,6 +278,7 @@ void index_unlink(struct index *ix, uint32_t id)
 	if (before == id) {
 		*bucket = next + 1;
 	} else {
+		assert(before != BLOCK_NONE);
 		while (ix->block[before].link_hash != id) {
 			assert(ix->block[before].link_hash != before);
 			before = ix->block[before].link_hash;

@@ -59,8 +59,8 @@ struct block {
 	uint8_t key[SKVC_ABI_KEY_BYTES];
 	uint32_t link_hash : 24; /* index.c's own, like the four links below */
 	uint8_t state : 3;	 /* enum block_state */
-	uint8_t droppable : 1; /* dirty, and not worth being written to NVMe: it is on that list */
-	uint8_t profile : 4;   /* 1 + index into the namespace's profiles; 0: none needed */
+	uint8_t droppable : 1; /* dirty, and not worth being written to NVMe: on that list, if on one */
+	uint8_t profile : 4; /* 1 + index into the namespace's profiles; 0: none needed */
 	uint32_t group;
 	uint16_t ns;
 	uint16_t generation;	 /* bumped when freed */
@@ -89,7 +89,7 @@ struct block {
 };
 
 _Static_assert(sizeof(struct block) == 100, "memory per indexed block");
-_Static_assert(BLOCK_STATE_COUNT <= 8, "bits of a block");
+_Static_assert(BLOCK_STATE_COUNT <= 8 && SKVC_ABI_KEY_BYTES < 64, "bits of a block");
 
 struct block_list {
 	uint32_t head, tail, count;

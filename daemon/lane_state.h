@@ -419,8 +419,9 @@ struct lane {
 	/* RESIDENT and held by nobody, coldest first: with a copy on NVMe, without, and not worth one */
 	struct block_list clean, dirty, droppable;
 	uint64_t clean_bytes, dirty_bytes, droppable_bytes;
-	uint32_t sort_next, sort_left; /* entries of the index whose list may be another now */
-	uint32_t keeps_asked;	       /* tier_policy_keeps(): how often, and where its bar is */
+	uint32_t sort_next,
+		sorts;	      /* entry of the index whose list may be another now; is there one? */
+	uint32_t keeps_asked; /* tier_policy_keeps(): how often, and where its bar is */
 	float keeps_bar;
 	struct block_list fetch;    /* NVME and WANTED */
 	struct block_list gpu_cold; /* RESIDENT in the GPU pool and held by nobody */

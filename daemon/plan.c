@@ -223,7 +223,7 @@ static void show_weights(struct lane *lane, struct namespace *ns, const struct p
 /* As its blocks are coded: by the plan, or, before there is a profile, without one. */
 static uint8_t coded_as(const struct namespace *ns, const struct plan_blocks *b)
 {
-	if (b->ratio[ns->plan_speculator] > 0)
+	if (ns->plan_speculator != CODEC_SPEC_RAW && b->ratio[ns->plan_speculator] > 0)
 		return ns->plan_speculator;
 	return b->ratio[CODEC_SPEC_GENERIC] > 0 ? CODEC_SPEC_GENERIC : CODEC_SPEC_RAW;
 }
@@ -234,7 +234,7 @@ static void look_at_place(struct lane *lane, struct namespace *ns, const struct 
 	uint8_t s = coded_as(ns, b);
 	int drops = lane->config.plan && lane->log && plan_drops(m, b, s, ns->plan_drops);
 
-	show(&ns->plan_place.nvme_ns, plan_nvme_ns(m, b, s, b->ratio[s] * (double)b->raw_bytes));
+	show(&ns->plan_place.nvme_ns, plan_back_ns(m, b, s));
 	show(&ns->plan_place.prefill_ns,
 	     ceil(plan_prefill_ns(b))); /* 0 says that nothing was said */
 	show(&ns->plan_place.drops, drops);

@@ -103,6 +103,8 @@ double plan_nvme_ns(const struct plan_machine *m, const struct plan_blocks *b, u
 /* ns to compute one again: 0 when the engine has not said how fast it is. */
 double plan_prefill_ns(const struct plan_blocks *b);
 
+/* How long it takes to bring a block back from NVMe. */
+double plan_back_ns(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator);
 /*
  * Of a block that leaves memory: is it not worth a place on NVMe, for its engine computes it sooner than it would come
  * back?  before: the last answer, which stands while both take about as long.

@@ -26,7 +26,7 @@
 #define SESSION_STRIDES_MAX \
 	65536u /* of all regions of a session: bounds their descriptions to 2 MiB */
 #define SESSION_ARENAS_MAX 64u
-#define NS_PROFILES_MAX 8u
+#define NS_PROFILES_MAX 8u /* 15 fit into a block */
 #define NS_PREVIOUS_NONE UINT8_MAX
 
 struct tenant {

@@ -22,6 +22,7 @@
 #include "daemon/record.h"
 
 #define QUOTA_EVICTIONS_MAX 16u
+#define INDEX_EVICTIONS_MAX 8u
 
 /* ---- begin ---- */
 
@@ -34,6 +35,23 @@ static int admits(struct lane *lane, struct job *job, uint32_t i, const struct s
 	return (i == 0 || parent != BLOCK_NONE) &&
 	       policy_admits(lane->policy, index_hash(lane->index, job->ns->id, key),
 			     i + 1 == job->count);
+}
+
+/* Room is made for it, but not of its parent; an entry that others name as theirs is no room. */
+static int insert(struct lane *lane, uint32_t ns, const struct skvc_abi_key *key, uint32_t parent,
+		  uint32_t *ret_id)
+{
+	int r = index_insert(lane->index, ns, key, ret_id);
+
+	if (r == 0)
+		return 0;
+	if (parent != BLOCK_NONE)
+		tier_hold(lane, parent);
+	for (unsigned n = 0; r < 0 && n < INDEX_EVICTIONS_MAX && tier_evict_one(lane); n++)
+		r = index_insert(lane->index, ns, key, ret_id);
+	if (parent != BLOCK_NONE)
+		tier_unhold(lane, parent);
+	return r;
 }
 
 /* Reserve one key for this job, or say why not: the item stays empty and, when the block is here already,
@@ -73,8 +91,7 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 		job_note(job, -EAGAIN, SKVC_ABI_REASON_NOT_ADMITTED);
 		return;
 	}
-	if (index_insert(lane->index, job->ns->id, key, &id) < 0 &&
-	    (!tier_evict_one(lane) || index_insert(lane->index, job->ns->id, key, &id) < 0)) {
+	if (insert(lane, job->ns->id, key, parent, &id) < 0) {
 		job_note(job, -EAGAIN, SKVC_ABI_REASON_INDEX_FULL);
 		return;
 	}

@@ -8,11 +8,13 @@
  */
 #include "daemon/lane_state.h"
 
-#define SORT_BATCH 4096u /* entries of the index looked at in one turn: less than 0.1 ms */
+#define SORT_BATCH 4096u  /* entries of the index looked at in one turn: less than 0.1 ms */
+#define RELIST_BATCH 256u /* and so many that change lists */
 
 void tier_sort(struct lane *lane)
 {
-	lane->sort_left = index_end(lane->index);
+	lane->sorts = 1;
+	lane->sort_next = 0;
 }
 
 static int is_elsewhere(const struct lane *lane, const struct block *b)
@@ -24,13 +26,21 @@ static int is_elsewhere(const struct lane *lane, const struct block *b)
 
 unsigned tier_sort_run(struct lane *lane)
 {
-	uint32_t end = index_end(lane->index);
-	unsigned n = 0;
+	unsigned n = 0, moved = 0;
 
-	for (; lane->sort_left && n < SORT_BATCH; n++, lane->sort_left--) {
-		lane->sort_next = lane->sort_next + 1 < end ? lane->sort_next + 1 : 0;
-		if (is_elsewhere(lane, index_block(lane->index, lane->sort_next)))
-			tier_relist(lane, lane->sort_next);
+	while (lane->sorts && n < SORT_BATCH && moved < RELIST_BATCH) {
+		const uint32_t id = lane->sort_next;
+
+		if (id >= index_end(lane->index)) {
+			lane->sorts = 0;
+			break;
+		}
+		lane->sort_next++; /* before: on the way the plan may change its mind again */
+		n++;
+		if (!is_elsewhere(lane, index_block(lane->index, id)))
+			continue;
+		tier_relist(lane, id);
+		moved++;
 	}
 	return n;
 }

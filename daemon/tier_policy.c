@@ -3,9 +3,9 @@
  * tier_policy.c - what policy.c is told of the blocks, and what it is asked.
  *
  * A block is in the policy from its publication, or from when it was found on NVMe, until it is forgotten.  In memory
- * it is held there while it is on none of the lists clean, dirty and gpu_cold, unless that is recode's doing; on
- * NVMe only, while it is held or has children anywhere: so what is lost for good is lost from a chain's end.  A
- * lookup, a touch and a store of what is there are uses, wherever the block lies.  What moves bytes (load, spill,
+ * it is held there while it is on none of the lists clean, dirty, droppable and gpu_cold, unless that is recode's
+ * doing; on NVMe only, while it is held or has children anywhere: so what is lost for good is lost from a chain's end.
+ * A lookup, a touch and a store of what is there are uses, wherever the block lies.  What moves bytes (load, spill,
  * fetch, recode, move) is none.
  *
  * Each tenant has queues of its own, as far as there are groups for them.
@@ -148,6 +148,7 @@ struct wanted {
 	const struct lane *lane;
 	const struct tenant *tenant; /* NULL: any */
 	int lost;		     /* for good: nothing may hang on it */
+	int orphans;		     /* but that may */
 	int pinned;		     /* these, too */
 };
 
@@ -161,10 +162,10 @@ static bool may_go(void *user, uint32_t id)
 {
 	const struct wanted *w = user;
 	const struct block *b = index_block(w->lane->index, id);
-	int lost = w->lost || !(b->flags & BLOCK_CLEAN);
+	int alone = !w->orphans && (w->lost || !(b->flags & BLOCK_CLEAN));
 
 	return (w->pinned || !tier_pinned(w->lane, b)) && b->refs == held_by_recode(w->lane, id) &&
-	       (!w->tenant || w->lane->ns[b->ns]->tenant == w->tenant) && !(lost && b->children);
+	       (!w->tenant || w->lane->ns[b->ns]->tenant == w->tenant) && !(alone && b->children);
 }
 
 /*
@@ -180,7 +181,7 @@ static uint32_t coldest_of(const struct wanted *w, const struct block_list *list
 		if (may_go((void *)w, id))
 			return id;
 		if (second == BLOCK_NONE && !policy_children(lane->policy, id) &&
-		    may_go(&(struct wanted){ .lane = lane, .tenant = w->tenant }, id))
+		    may_go(&(struct wanted){ .lane = lane, .tenant = w->tenant, .orphans = 1 }, id))
 			second = id;
 		id = block_list_next(lane->index, id);
 	}
@@ -216,11 +217,26 @@ uint32_t tier_victim(const struct lane *lane, enum tier_place place)
 	return victim(&w, 1u << place);
 }
 
+/* One that is given up sooner or later, and has nobody behind it. */
+static uint32_t droppable_leaf(const struct wanted *w)
+{
+	uint32_t id = w->lane->droppable.head;
+
+	for (unsigned n = 0; id != BLOCK_NONE && n < SCAN_MAX; n++) {
+		if (may_go((void *)w, id))
+			return id;
+		id = block_list_next(w->lane->index, id);
+	}
+	return BLOCK_NONE;
+}
+
 /* A clean leaf of the memory may have children on NVMe: these, or others, go first. */
 static uint32_t victim_lost(const struct wanted *w)
 {
-	uint32_t id = victim(w, POLICY_ALL & ~(1u << TIER_PLACE_CLEAN));
+	uint32_t id = droppable_leaf(w);
 
+	if (id == BLOCK_NONE)
+		id = victim(w, POLICY_ALL & ~(1u << TIER_PLACE_CLEAN));
 	return id != BLOCK_NONE ? id : victim(w, 1u << TIER_PLACE_CLEAN);
 }
 

@@ -5,7 +5,8 @@
  *
  *	0		struct warm_header
  *			struct warm_span [spans_count]
- *			struct warm_block [blocks_count], coldest first, those that are not on NVMe before the others
+ *			struct warm_block [blocks_count]: those that are not on NVMe before the others, each kind
+ *			coldest first
  *			metas_count pieces: namespaces, and behind each its profiles (persist.h)
  *	total_bytes	zeros, to the end of the page
  *

@@ -44,7 +44,7 @@ static const struct row {
 	{ "restored GB/s", "load_gbps", 3 },
 	{ "  from memory", "load_host_gbps", 3 },
 	{ "  with NVMe", "load_nvme_gbps", 3 },
-	{ "stored GB/s", "store_gbps", 3 },
+	{ "stored GB/s (or there already)", "store_gbps", 3 },
 	{ "read ahead", "read_ahead_blocks", 0 },
 	{ "  and used", "read_ahead_used_blocks", 0 },
 	{ "seconds", "seconds", 1 },

@@ -25,6 +25,7 @@ struct options {
 	uint32_t block_tokens, segment_blocks;
 	bool json;
 	struct replay_data_options data; /* used with --kv */
+	const char *only_without;	 /* data: an option that was given; or NULL */
 	uint32_t scale, requests;	 /* requests: 0: all */
 };
 
@@ -150,6 +151,7 @@ static int option(int c, const char *value, struct options *o, struct replay_tab
 	case 'p':
 		if (policies_parse(value, t->wanted) < 0)
 			return bench_usage_error("replay", "no list of policies: ", value);
+		o->only_without = "--policy";
 		return 0;
 	case 'c':
 		if (capacities_parse(value, t) < 0)
@@ -177,6 +179,7 @@ static int option(int c, const char *value, struct options *o, struct replay_tab
 		return 0;
 	case 's':
 		o->svg = value;
+		o->only_without = "--svg";
 		return 0;
 	case 'r':
 		if (bench_count_parse(value, 1, UINT32_MAX, &o->requests) < 0)
@@ -227,6 +230,8 @@ static int options_parse(int argc, char **argv, struct options *o, struct replay
 		return bench_usage_error("replay", "too many arguments: ", argv[optind]);
 	if (!o->trace)
 		return bench_usage_error("replay", "--trace FILE is missing", "");
+	if (o->data.offload.kv && o->only_without)
+		return bench_usage_error("replay", "not with --kv: ", o->only_without);
 	o->data.offload.block_tokens = o->block_tokens / o->scale;
 	if (o->data.offload.kv && !o->data.offload.block_tokens)
 		return bench_usage_error(

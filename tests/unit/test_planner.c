@@ -186,6 +186,9 @@ static void drops(void **state)
 	assert_false(plan_drops(&m, &b, CODEC_SPEC_CHANNEL, false)); /* nothing was said */
 	assert_false(plan_drops(&m, &b, CODEC_SPEC_CHANNEL, true));
 	b.prefill_tokens_per_s = (uint64_t)(16e9 / (nvme_ns * 0.85));
+	m.nvme_read.samples = 0;
+	assert_false(plan_drops(&m, &b, CODEC_SPEC_CHANNEL, false)); /* it may be a faster disk */
+	m.nvme_read.samples = 1;
 	assert_true(plan_drops(&m, &b, CODEC_SPEC_CHANNEL, false));
 	assert_true(plan_drops(&m, &b, CODEC_SPEC_CHANNEL, true));
 	b.prefill_tokens_per_s = (uint64_t)(16e9 / nvme_ns);

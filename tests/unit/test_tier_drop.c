@@ -128,7 +128,7 @@ static void say(uint64_t prefill_tokens_per_s, int drops)
 		usleep(1000);
 	}
 	(void)found(&rs, OTHERS, 1);
-	assert_int_equal(rig.lane->sort_left, 0);
+	assert_int_equal(rig.lane->sorts, 0);
 }
 
 /* Four pools full are stored, and none of it is written, refused, or waited for. */

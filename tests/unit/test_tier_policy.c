@@ -119,6 +119,21 @@ static void a_chain_is_lost_from_its_end(void **state)
 	assert_int_equal(tier_victim_lost(&lane, NULL), BLOCK_NONE);
 }
 
+/* Of a chain that a store is making longer something goes, when there is nothing else. */
+static void a_growing_chain_gives_way_to_itself(void **state)
+{
+	uint32_t parent = make(0, 1, make(0, 0, BLOCK_NONE)), id;
+	struct skvc_abi_key key = lane_rig_key(2);
+
+	(void)state;
+	assert_int_equal(index_insert(lane.index, 0, &key, &id), 0);
+	tier_link(&lane, id, parent);
+	assert_int_equal(tier_victim(&lane, TIER_PLACE_DIRTY), parent);
+	assert_int_equal(tier_victim_lost(&lane, NULL), parent);
+	block(parent)->refs++;
+	assert_int_equal(tier_victim_lost(&lane, NULL), BLOCK_NONE);
+}
+
 /* A hold by recode alone is none; with somebody else's it is one. */
 static void what_recode_holds_may_go(void **state)
 {
@@ -391,6 +406,56 @@ static void a_full_index_gives_up_what_lies_on_nvme(void **state)
 	assert_true(found(0, 50) < 25); /* as above */
 }
 
+/* One block behind the one before it, which is here. */
+static struct skvc_abi_cqe store_behind(uint32_t n)
+{
+	uint8_t *at = rs.s.segment + rs.s.layout.args_off + 8192;
+	const uint32_t keys = n ? 2 : 1, page = 0;
+
+	for (uint32_t i = 0; i < keys; i++) {
+		struct skvc_abi_key key = lane_rig_key(n + 1 - keys + i);
+
+		memcpy(at + i * sizeof(key), &key, sizeof(key));
+	}
+	memcpy(at + keys * sizeof(struct skvc_abi_key), &page, sizeof(page));
+	lane_rig_submit(&rs, &(struct skvc_abi_sqe){
+				     .opcode = SKVC_ABI_OP_STORE,
+				     .flags = n ? SKVC_ABI_SQE_PARENT : 0,
+				     .ns = 1,
+				     .region = rs.handle,
+				     .arg = rs.arg,
+				     .count = 1,
+				     .args_rel = 8192,
+				     .args_bytes = keys * (uint32_t)sizeof(struct skvc_abi_key) +
+						   (uint32_t)sizeof(page) });
+	return lane_rig_done(&rs);
+}
+
+/* Its end is what the next block is to hang on: it does not make room for it, and nothing else can. */
+static void a_chain_as_long_as_the_index(void **state)
+{
+	struct config c;
+
+	(void)state;
+	lane_rig_config(&c);
+	c.blocks_max = 100;
+	lane_rig_start(&rig, &c);
+	session_open();
+	for (uint32_t n = 0; n < 100; n++)
+		assert_int_equal(store_behind(n).res, 0);
+	for (uint32_t n = 100; n < 110; n++) {
+		struct skvc_abi_cqe cqe = store_behind(100);
+
+		assert_int_equal(cqe.res, -EAGAIN);
+		assert_int_equal(cqe.reason, SKVC_ABI_REASON_INDEX_FULL);
+	}
+	assert_int_equal(found(0, 100), 100);
+	assert_int_equal(stat(STAT_EVICTED_BLOCKS), 0);
+	store(5000, 50);
+	assert_int_equal(found(5000, 50), 50);
+	assert_int_equal(found(0, 100), 50);
+}
+
 static void pin(uint32_t count, uint64_t ttl_ns)
 {
 	struct skvc_abi_key *keys =
@@ -591,6 +656,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(a_chain_is_lost_from_its_end, by_hand, by_hand_end),
+		cmocka_unit_test_setup_teardown(a_growing_chain_gives_way_to_itself, by_hand,
+						by_hand_end),
 		cmocka_unit_test_setup_teardown(what_recode_holds_may_go, by_hand, by_hand_end),
 		cmocka_unit_test_setup_teardown(tenants_have_victims_of_their_own, by_hand,
 						by_hand_end),
@@ -603,6 +670,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(nvme_keeps_the_best, by_hand, by_hand_end),
 		cmocka_unit_test_teardown(a_quota_takes_what_lies_on_nvme, rig_stop),
 		cmocka_unit_test_teardown(a_full_index_gives_up_what_lies_on_nvme, rig_stop),
+		cmocka_unit_test_teardown(a_chain_as_long_as_the_index, rig_stop),
 		cmocka_unit_test_teardown(what_was_found_again_goes_first, rig_stop),
 		cmocka_unit_test_teardown(pins_are_not_for_ever, rig_stop),
 		cmocka_unit_test_teardown(what_never_comes_again_is_refused_if_wanted, rig_stop),
