@@ -38,6 +38,11 @@ int bus_on_list_namespaces(sd_bus_message *call, void *user, sd_bus_error *error
 int bus_on_list_profiles(sd_bus_message *call, void *user, sd_bus_error *error);
 int bus_on_list_sessions(sd_bus_message *call, void *user, sd_bus_error *error);
 int bus_on_list_tenants(sd_bus_message *call, void *user, sd_bus_error *error);
+/* An array of what `append` makes of each namespace; and as all of a reply. */
+int bus_append_namespaces(sd_bus_message *m, const struct bus *bus, const char *contents,
+			  int (*append)(sd_bus_message *m, const struct namespace *ns));
+int bus_reply_namespaces(sd_bus_message *call, const struct bus *bus, const char *contents,
+			 int (*append)(sd_bus_message *m, const struct namespace *ns));
 int bus_on_get_plan(sd_bus_message *call, void *user, sd_bus_error *error); /* bus_plan.c */
 int bus_on_get_placement(sd_bus_message *call, void *user, sd_bus_error *error);
 int bus_on_find_block(sd_bus_message *call, void *user, sd_bus_error *error);

@@ -28,27 +28,32 @@ static int append_namespace(sd_bus_message *m, const struct namespace *ns)
 		(uint32_t)atomic_load_explicit(&ns->profile_bits_milli, memory_order_relaxed));
 }
 
-/* An array of what `append` makes of each namespace. */
-static int reply_namespaces(sd_bus_message *call, const struct bus *bus, const char *contents,
-			    int (*append)(sd_bus_message *m, const struct namespace *ns))
+int bus_append_namespaces(sd_bus_message *m, const struct bus *bus, const char *contents,
+			  int (*append)(sd_bus_message *m, const struct namespace *ns))
 {
 	const struct registry *registry = control_registry(bus->control);
+	int r = sd_bus_message_open_container(m, 'a', contents);
+
+	for (uint32_t i = 0; r >= 0 && i < registry->namespaces_count; i++)
+		r = append(m, registry->namespaces[i]);
+	return r >= 0 ? sd_bus_message_close_container(m) : r;
+}
+
+int bus_reply_namespaces(sd_bus_message *call, const struct bus *bus, const char *contents,
+			 int (*append)(sd_bus_message *m, const struct namespace *ns))
+{
 	sd_bus_message *reply = NULL;
 	int r = bus_reply_new(call, &reply);
 
 	if (r >= 0)
-		r = sd_bus_message_open_container(reply, 'a', contents);
-	for (uint32_t i = 0; r >= 0 && i < registry->namespaces_count; i++)
-		r = append(reply, registry->namespaces[i]);
-	if (r >= 0)
-		r = sd_bus_message_close_container(reply);
+		r = bus_append_namespaces(reply, bus, contents, append);
 	return bus_reply_send(reply, r);
 }
 
 int bus_on_list_namespaces(sd_bus_message *call, void *user, sd_bus_error *error)
 {
 	(void)error;
-	return reply_namespaces(call, user, "(usssuuttttttuu)", append_namespace);
+	return bus_reply_namespaces(call, user, "(usssuuttttttuu)", append_namespace);
 }
 
 static const char *profile_state(const struct namespace *ns, uint32_t newest)
@@ -111,7 +116,7 @@ static int append_profiles(sd_bus_message *m, const struct namespace *ns)
 int bus_on_list_profiles(sd_bus_message *call, void *user, sd_bus_error *error)
 {
 	(void)error;
-	return reply_namespaces(call, user, "(ussusuutttttsu)", append_profiles);
+	return bus_reply_namespaces(call, user, "(ussusuutttttsu)", append_profiles);
 }
 
 static int append_session(sd_bus_message *m, const struct session *s)

@@ -71,7 +71,6 @@ static int append_ways(sd_bus_message *m, const struct namespace *ns)
 int bus_on_get_plan(sd_bus_message *call, void *user, sd_bus_error *error)
 {
 	const struct bus *bus = user;
-	const struct registry *registry = control_registry(bus->control);
 	sd_bus_message *reply = NULL;
 	int r = bus_reply_new(call, &reply);
 
@@ -79,35 +78,24 @@ int bus_on_get_plan(sd_bus_message *call, void *user, sd_bus_error *error)
 	if (r >= 0)
 		r = append_rates(reply, control_plan_rates(bus->control));
 	if (r >= 0)
-		r = sd_bus_message_open_container(reply, 'a', "(usststttttttbb)");
-	for (uint32_t i = 0; r >= 0 && i < registry->namespaces_count; i++)
-		r = append_ways(reply, registry->namespaces[i]);
-	if (r >= 0)
-		r = sd_bus_message_close_container(reply);
+		r = bus_append_namespaces(reply, bus, "(usststttttttbb)", append_ways);
 	return bus_reply_send(reply, r);
+}
+
+static int append_place(sd_bus_message *m, const struct namespace *ns)
+{
+	const struct plan_shown_place *p = &ns->plan_place;
+
+	if (!load(&p->looked))
+		return 0;
+	return sd_bus_message_append(m, "(ubtt)", ns->id, (int)load(&p->drops), load(&p->nvme_ns),
+				     load(&p->prefill_ns));
 }
 
 int bus_on_get_placement(sd_bus_message *call, void *user, sd_bus_error *error)
 {
-	const struct bus *bus = user;
-	const struct registry *registry = control_registry(bus->control);
-	sd_bus_message *reply = NULL;
-	int r = bus_reply_new(call, &reply);
-
 	(void)error;
-	if (r >= 0)
-		r = sd_bus_message_open_container(reply, 'a', "(ubtt)");
-	for (uint32_t i = 0; r >= 0 && i < registry->namespaces_count; i++) {
-		const struct plan_shown_place *p = &registry->namespaces[i]->plan_place;
-
-		if (load(&p->looked))
-			r = sd_bus_message_append(reply, "(ubtt)", registry->namespaces[i]->id,
-						  (int)load(&p->drops), load(&p->nvme_ns),
-						  load(&p->prefill_ns));
-	}
-	if (r >= 0)
-		r = sd_bus_message_close_container(reply);
-	return bus_reply_send(reply, r);
+	return bus_reply_namespaces(call, user, "(ubtt)", append_place);
 }
 
 /* ---- one block ---- */

@@ -40,7 +40,7 @@ static int wanted(const struct lane *lane, const struct block *b)
 static int held(const struct lane *lane, const struct block *b)
 {
 	return b->refs || b->state == BLOCK_FETCHING || b->flags & BLOCK_WANTED ||
-	       tier_pinned_ns(lane, b);
+	       tier_pinned(lane, b);
 }
 
 unsigned evict_run(struct lane *lane)

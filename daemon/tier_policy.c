@@ -148,7 +148,7 @@ struct wanted {
 	const struct lane *lane;
 	const struct tenant *tenant; /* NULL: any */
 	int lost;		     /* for good: nothing may hang on it */
-	int orphans;		     /* but that may */
+	int orphans;		     /* but that may, when it is not in memory */
 	int pinned;		     /* these, too */
 };
 
@@ -162,10 +162,24 @@ static bool may_go(void *user, uint32_t id)
 {
 	const struct wanted *w = user;
 	const struct block *b = index_block(w->lane->index, id);
-	int alone = !w->orphans && (w->lost || !(b->flags & BLOCK_CLEAN));
+	int lost = w->lost || !(b->flags & BLOCK_CLEAN);
+	int keeps = w->orphans ? policy_children(w->lane->policy, id) > 0 : lost && b->children;
 
 	return (w->pinned || !tier_pinned(w->lane, b)) && b->refs == held_by_recode(w->lane, id) &&
-	       (!w->tenant || w->lane->ns[b->ns]->tenant == w->tenant) && !(alone && b->children);
+	       (!w->tenant || w->lane->ns[b->ns]->tenant == w->tenant) && !keeps;
+}
+
+/* The coldest of a list that may go. */
+static uint32_t first_of(const struct wanted *w, const struct block_list *list)
+{
+	uint32_t id = list->head;
+
+	for (unsigned n = 0; id != BLOCK_NONE && n < SCAN_MAX; n++) {
+		if (may_go((void *)w, id))
+			return id;
+		id = block_list_next(w->lane->index, id);
+	}
+	return BLOCK_NONE;
 }
 
 /*
@@ -174,18 +188,10 @@ static bool may_go(void *user, uint32_t id)
  */
 static uint32_t coldest_of(const struct wanted *w, const struct block_list *list)
 {
-	const struct lane *lane = w->lane;
-	uint32_t id = list->head, second = BLOCK_NONE;
+	const struct wanted second = { .lane = w->lane, .tenant = w->tenant, .orphans = 1 };
+	uint32_t id = first_of(w, list);
 
-	for (unsigned n = 0; id != BLOCK_NONE && n < SCAN_MAX; n++) {
-		if (may_go((void *)w, id))
-			return id;
-		if (second == BLOCK_NONE && !policy_children(lane->policy, id) &&
-		    may_go(&(struct wanted){ .lane = lane, .tenant = w->tenant, .orphans = 1 }, id))
-			second = id;
-		id = block_list_next(lane->index, id);
-	}
-	return second;
+	return id != BLOCK_NONE ? id : first_of(&second, list);
 }
 
 static uint32_t coldest_listed(const struct wanted *w, enum tier_place place)
@@ -217,23 +223,13 @@ uint32_t tier_victim(const struct lane *lane, enum tier_place place)
 	return victim(&w, 1u << place);
 }
 
-/* One that is given up sooner or later, and has nobody behind it. */
-static uint32_t droppable_leaf(const struct wanted *w)
-{
-	uint32_t id = w->lane->droppable.head;
-
-	for (unsigned n = 0; id != BLOCK_NONE && n < SCAN_MAX; n++) {
-		if (may_go((void *)w, id))
-			return id;
-		id = block_list_next(w->lane->index, id);
-	}
-	return BLOCK_NONE;
-}
-
-/* A clean leaf of the memory may have children on NVMe: these, or others, go first. */
+/*
+ * What would be given up anyway goes first.  A clean leaf of the memory may have children on NVMe: these, or others, go
+ * before it.
+ */
 static uint32_t victim_lost(const struct wanted *w)
 {
-	uint32_t id = droppable_leaf(w);
+	uint32_t id = first_of(w, &w->lane->droppable);
 
 	if (id == BLOCK_NONE)
 		id = victim(w, POLICY_ALL & ~(1u << TIER_PLACE_CLEAN));
