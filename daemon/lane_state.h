@@ -625,6 +625,8 @@ void tier_relist(struct lane *lane, uint32_t block); /* listed: on the one that 
 /* tier_drop.c */
 void tier_sort(struct lane *lane); /* whether blocks are worth a place on NVMe has changed */
 unsigned tier_sort_run(struct lane *lane);
+unsigned tier_sort_one(struct lane *lane, uint32_t block);	/* 1: it is on another list now */
+int tier_drops(const struct lane *lane, const struct block *b); /* is it not worth a place there? */
 
 /* tier_fetch.c */
 void tier_want(struct lane *lane, uint32_t block);   /* NVME: queue a fetch */

@@ -197,6 +197,7 @@ void lookup_pin(struct lane *lane, struct namespace *ns, const struct skvc_abi_k
 			continue;
 		tier_asked(lane, b); /* or it would end with what read ahead has pinned */
 		tier_pin(b, ttl_ns ? lane->now_ns + ttl_ns : 0);
+		(void)tier_sort_one(lane, id);
 		cqe->count++;
 	}
 	if (!cqe->count) {

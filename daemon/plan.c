@@ -250,9 +250,12 @@ void plan_look(struct lane *lane, struct namespace *ns)
 	struct plan_blocks b;
 	struct plan_room room;
 	uint8_t before = ns->plan_speculator;
+	uint64_t said = atomic_load_explicit(&ns->prefill_tokens_per_s, memory_order_relaxed);
 
-	if (ns->plan_until_ns > lane->now_ns)
+	/* What an engine says anew holds from its next block on. */
+	if (ns->plan_until_ns > lane->now_ns && said == ns->plan_prefill)
 		return;
+	ns->plan_prefill = said;
 	ns->plan_until_ns = lane->now_ns + PLAN_KEEP_NS;
 	blocks_of(lane, ns, &b);
 	room_of(lane, &room);

@@ -136,7 +136,8 @@ struct namespace
 		*base; /* owned: statistics that maps are being added to; NULL: newest's */
 	uint64_t base_promised;
 	double plan_ratio[CODEC_SPEC_COUNT]; /* coded / raw bytes, lately; 0: no block yet */
-	uint64_t plan_until_ns;		     /* what follows is the plan's answer until then */
+	/* what follows is the plan's answer until then, and to this rate */
+	uint64_t plan_until_ns, plan_prefill;
 	uint8_t plan_speculator;
 	uint8_t plan_drops;		       /* NVMe brings a block back later than its engine */
 	uint8_t plan_squeezed;		       /* `channel` would not leave room for all */

@@ -33,26 +33,32 @@
 
 /* ---- accounting of lists and gauges ---- */
 
+/* Where a RESIDENT block belongs that nobody holds; by how much the bytes of its list change. */
+static struct block_list *list_of(struct lane *lane, const struct block *b, int64_t bytes)
+{
+	if (index_gpu_slot(lane->index, b) != POOL_NONE)
+		return &lane->gpu_cold;
+	if (b->flags & BLOCK_CLEAN) {
+		lane->clean_bytes += (uint64_t)bytes;
+		return &lane->clean;
+	}
+	if (b->droppable) {
+		lane->droppable_bytes += (uint64_t)bytes;
+		return &lane->droppable;
+	}
+	lane->dirty_bytes += (uint64_t)bytes;
+	return &lane->dirty;
+}
+
 static void list_push(struct lane *lane, uint32_t id)
 {
 	struct block *b = index_block(lane->index, id);
 
 	lane->recode.look |= (uint8_t)recode_wants(lane, b); /* may look at the plan */
-	b->droppable = !(b->flags & BLOCK_CLEAN) && lane->ns[b->ns]->plan_drops;
+	b->droppable = !(b->flags & BLOCK_CLEAN) && tier_drops(lane, b);
 	tier_policy_place(lane, id);
 	policy_unhold(lane->policy, id);
-	if (index_gpu_slot(lane->index, b) != POOL_NONE) {
-		block_list_push(lane->index, &lane->gpu_cold, id);
-	} else if (b->flags & BLOCK_CLEAN) {
-		block_list_push(lane->index, &lane->clean, id);
-		lane->clean_bytes += b->record_bytes;
-	} else if (b->droppable) {
-		block_list_push(lane->index, &lane->droppable, id);
-		lane->droppable_bytes += b->record_bytes;
-	} else {
-		block_list_push(lane->index, &lane->dirty, id);
-		lane->dirty_bytes += b->record_bytes;
-	}
+	block_list_push(lane->index, list_of(lane, b, b->record_bytes), id);
 }
 
 void tier_unlist(struct lane *lane, uint32_t id)
@@ -64,17 +70,8 @@ void tier_unlist(struct lane *lane, uint32_t id)
 	if (b->flags & BLOCK_WANTED) {
 		block_list_remove(lane->index, &lane->fetch, id);
 		b->flags &= (uint8_t)~BLOCK_WANTED;
-	} else if (index_gpu_slot(lane->index, b) != POOL_NONE) {
-		block_list_remove(lane->index, &lane->gpu_cold, id);
-	} else if (b->flags & BLOCK_CLEAN) {
-		block_list_remove(lane->index, &lane->clean, id);
-		lane->clean_bytes -= b->record_bytes;
-	} else if (b->droppable) {
-		block_list_remove(lane->index, &lane->droppable, id);
-		lane->droppable_bytes -= b->record_bytes;
 	} else {
-		block_list_remove(lane->index, &lane->dirty, id);
-		lane->dirty_bytes -= b->record_bytes;
+		block_list_remove(lane->index, list_of(lane, b, -(int64_t)b->record_bytes), id);
 	}
 }
 
@@ -587,21 +584,6 @@ static uint32_t next_in_order(struct lane *lane, int urgent)
 	return id;
 }
 
-/* Of those that are not worth it: one that cannot be given up either, because of its children or a pin. */
-static uint32_t next_stuck(const struct lane *lane)
-{
-	uint32_t id = lane->droppable.head;
-
-	for (unsigned n = 0; id != BLOCK_NONE && n < TIER_SCAN_MAX; n++) {
-		const struct block *b = index_block(lane->index, id);
-
-		if (b->children || tier_pinned(lane, b))
-			return id;
-		id = block_list_next(lane->index, id);
-	}
-	return BLOCK_NONE;
-}
-
 /* Somebody waits for a slot: slots may be free, and all of other sizes. */
 static int short_of_room(const struct lane *lane)
 {
@@ -616,8 +598,7 @@ static unsigned run_spills(struct lane *lane)
 	uint64_t half;
 	int urgent;
 
-	if (!tier_has_nvme(lane) ||
-	    (lane->dirty.head == BLOCK_NONE && lane->droppable.head == BLOCK_NONE))
+	if (!tier_has_nvme(lane) || lane->dirty.head == BLOCK_NONE)
 		return 0;
 	pool_usage(lane->pool, &u);
 	if (u.slot_bytes < u.bytes / 100 * from && !short_of_room(lane))
@@ -627,8 +608,6 @@ static unsigned run_spills(struct lane *lane)
 		 short_of_room(lane);
 	while (n < TIER_SPILL_BATCH && lane->spills_inflight < TIER_SPILLS_MAX) {
 		id = next_in_order(lane, urgent);
-		if (id == BLOCK_NONE && short_of_room(lane))
-			id = next_stuck(lane);
 		if (id == BLOCK_NONE || spill(lane, id) < 0)
 			break;
 		lane->spilled_last = id;

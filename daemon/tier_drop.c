@@ -17,11 +17,24 @@ void tier_sort(struct lane *lane)
 	lane->sort_next = 0;
 }
 
+/* What is pinned cannot be given up: for its slot it has to be written. */
+int tier_drops(const struct lane *lane, const struct block *b)
+{
+	return lane->ns[b->ns]->plan_drops && !tier_pinned(lane, b);
+}
+
 static int is_elsewhere(const struct lane *lane, const struct block *b)
 {
 	return b->state == BLOCK_RESIDENT && b->flags & BLOCK_LISTED && !(b->flags & BLOCK_CLEAN) &&
-	       index_gpu_slot(lane->index, b) == POOL_NONE &&
-	       b->droppable != lane->ns[b->ns]->plan_drops;
+	       index_gpu_slot(lane->index, b) == POOL_NONE && b->droppable != tier_drops(lane, b);
+}
+
+unsigned tier_sort_one(struct lane *lane, uint32_t id)
+{
+	if (!is_elsewhere(lane, index_block(lane->index, id)))
+		return 0;
+	tier_relist(lane, id);
+	return 1;
 }
 
 unsigned tier_sort_run(struct lane *lane)
@@ -37,10 +50,7 @@ unsigned tier_sort_run(struct lane *lane)
 		}
 		lane->sort_next++; /* before: on the way the plan may change its mind again */
 		n++;
-		if (!is_elsewhere(lane, index_block(lane->index, id)))
-			continue;
-		tier_relist(lane, id);
-		moved++;
+		moved += tier_sort_one(lane, id);
 	}
 	return n;
 }
