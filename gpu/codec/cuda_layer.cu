@@ -96,12 +96,18 @@ int cuda_layer_init(void)
 				 once_shared(CODEC_BLOCK_TOKENS_MAX));
 	if (e == cudaSuccess)
 		e = cudaMemcpyToSymbol(xxh3_secret, XXH3_kSecret, XXH3_SECRET_BYTES);
+	if (e == cudaSuccess) {
+		layer_checksum_kernel<<<1, WARP_LANES>>>();
+		e = cudaGetLastError();
+	}
+	if (e == cudaSuccess)
+		e = cudaStreamSynchronize(0);
 	return e;
 }
 
 /* Places in scratch, of decoding and of encoding. */
 struct layer_places {
-	uint64_t task, of, stream, keep, turn, mu, tau, symbol, inputs, words, end;
+	uint64_t task, of, stream, keep, aside, turn, mu, tau, symbol, inputs, words, end;
 };
 
 static uint64_t place(uint64_t *at, uint64_t bytes)
@@ -134,9 +140,10 @@ static struct layer_places places_of(const struct cuda_layer_shape *s, uint32_t 
 	p.of = place(&at, n * sizeof(struct gpu_layer_task));
 	p.stream = place(&at, streams * sizeof(struct gpu_layer_stream));
 	p.keep = place(&at, encode ? streams * sizeof(struct gpu_layer_stream) : 0);
+	p.aside = place(&at, streams * sizeof(struct gpu_layer_aside));
 	p.turn = place(&at, rows * s->pairs * 4u);
 	p.mu = place(&at, mu_count(s, n) * 4u * (encode && s->once ? s->once : 1u));
-	p.tau = place(&at, encode ? streams * s->tokens : 0);
+	p.tau = place(&at, streams * s->tokens);
 	p.symbol = place(&at,
 			 encode && !s->once ? rows * s->pieces_max * PIECE * sizeof(uint2) : 0);
 	p.inputs = place(&at,
@@ -174,6 +181,7 @@ static struct gpu_layer_run run_of(const struct cuda_layer *l, const struct gpu_
 	r.turn = (uint32_t *)(scratch + p->turn);
 	r.mu = (int32_t *)(scratch + p->mu);
 	r.tau = scratch + p->tau;
+	r.aside = (struct gpu_layer_aside *)(scratch + p->aside);
 	r.symbol = (uint2 *)(scratch + p->symbol);
 	r.leaves = b->scratch + b->leaves_off;
 	r.leaves_stride = b->task_stride;
@@ -258,6 +266,15 @@ static dim3 streams_blocks(const struct gpu_layer_run *r, uint32_t most, uint32_
 	return dim3(blocks);
 }
 
+static void launch_start(const struct gpu_layer_run *r, struct gpu_layer_stream *streams,
+			 cudaStream_t stream)
+{
+	const uint32_t items = r->tasks_count * r->layer.streams_count;
+
+	layer_start_kernel<<<(items + START_WARPS - 1u) / START_WARPS, START_WARPS * WARP_LANES, 0,
+			     stream>>>(*r, streams);
+}
+
 template <bool WRITE>
 static void launch_streams(const struct cuda_layer *l, const struct gpu_layer_run *r,
 			   struct gpu_layer_stream *streams, uint32_t position, uint8_t *inputs,
@@ -280,6 +297,7 @@ int cuda_layer_decode(const struct cuda_layer *l, const struct gpu_batch *b, uin
 
 	layer_open_kernel<<<r.tasks_count, WARP_LANES, 0, stream>>>(*b, r);
 	launch_turns(&r, stream);
+	launch_start(&r, r.stream, stream);
 	for (uint32_t i = 0; i < r.layer.segments_count; i++) {
 		const struct gpu_layer_io io = io_of(l, i, scratch + p.inputs, r.rows_pieces,
 						     slot_bytes);
@@ -331,6 +349,7 @@ static struct gpu_layer_run run_part(const struct gpu_layer_run *r, uint32_t fir
 	part.stream += first * r->layer.streams_count;
 	part.turn += row * r->layer.pairs;
 	part.mu += row * r->mu_columns;
+	part.aside += first * r->layer.streams_count;
 	part.tau += row * r->layer.streams_count;
 	part.symbol += row * r->mu_columns;
 	part.leaves += first * r->leaves_stride;
@@ -408,6 +427,7 @@ static void launch_verify(const struct layer_parts *p)
 
 		layer_again_kernel<<<(items + each - 1u) / each, PLAIN_THREADS, 0, w->stream>>>(
 			w->r, w->keep);
+		launch_start(&w->r, w->keep, w->stream);
 	}
 	for (uint32_t i = 0; i < p->part[0].r.layer.segments_count; i++)
 		for (uint32_t k = 0; k < p->count; k++) {

@@ -116,6 +116,18 @@ struct gpu_layer_stream { /* of one task, parked between segments */
 	uint32_t reserved[2];
 };
 
+/*
+ * Where a decoder's stream stands, between segments: all that a warp goes on with, where it finds it at once.  The
+ * addresses of words would have to be waited for before the words.
+ */
+struct gpu_layer_aside {
+	uint4 ring[WARP_LANES];
+	uint64_t ahead[WARP_LANES];
+	uint64_t words;
+	uint32_t end, pos, filled;
+	uint32_t reserved[3];
+};
+
 struct gpu_layer_run { /* kernel argument: a batch on its way through the segments */
 	struct gpu_layer layer;
 	uint32_t tasks_count, tokens;
@@ -126,9 +138,10 @@ struct gpu_layer_run { /* kernel argument: a batch on its way through the segmen
 	struct gpu_layer_stream *stream; /* [task][stream] */
 	uint32_t *turn;			 /* [row][pair]: cosine | sine << 16 */
 	int32_t *mu;			 /* [row][mu_columns]; decoding leaves the patterns in it */
-	uint8_t *tau;	 /* encode: [task][stream][token], of the first that share it */
-	uint2 *symbol;	 /* encode: [row][mu_columns], cuda_layer_encode.cuh */
-	uint8_t *leaves; /* of the first task */
+	uint8_t *tau;			 /* [task][stream][token], of the first that share it */
+	struct gpu_layer_aside *aside;	 /* decode: [task][stream] */
+	uint2 *symbol;			 /* encode: [row][mu_columns], cuda_layer_encode.cuh */
+	uint8_t *leaves;		 /* of the first task */
 	uint64_t leaves_stride;
 	uint32_t *status;
 };
@@ -215,13 +228,15 @@ CODEC_HD struct layer_share layer_share_of(uint32_t columns, uint32_t stream, ui
 	return h;
 }
 
+static_assert(LAYER_TAU_STREAMS_MAX == 4u, "half of 1, 2 and 4 is how far to shift");
+
 /* A barrier of the `each` warps from a multiple of each on that share a tau. */
 __device__ __forceinline__ static void streams_barrier(uint32_t warp, uint32_t each)
 {
 	if (each == 1u)
 		__syncwarp();
 	else
-		asm volatile("bar.sync %0, %1;" ::"r"(warp / each), "r"(each * WARP_LANES)
+		asm volatile("bar.sync %0, %1;" ::"r"(warp >> each / 2u), "r"(each * WARP_LANES)
 			     : "memory");
 }
 

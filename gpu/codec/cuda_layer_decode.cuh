@@ -16,20 +16,22 @@
 #define SKVCD_GPU_CODEC_CUDA_LAYER_DECODE_CUH
 
 #include "gpu/codec/cuda_decode.cuh"
+#include "gpu/codec/cuda_hopper.cuh"
 #include "gpu/codec/cuda_layer.cuh"
 
 struct layer_decoder { /* one lane's */
 	uint32_t x;
 	uint32_t below; /* mask of the lanes before it */
 	uint32_t lane;
-	uint32_t token;		 /* shared address: [class][slot] */
-	const uint32_t *enc;	 /* shared: [class][token] */
-	const uint32_t *tau_dec; /* shared */
-	const int16_t *grids;	 /* shared */
+	uint32_t token;	     /* shared address: [class][slot] */
+	const uint32_t *enc; /* shared: [class][token] */
+	const uint32_t *tau_dec;
+	const int16_t *grids; /* shared */
 	struct warp_words w;
 };
 
-#define LAYER_DECODE_GRIDS (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC + LAYER_SHARED_TAU)
+#define LAYER_DECODE_TAU (LAYER_SHARED_TOKEN + LAYER_SHARED_ENC)
+#define LAYER_DECODE_GRIDS (LAYER_DECODE_TAU + LAYER_SHARED_TAU)
 #define LAYER_DECODE_TABLES                                          \
 	((LAYER_DECODE_GRIDS + LAYER_GRID_BYTES + RING_BYTES - 1u) & \
 	 ~(RING_BYTES - 1u)) /* rings follow, which are aligned */
@@ -41,6 +43,46 @@ __device__ static inline void layer_decode_tables_load(uint8_t *to,
 {
 	tables_load(to, tables, LAYER_DECODE_GRIDS);
 	tables_load(to + LAYER_DECODE_GRIDS, grids, LAYER_GRID_BYTES);
+}
+
+__device__ __align__(16) uint64_t layer_checksum_table[XXH3_FIELDS * WARP_LANES];
+
+/*
+ * Likewise, with the checksum's constants before them, and the taus' table of the next segment.  They are on their way
+ * afterwards; layer_decode_tables_wait() is for each warp to ask, and a barrier of the thread block before that.
+ */
+__device__ static inline void layer_decode_tables_begin(uint64_t *barrier, uint8_t *to,
+							const struct gpu_layer_tables *tables,
+							const struct gpu_layer_tables *next,
+							const struct gpu_layer_grids *grids)
+{
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+	const uint32_t at = shared_at(to), full = shared_at(barrier);
+
+	if (threadIdx.x != 0)
+		return;
+	mbar_init(full, 1);
+	asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+	mbar_expect(full, XXH3_TABLE_BYTES + LAYER_DECODE_GRIDS + LAYER_GRID_BYTES);
+	bulk_fetch(at, (const uint8_t *)layer_checksum_table, XXH3_TABLE_BYTES, full);
+	bulk_fetch(at + XXH3_TABLE_BYTES, (const uint8_t *)tables, LAYER_DECODE_TAU, full);
+	bulk_fetch(at + XXH3_TABLE_BYTES + LAYER_DECODE_TAU, (const uint8_t *)next->tau_dec,
+		   LAYER_SHARED_TAU, full);
+	bulk_fetch(at + XXH3_TABLE_BYTES + LAYER_DECODE_GRIDS, (const uint8_t *)grids,
+		   LAYER_GRID_BYTES, full);
+#else
+	tables_load(to, layer_checksum_table, XXH3_TABLE_BYTES);
+	tables_load(to + XXH3_TABLE_BYTES, tables, LAYER_DECODE_TAU);
+	tables_load(to + XXH3_TABLE_BYTES + LAYER_DECODE_TAU, next->tau_dec, LAYER_SHARED_TAU);
+	tables_load(to + XXH3_TABLE_BYTES + LAYER_DECODE_GRIDS, grids, LAYER_GRID_BYTES);
+#endif
+}
+
+__device__ __forceinline__ static void layer_decode_tables_wait(const uint64_t *barrier)
+{
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+	mbar_wait(shared_at(barrier), 0);
+#endif
 }
 
 /* All but its words. */
@@ -293,7 +335,7 @@ struct layer_job { /* of a warp */
 	uint32_t task_index, skip_tokens;
 	uint32_t warp;
 	uint8_t *leaf; /* shared; those of the thread block's warps follow each other */
-	uint8_t *tau;  /* shared by those that share it: a byte per token */
+	uint8_t *tau;  /* shared memory: a byte per token */
 	uint64_t *leaves;
 	uint8_t *inputs; /* of this segment, to be made here, or NULL */
 };
@@ -413,7 +455,7 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 
 	mu += 2u * pitch;
 	tile += d->lane * bytes;
-#pragma unroll 1
+#pragma unroll 2
 	for (uint32_t k = 0; k < TILE_ROWS; k++, tile += 32u * bytes, mu += pitch) {
 		struct layer_cell next;
 		uint32_t pattern;
@@ -435,39 +477,63 @@ __device__ __forceinline__ static void layer_tile(struct layer_decoder *d, const
 	__syncwarp();
 }
 
-#define QUAD_ROWS 8u /* that four warps take at once: a thread four pairs of one */
+#define QUAD_ROWS 8u /* that four warps take at once: a thread four pairs of one; twice in a tile */
+static_assert(TILE_ROWS == 2u * QUAD_ROWS, "turns are two");
 static_assert(LAYER_TAU_STREAMS_MAX * CODEC_LANES == PIECE, "four warps' columns are a piece's");
 
-/* Tiles of four warps, turned back: 128 columns of heads that are pairs altogether.  row: the first of all tasks'. */
+/* What a thread needs of a quad's tiles, beside their patterns: where its four pairs are, and their turns. */
+struct quad_place {
+	uint32_t column, other;
+	uint4 mul, other_mul, turns[TILE_ROWS / QUAD_ROWS];
+};
+
+/* row: the first of all tasks'. */
+__device__ __forceinline__ static struct quad_place quad_place_of(const struct layer_job *j,
+								  uint32_t piece, uint32_t row,
+								  uint32_t thread)
+{
+	const uint32_t pairs = j->s->pairs, at = thread % 16u * 4u, e = at & (pairs - 1u);
+	struct quad_place q;
+
+	q.column = (at - e) * 2u + e;
+	q.other = q.column + pairs;
+	q.mul = *(const uint4 *)(j->s->in_mul + piece * PIECE + q.column);
+	q.other_mul = *(const uint4 *)(j->s->in_mul + piece * PIECE + q.other);
+	for (uint32_t k = 0; k < TILE_ROWS / QUAD_ROWS; k++)
+		q.turns[k] = *(
+			const uint4 *)(j->run->turn +
+				       (uint64_t)(row + thread / 16u + k * QUAD_ROWS) * pairs + e);
+	return q;
+}
+
+/* Tiles of four warps, turned back: 128 columns of heads that are pairs altogether. */
 template <int DT>
-__device__ __forceinline__ static void quad_inputs(const struct layer_job *j, uint32_t piece,
+__device__ __forceinline__ static void quad_inputs(const struct layer_job *j,
+						   const struct quad_place *q, uint32_t piece,
 						   uint32_t row, const uint8_t *tiles,
 						   uint32_t thread)
 {
-	const uint32_t pairs = j->s->pairs, at = thread % 16u * 4u, e = at & (pairs - 1u),
-		       c = (at - e) * 2u + e, other_c = c + pairs;
-	const uint4 mul = *(const uint4 *)(j->s->in_mul + piece * PIECE + c),
-		    other_mul = *(const uint4 *)(j->s->in_mul + piece * PIECE + other_c);
-	const uint32_t *turn = j->run->turn + (uint64_t)row * pairs + e;
+	const uint8_t *at = tiles + q->column / 32u * LEAF_BYTES + q->column % 32u * 2u,
+		      *other_at = tiles + q->other / 32u * LEAF_BYTES + q->other % 32u * 2u;
 	uint8_t *to = j->inputs +
 		      ((uint64_t)piece * j->run->rows_pieces + row / PIECE) * PIECE_BYTES;
 	const bool narrow = j->s->narrow;
+	uint4 four = q->turns[0];
 
-	tiles += thread / 16u * 64u;
 #pragma unroll 1
-	for (uint32_t k = thread / 16u; k < TILE_ROWS; k += QUAD_ROWS, tiles += QUAD_ROWS * 64u) {
-		const uint4 four = *(const uint4 *)(turn + k * pairs);
+	for (uint32_t k = thread / 16u; k < TILE_ROWS; k += QUAD_ROWS) {
 		const uint32_t t[4] = { four.x, four.y, four.z, four.w };
 		uint32_t w[2], other_w[2];
 		int32_t v[4], other[4];
 
-		tile_words<DT>(tiles + c / 32u * LEAF_BYTES + c % 32u * 2u, w);
-		tile_words<DT>(tiles + other_c / 32u * LEAF_BYTES + other_c % 32u * 2u, other_w);
+		four = q->turns[1];
+		tile_words<DT>(at + k * 64u, w);
+		tile_words<DT>(other_at + k * 64u, other_w);
 		layer_pairs_of<DT>(w, other_w, t, v, other);
-		*(uint32_t *)(to + piece_at((row + k) % PIECE, c)) = layer_inputs_of(narrow, mul,
-										     v);
-		*(uint32_t *)(to + piece_at((row + k) % PIECE, other_c)) =
-			layer_inputs_of(narrow, other_mul, other);
+		*(uint32_t *)(to + piece_at((row + k) % PIECE, q->column)) =
+			layer_inputs_of(narrow, q->mul, v);
+		*(uint32_t *)(to + piece_at((row + k) % PIECE, q->other)) =
+			layer_inputs_of(narrow, q->other_mul, other);
 	}
 }
 
@@ -478,15 +544,17 @@ __device__ __forceinline__ static void layer_tile_inputs(const struct layer_job 
 							 uint32_t lane)
 {
 	const uint32_t row = j->task_index * j->run->tokens + token,
-		       of_quad = j->warp % LAYER_TAU_STREAMS_MAX;
+		       of_quad = j->warp % LAYER_TAU_STREAMS_MAX,
+		       piece = group / LAYER_TAU_STREAMS_MAX, thread = of_quad * WARP_LANES + lane;
 
 	if (DT > 2 || !j->s->pairs) {
 		tile_inputs<DT>(j, row, group * CODEC_LANES, tile, lane);
 		return;
 	}
+	const struct quad_place q = quad_place_of(j, piece, row, thread);
+
 	streams_barrier(j->warp, LAYER_TAU_STREAMS_MAX);
-	quad_inputs<DT>(j, group / LAYER_TAU_STREAMS_MAX, row, j->leaf - of_quad * LEAF_BYTES,
-			of_quad * WARP_LANES + lane);
+	quad_inputs<DT>(j, &q, piece, row, j->leaf - of_quad * LEAF_BYTES, thread);
 	streams_barrier(j->warp, LAYER_TAU_STREAMS_MAX);
 }
 
@@ -528,14 +596,10 @@ __device__ __forceinline__ static bool layer_share_decode(const struct layer_job
 							  struct layer_ahead a)
 {
 	const int BYTES = DT <= 2 ? 2 : 1;
-	const uint32_t tokens = j->run->tokens, pitch = FLAT ? 0 : j->run->mu_columns,
-		       vector = warp_uniform(j->seg->vector);
+	const uint32_t tokens = j->run->tokens, pitch = FLAT ? 0 : j->run->mu_columns;
 	bool differs = false;
 
 	for (uint32_t group = h.group_begin; group < h.group_end; group++) {
-		const struct tile_way way = tile_way_of<BYTES>(j->seg, j->page, group * 32u, vector,
-							       d->lane);
-
 		for (uint32_t t = 0; t < tokens; t += TILE_ROWS) {
 			const uint32_t index = group * (tokens / TILE_ROWS) + t / TILE_ROWS;
 			uint8_t *tile = j->leaf +
@@ -547,6 +611,11 @@ __device__ __forceinline__ static bool layer_share_decode(const struct layer_job
 				layer_tile<DT, true>(d, j->tau + t, &a, at, pitch, tile);
 			else
 				layer_tile<DT, false>(d, j->tau + t, &a, at, pitch, tile);
+			/* Here, as the rows need the registers. */
+			const struct tile_way way = tile_way_of<BYTES>(j->seg, j->page, group * 32u,
+								       warp_uniform(j->seg->vector),
+								       d->lane);
+
 			/* Of the next tile, while this one goes out: of this column, or of the next group's. */
 			if (t + TILE_ROWS < tokens)
 				a = layer_ahead_of(j->s->base + group * 32u + d->lane,
@@ -597,6 +666,46 @@ __device__ __forceinline__ static bool layer_stream_park(struct gpu_layer_stream
 			s->bad = 1;
 	}
 	return bad;
+}
+
+/* Likewise, from where layer_stream_leave() put it.  The ring can be read after the next barrier. */
+__device__ __forceinline__ static void layer_stream_resume(const struct gpu_layer_stream *s,
+							   const struct gpu_layer_aside *a,
+							   struct layer_decoder *d, uint16_t *ring)
+{
+	const uint4 held = a->ring[d->lane];
+
+	d->x = s->state[d->lane];
+	d->w.ring = shared_at(ring);
+	d->w.words = (const uint64_t *)a->words;
+	d->w.end = a->end;
+	d->w.pos = a->pos;
+	d->w.filled = a->filled;
+	d->w.ahead = a->ahead[d->lane];
+	((uint4 *)ring)[d->lane] = held;
+}
+
+/* Returns whether it cannot be right. */
+__device__ __forceinline__ static bool layer_stream_leave(struct gpu_layer_stream *s,
+							  struct gpu_layer_aside *a,
+							  const struct layer_decoder *d,
+							  const uint16_t *ring, bool last, bool bad)
+{
+	if (last) {
+		/* The end must be the beginning of an encoder. */
+		bad |= d->x != CODEC_STATE_LOW || d->w.pos != d->w.end;
+		return __any_sync(FULL_MASK, bad);
+	}
+	s->state[d->lane] = d->x;
+	a->ring[d->lane] = ((const uint4 *)ring)[d->lane];
+	a->ahead[d->lane] = d->w.ahead;
+	if (d->lane == 0) {
+		a->words = (uint64_t)d->w.words;
+		a->end = d->w.end;
+		a->pos = d->w.pos;
+		a->filled = d->w.filled;
+	}
+	return __any_sync(FULL_MASK, bad || d->w.pos > d->w.end);
 }
 
 #endif

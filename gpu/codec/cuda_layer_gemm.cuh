@@ -172,13 +172,46 @@ __device__ __forceinline__ static void gemm_turn(struct layer_turn t, int32_t *a
 }
 
 /*
+ * Turns of 128 rows in shared memory, where halves of a head are pairs (STEP: their distance in groups of eight
+ * columns).  Rows are that far apart that the threads which read at the same time find them in different banks.
+ */
+template <uint32_t STEP> struct gemm_turns {
+	static const bool HERE = STEP != 0 && STEP != GEMM_UNTURNED;
+	static const uint32_t ROW = HERE ? 32u * STEP : 0, PITCH = ROW + 32u;
+};
+
+static_assert(PIECE * gemm_turns<8>::PITCH <= 2u * GEMM_STAGE_BYTES, "where pieces were");
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/* By the whole thread block, when the ring is read no more.  row: the first. */
+template <uint32_t STEP>
+__device__ __forceinline__ static void gemm_turns_load(const struct gpu_layer_run *r, uint8_t *to,
+						       uint32_t row)
+{
+	typedef gemm_turns<STEP> turns;
+	const uint32_t parts = turns::ROW / 16u;
+	const uint32_t *from = r->turn + (uint64_t)row * r->layer.pairs;
+
+	__syncthreads();
+#pragma unroll
+	for (uint32_t i = threadIdx.x; i < PIECE * parts; i += GEMM_THREADS)
+		*(uint4 *)(to + i / parts * turns::PITCH + i % parts * 16u) =
+			*(const uint4 *)(from + i / parts * r->layer.pairs + i % parts * 4u);
+	__syncthreads();
+}
+
+#endif
+
+/*
  * Turn what a thread has: of each row, columns 8 j + 2 (lane % 4) + {0, 1}.  STEP: groups of eight columns from one
- * element of a pair to the other; 0: they are neighbours.
+ * element of a pair to the other; 0: they are neighbours.  turns: of `row`, in shared memory, or NULL.
  */
 template <uint32_t STEP, bool NARROW>
 __device__ static inline void gemm_rotate(const struct gpu_layer_run *r,
 					  const struct gpu_layer_segment *s,
-					  int32_t (&d)[GEMM_SUMS], uint32_t row)
+					  int32_t (&d)[GEMM_SUMS], uint32_t row,
+					  const uint8_t *turns)
 {
 	const uint32_t quad = threadIdx.x % 4u;
 
@@ -199,11 +232,18 @@ __device__ static inline void gemm_rotate(const struct gpu_layer_run *r,
 		if (j + STEP >= GEMM_SUMS / 4u || e / 8u + 1u > STEP)
 			continue;
 #pragma unroll
-		for (uint32_t k = 0; k < 4; k++) {
-			const uint32_t pair = e + 2u * quad + (k & 1u);
+		for (uint32_t i = 0; i < 2; i++) {
+			const uint32_t pair = e + 2u * quad;
+			const uint2 two =
+				turns ? *(const uint2 *)(turns + i * 8u * gemm_turns<STEP>::PITCH +
+							 4u * pair)
+				      : *(const uint2 *)(r->turn + (row + i * 8u) * r->layer.pairs +
+							 pair);
+			int32_t *v = &d[4u * j + 2u * i],
+				*w = &d[(4u * (j + STEP) + 2u * i) % GEMM_SUMS];
 
-			gemm_turn<NARROW>(layer_turn_at(r, row + (k & 2u) * 4u, pair),
-					  &d[4u * j + k], &d[(4u * (j + STEP) + k) % GEMM_SUMS]);
+			gemm_turn<NARROW>(layer_turn_unpacked(two.x), &v[0], &w[0]);
+			gemm_turn<NARROW>(layer_turn_unpacked(two.y), &v[1], &w[1]);
 		}
 	}
 }
@@ -248,19 +288,20 @@ __device__ static inline void gemm_columns_load(struct gemm_column *column,
 	__syncthreads();
 }
 
-/* Sums to guesses of `row` and the eighth after it. */
+/* Sums to guesses of `row` and the eighth after it.  turns: as gemm_rotate has it. */
 template <uint32_t STEP, bool NARROW>
 __device__ __forceinline__ static void gemm_finish(const struct gpu_layer_run *r,
 						   const struct gpu_layer_io *io,
 						   const struct gpu_layer_segment *s,
 						   const struct gemm_column *column,
-						   int32_t (&d)[GEMM_SUMS], uint32_t row)
+						   int32_t (&d)[GEMM_SUMS], uint32_t row,
+						   const uint8_t *turns)
 {
 	int32_t *mu = r->mu + blockIdx.z * io->mu_stride + (uint64_t)row * r->mu_columns;
 
 	gemm_outputs<NARROW>(column, d);
 	if (STEP != GEMM_UNTURNED)
-		gemm_rotate<STEP, NARROW>(r, s, d, row);
+		gemm_rotate<STEP, NARROW>(r, s, d, row, turns);
 #pragma unroll
 	for (uint32_t j = 0; j < GEMM_SUMS / 4u; j++) {
 		const uint32_t c = blockIdx.y * PIECE + 8u * j + threadIdx.x % 4u * 2u;
@@ -282,20 +323,27 @@ __global__ __launch_bounds__(GEMM_THREADS, GEMM_BLOCKS) void layer_gemm_kernel(
 	__shared__ struct gemm_column column[PIECE];
 	const struct gpu_layer_segment s = *gemm_segment(&r, &io);
 	const uint32_t in_piece = threadIdx.x / WARP_LANES * 16u + threadIdx.x % WARP_LANES / 4u;
+	const uint8_t *turns = NULL;
 	int32_t d[GEMM_SUMS];
 
 	next_may_begin();
 	gemm_columns_load(column, &s);
 	before_is_done();
 #pragma unroll
-	for (uint32_t i = 0; i < GEMM_SUMS; i++)
+	for (uint32_t i = 0; i < GEMM_SUMS; i++) {
 		d[i] = 0;
+		asm volatile("" : "+r"(d[i])); /* here, not among the products */
+	}
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 	gemm_sums(&r, &io, &s, d, ring);
+	if constexpr (gemm_turns<STEP>::HERE) {
+		gemm_turns_load<STEP>(&r, ring, blockIdx.x * PIECE);
+		turns = ring + in_piece * gemm_turns<STEP>::PITCH;
+	}
 #else
 	gemm_sums_plain(&r, &io, &s, d, blockIdx.x, in_piece);
 #endif
-	gemm_finish<STEP, NARROW>(&r, &io, &s, column, d, blockIdx.x * PIECE + in_piece);
+	gemm_finish<STEP, NARROW>(&r, &io, &s, column, d, blockIdx.x * PIECE + in_piece, turns);
 }
 
 #endif

@@ -70,14 +70,6 @@ __device__ __forceinline__ static void inputs_load(const uint8_t *at, bool vecto
 	}
 }
 
-/* Of four pairs. */
-__device__ __forceinline__ static void inputs_turns(const uint32_t *turn, uint32_t (&t)[4])
-{
-#pragma unroll
-	for (uint32_t k = 0; k < 4; k++)
-		t[k] = turn[k];
-}
-
 /* The same four columns of INPUT_ROWS rows: values, turned back, as inputs.  pair: and those `pairs` on. */
 template <int DT, bool PAGES>
 __device__ __forceinline__ static void inputs_make(const struct inputs_place *w, uint32_t column,
@@ -99,13 +91,16 @@ __device__ __forceinline__ static void inputs_make(const struct inputs_place *w,
 #pragma unroll 1
 	for (uint32_t i = 0; i < INPUT_ROWS; i++, at += w->stride, second_at += w->stride) {
 		const uint32_t row = (w->row + i) % PIECE;
-		uint32_t words[2], other_words[2], t[4];
+		uint32_t words[2], other_words[2];
 		int32_t v[4], other[4];
 
 		inputs_load<DT>(at, w->vector, words);
 		if (pair) {
 			inputs_load<DT>(second_at, w->vector, other_words);
-			inputs_turns(turn, t);
+
+			const uint4 four = *(const uint4 *)turn; /* pairs are a multiple of four */
+			const uint32_t t[4] = { four.x, four.y, four.z, four.w };
+
 			layer_pairs_of<DT>(words, other_words, t, v, other);
 			*(uint32_t *)(second_to + piece_at(row, second % PIECE)) =
 				layer_inputs_of(narrow, second_mul, other);

@@ -23,6 +23,12 @@
 
 /* ---- small kernels ---- */
 
+/* Once, before any other: the checksum's constants. */
+__global__ void layer_checksum_kernel(void)
+{
+	xxh3_table_fill(layer_checksum_table, threadIdx.x);
+}
+
 /* Decode: what each task is.  A warp a task. */
 __global__ void layer_open_kernel(const __grid_constant__ struct gpu_batch b,
 				  const __grid_constant__ struct gpu_layer_run r)
@@ -113,29 +119,96 @@ __host__ __device__ static inline uint32_t decode_shared(uint32_t tokens)
 	       STREAM_WARPS * (RING_BYTES + LEAF_BYTES + tokens + TAU_MORE);
 }
 
+#define START_WARPS 8u
+
+/* Before the first segment: each stream's first words, and the first taus. */
+__global__ void layer_start_kernel(const __grid_constant__ struct gpu_layer_run r,
+				   struct gpu_layer_stream *streams)
+{
+	__shared__ __align__(RING_BYTES) uint16_t ring[START_WARPS][RING_BYTES / 2u];
+	const uint32_t lane = threadIdx.x % WARP_LANES,
+		       warp = warp_uniform(threadIdx.x / WARP_LANES),
+		       i = blockIdx.x * START_WARPS + warp;
+	const struct gpu_layer_segment *s = r.layer.segment;
+	struct layer_decoder d;
+
+	if (i >= r.tasks_count * r.layer.streams_count ||
+	    !warp_uniform(r.of[i / r.layer.streams_count].live))
+		return;
+	d.lane = lane;
+	d.below = (1u << lane) - 1u;
+	d.tau_dec = r.layer.tables[s->tables].tau_dec;
+	layer_stream_load(&streams[i], &d, ring[warp]);
+	if ((i & (warp_uniform(s->tau_streams) - 1u)) == 0)
+		layer_taus(&d, r.tokens, r.tau + (uint64_t)i * r.tokens);
+	(void)layer_stream_leave(&streams[i], &r.aside[i], &d, ring[warp], false, false);
+}
+
+/* A stream's taus of a segment, and one more, which is read ahead. */
+__device__ __forceinline__ static void layer_taus_resume(uint8_t *to, const uint8_t *from,
+							 uint32_t tokens, uint32_t lane)
+{
+	for (uint32_t t = lane * 4u; t < tokens; t += WARP_LANES * 4u)
+		*(uint32_t *)(to + t) = *(const uint32_t *)(from + t);
+	if (lane == 0)
+		to[tokens] = 0;
+}
+
 /* Of a thread block that decodes: its segment's, in shared memory. */
 struct decode_block {
 	struct gpu_layer_segment s;
 	uint32_t position;
-	uint8_t *inputs; /* as a job has it */
+	uint32_t streams_magic; /* the high word of n times it: n by streams; 0: these are one */
+	bool single;		/* a stream has one group of columns */
+	uint8_t *inputs;	/* as a job has it */
+	uint32_t next_each;	/* streams that share a tau in the next segment; 0: there is none */
+	uint64_t tables;	/* barrier: they are there */
 };
+
+__device__ static inline void decode_block_fill(struct decode_block *b,
+						const struct gpu_layer_run *r, uint32_t position,
+						uint8_t *inputs)
+{
+	const uint32_t streams = r->layer.streams_count;
+
+	b->s = r->layer.segment[position];
+	b->position = position;
+	b->streams_magic = streams > 1u ? 0xffffffffu / streams + 1u : 0;
+	b->single = b->s.columns == streams * CODEC_LANES;
+	b->inputs = inputs;
+	b->next_each = position + 1u < r->layer.segments_count
+			       ? (&r->layer.segment[position])[1].tau_streams
+			       : 0;
+}
+
+__device__ __forceinline__ static struct layer_share decode_share(const struct decode_block *b,
+								  uint32_t of_task,
+								  uint32_t streams)
+{
+	struct layer_share h = { of_task, of_task + 1u };
+
+	if (!warp_uniform(b->single))
+		h = layer_share_of(warp_uniform(b->s.columns), of_task, streams);
+	return h;
+}
 
 /* One stream's part of a segment, by a warp.  What it needs from afar is asked for before any of it is waited for. */
 template <int DT, bool WRITE, bool FLAT>
 __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 					    const struct decode_block *b,
-					    struct gpu_layer_stream *stream, uint32_t i,
+					    struct gpu_layer_stream *streams, uint32_t i,
 					    uint32_t warp, uint32_t lane)
 {
 	uint8_t *const tables = shared + XXH3_TABLE_BYTES;
 	uint8_t *const rings = tables + LAYER_DECODE_TABLES;
 	uint8_t *const leaves = rings + STREAM_WARPS * RING_BYTES;
 	uint8_t *const taus = leaves + STREAM_WARPS * LEAF_BYTES;
+	uint16_t *const ring = (uint16_t *)(rings + warp * RING_BYTES);
 	const struct xxh3_lane xx = { .table = (const uint64_t *)shared + lane };
-	const uint32_t streams = r->layer.streams_count, each = warp_uniform(b->s.tau_streams),
-		       t = i / streams;
-	const struct layer_share h = layer_share_of(warp_uniform(b->s.columns), i % streams,
-						    streams);
+	const uint32_t count = r->layer.streams_count, each = warp_uniform(b->s.tau_streams),
+		       magic = warp_uniform(b->streams_magic), t = magic ? __umulhi(i, magic) : i,
+		       of_task = i - t * count;
+	const struct layer_share h = decode_share(b, of_task, count);
 	const struct gpu_layer_task *of = &r->of[t];
 	const uint32_t column = h.group_begin * CODEC_LANES + lane;
 	const uint32_t pitch = FLAT ? 0 : r->mu_columns;
@@ -153,24 +226,25 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 	j.skip_tokens = of->skip_tokens;
 	j.warp = warp;
 	j.leaf = leaves + warp * LEAF_BYTES;
-	j.tau = taus + (warp & ~(each - 1u)) * (r->tokens + TAU_MORE);
+	j.tau = taus + warp * (r->tokens + TAU_MORE);
 	j.leaves = (uint64_t *)(r->leaves + t * r->leaves_stride);
 	j.inputs = b->inputs;
 	if (!warp_uniform(of->live))
 		return;
 	layer_decoder_init(&d, tables, lane);
-	layer_stream_load(stream, &d, (uint16_t *)(rings + warp * RING_BYTES));
-	streams_barrier(warp, each); /* the last stream's are not read any more */
-	if ((warp & (each - 1u)) == 0) {
-		layer_taus(&d, r->tokens, j.tau);
-		if (lane == 0)
-			j.tau[r->tokens] = 0;
-	}
-	streams_barrier(warp, each);
+	layer_stream_resume(&streams[i], &r->aside[i], &d, ring);
+	layer_taus_resume(j.tau, r->tau + (uint64_t)(i & ~(each - 1u)) * r->tokens, r->tokens,
+			  lane);
+	__syncwarp();
+	layer_decode_tables_wait(&b->tables);
 
 	const bool differs = layer_share_decode<DT, WRITE, FLAT>(&j, &d, &xx, h, mu, ahead);
-	const bool bad = layer_stream_park(stream, &d, b->position + 1u == r->layer.segments_count,
-					   !WRITE && differs);
+	const uint32_t next_each = warp_uniform(b->next_each);
+
+	if (next_each && (i & (next_each - 1u)) == 0)
+		layer_taus(&d, r->tokens, r->tau + (uint64_t)i * r->tokens);
+	const bool bad = layer_stream_leave(&streams[i], &r->aside[i], &d, ring, next_each == 0,
+					    !WRITE && differs);
 
 	if (bad && lane == 0 && WRITE)
 		atomicOr(&r->status[t], CUDA_STATUS_MALFORMED);
@@ -182,7 +256,7 @@ __device__ static inline void stream_decode(const struct gpu_layer_run *r,
 /* inputs: where this segment's go, if they are made here.  FLAT: as the segment says. */
 template <int DT, bool WRITE, bool FLAT>
 __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kernel(
-	const __grid_constant__ struct gpu_layer_run r, struct gpu_layer_stream *stream,
+	const __grid_constant__ struct gpu_layer_run r, struct gpu_layer_stream *streams,
 	uint32_t position, uint8_t *inputs)
 {
 	__shared__ struct decode_block block;
@@ -192,15 +266,12 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 	const uint32_t all = r.tasks_count * r.layer.streams_count, warps = blockDim.x / WARP_LANES;
 
 	next_may_begin();
-	if (threadIdx.x == 0) {
-		block.s = *s;
-		block.position = position;
-		block.inputs = inputs;
-	}
-	for (uint32_t field = warp; field < XXH3_FIELDS; field += warps)
-		xxh3_table_field((uint64_t *)shared, field, lane);
-	layer_decode_tables_load(shared + XXH3_TABLE_BYTES, &r.layer.tables[s->tables],
-				 &r.layer.grids[DT - 1]);
+	layer_decode_tables_begin(
+		&block.tables, shared, &r.layer.tables[s->tables],
+		&r.layer.tables[position + 1u < r.layer.segments_count ? s[1].tables : s->tables],
+		&r.layer.grids[DT - 1]);
+	if (threadIdx.x == WARP_LANES)
+		decode_block_fill(&block, &r, position, inputs);
 	__syncthreads();
 	before_is_done();
 	/* Bounds of loops are the same in all lanes, here and below: the compiler then provides for nothing else. */
@@ -210,8 +281,10 @@ __global__ __launch_bounds__(STREAM_WARPS *WARP_LANES, 1) void layer_decode_kern
 
 		if (i >= all)
 			break;
-		stream_decode<DT, WRITE, FLAT>(&r, &block, &stream[i], i, warp, lane);
+		stream_decode<DT, WRITE, FLAT>(&r, &block, streams, i, warp, lane);
 	}
+	/* Nothing may be on its way to what is given back. */
+	layer_decode_tables_wait(&block.tables);
 }
 
 /* A warp: some rows of a part of those streams that share their taus. */

@@ -292,16 +292,22 @@ __device__ __forceinline__ static bool once_words(const struct once_job *j, cons
 	};
 
 	const bool raws = __any_sync(FULL_MASK, j->tau[t + lane % TILE_ROWS] == RESIDUAL_TAU_RAW);
-	uint2 next = cell[(TILE_ROWS - 1u) * WARP_LANES];
+	const uint2 *at = cell + (TILE_ROWS - 1u) * WARP_LANES;
+	uint2 next = *at;
 
 #pragma unroll 1
-	for (uint32_t k = TILE_ROWS; k-- > 0;) {
-		const uint2 s = next;
-
-		next = cell[(k > 0 ? k - 1u : 0) * WARP_LANES];
-		if (__any_sync(FULL_MASK, c->at < LAYER_ROW_BYTES))
+	for (uint32_t k = TILE_ROWS; k > 0;) {
+		if (__any_sync(FULL_MASK, c->at < ONCE_ROWS * LAYER_ROW_BYTES))
 			return false;
-		layer_row_encode<DT>(&g, c, t + k, j->tau[t + k], raws, s);
+#pragma unroll 1
+		for (uint32_t i = 0; i < ONCE_ROWS; i++) {
+			const uint2 s = next;
+
+			k--;
+			at -= WARP_LANES;
+			next = *at; /* at last of what lies before the room, for nothing */
+			layer_row_encode<DT>(&g, c, t + k, j->tau, raws, s);
+		}
 	}
 	return true;
 }
