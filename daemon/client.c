@@ -25,6 +25,7 @@
 #include "daemon/util/clock.h"
 #include "ipc/fdpass.h"
 #include "ipc/segment.h"
+#include "ipc/wake.h"
 
 /* Every message that asks for the lane's work leaves one answer owed, and a session asks one at a time. */
 #define CLIENT_MAILS_MAX 1u
@@ -115,6 +116,7 @@ int client_new(struct client_host *host, int sock, const struct listener_peer *p
 	c->sock = sock;
 	c->pidfd = peer->pidfd;
 	c->segment_fd = -1;
+	c->wake_fd = -1;
 	c->deadline_ns = clock_now_ns() + CLIENT_HELLO_NS;
 	c->session.pid = peer->pid;
 	c->session.uid = peer->uid;
@@ -163,6 +165,7 @@ static void release(struct client *c)
 	}
 	c->arenas_bytes = 0;
 	close_fd(&c->segment_fd);
+	close_fd(&c->wake_fd);
 	close_fd(&c->session.sq_fd);
 	close_fd(&c->session.cq_fd);
 	segment_unmap(c->session.segment, c->session.segment_bytes);
@@ -346,8 +349,7 @@ static int make_segment(struct client *c, const struct ctl_hello *hello)
 	s->segment_bytes = s->layout.segment_bytes;
 	memcpy(s->segment, &s->layout, sizeof(s->layout));
 	s->sq_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	s->cq_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	return s->sq_fd < 0 || s->cq_fd < 0 ? -errno : 0;
+	return s->sq_fd < 0 ? -errno : wake_pair(&s->cq_fd, &c->wake_fd);
 }
 
 /* Names are UTF-8 on the wire; in logs and tables they are ASCII, so that no terminal is fooled. */
@@ -416,7 +418,7 @@ static void welcome(struct client *c)
 		.arena_bytes_max = config->arena_session_bytes,
 		.lease_ttl_default_ns = config->lease_ttl_ns,
 	};
-	int fds[3] = { c->segment_fd, c->session.sq_fd, c->session.cq_fd };
+	int fds[3] = { c->segment_fd, c->session.sq_fd, c->wake_fd };
 
 	set_state(c, CLIENT_IDLE);
 	log_client(LOG_EVENT_SESSION_OPENED, LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_NONE,
@@ -424,6 +426,7 @@ static void welcome(struct client *c)
 		   c->session.tenant->name);
 	client_answer(c, CTL_WELCOME, &m, sizeof(m), fds, 3);
 	close_fd(&c->segment_fd);
+	close_fd(&c->wake_fd);
 }
 
 /* ---- input ---- */

@@ -12,11 +12,11 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "daemon/lane_state.h"
 #include "daemon/log.h"
 #include "ipc/sqe_check.h"
+#include "ipc/wake.h"
 
 #define INTAKE_CQES_PER_JOB 2u
 
@@ -53,11 +53,10 @@ void session_drain(struct lane *lane, struct session *s, uint16_t reason)
 void session_closed(struct session *s)
 {
 	struct skvc_abi_header *h = (struct skvc_abi_header *)s->segment;
-	uint64_t one = 1;
 
 	assert(s->state == SESSION_DRAINING && !s->jobs_live);
 	__atomic_store_n(&h->daemon_state, SKVC_ABI_DAEMON_CLOSED, __ATOMIC_RELEASE);
-	(void)!write(s->cq_fd, &one, sizeof(one));
+	wake_send(s->cq_fd);
 }
 
 void session_fail(struct lane *lane, struct session *s, uint16_t reason)

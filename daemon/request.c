@@ -7,12 +7,12 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "daemon/lane_state.h"
 #include "daemon/recode.h"
 #include "daemon/record.h"
 #include "daemon/sequences.h"
+#include "ipc/wake.h"
 
 #define REQUEST_POLL_BATCH 64u
 
@@ -20,12 +20,8 @@
 
 static void wake_client(struct session *s)
 {
-	if (ring_publish(&s->cq)) {
-		uint64_t one = 1;
-
-		/* A full or closed eventfd is the client's own doing; it can poll the ring. */
-		(void)!write(s->cq_fd, &one, sizeof(one));
-	}
+	if (ring_publish(&s->cq))
+		wake_send(s->cq_fd);
 }
 
 /* The caller holds a reservation for this entry: intake took the operation only with room for it. */

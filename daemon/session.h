@@ -189,8 +189,8 @@ struct session {
 	uint8_t *segment; /* mapped, shared with the client */
 	uint64_t segment_bytes;
 	struct skvc_abi_header layout; /* private copy of what control wrote: never read back */
-	int sq_fd;		       /* eventfd: client wakes the lane */
-	int cq_fd;		       /* eventfd: lane wakes the client */
+	int sq_fd;		       /* eventfd: client wakes the lane, which never reads it */
+	int cq_fd;		       /* wake.h: lane wakes the client */
 	uint64_t opened_ns;
 	/* lane only */
 	enum session_state state;

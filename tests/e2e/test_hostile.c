@@ -8,9 +8,11 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "tests/lib/raw_client.h"
@@ -297,6 +299,67 @@ static void test_a_client_that_does_not_read(void **state)
 	}
 	assert_res(raw_client_complete(&c, &cqe, 20), -ETIMEDOUT);
 	raw_client_close(&c);
+}
+
+/* The lane answers somebody else. */
+static void expect_answers(struct raw_client *c)
+{
+	const struct skvc_abi_sqe nop = { .opcode = SKVC_ABI_OP_NOP };
+	struct skvc_abi_cqe cqe;
+
+	assert_ok(raw_client_submit(c, &nop));
+	assert_ok(raw_client_complete(c, &cqe, END_MS));
+}
+
+/*
+ * O_NONBLOCK belongs to an open file, and whoever was sent a descriptor has that file.  A client that makes its
+ * wake-ups block, and fills what the daemon writes to, must not stop the lane.
+ */
+static void test_a_wake_up_that_blocks(void **state)
+{
+	const uint64_t most = UINT64_MAX - 1;
+	struct raw_client c, other;
+
+	(void)state;
+	assert_ok(raw_client_open(&other, daemon_.socket, 8));
+	assert_ok(raw_client_open(&c, daemon_.socket, 8));
+	(void)fcntl(c.cq_fd, F_SETFL, 0);
+	(void)!write(c.cq_fd, &most, sizeof(most));
+	for (unsigned i = 0; i < 8; i++) {
+		const struct skvc_abi_sqe nop = { .opcode = SKVC_ABI_OP_NOP };
+		struct skvc_abi_cqe cqe;
+
+		(void)ring_arm(&c.cq);
+		assert_ok(raw_client_submit(&c, &nop));
+		assert_ok(raw_client_complete(&c, &cqe, END_MS));
+		expect_answers(&other);
+	}
+	/* Nor that its end is said to nobody, which writes there once more. */
+	assert_ok(raw_client_submit(&c, &(struct skvc_abi_sqe){ .opcode = 255 }));
+	expect_end(&c, SKVC_ABI_REASON_BAD_OPCODE);
+	expect_answers(&other);
+	raw_client_close(&other);
+}
+
+/* The same in the other direction: it wakes the lane, and takes away what that would read. */
+static void test_a_wake_up_that_is_gone(void **state)
+{
+	struct raw_client c, other;
+	uint64_t value;
+	struct iovec iov = { .iov_base = &value, .iov_len = sizeof(value) };
+
+	(void)state;
+	assert_ok(raw_client_open(&other, daemon_.socket, 8));
+	assert_ok(raw_client_open(&c, daemon_.socket, 8));
+	(void)fcntl(c.sq_fd, F_SETFL, 0);
+	for (unsigned i = 0; i < 200; i++) {
+		raw_client_wake(&c);
+		(void)!preadv2(c.sq_fd, &iov, 1, -1, RWF_NOWAIT);
+		expect_answers(&other);
+	}
+	raw_client_close(&c);
+	expect_answers(&other);
+	raw_client_close(&other);
 }
 
 static void test_user_data_in_use(void **state)
@@ -672,6 +735,8 @@ int main(void)
 		CASE(test_index_overrun),
 		CASE(test_completion_index_overrun),
 		CASE(test_a_client_that_does_not_read),
+		CASE(test_a_wake_up_that_blocks),
+		CASE(test_a_wake_up_that_is_gone),
 		CASE(test_user_data_in_use),
 		CASE(test_foreign_handles),
 		CASE(test_page_outside_the_region),
@@ -685,6 +750,7 @@ int main(void)
 		CASE(test_silent_connections),
 	};
 
+	(void)signal(SIGPIPE, SIG_IGN);
 	seed = rng_seed_env(1);
 	return cmocka_run_group_tests_name("hostile", tests, start, stop);
 }
