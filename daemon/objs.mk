@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 DAEMON_SRCS := \
 	daemon/arena.c \
+	daemon/args.c \
 	daemon/bus.c \
 	daemon/bus_lists.c \
 	daemon/bus_plan.c \

@@ -37,6 +37,8 @@ struct tenant {
 	_Atomic uint64_t charged_bytes; /* lane writes */
 	/* lane only */
 	struct tenant *next; /* of those that the lane knows */
+	uint64_t args_bytes; /* of the lane's argument memory, args.c's own, as are ... */
+	uint32_t jobs;	     /* of its jobs */
 	uint8_t known;
 	uint8_t stuck; /* in quota_return(): nothing of it can go now */
 };
