@@ -32,6 +32,8 @@ static void write_word(struct lane *lane, const struct lease *l)
 {
 	struct skvc_abi_lease_word *w = word_of(lane, l);
 
+	/* After the 0 that ended the word's last lease: who still sees that one's generation sees its fields. */
+	__atomic_thread_fence(__ATOMIC_RELEASE);
 	__atomic_store_n(&w->blocks_hit, l->count, __ATOMIC_RELAXED);
 	__atomic_store_n(&w->blocks_lost, l->lost, __ATOMIC_RELAXED);
 	__atomic_store_n(&w->blocks_ready, l->ready, __ATOMIC_RELAXED);
