@@ -19,6 +19,7 @@
 #include "ipc/wake.h"
 
 #define INTAKE_CQES_PER_JOB 2u
+#define INTAKE_BLOCKS 4096u /* a session's turn is over when its entries have named so many */
 
 /* The entry at hand and its checked parts; all point into private memory. */
 struct intake {
@@ -303,7 +304,7 @@ static uint16_t take_entry(struct lane *lane, struct session *s, struct intake *
 
 unsigned intake_run(struct lane *lane, struct session *s)
 {
-	unsigned taken = 0;
+	unsigned taken = 0, blocks = 0;
 	uint16_t reason = SKVC_ABI_REASON_NONE;
 	int ready, room;
 
@@ -315,7 +316,8 @@ unsigned intake_run(struct lane *lane, struct session *s)
 		session_fail(lane, s, SKVC_ABI_REASON_RING_OVERRUN);
 		return 1;
 	}
-	while (taken < (unsigned)ready && taken < LANE_INTAKE_BATCH && !reason) {
+	while (taken < (unsigned)ready && taken < LANE_INTAKE_BATCH && blocks < INTAKE_BLOCKS &&
+	       !reason) {
 		struct intake in = { 0 };
 
 		room = ring_produce_has(&s->cq, s->cq_reserved + INTAKE_CQES_PER_JOB);
@@ -330,6 +332,7 @@ unsigned intake_run(struct lane *lane, struct session *s)
 		ring_consume(&s->sq, &in.sqe);
 		taken++;
 		reason = take_entry(lane, s, &in);
+		blocks += in.sqe.count;
 	}
 	if (taken) {
 		ring_consume_done(&s->sq);
