@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "daemon/aside.h"
 #include "daemon/log.h"
 #include "daemon/util/clock.h"
 #include "ipc/fdpass.h"
@@ -106,7 +107,7 @@ int client_new(struct client_host *host, int sock, const struct listener_peer *p
 	struct client *c = calloc(1, sizeof(*c));
 
 	if (!c) {
-		(void)close(sock);
+		aside_close_socket(sock);
 		if (peer->pidfd >= 0)
 			(void)close(peer->pidfd);
 		return -ENOMEM;
@@ -136,7 +137,9 @@ static void close_fd(int *fd)
 
 void client_close(struct client *c)
 {
-	close_fd(&c->sock);
+	if (c->sock >= 0)
+		aside_close_socket(c->sock);
+	c->sock = -1;
 	close_fd(&c->pidfd);
 	c->drop_socket = false;
 }
@@ -495,18 +498,11 @@ static void packet(struct client *c, size_t bytes, const int *fds, unsigned fds_
 	}
 }
 
-void client_input(struct client *c)
+/* What recvmsg() said, and the packet if there is one. */
+static void received(struct client *c, int r, const int *fds, unsigned fds_count)
 {
-	int fds[CTL_FDS_MAX];
-	unsigned fds_count = 0;
-	int r;
-
-	if (!client_wants_input(c))
-		return;
-	r = fdpass_recv(c->sock, c->host->packet, CTL_MSG_BYTES_MAX, fds, CTL_FDS_MAX, &fds_count,
-			MSG_DONTWAIT);
-	if (r == -EAGAIN)
-		return;
+	if (r >= 0 && fds_count > CTL_FDS_MAX)
+		r = -EPROTO;
 	if (r == -EMSGSIZE || r == -EPROTO) {
 		c->seq = 0;
 		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE,
@@ -518,9 +514,21 @@ void client_input(struct client *c)
 		client_gone(c);
 	else
 		packet(c, (size_t)r, fds, fds_count);
+}
+
+void client_input(struct client *c)
+{
+	int fds[FDPASS_FDS_MAX];
+	unsigned fds_count;
+	int r;
+
+	if (!client_wants_input(c))
+		return;
+	r = fdpass_take(c->sock, c->host->packet, CTL_MSG_BYTES_MAX, fds, &fds_count, MSG_DONTWAIT);
+	if (r != -EAGAIN)
+		received(c, r, fds, fds_count);
 	/* Whoever keeps what a descriptor names has it opened by now, in its own way. */
-	for (unsigned i = 0; r > 0 && i < fds_count; i++)
-		(void)close(fds[i]);
+	aside_close(fds, fds_count);
 }
 
 void client_deadline(struct client *c)

@@ -2,6 +2,7 @@
 DAEMON_SRCS := \
 	daemon/arena.c \
 	daemon/args.c \
+	daemon/aside.c \
 	daemon/bus.c \
 	daemon/bus_lists.c \
 	daemon/bus_plan.c \

@@ -622,7 +622,7 @@ static unsigned open_fds(void)
 static void send_with_fds(int sock, const void *packet, size_t bytes, const int *fds,
 			  unsigned count)
 {
-	char control[CMSG_SPACE(16 * sizeof(int))] = { 0 };
+	char control[CMSG_SPACE(253 * sizeof(int))] = { 0 };
 	struct iovec iov = { (void *)packet, bytes };
 	struct msghdr msg = { .msg_iov = &iov,
 			      .msg_iovlen = 1,
@@ -665,6 +665,40 @@ static void test_wrong_descriptors(void **state)
 	for (unsigned i = 0; i < 100 && open_fds() > before; i++)
 		private_daemon_sleep_ms(10);
 	assert_true(open_fds() <= before);
+}
+
+/* Its last close() is the daemon's: in a message, in one that is not read, in one too many. */
+static void test_descriptors_that_take_long_to_close(void **state)
+{
+	struct ctl_hello hello = raw_client_hello(8);
+	struct raw_client c[3], other;
+	int fds[3], peers[3];
+
+	(void)state;
+	ctl_msg_init(&hello.h, CTL_HELLO, sizeof(hello), 1);
+	assert_ok(kill(daemon_.pid, SIGSTOP)); /* or it could have closed its own before us */
+	for (unsigned i = 0; i < 3; i++) {
+		int sent[200];
+
+		fds[i] = raw_lingering_socket(&peers[i]);
+		assert_true(fds[i] >= 0);
+		for (unsigned k = 0; k < 200; k++)
+			sent[k] = fds[i];
+		assert_ok(raw_client_connect(&c[i], daemon_.socket));
+		if (i == 1)
+			assert_ok(raw_client_send(&c[i], &hello, sizeof(hello), NULL, 0));
+		send_with_fds(c[i].sock, &hello, sizeof(hello), sent, i == 2 ? 200 : 1);
+		(void)close(fds[i]);
+	}
+	assert_ok(kill(daemon_.pid, SIGCONT));
+	for (unsigned i = 0; i < 3; i++)
+		raw_client_close(&c[i]);
+	assert_ok(raw_client_open(&other, daemon_.socket, 8));
+	expect_answers(&other);
+	raw_client_close(&other);
+	assert_ok(daemon_stats_wait(&daemon_, "sessions", 1, END_MS) < 0);
+	for (unsigned i = 0; i < 3; i++)
+		(void)close(peers[i]);
 }
 
 static void test_arenas_and_regions_that_cannot_be(void **state)
@@ -745,6 +779,7 @@ int main(void)
 		CASE(test_malformed_messages),
 		CASE(test_requests_out_of_place),
 		CASE(test_wrong_descriptors),
+		CASE(test_descriptors_that_take_long_to_close),
 		CASE(test_arenas_and_regions_that_cannot_be),
 		CASE(test_more_sessions_than_allowed),
 		CASE(test_silent_connections),
