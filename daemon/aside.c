@@ -5,31 +5,37 @@
  */
 #include "daemon/aside.h"
 
-#include <errno.h>
+#include <assert.h>
 #include <pthread.h>
-#include <stdlib.h>
+#include <semaphore.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "daemon/log.h"
+#include "ipc/fdpass.h"
 
 #define STACK_BYTES (256u << 10)
 
+/* The caller's, until the thread has taken a copy. */
 struct lot {
+	const int *fds;
 	unsigned count;
-	int fds[];
+	sem_t taken;
 };
 
 static void *close_lot(void *arg)
 {
 	struct lot *lot = arg;
+	int fds[FDPASS_FDS_MAX];
+	unsigned count = lot->count;
 
+	memcpy(fds, lot->fds, count * sizeof(fds[0]));
+	(void)sem_post(&lot->taken); /* lot is gone from here on */
 	(void)prctl(PR_SET_NAME, "skvcd-close");
-	for (unsigned i = 0; i < lot->count; i++)
-		(void)close(lot->fds[i]);
-	free(lot);
+	for (unsigned i = 0; i < count; i++)
+		(void)close(fds[i]);
 	return NULL;
 }
 
@@ -51,23 +57,21 @@ static int start(struct lot *lot)
 
 void aside_close(const int *fds, unsigned count)
 {
-	struct lot *lot;
-	int r = -ENOMEM;
+	struct lot lot = { .fds = fds, .count = count };
+	int r;
 
+	assert(count <= FDPASS_FDS_MAX);
 	if (!count)
 		return;
-	lot = malloc(sizeof(*lot) + count * sizeof(lot->fds[0]));
-	if (lot) {
-		lot->count = count;
-		memcpy(lot->fds, fds, count * sizeof(lot->fds[0]));
-		r = start(lot);
-	}
-	if (r == 0)
-		return;
-	free(lot);
-	log_line(LOG_LEVEL_WARNING,
-		 "%u descriptors of a client stay open: no thread to close them: %s", count,
-		 strerror(-r));
+	(void)sem_init(&lot.taken, 0, 0);
+	r = start(&lot);
+	while (r == 0 && sem_wait(&lot.taken) < 0)
+		;
+	(void)sem_destroy(&lot.taken);
+	if (r < 0)
+		log_line(LOG_LEVEL_WARNING,
+			 "%u descriptors of a client stay open: no thread to close them: %s", count,
+			 strerror(-r));
 }
 
 void aside_close_socket(int sock)

@@ -6,7 +6,7 @@
 #ifndef SKVCD_DAEMON_ASIDE_H
 #define SKVCD_DAEMON_ASIDE_H
 
-/* Descriptors that were passed to us.  When no thread can be had they stay open: better than to wait. */
+/* Descriptors that were passed to us, at most FDPASS_FDS_MAX.  Without a thread they stay open: better than to wait. */
 void aside_close(const int *fds, unsigned count);
 
 /* A client's socket.  What it has sent and nobody has read may bring descriptors along; else it is closed at once. */
