@@ -136,7 +136,7 @@ struct client_region {
 struct client_link {
 	int sock;
 	int sq_fd; /* eventfd: we write */
-	int cq_fd; /* eventfd: we sleep on it */
+	int cq_fd; /* we sleep on it */
 	uint8_t *segment;
 	struct skvc_abi_header *header; /* the start of it */
 	struct skvc_abi_header layout;	/* private copy, checked */

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,7 +19,7 @@
 #include "ipc/fdpass.h"
 #include "ipc/segment.h"
 
-#define WELCOME_FDS 3u /* segment, submission eventfd, completion eventfd */
+#define WELCOME_FDS 3u /* segment, eventfd that wakes the lane, socket that wakes us */
 #define SEGMENT_BYTES_MAX (1ull << 30)
 
 void client_link_clear(struct client_link *link)
@@ -261,6 +262,22 @@ static int check_versions(struct skvc_session *s, const struct ctl_welcome *w)
 		SKVC_ABI_MINOR, SKVC_ABI_MAJOR, 0);
 }
 
+/*
+ * By agreement neither can block or raise SIGPIPE in our host's threads; make sure.  An eventfd has no type that
+ * fstat() would tell.
+ */
+static int check_wakeups(struct skvc_session *s, const struct client_link *link)
+{
+	struct stat st;
+
+	if (fstat(link->sq_fd, &st) < 0 || st.st_mode & S_IFMT)
+		return client_error(s, -EPROTO, "what wakes the daemon is no eventfd");
+	if (fcntl(link->sq_fd, F_SETFL, O_NONBLOCK) < 0 ||
+	    fcntl(link->cq_fd, F_SETFL, O_NONBLOCK) < 0)
+		return client_error(s, -errno, "wake-ups: %s", strerror(errno));
+	return 0;
+}
+
 static int handshake(struct skvc_session *s, struct client_link *link, uint64_t timeout_ns)
 {
 	struct ctl_hello hello = {
@@ -301,11 +318,7 @@ static int handshake(struct skvc_session *s, struct client_link *link, uint64_t 
 	(void)close(fds[0]);
 	if (r < 0)
 		return r;
-	/* Ours by agreement, but a blocking one would hang skvc_arm(): make sure. */
-	if (fcntl(link->sq_fd, F_SETFL, O_NONBLOCK) < 0 ||
-	    fcntl(link->cq_fd, F_SETFL, O_NONBLOCK) < 0)
-		return client_error(s, -errno, "eventfd: %s", strerror(errno));
-	return 0;
+	return check_wakeups(s, link);
 }
 
 int client_link_open(struct skvc_session *s, struct client_link *ret_link)

@@ -4,7 +4,7 @@
  *
  * While completions come there is no system call here.  When none come: the clock (no system call
  * either) and daemon_state are read, the socket is looked at every 10 ms, and after spin_ns the thread
- * arms the ring and sleeps on {completion eventfd, socket}.
+ * arms the ring and sleeps on {what the daemon wakes it by, socket}.
  *
  * A job completes exactly once because DONE is only accepted for a LIVE job, by complete() or, once the
  * connection is of no use, by client_fail(); both make it DONE.
@@ -274,13 +274,14 @@ void client_check_alive(struct skvc_session *s, uint64_t now_ns)
 
 /* ---- waiting ---- */
 
-static void drain_eventfd(int fd)
+/* Of an older daemon it is an eventfd, which gives all at once as well. */
+static void drain_wakeups(int fd)
 {
-	uint64_t value;
+	uint64_t values[64];
 	ssize_t n;
 
 	do {
-		n = read(fd, &value, sizeof(value));
+		n = read(fd, values, sizeof(values));
 	} while (n < 0 && errno == EINTR);
 }
 
@@ -302,7 +303,7 @@ static void sleep_until(struct skvc_session *s, uint64_t now_ns, uint64_t deadli
 	s->armed = true;
 	if (ppoll(fds, 2, &timeout, NULL) > 0) {
 		if (fds[0].revents & POLLIN)
-			drain_eventfd(s->link.cq_fd);
+			drain_wakeups(s->link.cq_fd);
 		if (fds[1].revents)
 			socket_event(s);
 	}
@@ -536,7 +537,7 @@ int skvc_arm(struct skvc_session *session)
 	(void)client_reap(session);
 	if (!session->gone && session->jobs_ready.first == CLIENT_NONE) {
 		/* Old wake-ups first: one that comes after ring_arm() must stay readable. */
-		drain_eventfd(session->link.cq_fd);
+		drain_wakeups(session->link.cq_fd);
 		session->armed = ring_arm(&session->cq);
 		if (session->armed) {
 			session->alive_checked_ns = 0;

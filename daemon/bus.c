@@ -21,6 +21,7 @@
 
 #include <systemd/sd-id128.h>
 
+#include "daemon/aside.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
 #include "daemon/reload.h"
@@ -483,7 +484,7 @@ static void connected(struct bus *bus, int sock)
 	while (slot < BUS_PEERS_MAX && bus->peers[slot])
 		slot++;
 	if (slot == BUS_PEERS_MAX || !may_ask(sock) || sd_bus_new(&peer) < 0) {
-		(void)close(sock);
+		aside_close_socket(sock);
 		return;
 	}
 	if (serve(bus, peer, sock) < 0) {

@@ -21,10 +21,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "daemon/aside.h"
 #include "daemon/log.h"
 #include "daemon/util/clock.h"
 #include "ipc/fdpass.h"
 #include "ipc/segment.h"
+#include "ipc/wake.h"
 
 /* Every message that asks for the lane's work leaves one answer owed, and a session asks one at a time. */
 #define CLIENT_MAILS_MAX 1u
@@ -105,7 +107,7 @@ int client_new(struct client_host *host, int sock, const struct listener_peer *p
 	struct client *c = calloc(1, sizeof(*c));
 
 	if (!c) {
-		(void)close(sock);
+		aside_close_socket(sock);
 		if (peer->pidfd >= 0)
 			(void)close(peer->pidfd);
 		return -ENOMEM;
@@ -115,6 +117,7 @@ int client_new(struct client_host *host, int sock, const struct listener_peer *p
 	c->sock = sock;
 	c->pidfd = peer->pidfd;
 	c->segment_fd = -1;
+	c->wake_fd = -1;
 	c->deadline_ns = clock_now_ns() + CLIENT_HELLO_NS;
 	c->session.pid = peer->pid;
 	c->session.uid = peer->uid;
@@ -134,7 +137,9 @@ static void close_fd(int *fd)
 
 void client_close(struct client *c)
 {
-	close_fd(&c->sock);
+	if (c->sock >= 0)
+		aside_close_socket(c->sock);
+	c->sock = -1;
 	close_fd(&c->pidfd);
 	c->drop_socket = false;
 }
@@ -163,6 +168,7 @@ static void release(struct client *c)
 	}
 	c->arenas_bytes = 0;
 	close_fd(&c->segment_fd);
+	close_fd(&c->wake_fd);
 	close_fd(&c->session.sq_fd);
 	close_fd(&c->session.cq_fd);
 	segment_unmap(c->session.segment, c->session.segment_bytes);
@@ -346,8 +352,7 @@ static int make_segment(struct client *c, const struct ctl_hello *hello)
 	s->segment_bytes = s->layout.segment_bytes;
 	memcpy(s->segment, &s->layout, sizeof(s->layout));
 	s->sq_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	s->cq_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	return s->sq_fd < 0 || s->cq_fd < 0 ? -errno : 0;
+	return s->sq_fd < 0 ? -errno : wake_pair(&s->cq_fd, &c->wake_fd);
 }
 
 /* Names are UTF-8 on the wire; in logs and tables they are ASCII, so that no terminal is fooled. */
@@ -416,7 +421,7 @@ static void welcome(struct client *c)
 		.arena_bytes_max = config->arena_session_bytes,
 		.lease_ttl_default_ns = config->lease_ttl_ns,
 	};
-	int fds[3] = { c->segment_fd, c->session.sq_fd, c->session.cq_fd };
+	int fds[3] = { c->segment_fd, c->session.sq_fd, c->wake_fd };
 
 	set_state(c, CLIENT_IDLE);
 	log_client(LOG_EVENT_SESSION_OPENED, LOG_LEVEL_INFO, &c->session, SKVC_ABI_REASON_NONE,
@@ -424,6 +429,7 @@ static void welcome(struct client *c)
 		   c->session.tenant->name);
 	client_answer(c, CTL_WELCOME, &m, sizeof(m), fds, 3);
 	close_fd(&c->segment_fd);
+	close_fd(&c->wake_fd);
 }
 
 /* ---- input ---- */
@@ -492,18 +498,11 @@ static void packet(struct client *c, size_t bytes, const int *fds, unsigned fds_
 	}
 }
 
-void client_input(struct client *c)
+/* What recvmsg() said, and the packet if there is one. */
+static void received(struct client *c, int r, const int *fds, unsigned fds_count)
 {
-	int fds[CTL_FDS_MAX];
-	unsigned fds_count = 0;
-	int r;
-
-	if (!client_wants_input(c))
-		return;
-	r = fdpass_recv(c->sock, c->host->packet, CTL_MSG_BYTES_MAX, fds, CTL_FDS_MAX, &fds_count,
-			MSG_DONTWAIT);
-	if (r == -EAGAIN)
-		return;
+	if (r >= 0 && fds_count > CTL_FDS_MAX)
+		r = -EPROTO;
 	if (r == -EMSGSIZE || r == -EPROTO) {
 		c->seq = 0;
 		fail(c, -EPROTO, SKVC_ABI_REASON_BAD_MESSAGE,
@@ -515,9 +514,21 @@ void client_input(struct client *c)
 		client_gone(c);
 	else
 		packet(c, (size_t)r, fds, fds_count);
+}
+
+void client_input(struct client *c)
+{
+	int fds[FDPASS_FDS_MAX];
+	unsigned fds_count;
+	int r;
+
+	if (!client_wants_input(c))
+		return;
+	r = fdpass_take(c->sock, c->host->packet, CTL_MSG_BYTES_MAX, fds, &fds_count, MSG_DONTWAIT);
+	if (r != -EAGAIN)
+		received(c, r, fds, fds_count);
 	/* Whoever keeps what a descriptor names has it opened by now, in its own way. */
-	for (unsigned i = 0; r > 0 && i < fds_count; i++)
-		(void)close(fds[i]);
+	aside_close(fds, fds_count);
 }
 
 void client_deadline(struct client *c)

@@ -93,7 +93,8 @@ struct client {
 	struct region *region; /* a new region or event: owned until the lane has it */
 	/* what it has; handles start at 1 */
 	struct session session; /* the lane's from SESSION_ADD to SESSION_GONE */
-	int segment_fd;		/* owned until WELCOME was sent */
+	int segment_fd;		/* owned until WELCOME was sent, as is ... */
+	int wake_fd;		/* the client's end of session.cq_fd */
 	struct arena arena[SESSION_ARENAS_MAX + 1];
 	struct region *regions[SESSION_REGIONS_MAX + 1]; /* owned */
 	struct namespace *ns[SESSION_NS_MAX + 1];	 /* borrowed */

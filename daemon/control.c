@@ -20,6 +20,7 @@
 
 #include <systemd/sd-event.h>
 
+#include "daemon/aside.h"
 #include "daemon/client.h"
 #include "daemon/log.h"
 #include "daemon/shipped.h"
@@ -192,7 +193,7 @@ static void connected(struct control *control, int sock)
 	struct client *c;
 
 	if (listener_peer(sock, &peer) < 0) { /* it is dead already */
-		(void)close(sock);
+		aside_close_socket(sock);
 		return;
 	}
 	if (!may_wait(control, peer.uid)) {
@@ -202,7 +203,7 @@ static void connected(struct control *control, int sock)
 		log_client(LOG_EVENT_SESSION_FAILED, LOG_LEVEL_WARNING, &s,
 			   SKVC_ABI_REASON_SESSIONS_FULL,
 			   "too many connections that say nothing: this one is closed");
-		(void)close(sock);
+		aside_close_socket(sock);
 		if (peer.pidfd >= 0)
 			(void)close(peer.pidfd);
 		return;

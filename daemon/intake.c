@@ -12,13 +12,14 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "daemon/lane_state.h"
 #include "daemon/log.h"
 #include "ipc/sqe_check.h"
+#include "ipc/wake.h"
 
 #define INTAKE_CQES_PER_JOB 2u
+#define INTAKE_BLOCKS 4096u /* a session's turn is over when its entries have named so many */
 
 /* The entry at hand and its checked parts; all point into private memory. */
 struct intake {
@@ -53,11 +54,10 @@ void session_drain(struct lane *lane, struct session *s, uint16_t reason)
 void session_closed(struct session *s)
 {
 	struct skvc_abi_header *h = (struct skvc_abi_header *)s->segment;
-	uint64_t one = 1;
 
 	assert(s->state == SESSION_DRAINING && !s->jobs_live);
 	__atomic_store_n(&h->daemon_state, SKVC_ABI_DAEMON_CLOSED, __ATOMIC_RELEASE);
-	(void)!write(s->cq_fd, &one, sizeof(one));
+	wake_send(s->cq_fd);
 }
 
 void session_fail(struct lane *lane, struct session *s, uint16_t reason)
@@ -304,7 +304,7 @@ static uint16_t take_entry(struct lane *lane, struct session *s, struct intake *
 
 unsigned intake_run(struct lane *lane, struct session *s)
 {
-	unsigned taken = 0;
+	unsigned taken = 0, blocks = 0;
 	uint16_t reason = SKVC_ABI_REASON_NONE;
 	int ready, room;
 
@@ -316,7 +316,8 @@ unsigned intake_run(struct lane *lane, struct session *s)
 		session_fail(lane, s, SKVC_ABI_REASON_RING_OVERRUN);
 		return 1;
 	}
-	while (taken < (unsigned)ready && taken < LANE_INTAKE_BATCH && !reason) {
+	while (taken < (unsigned)ready && taken < LANE_INTAKE_BATCH && blocks < INTAKE_BLOCKS &&
+	       !reason) {
 		struct intake in = { 0 };
 
 		room = ring_produce_has(&s->cq, s->cq_reserved + INTAKE_CQES_PER_JOB);
@@ -331,6 +332,7 @@ unsigned intake_run(struct lane *lane, struct session *s)
 		ring_consume(&s->sq, &in.sqe);
 		taken++;
 		reason = take_entry(lane, s, &in);
+		blocks += in.sqe.count;
 	}
 	if (taken) {
 		ring_consume_done(&s->sq);

@@ -7,6 +7,7 @@
  *	request.c	jobs (load, store): life, completions, abort, what to start next
  *	lookup.c	lookup, touch, drop, pin
  *	lease.c		leases: grant, words, deadlines
+ *	args.c		argument memory and jobs: each tenant his share
  *	store.c		begin -> gather and encode -> place -> publish -> complete
  *	load.c		wait for the record -> decode into the engine's pages -> complete
  *	tier.c		room in the pool, spill
@@ -437,7 +438,8 @@ struct lane {
 	int accepting;	     /* hysteresis of the pool */
 	uint64_t no_room_ns; /* when a slot was last asked for and not to be had; 0: never */
 
-	struct pool *args;    /* argument memory of jobs and leases */
+	struct pool *args;    /* argument memory of jobs and leases: through args.h */
+	uint64_t args_bytes;  /* of its slots that are taken */
 	uint8_t *scratch;     /* SKVC_ABI_ARGS_BYTES_MAX: the list of the entry at hand */
 	struct job *job;      /* [LANE_JOBS_MAX] */
 	struct job *job_free; /* through next_job */
@@ -502,7 +504,6 @@ struct job_regions {
 
 struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_sqe *sqe,
 		    struct namespace *ns, const struct job_regions *regions, uint32_t tokens_count);
-void job_queue_push(struct job_queue *q, struct job *job);
 void job_note(struct job *job, int32_t res, uint16_t reason); /* remember the first cause */
 void job_item_done(struct lane *lane, struct job *job, uint32_t item, uint64_t raw_bytes,
 		   uint64_t stored_bytes);

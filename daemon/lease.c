@@ -9,6 +9,7 @@
 #include <sodium.h>
 #include <stddef.h>
 
+#include "daemon/args.h"
 #include "daemon/lane_state.h"
 
 #define SLOT_SHIFT 16u
@@ -31,6 +32,8 @@ static void write_word(struct lane *lane, const struct lease *l)
 {
 	struct skvc_abi_lease_word *w = word_of(lane, l);
 
+	/* After the 0 that ended the word's last lease: who still sees that one's generation sees its fields. */
+	__atomic_thread_fence(__ATOMIC_RELEASE);
 	__atomic_store_n(&w->blocks_hit, l->count, __ATOMIC_RELAXED);
 	__atomic_store_n(&w->blocks_lost, l->lost, __ATOMIC_RELAXED);
 	__atomic_store_n(&w->blocks_ready, l->ready, __ATOMIC_RELAXED);
@@ -49,7 +52,7 @@ int lease_new(struct lane *lane, struct session *s, struct namespace *ns, uint32
 	for (i = 0; l[i].session; i++)
 		assert(i + 1 < lane->config.leases_max);
 	l += i;
-	if (pool_alloc(lane->args, (uint64_t)count * 4, 0, &slot))
+	if (args_take(lane, s->tenant, (uint64_t)count * 4, &slot) < 0)
 		return -EAGAIN;
 	l->session = s;
 	l->session_slot = s->slot;
@@ -126,7 +129,7 @@ void lease_release(struct lane *lane, struct lease *l)
 	/* Last block first: a parent ends up warmer than its children, so children are evicted before it. */
 	while (l->count)
 		tier_unhold(lane, l->blocks[--l->count]);
-	pool_release(lane->args, l->args_slot);
+	args_give(lane, s->tenant, l->args_slot);
 	l->session = NULL;
 	l->prev->next = l->next;
 	l->next->prev = l->prev;

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 DAEMON_SRCS := \
 	daemon/arena.c \
+	daemon/args.c \
+	daemon/aside.c \
 	daemon/bus.c \
 	daemon/bus_lists.c \
 	daemon/bus_plan.c \

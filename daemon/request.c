@@ -7,12 +7,13 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "daemon/args.h"
 #include "daemon/lane_state.h"
 #include "daemon/recode.h"
 #include "daemon/record.h"
 #include "daemon/sequences.h"
+#include "ipc/wake.h"
 
 #define REQUEST_POLL_BATCH 64u
 
@@ -20,12 +21,8 @@
 
 static void wake_client(struct session *s)
 {
-	if (ring_publish(&s->cq)) {
-		uint64_t one = 1;
-
-		/* A full or closed eventfd is the client's own doing; it can poll the ring. */
-		(void)!write(s->cq_fd, &one, sizeof(one));
-	}
+	if (ring_publish(&s->cq))
+		wake_send(s->cq_fd);
 }
 
 /* The caller holds a reservation for this entry: intake took the operation only with room for it. */
@@ -134,7 +131,7 @@ int task_start(struct lane *lane, struct task *t, struct device *device)
 
 /* ---- run queues ---- */
 
-void job_queue_push(struct job_queue *q, struct job *job)
+static void job_queue_push(struct job_queue *q, struct job *job)
 {
 	job->prev = q->tail;
 	job->next_job = NULL;
@@ -193,9 +190,12 @@ struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_
 	uint32_t slot;
 	uint8_t *p;
 
-	if (!job ||
-	    pool_alloc(lane->args, items_bytes + map_bytes + (size_t)tokens_count * 4, 0, &slot))
+	if (!job || args_take_job(lane, s->tenant) < 0)
 		return NULL;
+	if (args_take(lane, s->tenant, items_bytes + map_bytes + (size_t)tokens_count * 4, &slot)) {
+		args_give_job(s->tenant);
+		return NULL;
+	}
 	lane->job_free = job->next_job;
 	p = pool_ptr(lane->args, slot);
 	*job = (struct job){
@@ -241,7 +241,8 @@ static void job_free(struct lane *lane, struct job *job)
 	hold_regions(job, -1);
 	sequences_give_back(lane, &job->sequence);
 	lane->progress_jobs -= (unsigned)wants_progress(job);
-	pool_release(lane->args, job->args_slot);
+	args_give(lane, s->tenant, job->args_slot);
+	args_give_job(s->tenant);
 	s->jobs_live--;
 	atomic_store_explicit(&s->jobs, s->jobs_live, memory_order_relaxed);
 	lane->jobs_count--;

@@ -37,6 +37,8 @@ struct tenant {
 	_Atomic uint64_t charged_bytes; /* lane writes */
 	/* lane only */
 	struct tenant *next; /* of those that the lane knows */
+	uint64_t args_bytes; /* of the lane's argument memory, args.c's own, as are ... */
+	uint32_t jobs;	     /* of its jobs */
 	uint8_t known;
 	uint8_t stuck; /* in quota_return(): nothing of it can go now */
 };
@@ -189,8 +191,8 @@ struct session {
 	uint8_t *segment; /* mapped, shared with the client */
 	uint64_t segment_bytes;
 	struct skvc_abi_header layout; /* private copy of what control wrote: never read back */
-	int sq_fd;		       /* eventfd: client wakes the lane */
-	int cq_fd;		       /* eventfd: lane wakes the client */
+	int sq_fd;		       /* eventfd: client wakes the lane, which never reads it */
+	int cq_fd;		       /* wake.h: lane wakes the client */
 	uint64_t opened_ns;
 	/* lane only */
 	enum session_state state;

@@ -607,9 +607,6 @@ static void watches_run(struct uring *u)
 
 static unsigned watch_fired(struct uring *u, struct uring_op *op, int32_t res, bool more)
 {
-	uint64_t count;
-	ssize_t n;
-
 	if (!more && op->state == OP_WATCH_ENDING) {
 		if (op->retries) /* it ended by itself, before the cancel was sent */
 			u->watches_off--;
@@ -627,10 +624,6 @@ static unsigned watch_fired(struct uring *u, struct uring_op *op, int32_t res, b
 	}
 	if (op->state == OP_WATCH_ENDING)
 		return 0;
-	/* Must be read, or the poll stays ready.  It may be empty: somebody else was faster. */
-	do
-		n = read(op->fd, &count, sizeof(count));
-	while (n < 0 && errno == EINTR);
 	op->done(op, 1);
 	return 1;
 }

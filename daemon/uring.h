@@ -109,8 +109,8 @@ int uring_readv(struct uring *u, struct uring_op *op, struct iovec *iov, unsigne
 int uring_sync(struct uring *u, struct uring_op *op);
 
 /*
- * Watch an eventfd: done(op, 1) on each readiness (the eventfd is emptied inside), until removed; a
- * negative res is the last call.
+ * Watch an eventfd: done(op, 1) after each write, or once after several, until removed; a negative res is the
+ * last call.  It is not read: each write wakes the poll, and who shares an eventfd could have made reading block.
  */
 int uring_watch(struct uring *u, struct uring_op *op, int fd);
 void uring_unwatch(struct uring *u, struct uring_op *op); /* done(op, -ECANCELED) follows */

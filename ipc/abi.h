@@ -76,7 +76,7 @@ struct skvc_abi_header { /* offset 0; written by the daemon before the fd is sen
 /*
  * CLOSED, like the end of the socket, says two things: no entry will be taken any more, and nothing of the
  * daemon touches the client's memory any more.  So it comes after the session's jobs have drained; then
- * end_reason is written, daemon_state (release), the completion eventfd, and the socket is closed.
+ * end_reason is written, daemon_state (release), what wakes the client, and the control socket is closed.
  */
 enum skvc_abi_daemon_state {
 	SKVC_ABI_DAEMON_OPEN = 1,

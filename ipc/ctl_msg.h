@@ -39,7 +39,7 @@ enum ctl_type {
 	CTL_REQUEST_COUNT,
 	/* daemon -> client */
 	CTL_WELCOME =
-		64, /* fds: segment memfd, sq eventfd (client writes), cq eventfd (client polls) */
+		64, /* fds: segment memfd, sq eventfd (client writes), cq socket (client polls) */
 	CTL_NS = 65,
 	CTL_ARENA = 66,	 /* fds: arena memfd */
 	CTL_REGION = 67, /* a region, an allocation or an event */

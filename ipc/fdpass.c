@@ -14,14 +14,12 @@
 #include "ipc/ctl_msg.h"
 
 /*
- * More room than the CTL_FDS_MAX that any message carries: a peer that sends one too many is told apart
- * (we see the surplus and refuse) from control data that the kernel cut off.
+ * Room for all that can come: a peer that sends too many is told apart (we see the surplus and refuse) from control
+ * data that the kernel cut off, and it never has to drop descriptors, which would be our close() of them.
  */
-#define FDPASS_FDS_ROOM (2 * CTL_FDS_MAX)
-
 union fdpass_control {
 	struct cmsghdr align;
-	char bytes[CMSG_SPACE(FDPASS_FDS_ROOM * sizeof(int))];
+	char bytes[CMSG_SPACE(FDPASS_FDS_MAX * sizeof(int))];
 };
 
 int fdpass_send(int sock, const void *packet, size_t packet_bytes, const int *fds,
@@ -72,7 +70,7 @@ static unsigned collect_fds(struct msghdr *msg, int *fds, bool *ret_foreign)
 			int fd;
 
 			memcpy(&fd, CMSG_DATA(cmsg) + i * sizeof(int), sizeof(fd));
-			if (count < FDPASS_FDS_ROOM)
+			if (count < FDPASS_FDS_MAX)
 				fds[count++] = fd;
 			else
 				(void)close(fd);
@@ -81,7 +79,7 @@ static unsigned collect_fds(struct msghdr *msg, int *fds, bool *ret_foreign)
 	return count;
 }
 
-int fdpass_recv(int sock, void *ret_packet, size_t packet_max, int *ret_fds, unsigned fds_max,
+int fdpass_take(int sock, void *ret_packet, size_t packet_max, int ret_fds[FDPASS_FDS_MAX],
 		unsigned *ret_fds_count, int flags)
 {
 	struct iovec iov = { .iov_base = ret_packet, .iov_len = packet_max };
@@ -92,25 +90,30 @@ int fdpass_recv(int sock, void *ret_packet, size_t packet_max, int *ret_fds, uns
 		.msg_control = control.bytes,
 		.msg_controllen = sizeof(control.bytes),
 	};
-	int fds[FDPASS_FDS_ROOM];
 	bool foreign = false;
-	unsigned count;
 	ssize_t n;
-	int r;
 
+	*ret_fds_count = 0;
 	do {
 		n = recvmsg(sock, &msg, flags | MSG_CMSG_CLOEXEC);
 	} while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;
-
-	count = collect_fds(&msg, fds, &foreign);
+	*ret_fds_count = collect_fds(&msg, ret_fds, &foreign);
 	if (msg.msg_flags & MSG_TRUNC)
-		r = -EMSGSIZE;
-	else if (foreign || (msg.msg_flags & MSG_CTRUNC) || count > fds_max)
+		return -EMSGSIZE;
+	return foreign || (msg.msg_flags & MSG_CTRUNC) ? -EPROTO : (int)n;
+}
+
+int fdpass_recv(int sock, void *ret_packet, size_t packet_max, int *ret_fds, unsigned fds_max,
+		unsigned *ret_fds_count, int flags)
+{
+	int fds[FDPASS_FDS_MAX];
+	unsigned count;
+	int r = fdpass_take(sock, ret_packet, packet_max, fds, &count, flags);
+
+	if (r >= 0 && count > fds_max)
 		r = -EPROTO;
-	else
-		r = (int)n;
 	if (r <= 0) {
 		for (unsigned i = 0; i < count; i++)
 			(void)close(fds[i]);

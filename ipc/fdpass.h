@@ -19,4 +19,12 @@ int fdpass_send(int sock, const void *packet, size_t packet_bytes, const int *fd
 int fdpass_recv(int sock, void *ret_packet, size_t packet_max, int *ret_fds, unsigned fds_max,
 		unsigned *ret_fds_count, int flags);
 
+/*
+ * The same, but the caller closes what came along, also after an error, which leaves *ret_fds_count at how many: for
+ * who must not be held up by the close() of a descriptor that a stranger made.  ret_fds has room for FDPASS_FDS_MAX.
+ */
+#define FDPASS_FDS_MAX 253u /* the kernel passes no more: SCM_MAX_FD */
+int fdpass_take(int sock, void *ret_packet, size_t packet_max, int ret_fds[FDPASS_FDS_MAX],
+		unsigned *ret_fds_count, int flags);
+
 #endif

@@ -3,4 +3,5 @@ IPC_SRCS := \
 	ipc/ctl_msg.c \
 	ipc/fdpass.c \
 	ipc/segment.c \
-	ipc/sqe_check.c
+	ipc/sqe_check.c \
+	ipc/wake.c

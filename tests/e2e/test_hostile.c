@@ -7,9 +7,12 @@
 #include "tests/lib/e2e.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "tests/lib/raw_client.h"
@@ -191,6 +194,23 @@ static void test_random_entries(void **state)
 	assert_true(ended > 0);
 }
 
+/* Sessions that were closed a moment ago still have their places, on a busy machine all of them. */
+static int open_in_time(struct raw_client *c)
+{
+	uint64_t until = private_daemon_now_ns() + (uint64_t)END_MS * 1000000;
+	int r;
+
+	while ((r = raw_client_open(c, daemon_.socket, 32)) < 0) {
+		if (c->answer.h.type != CTL_ERROR ||
+		    c->answer.error.reason != SKVC_ABI_REASON_SESSIONS_FULL ||
+		    private_daemon_now_ns() >= until)
+			return r;
+		raw_client_close(c);
+		(void)poll(NULL, 0, 1);
+	}
+	return 0;
+}
+
 /* Everything in the segment is the client's to overwrite: indices, headers, lease words, both rings. */
 static void test_random_segment(void **state)
 {
@@ -201,7 +221,7 @@ static void test_random_segment(void **state)
 	for (unsigned i = 0; i < 100 / E2E_SLOW; i++) {
 		struct raw_client c;
 
-		assert_ok(raw_client_open(&c, daemon_.socket, 32));
+		assert_ok(open_in_time(&c));
 		for (unsigned n = 0; n < 20; n++) {
 			uint64_t at = rng_below(&r, (uint32_t)(c.segment_bytes - 64));
 
@@ -279,6 +299,67 @@ static void test_a_client_that_does_not_read(void **state)
 	}
 	assert_res(raw_client_complete(&c, &cqe, 20), -ETIMEDOUT);
 	raw_client_close(&c);
+}
+
+/* The lane answers somebody else. */
+static void expect_answers(struct raw_client *c)
+{
+	const struct skvc_abi_sqe nop = { .opcode = SKVC_ABI_OP_NOP };
+	struct skvc_abi_cqe cqe;
+
+	assert_ok(raw_client_submit(c, &nop));
+	assert_ok(raw_client_complete(c, &cqe, END_MS));
+}
+
+/*
+ * O_NONBLOCK belongs to an open file, and whoever was sent a descriptor has that file.  A client that makes its
+ * wake-ups block, and fills what the daemon writes to, must not stop the lane.
+ */
+static void test_a_wake_up_that_blocks(void **state)
+{
+	const uint64_t most = UINT64_MAX - 1;
+	struct raw_client c, other;
+
+	(void)state;
+	assert_ok(raw_client_open(&other, daemon_.socket, 8));
+	assert_ok(raw_client_open(&c, daemon_.socket, 8));
+	(void)fcntl(c.cq_fd, F_SETFL, 0);
+	(void)!write(c.cq_fd, &most, sizeof(most));
+	for (unsigned i = 0; i < 8; i++) {
+		const struct skvc_abi_sqe nop = { .opcode = SKVC_ABI_OP_NOP };
+		struct skvc_abi_cqe cqe;
+
+		(void)ring_arm(&c.cq);
+		assert_ok(raw_client_submit(&c, &nop));
+		assert_ok(raw_client_complete(&c, &cqe, END_MS));
+		expect_answers(&other);
+	}
+	/* Nor that its end is said to nobody, which writes there once more. */
+	assert_ok(raw_client_submit(&c, &(struct skvc_abi_sqe){ .opcode = 255 }));
+	expect_end(&c, SKVC_ABI_REASON_BAD_OPCODE);
+	expect_answers(&other);
+	raw_client_close(&other);
+}
+
+/* The same in the other direction: it wakes the lane, and takes away what that would read. */
+static void test_a_wake_up_that_is_gone(void **state)
+{
+	struct raw_client c, other;
+	uint64_t value;
+	struct iovec iov = { .iov_base = &value, .iov_len = sizeof(value) };
+
+	(void)state;
+	assert_ok(raw_client_open(&other, daemon_.socket, 8));
+	assert_ok(raw_client_open(&c, daemon_.socket, 8));
+	(void)fcntl(c.sq_fd, F_SETFL, 0);
+	for (unsigned i = 0; i < 200; i++) {
+		raw_client_wake(&c);
+		(void)!preadv2(c.sq_fd, &iov, 1, -1, RWF_NOWAIT);
+		expect_answers(&other);
+	}
+	raw_client_close(&c);
+	expect_answers(&other);
+	raw_client_close(&other);
 }
 
 static void test_user_data_in_use(void **state)
@@ -541,7 +622,7 @@ static unsigned open_fds(void)
 static void send_with_fds(int sock, const void *packet, size_t bytes, const int *fds,
 			  unsigned count)
 {
-	char control[CMSG_SPACE(16 * sizeof(int))] = { 0 };
+	char control[CMSG_SPACE(253 * sizeof(int))] = { 0 };
 	struct iovec iov = { (void *)packet, bytes };
 	struct msghdr msg = { .msg_iov = &iov,
 			      .msg_iovlen = 1,
@@ -584,6 +665,40 @@ static void test_wrong_descriptors(void **state)
 	for (unsigned i = 0; i < 100 && open_fds() > before; i++)
 		private_daemon_sleep_ms(10);
 	assert_true(open_fds() <= before);
+}
+
+/* Its last close() is the daemon's: in a message, in one that is not read, in one too many. */
+static void test_descriptors_that_take_long_to_close(void **state)
+{
+	struct ctl_hello hello = raw_client_hello(8);
+	struct raw_client c[3], other;
+	int fds[3], peers[3];
+
+	(void)state;
+	ctl_msg_init(&hello.h, CTL_HELLO, sizeof(hello), 1);
+	assert_ok(kill(daemon_.pid, SIGSTOP)); /* or it could have closed its own before us */
+	for (unsigned i = 0; i < 3; i++) {
+		int sent[200];
+
+		fds[i] = raw_lingering_socket(&peers[i]);
+		assert_true(fds[i] >= 0);
+		for (unsigned k = 0; k < 200; k++)
+			sent[k] = fds[i];
+		assert_ok(raw_client_connect(&c[i], daemon_.socket));
+		if (i == 1)
+			assert_ok(raw_client_send(&c[i], &hello, sizeof(hello), NULL, 0));
+		send_with_fds(c[i].sock, &hello, sizeof(hello), sent, i == 2 ? 200 : 1);
+		(void)close(fds[i]);
+	}
+	assert_ok(kill(daemon_.pid, SIGCONT));
+	for (unsigned i = 0; i < 3; i++)
+		raw_client_close(&c[i]);
+	assert_ok(raw_client_open(&other, daemon_.socket, 8));
+	expect_answers(&other);
+	raw_client_close(&other);
+	assert_ok(daemon_stats_wait(&daemon_, "sessions", 1, END_MS) < 0);
+	for (unsigned i = 0; i < 3; i++)
+		(void)close(peers[i]);
 }
 
 static void test_arenas_and_regions_that_cannot_be(void **state)
@@ -654,6 +769,8 @@ int main(void)
 		CASE(test_index_overrun),
 		CASE(test_completion_index_overrun),
 		CASE(test_a_client_that_does_not_read),
+		CASE(test_a_wake_up_that_blocks),
+		CASE(test_a_wake_up_that_is_gone),
 		CASE(test_user_data_in_use),
 		CASE(test_foreign_handles),
 		CASE(test_page_outside_the_region),
@@ -662,11 +779,13 @@ int main(void)
 		CASE(test_malformed_messages),
 		CASE(test_requests_out_of_place),
 		CASE(test_wrong_descriptors),
+		CASE(test_descriptors_that_take_long_to_close),
 		CASE(test_arenas_and_regions_that_cannot_be),
 		CASE(test_more_sessions_than_allowed),
 		CASE(test_silent_connections),
 	};
 
+	(void)signal(SIGPIPE, SIG_IGN);
 	seed = rng_seed_env(1);
 	return cmocka_run_group_tests_name("hostile", tests, start, stop);
 }

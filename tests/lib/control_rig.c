@@ -160,6 +160,17 @@ unsigned control_rig_open_fds(void)
 	return n;
 }
 
+unsigned control_rig_fds_left(unsigned want)
+{
+	unsigned n = control_rig_open_fds();
+
+	for (unsigned ms = 0; n > want && ms < 20000; ms++) {
+		(void)usleep(1000);
+		n = control_rig_open_fds();
+	}
+	return n;
+}
+
 unsigned control_rig_mappings(const char *name)
 {
 	FILE *f = fopen("/proc/self/maps", "re");

@@ -36,7 +36,9 @@ void control_rig_stop_begin(struct control_rig *rig);
 /* Wait until that many sessions are with the lane; the milliseconds it took, or -1 after limit_ms. */
 int control_rig_wait_sessions(struct control_rig *rig, uint64_t count, unsigned limit_ms);
 
-unsigned control_rig_open_fds(void);		 /* of this process */
+unsigned control_rig_open_fds(void); /* of this process */
+unsigned control_rig_fds_left(
+	unsigned want); /* once it is no more than that; what was passed is closed aside */
 unsigned control_rig_mappings(const char *name); /* of this process, whose path has `name` in it */
 
 #endif

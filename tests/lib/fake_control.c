@@ -114,6 +114,8 @@ static void welcome(struct fake_daemon *d, const struct ctl_hello *hello)
 		m.segment_bytes += SKVC_ABI_PAGE_BYTES;
 	if (fake_is(d, FAKE_HELLO_NOT_MEMFD))
 		fds[0] = d->poke_fd;
+	if (fake_is(d, FAKE_HELLO_SOCKET))
+		fds[1] = d->listen_fd;
 	fake_answer(d, &m, CTL_WELCOME, bytes, seq, fds,
 		    fake_is(d, FAKE_HELLO_FDS)	      ? 2
 		    : fake_is(d, FAKE_HELLO_FDS_MANY) ? 4

@@ -28,6 +28,7 @@ enum fake_fault {
 	FAKE_HELLO_SMALL,   /* segment smaller than it says */
 	FAKE_HELLO_OVERLAP, /* rings over each other */
 	FAKE_HELLO_NOT_MEMFD,
+	FAKE_HELLO_SOCKET, /* writing to what wakes it would be a SIGPIPE */
 	/* answering other requests */
 	FAKE_CTL_HANGUP,
 	FAKE_CTL_LAST_WORDS, /* unasked CTL_ERROR, then hangs up */

@@ -21,6 +21,7 @@
 
 #include "daemon/util/clock.h"
 #include "ipc/segment.h"
+#include "ipc/wake.h"
 
 void lane_rig_config(struct config *ret)
 {
@@ -166,7 +167,7 @@ void lane_rig_session_open_ns(struct rig *rig, struct lane_rig_session *rs, stru
 	s->id = s->slot + 1;
 	s->tenant = ns->tenant;
 	s->sq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	s->cq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	assert_int_equal(wake_pair(&s->cq_fd, &rs->wake_fd), 0);
 	make_segment(rs);
 	rs->memory = aligned_alloc(4096, bytes);
 	assert_non_null(rs->memory);
@@ -202,6 +203,7 @@ void lane_rig_session_close(struct lane_rig_session *rs)
 	segment_unmap(rs->s.segment, rs->s.segment_bytes);
 	close(rs->s.sq_fd);
 	close(rs->s.cq_fd);
+	close(rs->wake_fd);
 	free(rs->memory);
 }
 

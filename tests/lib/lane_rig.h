@@ -29,6 +29,7 @@ struct rig {
 struct lane_rig_session {
 	struct rig *rig;
 	struct session s; /* what control would own */
+	int wake_fd;	  /* what the client would sleep on */
 	struct region region;
 	uint8_t *memory;    /* the "engine's pages", packed */
 	struct ring sq, cq; /* the client's side */

@@ -5,6 +5,7 @@
 #include "tests/lib/raw_client.h"
 
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -261,4 +262,34 @@ int raw_client_end_reason(struct raw_client *c, int ms)
 		private_daemon_sleep_ms(1);
 	}
 	return (int)((struct skvc_abi_header *)c->segment)->end_reason;
+}
+
+int raw_lingering_socket(int *ret_peer)
+{
+	static const char bytes[1 << 16];
+	const struct linger linger = { .l_onoff = 1, .l_linger = 3600 };
+	struct sockaddr_in addr = { .sin_family = AF_INET,
+				    .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(addr);
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), r;
+
+	if (bind(listener, (struct sockaddr *)&addr, len) < 0 || listen(listener, 1) < 0 ||
+	    getsockname(listener, (struct sockaddr *)&addr, &len) < 0 ||
+	    connect(fd, (struct sockaddr *)&addr, len) < 0)
+		goto fail;
+	*ret_peer = accept(listener, NULL, NULL);
+	if (*ret_peer < 0)
+		goto fail;
+	while (send(fd, bytes, sizeof(bytes), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+		;
+	if (setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger)) < 0)
+		goto fail;
+	(void)close(listener);
+	return fd;
+fail:
+	r = -errno;
+	(void)close(listener);
+	(void)close(fd);
+	return r;
 }

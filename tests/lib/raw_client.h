@@ -64,4 +64,7 @@ int raw_client_complete(struct raw_client *c, struct skvc_abi_cqe *ret, int ms);
 /* Wait until the daemon has ended this session: its reason, or -ETIMEDOUT. */
 int raw_client_end_reason(struct raw_client *c, int ms);
 
+/* A connection whose last close() takes an hour: what was sent has no room at its other end, *ret_peer.  Or -errno. */
+int raw_lingering_socket(int *ret_peer);
+
 #endif

@@ -146,6 +146,7 @@ static void survives_every_bad_welcome(void **state)
 		{ FAKE_HELLO_SMALL, -EPROTO, "not sealed" },
 		{ FAKE_HELLO_OVERLAP, -EPROTO, "impossible header" },
 		{ FAKE_HELLO_NOT_MEMFD, -EPROTO, "not sealed" },
+		{ FAKE_HELLO_SOCKET, -EPROTO, "no eventfd" },
 		{ FAKE_CTL_LAST_WORDS, -ECONNREFUSED, "last words" },
 	};
 	struct rig rig;

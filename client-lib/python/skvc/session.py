@@ -183,7 +183,8 @@ class Namespace:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Registered memory.  `keep` is what must live as long: an arena, or tensors."""
+    """Registered memory.  `keep` is what must live as long: an arena, or tensors.  On the GPU it
+    does so until unregister() or the session's end, whoever still has this object."""
     session: "Session" = field(repr=False)
     handle: int
     ns: Namespace
@@ -192,7 +193,7 @@ class Region:
 
     def unregister(self) -> None:
         """Waits until no job uses it."""
-        self.session._call("skvc_unregister", self.handle)
+        self.session._unregister(self.handle)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +204,7 @@ class Event:
     keep: Any = field(repr=False, default=None)
 
     def unregister(self) -> None:
-        self.session._call("skvc_unregister", self.handle)
+        self.session._unregister(self.handle)
 
 
 class Arena:
@@ -286,6 +287,8 @@ class _Handle:
         self.log: Any = None  # the C callback
         # Whose DONE was not taken.  Until skvc_close() is over the library writes to their buffers.
         self.jobs: Dict[int, Job] = {}
+        # By handle, what the daemon has opened: GPU memory of regions, and events.
+        self.kept: Dict[int, Any] = {}
 
     def __del__(self) -> None:
         if getattr(self, "pointer", None):
@@ -382,6 +385,25 @@ class Session:
         text = self._lib.skvc_last_error(self._open().pointer).decode(errors="replace")
         raise SkvcError(-r, text)
 
+    def _own(self, *things: Any) -> None:
+        """Handles are small numbers that mean something else in another session."""
+        for thing in things:
+            if thing is not None and thing.session is not self:
+                raise ValueError(f"{thing!r} is of another session")
+
+    def _keep(self, function: str, keep: Any, *arguments: Any) -> int:
+        """A new handle.  What it names lives until _unregister(), whoever still holds it here."""
+        handle = ctypes.c_uint32()
+        with self._lock:
+            self._call(function, *arguments, byref(handle))
+            self._open().kept[handle.value] = keep
+        return handle.value
+
+    def _unregister(self, handle: int) -> None:
+        with self._lock:
+            self._call("skvc_unregister", handle)
+            self._open().kept.pop(handle, None)
+
     # ---- namespaces and memory
 
     def namespace(self, geometry: Geometry) -> Namespace:
@@ -401,6 +423,7 @@ class Session:
         Lookups end before blocks that take longer to restore; 0 finds whatever is there, as in
         the beginning.
         """
+        self._own(namespace)
         rate = check_range("tokens_per_s", tokens_per_s, 0, _U64_MAX)
         with self._lock:
             self._call("skvc_namespace_prefill", namespace.handle, rate)
@@ -416,6 +439,7 @@ class Session:
     def register_host(self, ns: Namespace, arena: Arena, blocks_count: int,
                       strides: Optional[Sequence[Stride]] = None, offset: int = 0) -> Region:
         """Blocks of ns in an arena.  strides: Layout.strides(arena.address); None: packed."""
+        self._own(ns, arena)
         if arena._pointer is None:
             raise SkvcError(errno.EBADF, "the arena is gone")
         handle = ctypes.c_uint32()
@@ -428,7 +452,9 @@ class Session:
     def register_gpu(self, ns: Namespace, memories: Sequence[cuda.GpuMemory], blocks_count: int,
                      strides: Optional[Sequence[Stride]] = None, keep: Any = None) -> Region:
         """Blocks of ns in exported GPU memory; Stride.memory is an index into memories.  `keep`
-        must hold the memory: while it is registered the daemon may touch it."""
+        must hold the memory: it lives as long as the region is registered, for so long the daemon
+        may touch it."""
+        self._own(ns)
         exports = (_abi.GpuExport * len(memories))()
         for export, memory in zip(exports, memories):
             export.type = memory.type
@@ -437,11 +463,10 @@ class Session:
             export.device_uuid[:] = memory.device_uuid
             export.allocation_bytes = memory.allocation_bytes
             export.offset = memory.offset
-        handle = ctypes.c_uint32()
-        self._call("skvc_register_gpu", ns.handle, exports, len(memories),
-                   check_range("blocks_count", blocks_count, 0, _U32_MAX),
-                   _strides(_abi.GpuStride, strides, ns), byref(handle))
-        return Region(self, handle.value, ns, blocks_count, keep)
+        handle = self._keep("skvc_register_gpu", keep, ns.handle, exports, len(memories),
+                            check_range("blocks_count", blocks_count, 0, _U32_MAX),
+                            _strides(_abi.GpuStride, strides, ns))
+        return Region(self, handle, ns, blocks_count, keep)
 
     def register_torch(self, ns: Namespace, layout: Layout) -> Region:
         """Blocks of ns in CUDA tensors, which the region keeps alive.  See skvc.layout."""
@@ -453,9 +478,8 @@ class Session:
 
     def register_event(self, event: Any) -> Event:
         """A torch.cuda.Event(interprocess=True), or the 64 bytes of a cudaIpcEventHandle_t."""
-        handle = ctypes.c_uint32()
-        self._call("skvc_register_gpu_event", cuda.export_event(event), byref(handle))
-        return Event(self, handle.value, event)
+        handle = self._keep("skvc_register_gpu_event", event, cuda.export_event(event))
+        return Event(self, handle, event)
 
     # ---- jobs
 
@@ -480,6 +504,7 @@ class Session:
     def lookup(self, ns: Namespace, keys: Sequence[AnyKey], *, tokens: Any = None,
                parent: Optional[AnyKey] = None, ttl: float = 0) -> Job:
         """How long a prefix of keys is there; its completion has the lease.  ttl 0: the default."""
+        self._own(ns)
         c_keys = _keys(keys)
         args = _abi.Lookup(ns=ns.handle, count=len(c_keys), keys=c_keys,
                            parent=_keys([parent]) if parent is not None else None,
@@ -490,6 +515,7 @@ class Session:
              skip_tokens: int = 0, ready_event: Optional[Event] = None,
              done_event: Optional[Event] = None, progress: bool = False) -> Job:
         """Blocks first.. of the leased prefix into these blocks of the region."""
+        self._own(region, ready_event, done_event)
         c_blocks = _u32_array(blocks)
         job = Job(self, len(c_blocks), progress)
         args = _abi.Load(
@@ -505,6 +531,7 @@ class Session:
     def store(self, region: Region, keys: Sequence[AnyKey], blocks: Any, *, tokens: Any = None,
               parent: Optional[AnyKey] = None, ready_event: Optional[Event] = None) -> Job:
         """These blocks of the region under these keys.  Completes twice: SOURCE_FREE, then DONE."""
+        self._own(region, ready_event)
         c_keys, c_blocks = _keys(keys), _u32_array(blocks)
         if len(c_keys) != len(c_blocks):
             raise ValueError(f"{len(c_keys)} keys for {len(c_blocks)} blocks")
@@ -521,13 +548,16 @@ class Session:
         return self._submit("skvc_release", Job(self), handle)
 
     def touch(self, ns: Namespace, keys: Sequence[AnyKey]) -> Job:
+        self._own(ns)
         return self._submit("skvc_touch", Job(self), ns.handle, _keys(keys), len(keys))
 
     def drop(self, ns: Namespace, keys: Sequence[AnyKey]) -> Job:
+        self._own(ns)
         return self._submit("skvc_drop", Job(self), ns.handle, _keys(keys), len(keys))
 
     def pin(self, ns: Namespace, keys: Sequence[AnyKey], ttl: float) -> Job:
         """Keep blocks from eviction for so many seconds; 0: no longer."""
+        self._own(ns)
         return self._submit("skvc_pin", Job(self), ns.handle, _keys(keys), len(keys), _ns(ttl))
 
     def nop(self) -> Job:
@@ -570,6 +600,7 @@ class Session:
         """Wait until all of them are done and take their completions, failed ones too.  SkvcError
         ETIME: some are not done after so many seconds; they go on, and nothing was taken."""
         jobs = list(jobs)
+        self._own(*jobs)
         until_ns = _ns(timeout)
         if until_ns != _abi.WAIT_FOREVER:
             until_ns += time.monotonic_ns()
@@ -590,6 +621,7 @@ class Session:
     def abort(self, job: Job) -> Completion:
         """Cancel a job and wait until it is over; then nothing of the daemon touches its pages.
         Cannot be interrupted, and keeps other threads out of the session meanwhile."""
+        self._own(job)
         with self._lock:
             if job.completion is None:
                 r = self._lib.skvc_abort(self._open().pointer, job.handle)
@@ -618,6 +650,7 @@ class Session:
 
     def put(self, ns: Namespace, key: AnyKey, data: Any) -> bool:
         """Store one block in the packed form.  False: it was there already."""
+        self._own(ns)
         view = memoryview(data).cast("B")
         copy = (ctypes.c_char * len(view)).from_buffer_copy(view)
         try:
@@ -630,6 +663,7 @@ class Session:
 
     def get(self, ns: Namespace, key: AnyKey) -> Optional[bytearray]:
         """One block in the packed form, byte-exact.  None: a miss."""
+        self._own(ns)
         data = bytearray(ns.block_bytes)
         try:
             self._call("skvc_get", ns.handle, _keys([key]),
