@@ -768,9 +768,9 @@ void plan_write_ends(struct lane *lane, uint64_t bytes);
 uint8_t plan_speculator(struct lane *lane,
 			struct namespace *ns); /* for blocks that may take their time */
 uint8_t plan_store_speculator(struct lane *lane, struct namespace *ns);
-/* Expected, to restore the block and to compute it again; 0: its engine has not said. */
+/* What it is expected to take to restore the block, and to compute it again. */
 void plan_of_block(const struct lane *lane, const struct namespace *ns, const struct block *b,
-		   uint64_t *ret_restore_ns, uint64_t *ret_prefill_ns);
+		   struct lane_found *ret);
 /* Of a prefix's blocks, how many are sooner restored than computed; all when the engine has not said its rate. */
 uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,
 			      const uint32_t *blocks, uint32_t count);

@@ -232,12 +232,14 @@ static void look_at_place(struct lane *lane, struct namespace *ns, const struct 
 {
 	const struct plan_machine *m = &lane->plan.machine;
 	uint8_t s = coded_as(ns, b);
+	double coded = b->ratio[s] * (double)b->raw_bytes;
 	int drops = lane->config.plan && lane->log && plan_drops(m, b, s, ns->plan_drops);
 
-	show(&ns->plan_place.nvme_ns, plan_back_ns(m, b, s));
-	show(&ns->plan_place.prefill_ns,
-	     ceil(plan_prefill_ns(b))); /* 0 says that nothing was said */
+	show(&ns->plan_place.nvme_ns, plan_back_ns(m, b, s, coded));
+	show(&ns->plan_place.prefill_ns, ceil(plan_prefill_ns(b)));
 	show(&ns->plan_place.drops, drops);
+	show(&ns->plan_place.promotes, plan_promotes(m, b, s));
+	show(&ns->plan_place.host_ns, plan_host_ns(m, b, s, coded));
 	show(&ns->plan_place.looked, 1);
 	if (drops == ns->plan_drops)
 		return;
@@ -302,17 +304,20 @@ static double restore_ns(const struct lane *lane, const struct plan_blocks *bloc
 	uint8_t s = block_speculator(b);
 
 	return b->state == BLOCK_RESIDENT ? plan_host_ns(m, blocks, s, b->record_bytes)
-					  : plan_nvme_ns(m, blocks, s, b->record_bytes);
+					  : plan_back_ns(m, blocks, s, b->record_bytes);
 }
 
 void plan_of_block(const struct lane *lane, const struct namespace *ns, const struct block *b,
-		   uint64_t *ret_restore_ns, uint64_t *ret_prefill_ns)
+		   struct lane_found *ret)
 {
 	struct plan_blocks blocks;
 
 	blocks_of(lane, ns, &blocks);
-	*ret_restore_ns = (uint64_t)restore_ns(lane, &blocks, b);
-	*ret_prefill_ns = (uint64_t)plan_prefill_ns(&blocks);
+	ret->restore_ns = (uint64_t)restore_ns(lane, &blocks, b);
+	ret->host_ns = (uint64_t)plan_host_ns(&lane->plan.machine, &blocks, block_speculator(b),
+					      b->record_bytes);
+	ret->prefill_ns =
+		(uint64_t)ceil(plan_prefill_ns(&blocks)); /* 0 says that nothing was said */
 }
 
 uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,
