@@ -761,10 +761,6 @@ void plan_block_coded(struct namespace *ns, uint8_t speculator, uint64_t coded_b
 void plan_look(struct lane *lane, struct namespace *ns); /* again, when it is a while ago */
 void plan_stored(struct lane *lane, struct namespace *ns);
 void plan_evicted(struct lane *lane, uint32_t block); /* for room */
-void plan_read_begins(struct lane *lane);
-void plan_read_ends(struct lane *lane, uint64_t bytes); /* 0: it failed */
-void plan_write_begins(struct lane *lane);
-void plan_write_ends(struct lane *lane, uint64_t bytes);
 uint8_t plan_speculator(struct lane *lane,
 			struct namespace *ns); /* for blocks that may take their time */
 uint8_t plan_store_speculator(struct lane *lane, struct namespace *ns);

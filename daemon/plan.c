@@ -7,7 +7,6 @@
 #include <math.h>
 
 #include "daemon/lane_state.h"
-#include "daemon/util/clock.h"
 
 #define PLAN_KEEP_NS 100000000ull
 #define STORE_BUSY_MAX 0.5 /* of the device's time, for stores that code with more than they must */
@@ -127,29 +126,6 @@ void plan_evicted(struct lane *lane, uint32_t id)
 
 	stats_add(&lane->stats, STAT_EVICTED_BLOCKS, 1);
 	plan_demand_dropped(&lane->plan.demand, lane->now_ns, ns->geom.raw_bytes);
-}
-
-/* Each is told while the count of those in flight is as before: without this one. */
-void plan_read_begins(struct lane *lane)
-{
-	plan_meter_begin(&lane->plan.reads, lane->now_ns, lane->fetches_inflight);
-}
-
-void plan_read_ends(struct lane *lane, uint64_t bytes)
-{
-	plan_meter_end(&lane->plan.reads, &lane->plan.machine.nvme_read, clock_now_ns(), bytes,
-		       lane->fetches_inflight);
-}
-
-void plan_write_begins(struct lane *lane)
-{
-	plan_meter_begin(&lane->plan.writes, lane->now_ns, lane->spills_inflight);
-}
-
-void plan_write_ends(struct lane *lane, uint64_t bytes)
-{
-	plan_meter_end(&lane->plan.writes, &lane->plan.machine.nvme_write, clock_now_ns(), bytes,
-		       lane->spills_inflight);
 }
 
 /* ---- what is asked ---- */

@@ -83,6 +83,7 @@ void planner_init(struct plan_machine *m, uint32_t cpu_workers);
 int planner_probe(struct plan_machine *m);
 
 void plan_rate_seen(struct plan_rate *r, uint64_t bytes, uint64_t ns);
+/* Inflight: without this one.  bytes: 0: it failed. */
 void plan_meter_begin(struct plan_meter *meter, uint64_t now_ns, unsigned inflight_before);
 void plan_meter_end(struct plan_meter *meter, struct plan_rate *r, uint64_t now_ns, uint64_t bytes,
 		    unsigned inflight_after);
