@@ -88,14 +88,15 @@ static int append_place(sd_bus_message *m, const struct namespace *ns)
 
 	if (!load(&p->looked))
 		return 0;
-	return sd_bus_message_append(m, "(ubtt)", ns->id, (int)load(&p->drops), load(&p->nvme_ns),
+	return sd_bus_message_append(m, "(ubbttt)", ns->id, (int)load(&p->drops),
+				     (int)load(&p->promotes), load(&p->nvme_ns), load(&p->host_ns),
 				     load(&p->prefill_ns));
 }
 
 int bus_on_get_placement(sd_bus_message *call, void *user, sd_bus_error *error)
 {
 	(void)error;
-	return bus_reply_namespaces(call, user, "(ubtt)", append_place);
+	return bus_reply_namespaces(call, user, "(ubbttt)", append_place);
 }
 
 /* ---- one block ---- */
@@ -135,10 +136,10 @@ static int append_found(sd_bus_message *m, const struct lane_found *f)
 		[LANE_WHERE_FETCHING] = "fetching",
 	};
 
-	return sd_bus_message_append(m, "(ussbuuutttt)", f->ns, where[f->where],
+	return sd_bus_message_append(m, "(ussbuuuttttt)", f->ns, where[f->where],
 				     codec_speculator_name(f->speculator), (int)f->on_nvme,
 				     f->position, f->holders, f->children, f->record_bytes,
-				     f->pinned_ns, f->restore_ns, f->prefill_ns);
+				     f->pinned_ns, f->restore_ns, f->host_ns, f->prefill_ns);
 }
 
 /* The call waits for its answer here; NULL: the daemon ends first, and so does the connection. */
@@ -150,7 +151,7 @@ static void found(void *user, const struct lane_question *q)
 	if (q) {
 		r = bus_reply_new(call, &reply);
 		if (r >= 0)
-			r = sd_bus_message_open_container(reply, 'a', "(ussbuuutttt)");
+			r = sd_bus_message_open_container(reply, 'a', "(ussbuuuttttt)");
 		for (uint32_t i = 0; r >= 0 && i < q->count; i++)
 			r = append_found(reply, &q->found[i]);
 		if (r >= 0)

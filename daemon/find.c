@@ -30,7 +30,7 @@ static void describe(const struct lane *lane, const struct namespace *ns, uint32
 		.record_bytes = b->record_bytes,
 		.pinned_ns = tier_pinned_ns(lane, b),
 	};
-	plan_of_block(lane, ns, b, &ret->restore_ns, &ret->prefill_ns);
+	plan_of_block(lane, ns, b, ret);
 }
 
 void find_answer(const struct lane *lane, struct lane_question *q)

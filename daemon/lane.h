@@ -90,6 +90,7 @@ struct lane_found {
 	uint64_t record_bytes;
 	uint64_t pinned_ns;		 /* so long still; 0: not */
 	uint64_t restore_ns, prefill_ns; /* expected; prefill 0: its engine has not said */
+	uint64_t host_ns;		 /* and to restore it, were it in memory */
 };
 
 /* Blocks of this key, in any namespace. */

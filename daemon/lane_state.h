@@ -762,16 +762,12 @@ void plan_block_coded(struct namespace *ns, uint8_t speculator, uint64_t coded_b
 void plan_look(struct lane *lane, struct namespace *ns); /* again, when it is a while ago */
 void plan_stored(struct lane *lane, struct namespace *ns);
 void plan_evicted(struct lane *lane, uint32_t block); /* for room */
-void plan_read_begins(struct lane *lane);
-void plan_read_ends(struct lane *lane, uint64_t bytes); /* 0: it failed */
-void plan_write_begins(struct lane *lane);
-void plan_write_ends(struct lane *lane, uint64_t bytes);
 uint8_t plan_speculator(struct lane *lane,
 			struct namespace *ns); /* for blocks that may take their time */
 uint8_t plan_store_speculator(struct lane *lane, struct namespace *ns);
-/* Expected, to restore the block and to compute it again; 0: its engine has not said. */
+/* What it is expected to take to restore the block, and to compute it again. */
 void plan_of_block(const struct lane *lane, const struct namespace *ns, const struct block *b,
-		   uint64_t *ret_restore_ns, uint64_t *ret_prefill_ns);
+		   struct lane_found *ret);
 /* Of a prefix's blocks, how many are sooner restored than computed; all when the engine has not said its rate. */
 uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,
 			      const uint32_t *blocks, uint32_t count);

@@ -7,7 +7,6 @@
 #include <math.h>
 
 #include "daemon/lane_state.h"
-#include "daemon/util/clock.h"
 
 #define PLAN_KEEP_NS 100000000ull
 #define STORE_BUSY_MAX 0.5 /* of the device's time, for stores that code with more than they must */
@@ -129,29 +128,6 @@ void plan_evicted(struct lane *lane, uint32_t id)
 	plan_demand_dropped(&lane->plan.demand, lane->now_ns, ns->geom.raw_bytes);
 }
 
-/* Each is told while the count of those in flight is as before: without this one. */
-void plan_read_begins(struct lane *lane)
-{
-	plan_meter_begin(&lane->plan.reads, lane->now_ns, lane->fetches_inflight);
-}
-
-void plan_read_ends(struct lane *lane, uint64_t bytes)
-{
-	plan_meter_end(&lane->plan.reads, &lane->plan.machine.nvme_read, clock_now_ns(), bytes,
-		       lane->fetches_inflight);
-}
-
-void plan_write_begins(struct lane *lane)
-{
-	plan_meter_begin(&lane->plan.writes, lane->now_ns, lane->spills_inflight);
-}
-
-void plan_write_ends(struct lane *lane, uint64_t bytes)
-{
-	plan_meter_end(&lane->plan.writes, &lane->plan.machine.nvme_write, clock_now_ns(), bytes,
-		       lane->spills_inflight);
-}
-
 /* ---- what is asked ---- */
 
 static enum plan_device coder(const struct lane *lane)
@@ -232,12 +208,14 @@ static void look_at_place(struct lane *lane, struct namespace *ns, const struct 
 {
 	const struct plan_machine *m = &lane->plan.machine;
 	uint8_t s = coded_as(ns, b);
+	double coded = b->ratio[s] * (double)b->raw_bytes;
 	int drops = lane->config.plan && lane->log && plan_drops(m, b, s, ns->plan_drops);
 
-	show(&ns->plan_place.nvme_ns, plan_back_ns(m, b, s));
-	show(&ns->plan_place.prefill_ns,
-	     ceil(plan_prefill_ns(b))); /* 0 says that nothing was said */
+	show(&ns->plan_place.nvme_ns, plan_back_ns(m, b, s, coded));
+	show(&ns->plan_place.prefill_ns, ceil(plan_prefill_ns(b)));
 	show(&ns->plan_place.drops, drops);
+	show(&ns->plan_place.promotes, plan_promotes(m, b, s));
+	show(&ns->plan_place.host_ns, plan_host_ns(m, b, s, coded));
 	show(&ns->plan_place.looked, 1);
 	if (drops == ns->plan_drops)
 		return;
@@ -302,17 +280,20 @@ static double restore_ns(const struct lane *lane, const struct plan_blocks *bloc
 	uint8_t s = block_speculator(b);
 
 	return b->state == BLOCK_RESIDENT ? plan_host_ns(m, blocks, s, b->record_bytes)
-					  : plan_nvme_ns(m, blocks, s, b->record_bytes);
+					  : plan_back_ns(m, blocks, s, b->record_bytes);
 }
 
 void plan_of_block(const struct lane *lane, const struct namespace *ns, const struct block *b,
-		   uint64_t *ret_restore_ns, uint64_t *ret_prefill_ns)
+		   struct lane_found *ret)
 {
 	struct plan_blocks blocks;
 
 	blocks_of(lane, ns, &blocks);
-	*ret_restore_ns = (uint64_t)restore_ns(lane, &blocks, b);
-	*ret_prefill_ns = (uint64_t)plan_prefill_ns(&blocks);
+	ret->restore_ns = (uint64_t)restore_ns(lane, &blocks, b);
+	ret->host_ns = (uint64_t)plan_host_ns(&lane->plan.machine, &blocks, block_speculator(b),
+					      b->record_bytes);
+	ret->prefill_ns =
+		(uint64_t)ceil(plan_prefill_ns(&blocks)); /* 0 says that nothing was said */
 }
 
 uint32_t plan_worth_restoring(const struct lane *lane, const struct namespace *ns,

@@ -136,22 +136,34 @@ double plan_prefill_ns(const struct plan_blocks *b)
 }
 
 /* As long as nothing was read, NVMe is as fast as can be: else nothing might ever be written, and then read. */
-double plan_back_ns(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator)
+double plan_back_ns(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator,
+		    double coded_bytes)
 {
-	double coded_bytes = b->ratio[speculator] * (double)b->raw_bytes;
-
 	return m->nvme_read.samples ? plan_nvme_ns(m, b, speculator, coded_bytes)
 				    : plan_host_ns(m, b, speculator, coded_bytes);
+}
+
+static double usual_back_ns(const struct plan_machine *m, const struct plan_blocks *b,
+			    uint8_t speculator)
+{
+	return plan_back_ns(m, b, speculator, b->ratio[speculator] * (double)b->raw_bytes);
 }
 
 bool plan_drops(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator,
 		bool before)
 {
-	double prefill_ns = plan_prefill_ns(b), nvme_ns = plan_back_ns(m, b, speculator);
+	double prefill_ns = plan_prefill_ns(b), nvme_ns = usual_back_ns(m, b, speculator);
 
 	if (!(prefill_ns > 0) || !(b->ratio[speculator] > 0))
 		return false;
 	return before ? prefill_ns < nvme_ns / DROPS_BETTER : prefill_ns < nvme_ns * DROPS_BETTER;
+}
+
+bool plan_promotes(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator)
+{
+	double prefill_ns = plan_prefill_ns(b);
+
+	return !(prefill_ns > 0) || prefill_ns > usual_back_ns(m, b, speculator);
 }
 
 /* The same for all ways: else a slow decoder would make a miss look dear. */

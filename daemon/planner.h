@@ -83,6 +83,7 @@ void planner_init(struct plan_machine *m, uint32_t cpu_workers);
 int planner_probe(struct plan_machine *m);
 
 void plan_rate_seen(struct plan_rate *r, uint64_t bytes, uint64_t ns);
+/* Inflight: without this one.  bytes: 0: it failed. */
 void plan_meter_begin(struct plan_meter *meter, uint64_t now_ns, unsigned inflight_before);
 void plan_meter_end(struct plan_meter *meter, struct plan_rate *r, uint64_t now_ns, uint64_t bytes,
 		    unsigned inflight_after);
@@ -103,14 +104,21 @@ double plan_nvme_ns(const struct plan_machine *m, const struct plan_blocks *b, u
 /* ns to compute one again: 0 when the engine has not said how fast it is. */
 double plan_prefill_ns(const struct plan_blocks *b);
 
-/* How long it takes to bring a block back from NVMe. */
-double plan_back_ns(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator);
+/* How long it takes to bring a block back from NVMe, as decisions take it: as from memory until one was read. */
+double plan_back_ns(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator,
+		    double coded_bytes);
 /*
  * Of a block that leaves memory: is it not worth a place on NVMe, for its engine computes it sooner than it would come
  * back?  before: the last answer, which stands while both take about as long.
  */
 bool plan_drops(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator,
 		bool before);
+
+/*
+ * Of a block on NVMe that is asked for: is it read?  Then it stays in memory, and goes first when the policy
+ * finds it worth least: a filter before that made memory hits fewer (`skvc-bench replay`).
+ */
+bool plan_promotes(const struct plan_machine *m, const struct plan_blocks *b, uint8_t speculator);
 
 /* false: it cannot be had. */
 bool plan_weigh(const struct plan_machine *m, const struct plan_room *room,

@@ -79,6 +79,9 @@ struct plan_shown_place {
 	_Atomic uint64_t looked; /* 0: not yet */
 	_Atomic uint64_t drops;	 /* 1: given up; 0: written to NVMe, where there is one */
 	_Atomic uint64_t nvme_ns, prefill_ns; /* of a block; prefill 0: its engine has not said */
+	_Atomic uint64_t
+		promotes;	  /* one that is on NVMe is read into memory when it is asked for */
+	_Atomic uint64_t host_ns; /* from there */
 };
 
 /*

@@ -20,6 +20,7 @@
 
 #include "daemon/log.h"
 #include "daemon/record.h"
+#include "daemon/util/clock.h"
 
 #define TIER_SCAN_MAX 64u    /* blocks looked at for one victim */
 #define TIER_ALLOC_TRIES 32u /* victims for one allocation */
@@ -483,7 +484,8 @@ static void spill_done(struct nvme_op *nop, int res)
 	struct block *b = index_block(lane->index, id);
 
 	lane->spills_inflight--;
-	plan_write_ends(lane, res == 0 ? b->record_bytes : 0);
+	plan_meter_end(&lane->plan.writes, &lane->plan.machine.nvme_write, clock_now_ns(),
+		       res == 0 ? b->record_bytes : 0, lane->spills_inflight);
 	b->flags &= (uint8_t)~BLOCK_SPILLING;
 	if (b->state == BLOCK_DEAD) {
 		nvme_set_forget(lane->log, id);
@@ -523,8 +525,7 @@ static int spill(struct lane *lane, uint32_t id)
 	persist_spills(lane, b);
 	tier_hold(lane, id);
 	b->flags |= BLOCK_SPILLING;
-	plan_write_begins(lane);
-	lane->spills_inflight++;
+	plan_meter_begin(&lane->plan.writes, lane->now_ns, lane->spills_inflight++);
 	return 0;
 }
 

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/util/clock.h"
 
 #define FETCH_WINDOW 64u	     /* of the list, looked at in one turn */
 #define FETCH_JOIN_BYTES (4u << 20)  /* of one read */
@@ -51,7 +52,8 @@ static void fetch_done(struct nvme_op *nop, int res)
 	struct block *b = index_block(lane->index, id);
 
 	lane->fetches_inflight--;
-	plan_read_ends(lane, res == 0 ? b->record_bytes : 0);
+	plan_meter_end(&lane->plan.reads, &lane->plan.machine.nvme_read, clock_now_ns(),
+		       res == 0 ? b->record_bytes : 0, lane->fetches_inflight);
 	lane->words_behind = 1;
 	if (b->state == BLOCK_FETCHING && res < 0) {
 		tier_release_host(lane, b);
@@ -84,8 +86,7 @@ static void begun(struct lane *lane, uint32_t id)
 		tier_unlist(lane, id);
 	tier_hold(lane, id);
 	index_set_state(lane->index, id, BLOCK_FETCHING);
-	plan_read_begins(lane);
-	lane->fetches_inflight++;
+	plan_meter_begin(&lane->plan.reads, lane->now_ns, lane->fetches_inflight++);
 }
 
 /* An operation and a slot for it: 0; -EAGAIN: no operation; -ENOSPC: no slot; -EFBIG. */

@@ -27,6 +27,7 @@ SKVC_BENCH_SRCS := \
 	tools/replay_data_table.c \
 	tools/replay_log.c \
 	tools/replay_policies.c \
+	tools/replay_promote.c \
 	tools/replay_table.c \
 	tools/replay_trace.c \
 	tools/skvc_bench.c \

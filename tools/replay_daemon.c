@@ -30,8 +30,7 @@ static struct skvc_abi_key key_of(uint32_t block)
 	return key;
 }
 
-/* The same in every run, so that a table can be made again; the daemon's hash has a secret. */
-static uint64_t hash_of(uint32_t block)
+uint64_t replay_hash(uint32_t block)
 {
 	uint64_t x = block + 0x9e3779b97f4a7c15ull;
 
@@ -45,7 +44,7 @@ static uint64_t hash_of_id(const struct cache *c, uint32_t id)
 	uint32_t block;
 
 	memcpy(&block, index_block(c->ix, id)->key, sizeof(block));
-	return hash_of(block);
+	return replay_hash(block);
 }
 
 static void hold(struct cache *c, uint32_t id)
@@ -76,7 +75,7 @@ static uint32_t store(struct cache *c, uint32_t block, uint32_t parent, int last
 	struct skvc_abi_key key = key_of(block);
 	uint32_t id;
 
-	if (!policy_admits(c->policy, hash_of(block), last)) {
+	if (!policy_admits(c->policy, replay_hash(block), last)) {
 		c->refused++;
 		return BLOCK_NONE;
 	}
@@ -85,7 +84,7 @@ static uint32_t store(struct cache *c, uint32_t block, uint32_t parent, int last
 	index_set_state(c->ix, id, BLOCK_RESIDENT);
 	if (parent != BLOCK_NONE)
 		index_set_parent(c->ix, id, parent);
-	policy_insert(c->policy, id, 0, parent, hash_of(block), last);
+	policy_insert(c->policy, id, 0, parent, replay_hash(block), last);
 	c->held[c->held_count++] = id;
 	return id;
 }
@@ -105,7 +104,7 @@ static void request(struct cache *c, const uint32_t *block, uint32_t count, stru
 	r->hits += hits;
 	for (i = 0; i < hits; i++) {
 		parent = c->held[i];
-		policy_use(c->policy, parent, hash_of(block[i]), i + 1 == count);
+		policy_use(c->policy, parent, replay_hash(block[i]), i + 1 == count);
 	}
 	for (; i < count; i++) {
 		struct skvc_abi_key key = key_of(block[i]);
@@ -113,7 +112,7 @@ static void request(struct cache *c, const uint32_t *block, uint32_t count, stru
 		id = index_find(c->ix, 0, &key);
 		if (id != BLOCK_NONE) { /* behind a gap, or twice in one request */
 			hold(c, id);
-			policy_use(c->policy, id, hash_of(block[i]), i + 1 == count);
+			policy_use(c->policy, id, replay_hash(block[i]), i + 1 == count);
 		} else {
 			id = store(c, block[i], parent, i + 1 == count);
 			if (id == BLOCK_NONE)

@@ -38,6 +38,8 @@ int replay_arc(const struct replay_trace *t, uint32_t capacity, struct replay_re
 int replay_daemon(const struct replay_trace *t, uint32_t capacity, struct replay_result *r);
 int replay_optimum(const struct replay_trace *t, uint32_t capacity, struct replay_result *r);
 
+/* Of a block's key: the same in every run, so that a table can be made again; the daemon's hash has a secret. */
+uint64_t replay_hash(uint32_t block);
 double replay_now(void); /* seconds of this thread on a core: others' work does not count */
 
 #endif

@@ -106,6 +106,21 @@ static void print_log(const struct replay_table *t, FILE *out)
 	(void)fprintf(out, "\n");
 }
 
+static void print_promotions(const struct replay_table *t, FILE *out)
+{
+	(void)fprintf(out, "\n%s: what is found on NVMe is kept in the host ...\n",
+		      replay_policies[REPLAY_DEFAULT].title);
+	for (uint32_t rule = 0; rule < REPLAY_PROMOTIONS; rule++) {
+		(void)fprintf(out, "%-10s", replay_promotion_names[rule]);
+		for (uint32_t c = 0; c < t->capacities; c++)
+			(void)fprintf(out, "   %.4f", ratio(t, t->promote[rule][c].host));
+		(void)fprintf(out, "\n%-10s", "  on NVMe");
+		for (uint32_t c = 0; c < t->capacities; c++)
+			(void)fprintf(out, "   %.4f", ratio(t, t->promote[rule][c].nvme));
+		(void)fprintf(out, "\n");
+	}
+}
+
 static void print_cost(const struct replay_table *t, FILE *out)
 {
 	const struct replay_point *p = t->point[REPLAY_DEFAULT];
@@ -135,6 +150,8 @@ void replay_table_print(const struct replay_table *t, FILE *out)
 			print_row(t, p, out);
 	if (t->segment_blocks)
 		print_log(t, out);
+	if (t->wanted[REPLAY_DEFAULT] && t->nvme_percent > 0)
+		print_promotions(t, out);
 	if (t->wanted[REPLAY_DEFAULT])
 		print_cost(t, out);
 }
@@ -191,6 +208,28 @@ static void json_log(const struct replay_table *t, cJSON *j)
 	}
 }
 
+static void json_promotions(const struct replay_table *t, cJSON *j)
+{
+	cJSON *rules = cJSON_AddArrayToObject(j, "promotions");
+
+	for (uint32_t rule = 0; rule < REPLAY_PROMOTIONS; rule++) {
+		cJSON *row = cJSON_CreateObject(), *points;
+
+		cJSON_AddStringToObject(row, "kept", replay_promotion_names[rule]);
+		points = cJSON_AddArrayToObject(row, "points");
+		for (uint32_t c = 0; c < t->capacities; c++) {
+			const struct replay_promote_result *r = &t->promote[rule][c];
+			cJSON *p = cJSON_CreateObject();
+
+			cJSON_AddNumberToObject(p, "capacity_percent", t->percent[c]);
+			cJSON_AddNumberToObject(p, "hits_host", (double)r->host);
+			cJSON_AddNumberToObject(p, "hits_nvme", (double)r->nvme);
+			cJSON_AddItemToArray(points, p);
+		}
+		cJSON_AddItemToArray(rules, row);
+	}
+}
+
 int replay_table_json(const struct replay_table *t, FILE *out)
 {
 	cJSON *j = cJSON_CreateObject(), *policies;
@@ -206,6 +245,8 @@ int replay_table_json(const struct replay_table *t, FILE *out)
 		cJSON_AddNumberToObject(j, "nvme_percent", t->nvme_percent);
 	if (t->segment_blocks)
 		json_log(t, j);
+	if (t->wanted[REPLAY_DEFAULT] && t->nvme_percent > 0)
+		json_promotions(t, j);
 	policies = cJSON_AddArrayToObject(j, "policies");
 	for (uint32_t p = 0; p < REPLAY_POLICIES; p++) {
 		cJSON *policy, *points;

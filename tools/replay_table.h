@@ -11,6 +11,7 @@
 
 #include "tools/replay_log.h"
 #include "tools/replay_policies.h"
+#include "tools/replay_promote.h"
 
 #define REPLAY_CAPACITIES_MAX 32u
 
@@ -31,6 +32,8 @@ struct replay_table {
 	/* Of the NVMe log behind an LRU host of that capacity: by its own rules, and without copies. */
 	uint32_t segment_blocks; /* 0: too few segments, or no NVMe */
 	struct replay_log_result log[REPLAY_CAPACITIES_MAX], no_copies[REPLAY_CAPACITIES_MAX];
+	/* With NVMe, under the daemon's policy. */
+	struct replay_promote_result promote[REPLAY_PROMOTIONS][REPLAY_CAPACITIES_MAX];
 	struct replay_point point[REPLAY_POLICIES][REPLAY_CAPACITIES_MAX];
 };
 

@@ -290,6 +290,18 @@ static int log_measure(const struct replay_trace *trace, struct replay_table *t,
 	return r == -EINVAL ? 0 : r;
 }
 
+static int promotions_measure(const struct replay_trace *trace, struct replay_table *t)
+{
+	int r = 0;
+
+	for (uint32_t rule = 0; rule < REPLAY_PROMOTIONS; rule++)
+		for (uint32_t c = 0; r == 0 && c < t->capacities; c++)
+			r = replay_promote(trace, (enum replay_promotion)rule,
+					   blocks_of(t, t->percent[c]),
+					   blocks_of(t, t->nvme_percent), &t->promote[rule][c]);
+	return r;
+}
+
 static int measure(const struct replay_trace *trace, struct replay_table *t,
 		   uint32_t segment_blocks)
 {
@@ -304,6 +316,8 @@ static int measure(const struct replay_trace *trace, struct replay_table *t,
 					  &t->point[p][c]);
 	if (r == 0 && t->nvme_percent > 0)
 		r = log_measure(trace, t, segment_blocks);
+	if (r == 0 && t->wanted[REPLAY_DEFAULT] && t->nvme_percent > 0)
+		r = promotions_measure(trace, t);
 	if (r < 0)
 		(void)fprintf(stderr, "skvc-bench replay: %s\n", strerror(-r));
 	return r;

@@ -76,10 +76,11 @@ struct skvcctl_way { /* to code the blocks of a namespace */
 	int assumed, chosen;
 };
 
-struct skvcctl_place { /* what becomes of a namespace's blocks when host memory is short */
+struct skvcctl_place { /* what becomes of a namespace's blocks */
 	uint32_t ns;
-	int dropped; /* else written to NVMe, where there is one */
-	uint64_t nvme_ns, prefill_ns;
+	int dropped;  /* when host memory is short; else written to NVMe, where there is one */
+	int promoted; /* from there, when asked for; else left to the engine */
+	uint64_t nvme_ns, host_ns, prefill_ns;
 };
 
 struct skvcctl_picture {
@@ -155,7 +156,7 @@ struct skvcctl_found {
 	uint32_t ns, position, holders, children;
 	char where[16], speculator[16];
 	int on_nvme;
-	uint64_t record_bytes, pinned_ns, restore_ns, prefill_ns;
+	uint64_t record_bytes, pinned_ns, restore_ns, host_ns, prefill_ns;
 };
 
 /* Where the blocks of a key are: hexadecimal, in this group. */

@@ -361,11 +361,11 @@ static int read_ways(sd_bus_message *m, struct skvcctl_picture *p)
 static int read_places(sd_bus_message *m, struct skvcctl_picture *p)
 {
 	struct skvcctl_place place, *row;
-	int r = sd_bus_message_enter_container(m, 'a', "(ubtt)");
+	int r = sd_bus_message_enter_container(m, 'a', "(ubbttt)");
 
 	while (r >= 0) {
-		r = sd_bus_message_read(m, "(ubtt)", &place.ns, &place.dropped, &place.nvme_ns,
-					&place.prefill_ns);
+		r = sd_bus_message_read(m, "(ubbttt)", &place.ns, &place.dropped, &place.promoted,
+					&place.nvme_ns, &place.host_ns, &place.prefill_ns);
 		if (r <= 0)
 			break;
 		row = grow((void **)&p->places, p->places_count, sizeof(*row), SKVCCTL_ROWS_MAX);
@@ -673,13 +673,13 @@ static int read_found(sd_bus_message *m, struct skvcctl_found *ret, size_t *ret_
 	const char *where, *speculator;
 	int r;
 
-	r = sd_bus_message_enter_container(m, 'a', "(ussbuuutttt)");
+	r = sd_bus_message_enter_container(m, 'a', "(ussbuuuttttt)");
 	while (r >= 0) {
 		struct skvcctl_found f;
 
-		r = sd_bus_message_read(m, "(ussbuuutttt)", &f.ns, &where, &speculator, &f.on_nvme,
+		r = sd_bus_message_read(m, "(ussbuuuttttt)", &f.ns, &where, &speculator, &f.on_nvme,
 					&f.position, &f.holders, &f.children, &f.record_bytes,
-					&f.pinned_ns, &f.restore_ns, &f.prefill_ns);
+					&f.pinned_ns, &f.restore_ns, &f.host_ns, &f.prefill_ns);
 		if (r <= 0)
 			break;
 		if (*ret_count == SKVCCTL_FOUND_MAX)

@@ -75,6 +75,17 @@ static void print_place(const struct skvcctl_place *place, FILE *out)
 			      skvcctl_format_ns(place->prefill_ns, prefill));
 }
 
+/* In the words of both: what becomes of a block of NVMe that is asked for. */
+static void print_promotion(bool promoted, uint64_t nvme_ns, uint64_t host_ns, FILE *out)
+{
+	char nvme[16], host[16];
+
+	(void)fprintf(out, "promote, from NVMe to memory: %s from NVMe, %s from memory: %s\n",
+		      skvcctl_format_ns(nvme_ns, nvme), skvcctl_format_ns(host_ns, host),
+		      promoted ? "read when it is asked for, and kept until others are worth more"
+			       : "left where it is, for its engine computes it sooner");
+}
+
 static void print_short(const struct skvcctl_picture *p, uint32_t ns, FILE *out)
 {
 	const struct skvcctl_place *place = place_of(p, ns);
@@ -83,7 +94,8 @@ static void print_short(const struct skvcctl_picture *p, uint32_t ns, FILE *out)
 		return;
 	(void)fprintf(out, "   when memory is short, a block is ");
 	print_place(place, out);
-	(void)fprintf(out, "\n");
+	(void)fprintf(out, "\n   ");
+	print_promotion(place->promoted, place->nvme_ns, place->host_ns, out);
 }
 
 void skvcctl_print_plan(const struct skvcctl_picture *p, FILE *out)
@@ -115,7 +127,9 @@ static void add_places(cJSON *plan, const struct skvcctl_picture *p)
 
 		(void)cJSON_AddNumberToObject(row, "namespace", p->places[i].ns);
 		(void)cJSON_AddBoolToObject(row, "dropped", p->places[i].dropped);
+		(void)cJSON_AddBoolToObject(row, "promoted", p->places[i].promoted);
 		(void)cJSON_AddNumberToObject(row, "nvme_ns", (double)p->places[i].nvme_ns);
+		(void)cJSON_AddNumberToObject(row, "host_ns", (double)p->places[i].host_ns);
 		(void)cJSON_AddNumberToObject(row, "prefill_ns", (double)p->places[i].prefill_ns);
 		(void)cJSON_AddItemToArray(places, row);
 	}
@@ -203,6 +217,11 @@ static void print_found(const struct skvcctl_picture *p, const struct skvcctl_fo
 		(void)fprintf(out, ", computing it %s: %s", skvcctl_format_ns(f->prefill_ns, ns),
 			      f->restore_ns <= f->prefill_ns ? "restored" : "left to the engine");
 	(void)fprintf(out, "\n");
+	if (!strcmp(f->where, "nvme")) {
+		(void)fprintf(out, "  ");
+		print_promotion(!f->prefill_ns || f->restore_ns <= f->prefill_ns, f->restore_ns,
+				f->host_ns, out);
+	}
 	if (!place || f->on_nvme)
 		return;
 	(void)fprintf(out, "  when memory is short, one like it is ");

@@ -185,6 +185,40 @@ static void test_a_block_is_explained(void **state)
 	engine_close(&e);
 }
 
+/* The first block, of chains from 100 on, that is on NVMe alone; its words in `out`. */
+static uint64_t chain_on_nvme(struct engine *e, struct skvc_key *ret, char *out, size_t bytes)
+{
+	for (uint64_t chain = 100; chain < 108; chain++) {
+		*ret = engine_key(e, chain, 0);
+		explain(ret, "", out, bytes);
+		if (strstr(out, "in nvme, coded"))
+			return chain;
+	}
+	fail_msg("all are in memory");
+	return 0;
+}
+
+/* What is on NVMe, and asked for, is kept in memory, unless it is left to the engine; that is said before. */
+static void is_promoted(struct engine *e)
+{
+	struct skvc_key key;
+	uint64_t chain;
+	char out[16384];
+
+	chain = chain_on_nvme(e, &key, out, sizeof(out));
+	assert_non_null(strstr(out, "promote, from NVMe to memory: "));
+	assert_non_null(strstr(out, "kept until others are worth more"));
+	assert_int_equal(engine_fetch(e, chain, 32), 32); /* so it is known what NVMe takes */
+	explain(&key, "", out, sizeof(out));
+	assert_non_null(strstr(out, "in host and on nvme"));
+	assert_null(strstr(out, "promote"));
+	(void)chain_on_nvme(e, &key, out, sizeof(out));
+	assert_ok(skvc_namespace_prefill(e->session, e->ns, 1000000000000ull));
+	explain(&key, "", out, sizeof(out));
+	assert_non_null(strstr(out, "left where it is, for its engine computes it sooner"));
+	assert_ok(skvc_namespace_prefill(e->session, e->ns, 1));
+}
+
 /*
  * Another daemon, with NVMe.  Blocks of an engine that computes them sooner are given up, not written; when it
  * computes no sooner, they are written.  Chains of 32 blocks of 256 KiB: eight are four times the pool.
@@ -212,6 +246,7 @@ static void test_what_is_computed_sooner_is_not_written(void **state)
 	assert_int_equal(ctl("plan", out, sizeof(out)), 0);
 	assert_non_null(
 		strstr(out, "when memory is short, a block is given up: from NVMe it takes"));
+	assert_non_null(strstr(out, "from memory: left where it is"));
 	key = engine_key(&e, 7, 0);
 	explain(&key, "", out, sizeof(out));
 	assert_non_null(strstr(out, "when memory is short, one like it is given up"));
@@ -223,9 +258,10 @@ static void test_what_is_computed_sooner_is_not_written(void **state)
 			assert_true(private_daemon_now_ns() < until);
 	}
 	assert_true(daemon_stats_now(&daemon_, "spill_blocks") > 100);
-	assert_int_equal(engine_fetch(&e, 100, 32), 32);
+	is_promoted(&e);
 	assert_int_equal(ctl("plan", out, sizeof(out)), 0);
 	assert_non_null(strstr(out, "when memory is short, a block is written to NVMe"));
+	assert_non_null(strstr(out, "from memory: read when it is asked for"));
 	engine_close(&e);
 	assert_ok(private_daemon_stop(&daemon_));
 	daemon_ = first;

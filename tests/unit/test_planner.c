@@ -201,6 +201,26 @@ static void drops(void **state)
 	assert_false(plan_drops(&m, &b, CODEC_SPEC_MODEL, true));
 }
 
+/* Read, unless its engine computes it sooner than NVMe brings it back: that is not known before one was read. */
+static void promotes(void **state)
+{
+	struct plan_blocks b = blocks;
+	const double nvme_ns = 0.64 * MIB / 2, host_ns = MIB / 4.0;
+	struct plan_machine m;
+
+	(void)state;
+	machine(&m);
+	assert_true(plan_promotes(&m, &b, CODEC_SPEC_CHANNEL)); /* nothing was said */
+	b.prefill_tokens_per_s = (uint64_t)(16e9 / (nvme_ns * 1.05));
+	assert_true(plan_promotes(&m, &b, CODEC_SPEC_CHANNEL));
+	b.prefill_tokens_per_s = (uint64_t)(16e9 / (nvme_ns * 0.95));
+	assert_false(plan_promotes(&m, &b, CODEC_SPEC_CHANNEL));
+	m.nvme_read.samples = 0;
+	assert_true(plan_promotes(&m, &b, CODEC_SPEC_CHANNEL));
+	b.prefill_tokens_per_s = (uint64_t)(16e9 / (host_ns * 0.95)); /* sooner than from memory */
+	assert_false(plan_promotes(&m, &b, CODEC_SPEC_CHANNEL));
+}
+
 /* Real time, so only that everything was measured, and nothing is absurd. */
 static void probe(void **state)
 {
@@ -225,7 +245,7 @@ int main(void)
 		cmocka_unit_test(rates),	cmocka_unit_test(meters),
 		cmocka_unit_test(demand_fades), cmocka_unit_test(weights),
 		cmocka_unit_test(choices),	cmocka_unit_test(drops),
-		cmocka_unit_test(probe),
+		cmocka_unit_test(promotes),	cmocka_unit_test(probe),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -19,6 +19,7 @@
 #include "gpu/model/report.h"
 #include "tools/replay_log.h"
 #include "tools/replay_policies.h"
+#include "tools/replay_promote.h"
 #include "tools/replay_trace.h"
 
 #define END (-1)
@@ -235,6 +236,69 @@ static void the_log_keeps_what_is_used(void **state)
 	replay_trace_deinit(&t);
 }
 
+/* ---- promotions ---- */
+
+static struct replay_promote_result promoted(const struct replay_trace *t,
+					     enum replay_promotion rule, uint32_t host,
+					     uint32_t nvme)
+{
+	struct replay_promote_result r;
+
+	assert_int_equal(replay_promote(t, rule, host, nvme, &r), 0);
+	return r;
+}
+
+/* Two of three fit the host, so the first lies on NVMe when it comes again, three times. */
+static void what_is_promoted_is_found_in_the_host(void **state)
+{
+	static const int64_t ids[] = { 1, END, 2, END, 3, END, 1, END, 1, END, 1, END };
+	static const struct {
+		enum replay_promotion rule;
+		uint64_t host;
+	} rules[] = { { REPLAY_PROMOTE_ALWAYS, 2 },
+		      { REPLAY_PROMOTE_WORTH, 2 },
+		      { REPLAY_PROMOTE_THIRD, 1 },
+		      { REPLAY_PROMOTE_NEVER, 0 } };
+	struct replay_trace t;
+
+	(void)state;
+	assert_int_equal(replay_trace_make(ids, 6, &t), 0);
+	for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
+		struct replay_promote_result r = promoted(&t, rules[i].rule, 2, 4);
+
+		assert_int_equal(r.host, rules[i].host);
+		assert_int_equal(r.nvme, 3 - rules[i].host);
+	}
+	replay_trace_deinit(&t);
+}
+
+/* Whatever becomes of them, no block is found that is not there, and all are while they fit. */
+static void promotions_lose_nothing(void **state)
+{
+	static int64_t ids[2000 * 201];
+	struct replay_trace t;
+
+	(void)state;
+	for (uint32_t n = 0; n < 40; n++) {
+		enum replay_promotion rule = n % REPLAY_PROMOTIONS;
+		struct replay_promote_result r;
+		uint32_t host, nvme;
+		uint64_t all;
+
+		make_paths(ids, 200, 2000);
+		assert_int_equal(replay_trace_make(ids, 2000, &t), 0);
+		host = 1 + rnd(t.blocks);
+		nvme = 1 + rnd(t.blocks);
+		all = t.first[t.requests] - t.blocks;
+		r = promoted(&t, rule, host, nvme);
+		assert_true(r.host + r.nvme <= all);
+		r = promoted(&t, rule, t.blocks, 1);
+		assert_int_equal(r.host, all);
+		assert_int_equal(r.nvme, 0);
+		replay_trace_deinit(&t);
+	}
+}
+
 /* ---- the reader ---- */
 
 static int read_text(const char *text, struct replay_trace *t, char err[REPORT_BYTES])
@@ -306,6 +370,8 @@ int main(void)
 		cmocka_unit_test(the_optimum_is_one),
 		cmocka_unit_test(nobody_beats_the_optimum),
 		cmocka_unit_test(the_log_keeps_what_is_used),
+		cmocka_unit_test(what_is_promoted_is_found_in_the_host),
+		cmocka_unit_test(promotions_lose_nothing),
 		cmocka_unit_test(reads_json_lines),
 		cmocka_unit_test(refuses_what_is_no_trace),
 	};
