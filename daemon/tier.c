@@ -150,6 +150,7 @@ void tier_unhold(struct lane *lane, uint32_t id)
 	if (b->flags & BLOCK_LISTED) /* queued for a fetch that nobody waits for any more */
 		tier_unlist(lane, id);
 	if (b->state == BLOCK_DEAD) {
+		quota_uncharge(lane->ns[b->ns]->tenant, b->record_bytes);
 		release_slots(lane, b);
 		profiles_set_block(lane, b, NULL);
 		policy_reset(lane->policy, id);
@@ -205,7 +206,6 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 		atomic_fetch_sub_explicit(&ns->blocks, 1, memory_order_relaxed);
 		atomic_fetch_sub_explicit(&ns->raw_bytes, ns->geom.raw_bytes, memory_order_relaxed);
 		atomic_fetch_sub_explicit(&ns->coded_bytes, bytes, memory_order_relaxed);
-		quota_uncharge(ns->tenant, b->record_bytes);
 	}
 	if (b->flags & BLOCK_LISTED)
 		tier_unlist(lane, id);
@@ -221,8 +221,9 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 		if (b->state == BLOCK_RESIDENT && !lost)
 			b->flags |= BLOCK_READABLE;
 		index_set_state(lane->index, id, BLOCK_DEAD);
-		return;
+		return; /* who holds it keeps its slot, and so it stays charged */
 	}
+	quota_uncharge(ns->tenant, b->record_bytes); /* 0 as long as it has no slot */
 	release_slots(lane, b);
 	profiles_set_block(lane, b, NULL);
 	policy_reset(lane->policy, id);

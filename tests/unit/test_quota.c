@@ -18,6 +18,7 @@
 #include "tests/lib/lane_rig.h"
 
 #define QUOTA (2u << 20)
+#define LEASES 64u
 #define BATCH 10u
 
 static struct rig rig;
@@ -231,6 +232,32 @@ static void who_has_no_quota_is_not_counted(void **state)
 	assert_int_equal(stat(STAT_QUOTA_RETURNED_BLOCKS), 0);
 }
 
+/* Who drops what he has leased has its memory until the lease ends, and pays for it until then. */
+static void what_is_dropped_under_a_lease_is_paid_for(void **state)
+{
+	uint64_t lease[LEASES];
+	struct config c;
+
+	(void)state;
+	lane_rig_config(&c);
+	c.quota_borrow = 0;
+	start(&c);
+	for (unsigned i = 0; i < LEASES; i++) {
+		(void)store(&rs, i * BATCH);
+		lease[i] = lane_rig_lookup(&rs, i * BATCH, BATCH).lease;
+		lane_rig_drop(&rs, i * BATCH, BATCH, 2);
+		(void)lane_rig_complete(&rs);
+		assert_true(stat(STAT_POOL_USED_BYTES) <= QUOTA);
+		assert_true(charged(&rig.tenant) >= stat(STAT_POOL_USED_BYTES));
+	}
+	for (unsigned i = 0; i < LEASES; i++)
+		if (lease[i])
+			(void)lane_rig_release(&rs, lease[i]);
+	assert_int_equal(charged(&rig.tenant), 0);
+	assert_int_equal(stat(STAT_POOL_USED_BYTES), 0);
+	assert_int_equal(store(&rs, 0).res, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -239,6 +266,7 @@ int main(void)
 		cmocka_unit_test_teardown(without_borrowing_quotas_are_hard, stop),
 		cmocka_unit_test_teardown(who_is_absent_lends, stop),
 		cmocka_unit_test_teardown(who_has_no_quota_is_not_counted, stop),
+		cmocka_unit_test_teardown(what_is_dropped_under_a_lease_is_paid_for, stop),
 	};
 
 	return cmocka_run_group_tests_name("quota", tests, NULL, NULL);
