@@ -190,12 +190,6 @@ struct sequence_step {
 	uint32_t block, generation;
 };
 
-/* The checksum, too: a place may outlast 65536 blocks of one number. */
-struct sequence_block {
-	uint32_t block, generation;
-	uint64_t raw_xxh3;
-};
-
 /* A place for one sequence's prefix. */
 struct lane_sequence {
 	struct device_sequence *s; /* owned; NULL: the place is free */
