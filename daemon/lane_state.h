@@ -204,7 +204,7 @@ struct lane_sequence {
 	int32_t failed; /* why catching up did */
 	uint32_t count; /* blocks that it holds */
 	uint32_t ahead; /* and with those that tasks are about to add */
-	struct sequence_step
+	struct sequence_block
 		*holds;	   /* owned, [sequences_blocks_max()]; the first `ahead` are good */
 	uint32_t wanted;   /* the block to come next, held until it is in reach; or BLOCK_NONE */
 	struct task *task; /* owned, [steps_max]: blocks, held, that are on their way in */
@@ -474,7 +474,7 @@ struct lane {
 	struct lane_evict evict;
 	struct model_fit model_fit;
 	struct lane_sequence *sequence; /* owned, [model_sequences] */
-	struct sequence_step *path;	/* owned, [SEQUENCE_BLOCKS_MAX]: scratch */
+	struct sequence_block *path;	/* owned, [SEQUENCE_BLOCKS_MAX]: scratch */
 	uint64_t sequences_bytes;
 	unsigned sequence_steps;  /* on the device */
 	struct device *predictor; /* owned; runs models on the GPU; NULL: the CPU device does */

@@ -154,6 +154,18 @@ static void count_bytes(struct lane *lane, struct lane_sequence *q)
 
 /* ---- paths ---- */
 
+static struct sequence_block block_now(const struct lane *lane, uint32_t id)
+{
+	const struct block *b = index_block(lane->index, id);
+
+	return (struct sequence_block){ id, b->generation, b->raw_xxh3 };
+}
+
+static int is_same(const struct sequence_block *a, const struct sequence_block *b)
+{
+	return a->block == b->block && a->generation == b->generation && a->raw_xxh3 == b->raw_xxh3;
+}
+
 uint32_t sequences_blocks_max(const struct lane *lane, const struct namespace *ns)
 {
 	uint32_t n = lane->config.model_tokens_max / ns->geom.block_tokens;
@@ -178,7 +190,7 @@ int sequences_path(struct lane *lane, uint32_t id)
 		b = index_block(lane->index, id);
 		if (b->ns != ns->id || b->position != i * tokens || !lookup_visible(b))
 			return -ENODATA;
-		lane->path[i] = (struct sequence_step){ .block = id, .generation = b->generation };
+		lane->path[i] = block_now(lane, id);
 	}
 	return (int)n;
 }
@@ -192,8 +204,7 @@ static uint32_t common(const struct lane *lane, const struct lane_sequence *q, u
 {
 	uint32_t i = 0;
 
-	while (i < n && i < q->ahead && q->holds[i].block == lane->path[i].block &&
-	       q->holds[i].generation == lane->path[i].generation)
+	while (i < n && i < q->ahead && is_same(&q->holds[i], &lane->path[i]))
 		i++;
 	return i;
 }
@@ -203,14 +214,17 @@ static int stands_before(const struct lane *lane, const struct lane_sequence *q,
 {
 	const struct block *b = index_block(lane->index, id);
 	uint32_t parent = index_parent(lane->index, id);
+	struct sequence_block last;
 
 	if ((uint64_t)q->ahead * q->ns->geom.block_tokens != b->position ||
 	    q->ahead >= sequences_blocks_max(lane, q->ns))
 		return 0;
 	if (!q->ahead)
 		return 1;
-	return parent != BLOCK_NONE && q->holds[q->ahead - 1].block == parent &&
-	       q->holds[q->ahead - 1].generation == index_block(lane->index, parent)->generation;
+	if (parent == BLOCK_NONE)
+		return 0;
+	last = block_now(lane, parent);
+	return is_same(&q->holds[q->ahead - 1], &last);
 }
 
 static void cut(struct lane_sequence *q, uint32_t count)
@@ -302,9 +316,7 @@ static struct task *free_step(struct lane_sequence *q)
 static void will_hold(struct lane *lane, struct lane_sequence *q, uint32_t id)
 {
 	assert(q->ahead < sequences_blocks_max(lane, q->ns));
-	q->holds[q->ahead++] = (struct sequence_step){
-		.block = id, .generation = index_block(lane->index, id)->generation
-	};
+	q->holds[q->ahead++] = block_now(lane, id);
 }
 
 /* The block that is wanted; it stays held until it is in.  1; 0: not now. */

@@ -7,6 +7,12 @@
 
 #include "daemon/lane_state.h"
 
+/* The checksum, too: a place may outlast 65536 blocks of one number. */
+struct sequence_block {
+	uint32_t block, generation;
+	uint64_t raw_xxh3;
+};
+
 int sequences_start(struct lane *lane);
 void sequences_stop(struct lane *lane);
 void sequences_run(struct lane *lane);

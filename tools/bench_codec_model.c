@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "tools/bench_codec.h"
+#include "tools/output.h"
 
 static void print_text(const struct bench_model_ask *ask, const struct bench_model_point *p)
 {
@@ -76,7 +77,6 @@ static int print_json(const struct bench_model_ask *ask, const struct bench_mode
 	const struct bench_model_totals *t = &p->t;
 	const double raw = (double)t->raw_bytes, scalars = (double)t->scalars;
 	cJSON *j = cJSON_CreateObject();
-	char *text;
 
 	cJSON_AddStringToObject(j, "file", ask->kv);
 	cJSON_AddStringToObject(j, "calibrated_on", ask->calibrate);
@@ -104,12 +104,7 @@ static int print_json(const struct bench_model_ask *ask, const struct bench_mode
 	cJSON_AddNumberToObject(j, "x", p->x);
 	if (ask->gpu)
 		json_gpu(j, &t->gpu);
-	text = cJSON_Print(j);
-	if (text)
-		(void)printf("%s\n", text);
-	cJSON_free(text);
-	cJSON_Delete(j);
-	return text ? 0 : -ENOMEM;
+	return output_json(j, stdout);
 }
 
 int bench_codec_model(const struct bench_model_ask *ask, bool json)

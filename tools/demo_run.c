@@ -27,6 +27,7 @@
 #include "tools/demo_cache.h"
 #include "tools/model.h"
 #include "tools/model_kernels.h"
+#include "tools/output.h"
 #include "tools/progress.h"
 #include "tools/tokenizer.h"
 #include "tools/tokenizer_unicode.h"
@@ -367,7 +368,6 @@ static void make_utf8(char *text, size_t bytes)
 static int print_json(const struct run *run, const char *text)
 {
 	cJSON *json = cJSON_CreateObject();
-	char *printed = NULL;
 
 	if (json && cJSON_AddStringToObject(json, "model", run->name) &&
 	    cJSON_AddStringToObject(json, "kernels", model_kernels(run->model)->name) &&
@@ -375,13 +375,11 @@ static int print_json(const struct run *run, const char *text)
 	    cJSON_AddStringToObject(json, "cache_note", run->cache.note) &&
 	    json_numbers(run, json) && json_lists(run, json) &&
 	    cJSON_AddStringToObject(json, "text", text))
-		printed = cJSON_Print(json);
+		return output_json(json, stdout) == 0
+			       ? 0
+			       : report_fail(run->report, -ENOMEM, "no memory");
 	cJSON_Delete(json);
-	if (!printed)
-		return report_fail(run->report, -ENOMEM, "no memory");
-	puts(printed);
-	cJSON_free(printed);
-	return 0;
+	return report_fail(run->report, -ENOMEM, "no memory");
 }
 
 static void print_cache(const struct run *run)

@@ -21,6 +21,7 @@ SKVC_BENCH_SRCS := \
 	tools/bench_samples.c \
 	tools/demo_daemon.c \
 	tools/model_threads.c \
+	tools/output.c \
 	tools/progress.c \
 	tools/replay_daemon.c \
 	tools/replay_data.c \
@@ -51,6 +52,7 @@ SKVC_DEMO_SRCS := \
 	tools/model_kernels_avx2.c \
 	tools/model_threads.c \
 	tools/model_weights.c \
+	tools/output.c \
 	tools/progress.c \
 	tools/skvc_demo.c \
 	tools/tokenizer.c \
@@ -69,6 +71,7 @@ SKVC_KVDUMP_SRCS := \
 	tools/tokenizer_split.c \
 	tools/tokenizer_unicode.c
 SKVCCTL_SRCS := \
+	tools/output.c \
 	tools/skvcctl.c \
 	tools/skvcctl_bus.c \
 	tools/skvcctl_change.c \

@@ -5,6 +5,7 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 
+#include "tools/output.h"
 #include "tools/replay_data.h"
 
 static double of(double a, double b)
@@ -117,7 +118,6 @@ int replay_data_json(const struct replay_data_result *r, uint32_t count, FILE *o
 {
 	cJSON *j = cJSON_CreateObject(), *runs = cJSON_AddArrayToObject(j, "runs");
 	double value[ROWS];
-	char *text;
 
 	cJSON_AddNumberToObject(j, "block_bytes", (double)r->block_bytes);
 	for (uint32_t c = 0; c < count; c++) {
@@ -133,10 +133,5 @@ int replay_data_json(const struct replay_data_result *r, uint32_t count, FILE *o
 			cJSON_AddNumberToObject(run, rows[i].name, value[i]);
 		cJSON_AddItemToArray(runs, run);
 	}
-	text = cJSON_Print(j);
-	if (text)
-		(void)fprintf(out, "%s\n", text);
-	cJSON_free(text);
-	cJSON_Delete(j);
-	return text ? 0 : -ENOMEM;
+	return output_json(j, out);
 }

@@ -3,6 +3,7 @@
  * replay_table.c - the hit ratios of `skvc-bench replay` as a table, JSON or an SVG without scripts, fonts or links.
  */
 #include "tools/replay_table.h"
+#include "tools/output.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -233,7 +234,6 @@ static void json_promotions(const struct replay_table *t, cJSON *j)
 int replay_table_json(const struct replay_table *t, FILE *out)
 {
 	cJSON *j = cJSON_CreateObject(), *policies;
-	char *text;
 
 	cJSON_AddStringToObject(j, "file", t->file);
 	cJSON_AddNumberToObject(j, "requests", t->requests);
@@ -260,12 +260,7 @@ int replay_table_json(const struct replay_table *t, FILE *out)
 			cJSON_AddItemToArray(points, json_point(t, p, c));
 		cJSON_AddItemToArray(policies, policy);
 	}
-	text = cJSON_Print(j);
-	if (text)
-		(void)fprintf(out, "%s\n", text);
-	cJSON_free(text);
-	cJSON_Delete(j);
-	return text ? 0 : -ENOMEM;
+	return output_json(j, out);
 }
 
 /* ---- the picture ---- */

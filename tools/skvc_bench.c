@@ -3,6 +3,7 @@
  * skvc_bench.c - the door to the benchmarks; each is a program of its own behind one name.
  */
 #include "tools/skvc_bench.h"
+#include "tools/output.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -113,6 +114,13 @@ int bench_file_write(const char *path, void (*draw)(void *user, FILE *out), void
 	return r;
 }
 
+static int run(const struct benchmark *b, int argc, char **argv)
+{
+	int status = b->run(argc, argv);
+
+	return output_end() < 0 && status == 0 ? 1 : status;
+}
+
 int main(int argc, char **argv)
 {
 	const char *name = argc > 1 ? argv[1] : "";
@@ -127,7 +135,7 @@ int main(int argc, char **argv)
 	}
 	for (size_t i = 0; i < sizeof(benchmarks) / sizeof(benchmarks[0]); i++)
 		if (!strcmp(benchmarks[i].name, name))
-			return benchmarks[i].run(argc - 1, argv + 1);
+			return run(&benchmarks[i], argc - 1, argv + 1);
 	(void)fprintf(stderr, "skvc-bench: %s%s\nTry 'skvc-bench --help'.\n",
 		      name[0] ? "unknown benchmark: " : "a benchmark is missing", name);
 	return 2;

@@ -8,6 +8,7 @@
  * that thread's processor time, the median of several passes; zstd -1 on split byte planes and memcpy
  * run in the same process as the yardsticks.
  */
+#include "tools/output.h"
 #include "tools/skvc_bench.h"
 
 #include <cjson/cJSON.h>
@@ -407,7 +408,6 @@ static int print_json(const struct codec_bench *b)
 {
 	struct results r = results_of(b);
 	cJSON *j = cJSON_CreateObject();
-	char *text;
 
 	cJSON_AddStringToObject(j, "file", b->o.kv);
 	cJSON_AddStringToObject(j, "calibrated_on",
@@ -444,12 +444,7 @@ static int print_json(const struct codec_bench *b)
 		add_layer(b, &r, j);
 	if (b->o.gpu)
 		add_gpu(b, j);
-	text = cJSON_Print(j);
-	if (text)
-		(void)printf("%s\n", text);
-	cJSON_free(text);
-	cJSON_Delete(j);
-	return text ? 0 : -ENOMEM;
+	return output_json(j, stdout);
 }
 
 static const char usage_text[] =

@@ -21,6 +21,7 @@
 #include "tools/bench_model_point.h"
 #include "gpu/model/file.h"
 #include "gpu/model/report.h"
+#include "tools/output.h"
 #include "tools/skvc_bench.h"
 
 #define PREVIOUS_MAX 6u
@@ -247,7 +248,6 @@ static void print_head(const struct frontier_bench *b)
 static int print_json(const struct frontier_bench *b)
 {
 	cJSON *j = cJSON_CreateObject(), *points;
-	char *text;
 
 	cJSON_AddStringToObject(j, "file", b->o.kv);
 	cJSON_AddStringToObject(j, "calibrated_on", b->o.calibrate);
@@ -268,12 +268,7 @@ static int print_json(const struct frontier_bench *b)
 		cJSON_AddNumberToObject(o, "decode_gbps", p->decode_gbps);
 		cJSON_AddItemToArray(points, o);
 	}
-	text = cJSON_Print(j);
-	if (text)
-		(void)printf("%s\n", text);
-	cJSON_free(text);
-	cJSON_Delete(j);
-	return text ? 0 : -ENOMEM;
+	return output_json(j, stdout);
 }
 
 static void draw(void *user, FILE *out)

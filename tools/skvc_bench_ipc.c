@@ -8,6 +8,7 @@
  *
  * The contenders take turns in short slices, so that whatever else the machine does hits all of them.
  */
+#include "tools/output.h"
 #include "tools/skvc_bench.h"
 
 #include <cjson/cJSON.h>
@@ -357,7 +358,6 @@ static void add_percentiles(cJSON *root, const char *name, const struct samples 
 static int print_json(const struct ipc_bench *b)
 {
 	cJSON *root = cJSON_CreateObject();
-	char *text;
 
 	(void)cJSON_AddStringToObject(root, "benchmark", "ipc");
 	(void)cJSON_AddStringToObject(root, "version", skvc_version());
@@ -373,13 +373,7 @@ static int print_json(const struct ipc_bench *b)
 	(void)cJSON_AddNumberToObject(root, "ratio_p99", ratio(b, 99));
 	(void)cJSON_AddNumberToObject(root, "ratio_goal", RATIO_GOAL);
 	(void)cJSON_AddBoolToObject(root, "goal_met", ratio(b, 50) >= RATIO_GOAL);
-	text = cJSON_Print(root);
-	cJSON_Delete(root);
-	if (!text)
-		return -ENOMEM;
-	(void)printf("%s\n", text);
-	free(text);
-	return 0;
+	return output_json(root, stdout);
 }
 
 static void print_row(const char *name, const struct samples *s)
@@ -478,5 +472,5 @@ int bench_ipc_main(int argc, char **argv)
 		print_table(&b);
 	}
 	stop(&b);
-	return r < 0 || fflush(stdout) == EOF ? 1 : 0;
+	return r < 0;
 }

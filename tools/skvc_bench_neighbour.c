@@ -4,6 +4,7 @@
  * on its GPU all the time, as fast as the bus goes.  The engine is a process of its own that computes and
  * times its steps; this one offloads through a daemon, or only copies, for comparison.
  */
+#include "tools/output.h"
 #include "tools/skvc_bench.h"
 
 #include <cjson/cJSON.h>
@@ -323,7 +324,6 @@ static void add_outcome(const struct neighbour_bench *b, unsigned mode, unsigned
 static int print_json(const struct neighbour_bench *b)
 {
 	cJSON *root = cJSON_CreateObject(), *list;
-	char *text;
 
 	(void)cJSON_AddStringToObject(root, "benchmark", "neighbour");
 	(void)cJSON_AddStringToObject(root, "version", skvc_version());
@@ -336,13 +336,7 @@ static int print_json(const struct neighbour_bench *b)
 	for (unsigned loop = 0; loop < ENGINE_LOOP_COUNT; loop++)
 		for (unsigned mode = 0; mode < MODE_COUNT; mode++)
 			add_outcome(b, mode, loop, list);
-	text = cJSON_Print(root);
-	cJSON_Delete(root);
-	if (!text)
-		return -ENOMEM;
-	(void)printf("%s\n", text);
-	free(text);
-	return 0;
+	return output_json(root, stdout);
 }
 
 /* ---- the program ---- */
@@ -432,5 +426,5 @@ int bench_neighbour_main(int argc, char **argv)
 		offload_stop(&b.f);
 	for (unsigned i = 0; i < 2u * CALLS; i++)
 		free(b.calls[i].keys);
-	return r < 0 || fflush(stdout) == EOF ? 1 : 0;
+	return r < 0;
 }

@@ -19,6 +19,7 @@
 #include "daemon/nvme_log.h"
 #include "daemon/record.h"
 #include "daemon/uring.h"
+#include "tools/output.h"
 #include "tools/skvc_bench.h"
 
 #define DEPTH_MAX 1024u
@@ -563,7 +564,6 @@ static void json_rate(cJSON *to, const char *name, const struct rate *rate)
 static int print_json(const struct options *o, const struct result *r)
 {
 	cJSON *j = cJSON_CreateObject();
-	char *text;
 
 	cJSON_AddNumberToObject(j, "file_bytes", (double)o->bytes);
 	cJSON_AddNumberToObject(j, "block_bytes", (double)o->block_bytes);
@@ -585,12 +585,7 @@ static int print_json(const struct options *o, const struct result *r)
 		cJSON_AddNumberToObject(
 			w, "ratio", r->log[way].bytes_per_second / r->fio[way].bytes_per_second);
 	}
-	text = cJSON_Print(j);
-	if (text)
-		(void)printf("%s\n", text);
-	cJSON_free(text);
-	cJSON_Delete(j);
-	return text ? 0 : -ENOMEM;
+	return output_json(j, stdout);
 }
 
 /* ---- options ---- */

@@ -6,6 +6,7 @@
  * All rates are of raw bytes, from the median call.  Keys are new in each round and dropped after it, so that
  * nothing is stored twice.
  */
+#include "tools/output.h"
 #include "tools/skvc_bench.h"
 
 #include <cjson/cJSON.h>
@@ -269,7 +270,6 @@ static void add_size(const struct tier_bench *b, const struct tier_size *z, cJSO
 static int print_json(const struct tier_bench *b)
 {
 	cJSON *root = cJSON_CreateObject(), *list;
-	char *text;
 
 	(void)cJSON_AddStringToObject(root, "benchmark", "tier");
 	(void)cJSON_AddStringToObject(root, "version", skvc_version());
@@ -286,13 +286,7 @@ static int print_json(const struct tier_bench *b)
 	list = cJSON_AddArrayToObject(root, "sizes");
 	for (uint32_t i = 0; i < b->sizes_count; i++)
 		add_size(b, &b->sizes[i], list);
-	text = cJSON_Print(root);
-	cJSON_Delete(root);
-	if (!text)
-		return -ENOMEM;
-	(void)printf("%s\n", text);
-	free(text);
-	return 0;
+	return output_json(root, stdout);
 }
 
 /* ---- the program ---- */
@@ -369,5 +363,5 @@ int bench_tier_main(int argc, char **argv)
 		for (unsigned m = 0; m < MEASURED_COUNT; m++)
 			samples_deinit(&b.sizes[i].s[m]);
 	free(b.keys);
-	return r < 0 || fflush(stdout) == EOF ? 1 : 0;
+	return r < 0;
 }

@@ -13,6 +13,7 @@
 #include "gpu/model/report.h"
 #include "tools/demo_run.h"
 #include "tools/demo_tour.h"
+#include "tools/output.h"
 
 static const char help[] =
 	"usage: skvc-demo --model DIR (--prompt TEXT | --prompt-file FILE) [options]\n"
@@ -167,5 +168,5 @@ int main(int argc, char **argv)
 	rc = tour ? demo_tour(&args, err, sizeof(err)) : demo_run(&args, err, sizeof(err));
 	if (rc < 0)
 		fprintf(stderr, "skvc-demo: %s\n", err);
-	return rc < 0;
+	return output_end() < 0 || rc < 0;
 }

@@ -3,6 +3,7 @@
  * skvcctl.c - options and commands.  Fetches one picture of the daemon per command and prints it.
  */
 #include "tools/skvcctl.h"
+#include "tools/output.h"
 #include "tools/skvcctl_change.h"
 #include "tools/skvcctl_doctor.h"
 #include "tools/skvcctl_explain.h"
@@ -178,7 +179,7 @@ static enum skvcctl_exit print_metrics(const struct options *o)
 	else
 		(void)fprintf(stderr, "skvcctl: %s\n", err);
 	free(text);
-	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : e;
+	return output_end() < 0 ? SKVCCTL_FAILURE : e;
 }
 
 static enum skvcctl_exit run_once(const struct options *o, const struct command *command,
@@ -204,8 +205,7 @@ static enum skvcctl_exit run_once(const struct options *o, const struct command 
 	else if (skvcctl_print_json(&p, command->what, stdout) < 0)
 		e = SKVCCTL_FAILURE;
 	skvcctl_picture_deinit(&p);
-	/* A full disk or a closed pipe must not look like an answer. */
-	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : e;
+	return output_end() < 0 ? SKVCCTL_FAILURE : e;
 }
 
 static int run(const struct options *o, const struct command *command)
@@ -234,7 +234,7 @@ static int doctor(const struct options *o)
 		return SKVCCTL_FAILURE;
 	if (!o->json)
 		doctor_print(&report, isatty(STDOUT_FILENO) && !getenv("NO_COLOR"), stdout);
-	if (fflush(stdout) || ferror(stdout))
+	if (output_end() < 0)
 		return SKVCCTL_FAILURE;
 	return doctor_worst(&report) == DOCTOR_FAILURE ? SKVCCTL_FAILURE : SKVCCTL_OK;
 }
@@ -254,7 +254,7 @@ static int explain_key(const struct options *o, const char *key, uint32_t group)
 	else
 		(void)fprintf(stderr, "skvcctl: %s\n", err);
 	skvcctl_picture_deinit(&p);
-	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : (int)e;
+	return output_end() < 0 ? SKVCCTL_FAILURE : (int)e;
 }
 
 /* word: NULL, all that was refused so far. */
@@ -277,7 +277,7 @@ static int explain(const struct options *o, const char *word)
 	if (e != SKVCCTL_OK)
 		(void)fprintf(stderr, "skvcctl: %s\n", err);
 	skvcctl_picture_deinit(&p);
-	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : (int)e;
+	return output_end() < 0 ? SKVCCTL_FAILURE : (int)e;
 }
 
 int main(int argc, char **argv)

@@ -4,6 +4,7 @@
  * words, calls, and says what came of it.
  */
 #include "tools/skvcctl_change.h"
+#include "tools/output.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -17,7 +18,7 @@ static int say(enum skvcctl_exit e, const char *err)
 {
 	if (e != SKVCCTL_OK)
 		(void)fprintf(stderr, "skvcctl: %s\n", err);
-	return fflush(stdout) ? SKVCCTL_FAILURE : (int)e;
+	return output_end() < 0 ? SKVCCTL_FAILURE : (int)e;
 }
 
 static int usage(const char *what)

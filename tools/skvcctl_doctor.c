@@ -4,6 +4,7 @@
  * Looks at nothing itself.
  */
 #include "tools/skvcctl_doctor.h"
+#include "tools/output.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -455,7 +456,6 @@ int doctor_print_json(const struct doctor_report *r, FILE *out)
 	static const char *const words[] = { "ok", "note", "warning", "failed" };
 	cJSON *root = cJSON_CreateObject();
 	cJSON *checks = cJSON_AddArrayToObject(root, "checks");
-	char *text;
 
 	(void)cJSON_AddStringToObject(root, "worst", words[doctor_worst(r)]);
 	for (unsigned i = 0; i < r->count; i++) {
@@ -468,11 +468,5 @@ int doctor_print_json(const struct doctor_report *r, FILE *out)
 		if (!cJSON_AddItemToArray(checks, row))
 			cJSON_Delete(row);
 	}
-	text = cJSON_Print(root);
-	cJSON_Delete(root);
-	if (!text)
-		return -ENOMEM;
-	(void)fprintf(out, "%s\n", text);
-	cJSON_free(text);
-	return 0;
+	return output_json(root, out);
 }

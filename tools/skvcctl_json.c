@@ -3,6 +3,7 @@
  * skvcctl_json.c - the picture for programs.  Keys are the daemon's own names and do not change; numbers
  * are written as they are, not through a double.
  */
+#include "tools/output.h"
 #include "tools/skvcctl.h"
 #include "tools/skvcctl_plan.h"
 
@@ -172,7 +173,6 @@ static void add_tenants(cJSON *root, const struct skvcctl_picture *p)
 int skvcctl_print_json(const struct skvcctl_picture *p, unsigned what, FILE *out)
 {
 	cJSON *root = cJSON_CreateObject();
-	char *text;
 
 	if (what & SKVCCTL_GET_VERSION) {
 		(void)cJSON_AddStringToObject(root, "version", p->version);
@@ -198,11 +198,5 @@ int skvcctl_print_json(const struct skvcctl_picture *p, unsigned what, FILE *out
 		skvcctl_add_plan(root, p);
 	if (what & SKVCCTL_GET_SESSIONS)
 		add_sessions(root, p);
-	text = cJSON_Print(root);
-	cJSON_Delete(root);
-	if (!text)
-		return -ENOMEM;
-	(void)fprintf(out, "%s\n", text);
-	cJSON_free(text);
-	return 0;
+	return output_json(root, out);
 }

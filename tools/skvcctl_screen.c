@@ -12,6 +12,7 @@
 
 #include <ncurses.h>
 
+#include "tools/output.h"
 #include "tools/skvcctl_top.h"
 
 #define SCREEN_TEXT_ROWS 60u
@@ -53,7 +54,7 @@ static int print_text(struct view *v)
 	top_render(&v->top, SCREEN_TEXT_ROWS, SCREEN_TEXT_COLUMNS, &v->screen);
 	for (unsigned i = 0; i < v->screen.count; i++)
 		(void)printf("%s\n", v->screen.line[i]);
-	return fflush(stdout) || ferror(stdout) ? SKVCCTL_FAILURE : SKVCCTL_OK;
+	return output_end() < 0 ? SKVCCTL_FAILURE : SKVCCTL_OK;
 }
 
 static int run_text(struct view *v, const struct skvcctl_source *source, unsigned seconds,

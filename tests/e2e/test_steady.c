@@ -15,6 +15,7 @@
 #define BUSY_NS 1000000000ull
 #define TRIES 6u
 #define IDLE_MS 3000u
+#define IDLE_CPU_NS_MAX (IDLE_MS * 1000000ull / 200) /* 0.5 % */
 #define RSS_BYTES_MAX (20u << 20)
 
 static struct private_daemon daemon_;
@@ -339,6 +340,20 @@ static void test_no_system_calls_for_stores_and_loads(void **state)
 
 /* ---- idle ---- */
 
+/* Of IDLE_MS, once what came before is over: on a busy machine that may take a while. */
+static uint64_t idle_cpu_ns(void)
+{
+	uint64_t before_ns, cpu_ns = UINT64_MAX;
+
+	private_daemon_sleep_ms(500);
+	for (unsigned try = 0; try < TRIES && cpu_ns >= IDLE_CPU_NS_MAX; try++) {
+		before_ns = private_daemon_cpu_ns(&daemon_);
+		private_daemon_sleep_ms(IDLE_MS);
+		cpu_ns = private_daemon_cpu_ns(&daemon_) - before_ns;
+	}
+	return cpu_ns;
+}
+
 static void test_idle(void **state)
 {
 	uint64_t cpu_ns, rss, pools;
@@ -347,17 +362,14 @@ static void test_idle(void **state)
 	memset(&daemon_, 0, sizeof(daemon_));
 	assert_ok(private_daemon_start(&daemon_, 64u << 20,
 				       (const char *[]){ "host.pool=256M", NULL }));
-	private_daemon_sleep_ms(500);
-	cpu_ns = private_daemon_cpu_ns(&daemon_);
-	private_daemon_sleep_ms(IDLE_MS);
-	cpu_ns = private_daemon_cpu_ns(&daemon_) - cpu_ns;
+	cpu_ns = idle_cpu_ns();
 	/* The pool is a memfd: shared memory in the kernel's books.  The rest is the daemon's own. */
 	pools = private_daemon_memory(&daemon_, "RssShmem");
 	rss = private_daemon_memory(&daemon_, "VmRSS") - pools;
 	print_message("idle: %.2f %% of a core, %.1f MiB beside pools of %.1f MiB\n",
 		      (double)cpu_ns / (IDLE_MS * 1e4), (double)rss / 1048576,
 		      (double)pools / 1048576);
-	assert_true(cpu_ns < IDLE_MS * 1000000ull / 200); /* 0.5 % */
+	assert_true(cpu_ns < IDLE_CPU_NS_MAX);
 #ifndef SKVCD_SAN
 	assert_true(rss < RSS_BYTES_MAX);
 #endif
@@ -378,12 +390,9 @@ static void test_idle_with_clients(void **state)
 		assert_ok(engine_open(&e[i], daemon_.socket, &o));
 		assert_ok(engine_store(&e[i], i, 0, 8, &c));
 	}
-	private_daemon_sleep_ms(500);
-	cpu_ns = private_daemon_cpu_ns(&daemon_);
-	private_daemon_sleep_ms(IDLE_MS);
-	cpu_ns = private_daemon_cpu_ns(&daemon_) - cpu_ns;
+	cpu_ns = idle_cpu_ns();
 	print_message("idle with 4 clients: %.2f %% of a core\n", (double)cpu_ns / (IDLE_MS * 1e4));
-	assert_true(cpu_ns < IDLE_MS * 1000000ull / 200);
+	assert_true(cpu_ns < IDLE_CPU_NS_MAX);
 	for (unsigned i = 0; i < 4; i++)
 		engine_close(&e[i]);
 }

@@ -16,6 +16,8 @@
 
 #include <cmocka.h>
 
+#include "daemon/record.h"
+
 static void on_evict(void *user, uint32_t block)
 {
 	struct log_rig *rig = user;
@@ -224,4 +226,39 @@ int log_rig_read(struct log_rig *rig, uint32_t block)
 	log_rig_drain(rig);
 	assert_int_equal(rig->ops[1].done, 1);
 	return rig->ops[1].res;
+}
+
+/* ---- records ---- */
+
+void log_rig_make_record(uint8_t *buf, uint32_t bytes, uint32_t key, uint64_t log_id,
+			 uint64_t sequence)
+{
+	struct record_header *h = (struct record_header *)(void *)buf;
+	uint32_t *words = (uint32_t *)(void *)(buf + sizeof(*h));
+
+	memset(h, 0, sizeof(*h));
+	h->magic = RECORD_MAGIC;
+	h->version = RECORD_VERSION;
+	h->header_bytes = sizeof(*h);
+	memcpy(h->key, &key, sizeof(key));
+	h->key_len = 32;
+	h->payload_bytes = bytes - (uint32_t)sizeof(*h);
+	h->log_id = log_id;
+	h->sequence = sequence;
+	for (uint32_t i = 0; i < h->payload_bytes / 4; i++)
+		words[i] = key << 16 | (i & 0xffff);
+	record_seal(h);
+}
+
+bool log_rig_is_record(const uint8_t *buf, uint32_t bytes, uint32_t key)
+{
+	const struct record_header *h = (const struct record_header *)(const void *)buf;
+	const uint32_t *words = (const uint32_t *)(const void *)(buf + sizeof(*h));
+	uint32_t wrong = 0;
+
+	if (record_check_whole(buf, bytes) < 0 || memcmp(h->key, &key, sizeof(key)) != 0)
+		return false;
+	for (uint32_t i = 0; i < h->payload_bytes / 4; i++)
+		wrong |= words[i] ^ (key << 16 | (i & 0xffff));
+	return !wrong;
 }

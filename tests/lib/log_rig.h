@@ -80,6 +80,12 @@ int log_rig_start_read(struct log_rig *rig, struct log_rig_op *t, uint32_t block
 /* Queue, wait, and what came of it.  They use ops[0] and ops[1]. */
 int log_rig_append(struct log_rig *rig, uint32_t block, uint32_t bytes, uint32_t content);
 int log_rig_read(struct log_rig *rig, uint32_t block);
+
+/* A sealed record for this place in a log, `bytes` in all, of content that its key makes; is it there, whole? */
+void log_rig_make_record(uint8_t *buf, uint32_t bytes, uint32_t key, uint64_t log_id,
+			 uint64_t sequence);
+bool log_rig_is_record(const uint8_t *buf, uint32_t bytes, uint32_t key);
+
 bool log_rig_is(const uint8_t *p, uint32_t bytes,
 		uint32_t content); /* the bytes of that content? */
 

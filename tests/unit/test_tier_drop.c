@@ -19,6 +19,7 @@
 #include "tests/lib/lane_rig.h"
 
 #define BATCH 50u
+#define PINNED 400u			   /* of some 500 that fit */
 #define FASTER_THAN_LIGHT 1000000000000ull /* tokens a second */
 #define OTHERS 1000000u			   /* keys */
 
@@ -229,6 +230,49 @@ static void leases_hold(void **state)
 	assert_int_equal(lane_rig_release(&rs, cqe.lease).res, 0);
 }
 
+static void pin(uint32_t first, uint32_t count)
+{
+	struct skvc_abi_key *keys =
+		(struct skvc_abi_key *)(rs.s.segment + rs.s.layout.args_off + 8192);
+
+	for (uint32_t i = 0; i < count; i++)
+		keys[i] = lane_rig_key(first + i);
+	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_PIN,
+						     .ns = 1,
+						     .count = count,
+						     .arg = 3600000000000ull,
+						     .args_rel = 8192,
+						     .args_bytes = count * sizeof(*keys) });
+	assert_int_equal(lane_rig_complete(&rs).count, count);
+}
+
+/* What is pinned stays, though its namespace's blocks are given up, and is written; all others are not. */
+static void what_is_pinned_is_written(void **state)
+{
+	struct skvc_abi_cqe cqe;
+
+	(void)state;
+	start(FASTER_THAN_LIGHT);
+	for (uint32_t first = 0; first < PINNED; first += BATCH) {
+		assert_int_equal(store(&rs, first), 0);
+		pin(first, BATCH);
+	}
+	for (uint32_t first = PINNED; first < 2000; first += BATCH)
+		store_patiently(&rs, first);
+	assert_in_range(counter(STAT_SPILL_BLOCKS), 1, PINNED);
+	assert_int_equal(counter(STAT_BLOCKS) + counter(STAT_DROPPED_BLOCKS), 2000);
+	say(1, 0); /* else a lookup says that to compute them is quicker */
+	for (uint32_t first = 0; first < PINNED; first += BATCH) {
+		cqe = lane_rig_lookup(&rs, first, BATCH);
+		assert_int_equal(cqe.count, BATCH);
+		lane_rig_load(&rs, cqe.lease, BATCH, BATCH, 8); /* to other pages */
+		assert_int_equal(lane_rig_complete(&rs).count, BATCH);
+		for (uint32_t i = 0; i < BATCH; i++)
+			assert_true(lane_rig_page_is(&rs, BATCH + i, i));
+		assert_int_equal(lane_rig_release(&rs, cqe.lease).res, 0);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -237,6 +281,7 @@ int main(void)
 		cmocka_unit_test_teardown(they_give_way_to_others, stop),
 		cmocka_unit_test_teardown(the_plan_may_change_its_mind, stop),
 		cmocka_unit_test_teardown(leases_hold, stop),
+		cmocka_unit_test_teardown(what_is_pinned_is_written, stop),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
