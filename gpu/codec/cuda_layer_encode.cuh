@@ -604,13 +604,13 @@ template <typename Place> struct layer_group { /* of rows, to be coded */
 	const int16_t *base;
 };
 
-/* Row t of a group.  tau: of all tokens.  raws: the row may be raw, as its tau says. */
+/* Row t of a group.  raws: it may be raw, as its tau says. */
 template <int DT, typename Place>
 __device__ __forceinline__ static void layer_row_encode(const struct layer_group<Place> *g,
 							struct layer_coder *c, uint32_t t,
-							const uint8_t *tau, bool raws, uint2 s)
+							bool raws, uint2 s)
 {
-	if (raws && tau[t] == RESIDUAL_TAU_RAW) {
+	if (raws && g->tau[t] == RESIDUAL_TAU_RAW) {
 		layer_put_raw(c, s.y, DT <= 2 ? 16u : 8u);
 		return;
 	}
@@ -619,7 +619,7 @@ __device__ __forceinline__ static void layer_row_encode(const struct layer_group
 
 		layer_put_row<DT>(c,
 				  residual_grid(residual_type_of(DT), g->mu[(uint64_t)t * g->pitch],
-						layer_scale(*g->base, tau[t])),
+						layer_scale(*g->base, g->tau[t])),
 				  layer_page_pattern<DT>(&page, t));
 	} else {
 		layer_put_symbols(c, s);
@@ -637,7 +637,7 @@ __device__ __forceinline__ static void layer_rows_encode(const struct layer_grou
 
 #pragma unroll
 	for (uint32_t k = CODE_ROWS; k-- > 0;)
-		layer_row_encode<DT>(g, c, t + k, g->tau, raws, s[k]);
+		layer_row_encode<DT>(g, c, t + k, raws, s[k]);
 }
 
 /* Rows of a group, the last first.  False: their words do not fit. */

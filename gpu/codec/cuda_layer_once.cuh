@@ -306,7 +306,7 @@ __device__ __forceinline__ static bool once_words(const struct once_job *j, cons
 			k--;
 			at -= WARP_LANES;
 			next = *at; /* at last of what lies before the room, for nothing */
-			layer_row_encode<DT>(&g, c, t + k, j->tau, raws, s);
+			layer_row_encode<DT>(&g, c, t + k, raws, s);
 		}
 	}
 	return true;
