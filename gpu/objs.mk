@@ -16,6 +16,7 @@ GPU_SRCS := \
 	gpu/codec/layer_rotary.c \
 	gpu/codec/layer_rows.c \
 	gpu/codec/model.c \
+	gpu/codec/model_draft.c \
 	gpu/codec/model_fit.c \
 	gpu/codec/model_kernels.c \
 	gpu/codec/model_math.c \

@@ -15,12 +15,14 @@
 struct mspec_context {
 	const struct mspec_params *p; /* borrowed */
 	uint32_t count, capacity;     /* tokens */
-	int16_t *values;	      /* owned; [2 * layers][kv_heads][capacity][head_dim] */
+	int16_t *
+		values; /* owned; [2 * layers][kv_heads][capacity][head_dim], as the model has them */
 };
 
 struct mspec_coder {
 	const struct mspec_params *p; /* borrowed */
 	struct mspec_pass pass;
+	struct mspec_guess guess; /* of a draft; else nothing */
 };
 
 /* ---- the context ---- */
@@ -117,7 +119,7 @@ static void context_store(struct mspec_context *c, uint32_t segment, const uint8
 
 int mspec_context_append(struct mspec_context *c, const uint8_t *const *patterns, uint32_t count)
 {
-	int r = context_reserve(c, count);
+	int r = c->p->draft ? -ENODATA : context_reserve(c, count);
 
 	if (r < 0)
 		return r;
@@ -145,13 +147,15 @@ int mspec_coder_new_for(const struct mspec_params *p, const struct mspec_runner 
 		return -ENOMEM;
 	assert(rows_max > 0 && rows_max <= MODEL_BLOCK_MAX);
 	w->p = p;
-	r = mspec_pass_init(&w->pass, p->model, runner, rows_max);
+	r = mspec_pass_init(&w->pass, p->model, runner, rows_max, mspec_guess_widest(p));
+	if (r == 0 && p->draft)
+		r = mspec_guess_init(&w->guess, p, &w->pass);
 	if (r < 0) {
-		free(w);
+		mspec_coder_free(w);
 		return r;
 	}
 	w->pass.precision = p->precision;
-	w->pass.coarse_rope = p->coarse_rope;
+	w->pass.coarse_rope = p->coarse_rope && !p->draft; /* whose it is */
 	*ret = w;
 	return 0;
 }
@@ -160,6 +164,7 @@ struct mspec_coder *mspec_coder_free(struct mspec_coder *w)
 {
 	if (!w)
 		return NULL;
+	mspec_guess_deinit(&w->guess);
 	mspec_pass_deinit(&w->pass);
 	free(w);
 	return NULL;
@@ -199,15 +204,16 @@ struct block {
 static int block_segment(struct block *b, uint32_t segment)
 {
 	const struct mspec_params *p = b->w->p;
-	const struct mspec_layer *l = &p->layers[segment / 2u];
 	const uint32_t value = segment % 2u;
 	const struct residual_segment s = {
 		.tokens_count = b->count,
-		.columns = mspec_kv_width(&p->model->config),
+		.columns = mspec_shape_kv(mspec_params_shape(p)),
 		.type = residual_type_of(p->dtype),
 		.tables = &p->tables[value],
-		.base = value ? l->base_v : l->base_k,
-		.mu = value ? b->w->pass.mu_v : b->w->pass.mu_k,
+		.base = mspec_params_base(p, segment),
+		.mu = p->draft ? value ? b->w->guess.mu_v : b->w->guess.mu_k
+		      : value  ? b->w->pass.mu_v
+			       : b->w->pass.mu_k,
 	};
 	const uint8_t *patterns;
 	int r;
@@ -224,21 +230,32 @@ static int block_segment(struct block *b, uint32_t segment)
 	}
 	if (r < 0)
 		return r;
-	mspec_pass_error(&b->w->pass, s.type, value, patterns);
-	context_store(b->c, segment, patterns, b->count);
+	if (p->draft) {
+		mspec_guess_exact(&b->w->guess, value, patterns);
+	} else {
+		mspec_pass_error(&b->w->pass, s.type, value, patterns);
+		context_store(b->c, segment, patterns, b->count);
+	}
 	return 0;
 }
 
-static int block_layer(struct block *b, uint32_t layer)
+static void pass_at(struct mspec_coder *w, const struct mspec_context *c, uint32_t layer)
+{
+	struct mspec_pass *pass = &w->pass;
+
+	pass->layer = &w->p->layers[layer];
+	pass->w = &w->p->model->layers[layer];
+	pass->k = segment_at(c, 2u * layer);
+	pass->v = segment_at(c, 2u * layer + 1u);
+	pass->capacity = c->capacity;
+}
+
+static int copy_layer(struct block *b, uint32_t layer)
 {
 	struct mspec_pass *pass = &b->w->pass;
 	int r;
 
-	pass->layer = &b->w->p->layers[layer];
-	pass->w = &b->w->p->model->layers[layer];
-	pass->k = segment_at(b->c, 2u * layer);
-	pass->v = segment_at(b->c, 2u * layer + 1u);
-	pass->capacity = b->c->capacity;
+	pass_at(b->w, b->c, layer);
 	mspec_pass_guess_k(pass);
 	r = block_segment(b, 2u * layer);
 	if (r < 0)
@@ -252,6 +269,62 @@ static int block_layer(struct block *b, uint32_t layer)
 	return 0;
 }
 
+/* The draft over its rows behind the context, which has room for them. */
+static void draft_pass(struct mspec_coder *w, const struct mspec_context *c)
+{
+	for (uint32_t l = 0; l < w->p->model->config.layers; l++) {
+		pass_at(w, c, l);
+		mspec_pass_own(&w->pass, segment_at(c, 2u * l), segment_at(c, 2u * l + 1u));
+	}
+}
+
+static int draft_layer(struct block *b, uint32_t layer)
+{
+	struct mspec_guess *g = &b->w->guess;
+	int r;
+
+	mspec_guess_layer(g, layer);
+	mspec_guess_k(g);
+	r = block_segment(b, 2u * layer);
+	if (r < 0)
+		return r;
+	mspec_guess_v(g);
+	return block_segment(b, 2u * layer + 1u);
+}
+
+/* Rows behind the context, embedded. */
+static int rows_start(struct mspec_coder *w, struct mspec_context *c, const int32_t *ids,
+		      uint32_t count)
+{
+	int r = context_reserve(c, count);
+
+	if (r == 0)
+		r = mspec_pass_start(&w->pass, c->count, count);
+	if (r == 0)
+		r = mspec_pass_embed(&w->pass, ids, w->p->start);
+	return r;
+}
+
+int mspec_context_follow(struct mspec_coder *w, struct mspec_context *c, const int32_t *ids,
+			 uint32_t count)
+{
+	const uint32_t before = c->count, most = w->pass.rows_max;
+	int r = !w->p->draft ? -ENODATA : ids || !count ? 0 : -EINVAL;
+
+	assert(c->p == w->p);
+	for (uint32_t at = 0, n; r == 0 && at < count; at += n) {
+		n = count - at < most ? count - at : most;
+		r = rows_start(w, c, ids + at, n);
+		if (r < 0)
+			break;
+		draft_pass(w, c);
+		c->count += n;
+	}
+	if (r < 0)
+		c->count = before;
+	return r;
+}
+
 static int block_run(struct block *b, const int32_t *ids)
 {
 	const struct mspec_params *p = b->w->p;
@@ -261,13 +334,14 @@ static int block_run(struct block *b, const int32_t *ids)
 	*b->result = (struct mspec_result){ .escapes = 0 };
 	if (b->count == 0 || b->count > b->w->pass.rows_max || (p->ids && !ids))
 		return -EINVAL;
-	r = context_reserve(b->c, b->count);
-	if (r == 0)
-		r = mspec_pass_start(&b->w->pass, b->c->count, b->count);
-	if (r == 0)
-		r = mspec_pass_embed(&b->w->pass, p->ids ? ids : NULL, p->start);
-	for (uint32_t l = 0; r == 0 && l < p->model->config.layers; l++)
-		r = block_layer(b, l);
+	r = rows_start(b->w, b->c, p->ids ? ids : NULL, b->count);
+	if (r == 0 && p->draft) {
+		r = mspec_guess_start(&b->w->guess);
+		if (r == 0)
+			draft_pass(b->w, b->c);
+	}
+	for (uint32_t l = 0; r == 0 && l < mspec_params_shape(p).layers; l++)
+		r = p->draft ? draft_layer(b, l) : copy_layer(b, l);
 	if (r == 0)
 		b->c->count += b->count;
 	return r;

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * model.h - the `model` speculator: guesses a block's keys and values by running an int8 copy of the
- * model that made them, in a closed loop, and hands the guesses to the residual coder.
+ * model.h - the `model` speculator: guesses a block's keys and values by running a model in int8, and hands the
+ * guesses to the residual coder.  In one of two modes:
  *
- * Per layer: guess K from the hidden state, code K; guess V from the hidden state and K's error, code V;
- * add to the hidden state what both errors tell of it; attend over the exact K and V; MLP; next layer.
+ * copy   of the model that made them, in a closed loop.  Per layer: guess K from the hidden state, code K; guess V
+ *        from the hidden state and K's error, code V; add to the hidden state what both errors tell of it; attend
+ *        over the exact K and V; MLP; next layer.
+ * draft  a smaller model of the family, over the same token ids, with keys and values of its own.  Its embedding and
+ *        its last hidden state, and the exact K and V of the layers before, tell of a layer by fitted linear maps.
  *
  * model    immutable once loaded, shared by any number of threads
  * params   what was fitted on a sample of the cache: maps, scales, tables; immutable, shared, serial form
- * context  one sequence's exact keys and values so far; one user at a time
+ * context  one sequence's keys and values so far, exact ones (a draft: its own); one user at a time
  * coder    scratch of one thread of work (and of the threads of its runner)
  *
  * Guesses depend on token ids, on the context's values and on the row alone: not on how a sequence was
@@ -75,24 +78,39 @@ struct mspec_model *mspec_model_free(struct mspec_model *m); /* accepts NULL, re
 const struct model_config *mspec_model_config(const struct mspec_model *m);
 /* BLAKE2b of the shape, the weights as stored and the version of this arithmetic. */
 const uint8_t *mspec_model_digest(const struct mspec_model *m);
-/* Products of one token of predictor at this precision, in int8 multiply-adds, attention left out. */
+/* Products of one token of a copy at this precision, in int8 multiply-adds, attention left out. */
 uint64_t mspec_model_products(const struct mspec_model *m, struct mspec_precision p);
 
 /* ---- fitted parameters ---- */
+
+enum mspec_mode { MSPEC_COPY, MSPEC_DRAFT, MSPEC_MODE_COUNT };
+
+/* Of a cache; a copy's is its model's. */
+struct mspec_shape {
+	uint32_t layers, kv_heads, head_dim;
+};
+
+#define MSPEC_PREVIOUS_MAX 6u /* layers that a draft's maps look back */
+
+const char *mspec_mode_name(enum mspec_mode mode);
+struct mspec_shape mspec_model_shape(const struct mspec_model *m);
+/* A copy where the shapes are equal. */
+enum mspec_mode mspec_mode_for(const struct mspec_model *m, struct mspec_shape cache);
 
 struct mspec_params;
 
 /* What a serial form says of itself, to those who have not its model. */
 struct mspec_facts {
-	uint32_t dtype; /* enum codec_dtype */
-	uint32_t layers, kv, hidden;
+	enum mspec_mode mode;
+	uint32_t dtype;		     /* enum codec_dtype */
+	uint32_t layers, kv, hidden; /* of the cache; the model's hidden state */
 	bool ids;
 	uint8_t model[MODEL_DIGEST_BYTES];
 };
 
 /* Form, length and digest of the whole are checked, no more.  -EBADMSG. */
 int mspec_facts_read(const uint8_t *in, size_t bytes, struct mspec_facts *ret);
-/* Bytes of the longest serial form of this shape. */
+/* Bytes of the longest serial form for a cache of this shape, and a model as deep at most. */
 uint64_t mspec_params_bytes_max(uint32_t layers, uint32_t kv, uint32_t hidden);
 
 /* -EBADMSG for anything wrong, -ESTALE when it is of another model.  m is borrowed by the params. */
@@ -109,6 +127,10 @@ int mspec_params_serialise(const struct mspec_params *p, uint8_t **ret_bytes, si
 const uint8_t *mspec_params_digest(const struct mspec_params *p); /* of the serial form */
 bool mspec_params_ids(const struct mspec_params *p);		  /* wants token ids */
 uint32_t mspec_params_dtype(const struct mspec_params *p);	  /* enum codec_dtype */
+enum mspec_mode mspec_params_mode(const struct mspec_params *p);
+struct mspec_shape mspec_params_shape(const struct mspec_params *p); /* of the cache */
+/* Products of one token, in int8 multiply-adds: the model's and the maps', attention left out. */
+uint64_t mspec_params_products(const struct mspec_params *p);
 struct mspec_precision mspec_params_precision(const struct mspec_params *p);
 const struct mspec_model *mspec_params_model(const struct mspec_params *p); /* borrowed */
 
@@ -167,10 +189,20 @@ uint32_t mspec_context_count(const struct mspec_context *c);
 /* Forget all tokens but the first `count`, of which there must be as many. */
 void mspec_context_truncate(struct mspec_context *c, uint32_t count);
 uint64_t mspec_context_bytes(const struct mspec_context *c); /* of memory */
-/* Tokens whose values are known: patterns as for the fit. */
+/*
+ * Tokens whose values are known: patterns as for the fit.  -ENODATA: a draft wants to know their ids, not their
+ * values: mspec_context_follow().
+ */
 int mspec_context_append(struct mspec_context *c, const uint8_t *const *patterns, uint32_t count);
 
 struct mspec_coder;
+
+/*
+ * Tokens whose ids are known, for a draft.  -ENODATA: it is a copy, which wants values; -EINVAL: an id outside the
+ * vocabulary, too many tokens; -ENOMEM.  After a failure the context is as it was.
+ */
+int mspec_context_follow(struct mspec_coder *w, struct mspec_context *c, const int32_t *ids,
+			 uint32_t count);
 
 /* runner is borrowed. */
 int mspec_coder_new(const struct mspec_params *p, const struct mspec_runner *runner,

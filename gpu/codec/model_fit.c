@@ -273,21 +273,9 @@ static void step_finish(struct mspec_fit *f, uint32_t layer, const struct chunk 
 /* The truth with keys and values of its own: what the cache held before it was rounded to few bits. */
 static void step_finish_own(struct mspec_fit *f, uint32_t layer, const struct chunk *c)
 {
-	const struct model_config *m = &f->m->config;
-	const uint32_t kv = mspec_kv_width(m), dim = m->head_dim;
-	const struct mspec_layer *l = &f->p->layers[layer];
-
-	mspec_pass_guess_k(&f->pass);
-	for (uint32_t r = 0; r < c->count; r++)
-		for (uint32_t i = 0; i < kv; i++) {
-			const size_t from = (size_t)r * kv + i;
-			const size_t to = (i / dim * f->pass.capacity + c->begin + r) * dim +
-					  i % dim;
-
-			f->k[to] = (int16_t)model_kv(f->pass.mu_k[from], l->k_frac);
-			f->v[to] = (int16_t)model_kv(f->pass.mu_v[from], l->v_frac);
-		}
-	mspec_pass_finish(&f->pass);
+	(void)layer;
+	(void)c;
+	mspec_pass_own(&f->pass, f->k, f->v);
 }
 
 /* V's guess with the map, and what is left of V's error. */
@@ -535,7 +523,7 @@ static int truth_error(struct mspec_fit *f, uint32_t layer, double *ret)
 static void rope_as(struct mspec_fit *f, bool coarse)
 {
 	f->p->coarse_rope = f->pass.coarse_rope = coarse;
-	f->pass.rope_count = 0;
+	f->pass.turns.count = 0;
 }
 
 /* Cosines and sines in the model's type, or finer? */
@@ -661,7 +649,7 @@ static int scratch_init(struct mspec_fit *f)
 	for (uint32_t i = 0; i < f->sequences_count; i++)
 		longest = f->sequences[i].count > longest ? f->sequences[i].count : longest;
 	assert(longest > 0);
-	r = mspec_pass_init(&f->pass, f->m, f->o.runner, ROWS);
+	r = mspec_pass_init(&f->pass, f->m, f->o.runner, ROWS, 0);
 	if (r < 0)
 		return r;
 	f->hidden_true = calloc(f->rows * c->hidden, sizeof(int32_t));

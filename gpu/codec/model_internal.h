@@ -13,6 +13,8 @@
 #define MSPEC_CHUNK 256u /* outputs of a product at a time */
 #define MSPEC_ALIGN 64u	 /* depth of matrices is padded with zeros to it */
 #define MSPEC_HIDDEN_FRAC 16
+#define MSPEC_WEIGH_FRAC 12 /* of an input's weight before a draft's maps */
+#define MSPEC_TAPS 2u /* states of a draft that its maps start from: embedding, last hidden state */
 
 /* Weights [outs][pitch] in planes; a weight is (256 * high + low) * mant * 2^exp of its row. */
 struct mspec_matrix {
@@ -135,15 +137,37 @@ struct mspec_layer {
 	int16_t *base_k, *base_v;	    /* owned */
 };
 
+/* A layer of the cache, by a draft (model_draft.c): kv is the cache's. */
+struct mspec_draft_layer {
+	int32_t *bias;		  /* owned; [2 * kv]: K's before rope, V's; RESIDUAL_FRAC */
+	int16_t *weigh;		  /* owned; [2 * kv]: of its exact K and V as inputs */
+	int16_t *base_k, *base_v; /* owned */
+	struct mspec_matrix tap[MSPEC_TAPS]; /* 2 * kv by the draft's hidden */
+	/* 2 * kv by kv; K, V of the layer before, of the one before that: 2 * min(previous, layer) of them */
+	struct mspec_matrix past[2u * MSPEC_PREVIOUS_MAX];
+	struct mspec_matrix own; /* own K to V: kv by kv */
+};
+
+struct mspec_draft {
+	struct mspec_shape shape; /* of the cache */
+	uint32_t previous;
+	double theta;			    /* of the cache's rope; 0: none */
+	double *frequencies;		    /* owned; head_dim / 2, of theta */
+	struct mspec_norm norm[MSPEC_TAPS]; /* MSPEC_WEIGH_FRAC */
+	struct mspec_draft_layer *layers;   /* owned; [shape.layers] */
+};
+
 struct mspec_params {
 	const struct mspec_model *model; /* borrowed */
 	uint32_t dtype;
 	bool ids;
-	bool coarse_rope;
+	bool coarse_rope; /* of the cache */
 	struct mspec_precision precision;
-	float *scale_k, *scale_v;	/* owned; a value is its pattern's times it */
-	int32_t *start;			/* owned; the hidden state without ids */
-	struct mspec_layer *layers;	/* owned */
+	float *scale_k, *scale_v;  /* owned; [cache's layers]; a value is its pattern's times it */
+	int32_t *start;		   /* owned; the hidden state without ids */
+	struct mspec_draft *draft; /* owned; NULL: a copy */
+	/* Owned; of the model.  A draft's: only what its own pass needs, neither arrays nor matrices. */
+	struct mspec_layer *layers;
 	struct residual_freqs freqs[2]; /* K, V */
 	struct residual_tables *tables; /* owned; two */
 	uint8_t digest[MODEL_DIGEST_BYTES];
@@ -151,6 +175,35 @@ struct mspec_params {
 
 int mspec_params_new(const struct mspec_model *m, uint32_t dtype, struct mspec_precision precision,
 		     struct mspec_params **ret);
+/* MSPEC_DRAFT; theta and all fitted things are still to be set. */
+int mspec_params_new_draft(const struct mspec_model *m, struct mspec_shape shape, uint32_t previous,
+			   uint32_t dtype, struct mspec_precision precision,
+			   struct mspec_params **ret);
+int mspec_draft_new(const struct mspec_params *p, struct mspec_shape shape, uint32_t previous,
+		    struct mspec_draft **ret);
+struct mspec_draft *mspec_draft_free(struct mspec_draft *d);
+static inline uint32_t mspec_shape_kv(struct mspec_shape s)
+{
+	return s.kv_heads * s.head_dim;
+}
+
+/* Matrices of layers before that a layer's guess starts from. */
+static inline uint32_t mspec_draft_past(const struct mspec_draft *d, uint32_t layer)
+{
+	return 2u * (layer < d->previous ? layer : d->previous);
+}
+
+/* Scales of a segment of the cache. */
+static inline const int16_t *mspec_params_base(const struct mspec_params *p, uint32_t segment)
+{
+	if (p->draft) {
+		const struct mspec_draft_layer *l = &p->draft->layers[segment / 2u];
+
+		return segment % 2u ? l->base_v : l->base_k;
+	}
+	return segment % 2u ? p->layers[segment / 2u].base_v : p->layers[segment / 2u].base_k;
+}
+
 bool mspec_scale_good(float x);		       /* of a cache */
 int mspec_params_seal(struct mspec_params *p); /* tables and digest, once all is set */
 
@@ -169,6 +222,18 @@ struct mspec_thread {		       /* scratch of one thread */
 	int32_t *scores;	       /* [positions] */
 };
 
+/* Cosines and sines of the first positions. */
+struct mspec_turns {
+	int32_t *all; /* owned; [count][dim] */
+	uint32_t count;
+};
+
+int mspec_turns_grow(struct mspec_turns *t, const double *frequencies, uint32_t dim, bool coarse,
+		     uint32_t count);
+/* Heads of a row turned by a position's cosines and sines; sign: 1 forward, -1 back. */
+void mspec_turn_row(int32_t *row, uint32_t columns, uint32_t dim, const int32_t *rope,
+		    int32_t sign);
+
 struct mspec_pass {
 	const struct mspec_model *m;
 	const struct mspec_layer *layer; /* set before each stage */
@@ -182,17 +247,17 @@ struct mspec_pass {
 	int32_t *hidden;      /* [rows][hidden] */
 	int32_t *mu_k, *mu_v; /* [rows][kv] */
 	int32_t *error;	      /* [rows][2 * kv]: K's un-rotated, V's */
-	const int32_t *rope;  /* [rows][head_dim], in rope_all */
-	int32_t *rope_all;    /* owned; of positions below rope_count */
-	uint32_t rope_count;
+	const int32_t *rope;  /* [rows][head_dim], in turns */
+	struct mspec_turns turns;
 	const int16_t *k, *v; /* context of the layer: [kv_heads][capacity][head_dim] */
 	size_t capacity;
 	struct mspec_thread *scratch; /* owned; threads of them */
 	uint32_t scores_count;
 };
 
+/* widest: of rows and outputs that others than the pass's own stages put through its scratch; 0: none do. */
 int mspec_pass_init(struct mspec_pass *p, const struct mspec_model *m,
-		    const struct mspec_runner *runner, uint32_t rows_max);
+		    const struct mspec_runner *runner, uint32_t rows_max, uint32_t widest);
 void mspec_pass_deinit(struct mspec_pass *p);
 /* Rows `position` and on: rope rows, scratch for so many keys.  -ENOMEM. */
 int mspec_pass_start(struct mspec_pass *p, uint32_t position, uint32_t rows);
@@ -205,6 +270,62 @@ void mspec_pass_error(struct mspec_pass *p, struct residual_type t, bool value,
 void mspec_pass_guess_v(struct mspec_pass *p); /* mu_v += map * K's error */
 void mspec_pass_gain(struct mspec_pass *p);    /* hidden += gain * errors */
 void mspec_pass_finish(struct mspec_pass *p);  /* attention, MLP */
+/*
+ * A whole layer with keys and values of its own, which go to k and v, [kv_heads][capacity][head_dim], at the rows'
+ * positions: the pass attends over these.
+ */
+void mspec_pass_own(struct mspec_pass *p, int16_t *k, int16_t *v);
+
+/* What stages are made of.  Each tile of MSPEC_TILE rows is one call of the stage, by any thread. */
+void mspec_pass_tiles(struct mspec_pass *p, void (*stage)(void *, uint32_t, uint32_t),
+		      void *context);
+uint32_t mspec_pass_tile_rows(const struct mspec_pass *p, uint32_t tile);
+/*
+ * The row in t->wide in planes of `wide`: integers of `frac` fraction bits, mixed first for matrices that want
+ * it.
+ */
+void mspec_quantise(const struct mspec_pass *p, struct mspec_thread *t, uint32_t row,
+		    const struct mspec_matrix *m, uint32_t wide, int32_t frac,
+		    struct model_norm norm);
+/* The hidden state of a row through a norm. */
+void mspec_quantise_hidden(const struct mspec_pass *p, struct mspec_thread *t, uint32_t row,
+			   const int32_t *h, const struct mspec_norm *norm, uint64_t eps,
+			   uint32_t wide, const struct mspec_matrix *m);
+/* out[row][o] = the rows in t times a matrix, in fixed point of `frac` bits; add: on top of what is there. */
+void mspec_multiply(const struct mspec_pass *p, struct mspec_thread *t,
+		    const struct mspec_matrix *m, uint32_t rows, uint32_t wide, int32_t frac,
+		    bool add, int32_t *out, size_t out_pitch);
+
+/* ---- guesses from a draft (model_draft.c) ---- */
+
+/* Of one block on its way, beside the pass of the draft itself. */
+struct mspec_guess {
+	const struct mspec_params *p; /* borrowed, as is the pass */
+	struct mspec_pass *pass;      /* at the block's rows; its hidden state is the second tap */
+	const struct mspec_draft_layer *layer;
+	uint32_t at;	      /* the layer's number */
+	int32_t *embedding;   /* owned; [rows][hidden]: the first tap */
+	int32_t *sums;	      /* owned; [rows][2 * kv]: guesses before rope */
+	int32_t *mu_k, *mu_v; /* owned; [rows][kv] */
+	int32_t *
+		exact; /* owned; [previous + 1][rows][2 * kv]: K un-rotated, V; layer % (previous + 1) */
+	const int32_t *rope; /* [rows][head_dim], in turns */
+	struct mspec_turns turns;
+};
+
+/* The pass was made for rows as wide as the cache's: mspec_guess_widest(). */
+uint32_t mspec_guess_widest(const struct mspec_params *p);
+int mspec_guess_init(struct mspec_guess *g, const struct mspec_params *p, struct mspec_pass *pass);
+void mspec_guess_deinit(struct mspec_guess *g);
+/* At the pass's rows, which were just embedded.  -ENOMEM. */
+int mspec_guess_start(struct mspec_guess *g);
+void mspec_guess_layer(struct mspec_guess *g, uint32_t layer); /* set before each layer's stages */
+void mspec_guess_k(struct mspec_guess *g);		       /* sums, mu_k */
+/* Exact values of one part of the layer, as inputs of what comes. */
+void mspec_guess_exact(struct mspec_guess *g, bool value, const uint8_t *patterns);
+void mspec_guess_v(struct mspec_guess *g); /* mu_v, once K is exact */
+/* Exact values of a layer not further back than `previous` from the newest: [rows][2 * kv]. */
+int32_t *mspec_guess_values(const struct mspec_guess *g, uint32_t layer);
 
 /* patterns [count][kv] into a context's layer at `first`: to is [kv_heads][capacity][head_dim]. */
 void mspec_kv_store(const struct model_config *c, struct residual_type t, const uint8_t *patterns,

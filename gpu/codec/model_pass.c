@@ -18,13 +18,9 @@ static const struct mspec_runner *runner_of(const struct mspec_pass *p)
 	return p->runner && p->threads > 1 ? p->runner : NULL;
 }
 
-/*
- * The row in t->wide in planes of `wide`: integers of `frac` fraction bits, mixed first for matrices that want
- * it.
- */
-static void quantise(const struct mspec_pass *p, struct mspec_thread *t, uint32_t row,
-		     const struct mspec_matrix *m, uint32_t wide, int32_t frac,
-		     struct model_norm norm)
+void mspec_quantise(const struct mspec_pass *p, struct mspec_thread *t, uint32_t row,
+		    const struct mspec_matrix *m, uint32_t wide, int32_t frac,
+		    struct model_norm norm)
 {
 	const uint32_t q_max = wide & MODEL_WIDE_ROW ? MODEL_Q16 : MODEL_Q8, count = m->depth;
 	int8_t *high = t->high + (size_t)row * m->pitch, *low = t->low + (size_t)row * m->pitch;
@@ -43,10 +39,9 @@ static void quantise(const struct mspec_pass *p, struct mspec_thread *t, uint32_
 	memset(low + count, 0, m->pitch - count);
 }
 
-/* The hidden state of a row through a norm. */
-static void quantise_hidden(const struct mspec_pass *p, struct mspec_thread *t, uint32_t row,
-			    const int32_t *h, const struct mspec_norm *norm, uint64_t eps,
-			    uint32_t wide, const struct mspec_matrix *m)
+void mspec_quantise_hidden(const struct mspec_pass *p, struct mspec_thread *t, uint32_t row,
+			   const int32_t *h, const struct mspec_norm *norm, uint64_t eps,
+			   uint32_t wide, const struct mspec_matrix *m)
 {
 	const uint32_t count = p->m->config.hidden;
 	const int32_t shift = model_norm_shift(p->kernels->max32(h, count));
@@ -54,15 +49,12 @@ static void quantise_hidden(const struct mspec_pass *p, struct mspec_thread *t, 
 
 	assert(count > 0);
 	p->kernels->weigh(h, norm->weights, count, t->wide);
-	quantise(p, t, row, m, wide, norm->frac, model_norm_of(squares, count, eps, shift));
+	mspec_quantise(p, t, row, m, wide, norm->frac, model_norm_of(squares, count, eps, shift));
 }
 
-/*
- * out[row][o] = the rows in t times a matrix, in fixed point of `frac` bits; add: on top of what is there.
- */
-static void multiply(const struct mspec_pass *p, struct mspec_thread *t,
-		     const struct mspec_matrix *m, uint32_t rows, uint32_t wide, int32_t frac,
-		     bool add, int32_t *out, size_t out_pitch)
+void mspec_multiply(const struct mspec_pass *p, struct mspec_thread *t,
+		    const struct mspec_matrix *m, uint32_t rows, uint32_t wide, int32_t frac,
+		    bool add, int32_t *out, size_t out_pitch)
 {
 	int32_t *hh = t->acc, *hl = hh + MSPEC_TILE * MSPEC_CHUNK,
 		*lh = hl + MSPEC_TILE * MSPEC_CHUNK;
@@ -91,12 +83,22 @@ static void multiply(const struct mspec_pass *p, struct mspec_thread *t,
 	}
 }
 
+void mspec_turn_row(int32_t *row, uint32_t columns, uint32_t dim, const int32_t *rope, int32_t sign)
+{
+	const uint32_t half = dim / 2;
+
+	for (uint32_t h = 0; h < columns; h += dim)
+		for (uint32_t i = 0; i < half; i++)
+			model_turn(&row[h + i], &row[h + i + half], rope[2u * i],
+				   sign * rope[2u * i + 1u]);
+}
+
 /* Norm (for Qwen3) and rope of one head; bias may be NULL. */
 static void finish_head(const struct mspec_pass *p, const struct mspec_norm *norm,
 			const int32_t *rope, const int32_t *bias, int32_t *x)
 {
 	const struct model_config *c = &p->m->config;
-	const uint32_t dim = c->head_dim, half = dim / 2;
+	const uint32_t dim = c->head_dim;
 
 	if (norm->weights) {
 		uint64_t squares = 0;
@@ -119,27 +121,27 @@ static void finish_head(const struct mspec_pass *p, const struct mspec_norm *nor
 	}
 	for (uint32_t i = 0; bias && i < dim; i++)
 		x[i] = model_sat32((int64_t)x[i] + bias[i]);
-	for (uint32_t i = 0; i < half; i++)
-		model_turn(&x[i], &x[i + half], rope[2u * i], rope[2u * i + 1u]);
+	mspec_turn_row(x, dim, dim, rope, 1);
 }
 
-static uint32_t tile_rows(const struct mspec_pass *p, uint32_t tile)
+uint32_t mspec_pass_tile_rows(const struct mspec_pass *p, uint32_t tile)
 {
 	uint32_t left = p->rows - tile * MSPEC_TILE;
 
 	return left < MSPEC_TILE ? left : MSPEC_TILE;
 }
 
-static void run_tiles(struct mspec_pass *p, void (*stage)(void *, uint32_t, uint32_t))
+void mspec_pass_tiles(struct mspec_pass *p, void (*stage)(void *, uint32_t, uint32_t),
+		      void *context)
 {
 	const struct mspec_runner *runner = runner_of(p);
 	const uint32_t tiles = (p->rows + MSPEC_TILE - 1u) / MSPEC_TILE;
 
 	if (runner && tiles > 1)
-		runner->run(runner->self, tiles, stage, p);
+		runner->run(runner->self, tiles, stage, context);
 	else
 		for (uint32_t i = 0; i < tiles; i++)
-			stage(p, i, 0);
+			stage(context, i, 0);
 }
 
 /* ---- guesses ---- */
@@ -150,14 +152,14 @@ static void guess_k_tile(void *context, uint32_t tile, uint32_t thread)
 	struct mspec_thread *t = &p->scratch[thread];
 	const struct model_config *c = &p->m->config;
 	const struct mspec_layer *l = p->layer;
-	const uint32_t kv = mspec_kv_width(c), rows = tile_rows(p, tile);
+	const uint32_t kv = mspec_kv_width(c), rows = mspec_pass_tile_rows(p, tile);
 	const size_t first = (size_t)tile * MSPEC_TILE;
 
 	for (uint32_t r = 0; r < rows; r++)
-		quantise_hidden(p, t, r, p->hidden + (first + r) * c->hidden, &p->w->input,
-				l->eps_input, p->precision.wide[MSPEC_KV], &p->w->kv);
-	multiply(p, t, &p->w->kv, rows, p->precision.wide[MSPEC_KV], MODEL_FRAC, false, t->out,
-		 2u * kv);
+		mspec_quantise_hidden(p, t, r, p->hidden + (first + r) * c->hidden, &p->w->input,
+				      l->eps_input, p->precision.wide[MSPEC_KV], &p->w->kv);
+	mspec_multiply(p, t, &p->w->kv, rows, p->precision.wide[MSPEC_KV], MODEL_FRAC, false,
+		       t->out, 2u * kv);
 	for (uint32_t r = 0; r < rows; r++) {
 		int32_t *k = t->out + (size_t)r * 2u * kv, *v = k + kv;
 		int32_t *mu_k = p->mu_k + (first + r) * kv, *mu_v = p->mu_v + (first + r) * kv;
@@ -176,7 +178,7 @@ static void guess_k_tile(void *context, uint32_t tile, uint32_t thread)
 
 void mspec_pass_guess_k(struct mspec_pass *p)
 {
-	run_tiles(p, guess_k_tile);
+	mspec_pass_tiles(p, guess_k_tile, p);
 }
 
 static const uint16_t shape_inside[MODEL_SHAPE_COUNT] = MODEL_SHAPE_INSIDE;
@@ -185,7 +187,7 @@ void mspec_pass_error(struct mspec_pass *p, struct residual_type t, bool value,
 		      const uint8_t *patterns)
 {
 	const struct model_config *c = &p->m->config;
-	const uint32_t kv = mspec_kv_width(c), half = c->head_dim / 2;
+	const uint32_t kv = mspec_kv_width(c);
 	const int32_t *mu = value ? p->mu_v : p->mu_k;
 	const int16_t *sigma = value ? p->layer->sigma_v : p->layer->sigma_k;
 
@@ -200,10 +202,8 @@ void mspec_pass_error(struct mspec_pass *p, struct residual_type t, bool value,
 
 			e[i] = model_shape(shape_inside, d, model_half_gap(t, pattern), sigma[i]);
 		}
-		for (uint32_t h = 0; !value && h < kv; h += c->head_dim)
-			for (uint32_t i = 0; i < half; i++)
-				model_turn(&e[h + i], &e[h + i + half], rope[2u * i],
-					   -rope[2u * i + 1u]);
+		if (!value)
+			mspec_turn_row(e, kv, c->head_dim, rope, -1);
 	}
 }
 
@@ -215,7 +215,8 @@ static void quantise_error(const struct mspec_pass *p, struct mspec_thread *t, u
 
 	for (uint32_t i = 0; i < kv; i++)
 		t->wide[i] = e[i];
-	quantise(p, t, row, m, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC, model_norm_none());
+	mspec_quantise(p, t, row, m, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC,
+		       model_norm_none());
 }
 
 static void guess_v_tile(void *context, uint32_t tile, uint32_t thread)
@@ -223,18 +224,18 @@ static void guess_v_tile(void *context, uint32_t tile, uint32_t thread)
 	struct mspec_pass *p = context;
 	struct mspec_thread *t = &p->scratch[thread];
 	const struct mspec_matrix *map = &p->layer->value_map;
-	const uint32_t kv = mspec_kv_width(&p->m->config), rows = tile_rows(p, tile);
+	const uint32_t kv = mspec_kv_width(&p->m->config), rows = mspec_pass_tile_rows(p, tile);
 	const size_t first = (size_t)tile * MSPEC_TILE;
 
 	for (uint32_t r = 0; r < rows; r++)
 		quantise_error(p, t, r, first + r, false, map);
-	multiply(p, t, map, rows, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC, true,
-		 p->mu_v + first * kv, kv);
+	mspec_multiply(p, t, map, rows, p->precision.wide[MSPEC_MAPS], RESIDUAL_FRAC, true,
+		       p->mu_v + first * kv, kv);
 }
 
 void mspec_pass_guess_v(struct mspec_pass *p)
 {
-	run_tiles(p, guess_v_tile);
+	mspec_pass_tiles(p, guess_v_tile, p);
 }
 
 /* ---- the rest of the layer ---- */
@@ -280,10 +281,10 @@ static void attention_tile(struct mspec_pass *p, struct mspec_thread *t, size_t 
 	int32_t *h = p->hidden + first * c->hidden;
 
 	for (uint32_t r = 0; r < rows; r++)
-		quantise_hidden(p, t, r, h + (size_t)r * c->hidden, &p->w->input,
-				p->layer->eps_input, p->precision.wide[MSPEC_Q], &p->w->q);
-	multiply(p, t, &p->w->q, rows, p->precision.wide[MSPEC_Q], MODEL_FRAC, false, t->out,
-		 q_width);
+		mspec_quantise_hidden(p, t, r, h + (size_t)r * c->hidden, &p->w->input,
+				      p->layer->eps_input, p->precision.wide[MSPEC_Q], &p->w->q);
+	mspec_multiply(p, t, &p->w->q, rows, p->precision.wide[MSPEC_Q], MODEL_FRAC, false, t->out,
+		       q_width);
 	for (uint32_t r = 0; r < rows; r++)
 		for (uint32_t head = 0; head < c->heads; head++) {
 			const size_t at = (size_t)r * q_width + head * c->head_dim;
@@ -294,11 +295,11 @@ static void attention_tile(struct mspec_pass *p, struct mspec_thread *t, size_t 
 		for (uint32_t i = 0; i < q_width; i++)
 			t->wide[i] = model_times(t->mixed[(size_t)r * q_width + i],
 						 p->layer->real_v);
-		quantise(p, t, r, &p->w->o, p->precision.wide[MSPEC_O], MODEL_FRAC,
-			 model_norm_none());
+		mspec_quantise(p, t, r, &p->w->o, p->precision.wide[MSPEC_O], MODEL_FRAC,
+			       model_norm_none());
 	}
-	multiply(p, t, &p->w->o, rows, p->precision.wide[MSPEC_O], MSPEC_HIDDEN_FRAC, true, h,
-		 c->hidden);
+	mspec_multiply(p, t, &p->w->o, rows, p->precision.wide[MSPEC_O], MSPEC_HIDDEN_FRAC, true, h,
+		       c->hidden);
 }
 
 static void mlp_tile(struct mspec_pass *p, struct mspec_thread *t, size_t first, uint32_t rows)
@@ -307,19 +308,20 @@ static void mlp_tile(struct mspec_pass *p, struct mspec_thread *t, size_t first,
 	int32_t *h = p->hidden + first * c->hidden;
 
 	for (uint32_t r = 0; r < rows; r++)
-		quantise_hidden(p, t, r, h + (size_t)r * c->hidden, &p->w->post, p->layer->eps_post,
-				p->precision.wide[MSPEC_GATE], &p->w->gate_up);
-	multiply(p, t, &p->w->gate_up, rows, p->precision.wide[MSPEC_GATE], MODEL_MLP_FRAC, false,
-		 t->out, 2 * (size_t)c->mlp);
+		mspec_quantise_hidden(p, t, r, h + (size_t)r * c->hidden, &p->w->post,
+				      p->layer->eps_post, p->precision.wide[MSPEC_GATE],
+				      &p->w->gate_up);
+	mspec_multiply(p, t, &p->w->gate_up, rows, p->precision.wide[MSPEC_GATE], MODEL_MLP_FRAC,
+		       false, t->out, 2 * (size_t)c->mlp);
 	for (uint32_t r = 0; r < rows; r++) {
 		const int32_t *gate = t->out + (size_t)r * 2u * c->mlp, *up = gate + c->mlp;
 
 		p->kernels->gate(p->m->tables.sigmoid, gate, up, c->mlp, t->wide);
-		quantise(p, t, r, &p->w->down, p->precision.wide[MSPEC_DOWN], 2 * MODEL_MLP_FRAC,
-			 model_norm_none());
+		mspec_quantise(p, t, r, &p->w->down, p->precision.wide[MSPEC_DOWN],
+			       2 * MODEL_MLP_FRAC, model_norm_none());
 	}
-	multiply(p, t, &p->w->down, rows, p->precision.wide[MSPEC_DOWN], MSPEC_HIDDEN_FRAC, true, h,
-		 c->hidden);
+	mspec_multiply(p, t, &p->w->down, rows, p->precision.wide[MSPEC_DOWN], MSPEC_HIDDEN_FRAC,
+		       true, h, c->hidden);
 }
 
 static void gain_tile(void *context, uint32_t tile, uint32_t thread)
@@ -327,7 +329,7 @@ static void gain_tile(void *context, uint32_t tile, uint32_t thread)
 	struct mspec_pass *p = context;
 	struct mspec_thread *t = &p->scratch[thread];
 	const struct model_config *c = &p->m->config;
-	const uint32_t rows = tile_rows(p, tile);
+	const uint32_t rows = mspec_pass_tile_rows(p, tile);
 	const size_t first = (size_t)tile * MSPEC_TILE;
 
 	for (uint32_t value = 0; value < 2; value++) {
@@ -335,8 +337,8 @@ static void gain_tile(void *context, uint32_t tile, uint32_t thread)
 
 		for (uint32_t r = 0; r < rows; r++)
 			quantise_error(p, t, r, first + r, value, gain);
-		multiply(p, t, gain, rows, p->precision.wide[MSPEC_MAPS], MSPEC_HIDDEN_FRAC, true,
-			 p->hidden + first * c->hidden, c->hidden);
+		mspec_multiply(p, t, gain, rows, p->precision.wide[MSPEC_MAPS], MSPEC_HIDDEN_FRAC,
+			       true, p->hidden + first * c->hidden, c->hidden);
 	}
 }
 
@@ -346,18 +348,37 @@ static void finish_tile(void *context, uint32_t tile, uint32_t thread)
 	struct mspec_thread *t = &p->scratch[thread];
 	const size_t first = (size_t)tile * MSPEC_TILE;
 
-	attention_tile(p, t, first, tile_rows(p, tile));
-	mlp_tile(p, t, first, tile_rows(p, tile));
+	attention_tile(p, t, first, mspec_pass_tile_rows(p, tile));
+	mlp_tile(p, t, first, mspec_pass_tile_rows(p, tile));
 }
 
 void mspec_pass_gain(struct mspec_pass *p)
 {
-	run_tiles(p, gain_tile);
+	mspec_pass_tiles(p, gain_tile, p);
 }
 
 void mspec_pass_finish(struct mspec_pass *p)
 {
-	run_tiles(p, finish_tile);
+	mspec_pass_tiles(p, finish_tile, p);
+}
+
+void mspec_pass_own(struct mspec_pass *p, int16_t *k, int16_t *v)
+{
+	const struct model_config *c = &p->m->config;
+	const uint32_t kv = mspec_kv_width(c), dim = c->head_dim;
+
+	mspec_pass_guess_k(p);
+	for (uint32_t r = 0; r < p->rows; r++)
+		for (uint32_t i = 0; i < kv; i++) {
+			const size_t from = (size_t)r * kv + i;
+			const size_t to = (i / dim * p->capacity + p->position + r) * dim + i % dim;
+
+			k[to] = (int16_t)model_kv(p->mu_k[from], p->layer->k_frac);
+			v[to] = (int16_t)model_kv(p->mu_v[from], p->layer->v_frac);
+		}
+	p->k = k;
+	p->v = v;
+	mspec_pass_finish(p);
 }
 
 /* ---- rows in, scratch ---- */
@@ -401,17 +422,20 @@ static int scores_grow(struct mspec_pass *p, uint32_t count)
 	return 0;
 }
 
-static int rope_grow(struct mspec_pass *p, uint32_t count)
+int mspec_turns_grow(struct mspec_turns *t, const double *frequencies, uint32_t dim, bool coarse,
+		     uint32_t count)
 {
-	const uint32_t dim = p->m->config.head_dim;
-	int32_t *r = realloc(p->rope_all, (size_t)count * dim * sizeof(r[0]));
+	int32_t *r;
 
+	if (count <= t->count)
+		return 0;
+	r = realloc(t->all, (size_t)count * dim * sizeof(r[0]));
 	if (!r)
 		return -ENOMEM;
-	for (uint32_t i = p->rope_count; i < count; i++)
-		model_rope_row(p->m->frequencies, dim / 2, i, p->coarse_rope, r + (size_t)i * dim);
-	p->rope_all = r;
-	p->rope_count = count;
+	for (uint32_t i = t->count; i < count; i++)
+		model_rope_row(frequencies, dim / 2, i, coarse, r + (size_t)i * dim);
+	t->all = r;
+	t->count = count;
 	return 0;
 }
 
@@ -422,9 +446,11 @@ int mspec_pass_start(struct mspec_pass *p, uint32_t position, uint32_t rows)
 	assert(rows && rows <= p->rows_max);
 	if (keys + 64u > p->scores_count && scores_grow(p, 2u * keys + 64u) < 0)
 		return -ENOMEM;
-	if (keys > p->rope_count && rope_grow(p, keys + rows) < 0)
+	if (keys > p->turns.count &&
+	    mspec_turns_grow(&p->turns, p->m->frequencies, p->m->config.head_dim, p->coarse_rope,
+			     keys + rows) < 0)
 		return -ENOMEM;
-	p->rope = p->rope_all + (size_t)position * p->m->config.head_dim;
+	p->rope = p->turns.all + (size_t)position * p->m->config.head_dim;
 	p->position = position;
 	p->rows = rows;
 	return 0;
@@ -435,10 +461,11 @@ static uint32_t max_u32(uint32_t a, uint32_t b)
 	return a > b ? a : b;
 }
 
-static int thread_init(struct mspec_thread *t, const struct model_config *c)
+static int thread_init(struct mspec_thread *t, const struct model_config *c, uint32_t widest)
 {
 	const uint32_t q = mspec_q_width(c), kv = mspec_kv_width(c);
-	const uint32_t row = max_u32(max_u32(c->hidden, c->mlp), max_u32(q, 2u * kv));
+	const uint32_t own = max_u32(max_u32(c->hidden, c->mlp), max_u32(q, 2u * kv));
+	const uint32_t row = max_u32(own, widest);
 	const uint32_t out = max_u32(max_u32(c->hidden, 2u * c->mlp), max_u32(q, 2u * kv));
 	const size_t pitch = (row + MSPEC_ALIGN) / MSPEC_ALIGN * MSPEC_ALIGN;
 
@@ -459,7 +486,7 @@ static int thread_init(struct mspec_thread *t, const struct model_config *c)
 }
 
 int mspec_pass_init(struct mspec_pass *p, const struct mspec_model *m,
-		    const struct mspec_runner *runner, uint32_t rows_max)
+		    const struct mspec_runner *runner, uint32_t rows_max, uint32_t widest)
 {
 	const struct model_config *c = &m->config;
 	const uint32_t kv = mspec_kv_width(c);
@@ -479,7 +506,7 @@ int mspec_pass_init(struct mspec_pass *p, const struct mspec_model *m,
 	if (!p->hidden || !p->mu_k || !p->mu_v || !p->error || !p->scratch)
 		r = -ENOMEM;
 	for (uint32_t i = 0; r == 0 && i < p->threads; i++)
-		r = thread_init(&p->scratch[i], c);
+		r = thread_init(&p->scratch[i], c, widest);
 	if (r < 0)
 		mspec_pass_deinit(p);
 	return r;
@@ -507,7 +534,7 @@ void mspec_pass_deinit(struct mspec_pass *p)
 	free(p->mu_k);
 	free(p->mu_v);
 	free(p->error);
-	free(p->rope_all);
+	free(p->turns.all);
 	*p = (struct mspec_pass){ .m = NULL };
 }
 

@@ -79,34 +79,77 @@ static void layer_move(struct mspec_layer *l, uint32_t kv, double k, double v)
 	mspec_matrix_times(&l->gain_v, 1 / v);
 }
 
+/* Rows of a map from `first` on. */
+static void rows_times(struct mspec_matrix *m, uint32_t first, uint32_t count, double factor)
+{
+	struct mspec_matrix rows = { .outs = count,
+				     .mants = m->mants + first,
+				     .exps = m->exps + first };
+
+	mspec_matrix_times(&rows, factor);
+}
+
+/*
+ * by: how many times as large the cache's values are now, K's and V's of each layer.  Inputs keep their weights, as all
+ * of a part move alike.
+ */
+static void draft_layer_move(const struct mspec_draft *d, uint32_t layer, const double *by)
+{
+	struct mspec_draft_layer *l = &d->layers[layer];
+	const uint32_t kv = mspec_shape_kv(d->shape);
+
+	for (uint32_t v = 0; v < 2; v++) {
+		const double to = by[2u * layer + v];
+
+		for (uint32_t i = v * kv; i < (v + 1u) * kv; i++)
+			l->bias[i] = model_times(l->bias[i], mspec_scale_of(to));
+		for (uint32_t i = 0; i < MSPEC_TAPS; i++)
+			rows_times(&l->tap[i], v * kv, kv, to);
+		for (uint32_t i = 0; i < mspec_draft_past(d, layer); i++)
+			rows_times(&l->past[i], v * kv, kv,
+				   to / by[2u * (layer - 1u - i / 2u) + i % 2u]);
+		base_move(v ? l->base_v : l->base_k, kv, quarter_octaves(to));
+	}
+	mspec_matrix_times(&l->own, by[2u * layer + 1u] / by[2u * layer]);
+}
+
 int mspec_params_rescale(const struct mspec_params *p, const float *scale_k, const float *scale_v,
 			 struct mspec_params **ret)
 {
-	const struct model_config *c = &p->model->config;
+	const struct mspec_shape shape = mspec_params_shape(p);
 	struct mspec_params *to = NULL;
 	uint8_t *bytes = NULL;
+	double *by; /* [layers][K, V] */
 	size_t count = 0;
 	int r;
 
-	for (uint32_t l = 0; l < c->layers; l++)
+	for (uint32_t l = 0; l < shape.layers; l++)
 		if ((scale_k && !mspec_scale_good(scale_k[l])) ||
 		    (scale_v && !mspec_scale_good(scale_v[l])))
 			return -EINVAL;
-	r = mspec_params_serialise(p, &bytes, &count); /* the way to a copy */
+	by = calloc(2u * (size_t)shape.layers, sizeof(by[0]));
+	r = by ? mspec_params_serialise(p, &bytes, &count) : -ENOMEM; /* the way to a copy */
 	if (r == 0)
 		r = mspec_params_parse(p->model, bytes, count, &to);
 	free(bytes);
-	if (r < 0)
+	if (r < 0) {
+		free(by);
 		return r;
-	assert(to);
-	for (uint32_t l = 0; l < c->layers; l++) {
-		const float k = scale_k ? scale_k[l] : 1, v = scale_v ? scale_v[l] : 1;
-
-		layer_move(&to->layers[l], mspec_kv_width(c), (double)p->scale_k[l] / k,
-			   (double)p->scale_v[l] / v);
-		to->scale_k[l] = k;
-		to->scale_v[l] = v;
 	}
+	assert(to);
+	for (uint32_t l = 0; l < shape.layers; l++) {
+		to->scale_k[l] = scale_k ? scale_k[l] : 1;
+		to->scale_v[l] = scale_v ? scale_v[l] : 1;
+		by[2u * l] = (double)p->scale_k[l] / to->scale_k[l];
+		by[2u * l + 1u] = (double)p->scale_v[l] / to->scale_v[l];
+	}
+	for (uint32_t l = 0; l < shape.layers; l++)
+		if (to->draft)
+			draft_layer_move(to->draft, l, by);
+		else
+			layer_move(&to->layers[l], mspec_shape_kv(shape), by[2u * l],
+				   by[2u * l + 1u]);
+	free(by);
 	r = mspec_params_seal(to);
 	if (r < 0)
 		mspec_params_free(to);

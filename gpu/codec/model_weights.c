@@ -336,16 +336,40 @@ struct mspec_precision mspec_precision_default(void)
 						   [MSPEC_MAPS] = MODEL_WIDE_ROW } };
 }
 
-uint64_t mspec_model_products(const struct mspec_model *m, struct mspec_precision p)
+static const uint32_t planes[] = { 1, 2, 2, 3 }; /* products of int8, by MODEL_WIDE_* */
+
+/* Of a pass of the model itself. */
+static uint64_t pass_products(const struct model_config *c, struct mspec_precision p)
 {
-	static const uint32_t planes[] = { 1, 2, 2, 3 };
-	const struct model_config *c = &m->config;
 	const uint64_t hidden = c->hidden, kv = mspec_kv_width(c), q = mspec_q_width(c);
 
 	return c->layers *
 	       (planes[p.wide[MSPEC_KV]] * 2 * kv * hidden + planes[p.wide[MSPEC_Q]] * q * hidden +
 		planes[p.wide[MSPEC_O]] * q * hidden +
 		planes[p.wide[MSPEC_GATE]] * 2 * c->mlp * hidden +
-		planes[p.wide[MSPEC_DOWN]] * c->mlp * hidden +
-		planes[p.wide[MSPEC_MAPS]] * (kv * kv + 2 * kv * hidden));
+		planes[p.wide[MSPEC_DOWN]] * c->mlp * hidden);
+}
+
+uint64_t mspec_model_products(const struct mspec_model *m, struct mspec_precision p)
+{
+	const struct model_config *c = &m->config;
+	const uint64_t hidden = c->hidden, kv = mspec_kv_width(c);
+
+	return pass_products(c, p) +
+	       c->layers * planes[p.wide[MSPEC_MAPS]] * (kv * kv + 2 * kv * hidden);
+}
+
+uint64_t mspec_params_products(const struct mspec_params *p)
+{
+	const struct mspec_draft *d = p->draft;
+	uint64_t kv, maps = 0;
+
+	if (!d)
+		return mspec_model_products(p->model, p->precision);
+	kv = mspec_shape_kv(d->shape);
+	for (uint32_t l = 0; l < d->shape.layers; l++)
+		maps += MSPEC_TAPS * 2 * kv * p->model->config.hidden +
+			mspec_draft_past(d, l) * 2 * kv * kv + kv * kv;
+	return pass_products(&p->model->config, p->precision) +
+	       planes[p->precision.wide[MSPEC_MAPS]] * maps;
 }

@@ -166,7 +166,7 @@ static void cpu_guess(struct rig *r, struct sequence *s)
 
 	s->mu = calloc(r->segments, sizeof(s->mu[0]));
 	assert_true(k && v && s->mu);
-	assert_int_equal(mspec_pass_init(&pass, r->m, &r->runner, s->count), 0);
+	assert_int_equal(mspec_pass_init(&pass, r->m, &r->runner, s->count, 0), 0);
 	pass.precision = r->p->precision;
 	pass.coarse_rope = r->p->coarse_rope;
 	assert_int_equal(mspec_pass_start(&pass, 0, s->count), 0);

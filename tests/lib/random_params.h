@@ -15,5 +15,9 @@
 /* Never NULL.  m is borrowed.  Without tables, which guesses do not need. */
 struct mspec_params *random_params_new(struct rng *rng, const struct mspec_model *m, uint32_t dtype,
 				       bool ids, struct mspec_precision precision);
+/* ... of a draft, with flat tables, so that blocks can be coded. */
+struct mspec_params *random_params_new_draft(struct rng *rng, const struct mspec_model *m,
+					     struct mspec_shape shape, uint32_t previous,
+					     uint32_t dtype, struct mspec_precision precision);
 
 #endif
