@@ -17,7 +17,9 @@ GPU_SRCS := \
 	gpu/codec/layer_rows.c \
 	gpu/codec/model.c \
 	gpu/codec/model_draft.c \
+	gpu/codec/model_draft_fit.c \
 	gpu/codec/model_fit.c \
+	gpu/codec/model_fit_sample.c \
 	gpu/codec/model_kernels.c \
 	gpu/codec/model_math.c \
 	gpu/codec/model_matrix.c \

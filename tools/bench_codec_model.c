@@ -18,7 +18,7 @@ static void print_text(const struct bench_model_ask *ask, const struct bench_mod
 	(void)printf("file        %s\n", ask->kv);
 	(void)printf("shape       %u layers, %s; blocks of %u tokens, %.0f bytes\n", p->layers,
 		     p->dtype, ask->block, raw / (double)t->blocks);
-	(void)printf("model       %s, %s token ids\n", ask->folder,
+	(void)printf("model       %s, %s, %s token ids\n", ask->folder, mspec_mode_name(p->mode),
 		     ask->no_ids ? "without" : "with");
 	(void)printf("calibrated  on %u tokens of %s\n", p->fitted_tokens, ask->calibrate);
 	(void)printf("evaluated   %llu blocks, all restored byte-exact; %llu not by model\n",
@@ -35,8 +35,11 @@ static void print_text(const struct bench_model_ask *ask, const struct bench_mod
 		     "%+.2f %%\n",
 		     t->ideal_bits / scalars,
 		     100 * (8.0 * (double)t->coded_bytes / t->ideal_bits - 1));
-	(void)printf("predictor   %.0f int8 operations per token; x = %.4f of a bf16 prefill\n",
-		     p->operations, p->x);
+	(void)printf("predictor   %.0f int8 operations per token; ", p->operations);
+	if (p->x >= 0)
+		(void)printf("x = %.4f of a bf16 prefill\n", p->x);
+	else
+		(void)printf("x is known with --target\n");
 }
 
 static void print_gpu(const struct bench_model_ask *ask, const struct bench_model_point *p)
@@ -85,6 +88,7 @@ static int print_json(const struct bench_model_ask *ask, const struct bench_mode
 	cJSON_AddStringToObject(j, "device", "cpu");
 	cJSON_AddStringToObject(j, "isa", codec_isa_name());
 	cJSON_AddStringToObject(j, "model", ask->folder);
+	cJSON_AddStringToObject(j, "mode", mspec_mode_name(p->mode));
 	cJSON_AddBoolToObject(j, "token_ids", !ask->no_ids);
 	cJSON_AddStringToObject(j, "dtype", p->dtype);
 	cJSON_AddNumberToObject(j, "block_tokens", ask->block);
@@ -101,7 +105,8 @@ static int print_json(const struct bench_model_ask *ask, const struct bench_mode
 	cJSON_AddNumberToObject(j, "encode_gbps", 1e-9 * raw / t->encode_s);
 	cJSON_AddNumberToObject(j, "decode_gbps", 1e-9 * raw / t->decode_s);
 	cJSON_AddNumberToObject(j, "operations_per_token", p->operations);
-	cJSON_AddNumberToObject(j, "x", p->x);
+	if (p->x >= 0)
+		cJSON_AddNumberToObject(j, "x", p->x);
 	if (ask->gpu)
 		json_gpu(j, &t->gpu);
 	return output_json(j, stdout);

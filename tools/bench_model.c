@@ -56,21 +56,45 @@ static int dump_vector(const struct bench_dump *d, const char *name, const char 
 	return 0;
 }
 
-static int dump_segments(struct bench_dump *d, const struct model_config *c)
+static const struct safetensors_tensor *segment_find(const struct bench_dump *d, uint32_t i,
+						     char *name, size_t name_bytes)
 {
-	d->patterns = calloc(2u * c->layers, sizeof(d->patterns[0]));
+	(void)snprintf(name, name_bytes, "%c.%u", i % 2u ? 'v' : 'k', i / 2u);
+	return safetensors_find(d->st, name);
+}
+
+/* As the first keys are, and with all layers that there are keys of. */
+static int dump_shape(struct bench_dump *d)
+{
+	char name[32];
+	const struct safetensors_tensor *t = segment_find(d, 0, name, sizeof(name));
+
+	if (!t || t->dims_count != 3 || t->dims[1] < 1 || t->dims[1] > UINT16_MAX ||
+	    t->dims[2] < 2 || t->dims[2] > UINT16_MAX)
+		return bench_dump_bad(d, "no keys of tokens, heads and elements: ", name);
+	d->shape = (struct mspec_shape){ .kv_heads = (uint32_t)t->dims[1],
+					 .head_dim = (uint32_t)t->dims[2] };
+	while (2u * d->shape.layers < CODEC_SEGMENTS_MAX &&
+	       segment_find(d, 2u * d->shape.layers, name, sizeof(name)))
+		d->shape.layers++;
+	return 0;
+}
+
+static int dump_segments(struct bench_dump *d)
+{
+	const uint32_t segments = 2u * d->shape.layers;
+
+	d->patterns = calloc(segments, sizeof(d->patterns[0]));
 	if (!d->patterns)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < 2u * c->layers; i++) {
-		const struct safetensors_tensor *t;
+	for (uint32_t i = 0; i < segments; i++) {
 		char name[32];
+		const struct safetensors_tensor *t = segment_find(d, i, name, sizeof(name));
 		uint32_t dtype;
 
-		(void)snprintf(name, sizeof(name), "%c.%u", i % 2u ? 'v' : 'k', i / 2u);
-		t = safetensors_find(d->st, name);
 		if (!t || t->dims_count != 3 || t->dims[0] != d->tokens_count ||
-		    t->dims[1] != c->kv_heads || t->dims[2] != c->head_dim)
-			return bench_dump_bad(d, "not of this model: ", name);
+		    t->dims[1] != d->shape.kv_heads || t->dims[2] != d->shape.head_dim)
+			return bench_dump_bad(d, "missing, or not shaped as the others: ", name);
 		dtype = !strcmp(t->dtype, "BF16")      ? CODEC_DTYPE_BF16
 			: !strcmp(t->dtype, "F16")     ? CODEC_DTYPE_FP16
 			: !strcmp(t->dtype, "F8_E4M3") ? CODEC_DTYPE_E4M3
@@ -85,7 +109,12 @@ static int dump_segments(struct bench_dump *d, const struct model_config *c)
 	return 0;
 }
 
-int bench_dump_open(const char *path, const struct model_config *c, struct bench_dump *d)
+static bool same_shape(const struct mspec_shape *a, const struct mspec_shape *b)
+{
+	return a->layers == b->layers && a->kv_heads == b->kv_heads && a->head_dim == b->head_dim;
+}
+
+int bench_dump_open(const char *path, const struct mspec_shape *shape, struct bench_dump *d)
 {
 	char err[SAFETENSORS_ERR_BYTES] = "";
 	uint32_t n = 0;
@@ -100,7 +129,11 @@ int bench_dump_open(const char *path, const struct model_config *c, struct bench
 	if (r == 0)
 		r = dump_vector(d, "seq_start", "I32", 2, 1u << 20, (void **)&d->starts, &n);
 	if (r == 0)
-		r = dump_segments(d, c);
+		r = dump_shape(d);
+	if (r == 0 && shape && !same_shape(shape, &d->shape))
+		r = bench_dump_bad(d, "other layers, heads or elements than calibrated on", "");
+	if (r == 0)
+		r = dump_segments(d);
 	if (r < 0)
 		return r;
 	d->sequences_count = n - 1u;
@@ -110,11 +143,9 @@ int bench_dump_open(const char *path, const struct model_config *c, struct bench
 			return bench_dump_bad(d, "not ascending: ", "seq_start");
 	if (!safetensors_find(d->st, "scale.k"))
 		return 0;
-	r = dump_vector(d, "scale.k", "F32", c->layers, c->layers, (void **)&d->scale_k, &n);
-	if (r == 0)
-		r = dump_vector(d, "scale.v", "F32", c->layers, c->layers, (void **)&d->scale_v,
-				&n);
-	return r;
+	n = d->shape.layers;
+	r = dump_vector(d, "scale.k", "F32", n, n, (void **)&d->scale_k, &n);
+	return r < 0 ? r : dump_vector(d, "scale.v", "F32", n, n, (void **)&d->scale_v, &n);
 }
 
 /* ---- fitting ---- */
@@ -141,11 +172,17 @@ int bench_model_fit(const struct mspec_model *m, const struct bench_dump *dumps,
 		    uint32_t dumps_count, uint32_t tokens_max, const struct mspec_fit_options *o,
 		    struct mspec_params **ret, double *ret_bits)
 {
-	const uint32_t segments = 2u * mspec_model_config(m)->layers;
+	const uint32_t segments = 2u * dumps[0].shape.layers;
 	struct mspec_fit_options own = *o;
 	struct mspec_fit *f = NULL;
 	int r;
 
+	own.mode = mspec_mode_for(m, dumps[0].shape);
+	own.cache = dumps[0].shape;
+	if (own.mode == MSPEC_DRAFT && !own.ids)
+		return bench_dump_bad(&dumps[0],
+				      "of another model: then it is a draft, which needs token ids",
+				      "");
 	own.dtype = dumps[0].dtype;
 	own.scale_k = dumps[0].scale_k;
 	own.scale_v = dumps[0].scale_v;
@@ -198,9 +235,9 @@ static struct codec_view view_of(const struct bench_dump *d, const struct layout
 				    .tokens = d->ids + first };
 }
 
-static int geometry_of(const struct bench_dump *d, const struct model_config *c, uint32_t block,
-		       struct codec_geometry *ret)
+static int geometry_of(const struct bench_dump *d, uint32_t block, struct codec_geometry *ret)
 {
+	const struct mspec_shape *c = &d->shape;
 	struct codec_segment segments[CODEC_SEGMENTS_MAX];
 
 	if (2u * c->layers > CODEC_SEGMENTS_MAX)
@@ -279,15 +316,14 @@ struct coding {
 	struct bench_model_totals t;
 };
 
-static int coding_init(struct coding *k, const struct model_config *c,
-		       const struct bench_model_coding *o)
+static int coding_init(struct coding *k, const struct bench_model_coding *o)
 {
 	char err[CODEC_ERR_BYTES] = "";
-	int r = geometry_of(k->d, c, o->block, &k->g);
+	int r = geometry_of(k->d, o->block, &k->g);
 
 	if (r < 0)
 		return r;
-	layout_of(k->d, k->g.segments_count, c->kv_heads, &k->layout);
+	layout_of(k->d, k->g.segments_count, k->d->shape.kv_heads, &k->layout);
 	k->cap = codec_bound(&k->g);
 	k->raw = malloc(k->g.raw_bytes);
 	k->back = malloc(k->g.raw_bytes);
@@ -357,7 +393,6 @@ static int code_block(struct coding *k, const struct walk *w)
 int bench_model_code(const struct bench_dump *d, const struct bench_model_coding *o,
 		     struct bench_model_totals *ret)
 {
-	const struct model_config *c = mspec_model_config(mspec_params_model(o->params));
 	struct coding *k = calloc(1, sizeof(*k));
 	struct bench_predictor_blocks kept = { NULL, 0, 0 };
 	struct walk w = { .d = d, .block = o->block };
@@ -367,7 +402,7 @@ int bench_model_code(const struct bench_dump *d, const struct bench_model_coding
 		return -ENOMEM;
 	k->d = d;
 	k->kept = o->gpu ? &kept : NULL;
-	r = coding_init(k, c, o);
+	r = coding_init(k, o);
 	for (bool more = walk_next(&w, true); r == 0 && more; more = walk_next(&w, false)) {
 		if (w.position == 0) {
 			(void)codec_sequence_truncate(k->sequence, 0);

@@ -20,6 +20,7 @@ struct bench_dump {
 	const char *path;
 	struct safetensors *st; /* owned */
 	uint32_t dtype;
+	struct mspec_shape shape;
 	uint32_t tokens_count;
 	int32_t *ids;	 /* owned */
 	int32_t *starts; /* owned; sequences_count + 1 */
@@ -29,14 +30,15 @@ struct bench_dump {
 	size_t row_bytes;
 };
 
-/* 0 or -errno; to be closed in any case. */
-int bench_dump_open(const char *path, const struct model_config *c, struct bench_dump *d);
+/* shape: what it has to be of; NULL: any.  0 or -errno; to be closed in any case. */
+int bench_dump_open(const char *path, const struct mspec_shape *shape, struct bench_dump *d);
 void bench_dump_close(struct bench_dump *d); /* zero-initialised is fine */
 /* Says "path: whatname".  Returns -EINVAL. */
 int bench_dump_bad(const struct bench_dump *d, const char *what, const char *name);
 
 /* Parameters of one or more dumps, of each tokens_max (0: all) or a little more.  The options' type and scales are
- * the first dump's.  ret_bits: what they promise, per scalar. */
+ * the first dump's, and its shape says whether the model is a copy or a draft.  ret_bits: what they promise, per
+ * scalar. */
 int bench_model_fit(const struct mspec_model *m, const struct bench_dump *dumps,
 		    uint32_t dumps_count, uint32_t tokens_max, const struct mspec_fit_options *o,
 		    struct mspec_params **ret, double *ret_bits);

@@ -31,6 +31,7 @@ static int params_get(const struct bench_model_ask *ask, const struct mspec_mode
 		      struct mspec_params **ret, struct bench_model_point *point)
 {
 	const struct mspec_fit_options fo = { .ids = !ask->no_ids,
+					      .previous = MSPEC_PREVIOUS_DEFAULT,
 					      .precision = mspec_precision_default() };
 	struct mspec_params *fitted = NULL;
 	int r = bench_model_fit(m, on, 1, ask->tokens, &fo, &fitted, &point->expected_bits);
@@ -45,32 +46,44 @@ static int params_get(const struct bench_model_ask *ask, const struct mspec_mode
 	return r;
 }
 
+/* What the guesses cost. */
+static int cost(const struct bench_model_ask *ask, const struct mspec_params *p,
+		struct bench_model_point *point)
+{
+	const uint64_t products = mspec_params_products(p);
+	const char *folder;
+	double target = 0;
+	int r = 0;
+
+	point->mode = mspec_params_mode(p);
+	point->operations = 2.0 * (double)products;
+	folder = point->mode == MSPEC_DRAFT ? ask->target : ask->folder;
+	if (folder)
+		r = bench_cost_target(folder, &target);
+	point->x = folder && r == 0 ? bench_cost_share(products, target) : -1;
+	return r;
+}
+
 static int measure(const struct bench_model_ask *ask, const struct mspec_model *m,
 		   struct bench_dump *on, struct bench_dump *kv, struct bench_model_point *point)
 {
-	const struct model_config *c = mspec_model_config(m);
 	struct bench_model_coding coding = { .channel_on = on,
 					     .block = ask->block,
 					     .gpu = ask->gpu };
 	struct mspec_params *params = NULL;
-	double target = 0;
-	int r = bench_dump_open(ask->calibrate, c, on);
+	int r = bench_dump_open(ask->calibrate, NULL, on);
 
 	if (r == 0)
-		r = bench_dump_open(ask->kv, c, kv);
+		r = bench_dump_open(ask->kv, &on->shape, kv);
 	if (r == 0 && kv->dtype != on->dtype)
 		r = bench_dump_bad(kv, "of another type than the calibration", "");
 	if (r == 0)
 		r = params_get(ask, m, on, kv, &params, point);
 	if (r == 0)
-		r = bench_cost_target(ask->folder, &target);
+		r = cost(ask, params, point);
 	if (r == 0) {
-		const uint64_t products = mspec_model_products(m, mspec_params_precision(params));
-
 		point->dtype = dtype_name(kv->dtype);
-		point->layers = (uint32_t)c->layers;
-		point->operations = 2.0 * (double)products;
-		point->x = bench_cost_share(products, target);
+		point->layers = kv->shape.layers;
 		coding.params = params;
 		coding.expected_bits = point->expected_bits;
 		r = bench_model_code(kv, &coding, &point->t);

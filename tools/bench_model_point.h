@@ -12,6 +12,7 @@
 
 struct bench_model_ask {    /* all borrowed */
 	const char *folder; /* the model, Hugging Face layout */
+	const char *target; /* of a draft: the model that made the cache; NULL: x is not known */
 	const char *calibrate, *kv;
 	uint32_t tokens; /* of calibrate, to fit on; 0: all */
 	uint32_t block;
@@ -25,7 +26,8 @@ struct bench_model_point {
 	uint32_t layers, fitted_tokens;
 	double expected_bits;
 	double operations; /* int8, of one token: two for each product */
-	double x;	   /* of one bf16 prefill of the same model */
+	double x;	   /* of one bf16 prefill of the model that made the cache; -1: not known */
+	enum mspec_mode mode;
 };
 
 /* 0, or -errno after a line on stderr. */

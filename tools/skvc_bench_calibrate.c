@@ -54,9 +54,10 @@ static int params_fit(const struct options *o, const struct mspec_model *m,
 		      struct mspec_params **ret, double *ret_bits)
 {
 	const struct mspec_fit_options fo = { .ids = !o->no_ids,
+					      .previous = MSPEC_PREVIOUS_DEFAULT,
 					      .precision = mspec_precision_default() };
 	struct bench_dump dump = { .path = NULL };
-	int r = bench_dump_open(o->kv, mspec_model_config(m), &dump);
+	int r = bench_dump_open(o->kv, NULL, &dump);
 
 	if (r == 0)
 		r = bench_model_fit(m, &dump, 1, o->model_tokens, &fo, ret, ret_bits);
@@ -80,7 +81,8 @@ static int model_add(const struct options *o, const struct kv_dump *d, struct co
 	if (r == 0)
 		r = codec_profile_with_model(&d->g, *p, params, bits, &with, err2, sizeof(err2));
 	if (r == 0) {
-		(void)printf("model       %.3f bits expected, %s token ids\n", bits,
+		(void)printf("model       %s, %.3f bits expected, %s token ids\n",
+			     mspec_mode_name(mspec_params_mode(params)), bits,
 			     o->no_ids ? "without" : "with");
 		codec_profile_free(*p);
 		*p = with;
@@ -137,7 +139,8 @@ static const char usage_text[] =
 	"  --block-tokens N     tokens of a block, 1 to 1024 (16): a profile is for one size\n"
 	"  --scan               also say what 0 to 6 layers would bring\n"
 	"  --model FOLDER       fit the model speculator too: the model that made the cache, in\n"
-	"                       Hugging Face layout; the dump has token ids\n"
+	"                       Hugging Face layout, or a smaller one with its vocabulary as a draft;\n"
+	"                       the dump has token ids\n"
 	"  --model-tokens N     on the first N tokens of the dump (4096)\n"
 	"  --no-ids             for blocks that are stored without token ids\n";
 

@@ -17,6 +17,7 @@
 #include "gpu/codec/model.h"
 #include "gpu/model/file.h"
 #include "gpu/model/report.h"
+#include "tools/bench_cost.h"
 #include "tools/bench_model.h"
 #include "tools/model_threads.h"
 #include "tools/skvc_bench.h"
@@ -25,8 +26,9 @@
 #define BLOCKS_MAX 8u
 
 struct options {
-	const char *model, *calibrate[FILES_MAX], *kv[FILES_MAX], *save, *load;
+	const char *model, *target, *calibrate[FILES_MAX], *kv[FILES_MAX], *save, *load;
 	uint32_t calibrate_count, kv_count, blocks[BLOCKS_MAX], blocks_count, threads, tokens_max;
+	uint32_t previous;
 	bool no_ids, verbose;
 	struct mspec_precision precision;
 };
@@ -36,7 +38,10 @@ static const char usage_text[] =
 	"\n"
 	"Fits the model speculator on dumps with token ids and codes others with it.\n"
 	"\n"
-	"  --model FOLDER     the model that made the dumps (Hugging Face layout)\n"
+	"  --model FOLDER     the model that made the dumps (Hugging Face layout), or, when they are of\n"
+	"                     another shape, a smaller one with the same vocabulary: a draft\n"
+	"  --target FOLDER    of a draft: the model that made the dumps (config.json), for x\n"
+	"  --previous N       of a draft: layers looked back, 0 to 6 (2)\n"
 	"  --calibrate FILE   a dump to fit on; may be repeated\n"
 	"  --kv FILE          a dump to code; may be repeated\n"
 	"  --block N          tokens of a block; may be repeated (16 and 256)\n"
@@ -81,6 +86,7 @@ static int fit(const struct options *o, const struct mspec_model *m,
 	       struct mspec_params **ret, double *ret_bits)
 {
 	const struct mspec_fit_options fo = { .ids = !o->no_ids,
+					      .previous = o->previous,
 					      .precision = o->precision,
 					      .runner = runner,
 					      .layer_done = o->verbose ? print_layer : NULL };
@@ -130,13 +136,13 @@ static int code_lengths(const struct options *o, const struct bench_dump *d,
 static int code_all(const struct options *o, const struct mspec_params *p,
 		    struct bench_model_coding *coding)
 {
-	const struct model_config *c = mspec_model_config(mspec_params_model(p));
+	const struct mspec_shape shape = mspec_params_shape(p);
 	int r = 0;
 
 	for (uint32_t i = 0; r == 0 && i < o->kv_count; i++) {
 		struct bench_dump d = { .path = NULL };
 
-		r = bench_dump_open(o->kv[i], c, &d);
+		r = bench_dump_open(o->kv[i], &shape, &d);
 		if (r == 0 && d.dtype != mspec_params_dtype(p))
 			r = bench_dump_bad(&d, "of another type than the calibration", "");
 		if (r == 0)
@@ -198,16 +204,23 @@ static int through_form(const struct options *o, const struct mspec_model *m,
 	return r;
 }
 
-static void print_cost(const struct mspec_model *m, struct mspec_precision p)
+static int print_cost(const struct options *o, const struct mspec_params *p)
 {
-	static const struct mspec_precision narrow = { .wide = { 0 } };
-	const struct model_config *c = mspec_model_config(m);
-	const uint64_t kv = c->kv_heads * c->head_dim;
-	const uint64_t maps = c->layers * (kv * kv + 2 * kv * c->hidden);
-	const double prefill = (double)(mspec_model_products(m, narrow) - maps);
+	const uint64_t products = mspec_params_products(p);
+	const bool draft = mspec_params_mode(p) == MSPEC_DRAFT;
+	const char *folder = draft ? o->target : o->model;
+	double target = 0;
+	int r = folder ? bench_cost_target(folder, &target) : 0;
 
-	(void)printf("x %.3f of a bf16 prefill (int8 products count half, attention left out)\n",
-		     (double)mspec_model_products(m, p) / 2 / prefill);
+	(void)printf("mode %s, %.0f int8 operations a token\n",
+		     mspec_mode_name(mspec_params_mode(p)), 2.0 * (double)products);
+	if (r == 0 && folder)
+		(void)printf("x %.3f of a bf16 prefill (int8 products count half, attention left "
+			     "out)\n",
+			     bench_cost_share(products, target));
+	else if (r == 0)
+		(void)printf("x is known with --target: a draft does not say whose cache it is\n");
+	return r;
 }
 
 /* Parameters to code with: from a file, or a fit that goes through its serial form. */
@@ -222,8 +235,8 @@ static int params_get(const struct options *o, const struct mspec_model *m,
 	if (r < 0)
 		return r;
 	(void)printf("%s in %.1f s\n", o->load ? "read" : "fitted", now() - begin);
-	print_cost(m, mspec_params_precision(*ret));
-	return through_form(o, m, ret);
+	r = print_cost(o, *ret);
+	return r < 0 ? r : through_form(o, m, ret);
 }
 
 static int work(const struct options *o, const struct mspec_model *m,
@@ -235,7 +248,7 @@ static int work(const struct options *o, const struct mspec_model *m,
 	int r = 0;
 
 	for (uint32_t i = 0; r == 0 && i < o->calibrate_count; i++)
-		r = bench_dump_open(o->calibrate[i], mspec_model_config(m), &dumps[i]);
+		r = bench_dump_open(o->calibrate[i], i ? &dumps[0].shape : NULL, &dumps[i]);
 	if (r == 0)
 		r = params_get(o, m, dumps, &coding, &p);
 	coding.channel_on = o->calibrate_count ? &dumps[0] : NULL;
@@ -316,6 +329,7 @@ static int parse(int argc, char **argv, struct options *o)
 		{ "wide", 1, NULL, 'w' },    { "threads", 1, NULL, 'j' },
 		{ "save", 1, NULL, 's' },    { "load", 1, NULL, 'l' },
 		{ "verbose", 0, NULL, 'v' }, { "help", 0, NULL, 'h' },
+		{ "target", 1, NULL, 'T' },  { "previous", 1, NULL, 'p' },
 		{ NULL, 0, NULL, 0 },
 	};
 	int opt, r = 0;
@@ -350,6 +364,12 @@ static int parse(int argc, char **argv, struct options *o)
 		case 'j':
 			r = bench_count_parse(optarg, 1, MODEL_THREADS_MAX, &o->threads);
 			break;
+		case 'T':
+			o->target = optarg;
+			break;
+		case 'p':
+			r = bench_count_parse(optarg, 0, MSPEC_PREVIOUS_MAX, &o->previous);
+			break;
 		case 's':
 			o->save = optarg;
 			break;
@@ -378,7 +398,9 @@ static uint32_t cores(void)
 
 int bench_model_main(int argc, char **argv)
 {
-	struct options o = { .threads = cores(), .precision = mspec_precision_default() };
+	struct options o = { .threads = cores(),
+			     .previous = MSPEC_PREVIOUS_DEFAULT,
+			     .precision = mspec_precision_default() };
 	int r = parse(argc, argv, &o);
 
 	if (r > 0)

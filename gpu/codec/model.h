@@ -90,7 +90,8 @@ struct mspec_shape {
 	uint32_t layers, kv_heads, head_dim;
 };
 
-#define MSPEC_PREVIOUS_MAX 6u /* layers that a draft's maps look back */
+#define MSPEC_PREVIOUS_MAX 6u	  /* layers that a draft's maps look back */
+#define MSPEC_PREVIOUS_DEFAULT 2u /* beyond it there is little to win */
 
 const char *mspec_mode_name(enum mspec_mode mode);
 struct mspec_shape mspec_model_shape(const struct mspec_model *m);
@@ -139,8 +140,11 @@ const struct mspec_model *mspec_params_model(const struct mspec_params *p); /* b
 struct mspec_fit;
 
 struct mspec_fit_options {
-	uint32_t dtype; /* enum codec_dtype */
-	bool ids;	/* the coder will know the token ids; the fit always does */
+	enum mspec_mode mode;	  /* mspec_mode_for() */
+	struct mspec_shape cache; /* a draft's; a copy's is its model's */
+	uint32_t previous;	  /* a draft's: layers looked back, MSPEC_PREVIOUS_MAX at most */
+	uint32_t dtype;		  /* enum codec_dtype */
+	bool ids; /* the coder will know the token ids; the fit always does.  A draft's must */
 	struct mspec_precision precision;
 	double ridge;			/* of each input's own mean square; 0: the default */
 	const float *scale_k, *scale_v; /* [layers]; a value is its pattern's times it; NULL: 1 */
@@ -164,7 +168,7 @@ enum {
 	MSPEC_RMS_COUNT
 };
 
-/* m was loaded with its low planes. */
+/* m was loaded with its low planes, unless it is a draft.  -EINVAL: options that can't be; -ENOMEM. */
 int mspec_fit_new(const struct mspec_model *m, const struct mspec_fit_options *o,
 		  struct mspec_fit **ret);
 struct mspec_fit *mspec_fit_free(struct mspec_fit *f);

@@ -182,6 +182,8 @@ int mspec_params_new_draft(const struct mspec_model *m, struct mspec_shape shape
 int mspec_draft_new(const struct mspec_params *p, struct mspec_shape shape, uint32_t previous,
 		    struct mspec_draft **ret);
 struct mspec_draft *mspec_draft_free(struct mspec_draft *d);
+void mspec_draft_turns(struct mspec_draft *d); /* the frequencies of its theta */
+
 static inline uint32_t mspec_shape_kv(struct mspec_shape s)
 {
 	return s.kv_heads * s.head_dim;

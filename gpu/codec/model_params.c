@@ -180,6 +180,14 @@ struct mspec_draft *mspec_draft_free(struct mspec_draft *d)
 	return NULL;
 }
 
+void mspec_draft_turns(struct mspec_draft *d)
+{
+	if (d->theta > 0)
+		model_rope_frequencies(d->theta, d->shape.head_dim / 2u, d->frequencies);
+	else
+		memset(d->frequencies, 0, d->shape.head_dim / 2u * sizeof(d->frequencies[0]));
+}
+
 int mspec_params_new_draft(const struct mspec_model *m, struct mspec_shape shape, uint32_t previous,
 			   uint32_t dtype, struct mspec_precision precision,
 			   struct mspec_params **ret)
@@ -647,9 +655,8 @@ int mspec_params_seal(struct mspec_params *p)
 		if (r < 0)
 			return r;
 	}
-	if (p->draft && p->draft->theta > 0)
-		model_rope_frequencies(p->draft->theta, p->draft->shape.head_dim / 2u,
-				       p->draft->frequencies);
+	if (p->draft)
+		mspec_draft_turns(p->draft);
 	r = mspec_params_serialise(p, &bytes, &count);
 	if (r < 0)
 		return r;

@@ -34,13 +34,13 @@ size_t model_section_bytes_max(const struct codec_geometry *g)
 	return section_bytes(mspec_params_bytes_max(LAYERS_MAX, widest, CODEC_ROW_SCALARS_MAX));
 }
 
-/* What a model needs of a geometry. */
+/* What parameters need of a geometry. */
 struct shape {
 	uint32_t layers, kv_heads, head_dim, dtype;
 };
 
 /*
- * The geometry's segment of each of the model's, in the model's order.  0, or -EINVAL with what does not fit
+ * The geometry's segment of each of the parameters', in their order.  0, or -EINVAL with what does not fit
  * in err.
  */
 static int segments_find(const struct codec_geometry *g, const struct shape *s, uint16_t *ret,
@@ -188,16 +188,27 @@ struct model_profile *model_profile_free(struct model_profile *p)
 int model_profile_attach(struct model_profile *p, const struct mspec_model *m)
 {
 	const struct model_section *h = p->section;
-	const struct model_config *c = mspec_model_config(m);
+	struct mspec_params *params = NULL;
+	struct mspec_shape shape;
+	int r;
 
 	if (p->params)
 		return -EALREADY;
 	if (memcmp(h->model_digest, mspec_model_digest(m), sizeof(h->model_digest)) != 0)
 		return -ESTALE;
-	if (c->layers != h->layers || c->kv_heads != h->kv_heads || c->head_dim != h->head_dim ||
-	    c->vocab != h->vocab)
+	if (mspec_model_config(m)->vocab != h->vocab)
 		return -EBADMSG;
-	return mspec_params_parse(m, p->serial, h->params_bytes, &p->params);
+	r = mspec_params_parse(m, p->serial, h->params_bytes, &params);
+	if (r < 0)
+		return r;
+	shape = mspec_params_shape(params);
+	if (shape.layers != h->layers || shape.kv_heads != h->kv_heads ||
+	    shape.head_dim != h->head_dim) {
+		mspec_params_free(params);
+		return -EBADMSG;
+	}
+	p->params = params;
+	return 0;
 }
 
 /* ---- of a profile ---- */
@@ -235,15 +246,15 @@ static int section_make(const struct mspec_params *params, double expected_bits,
 			uint8_t **ret_section, size_t *ret_bytes)
 {
 	const struct mspec_model *m = mspec_params_model(params);
-	const struct model_config *c = mspec_model_config(m);
+	const struct mspec_shape shape = mspec_params_shape(params);
 	struct model_section h = {
 		.magic = MODEL_SECTION_MAGIC,
 		.version = MODEL_SECTION_VERSION,
-		.layers = c->layers,
-		.kv_heads = c->kv_heads,
-		.head_dim = c->head_dim,
-		.vocab = c->vocab,
-		.products = mspec_model_products(m, mspec_params_precision(params)),
+		.layers = shape.layers,
+		.kv_heads = shape.kv_heads,
+		.head_dim = shape.head_dim,
+		.vocab = mspec_model_config(m)->vocab,
+		.products = mspec_params_products(params),
 		.expected_bits_q16 = q16(expected_bits),
 	};
 	uint8_t *serial = NULL, *section;
@@ -270,12 +281,13 @@ static int section_make(const struct mspec_params *params, double expected_bits,
 static int suits(const struct codec_geometry *g, const struct mspec_params *params, char *err,
 		 size_t err_bytes)
 {
-	const struct model_config *c = mspec_model_config(mspec_params_model(params));
-	const struct shape s = { c->layers, c->kv_heads, c->head_dim, mspec_params_dtype(params) };
+	const struct mspec_shape shape = mspec_params_shape(params);
+	const struct shape s = { shape.layers, shape.kv_heads, shape.head_dim,
+				 mspec_params_dtype(params) };
 	uint16_t segments[CODEC_SEGMENTS_MAX];
 
-	if (c->layers > LAYERS_MAX) {
-		(void)snprintf(err, err_bytes, "the model has %u layers, %u at most", c->layers,
+	if (shape.layers > LAYERS_MAX) {
+		(void)snprintf(err, err_bytes, "the cache has %u layers, %u at most", shape.layers,
 			       LAYERS_MAX);
 		return -EINVAL;
 	}

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cblas.h>
 #include <lapacke.h>
@@ -14,9 +15,11 @@
 
 struct model_solve {
 	uint32_t inputs, outputs;
-	double *gram;  /* owned; [inputs][inputs], the upper half */
-	double *cross; /* owned; [inputs][outputs] */
-	double *x, *y; /* owned; [ROWS][..] */
+	double *gram;	       /* owned; [inputs][inputs], the upper half */
+	double *cross;	       /* owned; [inputs][outputs] */
+	double *x, *y;	       /* owned; [ROWS][..] */
+	double *sum_x, *sum_y; /* owned */
+	double rows;
 };
 
 int model_solve_new(uint32_t inputs, uint32_t outputs, struct model_solve **ret)
@@ -31,7 +34,9 @@ int model_solve_new(uint32_t inputs, uint32_t outputs, struct model_solve **ret)
 	s->cross = calloc((size_t)inputs * outputs, sizeof(double));
 	s->x = calloc((size_t)ROWS * inputs, sizeof(double));
 	s->y = calloc((size_t)ROWS * outputs, sizeof(double));
-	if (!s->gram || !s->cross || !s->x || !s->y) {
+	s->sum_x = calloc(inputs, sizeof(double));
+	s->sum_y = calloc(outputs, sizeof(double));
+	if (!s->gram || !s->cross || !s->x || !s->y || !s->sum_x || !s->sum_y) {
 		model_solve_free(s);
 		return -ENOMEM;
 	}
@@ -47,15 +52,20 @@ struct model_solve *model_solve_free(struct model_solve *s)
 	free(s->cross);
 	free(s->x);
 	free(s->y);
+	free(s->sum_x);
+	free(s->sum_y);
 	free(s);
 	return NULL;
 }
 
-static void convert(const int32_t *from, size_t pitch, uint32_t rows, uint32_t columns, double *to)
+static void convert(const int32_t *from, size_t pitch, uint32_t rows, uint32_t columns, double *to,
+		    double *sum)
 {
 	for (uint32_t r = 0; r < rows; r++)
-		for (uint32_t i = 0; i < columns; i++)
+		for (uint32_t i = 0; i < columns; i++) {
 			to[(size_t)r * columns + i] = from[r * pitch + i] * 0x1p-16;
+			sum[i] += to[(size_t)r * columns + i];
+		}
 }
 
 void model_solve_add(struct model_solve *s, const int32_t *x, size_t x_pitch, const int32_t *y,
@@ -66,13 +76,44 @@ void model_solve_add(struct model_solve *s, const int32_t *x, size_t x_pitch, co
 	for (uint32_t first = 0; first < rows; first += ROWS) {
 		const uint32_t n = rows - first < ROWS ? rows - first : ROWS;
 
-		convert(x + first * x_pitch, x_pitch, n, s->inputs, s->x);
-		convert(y + first * y_pitch, y_pitch, n, s->outputs, s->y);
+		convert(x + first * x_pitch, x_pitch, n, s->inputs, s->x, s->sum_x);
+		convert(y + first * y_pitch, y_pitch, n, s->outputs, s->y, s->sum_y);
 		cblas_dsyrk(CblasRowMajor, CblasUpper, CblasTrans, in, (int)n, 1, s->x, in, 1,
 			    s->gram, in);
 		cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, in, out, (int)n, 1, s->x, in,
 			    s->y, out, 1, s->cross, out);
 	}
+	s->rows += rows;
+}
+
+void model_solve_centre(struct model_solve *s)
+{
+	const int in = (int)s->inputs, out = (int)s->outputs;
+
+	cblas_dsyr(CblasRowMajor, CblasUpper, in, -1 / s->rows, s->sum_x, 1, s->gram, in);
+	cblas_dger(CblasRowMajor, in, out, -1 / s->rows, s->sum_x, 1, s->sum_y, 1, s->cross, out);
+}
+
+int model_solve_part(const struct model_solve *s, uint32_t inputs, uint32_t first_output,
+		     uint32_t outputs, double ridge, double *weights)
+{
+	struct model_solve part = { .inputs = inputs, .outputs = outputs };
+	int r = -ENOMEM;
+
+	part.gram = malloc((size_t)inputs * inputs * sizeof(double));
+	part.cross = malloc((size_t)inputs * outputs * sizeof(double));
+	if (part.gram && part.cross) {
+		for (size_t i = 0; i < inputs; i++) {
+			memcpy(part.gram + i * inputs, s->gram + i * s->inputs,
+			       inputs * sizeof(double));
+			memcpy(part.cross + i * outputs, s->cross + i * s->outputs + first_output,
+			       outputs * sizeof(double));
+		}
+		r = model_solve_finish(&part, ridge, weights);
+	}
+	free(part.gram);
+	free(part.cross);
+	return r;
 }
 
 int model_solve_finish(struct model_solve *s, double ridge, double *weights)
