@@ -116,6 +116,9 @@ void task_decodes(const struct lane *lane, struct device_task *d, const struct b
 	d->profile = b->profile ? profiles_of_block(lane, b)->p : NULL;
 	d->expect_xxh3 = b->raw_xxh3;
 	d->position = b->position;
+	if (b->flags & BLOCK_HAS_TOKENS)
+		d->tokens = (const int32_t *)(const void *)((const uint8_t *)record +
+							    sizeof(struct record_header));
 }
 
 int task_start(struct lane *lane, struct task *t, struct device *device)

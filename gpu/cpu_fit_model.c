@@ -12,6 +12,7 @@
 
 /* Rows of all samples, segment by segment, in the model's order: K of layer 0, V of layer 0, K of layer 1, ... */
 struct rows {
+	struct mspec_shape shape;
 	uint32_t segments_count;
 	uint8_t *bytes;	       /* owned */
 	const uint8_t **begin; /* owned, [segments_count] */
@@ -39,9 +40,19 @@ static void rows_free(struct rows *r)
 	free((void *)r->begin);
 }
 
+/* Of the cache, if it has but one: as the first keys are, and as deep as there are keys. */
+static struct mspec_shape shape_of(const struct codec_geometry *g, int first)
+{
+	struct mspec_shape s = { .kv_heads = g->segments[first].heads,
+				 .head_dim = g->segments[first].head_dim };
+
+	for (uint32_t i = 0; i < g->segments_count; i++)
+		s.layers += g->segments[i].kind == CODEC_KIND_K;
+	return s;
+}
+
 static int rows_make(const struct device_task *t, struct rows *r)
 {
-	const struct model_config *c = mspec_model_config(t->model);
 	const struct codec_geometry *g = t->geom;
 	const uint32_t tokens = g->block_tokens;
 	const int first = find(g, 0, CODEC_KIND_K);
@@ -49,8 +60,9 @@ static int rows_make(const struct device_task *t, struct rows *r)
 	if (first < 0 || codec_dtype_bytes(g->segments[first].dtype) == 0)
 		return -EINVAL;
 	r->dtype = g->segments[first].dtype;
-	r->row_bytes = (size_t)c->kv_heads * c->head_dim * codec_dtype_bytes(r->dtype);
-	r->segments_count = (uint32_t)(2u * c->layers);
+	r->shape = shape_of(g, first);
+	r->row_bytes = (size_t)r->shape.kv_heads * r->shape.head_dim * codec_dtype_bytes(r->dtype);
+	r->segments_count = 2u * r->shape.layers;
 	r->begin = calloc(r->segments_count, sizeof(r->begin[0]));
 	r->bytes = malloc(r->segments_count * r->row_bytes * tokens * t->samples_count);
 	if (!r->begin || !r->bytes)
@@ -60,7 +72,8 @@ static int rows_make(const struct device_task *t, struct rows *r)
 		uint8_t *to = r->bytes + (size_t)i * r->row_bytes * tokens * t->samples_count;
 
 		if (at < 0 || g->segments[at].dtype != r->dtype ||
-		    g->segments[at].heads != c->kv_heads || g->segments[at].head_dim != c->head_dim)
+		    g->segments[at].heads != r->shape.kv_heads ||
+		    g->segments[at].head_dim != r->shape.head_dim)
 			return -EINVAL;
 		r->begin[i] = to;
 		for (uint32_t b = 0; b < t->samples_count; b++, to += r->row_bytes * tokens)
@@ -90,7 +103,10 @@ static int sequences_add(const struct device_task *t, const struct rows *r, stru
 
 static int fit(struct device_task *t, const struct rows *r)
 {
-	const struct mspec_fit_options o = { .dtype = r->dtype,
+	const struct mspec_fit_options o = { .mode = mspec_mode_for(t->model, r->shape),
+					     .cache = r->shape,
+					     .previous = MSPEC_PREVIOUS_DEFAULT,
+					     .dtype = r->dtype,
 					     .ids = true,
 					     .precision = mspec_precision_default(),
 					     .cancel = &t->cancel };

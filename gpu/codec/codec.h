@@ -90,8 +90,9 @@ struct codec_view {
 	 * returns 0 has appended the block to it, however that is coded; any other leaves it as it was.
 	 * position: the sequence's own (decode: or CODEC_POSITION_UNKNOWN). */
 	struct codec_sequence *sequence;
-	/* encode: the block's token ids, borrowed; a MODEL whose parameters want ids is not possible without.
-	 * Ones that are not in the vocabulary are as good as none. */
+	/* The block's token ids, borrowed; a MODEL whose parameters want ids is not possible without.  Ones that are
+	 * not in the vocabulary are as good as none.  decode: only for a sequence of a draft, when MODEL did not code
+	 * the block: without them it cannot be appended, -ENODATA. */
 	const int32_t *tokens;
 	/* encode: what another implementation of MODEL made of this block, which then counts as its own; NULL: none.
 	 * Borrowed.  Not verified here. */
@@ -305,8 +306,8 @@ double codec_profile_expected_bits(
 /* ---- sequences, for MODEL ---- */
 
 /*
- * One sequence's prefix: the exact keys and values of the tokens before the next block, and what it takes to run the
- * model over that block.  One user at a time; codec_view has it take part in a call.  g, profile and runner
+ * One sequence's prefix: the exact keys and values of the tokens before the next block (a draft's: its own, which follow
+ * from the ids), and what it takes to run the model over that block.  One user at a time; codec_view has it take part in a call.  g, profile and runner
  * (NULL: the caller's thread alone) are borrowed until free.  -ENODATA: the profile has no model part; -ENODEV: its
  * model is not attached; -ENOMEM.
  */
@@ -317,7 +318,10 @@ struct codec_sequence *codec_sequence_free(
 uint32_t codec_sequence_position(const struct codec_sequence *s); /* tokens that it holds */
 /* Forget all but the first `position` tokens; more than it holds is -EINVAL. */
 int codec_sequence_truncate(struct codec_sequence *s, uint32_t position);
-/* The next block, when no call with the sequence in its view has coded it.  -E2BIG: full; -ENOMEM. */
+/*
+ * The next block, when no call with the sequence in its view has coded it.  -E2BIG: full; -ENODATA: a draft, and
+ * there are no token ids; -ENOMEM.
+ */
 int codec_sequence_append(struct codec_sequence *s, const struct codec_view *block);
 uint64_t codec_sequence_bytes(const struct codec_sequence *s); /* of memory, for its prefix */
 

@@ -456,11 +456,13 @@ static int encode(struct codec_workspace *ws, const struct codec_geometry *g,
 }
 
 /* After a call that came to r: the block in ws->block belongs to the sequence, or nothing has happened. */
-static int sequence_settle(struct codec_workspace *ws, struct codec_sequence *s, uint32_t before,
+static int sequence_settle(struct codec_workspace *ws, const struct codec_view *v, uint32_t before,
 			   int r)
 {
+	struct codec_sequence *s = v->sequence;
+
 	if (r == 0 && codec_sequence_position(s) == before)
-		r = sequence_append_raw(s, ws->block);
+		r = sequence_append_raw(s, ws->block, v->tokens);
 	if (r < 0) {
 		int back = codec_sequence_truncate(s, before);
 
@@ -490,7 +492,7 @@ int codec_encode(struct codec_workspace *ws, const struct codec_geometry *g,
 	if (!sequence_has_room(src->sequence))
 		return -E2BIG;
 	r = encode(ws, g, profile, speculator, flags, src, out, cap, ret_info);
-	return sequence_settle(ws, src->sequence, before, r);
+	return sequence_settle(ws, src, before, r);
 }
 
 /* What can be said without a profile. */
@@ -753,7 +755,7 @@ int codec_decode_from(struct codec_workspace *ws, const struct codec_geometry *g
 	if (!sequence_has_room(s))
 		return -E2BIG;
 	r = decode(ws, g, profile, &h, in, in_bytes, dst, skip_tokens, segments_done);
-	return sequence_settle(ws, s, before, r);
+	return sequence_settle(ws, dst, before, r);
 }
 
 int codec_decode(struct codec_workspace *ws, const struct codec_geometry *g,

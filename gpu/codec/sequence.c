@@ -133,10 +133,27 @@ static void segments_in(struct codec_sequence *s, const uint8_t *raw)
 		s->in[i] = raw + s->g->segment_off[s->p->segments[i]];
 }
 
-int sequence_append_raw(struct codec_sequence *s, const uint8_t *raw)
+/* A private copy, as a client's may change. */
+static int ids_take(struct codec_sequence *s, const int32_t *tokens)
+{
+	if (!tokens)
+		return -EINVAL;
+	memcpy(s->ids, tokens, s->g->block_tokens * sizeof(s->ids[0]));
+	for (uint32_t t = 0; t < s->g->block_tokens; t++)
+		if (s->ids[t] < 0 || (uint32_t)s->ids[t] >= s->p->section->vocab)
+			return -EINVAL;
+	return 0;
+}
+
+int sequence_append_raw(struct codec_sequence *s, const uint8_t *raw, const int32_t *tokens)
 {
 	if (!sequence_has_room(s))
 		return -E2BIG;
+	if (mspec_params_mode(s->p->params) == MSPEC_DRAFT) {
+		if (ids_take(s, tokens) < 0)
+			return -ENODATA;
+		return mspec_context_follow(s->coder, s->context, s->ids, s->g->block_tokens);
+	}
 	segments_in(s, raw);
 	return mspec_context_append(s->context, s->in, s->g->block_tokens);
 }
@@ -149,7 +166,7 @@ int codec_sequence_append(struct codec_sequence *s, const struct codec_view *blo
 	if (!raw)
 		return -ENOMEM;
 	codec_copy_out(s->g, block, raw);
-	r = sequence_append_raw(s, raw);
+	r = sequence_append_raw(s, raw, block->tokens);
 	free(raw);
 	return r;
 }
@@ -190,18 +207,6 @@ static int ids_unpack(const uint8_t *in, size_t bytes, uint32_t count, uint32_t 
 	for (; at < bytes * 8u; at++)
 		if (in[at / 8u] >> at % 8u & 1u)
 			return -EBADMSG;
-	return 0;
-}
-
-/* A private copy, as a client's may change. */
-static int ids_take(struct codec_sequence *s, const int32_t *tokens)
-{
-	if (!tokens)
-		return -EINVAL;
-	memcpy(s->ids, tokens, s->g->block_tokens * sizeof(s->ids[0]));
-	for (uint32_t t = 0; t < s->g->block_tokens; t++)
-		if (s->ids[t] < 0 || (uint32_t)s->ids[t] >= s->p->section->vocab)
-			return -EINVAL;
 	return 0;
 }
 

@@ -26,8 +26,11 @@ bool sequence_of_profile(const struct codec_sequence *s, const struct codec_prof
 /* Is there room for a block more? */
 bool sequence_has_room(const struct codec_sequence *s);
 
-/* raw, here and below: canonical packing of a whole block.  -ENOMEM, -E2BIG. */
-int sequence_append_raw(struct codec_sequence *s, const uint8_t *raw);
+/*
+ * raw, here and below: canonical packing of a whole block.  tokens: its ids, NULL when they are not known.  -ENODATA: a
+ * draft goes by ids, and there are none, or none of its vocabulary; -ENOMEM, -E2BIG.
+ */
+int sequence_append_raw(struct codec_sequence *s, const uint8_t *raw, const int32_t *tokens);
 
 /*
  * Code the predicted segments of the next block and append it.  tokens: may be NULL when the parameters do not want

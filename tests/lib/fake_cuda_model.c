@@ -150,7 +150,7 @@ int cuda_model_append(struct cuda_model_batch *b, struct cuda_model_context *c, 
 	for (uint32_t i = 0; i < p->segments_count; i++)
 		assert(off[i] == fake_cuda.model_geometry->segment_off[p->segments[i]]);
 	assert(!c->stream && c->count == codec_sequence_position(c->s));
-	if (sequence_append_raw(c->s, dev_patterns) < 0)
+	if (sequence_append_raw(c->s, dev_patterns, NULL) < 0)
 		return cudaErrorMemoryAllocation;
 	c->count += count;
 	return 0;
@@ -206,7 +206,7 @@ static struct cuda_model_result encode_one(struct codec_sequence *s, const int32
 	r.payload_bytes = (uint32_t)bytes;
 	r.escapes = (uint32_t)escapes;
 	if (r.res == -ENOSPC) {
-		const int append = sequence_append_raw(s, raw);
+		const int append = sequence_append_raw(s, raw, ids);
 
 		assert(append == 0);
 	}
