@@ -351,7 +351,7 @@ static int layer_maps(struct mspec_fit *f, uint32_t layer)
 	d->inputs = MSPEC_TAPS * f->m->config.hidden + (past + 1u) * kv;
 	memset(d->sums, 0, 2u * kv * sizeof(d->sums[0]));
 	memset(d->squares, 0, 2u * kv * sizeof(d->squares[0]));
-	r = model_solve_new(d->inputs, 2u * kv, &d->solve);
+	r = model_solve_new_centred(d->inputs, 2u * kv, &d->solve);
 	if (r == 0)
 		r = fit_walk(f, layer, NULL, NULL, step_inputs);
 	if (r == 0) {

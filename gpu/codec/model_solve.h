@@ -21,9 +21,10 @@ void model_solve_add(struct model_solve *s, const int32_t *x, size_t x_pitch, co
  * -EDOM: no such solution.  The sums are used up.
  */
 int model_solve_finish(struct model_solve *s, double ridge, double *weights);
-/* From here on as if each input and output had had its mean subtracted. */
+/* For sums as if each input and output had had its mean subtracted: once, when all rows are there. */
+int model_solve_new_centred(uint32_t inputs, uint32_t outputs, struct model_solve **ret);
 void model_solve_centre(struct model_solve *s);
-/* The same for the first inputs and some outputs only: weights[outputs][inputs].  Leaves the sums; -ENOMEM. */
+/* The solution for the first inputs and some outputs only: weights[outputs][inputs].  Leaves the sums; -ENOMEM. */
 int model_solve_part(const struct model_solve *s, uint32_t inputs, uint32_t first_output,
 		     uint32_t outputs, double ridge, double *weights);
 

@@ -10,6 +10,8 @@
 
 #include "tests/lib/codec_rig.h"
 
+#define NO_DRAFT UINT32_MAX
+
 static void must(int ok, const char *what)
 {
 	if (!ok) {
@@ -91,7 +93,11 @@ static void blocks(struct sequence_rig *r, uint8_t *const *rows)
 
 static void fit_model(struct sequence_rig *r, uint8_t dtype, bool ids, uint8_t *const *rows)
 {
-	const struct mspec_fit_options o = { .dtype = dtype,
+	const struct mspec_fit_options o = { .mode = r->smaller ? MSPEC_DRAFT : MSPEC_COPY,
+					     .cache = { r->c->layers, r->c->kv_heads,
+							r->c->head_dim },
+					     .previous = 1,
+					     .dtype = dtype,
 					     .ids = ids,
 					     .precision = mspec_precision_default() };
 	struct mspec_fit *f = NULL;
@@ -130,21 +136,39 @@ static void fit_profiles(struct sequence_rig *r)
 	free(all);
 }
 
-static struct sequence_rig *make(uint32_t kind, uint8_t dtype, bool ids, bool reversed, bool opaque)
+static struct mspec_model *load(const struct tiny_model *t)
+{
+	struct mspec_model *m = NULL;
+	char err[MODEL_ERR_BYTES] = "";
+
+	if (mspec_model_load(tiny_model_folder(t), true, &m, err, sizeof(err)) < 0)
+		must(0, err);
+	return m;
+}
+
+/* draft: the kind of one, or NO_DRAFT. */
+static struct sequence_rig *make(uint32_t kind, uint32_t draft, uint8_t dtype, bool ids,
+				 bool reversed, bool opaque)
 {
 	struct sequence_rig *r = calloc(1, sizeof(*r));
 	uint8_t *rows[SEQUENCE_RIG_SEGMENTS] = { NULL };
-	char err[MODEL_ERR_BYTES] = "";
+	uint32_t vocab;
 
 	must(r != NULL, "memory");
 	rng_init(&r->rng, 31 + kind * 7u + dtype);
 	r->tiny = tiny_model_new(kind);
-	if (mspec_model_load(tiny_model_folder(r->tiny), true, &r->m, err, sizeof(err)) < 0)
-		must(0, err);
+	r->m = load(r->tiny);
 	r->c = mspec_model_config(r->m);
+	if (draft != NO_DRAFT) {
+		r->smaller = tiny_model_new(draft);
+		r->target = r->m;
+		r->m = load(r->smaller);
+	}
+	vocab = mspec_model_config(r->m)->vocab;
+	vocab = r->c->vocab < vocab ? r->c->vocab : vocab;
 	for (uint32_t i = 0; i < SEQUENCE_RIG_ALL; i++)
-		r->ids[i] = (int32_t)rng_below(&r->rng, r->c->vocab);
-	r->ids[0] = (int32_t)r->c->vocab - 1;
+		r->ids[i] = (int32_t)rng_below(&r->rng, vocab);
+	r->ids[0] = (int32_t)vocab - 1;
 	geometry(r, dtype, reversed, opaque);
 	r->cap = codec_bound(&r->g);
 	r->back = malloc(r->g.raw_bytes);
@@ -160,12 +184,17 @@ static struct sequence_rig *make(uint32_t kind, uint8_t dtype, bool ids, bool re
 
 struct sequence_rig *sequence_rig_new(uint32_t kind, uint8_t dtype, bool ids, bool reversed)
 {
-	return make(kind, dtype, ids, reversed, true);
+	return make(kind, NO_DRAFT, dtype, ids, reversed, true);
 }
 
 struct sequence_rig *sequence_rig_plain(uint32_t kind, uint8_t dtype, bool ids)
 {
-	return make(kind, dtype, ids, false, false);
+	return make(kind, NO_DRAFT, dtype, ids, false, false);
+}
+
+struct sequence_rig *sequence_rig_draft(uint32_t kind, uint32_t draft_kind, uint8_t dtype)
+{
+	return make(kind, draft_kind, dtype, true, true, true);
 }
 
 struct sequence_rig *sequence_rig_free(struct sequence_rig *r)
@@ -177,7 +206,10 @@ struct sequence_rig *sequence_rig_free(struct sequence_rig *r)
 	codec_geometry_deinit(&r->g);
 	mspec_params_free(r->params);
 	mspec_model_free(r->m);
+	mspec_model_free(r->target);
 	tiny_model_free(r->tiny);
+	if (r->smaller)
+		tiny_model_free(r->smaller);
 	for (uint32_t b = 0; b < SEQUENCE_RIG_BLOCKS; b++) {
 		free(r->block[b]);
 		free(r->coded[b]);

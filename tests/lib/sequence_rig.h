@@ -22,11 +22,13 @@
 
 struct sequence_rig {
 	struct rng rng;
-	struct tiny_model *tiny;
-	struct mspec_model *m;
+	struct tiny_model *tiny;    /* whose cache it is */
+	struct tiny_model *smaller; /* NULL, or a draft for it */
+	struct mspec_model *target; /* of `tiny`; NULL: m is */
+	struct mspec_model *m;	    /* that guesses */
 	struct mspec_params *params;
-	const struct model_config *c;
-	double bits; /* that the fit promises */
+	const struct model_config *c; /* of `tiny` */
+	double bits;		      /* that the fit promises */
 	struct codec_geometry g;
 	struct codec_workspace *ws;
 	struct codec_profile *channel, *layer; /* without a model part, and with a layer part */
@@ -44,6 +46,8 @@ struct sequence_rig {
 struct sequence_rig *sequence_rig_new(uint32_t kind, uint8_t dtype, bool ids, bool reversed);
 /* One whose blocks are all of the model: no opaque bytes. */
 struct sequence_rig *sequence_rig_plain(uint32_t kind, uint8_t dtype, bool ids);
+/* One of which another kind of tiny model is the draft. */
+struct sequence_rig *sequence_rig_draft(uint32_t kind, uint32_t draft_kind, uint8_t dtype);
 struct sequence_rig *sequence_rig_free(struct sequence_rig *r);
 
 /* Block b after s, which may be NULL; into coded[b] and info[b]. */
