@@ -87,8 +87,9 @@ struct device_task {
 	 * When the task's res is 0 the block has been appended to it, else it is as it was.  position: the sequence's
 	 * own.  NULL: unknown. */
 	struct device_sequence *sequence;
-	uint8_t prefix_only;   /* DECODE with a sequence: the region's bytes are not wanted */
-	const int32_t *tokens; /* ENCODE, and DECODE with a sequence: the block's token ids, borrowed until
+	uint8_t prefix_only; /* DECODE with a sequence: the region's bytes are not wanted */
+	const int32_t *
+		tokens; /* ENCODE, and DECODE with a sequence: the block's token ids, borrowed until
 				* completion, or NULL; FIT_MODEL: those of all samples */
 	const struct mspec_model *model;   /* FIT_MODEL: borrowed as long as the profile lives */
 	const struct codec_geometry *geom; /* FIT, FIT_LAYER, FIT_MODEL (others: region->geom) */

@@ -306,10 +306,10 @@ double codec_profile_expected_bits(
 /* ---- sequences, for MODEL ---- */
 
 /*
- * One sequence's prefix: the exact keys and values of the tokens before the next block (a draft's: its own, which follow
- * from the ids), and what it takes to run the model over that block.  One user at a time; codec_view has it take part in a call.  g, profile and runner
- * (NULL: the caller's thread alone) are borrowed until free.  -ENODATA: the profile has no model part; -ENODEV: its
- * model is not attached; -ENOMEM.
+ * One sequence's prefix: the exact keys and values of the tokens before the next block (a draft's: its own, which
+ * follow from the ids), and what it takes to run the model over that block.  One user at a time; codec_view has it
+ * take part in a call.  g, profile and runner (NULL: the caller's thread alone) are borrowed until free.  -ENODATA:
+ * the profile has no model part; -ENODEV: its model is not attached; -ENOMEM.
  */
 int codec_sequence_new(const struct codec_geometry *g, const struct codec_profile *profile,
 		       const struct mspec_runner *runner, struct codec_sequence **ret_sequence);

@@ -2,9 +2,9 @@
 /*
  * model_draft_fit.c - the maps of a draft from a sample of a cache and its token ids.
  *
- * The draft runs over the sample once.  Then, layer by layer of the cache, ridge solutions: of K from the draft's states
- * and the exact layers before, of V from these and its own layer's exact K.  What is left tells scales and statistics,
- * as it will be coded.
+ * The draft runs over the sample once.  Then, layer by layer of the cache, ridge solutions: of K from the draft's
+ * states and the exact layers before, of V from these and its own layer's exact K.  What is left tells scales and
+ * statistics, as it will be coded.
  */
 #include "gpu/codec/model_fit_internal.h"
 

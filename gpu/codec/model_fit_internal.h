@@ -56,8 +56,8 @@ struct mspec_fit {
 typedef void fit_step(struct mspec_fit *f, uint32_t layer, const struct fit_chunk *c);
 
 /*
- * step for every chunk, with the pass at its rows.  hidden: of the sample, taken into the pass and back again; NULL: not.
- * before: NULL, or for each sequence, at its first chunk.  -ENOMEM; -ECANCELED.
+ * step for every chunk, with the pass at its rows.  hidden: of the sample, taken into the pass and back again; NULL:
+ * not.  before: NULL, or for each sequence, at its first chunk.  -ENOMEM; -ECANCELED.
  */
 int fit_walk(struct mspec_fit *f, uint32_t layer, int32_t *hidden, fit_step *before,
 	     fit_step *step);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * model_fit_sample.c - the sample that parameters of the `model` speculator are fitted on, walks over it, and what a fit
- * of either mode ends with: scales, statistics, parameters.
+ * model_fit_sample.c - the sample that parameters of the `model` speculator are fitted on, walks over it, and what a
+ * fit of either mode ends with: scales, statistics, parameters.
  */
 #include "gpu/codec/model_fit_internal.h"
 

@@ -17,9 +17,9 @@
 
 struct model_solve {
 	uint32_t inputs, outputs;
-	double *gram;	       /* owned; [inputs][inputs], the upper half */
-	double *cross;	       /* owned; [inputs][outputs] */
-	double *x, *y;	       /* owned; [ROWS][..] */
+	double *gram;  /* owned; [inputs][inputs], the upper half */
+	double *cross; /* owned; [inputs][outputs] */
+	double *x, *y; /* owned; [ROWS][..] */
 	/* Of a centred one, owned: the first row, that all are counted from so that nothing is lost; their sums. */
 	double *from_x, *from_y, *sum_x, *sum_y;
 	double rows;

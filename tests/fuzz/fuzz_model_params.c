@@ -3,7 +3,8 @@
  * fuzz_model_params.c - parameters of the model speculator with bytes changed and a right digest: refused, or
  * they code a block that decodes to what it was.
  *
- * Input: triples of an offset, u16 little endian, and the byte that goes there.
+ * Input: triples of an offset, u16 little endian, and the byte that goes there.  With a byte more they are a draft's,
+ * without a copy's.
  */
 #include <assert.h>
 #include <stdint.h>
@@ -25,19 +26,41 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static struct mspec_model *model;
-static uint8_t *form, values[SEGMENTS][TOKENS * ROW_BYTES], back[SEGMENTS][TOKENS * ROW_BYTES];
-static size_t form_bytes;
+static uint8_t values[SEGMENTS][TOKENS * ROW_BYTES], back[SEGMENTS][TOKENS * ROW_BYTES];
+static struct {
+	uint8_t *bytes;
+	size_t count;
+} forms[MSPEC_MODE_COUNT];
 static const int32_t ids[TOKENS] = { 1, 2, 3, 5, 8, 13 };
+
+static void fit(enum mspec_mode mode)
+{
+	const struct mspec_fit_options o = { .mode = mode,
+					     .cache = { 2, 2, 16 },
+					     .previous = 1,
+					     .dtype = CODEC_DTYPE_BF16,
+					     .ids = mode == MSPEC_DRAFT,
+					     .precision = mspec_precision_default() };
+	const uint8_t *in[SEGMENTS] = { values[0], values[1], values[2], values[3] };
+	struct mspec_params *p = NULL;
+	struct mspec_fit *f = NULL;
+	int r = mspec_fit_new(model, &o, &f);
+
+	assert(r == 0);
+	r = mspec_fit_add(f, ids, in, TOKENS);
+	assert(r == 0);
+	r = mspec_fit_finish(f, &p);
+	assert(r == 0);
+	r = mspec_params_serialise(p, &forms[mode].bytes, &forms[mode].count);
+	assert(r == 0);
+	mspec_params_free(p);
+	mspec_fit_free(f);
+}
 
 /* Once: what all inputs are edits of. */
 static void prepare(void)
 {
-	const struct mspec_fit_options o = { .dtype = CODEC_DTYPE_BF16,
-					     .precision = mspec_precision_default() };
-	const uint8_t *in[SEGMENTS] = { values[0], values[1], values[2], values[3] };
 	struct tiny_model *t = tiny_model_new(2);
-	struct mspec_params *p = NULL;
-	struct mspec_fit *f = NULL;
 	struct rng rng;
 	int r;
 
@@ -49,16 +72,8 @@ static void prepare(void)
 		}
 	r = mspec_model_load(tiny_model_folder(t), true, &model, NULL, 0);
 	assert(r == 0);
-	r = mspec_fit_new(model, &o, &f);
-	assert(r == 0);
-	r = mspec_fit_add(f, ids, in, TOKENS);
-	assert(r == 0);
-	r = mspec_fit_finish(f, &p);
-	assert(r == 0);
-	r = mspec_params_serialise(p, &form, &form_bytes);
-	assert(r == 0);
-	mspec_params_free(p);
-	mspec_fit_free(f);
+	fit(MSPEC_COPY);
+	fit(MSPEC_DRAFT);
 	tiny_model_free(t);
 }
 
@@ -98,16 +113,18 @@ static void code(const struct mspec_params *p)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+	const enum mspec_mode mode = size % 3 == 1 ? MSPEC_DRAFT : MSPEC_COPY;
 	struct mspec_params *p = NULL;
 	uint8_t *edited;
-	size_t body;
+	size_t body, form_bytes;
 
 	if (!model)
 		prepare();
+	form_bytes = forms[mode].count;
 	body = form_bytes - MODEL_DIGEST_BYTES;
 	edited = malloc(form_bytes);
 	assert(edited);
-	memcpy(edited, form, form_bytes);
+	memcpy(edited, forms[mode].bytes, form_bytes);
 	for (size_t i = 0; i + 3 <= size; i += 3)
 		edited[(data[i] | (size_t)data[i + 1] << 8) % body] = data[i + 2];
 	crypto_generichash(edited + body, MODEL_DIGEST_BYTES, edited, body, NULL, 0);

@@ -222,7 +222,8 @@ static void encode_check(struct gpu_rig *g, struct batch *b, struct codec_sequen
 			assert_memory_equal(got + bytes, s->raw[b->block[i]], g->r->g.raw_bytes);
 		} else {
 			assert_int_equal(
-				sequence_append_raw(cpu[b->sequence[i]], s->raw[b->block[i]], NULL), 0);
+				sequence_append_raw(cpu[b->sequence[i]], s->raw[b->block[i]], NULL),
+				0);
 		}
 		free(got);
 	}
