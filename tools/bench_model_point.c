@@ -31,7 +31,7 @@ static int params_get(const struct bench_model_ask *ask, const struct mspec_mode
 		      struct mspec_params **ret, struct bench_model_point *point)
 {
 	const struct mspec_fit_options fo = { .ids = !ask->no_ids,
-					      .previous = MSPEC_PREVIOUS_DEFAULT,
+					      .previous = ask->previous,
 					      .precision = mspec_precision_default() };
 	struct mspec_params *fitted = NULL;
 	int r = bench_model_fit(m, on, 1, ask->tokens, &fo, &fitted, &point->expected_bits);

@@ -14,7 +14,8 @@ struct bench_model_ask {    /* all borrowed */
 	const char *folder; /* the model, Hugging Face layout */
 	const char *target; /* of a draft: the model that made the cache; NULL: x is not known */
 	const char *calibrate, *kv;
-	uint32_t tokens; /* of calibrate, to fit on; 0: all */
+	uint32_t previous; /* a draft's: layers looked back */
+	uint32_t tokens;   /* of calibrate, to fit on; 0: all */
 	uint32_t block;
 	bool no_ids;
 	const struct bench_predictor_options *gpu; /* NULL: the CPU alone */

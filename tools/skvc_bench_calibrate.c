@@ -54,7 +54,7 @@ static int params_fit(const struct options *o, const struct mspec_model *m,
 		      struct mspec_params **ret, double *ret_bits)
 {
 	const struct mspec_fit_options fo = { .ids = !o->no_ids,
-					      .previous = MSPEC_PREVIOUS_DEFAULT,
+					      .previous = o->previous,
 					      .precision = mspec_precision_default() };
 	struct bench_dump dump = { .path = NULL };
 	int r = bench_dump_open(o->kv, NULL, &dump);
@@ -135,7 +135,7 @@ static const char usage_text[] =
 	"\n"
 	"  --kv FILE            KV cache to fit on (safetensors: k.<layer>, v.<layer>), 4k to 24k tokens\n"
 	"  --out PROFILE        the file to write\n"
-	"  --previous N         layers that `layer` looks back, 0 to 6 (2); 0: means\n"
+	"  --previous N         layers that `layer` looks back, or a draft, 0 to 6 (2); 0: means\n"
 	"  --block-tokens N     tokens of a block, 1 to 1024 (16): a profile is for one size\n"
 	"  --scan               also say what 0 to 6 layers would bring\n"
 	"  --model FOLDER       fit the model speculator too: the model that made the cache, in\n"

@@ -36,6 +36,7 @@ struct options {
 	const char *calibrate; /* NULL: the first half of kv */
 	const char *profile;   /* NULL: one is fitted */
 	const char *model;     /* folder of the target; NULL: nothing is said of its cost */
+	const char *target;    /* folder of it, when `model` is a draft */
 	const char *isa;       /* NULL: the best */
 	uint8_t speculator;
 	uint32_t previous; /* layers that `layer` looks back */
@@ -454,10 +455,12 @@ static const char usage_text[] =
 	"  --calibrate FILE     KV cache of other tokens to fit the statistics on; without it the\n"
 	"                       first half of --kv is fitted and the second half measured\n"
 	"  --speculator NAME    channel (default), layer, model, generic or raw\n"
-	"  --previous N         layers that `layer` looks back, 0 to 6 (2); 0: means\n"
+	"  --previous N         layers that `layer` looks back, or a draft, 0 to 6 (2); 0: means\n"
 	"  --profile FILE       a profile of `skvc-bench calibrate` instead, as it is\n"
 	"  --model DIR          the target model (config.json): what the guess costs of its prefill;\n"
-	"                       `model` runs it, and needs --calibrate and token ids in both files\n"
+	"                       `model` runs it, and needs --calibrate and token ids in both files.\n"
+	"                       When the cache is of another shape it is a draft for it\n"
+	"  --target DIR         of a draft: the target model (config.json)\n"
 	"  --model-tokens N     of --calibrate, to fit `model` on (4096); 0: all\n"
 	"  --no-ids             `model` does not know the token ids\n"
 	"  --verbose            bits of each layer\n"
@@ -497,6 +500,7 @@ static int options_parse(int argc, char **argv, struct options *o)
 		{ "previous", required_argument, NULL, 'p' },
 		{ "profile", required_argument, NULL, 'P' },
 		{ "model", required_argument, NULL, 'M' },
+		{ "target", required_argument, NULL, 'A' },
 		{ "model-tokens", required_argument, NULL, 'T' },
 		{ "no-ids", no_argument, NULL, 'I' },
 		{ "verbose", no_argument, NULL, 'v' },
@@ -541,6 +545,9 @@ static int options_parse(int argc, char **argv, struct options *o)
 			break;
 		case 'M':
 			o->model = optarg;
+			break;
+		case 'A':
+			o->target = optarg;
 			break;
 		case 'T':
 			if (bench_count_parse(optarg, 0, 1u << 24, &o->model_tokens) < 0)
@@ -626,6 +633,8 @@ static int model_main(const struct options *o)
 						     .tokens = o->gpu_tokens,
 						     .seconds = o->seconds };
 	const struct bench_model_ask ask = { .folder = o->model,
+					     .target = o->target,
+					     .previous = o->previous,
 					     .calibrate = o->calibrate,
 					     .kv = o->kv,
 					     .tokens = o->model_tokens,

@@ -162,6 +162,7 @@ static int model_measure(struct frontier_bench *b)
 		const struct bench_model_ask ask = { .folder = b->o.model,
 						     .calibrate = b->o.calibrate,
 						     .kv = b->o.kv,
+						     .previous = MSPEC_PREVIOUS_DEFAULT,
 						     .tokens = MODEL_TOKENS,
 						     .block = b->o.block_tokens,
 						     .no_ids = no_ids };
@@ -171,12 +172,17 @@ static int model_measure(struct frontier_bench *b)
 
 		if (r < 0)
 			return r;
-		(void)snprintf(at.name, sizeof(at.name), "model%s", no_ids ? ", no ids" : "");
+		(void)snprintf(at.name, sizeof(at.name), "model%s",
+			       p.mode == MSPEC_DRAFT ? ", draft"
+			       : no_ids		     ? ", no ids"
+						     : "");
 		at.ratio = (double)p.t.raw_bytes / (double)p.t.coded_bytes;
 		at.x = p.x;
 		at.encode_gbps = 1e-9 * (double)p.t.raw_bytes / p.t.encode_s;
 		at.decode_gbps = 1e-9 * (double)p.t.raw_bytes / p.t.decode_s;
 		point_add(b, &at);
+		if (p.mode == MSPEC_DRAFT)
+			break; /* it always knows the ids */
 	}
 	return 0;
 }
