@@ -60,6 +60,14 @@ static int setup(void **state)
 	return setup_rig(sequence_rig_new(0, CODEC_DTYPE_BF16, true, false));
 }
 
+/* The model is not the cache's, but a smaller one: a draft, which the CPU runs. */
+static int setup_draft(void **state)
+{
+	(void)state;
+	gpu = "gpu.device=none";
+	return setup_rig(sequence_rig_draft(0, 2, CODEC_DTYPE_BF16));
+}
+
 /* $SKVC_TEST_GPU=auto: a real one. */
 static int setup_on_gpu(void **state)
 {
@@ -146,7 +154,8 @@ static void add_model(void)
 {
 	char words[256];
 
-	(void)snprintf(words, sizeof(words), "model add tiny %s", tiny_model_folder(rig->tiny));
+	(void)snprintf(words, sizeof(words), "model add tiny %s",
+		       tiny_model_folder(rig->smaller ? rig->smaller : rig->tiny));
 	says(words, 0, "layers, digest");
 	says("models", 0, "ready");
 }
@@ -762,8 +771,16 @@ int main(void)
 		cmocka_unit_test_teardown(test_models_that_are_not, stop),
 	};
 
+	const struct CMUnitTest by_a_draft[] = {
+		cmocka_unit_test_teardown(test_coded_after_their_prefix, stop),
+		cmocka_unit_test_teardown(test_without_its_prefix_a_miss, stop),
+		cmocka_unit_test_teardown(test_from_nvme, stop),
+		cmocka_unit_test_teardown(test_fitted_by_itself, stop),
+	};
+
 	int failed = cmocka_run_group_tests(tests, setup, teardown);
 
+	failed += cmocka_run_group_tests_name("by_a_draft", by_a_draft, setup_draft, teardown);
 	return failed +
 	       cmocka_run_group_tests_name("beside_a_gpu", beside_a_gpu, setup_on_gpu, teardown);
 }
