@@ -2,6 +2,7 @@
 /*
  * cpu_fit_model.c - sample sequences into the parameters of the `model` speculator, and these into a profile.
  */
+#include <assert.h>
 #include <cblas.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -63,6 +64,7 @@ static int rows_make(const struct device_task *t, struct rows *r)
 	r->shape = shape_of(g, first);
 	r->row_bytes = (size_t)r->shape.kv_heads * r->shape.head_dim * codec_dtype_bytes(r->dtype);
 	r->segments_count = 2u * r->shape.layers;
+	assert(r->segments_count > 0); /* the first keys are there */
 	r->begin = calloc(r->segments_count, sizeof(r->begin[0]));
 	r->bytes = malloc(r->segments_count * r->row_bytes * tokens * t->samples_count);
 	if (!r->begin || !r->bytes)

@@ -4,6 +4,7 @@
  */
 #include "tools/bench_model.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -84,6 +85,7 @@ static int dump_segments(struct bench_dump *d)
 {
 	const uint32_t segments = 2u * d->shape.layers;
 
+	assert(segments > 0); /* there are keys of layer 0 */
 	d->patterns = calloc(segments, sizeof(d->patterns[0]));
 	if (!d->patterns)
 		return -ENOMEM;
