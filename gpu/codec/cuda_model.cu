@@ -8,6 +8,7 @@
 #include "gpu/codec/cuda_model_objects.cuh"
 
 #include "gpu/codec/cuda_model_attend_wide.cuh"
+#include "gpu/codec/cuda_model_draft.cuh"
 #include "gpu/codec/cuda_model_gemm.cuh"
 #include "gpu/codec/cuda_model_heads_wide.cuh"
 #include "gpu/codec/cuda_model_rows.cuh"
@@ -64,12 +65,14 @@ static struct gpu_row_job row_job(const struct cuda_model_batch *b, const struct
 	return j;
 }
 
-static int rows_norm(const struct cuda_model_batch *b, const struct gpu_matrix *m, uint32_t wide,
-		     const struct gpu_norm *norm, uint64_t eps, struct CUstream_st *stream)
+/* hidden: [rows][hidden] */
+static int rows_norm(const struct cuda_model_batch *b, const int32_t *hidden,
+		     const struct gpu_matrix *m, uint32_t wide, const struct gpu_norm *norm,
+		     uint64_t eps, struct CUstream_st *stream)
 {
 	struct gpu_row_job j = row_job(b, m, wide);
 
-	j.in = b->hidden;
+	j.in = hidden;
 	j.in_pitch = m->depth;
 	j.frac = norm->frac;
 	j.norm = *norm;
@@ -256,7 +259,7 @@ static int guess_k(struct cuda_model_batch *b, const struct gpu_model_layer *l,
 	const struct model_config *c = config_of(b);
 	const struct gpu_heads_job j = heads_job(b, l, &l->k_norm);
 	const uint32_t wide = wide_of(b, MSPEC_KV), items = b->rows * 2u * c->kv_heads;
-	int r = rows_norm(b, &l->kv, wide, &l->input, l->eps_input, stream);
+	int r = rows_norm(b, b->hidden, &l->kv, wide, &l->input, l->eps_input, stream);
 
 	if (r == 0)
 		r = product(b, &l->kv, wide, MODEL_FRAC, false, b->out, l->kv.outs, stream);
@@ -316,7 +319,8 @@ static int attention(struct cuda_model_batch *b, uint32_t layer, struct CUstream
 	const struct model_config *c = config_of(b);
 	const struct gpu_heads_job j = heads_job(b, l, &l->q_norm);
 	const uint32_t items = b->rows * c->heads;
-	int r = rows_norm(b, &l->q, wide_of(b, MSPEC_Q), &l->input, l->eps_input, stream);
+	int r = rows_norm(b, b->hidden, &l->q, wide_of(b, MSPEC_Q), &l->input, l->eps_input,
+			  stream);
 
 	if (r == 0)
 		r = product(b, &l->q, wide_of(b, MSPEC_Q), MODEL_FRAC, false, b->out, l->q.outs,
@@ -337,7 +341,8 @@ static int attention(struct cuda_model_batch *b, uint32_t layer, struct CUstream
 static int mlp(struct cuda_model_batch *b, const struct gpu_model_layer *l,
 	       struct CUstream_st *stream)
 {
-	int r = rows_norm(b, &l->gate_up, wide_of(b, MSPEC_GATE), &l->post, l->eps_post, stream);
+	int r = rows_norm(b, b->hidden, &l->gate_up, wide_of(b, MSPEC_GATE), &l->post, l->eps_post,
+			  stream);
 
 	if (r == 0)
 		r = product(b, &l->gate_up, wide_of(b, MSPEC_GATE), MODEL_MLP_FRAC, false, b->out,
@@ -365,10 +370,149 @@ static int finish(struct cuda_model_batch *b, uint32_t layer, struct CUstream_st
 	return r;
 }
 
+/* ---- a draft ---- */
+
+/* A layer of its own pass, over keys and values of its own. */
+static int own_layer(struct cuda_model_batch *b, uint32_t layer, struct CUstream_st *stream)
+{
+	const struct gpu_model_layer *l = &b->m->layers[layer];
+	const struct model_config *c = config_of(b);
+	const dim3 grid(b->tiles, c->kv_heads);
+	struct gpu_own_job j = {};
+	int r = guess_k(b, l, stream);
+
+	if (r)
+		return r;
+	j.mu_k = b->mu_k;
+	j.mu_v = b->mu_v;
+	j.kv_heads = c->kv_heads;
+	j.dim = c->head_dim;
+	j.layer = layer;
+	j.k_frac = l->k_frac;
+	j.v_frac = l->v_frac;
+	j.tiles = b->tile_of;
+	j.sequences = b->sequences;
+	own_kernel<<<grid, 256, 0, stream>>>(j);
+	r = cudaGetLastError();
+	if (r == 0)
+		r = attention(b, layer, stream);
+	return r ? r : mlp(b, l, stream);
+}
+
+/* The rows were just embedded; hidden is what its last layer leaves. */
+static int draft_pass(struct cuda_model_batch *b, struct CUstream_st *stream)
+{
+	int r = cudaMemcpyAsync(b->embedding, b->hidden,
+				(size_t)b->rows * config_of(b)->hidden * sizeof(int32_t),
+				cudaMemcpyDeviceToDevice, stream);
+
+	for (uint32_t l = 0; r == 0 && l < config_of(b)->layers; l++)
+		r = own_layer(b, l, stream);
+	return r;
+}
+
+static uint32_t cache_kv(const struct cuda_model_batch *b)
+{
+	return mspec_shape_kv(b->m->p->draft->shape);
+}
+
+/* Exact values of one part of a layer: [rows][2 * kv] of both. */
+static int32_t *exact_of(const struct cuda_model_batch *b, uint32_t layer, bool value)
+{
+	const uint32_t slot = layer % (b->m->p->draft->previous + 1u), kv = cache_kv(b);
+
+	return b->exact + (size_t)slot * b->rows_max * 2u * kv + (value ? kv : 0);
+}
+
+/* out += them, weighed, times a map. */
+static int exact_product(const struct cuda_model_batch *b, uint32_t layer, bool value,
+			 const struct gpu_matrix *m, int32_t *out, struct CUstream_st *stream)
+{
+	const uint32_t kv = cache_kv(b), wide = wide_of(b, MSPEC_MAPS);
+	struct gpu_row_job j = row_job(b, m, wide);
+	int r;
+
+	j.in = exact_of(b, layer, value);
+	j.in_pitch = 2u * kv;
+	j.frac = RESIDUAL_FRAC + MSPEC_WEIGH_FRAC;
+	j.norm.weights = b->m->draft_layers[layer].weigh + (value ? kv : 0);
+	r = rows_launch<ROW_WEIGHED, false>(&j, b->rows, stream);
+	return r ? r : product(b, m, wide, RESIDUAL_FRAC, true, out, m->outs, stream);
+}
+
+static int sums_out(const struct cuda_model_batch *b, bool value, struct CUstream_st *stream)
+{
+	struct gpu_sums_job j = {};
+
+	j.sums = b->sums;
+	j.kv = cache_kv(b);
+	j.dim = b->m->p->draft->shape.head_dim;
+	j.rope = value ? NULL : b->m->cache_rope;
+	j.position = b->positions;
+	j.mu = value ? b->mu_v : b->mu_k;
+	sums_out_kernel<<<b->rows, 256, 0, stream>>>(j);
+	return cudaGetLastError();
+}
+
+static int draft_guess_k(struct cuda_model_batch *b, uint32_t layer, struct CUstream_st *stream)
+{
+	const struct gpu_draft_layer *l = &b->m->draft_layers[layer];
+	const uint32_t wide = wide_of(b, MSPEC_MAPS), count = 2u * cache_kv(b);
+	int r;
+
+	sums_kernel<<<b->rows, 256, 0, stream>>>(l->bias, count, b->sums);
+	r = cudaGetLastError();
+	for (uint32_t i = 0; r == 0 && i < MSPEC_TAPS; i++) {
+		r = rows_norm(b, i ? b->hidden : b->embedding, &l->tap[i], wide, &b->m->tap_norm[i],
+			      b->m->layers[0].eps_input, stream);
+		if (r == 0)
+			r = product(b, &l->tap[i], wide, RESIDUAL_FRAC, true, b->sums, count,
+				    stream);
+	}
+	for (uint32_t i = 0; r == 0 && i < mspec_draft_past(b->m->p->draft, layer); i++)
+		r = exact_product(b, layer - 1u - i / 2u, i % 2u, &l->past[i], b->sums, stream);
+	return r ? r : sums_out(b, false, stream);
+}
+
+static int draft_guess_v(struct cuda_model_batch *b, uint32_t layer, struct CUstream_st *stream)
+{
+	const int r = sums_out(b, true, stream);
+
+	return r ? r
+		 : exact_product(b, layer, false, &b->m->draft_layers[layer].own, b->mu_v, stream);
+}
+
+static int draft_known(struct cuda_model_batch *b, uint32_t segment, const uint8_t *patterns,
+		       struct CUstream_st *stream)
+{
+	const struct mspec_shape *c = &b->m->p->draft->shape;
+	const bool value = segment % 2u;
+	const dim3 grid(b->tiles, c->kv_heads);
+	struct gpu_exact_job j = {};
+
+	j.patterns = patterns;
+	j.mu = value ? b->mu_v : b->mu_k;
+	j.type = residual_type_of(b->m->p->dtype);
+	j.kv_heads = c->kv_heads;
+	j.dim = c->head_dim;
+	j.segment = segment;
+	j.rope = value ? NULL : b->m->cache_rope;
+	j.tiles = b->tile_of;
+	j.sequences = b->sequences;
+	j.to = exact_of(b, segment / 2u, false);
+	exact_kernel<<<grid, 256, 0, stream>>>(j);
+	return cudaGetLastError();
+}
+
+/* ---- segments ---- */
+
 int cuda_model_guess(struct cuda_model_batch *b, uint32_t segment, struct CUstream_st *stream,
 		     const int32_t **dev_mu)
 {
 	*dev_mu = segment % 2u ? b->mu_v : b->mu_k;
+	if (b->m->draft_layers)
+		return segment % 2u ? draft_guess_v(b, segment / 2u, stream)
+				    : draft_guess_k(b, segment / 2u, stream);
 	return segment % 2u ? 0 : guess_k(b, &b->m->layers[segment / 2u], stream);
 }
 
@@ -377,8 +521,11 @@ int cuda_model_known(struct cuda_model_batch *b, uint32_t segment, const uint8_t
 {
 	const uint32_t layer = segment / 2u;
 	const bool last = layer + 1u == config_of(b)->layers;
-	int r = known(b, segment, dev_patterns, stream);
+	int r;
 
+	if (b->m->draft_layers)
+		return draft_known(b, segment, dev_patterns, stream);
+	r = known(b, segment, dev_patterns, stream);
 	if (r)
 		return r;
 	if (segment % 2u == 0)
@@ -465,7 +612,9 @@ int cuda_model_embed(struct cuda_model_batch *b, struct CUstream_st *stream)
 	j.count = p->model->config.hidden;
 	j.frac = MSPEC_HIDDEN_FRAC;
 	embed_kernel<<<b->rows, 256, 0, stream>>>(j);
-	return cudaGetLastError();
+	const int r = cudaGetLastError();
+
+	return r || !b->m->draft_layers ? r : draft_pass(b, stream);
 }
 
 int cuda_model_lay(struct cuda_model_batch *b, const struct cuda_model_part *parts, uint32_t count,
@@ -514,11 +663,26 @@ int cuda_model_append(struct cuda_model_batch *b, struct cuda_model_context *c, 
 	struct cuda_model_part part = {};
 	int r;
 
+	if (b->m->draft_layers)
+		return cudaErrorNotSupported;
 	part.context = c;
 	part.count = count;
 	r = cuda_model_lay(b, &part, 1, true, stream);
 	for (uint32_t i = 0; r == 0 && i < 2u * config_of(b)->layers; i++)
 		r = known(b, i, dev_patterns + off[i], stream);
+	if (r == 0)
+		cuda_model_end(b);
+	return r;
+}
+
+int cuda_model_follow(struct cuda_model_batch *b, struct cuda_model_context *c, const int32_t *ids,
+		      uint32_t count, struct CUstream_st *stream)
+{
+	const struct cuda_model_part part = { c, ids, count };
+	int r = b->m->draft_layers ? cudaSuccess : cudaErrorNotSupported;
+
+	if (r == 0)
+		r = cuda_model_start(b, &part, 1, stream);
 	if (r == 0)
 		cuda_model_end(b);
 	return r;

@@ -4,7 +4,7 @@
  * model_pass.c bit for bit.  Plain C; no policy, no waiting but where said: all is queued on the caller's stream.
  *
  * model    weights and parameters in device memory; immutable, shared
- * context  one sequence's exact keys and values so far, in device memory
+ * context  one sequence's keys and values so far, exact ones (a draft: its own), in device memory
  * batch    scratch of rows on their way through the layers; one user at a time
  *
  *   cuda_model_start(batch, parts)
@@ -80,10 +80,13 @@ int cuda_model_known(struct cuda_model_batch *b, uint32_t segment, const uint8_t
 void cuda_model_end(struct cuda_model_batch *b);
 /*
  * Tokens whose values are known, instead of all that: queued, and the context holds them.  dev_patterns: of segment i,
- * [count][kv], at dev_patterns + off[i].
+ * [count][kv], at dev_patterns + off[i].  cudaErrorNotSupported: a draft, which wants ids: cuda_model_follow().
  */
 int cuda_model_append(struct cuda_model_batch *b, struct cuda_model_context *c, uint32_t count,
 		      const uint8_t *dev_patterns, const uint64_t *off, struct CUstream_st *stream);
+/* Tokens whose ids are known, for a draft; ids as those of a part.  cudaErrorNotSupported: a copy. */
+int cuda_model_follow(struct cuda_model_batch *b, struct cuda_model_context *c, const int32_t *ids,
+		      uint32_t count, struct CUstream_st *stream);
 /* Of each part's guesses so far, as mspec_result's.  Waits for the stream. */
 int cuda_model_digests(struct cuda_model_batch *b, struct CUstream_st *stream, uint32_t *ret);
 

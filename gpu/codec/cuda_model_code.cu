@@ -52,15 +52,16 @@ struct cuda_model_coder {
 static struct gpu_code_run run_of(const struct mspec_params *p, const struct cuda_model_shape *s)
 {
 	const struct model_config *c = &p->model->config;
+	const struct mspec_shape cache = mspec_params_shape(p);
 	const uint32_t element = residual_type_of(p->dtype).bits / 8u;
 	struct gpu_code_run r = {};
 	uint64_t share;
 
 	r.tokens = s->block_tokens;
 	r.streams_count = s->streams_count;
-	r.columns = mspec_kv_width(c);
+	r.columns = mspec_shape_kv(cache);
 	r.row_bytes = r.columns * element;
-	r.head_bytes = c->head_dim * element;
+	r.head_bytes = cache.head_dim * element;
 	r.vocab = c->vocab;
 	while (p->ids && c->vocab > 1u << r.id_bits)
 		r.id_bits++;
@@ -68,7 +69,8 @@ static struct gpu_code_run run_of(const struct mspec_params *p, const struct cud
 	r.segment_bytes = (uint64_t)s->blocks_max * r.tokens * r.row_bytes;
 	/* Rows of symbols are no longer than raw ones, and each token has a tau of ten bits at most. */
 	share = (r.columns / CODEC_LANES + r.streams_count - 1u) / r.streams_count * CODEC_LANES;
-	r.stream_bytes = 2u * c->layers * (uint64_t)r.tokens * (share * element + share / 64u + 2u);
+	r.stream_bytes = 2u * cache.layers * (uint64_t)r.tokens *
+			 (share * element + share / 64u + 2u);
 	r.stream_bytes = (r.stream_bytes + (CODE_ROWS + 1u) * LAYER_ROW_BYTES + 255u) / 256u * 256u;
 	return r;
 }
@@ -147,8 +149,7 @@ static int coder_fill(struct cuda_model_coder *c, const struct cuda_model_place 
 		r = cudaMemcpyAsync(c->places, places, c->segments_count * sizeof(*places),
 				    cudaMemcpyHostToDevice, stream);
 	for (uint32_t i = 0; r == 0 && i < c->segments_count; i++)
-		r = cudaMemcpyAsync(c->base + (size_t)i * c->run.columns,
-				    i % 2u ? p->layers[i / 2u].base_v : p->layers[i / 2u].base_k,
+		r = cudaMemcpyAsync(c->base + (size_t)i * c->run.columns, mspec_params_base(p, i),
 				    row, cudaMemcpyHostToDevice, stream);
 	if (r == 0)
 		r = cudaMemcpyToSymbolAsync(xxh3_secret, XXH3_kSecret, XXH3_SECRET_BYTES, 0,
@@ -169,7 +170,7 @@ static void (*const encoders[])(struct gpu_code_run, struct gpu_code_segment) = 
 
 int cuda_model_coder_ok(const struct mspec_params *p, uint32_t block_tokens, uint32_t streams_count)
 {
-	const uint32_t columns = mspec_kv_width(&p->model->config);
+	const uint32_t columns = mspec_shape_kv(mspec_params_shape(p));
 	struct cuda_model_shape s = {};
 
 	s.block_tokens = block_tokens;
@@ -224,7 +225,7 @@ int cuda_model_coder_new(struct cuda_model *m, const struct cuda_model_shape *s,
 		return cudaErrorMemoryAllocation;
 	c->m = m;
 	c->blocks_max = s->blocks_max;
-	c->segments_count = 2u * m->p->model->config.layers;
+	c->segments_count = 2u * mspec_params_shape(m->p).layers;
 	c->dtype = m->p->dtype;
 	c->run = run_of(m->p, s);
 	c->wide = places_wide(s->places, c->segments_count, c->run.head_bytes);

@@ -145,9 +145,10 @@ struct gpu_known_job {
 	int32_t *error; /* [row][2][kv] */
 };
 
-__device__ __forceinline__ static uint32_t known_pattern(const struct gpu_known_job *j, uint64_t at)
+__device__ __forceinline__ static uint32_t known_pattern(const uint8_t *patterns,
+							 struct residual_type type, uint64_t at)
 {
-	return j->type.bits == 16u ? ((const uint16_t *)j->patterns)[at] : j->patterns[at];
+	return type.bits == 16u ? ((const uint16_t *)patterns)[at] : patterns[at];
 }
 
 struct known_value {
@@ -159,7 +160,7 @@ __device__ __forceinline__ static struct known_value known_value_of(const struct
 								    uint32_t place,
 								    uint32_t *digest)
 {
-	const uint32_t pattern = known_pattern(j, at);
+	const uint32_t pattern = known_pattern(j->patterns, j->type, at);
 	const int32_t mu = j->mu[at], fixed = residual_fixed(j->type, pattern);
 	const int32_t d = model_sat32((int64_t)fixed - mu);
 	struct known_value v;
@@ -188,6 +189,51 @@ __device__ __forceinline__ static uint8_t *context_head(const struct gpu_model_s
 	       ((uint64_t)(layer * 4u + plane) * kv_heads + head) * s->capacity * padded;
 }
 
+__device__ __forceinline__ static void context_put(uint8_t *high, uint8_t *low, uint64_t to,
+						   int32_t kept)
+{
+	const int32_t h = model_split(kept);
+
+	high[to] = (uint8_t)h;
+	low[to] = (uint8_t)(kept - 128 * h);
+}
+
+/* Values of a head of a tile, by way of shared memory, to lie position by position. */
+struct turned_values {
+	uint8_t high[HEAD_DIM_MAX][MTILE + 4u], low[HEAD_DIM_MAX][MTILE + 4u];
+};
+
+__device__ __forceinline__ static void turned_put(struct turned_values *t, uint32_t row, uint32_t i,
+						  int32_t kept)
+{
+	const int32_t h = model_split(kept);
+
+	t->high[i][row] = (uint8_t)h;
+	t->low[i][row] = (uint8_t)(kept - 128 * h);
+}
+
+/* By the whole thread block, once all have put theirs. */
+__device__ __forceinline__ static void turned_keep(const struct turned_values *t,
+						   const struct gpu_model_sequence *s,
+						   const struct gpu_model_tile *tile,
+						   uint32_t layer, uint32_t kv_heads, uint32_t dim)
+{
+	const uint32_t padded = model_dim_padded(dim);
+	uint8_t *high = context_head(s, layer, 2, kv_heads, blockIdx.y, padded);
+	uint8_t *low = context_head(s, layer, 3, kv_heads, blockIdx.y, padded);
+
+	__syncthreads();
+	for (uint32_t n = threadIdx.x; n < dim * MTILE; n += blockDim.x) {
+		const uint32_t i = n / MTILE, r = n % MTILE;
+		const uint64_t to = context_v_at(padded, s->capacity, tile->position + r, i);
+
+		if (r < tile->count) {
+			high[to] = t->high[i][r];
+			low[to] = t->low[i][r];
+		}
+	}
+}
+
 /* grid: tiles, kv heads */
 __global__ __launch_bounds__(256) void known_k_kernel(
 	const __grid_constant__ struct gpu_known_job j)
@@ -208,32 +254,24 @@ __global__ __launch_bounds__(256) void known_k_kernel(
 		struct known_value a = known_value_of(&j, at, column + i, position * kv, &digest),
 				   b = known_value_of(&j, at + half, column + i + half,
 						      position * kv, &digest);
-		const uint64_t to = context_k_at(padded, position, i),
-			       to_b = context_k_at(padded, position, i + half);
-		const int32_t a_high = model_split(a.kept), b_high = model_split(b.kept);
 
 		model_turn(&a.error, &b.error, rope[0], -rope[1]);
 		e[0] = a.error;
 		e[half] = b.error;
-		high[to] = (uint8_t)a_high;
-		low[to] = (uint8_t)(a.kept - 128 * a_high);
-		high[to_b] = (uint8_t)b_high;
-		low[to_b] = (uint8_t)(b.kept - 128 * b_high);
+		context_put(high, low, context_k_at(padded, position, i), a.kept);
+		context_put(high, low, context_k_at(padded, position, i + half), b.kept);
 	}
 	known_add_digest(&s->digest, digest);
 }
 
-/* grid: tiles, kv heads.  By way of shared memory, to lie position by position. */
+/* grid: tiles, kv heads */
 __global__ __launch_bounds__(256) void known_v_kernel(
 	const __grid_constant__ struct gpu_known_job j)
 {
-	__shared__ uint8_t turned[2][HEAD_DIM_MAX][MTILE + 4u];
+	__shared__ struct turned_values turned;
 	const struct gpu_model_tile tile = j.tiles[blockIdx.x];
 	struct gpu_model_sequence *s = &j.sequences[tile.sequence];
-	const uint32_t kv = j.kv_heads * j.dim, padded = model_dim_padded(j.dim);
-	const uint32_t column = blockIdx.y * j.dim;
-	uint8_t *high = context_head(s, j.layer, 2, j.kv_heads, blockIdx.y, padded);
-	uint8_t *low = context_head(s, j.layer, 3, j.kv_heads, blockIdx.y, padded);
+	const uint32_t kv = j.kv_heads * j.dim, column = blockIdx.y * j.dim;
 	uint32_t digest = 0;
 
 	for (uint32_t n = threadIdx.x; n < tile.count * j.dim; n += blockDim.x) {
@@ -241,22 +279,11 @@ __global__ __launch_bounds__(256) void known_v_kernel(
 		const uint64_t at = (uint64_t)(tile.first + r) * kv + column + i;
 		const struct known_value a = known_value_of(&j, at, column + i,
 							    (tile.position + r) * kv, &digest);
-		const int32_t h = model_split(a.kept);
 
 		j.error[(uint64_t)(tile.first + r) * 2u * kv + kv + column + i] = a.error;
-		turned[0][i][r] = (uint8_t)h;
-		turned[1][i][r] = (uint8_t)(a.kept - 128 * h);
+		turned_put(&turned, r, i, a.kept);
 	}
-	__syncthreads();
-	for (uint32_t n = threadIdx.x; n < j.dim * MTILE; n += blockDim.x) {
-		const uint32_t i = n / MTILE, r = n % MTILE;
-		const uint64_t to = context_v_at(padded, s->capacity, tile.position + r, i);
-
-		if (r < tile.count) {
-			high[to] = turned[0][i][r];
-			low[to] = turned[1][i][r];
-		}
-	}
+	turned_keep(&turned, s, &tile, j.layer, j.kv_heads, j.dim);
 	known_add_digest(&s->digest, digest);
 }
 

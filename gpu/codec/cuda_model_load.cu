@@ -89,6 +89,32 @@ static void load_norm(struct loading *l, const struct mspec_norm *n, uint32_t co
 	ret->weights = n->weights ? (const int16_t *)load_bytes(l, n->weights, count * 2u) : NULL;
 }
 
+/* What is not there is zeros. */
+static const int32_t *load_bias(struct loading *l, const int32_t *from, uint32_t count)
+{
+	void *to;
+
+	if (from)
+		return (const int32_t *)load_bytes(l, from, count * 4u);
+	to = arena_take(&l->a, count * 4u);
+	if (to && l->error == 0)
+		l->error = cudaMemsetAsync(to, 0, count * 4u, l->stream);
+	return (const int32_t *)to;
+}
+
+/* What a copy corrects its guesses and its hidden state with. */
+static void load_corrections(struct loading *l, const struct mspec_layer *from, uint32_t kv,
+			     struct gpu_model_layer *to)
+{
+	const uint32_t wide = l->m->p->precision.wide[MSPEC_MAPS];
+
+	load_matrix(l, &from->value_map, wide, &to->value_map);
+	load_matrix(l, &from->gain_k, wide, &to->gain_k);
+	load_matrix(l, &from->gain_v, wide, &to->gain_v);
+	to->sigma_k = (const int16_t *)load_bytes(l, from->sigma_k, kv * 2u);
+	to->sigma_v = (const int16_t *)load_bytes(l, from->sigma_v, kv * 2u);
+}
+
 static void load_layer(struct loading *l, uint32_t layer)
 {
 	const struct mspec_params *p = l->m->p;
@@ -104,17 +130,14 @@ static void load_layer(struct loading *l, uint32_t layer)
 	load_matrix(l, &w->o, wide[MSPEC_O], &to->o);
 	load_matrix(l, &w->gate_up, wide[MSPEC_GATE], &to->gate_up);
 	load_matrix(l, &w->down, wide[MSPEC_DOWN], &to->down);
-	load_matrix(l, &from->value_map, wide[MSPEC_MAPS], &to->value_map);
-	load_matrix(l, &from->gain_k, wide[MSPEC_MAPS], &to->gain_k);
-	load_matrix(l, &from->gain_v, wide[MSPEC_MAPS], &to->gain_v);
 	load_norm(l, &w->input, c->hidden, &to->input);
 	load_norm(l, &w->post, c->hidden, &to->post);
 	load_norm(l, &w->q_norm, c->head_dim, &to->q_norm);
 	load_norm(l, &w->k_norm, c->head_dim, &to->k_norm);
-	to->bias_k = (const int32_t *)load_bytes(l, from->bias_k, kv * 4u);
-	to->bias_v = (const int32_t *)load_bytes(l, from->bias_v, kv * 4u);
-	to->sigma_k = (const int16_t *)load_bytes(l, from->sigma_k, kv * 2u);
-	to->sigma_v = (const int16_t *)load_bytes(l, from->sigma_v, kv * 2u);
+	to->bias_k = load_bias(l, from->bias_k, kv);
+	to->bias_v = load_bias(l, from->bias_v, kv);
+	if (!p->draft)
+		load_corrections(l, from, kv, to);
 	to->k_frac = from->k_frac;
 	to->v_frac = from->v_frac;
 	to->unit_k = from->unit_k;
@@ -123,6 +146,31 @@ static void load_layer(struct loading *l, uint32_t layer)
 	to->real_v = from->real_v;
 	to->eps_input = from->eps_input;
 	to->eps_post = from->eps_post;
+}
+
+static void load_draft_layer(struct loading *l, uint32_t layer)
+{
+	const struct mspec_draft *d = l->m->p->draft;
+	const struct mspec_draft_layer *from = &d->layers[layer];
+	const uint32_t wide = l->m->p->precision.wide[MSPEC_MAPS];
+	const uint32_t count = 2u * mspec_shape_kv(d->shape);
+	struct gpu_draft_layer *to = &l->m->draft_layers[layer];
+
+	for (uint32_t i = 0; i < MSPEC_TAPS; i++)
+		load_matrix(l, &from->tap[i], wide, &to->tap[i]);
+	for (uint32_t i = 0; i < mspec_draft_past(d, layer); i++)
+		load_matrix(l, &from->past[i], wide, &to->past[i]);
+	load_matrix(l, &from->own, wide, &to->own);
+	to->bias = load_bias(l, from->bias, count);
+	to->weigh = (const int16_t *)load_bytes(l, from->weigh, count * 2u);
+}
+
+static void load_draft(struct loading *l, const struct mspec_draft *d)
+{
+	for (uint32_t i = 0; i < MSPEC_TAPS; i++)
+		load_norm(l, &d->norm[i], l->m->p->model->config.hidden, &l->m->tap_norm[i]);
+	for (uint32_t i = 0; i < d->shape.layers; i++)
+		load_draft_layer(l, i);
 }
 
 static void load_all(struct loading *l)
@@ -145,6 +193,8 @@ static void load_all(struct loading *l)
 	m->exp = (const uint16_t *)load_bytes(l, from->tables.exp, sizeof(from->tables.exp));
 	for (uint32_t i = 0; i < from->config.layers; i++)
 		load_layer(l, i);
+	if (m->p->draft)
+		load_draft(l, m->p->draft);
 }
 
 int cuda_model_new(const struct mspec_params *p, struct CUstream_st *stream,
@@ -159,7 +209,10 @@ int cuda_model_new(const struct mspec_params *p, struct CUstream_st *stream,
 	m->layers = (struct gpu_model_layer *)calloc(p->model->config.layers, sizeof(m->layers[0]));
 	l.m = m;
 	l.stream = stream;
-	l.error = m->layers ? 0 : cudaErrorMemoryAllocation;
+	if (p->draft)
+		m->draft_layers = (struct gpu_draft_layer *)calloc(p->draft->shape.layers,
+								   sizeof(m->draft_layers[0]));
+	l.error = m->layers && (m->draft_layers || !p->draft) ? 0 : cudaErrorMemoryAllocation;
 	if (l.error == 0) {
 		load_all(&l);
 		m->bytes = l.a.at;
@@ -188,7 +241,9 @@ struct cuda_model *cuda_model_free(struct cuda_model *m)
 		return NULL;
 	(void)cudaFree(m->memory);
 	(void)cudaFree(m->rope);
+	(void)cudaFree(m->cache_rope);
 	free(m->layers);
+	free(m->draft_layers);
 	free(m);
 	return NULL;
 }
@@ -328,7 +383,9 @@ static uint32_t max_of(uint32_t a, uint32_t b)
 static void batch_place(struct cuda_model_batch *b, struct cuda_arena *a)
 {
 	const struct model_config *c = &b->m->p->model->config;
-	const uint32_t q = mspec_q_width(c), kv = mspec_kv_width(c);
+	const struct mspec_draft *d = b->m->p->draft;
+	const uint32_t q = mspec_q_width(c), own = mspec_kv_width(c);
+	const uint32_t cache = d ? mspec_shape_kv(d->shape) : own, kv = max_of(own, cache);
 	const uint32_t depth = max_of(max_of(c->hidden, c->mlp), max_of(q, kv));
 	const uint32_t out = max_of(max_of(2u * c->mlp, q), 2u * kv);
 	const size_t rows = b->rows_max,
@@ -336,7 +393,13 @@ static void batch_place(struct cuda_model_batch *b, struct cuda_arena *a)
 	const size_t queries = rows * c->heads * model_dim_padded(c->head_dim);
 
 	b->hidden = (int32_t *)arena_take(a, rows * c->hidden * 4u);
-	b->error = (int32_t *)arena_take(a, rows * 2u * kv * 4u);
+	if (d) {
+		b->embedding = (int32_t *)arena_take(a, rows * c->hidden * 4u);
+		b->sums = (int32_t *)arena_take(a, rows * 2u * cache * 4u);
+		b->exact = (int32_t *)arena_take(a, (d->previous + 1u) * rows * 2u * cache * 4u);
+	} else {
+		b->error = (int32_t *)arena_take(a, rows * 2u * own * 4u);
+	}
 	b->out = (int32_t *)arena_take(a, rows * out * 4u);
 	b->mu_k = (int32_t *)arena_take(a, rows * kv * 4u);
 	b->mu_v = (int32_t *)arena_take(a, rows * kv * 4u);
@@ -354,22 +417,16 @@ static void batch_place(struct cuda_model_batch *b, struct cuda_arena *a)
 		a, b->parts_max * sizeof(struct gpu_model_sequence));
 }
 
-/* Once for all batches, if they want no more positions than there are. */
-static int rope_load(struct cuda_model *m, uint32_t positions, struct CUstream_st *stream)
+/* In place of what was in *turns.  Waits. */
+static int turns_load(int32_t **turns, const double *frequencies, uint32_t dim, bool coarse,
+		      uint32_t positions, struct CUstream_st *stream)
 {
-	const struct mspec_model *of = m->p->model;
-	const uint32_t dim = of->config.head_dim;
 	const size_t bytes = (size_t)positions * dim * sizeof(int32_t);
-	int32_t *rope, *device = NULL;
-	int r;
+	int32_t *rope = (int32_t *)malloc(bytes), *device = NULL;
+	int r = rope ? cudaMalloc(&device, bytes) : cudaErrorMemoryAllocation;
 
-	if (positions <= m->rope_positions)
-		return 0;
-	rope = (int32_t *)malloc(bytes);
-	r = rope ? cudaMalloc(&device, bytes) : cudaErrorMemoryAllocation;
 	for (uint32_t i = 0; r == 0 && i < positions; i++)
-		model_rope_row(of->frequencies, dim / 2u, i, m->p->coarse_rope,
-			       rope + (size_t)i * dim);
+		model_rope_row(frequencies, dim / 2u, i, coarse, rope + (size_t)i * dim);
 	if (r == 0)
 		r = cudaMemcpyAsync(device, rope, bytes, cudaMemcpyHostToDevice, stream);
 	if (r == 0)
@@ -379,10 +436,29 @@ static int rope_load(struct cuda_model *m, uint32_t positions, struct CUstream_s
 		(void)cudaFree(device);
 		return r;
 	}
-	(void)cudaFree(m->rope);
-	m->rope = device;
-	m->rope_positions = positions;
+	(void)cudaFree(*turns);
+	*turns = device;
 	return 0;
+}
+
+/* Once for all batches, if they want no more positions than there are. */
+static int rope_load(struct cuda_model *m, uint32_t positions, struct CUstream_st *stream)
+{
+	const struct mspec_model *of = m->p->model;
+	const struct mspec_draft *d = m->p->draft;
+	int r = 0;
+
+	if (positions <= m->rope_positions)
+		return 0;
+	/* coarse: the cache's, as whoever made it has it. */
+	r = turns_load(&m->rope, of->frequencies, of->config.head_dim, m->p->coarse_rope && !d,
+		       positions, stream);
+	if (r == 0 && d)
+		r = turns_load(&m->cache_rope, d->frequencies, d->shape.head_dim, m->p->coarse_rope,
+			       positions, stream);
+	if (r == 0)
+		m->rope_positions = positions;
+	return r;
 }
 
 static void staging_place(struct cuda_model_batch *b, struct cuda_arena *a)

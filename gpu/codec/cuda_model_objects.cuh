@@ -17,17 +17,27 @@ extern "C" {
 #include "gpu/codec/cuda_model.cuh"
 #include "gpu/codec/cuda_model.h"
 
+/* A layer of the cache, by a draft (model_draft.c): kv is the cache's. */
+struct gpu_draft_layer {
+	struct gpu_matrix tap[MSPEC_TAPS], past[2u * MSPEC_PREVIOUS_MAX], own;
+	const int32_t *bias;  /* [2 * kv] */
+	const int16_t *weigh; /* [2 * kv] */
+};
+
 struct cuda_model {
 	const struct mspec_params *p; /* borrowed */
 	uint8_t *memory;	      /* device; owned; all that the rest points to */
 	size_t bytes;
-	struct gpu_model_layer *layers; /* host; owned */
+	struct gpu_model_layer *layers;	      /* host; owned; of the model */
+	struct gpu_draft_layer *draft_layers; /* host; owned; of the cache; NULL: a copy */
+	struct gpu_norm tap_norm[MSPEC_TAPS];
 	const int8_t *embedding_high, *embedding_low;
 	const uint16_t *embedding_mants;
 	const int16_t *embedding_exps;
 	const int32_t *start, *sigmoid;
 	const uint16_t *exp;
-	int32_t *rope; /* device; owned; [rope_positions][head_dim] */
+	int32_t *rope;	     /* device; owned; [rope_positions][head_dim] */
+	int32_t *cache_rope; /* the same for the cache of a draft; owned */
 	uint32_t rope_positions;
 };
 
@@ -48,6 +58,8 @@ struct cuda_model_batch {
 	struct cuda_model_part *host_parts; /* owned */
 
 	int32_t *hidden, *error, *out, *mu_k, *mu_v, *ids;
+	/* A draft's, and no error then: as struct mspec_guess has them, but for rows_max rows each. */
+	int32_t *embedding, *sums, *exact;
 	uint32_t *positions;
 	uint8_t *high, *low;		 /* rows of a product, in pieces */
 	uint8_t *query_high, *query_low; /* [row][heads][padded dim] */
@@ -58,6 +70,7 @@ struct cuda_model_batch {
 
 /*
  * cuda_model_start() in two steps, for those whose ids come by another way into batch->ids: then parts need none.
+ * The second one takes a draft all of its way.
  */
 int cuda_model_lay(struct cuda_model_batch *b, const struct cuda_model_part *parts, uint32_t count,
 		   bool ids_later, struct CUstream_st *stream);

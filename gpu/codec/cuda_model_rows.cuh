@@ -14,10 +14,11 @@
 #define ROW_GROUPS_MAX 16u /* of a thread: rows of 65536 */
 
 enum row_source {
-	ROW_NORM,   /* the hidden state times a norm's weights */
-	ROW_VALUES, /* as they are */
-	ROW_SCALED, /* times `real` */
-	ROW_GATED   /* silu(gate) * up; up lies `count` behind */
+	ROW_NORM,    /* the hidden state times a norm's weights */
+	ROW_WEIGHED, /* times the weights, and no norm */
+	ROW_VALUES,  /* as they are */
+	ROW_SCALED,  /* times `real` */
+	ROW_GATED    /* silu(gate) * up; up lies `count` behind */
 };
 
 struct gpu_row_job {
@@ -160,6 +161,7 @@ __device__ __forceinline__ static struct model_norm row_read(const struct gpu_ro
 							     struct row_shared *s,
 							     int64_t (&y)[GROUPS][ROW_GROUP])
 {
+	const bool weighs = SOURCE == ROW_NORM || SOURCE == ROW_WEIGHED;
 	const int32_t *in = j->in + (uint64_t)blockIdx.x * j->in_pitch;
 	int32_t x[GROUPS][ROW_GROUP];
 
@@ -176,14 +178,14 @@ __device__ __forceinline__ static struct model_norm row_read(const struct gpu_ro
 		}
 		uint4 w = make_uint4(0, 0, 0, 0);
 
-		if (SOURCE == ROW_NORM && at < j->count)
+		if (weighs && at < j->count)
 			w = *(const uint4 *)(j->norm.weights + at);
 		const uint32_t pairs[] = { w.x, w.y, w.z, w.w };
 #pragma unroll
 		for (uint32_t i = 0; i < ROW_GROUP; i++) {
 			const int32_t weight = (int16_t)(pairs[i / 2u] >> 16u * (i & 1u));
 
-			if (SOURCE == ROW_NORM)
+			if (weighs)
 				y[g][i] = (int64_t)x[g][i] * weight;
 			else if (SOURCE == ROW_VALUES)
 				y[g][i] = x[g][i];

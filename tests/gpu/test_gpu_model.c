@@ -3,7 +3,7 @@
  * test_gpu_model.c - the `model` speculator's pass on a real GPU against the CPU's: every guess of every segment, and
  * its digest, over sequences of several lengths in batches cut anywhere.
  *
- *   test_gpu_model                 tiny models of every kind, every element type, every precision
+ *   test_gpu_model                 tiny models of every kind, every element type, every precision; drafts too
  *   test_gpu_model --model FOLDER  that model: the same check on --check tokens, then speed over --sequences of
  *                                  --tokens each: of the pass, and of coding blocks of each --block (values are
  *                                  made from the guesses and some noise), in up to --lanes batches at a time
@@ -30,6 +30,7 @@
 #include "gpu/codec/codec.h"
 #include "gpu/codec/cuda_model_code.h"
 #include "gpu/codec/model_internal.h"
+#include "tests/lib/guess_rig.h"
 #include "tests/lib/random_params.h"
 #include "tests/lib/rng.h"
 #include "tests/lib/tiny_model.h"
@@ -38,14 +39,6 @@
 #define SEQUENCES_MAX 64u
 #define THREADS 16u
 
-struct sequence {
-	uint32_t count;
-	int32_t *ids;
-	uint8_t **patterns; /* of each segment */
-	int32_t **mu;	    /* the CPU's */
-	uint32_t digest;
-};
-
 struct rig {
 	struct rng rng;
 	struct mspec_model *m;
@@ -53,7 +46,7 @@ struct rig {
 	const struct model_config *c;
 	uint32_t segments, kv;
 	size_t element;
-	struct sequence s[SEQUENCES_MAX];
+	struct guess_sequence s[SEQUENCES_MAX];
 	uint32_t sequences_count;
 	cudaStream_t stream;
 	struct cuda_model *gpu;
@@ -76,122 +69,25 @@ static double now(void)
 
 /* ---- sequences ---- */
 
-/* Values about as large as keys are, and with `wild` now and then any pattern at all. */
-static uint32_t random_pattern(struct rig *r, struct residual_type t, bool wild)
-{
-	const uint64_t x = rng_next(&r->rng);
-	uint32_t pattern = (uint32_t)(t.bias - 3) << t.mant_bits;
-
-	if (wild && x >> 58 == 0)
-		return (uint32_t)x & ((1u << t.bits) - 1u);
-	pattern += (uint32_t)((x & 0xffffffffu) * (4u << t.mant_bits) >> 32);
-	return pattern | (uint32_t)(x >> 32 & 1u) << (t.bits - 1u);
-}
-
 static void sequence_new(struct rig *r, uint32_t count, bool wild)
 {
-	struct sequence *s = &r->s[r->sequences_count++];
-	const struct residual_type t = residual_type_of(r->p->dtype);
-
-	assert_true(r->sequences_count <= SEQUENCES_MAX);
-	*s = (struct sequence){ .count = count };
-	s->ids = calloc(count, sizeof(s->ids[0]));
-	s->patterns = calloc(r->segments, sizeof(s->patterns[0]));
-	assert_true(s->ids && s->patterns);
-	for (uint32_t i = 0; i < count; i++)
-		s->ids[i] = (int32_t)rng_below(&r->rng, r->c->vocab);
-	for (uint32_t i = 0; i < r->segments; i++) {
-		s->patterns[i] = malloc((size_t)count * r->kv * r->element);
-		assert_non_null(s->patterns[i]);
-		for (size_t at = 0; at < (size_t)count * r->kv; at++) {
-			const uint32_t x = random_pattern(r, t, wild);
-
-			memcpy(s->patterns[i] + at * r->element, &x, r->element);
-		}
-	}
+	assert_true(r->sequences_count < SEQUENCES_MAX);
+	guess_sequence_init(&r->s[r->sequences_count++], &r->rng, r->p, count, wild);
 }
 
 static void sequences_free(struct rig *r)
 {
-	for (uint32_t i = 0; i < r->sequences_count; i++) {
-		for (uint32_t k = 0; k < r->segments; k++) {
-			free(r->s[i].patterns[k]);
-			if (r->s[i].mu)
-				free(r->s[i].mu[k]);
-		}
-		free(r->s[i].patterns);
-		free((void *)r->s[i].mu);
-		free(r->s[i].ids);
-	}
-	r->sequences_count = 0;
+	while (r->sequences_count)
+		guess_sequence_deinit(&r->s[--r->sequences_count], r->p);
 }
 
-/* ---- the CPU's guesses ---- */
-
-static uint32_t digest_of(const int32_t *mu, size_t count, uint32_t segment) /* as model.c */
+static void sequences_guess(struct rig *r)
 {
-	uint32_t sum = 0;
-
-	for (size_t i = 0; i < count; i++) {
-		uint32_t x = (uint32_t)mu[i] + (uint32_t)i * 0x9e3779b9u + segment * 0x85ebca6bu;
-
-		x = (x ^ x >> 16) * 0x7feb352du;
-		x = (x ^ x >> 15) * 0x846ca68bu;
-		sum += x ^ x >> 16;
-	}
-	return sum;
+	for (uint32_t i = 0; i < r->sequences_count; i++)
+		guess_sequence_run(&r->s[i], r->p, &r->runner);
 }
 
-static void cpu_segment(struct rig *r, struct sequence *s, struct mspec_pass *pass,
-			uint32_t segment, int16_t *kept)
-{
-	const struct residual_type t = residual_type_of(r->p->dtype);
-	const size_t scalars = (size_t)s->count * r->kv;
-	const bool value = segment % 2u;
-
-	s->mu[segment] = malloc(scalars * sizeof(int32_t));
-	assert_non_null(s->mu[segment]);
-	memcpy(s->mu[segment], value ? pass->mu_v : pass->mu_k, scalars * sizeof(int32_t));
-	s->digest += digest_of(s->mu[segment], scalars, segment);
-	mspec_pass_error(pass, t, value, s->patterns[segment]);
-	mspec_kv_store(r->c, t, s->patterns[segment], s->count,
-		       value ? pass->layer->v_frac : pass->layer->k_frac, kept, s->count, 0);
-}
-
-static void cpu_guess(struct rig *r, struct sequence *s)
-{
-	int16_t *k = malloc((size_t)s->count * r->kv * 2u),
-		*v = malloc((size_t)s->count * r->kv * 2u);
-	struct mspec_pass pass;
-
-	s->mu = calloc(r->segments, sizeof(s->mu[0]));
-	assert_true(k && v && s->mu);
-	assert_int_equal(mspec_pass_init(&pass, r->m, &r->runner, s->count, 0), 0);
-	pass.precision = r->p->precision;
-	pass.coarse_rope = r->p->coarse_rope;
-	assert_int_equal(mspec_pass_start(&pass, 0, s->count), 0);
-	assert_int_equal(mspec_pass_embed(&pass, r->p->ids ? s->ids : NULL, r->p->start), 0);
-	for (uint32_t l = 0; l < r->c->layers; l++) {
-		pass.layer = &r->p->layers[l];
-		pass.w = &r->m->layers[l];
-		pass.k = k;
-		pass.v = v;
-		pass.capacity = s->count;
-		mspec_pass_guess_k(&pass);
-		cpu_segment(r, s, &pass, 2u * l, k);
-		mspec_pass_guess_v(&pass);
-		cpu_segment(r, s, &pass, 2u * l + 1u, v);
-		if (l + 1u < r->c->layers) {
-			mspec_pass_gain(&pass);
-			mspec_pass_finish(&pass);
-		}
-	}
-	mspec_pass_deinit(&pass);
-	free(k);
-	free(v);
-}
-
-/* ---- the GPU's ---- */
+/* ---- the GPU's guesses ---- */
 
 /* Rows of all parts of a batch, segment by segment, in device memory. */
 struct device_rows {
@@ -323,25 +219,39 @@ static void run_threads(void *self, uint32_t items, void (*fn)(void *, uint32_t,
 	model_threads_run(self, items, fn, context);
 }
 
-static void rig_open(struct rig *r, const char *folder, bool low, uint32_t dtype, bool ids,
-		     struct mspec_precision precision)
+static void rig_load(struct rig *r, const char *folder, bool low, uint64_t seed)
 {
 	struct model_threads *threads = NULL;
 	char err[MODEL_ERR_BYTES] = "";
 
-	*r = (struct rig){ .element = residual_type_of(dtype).bits / 8u };
-	rng_init(&r->rng, 99 + dtype);
+	*r = (struct rig){ .m = NULL };
+	rng_init(&r->rng, seed);
 	assert_int_equal(model_threads_new(THREADS, &threads), 0);
 	r->runner =
 		(struct mspec_runner){ .run = run_threads, .self = threads, .threads = THREADS };
 	if (mspec_model_load(folder, low, &r->m, err, sizeof(err)) < 0)
 		fail_msg("%s", err);
 	r->c = mspec_model_config(r->m);
-	r->segments = 2u * r->c->layers;
-	r->kv = mspec_kv_width(r->c);
-	r->p = random_params_new(&r->rng, r->m, dtype, ids, precision);
+}
+
+/* p becomes the rig's. */
+static void rig_use(struct rig *r, struct mspec_params *p)
+{
+	const struct mspec_shape cache = mspec_params_shape(p);
+
+	r->p = p;
+	r->element = residual_type_of(p->dtype).bits / 8u;
+	r->segments = 2u * cache.layers;
+	r->kv = mspec_shape_kv(cache);
 	good((int)cudaStreamCreate(&r->stream));
 	good(cuda_model_new(r->p, r->stream, &r->gpu));
+}
+
+static void rig_open(struct rig *r, const char *folder, bool low, uint32_t dtype, bool ids,
+		     struct mspec_precision precision)
+{
+	rig_load(r, folder, low, 99 + dtype);
+	rig_use(r, random_params_new(&r->rng, r->m, dtype, ids, precision));
 }
 
 static void rig_close(struct rig *r)
@@ -354,22 +264,78 @@ static void rig_close(struct rig *r)
 	good((int)cudaStreamDestroy(r->stream));
 }
 
+static void check_lengths(struct rig *r)
+{
+	sequence_new(r, 1, true);
+	sequence_new(r, 200, true);
+	sequence_new(r, 65, false);
+	sequence_new(r, 131, true);
+	sequences_guess(r);
+	gpu_check(r, 1);
+	gpu_check(r, 5);
+}
+
 static void check_tiny(uint32_t kind, uint32_t dtype, bool ids, struct mspec_precision precision)
 {
 	struct tiny_model *tiny = tiny_model_new(kind);
 	struct rig r;
 
 	rig_open(&r, tiny_model_folder(tiny), true, dtype, ids, precision);
-	sequence_new(&r, 1, true);
-	sequence_new(&r, 200, true);
-	sequence_new(&r, 65, false);
-	sequence_new(&r, 131, true);
-	for (uint32_t i = 0; i < r.sequences_count; i++)
-		cpu_guess(&r, &r.s[i]);
-	gpu_check(&r, 1);
-	gpu_check(&r, 5);
+	check_lengths(&r);
 	rig_close(&r);
 	tiny_model_free(tiny);
+}
+
+/* Half of the sequences' tokens are not coded, only told of. */
+static void check_follow(struct rig *r)
+{
+	const struct guess_sequence *s = &r->s[1];
+	struct cuda_model_context *contexts[SEQUENCES_MAX] = { NULL };
+	uint32_t first[SEQUENCES_MAX] = { 0 }, count[SEQUENCES_MAX] = { 0 },
+		 digests[SEQUENCES_MAX] = { 0 };
+	struct cuda_model_batch *b = NULL;
+
+	first[1] = s->count / 2u;
+	count[1] = s->count - first[1];
+	good(cuda_model_context_new(r->gpu, s->count, r->stream, &contexts[1]));
+	good(cuda_model_batch_new(r->gpu, s->count, 1, s->count, r->stream, &b));
+	assert_int_equal(cuda_model_append(b, contexts[1], first[1], NULL, NULL, r->stream),
+			 cudaErrorNotSupported);
+	good(cuda_model_follow(b, contexts[1], s->ids, first[1], r->stream));
+	gpu_block(r, b, contexts, first, count, digests);
+	assert_int_equal(cuda_model_context_count(contexts[1]), s->count);
+	cuda_model_batch_free(b);
+	cuda_model_context_free(contexts[1]);
+}
+
+static void check_draft(uint32_t kind, uint32_t dtype, struct mspec_shape cache, uint32_t previous,
+			bool coarse, struct mspec_precision precision)
+{
+	struct tiny_model *tiny = tiny_model_new(kind);
+	struct rig r;
+	struct mspec_params *p;
+
+	rig_load(&r, tiny_model_folder(tiny), true, 7 + dtype);
+	p = random_params_new_draft(&r.rng, r.m, cache, previous, dtype, precision);
+	p->coarse_rope = coarse;
+	rig_use(&r, p);
+	check_lengths(&r);
+	check_follow(&r);
+	rig_close(&r);
+	tiny_model_free(tiny);
+}
+
+static void test_drafts(void **state)
+{
+	static const struct mspec_shape caches[] = { { 3, 2, 64 }, { 5, 1, 32 }, { 2, 3, 128 } };
+	struct mspec_precision all;
+
+	(void)state;
+	memset(all.wide, 3, sizeof(all.wide));
+	for (uint32_t kind = 0; kind < TINY_KINDS; kind++)
+		for (uint32_t dtype = CODEC_DTYPE_BF16; dtype <= CODEC_DTYPE_E5M2; dtype++)
+			check_draft(kind, dtype, caches[(kind + dtype) % 3u], dtype % 4u, kind == 1,
+				    kind == 2 ? all : mspec_precision_default());
 }
 
 static void test_tiny(void **state)
@@ -714,8 +680,7 @@ static int model_main(const struct options *o)
 	if (o->check) {
 		sequence_new(&r, o->check, false);
 		sequence_new(&r, o->check / 3u + 1u, false);
-		for (uint32_t i = 0; i < r.sequences_count; i++)
-			cpu_guess(&r, &r.s[i]);
+		sequences_guess(&r);
 		gpu_check(&r, 1);
 		gpu_check(&r, 3);
 		(void)printf("mu and digests of %u tokens equal the CPU's\n",
@@ -781,6 +746,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_tiny),
 		cmocka_unit_test(test_precisions),
+		cmocka_unit_test(test_drafts),
 	};
 	struct options o = { .sequences = 8, .tokens = 1024, .repeats = 5, .lanes = 1 };
 	int devices = 0;
