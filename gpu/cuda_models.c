@@ -232,8 +232,6 @@ int cuda_sequence_new(struct predictor_engine *e, const struct codec_geometry *g
 		return -ENODATA;
 	if (!p->params)
 		return -ENODEV;
-	if (mspec_params_mode(p->params) == MSPEC_DRAFT) /* there are no kernels for it */
-		return -EOPNOTSUPP;
 	if (p->segments_count != g->segments_count || !cuda_codec_geometry_ok(g) ||
 	    !cuda_model_coder_ok(p->params, g->block_tokens, p->streams_count))
 		return -EOPNOTSUPP;

@@ -5,7 +5,7 @@
  * that no task has.
  *
  * What other speculators coded, or are to code, the codec does on this thread, and the raw block goes into the
- * prefix.
+ * prefix, or for a draft its token ids do.
  */
 #include "gpu/cuda_predictor.h"
 
@@ -59,16 +59,26 @@ static unsigned batch_max(struct predictor_engine *e, const struct device_task *
 
 /* ---- one block that the model does not code ---- */
 
-static int append(struct cuda_engine *c, struct cuda_sequence *q, const uint8_t *raw)
+/* Its values go into the prefix; a draft wants to know its ids instead. */
+static int append(struct cuda_engine *c, struct cuda_sequence *q, const struct device_task *t,
+		  const uint8_t *raw)
 {
 	const struct codec_geometry *g = q->base.geom;
 	const struct cuda_room *o = &q->model->room[0];
-	int e = (int)cudaMemcpyAsync(o->raw, raw, g->raw_bytes, cudaMemcpyHostToDevice, c->stream);
-	int last;
+	struct cuda_model_batch *b = cuda_model_coder_batch(o->decoder);
+	const bool draft = mspec_params_mode(q->base.profile->model->params) == MSPEC_DRAFT;
+	int e = 0, last;
 
-	if (e == 0)
-		e = cuda_model_append(cuda_model_coder_batch(o->decoder), q->context,
-				      g->block_tokens, o->raw, q->model->off, c->stream);
+	if (draft && !ids_good(t))
+		return -ENODATA;
+	if (draft)
+		e = cuda_model_follow(b, q->context, t->tokens, g->block_tokens, c->stream);
+	else
+		e = (int)cudaMemcpyAsync(o->raw, raw, g->raw_bytes, cudaMemcpyHostToDevice,
+					 c->stream);
+	if (e == 0 && !draft)
+		e = cuda_model_append(b, q->context, g->block_tokens, o->raw, q->model->off,
+				      c->stream);
 	last = (int)cudaStreamSynchronize(c->stream); /* what was queued is over, in any case */
 	return cuda_engine_told(c, e ? e : last);
 }
@@ -111,7 +121,7 @@ static void run_alone(struct cuda_engine *c, struct device_task *t)
 		r = t->op == DEVICE_ENCODE ? encode_alone(c, t, q->model->room[0].host_raw)
 					   : decode_alone(c, t, q->model->room[0].host_raw);
 	if (r == 0)
-		r = append(c, q, q->model->room[0].host_raw);
+		r = append(c, q, t, q->model->room[0].host_raw);
 	if (r < 0)
 		cuda_sequence_truncate(t->sequence, before);
 	t->res = r;

@@ -470,6 +470,31 @@ static void test_blocks(void **state)
 		}
 }
 
+/* Drafts of other shapes than the cache. */
+static void test_drafts(void **state)
+{
+	(void)state;
+	for (uint32_t kind = 0; kind <= TINY_WIDE; kind++) {
+		const struct code_rig_shape shape = {
+			.kind = kind,
+			.draft = 1u + (kind + 1u) % TINY_KINDS,
+			.dtype = kind % 2u ? CODEC_DTYPE_E4M3 : CODEC_DTYPE_BF16,
+			.ids = true,
+			.wild = kind == 2,
+			.block_tokens = kind == 1 ? 48 : 16,
+			.streams_count = kind == TINY_WIDE ? 2 : 1,
+			.blocks = { 3, 1, 5, HOSTILE_BLOCKS },
+		};
+		struct gpu_rig g;
+
+		check(&shape);
+		rig_open(&g, &shape);
+		for (uint32_t round = 0; round < 4; round++)
+			check_damage(&g, round);
+		rig_close(&g);
+	}
+}
+
 static void test_many(void **state)
 {
 	const struct code_rig_shape shape = { .dtype = CODEC_DTYPE_BF16,
@@ -554,9 +579,9 @@ static void test_refused(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_small),	cmocka_unit_test(test_blocks),
-		cmocka_unit_test(test_many),	cmocka_unit_test(test_damage),
-		cmocka_unit_test(test_refused),
+		cmocka_unit_test(test_small),  cmocka_unit_test(test_blocks),
+		cmocka_unit_test(test_drafts), cmocka_unit_test(test_many),
+		cmocka_unit_test(test_damage), cmocka_unit_test(test_refused),
 	};
 	int devices = 0;
 

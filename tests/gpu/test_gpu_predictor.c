@@ -88,10 +88,24 @@ static void test_blocks(void **state)
 		      tokens == 32 ? 0 : OTHERS_NONE);
 }
 
+static void test_drafts(void **state)
+{
+	(void)state;
+	check(&(struct code_rig_shape){ .kind = TINY_WIDE,
+					.draft = 1,
+					.dtype = CODEC_DTYPE_BF16,
+					.ids = true,
+					.block_tokens = 16,
+					.streams_count = 2,
+					.blocks = { 7, 3, 0, 4 } },
+	      2);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = { cmocka_unit_test(test_types),
-					    cmocka_unit_test(test_blocks) };
+					    cmocka_unit_test(test_blocks),
+					    cmocka_unit_test(test_drafts) };
 	struct device *d = NULL;
 	int r = make(16, &d);
 

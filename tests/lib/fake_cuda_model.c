@@ -156,6 +156,18 @@ int cuda_model_append(struct cuda_model_batch *b, struct cuda_model_context *c, 
 	return 0;
 }
 
+int cuda_model_follow(struct cuda_model_batch *b, struct cuda_model_context *c, const int32_t *ids,
+		      uint32_t count, struct CUstream_st *stream)
+{
+	assert(b && stream && count == fake_cuda.model_geometry->block_tokens);
+	assert(cuda_model_context_count(c) + count <= c->capacity);
+	assert(!c->stream && c->count == codec_sequence_position(c->s));
+	if (sequence_append_raw(c->s, NULL, ids) < 0)
+		return cudaErrorMemoryAllocation;
+	c->count += count;
+	return 0;
+}
+
 /* ---- coders ---- */
 
 int cuda_model_coder_ok(const struct mspec_params *p, uint32_t block_tokens, uint32_t streams_count)

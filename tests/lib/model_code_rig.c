@@ -149,6 +149,9 @@ static void sequence_code(struct code_rig *r, struct code_rig_sequence *s)
 
 static void sequence_make(struct code_rig *r, struct code_rig_sequence *s, uint32_t blocks)
 {
+	const uint32_t of = r->base->c->vocab, own = mspec_model_config(r->base->m)->vocab,
+		       vocab = of < own ? of : own;
+
 	s->blocks = blocks;
 	s->ids = must_calloc(blocks * r->shape.block_tokens, sizeof(s->ids[0]));
 	s->raw = must_calloc(blocks, sizeof(s->raw[0]));
@@ -156,7 +159,7 @@ static void sequence_make(struct code_rig *r, struct code_rig_sequence *s, uint3
 	s->bytes = must_calloc(blocks, sizeof(s->bytes[0]));
 	s->escapes = must_calloc(blocks, sizeof(s->escapes[0]));
 	for (uint32_t i = 0; i < blocks * r->shape.block_tokens; i++)
-		s->ids[i] = (int32_t)rng_below(&r->base->rng, r->base->c->vocab);
+		s->ids[i] = (int32_t)rng_below(&r->base->rng, vocab);
 	for (uint32_t b = 0; b < blocks; b++)
 		s->raw[b] = must_calloc(r->g.raw_bytes, 1);
 	sequence_fill(r, s);
@@ -168,7 +171,8 @@ struct code_rig *code_rig_new(const struct code_rig_shape *shape)
 	struct code_rig *r = must_calloc(1, sizeof(*r));
 
 	r->shape = *shape;
-	r->base = sequence_rig_new(shape->kind, shape->dtype, shape->ids, false);
+	r->base = shape->draft ? sequence_rig_draft(shape->kind, shape->draft - 1u, shape->dtype)
+			       : sequence_rig_new(shape->kind, shape->dtype, shape->ids, false);
 	geometry(r);
 	profile(r);
 	for (uint32_t i = 0; i < CODE_RIG_SEQUENCES; i++)

@@ -22,7 +22,8 @@ struct code_rig_sequence {
 };
 
 struct code_rig_shape {
-	uint32_t kind; /* tiny_model.h */
+	uint32_t kind;	/* tiny_model.h */
+	uint32_t draft; /* 0, or one more than the kind of a draft for it, which wants ids */
 	uint8_t dtype;
 	bool ids;
 	bool wild; /* any pattern now and then, and rows of noise and of zeros */

@@ -126,6 +126,7 @@ void predictor_rig_decode(struct predictor_rig *p, uint32_t i, uint32_t b)
 				   .region = &p->region[i][b],
 				   .position = b * tokens_of(p),
 				   .sequence = p->s[i],
+				   .tokens = p->r->s[i].ids + b * tokens_of(p),
 				   .profile = p->r->profile,
 				   .in = p->coded[i][b],
 				   .in_bytes = p->info[i][b].encoded_bytes,

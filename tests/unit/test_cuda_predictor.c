@@ -40,10 +40,13 @@ static void use(uint32_t batch_tokens, uint32_t positions_max)
 	predictor_rig_use(rig, d);
 }
 
-static void rig_of(uint32_t others)
+static void rig_of(uint32_t draft, uint32_t others)
 {
+	struct code_rig_shape shape = predictor_rig_shape;
+
+	shape.draft = draft;
 	fake_cuda = (struct fake_cuda){ 0 };
-	rig = predictor_rig_new(&predictor_rig_shape, others);
+	rig = predictor_rig_new(&shape, others);
 	fake_cuda.model_geometry = &rig->r->g;
 	fake_cuda.model_profile = rig->r->profile;
 }
@@ -51,14 +54,21 @@ static void rig_of(uint32_t others)
 static int setup(void **state)
 {
 	(void)state;
-	rig_of(1);
+	rig_of(0, 1);
 	return 0;
 }
 
 static int setup_all_model(void **state)
 {
 	(void)state;
-	rig_of(UINT32_MAX);
+	rig_of(0, UINT32_MAX);
+	return 0;
+}
+
+static int setup_draft(void **state)
+{
+	(void)state;
+	rig_of(2, 1);
 	return 0;
 }
 
@@ -88,6 +98,33 @@ static void test_decode(void **state)
 	predictor_rig_check_prefix_only(rig);
 	use(16, 4096);
 	predictor_rig_check_decode(rig);
+}
+
+/* What a draft did not code goes into its prefix by its ids, or not at all. */
+static void test_draft(void **state)
+{
+	(void)state;
+	use(64, 4096);
+	predictor_rig_check_encode(rig);
+	predictor_rig_check_decode(rig);
+	predictor_rig_sequences(rig);
+	predictor_rig_decode(rig, 0, 0);
+	predictor_rig_wait(rig, 1);
+	assert_int_equal(rig->task[0][0].res, 0);
+	rig->task[0][1] = (struct device_task){ .op = DEVICE_DECODE,
+						.region = &rig->region[0][1],
+						.position = predictor_rig_shape.block_tokens,
+						.sequence = rig->s[0],
+						.profile = rig->r->profile,
+						.in = rig->coded[0][1],
+						.in_bytes = rig->info[0][1].encoded_bytes,
+						.expect_xxh3 = rig->info[0][1].raw_xxh3 };
+	assert_int_equal(rig->d->ops->start(rig->d, &rig->task[0][1]), 0);
+	predictor_rig_wait(rig, 1);
+	assert_int_equal(rig->task[0][1].res, -ENODATA);
+	assert_int_equal(rig->d->ops->sequence_position(rig->s[0]),
+			 predictor_rig_shape.block_tokens);
+	predictor_rig_drop(rig);
 }
 
 /* So many blocks of two sequences, block by block; the thread begins when all wait. */
@@ -288,6 +325,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_encode, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_decode, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_draft, setup_draft, teardown),
 		cmocka_unit_test_setup_teardown(test_overlap, setup_all_model, teardown),
 		cmocka_unit_test_setup_teardown(test_whole_sequences, setup_all_model, teardown),
 		cmocka_unit_test_setup_teardown(test_one_room, setup, teardown),
