@@ -221,8 +221,11 @@ static void encode_check(struct gpu_rig *g, struct batch *b, struct codec_sequen
 					 0);
 			assert_memory_equal(got + bytes, s->raw[b->block[i]], g->r->g.raw_bytes);
 		} else {
+			const int32_t *ids = s->ids +
+					     (size_t)b->block[i] * g->r->shape.block_tokens;
+
 			assert_int_equal(
-				sequence_append_raw(cpu[b->sequence[i]], s->raw[b->block[i]], NULL),
+				sequence_append_raw(cpu[b->sequence[i]], s->raw[b->block[i]], ids),
 				0);
 		}
 		free(got);

@@ -375,14 +375,19 @@ void predictor_rig_check_refusals(struct predictor_rig *p)
 	predictor_rig_wait(p, 1);
 	assert_int_equal(t->res, -ENOSPC);
 	assert_int_equal(p->d->ops->sequence_position(p->s[0]), 0);
-	/* An id that is none: coded without the model, and the prefix for the next one all the same. */
+	/* An id that is none: coded without the model, and the prefix for the next one all the same, but of a draft. */
 	p->r->s[0].ids[3] = -7;
 	predictor_rig_encode(p, 0, 0, out);
 	predictor_rig_wait(p, 1);
 	p->r->s[0].ids[3] = own;
-	assert_int_equal(t->res, 0);
-	if (p->r->shape.ids)
+	assert_int_equal(t->res, p->r->shape.draft ? -ENODATA : 0);
+	if (p->r->shape.draft) {
+		assert_int_equal(p->d->ops->sequence_position(p->s[0]), 0);
+		predictor_rig_decode(p, 0, 0);
+		predictor_rig_wait(p, 1);
+	} else if (p->r->shape.ids) {
 		assert_true(t->info.speculator < CODEC_SPEC_MODEL);
+	}
 	predictor_rig_decode(p, 0, 1);
 	predictor_rig_wait(p, 1);
 	exact(p, 0, 1);
