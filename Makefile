@@ -79,9 +79,7 @@ TEST_LIBS = $(eval TEST_LIBS := $$(call pkg,--libs cmocka $(PKGS)) -lpthread -lm
 
 WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wvla -Wundef \
 	-Wpointer-arith -Wwrite-strings $(if $(WERROR),-Werror)
-CPPFLAGS_ALL = -I. -D_GNU_SOURCE -DSKVCD_VERSION='"$(VERSION)"' -DSYSCONFDIR='"$(sysconfdir)"' \
-	-DSKVCD_LIBDIR='"$(libdir)"' \
-	$(PKG_CFLAGS) $(CPPFLAGS)
+CPPFLAGS_ALL = -I. -D_GNU_SOURCE -DSKVCD_VERSION='"$(VERSION)"' $(PKG_CFLAGS) $(CPPFLAGS)
 # Packets and records are byte buffers that are looked at as structs: no type-based aliasing.
 CFLAGS_ALL = -std=gnu17 -O$(O) -g -ffunction-sections -fdata-sections -fno-strict-aliasing \
 	-fno-semantic-interposition -ffile-prefix-map=$(CURDIR)=. $(WARN) $(SAN_CFLAGS) $(CFLAGS)
@@ -240,10 +238,15 @@ $(B)/dirs: FORCE
 	$(Q)mkdir -p $(@D); echo '$(prefix) $(bindir) $(sbindir) $(libdir) $(includedir) $(sysconfdir)' >$@.new; \
 	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
+# So that `make install` with another prefix than that of `make` compiles no more than these.
+DIRS_OBJS := $(call obj,daemon/lane_gpu.c daemon/main.c tools/skvcctl_doctor.c tools/skvcctl_facts.c)
+$(DIRS_OBJS): $(B)/dirs
+$(DIRS_OBJS): DIRS_CFLAGS = -DSYSCONFDIR='"$(sysconfdir)"' -DSKVCD_LIBDIR='"$(libdir)"'
+
 $(B)/obj/%.o: %.c $(B)/flags
 	$(call say,CC,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) $(PIC) $(ROOM_CFLAGS) -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) $(PIC) $(ROOM_CFLAGS) $(DIRS_CFLAGS) -MMD -MP -c -o $@ $<
 
 # Host code of the CUDA device is gcc's and plain C; nvcc sees kernels only.
 CUDA_OBJS := $(call obj,$(CUDA_SRCS))
@@ -398,8 +401,9 @@ SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_
 	$(notdir $(FUZZ_BINS))
 SKIP_asan := test_steady test_install test_speculators
 run_here = $(foreach t,$(1),$(if $(filter $(SKIP_$(SAN)),$(notdir $(t))),,$(t)))
-# Packages are made for test_service by test_deb, which comes first; these skip where they are not root or have no network.
-SYSTEMD_SCRIPTS := $(sort $(wildcard tests/systemd/test_*))
+# Packages are made for test_service by test_deb, which comes first, and among the longest; these skip where they are not
+# root or have no network.
+SYSTEMD_SCRIPTS := $(sort $(filter-out %/test_deb,$(wildcard tests/systemd/test_*)))
 E2E_SCRIPTS := $(sort $(filter-out %.c %.h,$(wildcard tests/e2e/test_*)))
 # These skip where there is no GPU; what is a program runs over the simulated one as well.
 GPU_SCRIPTS := $(sort $(filter-out %.c %.h %.py %.cu,$(wildcard tests/gpu/test_*)))
@@ -408,6 +412,7 @@ LINTS := $(sort $(wildcard tests/lint/*))
 .PHONY: $(B)/tests.list $(BUILD)/lint.list check check-fast lint format fuzz torture
 $(B)/tests.list: all tests
 	$(Q){ echo '# $(FLAVOUR)'; \
+	$(if $(filter release,$(FLAVOUR)),printf '%s\t900\tany\t%s\n' '$(FLAVOUR)/systemd/test_deb' '$(TEST_ENV) tests/systemd/test_deb';) \
 	$(call list,$(call run_here,$(UNIT_BINS)),120,any); \
 	$(foreach t,$(call run_here,$(FUZZ_BINS)),$(call list,$(t),120,any, tests/fuzz/corpus/$(patsubst fuzz_%,%,$(notdir $(t)))); )\
 	$(if $(SAN),,printf '%s\t60\tany\t%s\n' '$(FLAVOUR)/abi' 'env CC=$(CC) tests/abi/check $(B)/lib/libskvc.so';) \
@@ -415,7 +420,7 @@ $(B)/tests.list: all tests
 	$(foreach t,$(call run_here,$(E2E_SCRIPTS) $(GPU_SCRIPTS)),printf '%s\t240\talone\t%s\n' '$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)'; )\
 	$(call list,$(MODEL_BINS),120,alone); \
 	$(if $(SAN),,$(call list,$(GPU_BINS),300,alone);) \
-	$(foreach t,$(call run_here,$(GPU_BINS)),printf '%s\t480\talone\t%s\n' '$(FLAVOUR)/$(t:$(B)/tests/%=%)-sim' '$(TEST_ENV) SKVC_TEST_DEVICE=sim $(t)'; )\
+	$(foreach t,$(call run_here,$(GPU_BINS)),printf '%s\t480\tany\t%s\n' '$(FLAVOUR)/$(t:$(B)/tests/%=%)-sim' '$(TEST_ENV) SKVC_TEST_DEVICE=sim $(t)'; )\
 	$(if $(filter release,$(FLAVOUR)),printf '%s\t900\talone\t%s\n' $(foreach t,$(SYSTEMD_SCRIPTS),'$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)');) \
 	} >$@
 

@@ -98,14 +98,17 @@ static void start_daemon(int again)
 {
 	static char fault_text[160], uid_text[64], quota_text[64];
 	/* channel: the books are read gauge by gauge, and nothing may be coded again meanwhile. */
-	const char *const overrides[] = { fault_text,
-					  "codec.speculator=channel",
-					  uid_text,
-					  quota_text,
-					  "nvme.retry=50ms",
-					  "nvme.deadline=500ms",
-					  "limits.store_wait=200ms",
-					  NULL };
+	const char *const overrides[] = {
+		fault_text,
+		"codec.speculator=channel",
+		uid_text,
+		quota_text,
+		"profile.priority=normal", /* or a fit waits for as long as others want the cores */
+		"nvme.retry=50ms",
+		"nvme.deadline=500ms",
+		"limits.store_wait=200ms",
+		NULL
+	};
 	int r;
 
 	(void)snprintf(uid_text, sizeof(uid_text), "tenant model.uid=%u", (unsigned)getuid());
