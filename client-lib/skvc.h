@@ -118,7 +118,8 @@ struct skvc_options {		     /* zero-initialise; all fields are optional */
 /*
  * Connect to skvcd at a Unix socket path (NULL: SKVC_DEFAULT_SOCKET, or $SKVC_SOCKET when set).
  * -ENOENT, -ECONNREFUSED: no daemon there; -EACCES: the socket's permissions; -EPROTO: versions do not
- * meet or the daemon answered nonsense; -EPERM: refused; -EUSERS: as many sessions as allowed;
+ * meet or the daemon answered nonsense; -EPERM: refused; -EUSERS: as many sessions as allowed, of all users
+ * or of this one;
  * -ETIMEDOUT; -ENOMEM; -EINVAL.
  */
 int skvc_open(const char *path, const struct skvc_options *options,
@@ -145,7 +146,8 @@ const char *skvc_version(void); /* "0.1.0" */
 
 /* ---- namespaces and memory: blocking calls on the control socket, not for the hot path ---- */
 
-/* -EINVAL (says which field in skvc_last_error), -EUSERS (too many), -EFBIG: a block does not fit the pool */
+/* -EINVAL (says which field in skvc_last_error), -EUSERS (too many, of all or of this tenant),
+ * -EFBIG: a block does not fit the pool */
 int skvc_namespace_open(struct skvc_session *session, const struct skvc_geometry *geometry,
 			uint32_t *ret_ns);
 

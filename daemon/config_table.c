@@ -170,6 +170,12 @@ static const struct config_key config_keys[] = {
 
 	{ "limits", "blocks_max", CONFIG_COUNT, FIELD(blocks_max), 4096, 16 << 20, CONFIG_OR_ZERO,
 	  NULL, "0", "blocks in the index; 0: one per 16 KiB of pool and NVMe" },
+	{ "limits", "sessions_per_user", CONFIG_COUNT, FIELD(sessions_per_user), 0, 256,
+	  CONFIG_LIVE, NULL, "0",
+	  "sessions of one user, who is not root; 0: half of sessions_max" },
+	{ "limits", "namespaces_per_tenant", CONFIG_COUNT, FIELD(namespaces_per_tenant), 0, 1024,
+	  CONFIG_LIVE, NULL, "0",
+	  "namespaces of one tenant, whose users are not root; 0: half of namespaces_max" },
 	{ "limits", "leases_max", CONFIG_COUNT, FIELD(leases_max), 1, SKVC_ABI_LEASES_MAX, 0, NULL,
 	  "1024", "leases of one session" },
 	{ "limits", "lease_ttl", CONFIG_TIME, FIELD(lease_ttl_ns), 1 * MSEC, SKVC_ABI_TTL_NS_MAX,
