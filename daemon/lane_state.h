@@ -51,6 +51,7 @@
 #include "daemon/pool.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
+#include "daemon/turns.h"
 #include "daemon/uring.h"
 #include "daemon/util/clock.h"
 #include "gpu/device.h"
@@ -89,6 +90,7 @@ struct job_item {
 };
 
 struct job {
+	struct turn turn; /* first; on its session's list */
 	enum job_state state;
 	uint8_t op; /* SKVC_ABI_OP_LOAD or _STORE */
 	uint8_t flags;
@@ -118,12 +120,8 @@ struct job {
 	struct job_item *items;
 	struct lane_sequence *sequence; /* load: taken, for blocks that are coded after others */
 	uint64_t *bitmap;
-	uint32_t *tokens;	     /* store with tokens: count * block_tokens; else NULL */
-	struct job *prev, *next_job; /* on one of the run queues */
-};
-
-struct job_queue {
-	struct job *head, *tail;
+	uint32_t *tokens; /* store with tokens: count * block_tokens; else NULL */
+	struct job *next_free;
 };
 
 /* ---- device tasks ---- */
@@ -442,9 +440,10 @@ struct lane {
 	uint64_t args_bytes;  /* of its slots that are taken */
 	uint8_t *scratch;     /* SKVC_ABI_ARGS_BYTES_MAX: the list of the entry at hand */
 	struct job *job;      /* [LANE_JOBS_MAX] */
-	struct job *job_free; /* through next_job */
+	struct job *job_free; /* through next_free */
 	uint32_t jobs_count;
-	struct job_queue loads, stores; /* jobs with items to start; round robin */
+	struct turn turn[TURN_KINDS]; /* of tenants that have jobs with items to start */
+	uint64_t runs;		      /* of request_run() */
 
 	struct task *task; /* [tasks_max] */
 	uint32_t tasks_count;

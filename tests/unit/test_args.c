@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * test_args.c - what all tenants share, and that none of them can take all of it: argument memory (by leases) and jobs.
+ * test_args.c - what all tenants share, and that none of them can take all of it: argument memory (by leases), jobs,
+ * and turns on the device.
  */
 #include "tests/lib/lane_rig.h"
 
@@ -166,6 +167,69 @@ static void one_tenant_does_not_take_all_jobs(void **state)
 	stop(sessions, &other);
 }
 
+/* ---- turns ---- */
+
+#define MANY 64u /* jobs of one block each */
+#define FEW 16u	 /* blocks, all of one job */
+
+/* Of the sessions' jobs, how many had ended when the other session's only one did. */
+static unsigned ended_before(uint32_t sessions, struct lane_rig_session *other)
+{
+	unsigned ended = 0;
+	struct skvc_abi_cqe cqe;
+
+	for (uint32_t i = 0; i < MANY; i++) {
+		struct lane_rig_session *rs = &greedy[i % sessions];
+
+		while (ring_produce_room(&rs->sq) <= 0)
+			(void)sched_yield();
+		lane_rig_store_at(rs, i, 1, i, i);
+	}
+	lane_rig_store_at(other, 1000, FEW, 0, 1);
+	assert_int_equal(lane_rig_done(other).count, FEW);
+	for (uint32_t i = 0; i < sessions; i++)
+		while (lane_rig_try_complete(&greedy[i], &cqe))
+			ended += cqe.kind == SKVC_ABI_CQE_DONE;
+	for (uint32_t i = 0; i < sessions; i++)
+		while (greedy[i].s.jobs)
+			(void)sched_yield();
+	return ended;
+}
+
+static void start_slow(uint32_t sessions)
+{
+	struct config c;
+
+	lane_rig_config(&c);
+	c.speculator = CONFIG_SPECULATOR_GENERIC;
+	(void)snprintf(c.fault_device, sizeof(c.fault_device), "encode:delay_ms=2");
+	start(sessions, &c);
+}
+
+/* Two sessions of one tenant: each has its turn, be it for one of many jobs or of one. */
+static void many_jobs_have_one_turn(void **state)
+{
+	struct lane_rig_session other;
+
+	(void)state;
+	start_slow(1);
+	lane_rig_session_open(&rig, &other);
+	assert_in_range(ended_before(1, &other), FEW / 2, 2 * FEW);
+	stop(1, &other);
+}
+
+/* And each tenant has, however many sessions he has opened. */
+static void many_sessions_have_one_turn(void **state)
+{
+	struct lane_rig_session other;
+
+	(void)state;
+	start_slow(8);
+	lane_rig_session_open_ns(&rig, &other, &other_ns);
+	assert_in_range(ended_before(8, &other), FEW / 2, 2 * FEW);
+	stop(8, &other);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -173,6 +237,8 @@ int main(void)
 		cmocka_unit_test(numbers_that_cannot_be),
 		cmocka_unit_test(leases_do_not_take_all_memory),
 		cmocka_unit_test(one_tenant_does_not_take_all_jobs),
+		cmocka_unit_test(many_jobs_have_one_turn),
+		cmocka_unit_test(many_sessions_have_one_turn),
 	};
 
 	return cmocka_run_group_tests_name("args", tests, NULL, NULL);
