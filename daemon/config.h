@@ -110,6 +110,7 @@ struct config {
 	uint32_t sessions_per_user; /* 0: half of sessions_max; config_share() */
 	uint32_t namespaces_per_tenant; /* 0: half of namespaces_max; config_share() */
 	uint32_t leases_max;		/* per session, 1..1024; 1024 */
+	uint32_t lease_share_percent;	/* of the pool, that one tenant's may hold; 50 */
 	uint64_t lease_ttl_ns;		/* default of a lookup; 30 s */
 	uint64_t lease_ttl_max_ns;	/* 300 s */
 	uint64_t store_wait_ns;		/* a store waits this long for room, then is refused; 2 s */

@@ -403,6 +403,7 @@ struct lane {
 	struct namespace **ns;	      /* [namespaces_max] by id, as far as known to the lane */
 	uint32_t ns_end;	      /* 1 + the highest id known */
 	struct tenant *tenants;	      /* of these namespaces; borrowed */
+	uint64_t held_bytes[2];	      /* as a tenant's, of all */
 	uint64_t absent_quotas_bytes; /* of tenants that are configured and have none */
 
 	struct index *index;
@@ -789,6 +790,10 @@ void quota_know(struct lane *lane, struct tenant *tenant);	       /* before it i
 void quota_configured(struct lane *lane, const struct config *config); /* quotas are others */
 int quota_charge(const struct lane *lane, struct tenant *tenant, uint64_t bytes); /* 0, -EDQUOT */
 void quota_uncharge(struct tenant *tenant, uint64_t bytes);
+/* The first one holds the block, the last one lets it go; record_bytes is the same both times. */
+void quota_hold(struct lane *lane, struct block *b);
+void quota_unhold(struct lane *lane, const struct block *b);
+int quota_lease_allows(const struct lane *lane, const struct block *b);
 /* Some blocks of who is above his quota, if they are wanted by others, or may not be his: how many went. */
 unsigned quota_return(struct lane *lane);
 

@@ -41,6 +41,7 @@ struct tenant {
 	uint64_t args_bytes;	      /* of the lane's argument memory, args.c's own, as are ... */
 	uint32_t jobs;		      /* of its jobs */
 	struct turn turn[TURN_KINDS]; /* of its sessions; request.c's own */
+	uint64_t held_bytes[2]; /* of blocks that somebody holds, in memory and in the GPU pool */
 	uint8_t known;
 	uint8_t stuck; /* in quota_return(): nothing of it can go now */
 };

@@ -17,6 +17,8 @@ static const struct {
 	{ "index-full", "raise [limits] blocks_max: small blocks need more entries" },
 	{ "jobs-full", "nothing: the engine has many operations in flight, and asks again" },
 	{ "leases-full", "raise [limits] leases_max, or have the engine release leases sooner" },
+	{ "lease-share",
+	  "have the engine release leases sooner, or raise [limits] lease_share or [host] pool" },
 	{ "lease-gone", "load sooner after the lookup, or raise [limits] lease_ttl" },
 	{ "tokens-differ", "two token sequences have one key: use a stronger hash in the engine" },
 	{ "parent-differs", "keys must depend on all tokens before them, too" },
