@@ -17,6 +17,9 @@
  *    that reports success delivered exactly the bytes that were stored.
  *  - When the daemon is gone, pending jobs complete with -EPIPE within 100 ms and every later call
  *    returns -EPIPE until skvc_reconnect() succeeds.  An engine treats that as a miss and goes on.
+ *  - A daemon that is stopped, or hangs, is not gone.  When a blocking call on the control socket had no answer for
+ *    60 s the connection is given up, and jobs end with -EPIPE, too: then the daemon may still write to pages of loads
+ *    that were pending, when it goes on.  Until its process has ended, do not use these pages, of the GPU above all.
  *
  * The closed list of completion errors (skvc_completion.res):
  *  0, -ENOENT (miss), -ENODATA (stored bytes were lost or corrupt: a miss), -EAGAIN (no room now),
@@ -376,7 +379,12 @@ struct skvc_lease_status {
 int skvc_lease_poll(const struct skvc_session *session, uint64_t lease,
 		    struct skvc_lease_status *ret);
 
-/* ---- the simple calls: one block in the packed form, any memory, synchronous ---- */
+/*
+ * ---- the simple calls: one block in the packed form, any memory, synchronous ----
+ *
+ * They wait as long as the daemon takes: one that is stopped (SIGSTOP) and not dead holds the caller up without
+ * a bound.  Who cannot have that uses the asynchronous calls, and skvc_wait() with a timeout.
+ */
 
 /* 0, -EEXIST (there already), -EAGAIN, -EDQUOT, -EPIPE, ... ; bytes must be one block's. */
 int skvc_put(struct skvc_session *session, uint32_t ns, const struct skvc_key *key,
