@@ -17,6 +17,9 @@
  *    that reports success delivered exactly the bytes that were stored.
  *  - When the daemon is gone, pending jobs complete with -EPIPE within 100 ms and every later call
  *    returns -EPIPE until skvc_reconnect() succeeds.  An engine treats that as a miss and goes on.
+ *  - A daemon that is stopped, or hangs, is not gone.  When a blocking call on the control socket had no answer for
+ *    60 s the connection is given up, and jobs end with -EPIPE, too: then the daemon may still write to pages of loads
+ *    that were pending, when it goes on.  Until its process has ended, do not use these pages, of the GPU above all.
  *
  * The closed list of completion errors (skvc_completion.res):
  *  0, -ENOENT (miss), -ENODATA (stored bytes were lost or corrupt: a miss), -EAGAIN (no room now),
@@ -118,7 +121,8 @@ struct skvc_options {		     /* zero-initialise; all fields are optional */
 /*
  * Connect to skvcd at a Unix socket path (NULL: SKVC_DEFAULT_SOCKET, or $SKVC_SOCKET when set).
  * -ENOENT, -ECONNREFUSED: no daemon there; -EACCES: the socket's permissions; -EPROTO: versions do not
- * meet or the daemon answered nonsense; -EPERM: refused; -EUSERS: as many sessions as allowed;
+ * meet or the daemon answered nonsense; -EPERM: refused; -EUSERS: as many sessions as allowed, of all users
+ * or of this one;
  * -ETIMEDOUT; -ENOMEM; -EINVAL.
  */
 int skvc_open(const char *path, const struct skvc_options *options,
@@ -145,7 +149,8 @@ const char *skvc_version(void); /* "0.1.0" */
 
 /* ---- namespaces and memory: blocking calls on the control socket, not for the hot path ---- */
 
-/* -EINVAL (says which field in skvc_last_error), -EUSERS (too many), -EFBIG: a block does not fit the pool */
+/* -EINVAL (says which field in skvc_last_error), -EUSERS (too many, of all or of this tenant),
+ * -EFBIG: a block does not fit the pool */
 int skvc_namespace_open(struct skvc_session *session, const struct skvc_geometry *geometry,
 			uint32_t *ret_ns);
 
@@ -245,6 +250,11 @@ int skvc_unregister(struct skvc_session *session, uint32_t region);
 
 /* ---- jobs ---- */
 
+/*
+ * The completion's count may be less than what is there, with a reason: "recompute", or "lease-share" when the leases
+ * of this tenant hold as much of the daemon's memory as they may ([limits] lease_share); before the first key that is
+ * -EAGAIN.  What was found can be loaded; the rest is as a miss, until leases are released.
+ */
 struct skvc_lookup { /* zero-initialise */
 	uint32_t ns;
 	uint32_t count;		       /* keys, 1..SKVC_BLOCKS_MAX */
@@ -369,7 +379,12 @@ struct skvc_lease_status {
 int skvc_lease_poll(const struct skvc_session *session, uint64_t lease,
 		    struct skvc_lease_status *ret);
 
-/* ---- the simple calls: one block in the packed form, any memory, synchronous ---- */
+/*
+ * ---- the simple calls: one block in the packed form, any memory, synchronous ----
+ *
+ * They wait as long as the daemon takes: one that is stopped (SIGSTOP) and not dead holds the caller up without
+ * a bound.  Who cannot have that uses the asynchronous calls, and skvc_wait() with a timeout.
+ */
 
 /* 0, -EEXIST (there already), -EAGAIN, -EDQUOT, -EPIPE, ... ; bytes must be one block's. */
 int skvc_put(struct skvc_session *session, uint32_t ns, const struct skvc_key *key,

@@ -312,6 +312,26 @@ void client_ask(struct client *c, enum lane_mail type, void *object, uint32_t ha
 
 /* ---- handshake ---- */
 
+/* Those that are ending have their places until they are over. */
+static uint32_t sessions_of(const struct client_host *host, uid_t uid)
+{
+	uint32_t n = 0;
+
+	for (uint32_t slot = 0; slot < host->config->sessions_max; slot++)
+		n += host->by_slot[slot] && host->by_slot[slot]->session.uid == uid;
+	return n;
+}
+
+/* Root has other means to shut everybody out. */
+static bool has_its_share(const struct client *c)
+{
+	const struct config *config = c->host->config;
+
+	return c->session.uid != 0 &&
+	       sessions_of(c->host, c->session.uid) >=
+		       config_share(config->sessions_per_user, config->sessions_max);
+}
+
 static int take_slot(struct client *c)
 {
 	struct client_host *host = c->host;
@@ -382,6 +402,13 @@ static void hello(struct client *c, const struct ctl_hello *m)
 	if (c->host->draining) {
 		fail(c, -ESHUTDOWN, SKVC_ABI_REASON_SHUTDOWN,
 		     "the daemon drains: it takes no new sessions");
+		return;
+	}
+	if (has_its_share(c)) {
+		fail(c, -EUSERS, SKVC_ABI_REASON_USER_SESSIONS,
+		     "user %u has %u sessions, his share; end some, or raise [limits] "
+		     "sessions_per_user",
+		     (unsigned)s->uid, sessions_of(c->host, s->uid));
 		return;
 	}
 	if (take_slot(c) < 0) {

@@ -90,6 +90,25 @@ static void answer_ns(struct client *c, uint32_t handle)
 	client_answer(c, CTL_NS, &m, sizeof(m), NULL, 0);
 }
 
+static void no_namespace(struct client *c, int r)
+{
+	const struct config *config = c->host->config;
+
+	if (r == -EUSERS)
+		client_refuse(c, r, REASON(NAMESPACES_FULL),
+			      "%u namespaces are known already; raise [daemon] "
+			      "namespaces_max, or restart the daemon",
+			      config->namespaces_max);
+	else if (r == -EDQUOT)
+		client_refuse(c, -EUSERS, REASON(TENANT_NAMESPACES),
+			      "tenant %s has its share of namespaces, %u; raise [limits] "
+			      "namespaces_per_tenant",
+			      c->session.tenant->name,
+			      config_share(config->namespaces_per_tenant, config->namespaces_max));
+	else
+		client_refuse(c, r, REASON(MEMORY_LIMIT), "no memory for a namespace");
+}
+
 static void ns_open(struct client *c, const struct ctl_ns_open *m)
 {
 	struct registry_ns_key key = {
@@ -97,6 +116,7 @@ static void ns_open(struct client *c, const struct ctl_ns_open *m)
 		.model = (const char *)m->model,
 		.salt = m->salt,
 		.salt_bytes = m->salt_bytes,
+		.unbounded = c->session.uid == 0,
 	};
 	uint32_t handle = 0, known = c->host->registry->namespaces_count;
 	struct codec_geometry geom = { 0 };
@@ -107,15 +127,8 @@ static void ns_open(struct client *c, const struct ctl_ns_open *m)
 		return;
 	r = registry_namespace(c->host->registry, &key, &geom, &ns);
 	codec_geometry_deinit(&geom); /* not ours any more, or not needed */
-	if (r == -EUSERS) {
-		client_refuse(c, r, REASON(MEMORY_LIMIT),
-			      "%u namespaces are known already; raise [daemon] "
-			      "namespaces_max, or restart the daemon",
-			      c->host->config->namespaces_max);
-		return;
-	}
 	if (r < 0) {
-		client_refuse(c, r, REASON(MEMORY_LIMIT), "no memory for a namespace");
+		no_namespace(c, r);
 		return;
 	}
 	/* It is new, or new to whoever ships profiles. */

@@ -106,11 +106,14 @@ struct config {
 	uint32_t model_gpu;	   /* models run on the GPU, if there is one; 1 */
 	uint32_t model_gpu_tokens; /* that go through a model there at a time; 1024 */
 	/* [limits] */
-	uint32_t blocks_max;	   /* index size; 0: one per 16 KiB of pool + NVMe, 4096..16 M */
-	uint32_t leases_max;	   /* per session, 1..1024; 1024 */
-	uint64_t lease_ttl_ns;	   /* default of a lookup; 30 s */
-	uint64_t lease_ttl_max_ns; /* 300 s */
-	uint64_t store_wait_ns;	   /* a store waits this long for room, then is refused; 2 s */
+	uint32_t blocks_max;	    /* index size; 0: one per 16 KiB of pool + NVMe, 4096..16 M */
+	uint32_t sessions_per_user; /* 0: half of sessions_max; config_share() */
+	uint32_t namespaces_per_tenant; /* 0: half of namespaces_max; config_share() */
+	uint32_t leases_max;		/* per session, 1..1024; 1024 */
+	uint32_t lease_share_percent;	/* of the pool, that one tenant's may hold; 50 */
+	uint64_t lease_ttl_ns;		/* default of a lookup; 30 s */
+	uint64_t lease_ttl_max_ns;	/* 300 s */
+	uint64_t store_wait_ns;		/* a store waits this long for room, then is refused; 2 s */
 	uint64_t event_wait_ns; /* a job whose ready event is not seen by then is given up; 30 s */
 	uint64_t gpu_wait_ns;	/* a GPU that ends nothing for so long hangs; 60 s */
 	uint64_t quota_bytes;	/* of a tenant without a section; 0: none */
@@ -128,6 +131,14 @@ struct config {
 };
 
 void config_default(struct config *ret);
+
+/* What one of many may have of `all`: so much as is said, or, with 0, no more than is left to the others. */
+static inline uint32_t config_share(uint32_t said, uint32_t all)
+{
+	if (said)
+		return said;
+	return all > 1 ? all / 2 : 1;
+}
 
 /*
  * Read a file over the defaults.  0, or -EINVAL / -errno with one line in err: file, line, key, what is

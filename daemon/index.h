@@ -71,6 +71,7 @@ struct block {
 	uint32_t link_parent : 24;
 	uint8_t key_len : 6;
 	uint8_t ahead_pins : 1;	 /* it is pinned because it was read ahead */
+	uint8_t held_gpu : 1;	 /* held, and counted as in the GPU pool: quota.c's own */
 	uint32_t children : 24;	 /* blocks in the index that name this one as parent */
 	uint8_t move : 4;	 /* BLOCK_MOVE_* */
 	uint8_t model : 1;	 /* coded after its prefix (sequences.c) */

@@ -236,7 +236,7 @@ static uint64_t sleep_ns(const struct lane *lane)
 	if (lane->leases_next_ns < lane->now_ns + ns)
 		ns = lane->leases_next_ns > lane->now_ns ? lane->leases_next_ns - lane->now_ns : 1;
 	if (lane->cq_blocked || lane->room.count || lane->fetch.count || tier_busy(lane) ||
-	    lane->loads.head || lane->stopping || recode_waits(lane) ||
+	    lane->turn[TURN_LOADS].first || lane->stopping || recode_waits(lane) ||
 	    (lane->log && nvme_set_in_service(lane->log) < nvme_set_logs(lane->log)))
 		ns = ns < LANE_POLL_NS ? ns : LANE_POLL_NS;
 	/* With jobs on the GPU and nothing in the air: they wait for an event, their share or staging. */
@@ -506,7 +506,7 @@ static int start_memory(struct lane *lane)
 	if (!lane->session || !lane->ns || !lane->scratch || !lane->job || !lane->lease)
 		return -ENOMEM;
 	for (uint32_t i = LANE_JOBS_MAX; i-- > 0;) {
-		lane->job[i].next_job = lane->job_free;
+		lane->job[i].next_free = lane->job_free;
 		lane->job_free = &lane->job[i];
 	}
 	lane->leases_live.prev = lane->leases_live.next = &lane->leases_live;

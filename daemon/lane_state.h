@@ -51,6 +51,7 @@
 #include "daemon/pool.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
+#include "daemon/turns.h"
 #include "daemon/uring.h"
 #include "daemon/util/clock.h"
 #include "gpu/device.h"
@@ -89,6 +90,7 @@ struct job_item {
 };
 
 struct job {
+	struct turn turn; /* first; on its session's list */
 	enum job_state state;
 	uint8_t op; /* SKVC_ABI_OP_LOAD or _STORE */
 	uint8_t flags;
@@ -118,12 +120,8 @@ struct job {
 	struct job_item *items;
 	struct lane_sequence *sequence; /* load: taken, for blocks that are coded after others */
 	uint64_t *bitmap;
-	uint32_t *tokens;	     /* store with tokens: count * block_tokens; else NULL */
-	struct job *prev, *next_job; /* on one of the run queues */
-};
-
-struct job_queue {
-	struct job *head, *tail;
+	uint32_t *tokens; /* store with tokens: count * block_tokens; else NULL */
+	struct job *next_free;
 };
 
 /* ---- device tasks ---- */
@@ -405,6 +403,7 @@ struct lane {
 	struct namespace **ns;	      /* [namespaces_max] by id, as far as known to the lane */
 	uint32_t ns_end;	      /* 1 + the highest id known */
 	struct tenant *tenants;	      /* of these namespaces; borrowed */
+	uint64_t held_bytes[2];	      /* as a tenant's, of all */
 	uint64_t absent_quotas_bytes; /* of tenants that are configured and have none */
 
 	struct index *index;
@@ -442,9 +441,10 @@ struct lane {
 	uint64_t args_bytes;  /* of its slots that are taken */
 	uint8_t *scratch;     /* SKVC_ABI_ARGS_BYTES_MAX: the list of the entry at hand */
 	struct job *job;      /* [LANE_JOBS_MAX] */
-	struct job *job_free; /* through next_job */
+	struct job *job_free; /* through next_free */
 	uint32_t jobs_count;
-	struct job_queue loads, stores; /* jobs with items to start; round robin */
+	struct turn turn[TURN_KINDS]; /* of tenants that have jobs with items to start */
+	uint64_t runs;		      /* of request_run() */
 
 	struct task *task; /* [tasks_max] */
 	uint32_t tasks_count;
@@ -790,6 +790,10 @@ void quota_know(struct lane *lane, struct tenant *tenant);	       /* before it i
 void quota_configured(struct lane *lane, const struct config *config); /* quotas are others */
 int quota_charge(const struct lane *lane, struct tenant *tenant, uint64_t bytes); /* 0, -EDQUOT */
 void quota_uncharge(struct tenant *tenant, uint64_t bytes);
+/* The first one holds the block, the last one lets it go; record_bytes is the same both times. */
+void quota_hold(struct lane *lane, struct block *b);
+void quota_unhold(struct lane *lane, const struct block *b);
+int quota_lease_allows(const struct lane *lane, const struct block *b);
 /* Some blocks of who is above his quota, if they are wanted by others, or may not be his: how many went. */
 unsigned quota_return(struct lane *lane);
 

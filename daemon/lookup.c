@@ -120,6 +120,8 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 		cqe->reason = id == BLOCK_NONE
 				      ? SKVC_ABI_REASON_MISS
 				      : matches(lane, ns, id, parent, parent_key || i, its_tokens);
+		if (!cqe->reason && !quota_lease_allows(lane, index_block(lane->index, id)))
+			cqe->reason = SKVC_ABI_REASON_LEASE_SHARE;
 		if (cqe->reason)
 			break;
 		link_again(lane, id, parent);
@@ -148,7 +150,7 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 	cqe->count = l->count;
 	if (!l->count) {
 		lease_release(lane, l);
-		cqe->res = -ENOENT;
+		cqe->res = cqe->reason == SKVC_ABI_REASON_LEASE_SHARE ? -EAGAIN : -ENOENT;
 		return;
 	}
 	lease_grant(lane, l, &cqe->lease);

@@ -7,6 +7,9 @@
  * quotas: what one leaves idle others may use.  When it wants that after all it is never refused, and who is
  * furthest above his own quota gives back, his pins notwithstanding.  Until that is done, and if leases hold what
  * should go, the sum is exceeded by no more than what was borrowed.
+ *
+ * Blocks that somebody holds, a lease above all, cannot be evicted, whoever needs the room.  How much that is, is
+ * counted for each tenant, and a lookup ends before a block that would be too much ([limits] lease_share).
  */
 #include <assert.h>
 #include <errno.h>
@@ -101,6 +104,49 @@ void quota_uncharge(struct tenant *tenant, uint64_t bytes)
 
 	assert(bytes <= charged);
 	atomic_store_explicit(&tenant->charged_bytes, charged - bytes, memory_order_relaxed);
+}
+
+/* ---- what nobody can evict ---- */
+
+static unsigned held_where(const struct lane *lane, const struct block *b)
+{
+	return b->slot == POOL_NONE && index_gpu_slot(lane->index, b) != POOL_NONE;
+}
+
+void quota_hold(struct lane *lane, struct block *b)
+{
+	unsigned gpu = held_where(lane, b);
+
+	b->held_gpu = gpu & 1;
+	lane->ns[b->ns]->tenant->held_bytes[gpu] += b->record_bytes;
+	lane->held_bytes[gpu] += b->record_bytes;
+}
+
+void quota_unhold(struct lane *lane, const struct block *b)
+{
+	struct tenant *t = lane->ns[b->ns]->tenant;
+	unsigned gpu = b->held_gpu;
+
+	assert(t->held_bytes[gpu] >= b->record_bytes &&
+	       lane->held_bytes[gpu] >= t->held_bytes[gpu]);
+	t->held_bytes[gpu] -= b->record_bytes;
+	lane->held_bytes[gpu] -= b->record_bytes;
+}
+
+/*
+ * May a lease of its tenant hold this block, too?  Of what others' leave of the pool, so much in a hundred: with 50
+ * nobody holds more than he leaves.  What is held already costs nothing more, unless there is too much of it.
+ */
+int quota_lease_allows(const struct lane *lane, const struct block *b)
+{
+	unsigned gpu = b->refs ? b->held_gpu : held_where(lane, b);
+	uint64_t all = gpu ? lane->config.gpu_pool_bytes : lane->config.pool_bytes;
+	uint64_t mine = lane->ns[b->ns]->tenant->held_bytes[gpu];
+	uint64_t others = lane->held_bytes[gpu] - mine;
+	uint64_t left = others < all ? all - others : 0;
+
+	return !exceeds(mine, b->refs ? 0 : b->record_bytes,
+			left / 100 * lane->config.lease_share_percent);
 }
 
 /* ---- giving back ---- */

@@ -361,7 +361,9 @@ static void replace(struct lane *lane, uint32_t id, const void *record, uint64_t
 	memcpy(pool_ptr(lane->pool, b->slot), record, bytes);
 	memset((uint8_t *)pool_ptr(lane->pool, b->slot) + bytes, 0, padded_bytes - bytes);
 	quota_uncharge(ns->tenant, b->record_bytes - padded_bytes);
+	quota_unhold(lane, b);
 	b->record_bytes = (uint32_t)padded_bytes;
+	quota_hold(lane, b);
 	b->padding_bytes = (uint16_t)(padded_bytes - bytes);
 	stats_add(&lane->stats, STAT_BLOCKS_HOST, 1);
 	stats_add(&lane->stats, STAT_POOL_USED_BYTES, bytes);

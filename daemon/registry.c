@@ -240,6 +240,16 @@ int registry_restore(void *user, const struct lane_saved_ns *saved, struct names
 	return e;
 }
 
+/* Those that were found on NVMe count, too, but are never refused: they have blocks. */
+static bool has_its_share(const struct registry *r, const struct tenant *tenant)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < r->namespaces_count; i++)
+		n += r->namespaces[i]->tenant == tenant;
+	return n >= config_share(r->config->namespaces_per_tenant, r->config->namespaces_max);
+}
+
 int registry_namespace(struct registry *r, const struct registry_ns_key *key,
 		       struct codec_geometry *geom, struct namespace **ret_ns)
 {
@@ -249,5 +259,7 @@ int registry_namespace(struct registry *r, const struct registry_ns_key *key,
 	*ret_ns = find_namespace(r, digest);
 	if (*ret_ns)
 		return 0;
+	if (!key->unbounded && has_its_share(r, key->tenant))
+		return -EDQUOT;
 	return make_namespace(r, key->tenant, digest, key->model, geom, ret_ns);
 }

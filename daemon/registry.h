@@ -6,6 +6,7 @@
 #ifndef SKVCD_DAEMON_REGISTRY_H
 #define SKVCD_DAEMON_REGISTRY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -43,11 +44,12 @@ struct registry_ns_key { /* all borrowed for the call */
 	const char *model;
 	const void *salt; /* the client's */
 	size_t salt_bytes;
+	bool unbounded; /* it may be more than the tenant's share */
 };
 
 /*
  * Find or make the namespace with this key and this geometry; takes *geom over when it makes one (*geom is
- * then zero), else leaves it to the caller.  -EUSERS (table full), -ENOMEM.
+ * then zero), else leaves it to the caller.  -EUSERS (table full), -EDQUOT (the tenant has his share), -ENOMEM.
  */
 int registry_namespace(struct registry *r, const struct registry_ns_key *key,
 		       struct codec_geometry *geom, struct namespace **ret_ns);

@@ -2,7 +2,8 @@
 /*
  * request.c - jobs: the operations that take time (load, store).  A job owns a private copy of its
  * arguments, holds its region, owes its session at most two completions (reserved at intake) and ends
- * exactly once, in job_settle().  Items are started in order, one job after the other, loads first.
+ * exactly once, in job_settle().  Items of a job are started in order; tenants, their sessions, and the jobs of
+ * these each have their turn (turns.h), loads first.
  */
 #include <assert.h>
 #include <errno.h>
@@ -132,35 +133,50 @@ int task_start(struct lane *lane, struct task *t, struct device *device)
 	return 0;
 }
 
-/* ---- run queues ---- */
+/* ---- whose turn it is ---- */
 
-static void job_queue_push(struct job_queue *q, struct job *job)
+static enum turn_kind kind_of(const struct job *job)
 {
-	job->prev = q->tail;
-	job->next_job = NULL;
-	if (q->tail)
-		q->tail->next_job = job;
-	else
-		q->head = job;
-	q->tail = job;
+	return job->op == SKVC_ABI_OP_LOAD ? TURN_LOADS : TURN_STORES;
 }
 
-static void job_queue_remove(struct job_queue *q, struct job *job)
+#define TURN_LEVELS 3u
+
+/* From the job to the lane's own: each is, or comes, on the list of the next one. */
+static void path_of(struct lane *lane, struct job *job, struct turn *ret_path[TURN_LEVELS + 1])
 {
-	if (job->prev)
-		job->prev->next_job = job->next_job;
-	else
-		q->head = job->next_job;
-	if (job->next_job)
-		job->next_job->prev = job->prev;
-	else
-		q->tail = job->prev;
-	job->prev = job->next_job = NULL;
+	enum turn_kind kind = kind_of(job);
+
+	ret_path[0] = &job->turn;
+	ret_path[1] = &job->session->turn[kind];
+	ret_path[2] = &job->session->tenant->turn[kind];
+	ret_path[3] = &lane->turn[kind];
 }
 
-static struct job_queue *queue_of(struct lane *lane, const struct job *job)
+static void turns_enter(struct lane *lane, struct job *job)
 {
-	return job->op == SKVC_ABI_OP_LOAD ? &lane->loads : &lane->stores;
+	struct turn *path[TURN_LEVELS + 1];
+
+	path_of(lane, job, path);
+	for (unsigned i = 0; i < TURN_LEVELS; i++) {
+		int has_others = path[i + 1]->first != NULL;
+
+		turn_push(path[i + 1], path[i]);
+		if (has_others)
+			break;
+	}
+}
+
+static void turns_leave(struct lane *lane, struct job *job)
+{
+	struct turn *path[TURN_LEVELS + 1];
+
+	path_of(lane, job, path);
+	for (unsigned i = 0; i < TURN_LEVELS; i++) {
+		turn_remove(path[i + 1], path[i]);
+		if (path[i + 1]->first)
+			break;
+	}
 }
 
 /* ---- life of a job ---- */
@@ -199,7 +215,7 @@ struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_
 		args_give_job(s->tenant);
 		return NULL;
 	}
-	lane->job_free = job->next_job;
+	lane->job_free = job->next_free;
 	p = pool_ptr(lane->args, slot);
 	*job = (struct job){
 		.state = JOB_QUEUED,
@@ -230,7 +246,7 @@ struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_
 	atomic_store_explicit(&s->jobs, s->jobs_live, memory_order_relaxed);
 	lane->jobs_count++;
 	stats_set(&lane->stats, STAT_JOBS, lane->jobs_count);
-	job_queue_push(queue_of(lane, job), job);
+	turns_enter(lane, job);
 	return job;
 }
 
@@ -240,7 +256,7 @@ static void job_free(struct lane *lane, struct job *job)
 
 	assert(job->inflight == 0 && job->region->users > 0 && s->jobs_live > 0);
 	if (job->state == JOB_QUEUED || job->state == JOB_RUNNING)
-		job_queue_remove(queue_of(lane, job), job);
+		turns_leave(lane, job);
 	hold_regions(job, -1);
 	sequences_give_back(lane, &job->sequence);
 	lane->progress_jobs -= (unsigned)wants_progress(job);
@@ -252,7 +268,7 @@ static void job_free(struct lane *lane, struct job *job)
 	stats_set(&lane->stats, STAT_JOBS, lane->jobs_count);
 	job->state = JOB_FREE;
 	job->session = NULL;
-	job->next_job = lane->job_free;
+	job->next_free = lane->job_free;
 	lane->job_free = job;
 }
 
@@ -373,7 +389,7 @@ void job_cancel(struct lane *lane, struct job *job, uint16_t reason)
 	if (job->region->device)
 		gpu_cancel_job(lane, job);
 	if (job->state != JOB_ENDING) {
-		job_queue_remove(queue_of(lane, job), job);
+		turns_leave(lane, job);
 		job->state = JOB_ENDING;
 	}
 	job_settle(lane, job);
@@ -401,28 +417,70 @@ void job_abort_all(struct lane *lane, struct session *s, uint16_t reason)
 
 /* ---- what to do next ---- */
 
-/* Start items of the queue's jobs in turn until nothing more can be started now. */
-static unsigned run_queue(struct lane *lane, struct job_queue *q,
-			  int (*start_item)(struct lane *lane, struct job *job))
+static int start_item(struct lane *lane, struct job *job)
 {
-	struct job *job = q->head, *last = q->tail, *next;
+	return job->op == SKVC_ABI_OP_LOAD ? load_start_item(lane, job)
+					   : store_start_item(lane, job);
+}
+
+/* Of the session's jobs the first that can start its next item: 1 when one did, and is the last now. */
+static int session_start(struct lane *lane, struct turn *session)
+{
+	for (struct turn *t = session->first; t; t = t->next) {
+		struct job *job = (struct job *)t;
+
+		if (!start_item(lane, job))
+			continue;
+		if (job->next < job->count) {
+			job->state = JOB_RUNNING;
+			turn_remove(session, t);
+			turn_push(session, t);
+		} else {
+			turns_leave(lane, job);
+			job->state = JOB_ENDING;
+			job_settle(lane, job);
+		}
+		return 1;
+	}
+	return 0;
+}
+
+/* One item of one session of the tenant's, and of the tenant below: each may have left when it was his last. */
+static int one_starts(struct lane *lane, struct turn *above, struct turn *t,
+		      int (*start)(struct lane *lane, struct turn *t))
+{
+	if (t->idle == lane->runs)
+		return 0;
+	if (!start(lane, t)) {
+		t->idle = lane->runs; /* it is looked at again in the next turn of the loop */
+		return 0;
+	}
+	if (t->first) {
+		turn_remove(above, t);
+		turn_push(above, t);
+	}
+	return 1;
+}
+
+static int tenant_start(struct lane *lane, struct turn *tenant)
+{
+	for (struct turn *t = tenant->first; t; t = t->next)
+		if (one_starts(lane, tenant, t, session_start))
+			return 1;
+	return 0;
+}
+
+/* One item of each tenant that can start one. */
+static unsigned run_kind(struct lane *lane, enum turn_kind kind)
+{
+	struct turn *all = &lane->turn[kind], *t = all->first, *last = all->last, *next;
 	unsigned started = 0;
 
-	for (; job; job = next) {
-		int was_last = job == last;
+	for (; t; t = next) {
+		int was_last = t == last;
 
-		next = job->next_job;
-		if (start_item(lane, job)) {
-			started++;
-			job_queue_remove(q, job);
-			if (job->next < job->count) {
-				job->state = JOB_RUNNING;
-				job_queue_push(q, job); /* to the end: the next job's turn */
-			} else {
-				job->state = JOB_ENDING;
-				job_settle(lane, job);
-			}
-		}
+		next = t->next;
+		started += (unsigned)one_starts(lane, all, t, tenant_start);
 		if (was_last)
 			break;
 	}
@@ -433,9 +491,9 @@ unsigned request_run(struct lane *lane)
 {
 	unsigned total = 0, started;
 
+	lane->runs++;
 	do {
-		started = run_queue(lane, &lane->loads, load_start_item);
-		started += run_queue(lane, &lane->stores, store_start_item);
+		started = run_kind(lane, TURN_LOADS) + run_kind(lane, TURN_STORES);
 		total += started;
 	} while (started && total < REQUEST_POLL_BATCH);
 	load_progress(lane);

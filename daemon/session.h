@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "daemon/turns.h"
 #include "daemon/uring.h"
 #include "gpu/device.h"
 #include "ipc/abi.h"
@@ -36,9 +37,11 @@ struct tenant {
 	_Atomic uint64_t quota_bytes;	/* 0: none; control writes */
 	_Atomic uint64_t charged_bytes; /* lane writes */
 	/* lane only */
-	struct tenant *next; /* of those that the lane knows */
-	uint64_t args_bytes; /* of the lane's argument memory, args.c's own, as are ... */
-	uint32_t jobs;	     /* of its jobs */
+	struct tenant *next;	      /* of those that the lane knows */
+	uint64_t args_bytes;	      /* of the lane's argument memory, args.c's own, as are ... */
+	uint32_t jobs;		      /* of its jobs */
+	struct turn turn[TURN_KINDS]; /* of its sessions; request.c's own */
+	uint64_t held_bytes[2]; /* of blocks that somebody holds, in memory and in the GPU pool */
 	uint8_t known;
 	uint8_t stuck; /* in quota_return(): nothing of it can go now */
 };
@@ -202,6 +205,7 @@ struct session {
 	struct ring sq, cq;
 	uint32_t cq_reserved; /* completions owed to live jobs */
 	uint32_t jobs_live;
+	struct turn turn[TURN_KINDS]; /* of its jobs with items to start; request.c's own */
 	uint32_t leases_live;
 	uint32_t regions_closing;		  /* REGION_END came, not answered yet */
 	uint32_t events_waiting;		  /* jobs of which a task waits for an event */

@@ -134,6 +134,7 @@ void tier_hold(struct lane *lane, uint32_t id)
 
 	if (b->refs++)
 		return;
+	quota_hold(lane, b);
 	if (b->flags & BLOCK_LISTED)
 		tier_unlist(lane, id);
 	else
@@ -147,6 +148,7 @@ void tier_unhold(struct lane *lane, uint32_t id)
 	assert(b->refs > 0);
 	if (--b->refs)
 		return;
+	quota_unhold(lane, b);
 	if (b->flags & BLOCK_LISTED) /* queued for a fetch that nobody waits for any more */
 		tier_unlist(lane, id);
 	if (b->state == BLOCK_DEAD) {

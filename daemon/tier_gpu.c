@@ -119,6 +119,8 @@ static int move_out(struct lane *lane, uint32_t id)
 		return r;
 	}
 	tier_hold(lane, id);
+	quota_unhold(lane, b); /* who held it before holds room in memory from now on */
+	quota_hold(lane, b);
 	b->move |= BLOCK_MOVE_RUNS;
 	lane->demotes_inflight++;
 	return 0;

@@ -235,7 +235,11 @@ struct skvc_abi_cqe {
 	  "the model that coded the block is not loaded; skvcctl model add loads it")            \
 	X(RECOMPUTE, "recompute",                                                                \
 	  "the engine computes the rest sooner than it could be restored, by its own word")      \
-	X(NOT_ADMITTED, "not-admitted", "blocks like it are hardly ever asked for again")
+	X(NOT_ADMITTED, "not-admitted", "blocks like it are hardly ever asked for again")        \
+	X(USER_SESSIONS, "user-sessions", "as many sessions as one user may have")               \
+	X(NAMESPACES_FULL, "namespaces-full", "as many namespaces as allowed")                   \
+	X(TENANT_NAMESPACES, "tenant-namespaces", "as many namespaces as one tenant may have")   \
+	X(LEASE_SHARE, "lease-share", "the tenant's leases hold as much memory as they may")
 
 enum skvc_abi_reason {
 #define SKVC_ABI_REASON_ENUM(name, word, text) SKVC_ABI_REASON_##name,

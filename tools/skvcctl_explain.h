@@ -7,7 +7,7 @@
 
 #include "tools/skvcctl.h"
 
-#define SKVCCTL_ADVICES 28u
+#define SKVCCTL_ADVICES 32u
 
 /* p: with SKVCCTL_GET_STATS and SKVCCTL_GET_TEXTS.  word NULL: every reason that was ever given. */
 int skvcctl_explain(const struct skvcctl_picture *p, const char *word, FILE *out); /* -ENOENT */

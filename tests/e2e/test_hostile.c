@@ -25,7 +25,8 @@ static uint64_t seed;
 
 static int start(void **state)
 {
-	static const char *const overrides[] = { "daemon.sessions_max=8", NULL };
+	static const char *const overrides[] = { "daemon.sessions_max=8",
+						 "limits.sessions_per_user=8", NULL };
 	struct engine_options o = { .seed = 11, .model = "honest" };
 	struct skvc_completion c;
 	int r = private_daemon_start(&daemon_, 0, overrides);

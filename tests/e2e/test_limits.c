@@ -150,7 +150,8 @@ static unsigned store_and_lease(struct engine *e, uint64_t *leases, unsigned max
 /* Everything is leased: a store waits, is refused with a reason, and works again after the release. */
 static void test_a_full_pool_refuses(void **state)
 {
-	static const char *const overrides[] = { "limits.store_wait=50ms", NULL };
+	static const char *const overrides[] = { "limits.store_wait=50ms", "limits.lease_share=100",
+						 NULL };
 	uint64_t leases[200], stored_bytes;
 	struct skvc_completion c;
 	struct engine e;

@@ -35,6 +35,7 @@ void lane_rig_config(struct config *ret)
 	ret->sessions_max = 4;
 	ret->namespaces_max = 4;
 	ret->leases_max = 64;
+	ret->lease_share_percent = 100; /* tests fill the pool with what they hold */
 	ret->store_wait_ns = 200000000;
 	ret->plan = 0; /* `auto` as if there were time for everything, and no probe at each start */
 }

@@ -46,7 +46,8 @@ static int setup(void **state)
 	return config_set(&config, "tenant team.uid=1000-1009", err, sizeof(err)) ||
 	       config_set(&config, "tenant team.quota=7G", err, sizeof(err)) ||
 	       config_set(&config, "limits.quota=3G", err, sizeof(err)) ||
-	       config_set(&config, "daemon.namespaces_max=6", err, sizeof(err));
+	       config_set(&config, "daemon.namespaces_max=6", err, sizeof(err)) ||
+	       config_set(&config, "limits.namespaces_per_tenant=6", err, sizeof(err));
 }
 
 static void test_tenants(void **state)
