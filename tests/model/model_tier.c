@@ -97,18 +97,16 @@ __attribute__((noreturn)) static void model_failed(void)
 static void start_daemon(int again)
 {
 	static char fault_text[160], uid_text[64], quota_text[64];
-	/* channel: the books are read gauge by gauge, and nothing may be coded again meanwhile. */
-	const char *const overrides[] = {
-		fault_text,
-		"codec.speculator=channel",
-		uid_text,
-		quota_text,
-		"profile.priority=normal", /* or a fit waits for as long as others want the cores */
-		"nvme.retry=50ms",
-		"nvme.deadline=500ms",
-		"limits.store_wait=200ms",
-		NULL
-	};
+	/* channel: nothing may be coded again while the books are read; normal: or a fit waits for a free core. */
+	const char *const overrides[] = { fault_text,
+					  "codec.speculator=channel",
+					  "profile.priority=normal",
+					  uid_text,
+					  quota_text,
+					  "nvme.retry=50ms",
+					  "nvme.deadline=500ms",
+					  "limits.store_wait=200ms",
+					  NULL };
 	int r;
 
 	(void)snprintf(uid_text, sizeof(uid_text), "tenant model.uid=%u", (unsigned)getuid());
@@ -654,8 +652,7 @@ static void check_books(void)
 	CHECK(daemon_stats_wait(&daemon_, "sessions", ENGINES, 5000) >= 0, "dead clients stay\n");
 	CHECK(daemon_stats_get("leases") == leases_held(), "%u leases, %u are ours\n",
 	      (unsigned)daemon_stats_get("leases"), leases_held());
-	/* A completion is seen before the lane has put its job away; a fit runs in the background,
-	 * when nothing else wants the core.  */
+	/* A completion is seen before the lane has put its job away; a fit runs in the background. */
 	CHECK(daemon_stats_wait(&daemon_, "jobs", 0, 1000) >= 0, "jobs are left\n");
 	CHECK(daemon_stats_wait(&daemon_, "device_inflight", 0, 60000) >= 0, "tasks are left\n");
 	CHECK(daemon_stats_get("blocks") <= REFERENCE_CHAINS * REFERENCE_POSITIONS,
