@@ -252,8 +252,8 @@ int skvc_unregister(struct skvc_session *session, uint32_t region);
 
 /*
  * The completion's count may be less than what is there, with a reason: "recompute", or "lease-share" when the leases
- * of this tenant hold as much of the daemon's memory as they may ([limits] lease_share); before the first key that is
- * -EAGAIN.  What was found can be loaded; the rest is as a miss, until leases are released.
+ * of this tenant hold as much of the daemon's memory as they may ([limits] lease_share).  What was found can be loaded;
+ * the rest is as a miss, until leases are released.
  */
 struct skvc_lookup { /* zero-initialise */
 	uint32_t ns;

@@ -150,7 +150,7 @@ void lookup_run(struct lane *lane, struct session *s, struct namespace *ns,
 	cqe->count = l->count;
 	if (!l->count) {
 		lease_release(lane, l);
-		cqe->res = cqe->reason == SKVC_ABI_REASON_LEASE_SHARE ? -EAGAIN : -ENOENT;
+		cqe->res = -ENOENT;
 		return;
 	}
 	lease_grant(lane, l, &cqe->lease);
