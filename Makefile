@@ -420,7 +420,7 @@ $(B)/tests.list: all tests
 	$(foreach t,$(call run_here,$(E2E_SCRIPTS) $(GPU_SCRIPTS)),printf '%s\t240\talone\t%s\n' '$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)'; )\
 	$(call list,$(MODEL_BINS),120,alone); \
 	$(if $(SAN),,$(call list,$(GPU_BINS),300,alone);) \
-	$(foreach t,$(call run_here,$(GPU_BINS)),printf '%s\t480\tany\t%s\n' '$(FLAVOUR)/$(t:$(B)/tests/%=%)-sim' '$(TEST_ENV) SKVC_TEST_DEVICE=sim $(t)'; )\
+	$(foreach t,$(call run_here,$(GPU_BINS)),printf '%s\t480\t%s\t%s\n' '$(FLAVOUR)/$(t:$(B)/tests/%=%)-sim' $(if $(filter %_engine,$(t)),alone,any) '$(TEST_ENV) SKVC_TEST_DEVICE=sim $(t)'; )\
 	$(if $(filter release,$(FLAVOUR)),printf '%s\t900\talone\t%s\n' $(foreach t,$(SYSTEMD_SCRIPTS),'$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)');) \
 	} >$@
 
