@@ -123,6 +123,7 @@ int mspec_params_rescale(const struct mspec_params *p, const float *scale_k, con
 	size_t count = 0;
 	int r;
 
+	assert(shape.layers > 0);
 	for (uint32_t l = 0; l < shape.layers; l++)
 		if ((scale_k && !mspec_scale_good(scale_k[l])) ||
 		    (scale_v && !mspec_scale_good(scale_v[l])))
