@@ -507,8 +507,7 @@ struct job *job_new(struct lane *lane, struct session *s, const struct skvc_abi_
 void job_note(struct job *job, int32_t res, uint16_t reason); /* remember the first cause */
 void job_item_done(struct lane *lane, struct job *job, uint32_t item, uint64_t raw_bytes,
 		   uint64_t stored_bytes);
-void job_settle(struct lane *lane,
-		struct job *job); /* completes it when nothing is left; may free it */
+void job_settle(struct lane *lane, struct job *job); /* ends it if nothing is left; may free it */
 void job_cancel(struct lane *lane, struct job *job, uint16_t reason); /* may free it */
 int job_abort(struct lane *lane, struct session *s, uint64_t user_data, uint16_t reason);
 void job_abort_all(struct lane *lane, struct session *s, uint16_t reason);
@@ -521,6 +520,7 @@ void task_put(struct lane *lane, struct task *task); /* nothing of it is in use 
 int task_start(struct lane *lane, struct task *task, struct device *device); /* as device's start */
 /* Bytes before the payload in the block's record: the index knows all that its header says. */
 uint64_t block_payload_off(const struct lane *lane, const struct block *b);
+const int32_t *block_tokens(const struct block *b, const void *record); /* NULL: it has none */
 /* The strongest that its chunks need; one that is kept raw counts as generic. */
 uint8_t block_speculator(const struct block *b);
 /* d is to decode the block, whose record lies at `record`: in its slot of the host pool, or of the GPU's. */

@@ -188,15 +188,6 @@ static void make_decode(struct lane *lane, struct recode_link *l)
 	task_decodes(lane, &l->task.dev, b, pool_ptr(lane->pool, b->slot));
 }
 
-/* NULL: it has none. */
-static const int32_t *tokens_of(const struct lane *lane, const struct block *b)
-{
-	return b->flags & BLOCK_HAS_TOKENS
-		       ? (const int32_t *)((const uint8_t *)pool_ptr(lane->pool, b->slot) +
-					   sizeof(struct record_header))
-		       : NULL;
-}
-
 static void make_encode(struct lane *lane, struct recode_link *l)
 {
 	const struct block *b = index_block(lane->index, l->block);
@@ -209,7 +200,7 @@ static void make_encode(struct lane *lane, struct recode_link *l)
 		.profile = lane->chain.profile->p,
 		.out = l->task.staging + off,
 		.out_cap_bytes = lane->staging_bytes - off,
-		.tokens = tokens_of(lane, b),
+		.tokens = block_tokens(b, pool_ptr(lane->pool, b->slot)),
 	};
 }
 
@@ -229,7 +220,7 @@ static void make_check(struct lane *lane, struct recode_link *l)
 					   : NULL,
 			.position = b->position,
 			.expect_xxh3 = b->raw_xxh3,
-			.tokens = tokens_of(lane, b),
+			.tokens = block_tokens(b, pool_ptr(lane->pool, b->slot)),
 		};
 	}
 	l->task.dev.prefix_only = 1; /* the device compares checksums, and nobody wants the bytes */

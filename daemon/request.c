@@ -106,6 +106,13 @@ uint64_t block_payload_off(const struct lane *lane, const struct block *b)
 							      : 0);
 }
 
+const int32_t *block_tokens(const struct block *b, const void *record)
+{
+	return b->flags & BLOCK_HAS_TOKENS
+		       ? (const int32_t *)((const struct record_header *)record + 1)
+		       : NULL;
+}
+
 void task_decodes(const struct lane *lane, struct device_task *d, const struct block *b,
 		  const void *record)
 {
@@ -117,9 +124,7 @@ void task_decodes(const struct lane *lane, struct device_task *d, const struct b
 	d->profile = b->profile ? profiles_of_block(lane, b)->p : NULL;
 	d->expect_xxh3 = b->raw_xxh3;
 	d->position = b->position;
-	if (b->flags & BLOCK_HAS_TOKENS)
-		d->tokens = (const int32_t *)(const void *)((const uint8_t *)record +
-							    sizeof(struct record_header));
+	d->tokens = block_tokens(b, record);
 }
 
 int task_start(struct lane *lane, struct task *t, struct device *device)
