@@ -119,11 +119,12 @@ int mspec_params_parse(const struct mspec_model *m, const uint8_t *in, size_t by
 		       struct mspec_params **ret);
 /*
  * The same for a cache whose scales (of each layer; NULL: 1) are others than those of the sample: patterns stand
- * for their value times the scale.  -EINVAL: a scale that is not one.
+ * for their value times the scale.  -EINVAL: a scale that is not one; -ERANGE: too far from the sample's.
  */
 int mspec_params_rescale(const struct mspec_params *p, const float *scale_k, const float *scale_v,
 			 struct mspec_params **ret);
 struct mspec_params *mspec_params_free(struct mspec_params *p);
+/* -ERANGE: a number in it that no serial form has room for. */
 int mspec_params_serialise(const struct mspec_params *p, uint8_t **ret_bytes, size_t *ret_count);
 const uint8_t *mspec_params_digest(const struct mspec_params *p); /* of the serial form */
 bool mspec_params_ids(const struct mspec_params *p);		  /* wants token ids */

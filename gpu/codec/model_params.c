@@ -637,7 +637,10 @@ int mspec_params_serialise(const struct mspec_params *p, uint8_t **ret_bytes, si
 		return -ENOMEM;
 	s.at = 0;
 	write_all(&s, p);
-	assert(!s.bad);
+	if (s.bad) {
+		free(s.out);
+		return -ERANGE;
+	}
 	crypto_generichash(s.out + s.at, MODEL_DIGEST_BYTES, s.out, s.at, NULL, 0);
 	*ret_bytes = s.out;
 	*ret_count = s.at + MODEL_DIGEST_BYTES;

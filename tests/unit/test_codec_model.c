@@ -406,14 +406,38 @@ static void test_params_damaged(void **state)
 	rig_free(r);
 }
 
+/* A cache that does not vary, one of nothing but infinities or NaN, and the largest and smallest numbers. */
+static void test_fit_odd(void **state)
+{
+	static const uint16_t patterns[] = { 0x0000, 0x3f80, 0xff80, 0x7fc1, 0x7f7f, 0x0001 };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(patterns) / sizeof(patterns[0]); i++) {
+		struct rig *r = rig_new(0, CODEC_DTYPE_BF16, true);
+
+		mspec_params_free(r->p);
+		for (uint32_t s = 0; s < r->segments; s++)
+			for (size_t at = 0; at < TOKENS * r->row_bytes; at += 2)
+				memcpy(r->values[s] + at, &patterns[i], 2);
+		rig_fit(r, true, NULL);
+		(void)round_trip(r, r->p, 16, 0, NULL);
+		fill_values(r);
+		(void)round_trip(r, r->p, 16, 0, NULL);
+		rig_free(r);
+	}
+}
+
 static void test_rescale(void **state)
 {
 	struct rig *r = rig_new(0, CODEC_DTYPE_E4M3, true);
 	const float k[] = { 0.7f, 3.0f, 1e-3f }, v[] = { 1.0f, 40.0f, 1.1f }, bad[] = { 1, -1, 1 };
+	const float far[] = { 1e-19f, 1e19f, 1e-19f };
 	struct mspec_params *p = NULL, *same = NULL;
 
 	(void)state;
 	assert_int_equal(mspec_params_rescale(r->p, bad, NULL, &p), -EINVAL);
+	assert_int_equal(mspec_params_rescale(r->p, far, far, &p), -ERANGE);
+	assert_null(p);
 	assert_int_equal(mspec_params_rescale(r->p, NULL, NULL, &same), 0);
 	assert_memory_equal(mspec_params_digest(r->p), mspec_params_digest(same),
 			    MODEL_DIGEST_BYTES);
@@ -466,7 +490,8 @@ int main(void)
 		cmocka_unit_test(test_kernels_agree), cmocka_unit_test(test_cut_anywhere),
 		cmocka_unit_test(test_known_prefix),  cmocka_unit_test(test_anyone_computes),
 		cmocka_unit_test(test_params_form),   cmocka_unit_test(test_params_damaged),
-		cmocka_unit_test(test_rescale),	      cmocka_unit_test(test_bad_calls),
+		cmocka_unit_test(test_fit_odd),	      cmocka_unit_test(test_rescale),
+		cmocka_unit_test(test_bad_calls),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
