@@ -270,6 +270,22 @@ static int norms_set(struct mspec_fit *f)
 
 /* ---- a layer ---- */
 
+/* Rows of d->x and what they are to give, to the sums, but for those that are held out. */
+static void rows_solve(struct mspec_fit *f, const struct fit_chunk *c, const int32_t *exact)
+{
+	const struct draft_fit *d = f->draft;
+	const uint8_t *measured = f->measured + c->row;
+	const size_t width = 2u * (size_t)f->kv;
+
+	for (uint32_t r = 0, end; r < c->count; r = end) {
+		for (end = r + 1u; end < c->count && measured[end] == measured[r]; end++)
+			;
+		if (!f->hold_out || !measured[r])
+			model_solve_add(d->solve, d->x + (size_t)r * d->inputs, d->inputs,
+					exact + r * width, (uint32_t)width, end - r);
+	}
+}
+
 /* Inputs and what they are to give, to the sums. */
 static void step_inputs(struct mspec_fit *f, uint32_t layer, const struct fit_chunk *c)
 {
@@ -294,7 +310,7 @@ static void step_inputs(struct mspec_fit *f, uint32_t layer, const struct fit_ch
 		memcpy(x, exact + at, bytes);
 		moments_add(d, 0, exact + at, 2u * kv);
 	}
-	model_solve_add(d->solve, d->x, d->inputs, exact, 2u * kv, c->count);
+	rows_solve(f, c, exact);
 }
 
 /* Columns from `first` on of both solutions to a map of 2 * kv, or of V's alone to one of kv. */

@@ -35,6 +35,9 @@ struct mspec_fit {
 	struct fit_sequence *sequences; /* owned */
 	uint32_t sequences_count;
 	size_t rows;
+	bool hold_out; /* maps are fitted on the rows that are not measured, not on all */
+	size_t measured_count;
+	uint8_t *measured; /* [rows], while it runs, owned: a row whose error is looked at */
 
 	/* While it runs, owned: */
 	struct mspec_params *p;

@@ -15,6 +15,8 @@
 #define HEADROOM 1.5	 /* of the context's range beyond the sample's largest value */
 #define SIGMA_LEAST 0.02 /* of an error's square, that is not rounding */
 #define COUNT_TOKENS 16u /* of a block, for the tables' statistics */
+#define HOLD_ROWS 1024u	 /* of a sample, of fewer nothing is held out */
+#define HOLD_EVERY 8u	 /* one block of COUNT_TOKENS of so many */
 
 /* ---- the sample ---- */
 
@@ -73,6 +75,8 @@ static void scratch_free(struct mspec_fit *f)
 	free(f->k);
 	free(f->v);
 	free(f->counts);
+	free(f->measured);
+	f->measured = NULL;
 	f->hidden_true = f->hidden = f->error = f->mu_v = NULL;
 	f->k = f->v = NULL;
 	f->counts = NULL;
@@ -199,7 +203,29 @@ static int scratch_init(struct mspec_fit *f)
 	f->counts = calloc(2, sizeof(f->counts[0]));
 	f->pass.k = f->k;
 	f->pass.v = f->v;
-	return f->hidden && f->error && f->k && f->v && f->counts ? 0 : -ENOMEM;
+	f->measured = malloc(f->rows);
+	return f->hidden && f->error && f->k && f->v && f->counts && f->measured ? 0 : -ENOMEM;
+}
+
+/*
+ * Which rows tell scales and statistics.  Maps with as many inputs as a draft's fit their own sample better than what
+ * comes after it: they are measured on blocks that they have not seen.
+ */
+static void measured_set(struct mspec_fit *f)
+{
+	size_t block = 0;
+
+	f->hold_out = f->o.mode == MSPEC_DRAFT && f->rows >= HOLD_ROWS;
+	f->measured_count = 0;
+	for (uint32_t i = 0; i < f->sequences_count; i++)
+		for (uint32_t t = 0; t < f->sequences[i].count; t++) {
+			const bool yes = !f->hold_out || block % HOLD_EVERY == HOLD_EVERY - 1u;
+
+			f->measured[f->sequences[i].first + t] = yes;
+			f->measured_count += yes;
+			block += t % COUNT_TOKENS == COUNT_TOKENS - 1u ||
+				 t == f->sequences[i].count - 1u;
+		}
 }
 
 void fit_pass_set(const struct mspec_fit *f, struct mspec_layer *l, double scale_k, double scale_v)
@@ -222,13 +248,13 @@ void fit_bias_set(struct mspec_fit *f, uint32_t offset, double unit, int32_t *bi
 {
 	const uint32_t kv = f->kv;
 
-	assert(f->rows > 0);
+	assert(f->measured_count > 0);
 	for (uint32_t i = 0; i < kv; i++) {
 		int64_t sum = 0, mean;
 
 		for (size_t r = 0; r < f->rows; r++)
-			sum += f->error[r * 2u * kv + offset + i];
-		mean = sum / (int64_t)f->rows;
+			sum += f->measured[r] ? f->error[r * 2u * kv + offset + i] : 0;
+		mean = sum / (int64_t)f->measured_count;
 		for (size_t r = 0; r < f->rows; r++)
 			f->error[r * 2u * kv + offset + i] =
 				model_sat32(f->error[r * 2u * kv + offset + i] - mean);
@@ -281,10 +307,10 @@ double fit_scales(const struct mspec_fit *f, uint32_t segment, int16_t *base, in
 		return -1;
 	rounding = squares + kv;
 	for (size_t r = 0; r < f->rows; r++)
-		for (uint32_t i = 0; i < kv; i++) {
+		for (uint32_t i = 0; f->measured[r] && i < kv; i++) {
 			double e = f->error[r * 2u * kv + offset + i];
 
-			squares[i] += e * e / (double)f->rows;
+			squares[i] += e * e / (double)f->measured_count;
 		}
 	for (uint32_t i = 0; sigma && i < kv; i++)
 		rounding[i] = rounding_of(f, segment, i);
@@ -322,7 +348,9 @@ void fit_count(struct mspec_fit *f, const struct fit_chunk *c, uint32_t segment,
 			.mu = mu + (size_t)t * kv,
 		};
 
-		residual_count(&f->counts[segment % 2u], &s, patterns + t * row_bytes(f), streams);
+		if (f->measured[c->row + t])
+			residual_count(&f->counts[segment % 2u], &s, patterns + t * row_bytes(f),
+				       streams);
 	}
 }
 
@@ -330,7 +358,7 @@ void fit_count(struct mspec_fit *f, const struct fit_chunk *c, uint32_t segment,
 
 static void bits_set(struct mspec_fit *f)
 {
-	const double scalars = 2.0 * f->shape.layers * f->kv * (double)f->rows;
+	const double scalars = 2.0 * f->shape.layers * f->kv * (double)f->measured_count;
 
 	f->bits = 0;
 	for (uint32_t i = 0; i < 2; i++)
@@ -366,6 +394,8 @@ int mspec_fit_finish(struct mspec_fit *f, struct mspec_params **ret)
 	r = params_new(f);
 	if (r == 0)
 		r = scratch_init(f);
+	if (r == 0)
+		measured_set(f);
 	if (r == 0)
 		r = f->o.mode == MSPEC_DRAFT ? fit_draft(f) : fit_copy(f);
 	for (uint32_t i = 0; r == 0 && i < 2; i++)

@@ -18,6 +18,7 @@
 #include "gpu/codec/codec.h"
 #include "gpu/codec/model_internal.h"
 #include "tests/lib/random_params.h"
+#include "tests/lib/guess_rig.h"
 #include "tests/lib/rng.h"
 #include "tests/lib/sequence_rig.h"
 #include "tests/lib/tiny_model.h"
@@ -368,6 +369,72 @@ static void test_theta(void **state)
 	rig_free(r);
 }
 
+/* Bits a scalar of a sequence, in blocks of 16, streams' states and rounding left out. */
+static double coded_bits(const struct mspec_params *p, const struct guess_sequence *s)
+{
+	const double scalars = (double)s->count * mspec_shape_kv(mspec_params_shape(p));
+	const uint32_t segments = 2u * mspec_params_shape(p).layers;
+	const size_t row_bytes = (size_t)mspec_shape_kv(mspec_params_shape(p)) * 2u;
+	struct residual_encoder *e = NULL;
+	struct mspec_context *c = NULL;
+	struct mspec_coder *w = NULL;
+	struct mspec_result result;
+	double bits = 0;
+	size_t bytes;
+
+	assert_int_equal(mspec_coder_new_for(p, NULL, 16, &w), 0);
+	assert_int_equal(mspec_context_new(p, &c), 0);
+	assert_int_equal(residual_encoder_new(&e), 0);
+	for (uint32_t t = 0; t < s->count; t += 16) {
+		const uint8_t *rows[SEGMENTS_MAX];
+		uint8_t out[1u << 14];
+
+		for (uint32_t i = 0; i < segments; i++)
+			rows[i] = s->patterns[i] + t * row_bytes;
+		residual_encoder_start(e, 1);
+		assert_int_equal(mspec_encode(w, c, s->ids + t, 16, rows, e, &result), 0);
+		assert_int_equal(residual_encoder_finish(e, out, sizeof(out), &bytes), 0);
+		for (uint32_t i = 0; i < 2; i++)
+			bits += result.bits[i].token + result.bits[i].raw + result.bits[i].tau;
+	}
+	residual_encoder_free(e);
+	mspec_context_free(c);
+	mspec_coder_free(w);
+	return bits / (scalars * segments);
+}
+
+/* Noise, and hundreds of inputs to learn it by heart from: what the fit says holds for what it has not seen. */
+static void test_fit_says_what_comes(void **state)
+{
+	struct rig *r = rig_new(0, CODEC_DTYPE_BF16);
+	const struct mspec_fit_options o = { .mode = MSPEC_DRAFT,
+					     .cache = r->shape,
+					     .previous = 2,
+					     .dtype = r->dtype,
+					     .ids = true,
+					     .precision = mspec_precision_default() };
+	struct guess_sequence seen, unseen;
+	struct mspec_params *p = NULL;
+	struct mspec_fit *f = NULL;
+	double coded;
+
+	(void)state;
+	guess_sequence_init(&seen, &r->rng, r->p, 1024, false);
+	guess_sequence_init(&unseen, &r->rng, r->p, 256, false);
+	assert_int_equal(mspec_fit_new(r->m, &o, &f), 0);
+	assert_int_equal(mspec_fit_add(f, seen.ids, (const uint8_t *const *)seen.patterns, 1024),
+			 0);
+	assert_int_equal(mspec_fit_finish(f, &p), 0);
+	coded = coded_bits(p, &unseen);
+	print_message("said %.3f bits a scalar, came %.3f\n", mspec_fit_bits(f), coded);
+	assert_true(coded < mspec_fit_bits(f) * 1.02);
+	mspec_fit_free(f);
+	mspec_params_free(p);
+	guess_sequence_deinit(&seen, r->p);
+	guess_sequence_deinit(&unseen, r->p);
+	rig_free(r);
+}
+
 static void test_mode(void **state)
 {
 	struct sequence_rig *r = sequence_rig_draft(0, 1, CODEC_DTYPE_BF16);
@@ -638,6 +705,7 @@ int main(void)
 		cmocka_unit_test(test_fit),
 		cmocka_unit_test(test_fit_odd),
 		cmocka_unit_test(test_theta),
+		cmocka_unit_test(test_fit_says_what_comes),
 		cmocka_unit_test(test_mode),
 		cmocka_unit_test(test_params_form),
 		cmocka_unit_test(test_params_damaged),
