@@ -17,178 +17,23 @@
 
 #include "gpu/codec/codec.h"
 #include "gpu/codec/model_internal.h"
-#include "tests/lib/rng.h"
-#include "tests/lib/tiny_model.h"
-#include "tools/model_threads.h"
+#include "tests/lib/model_rig.h"
 
-#define TOKENS 48u
-#define SEGMENTS_MAX 8u
-#define CODED_MAX (1u << 20)
-
-/* A tiny model, one sequence of its vocabulary with a cache of any values, and parameters fitted on both. */
-struct rig {
-	struct rng rng;
-	struct tiny_model *tiny;
-	struct mspec_model *m;
-	struct mspec_params *p;
-	const struct model_config *c;
-	uint32_t dtype, segments;
-	size_t row_bytes;
-	int32_t ids[TOKENS];
-	uint8_t *values[SEGMENTS_MAX], *back[SEGMENTS_MAX];
-	uint8_t *coded;
-};
-
-/* Mostly values near 1, so that something can be learnt, and now and then any pattern at all. */
-static void fill_values(struct rig *r)
+static struct mspec_params *fit(const struct model_rig *r, bool ids,
+				const struct mspec_runner *runner)
 {
-	const size_t element = r->dtype <= CODEC_DTYPE_FP16 ? 2 : 1;
-	const struct residual_type t = residual_type_of(r->dtype);
-
-	for (uint32_t i = 0; i < r->segments; i++)
-		for (size_t at = 0; at < TOKENS * r->row_bytes; at += element) {
-			uint32_t x = (uint32_t)(t.bias - 2) << t.mant_bits;
-
-			x += rng_below(&r->rng, 4u << t.mant_bits);
-			x |= rng_below(&r->rng, 2) << (t.bits - 1u);
-			if (rng_one_in(&r->rng, 50))
-				x = (uint32_t)rng_next(&r->rng);
-			memcpy(r->values[i] + at, &x, element);
-		}
+	return model_rig_fit(r, &(struct mspec_fit_options){ .dtype = r->dtype,
+							     .ids = ids,
+							     .precision = mspec_precision_default(),
+							     .runner = runner });
 }
 
-static void rig_fit(struct rig *r, bool ids, const struct mspec_runner *runner)
+static struct model_rig *rig_new(uint32_t kind, uint32_t dtype, bool ids)
 {
-	const struct mspec_fit_options o = { .dtype = r->dtype,
-					     .ids = ids,
-					     .precision = mspec_precision_default(),
-					     .runner = runner };
-	struct mspec_fit *f = NULL;
+	struct model_rig *r = model_rig_new(77, kind, dtype, NULL);
 
-	assert_int_equal(mspec_fit_new(r->m, &o, &f), 0);
-	assert_int_equal(mspec_fit_add(f, r->ids, (const uint8_t *const *)r->values, TOKENS), 0);
-	assert_int_equal(mspec_fit_add(f, r->ids + 5, (const uint8_t *const *)r->values, 17), 0);
-	assert_int_equal(mspec_fit_finish(f, &r->p), 0);
-	mspec_fit_free(f);
-}
-
-static struct rig *rig_new(uint32_t kind, uint32_t dtype, bool ids)
-{
-	struct rig *r = calloc(1, sizeof(*r));
-	char err[MODEL_ERR_BYTES] = "";
-
-	assert_non_null(r);
-	rng_init(&r->rng, 77 + kind * 5u + dtype);
-	r->tiny = tiny_model_new(kind);
-	r->dtype = dtype;
-	if (mspec_model_load(tiny_model_folder(r->tiny), true, &r->m, err, sizeof(err)) < 0)
-		fail_msg("%s", err);
-	r->c = mspec_model_config(r->m);
-	r->segments = 2u * r->c->layers;
-	assert_true(r->segments <= SEGMENTS_MAX);
-	r->row_bytes = (size_t)r->c->kv_heads * r->c->head_dim * residual_type_of(dtype).bits / 8u;
-	for (uint32_t i = 0; i < r->segments; i++) {
-		r->values[i] = malloc(TOKENS * r->row_bytes);
-		r->back[i] = malloc(TOKENS * r->row_bytes);
-		assert_non_null(r->values[i]);
-		assert_non_null(r->back[i]);
-	}
-	for (uint32_t i = 0; i < TOKENS; i++)
-		r->ids[i] = (int32_t)rng_below(&r->rng, r->c->vocab);
-	r->coded = malloc(CODED_MAX);
-	assert_non_null(r->coded);
-	fill_values(r);
-	rig_fit(r, ids, NULL);
+	r->p = fit(r, ids, NULL);
 	return r;
-}
-
-static void rig_free(struct rig *r)
-{
-	mspec_params_free(r->p);
-	mspec_model_free(r->m);
-	tiny_model_free(r->tiny);
-	for (uint32_t i = 0; i < r->segments; i++) {
-		free(r->values[i]);
-		free(r->back[i]);
-	}
-	free(r->coded);
-	free(r);
-}
-
-/* Rows from `first` on of every segment. */
-static void rows_at(const struct rig *r, uint8_t *const *all, uint32_t first, uint8_t **ret)
-{
-	for (uint32_t i = 0; i < r->segments; i++)
-		ret[i] = all[i] + first * r->row_bytes;
-}
-
-static size_t encode(struct rig *r, struct mspec_coder *w, struct mspec_context *c, uint32_t count,
-		     struct mspec_result *result)
-{
-	const uint32_t first = mspec_context_count(c);
-	uint8_t *rows[SEGMENTS_MAX];
-	struct residual_encoder *e = NULL;
-	size_t bytes = 0;
-
-	rows_at(r, r->values, first, rows);
-	assert_int_equal(residual_encoder_new(&e), 0);
-	residual_encoder_start(e, 1);
-	assert_int_equal(
-		mspec_encode(w, c, r->ids + first, count, (const uint8_t *const *)rows, e, result),
-		0);
-	assert_int_equal(residual_encoder_finish(e, r->coded, CODED_MAX, &bytes), 0);
-	residual_encoder_free(e);
-	return bytes;
-}
-
-static void decode(struct rig *r, struct mspec_coder *w, struct mspec_context *c, uint32_t count,
-		   size_t bytes, struct mspec_result *result)
-{
-	const uint32_t first = mspec_context_count(c);
-	uint8_t *rows[SEGMENTS_MAX];
-	struct residual_decoder *d = NULL;
-
-	rows_at(r, r->back, first, rows);
-	assert_int_equal(residual_decoder_new(&d), 0);
-	assert_int_equal(residual_decoder_start(d, 1, r->coded, bytes), 0);
-	assert_int_equal(mspec_decode(w, c, r->ids + first, count, d, rows, result), 0);
-	assert_int_equal(residual_decoder_finish(d), 0);
-	residual_decoder_free(d);
-}
-
-/* All TOKENS in blocks of `block` (0: random ones) there and back; returns the guesses' digest. */
-static uint32_t round_trip(struct rig *r, const struct mspec_params *p, uint32_t block,
-			   uint32_t known, const struct mspec_runner *runner)
-{
-	struct mspec_coder *w = NULL;
-	struct mspec_context *c = NULL, *other = NULL;
-	struct mspec_result in, out;
-	uint32_t digest = 0;
-
-	assert_int_equal(mspec_coder_new(p, runner, &w), 0);
-	assert_int_equal(mspec_context_new(p, &c), 0);
-	assert_int_equal(mspec_context_new(p, &other), 0);
-	assert_int_equal(mspec_context_append(c, (const uint8_t *const *)r->values, known), 0);
-	assert_int_equal(mspec_context_append(other, (const uint8_t *const *)r->values, known), 0);
-	for (uint32_t t = known; t < TOKENS;) {
-		uint32_t n = block ? block : 1 + rng_below(&r->rng, 20);
-		size_t bytes;
-
-		n = n > TOKENS - t ? TOKENS - t : n;
-		bytes = encode(r, w, c, n, &in);
-		decode(r, w, other, n, bytes, &out);
-		assert_int_equal(in.mu_digest, out.mu_digest);
-		digest += in.mu_digest;
-		t += n;
-	}
-	for (uint32_t i = 0; i < r->segments; i++)
-		assert_memory_equal(r->values[i] + known * r->row_bytes,
-				    r->back[i] + known * r->row_bytes,
-				    (TOKENS - known) * r->row_bytes);
-	mspec_context_free(c);
-	mspec_context_free(other);
-	mspec_coder_free(w);
-	return digest;
 }
 
 static void test_cut_anywhere(void **state)
@@ -196,39 +41,21 @@ static void test_cut_anywhere(void **state)
 	(void)state;
 	for (uint32_t kind = 0; kind < TINY_KINDS; kind++)
 		for (uint32_t dtype = CODEC_DTYPE_BF16; dtype <= CODEC_DTYPE_E5M2; dtype++) {
-			struct rig *r = rig_new(kind, dtype, dtype % 2u);
-			uint32_t digest = round_trip(r, r->p, TOKENS, 0, NULL);
+			struct model_rig *r = rig_new(kind, dtype, dtype % 2u);
 
-			assert_int_equal(round_trip(r, r->p, 16, 0, NULL), digest);
-			assert_int_equal(round_trip(r, r->p, 1, 0, NULL), digest);
-			assert_int_equal(round_trip(r, r->p, 0, 0, NULL), digest);
-			rig_free(r);
+			model_rig_cut_anywhere(r);
+			model_rig_free(r);
 		}
 }
 
 /* Values that the context was told are as good as values that it saw coded. */
 static void test_known_prefix(void **state)
 {
-	struct rig *r = rig_new(0, CODEC_DTYPE_BF16, true);
-	struct mspec_coder *w = NULL;
-	struct mspec_context *c = NULL;
-	struct mspec_result head;
+	struct model_rig *r = rig_new(0, CODEC_DTYPE_BF16, true);
 
 	(void)state;
-	assert_int_equal(mspec_coder_new(r->p, NULL, &w), 0);
-	assert_int_equal(mspec_context_new(r->p, &c), 0);
-	(void)encode(r, w, c, 19, &head);
-	assert_int_equal(head.mu_digest + round_trip(r, r->p, 7, 19, NULL),
-			 round_trip(r, r->p, TOKENS, 0, NULL));
-	mspec_context_free(c);
-	mspec_coder_free(w);
-	rig_free(r);
-}
-
-static void run_threads(void *self, uint32_t items, void (*fn)(void *, uint32_t, uint32_t),
-			void *context)
-{
-	model_threads_run(self, items, fn, context);
+	model_rig_known_prefix(r);
+	model_rig_free(r);
 }
 
 /* Scalar or vector, one thread or three: the same guesses, and the same parameters from a fit. */
@@ -236,28 +63,30 @@ static void test_anyone_computes(void **state)
 {
 	static const char *const names[] = { "scalar", "avx2", "avx512" };
 	struct model_threads *threads = NULL;
-	struct mspec_runner runner = { .run = run_threads, .threads = 3 };
+	struct mspec_runner runner = { .run = model_rig_run_threads, .threads = 3 };
 
 	(void)state;
 	assert_int_equal(model_threads_new(3, &threads), 0);
 	runner.self = threads;
 	for (uint32_t kind = 0; kind < TINY_KINDS; kind++) {
-		struct rig *r = rig_new(kind, CODEC_DTYPE_BF16, true);
-		uint32_t digest = round_trip(r, r->p, TOKENS, 0, NULL);
+		struct model_rig *r = rig_new(kind, CODEC_DTYPE_BF16, true);
+		uint32_t digest = model_rig_round_trip(r, r->p, MODEL_RIG_TOKENS, 0, NULL);
 		uint8_t fitted[MODEL_DIGEST_BYTES];
 
 		memcpy(fitted, mspec_params_digest(r->p), sizeof(fitted));
-		assert_int_equal(round_trip(r, r->p, TOKENS, 0, &runner), digest);
+		assert_int_equal(model_rig_round_trip(r, r->p, MODEL_RIG_TOKENS, 0, &runner),
+				 digest);
 		for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
 			if (mspec_kernels_force(names[i]) < 0)
 				continue;
-			assert_int_equal(round_trip(r, r->p, TOKENS, 0, NULL), digest);
+			assert_int_equal(model_rig_round_trip(r, r->p, MODEL_RIG_TOKENS, 0, NULL),
+					 digest);
 			mspec_params_free(r->p);
-			rig_fit(r, true, &runner);
+			r->p = fit(r, true, &runner);
 			assert_memory_equal(fitted, mspec_params_digest(r->p), sizeof(fitted));
 		}
 		assert_int_equal(mspec_kernels_force(NULL), 0);
-		rig_free(r);
+		model_rig_free(r);
 	}
 	model_threads_free(threads);
 }
@@ -348,7 +177,7 @@ static void test_kernels_agree(void **state)
 
 static void test_params_form(void **state)
 {
-	struct rig *r = rig_new(1, CODEC_DTYPE_E4M3, false), *other;
+	struct model_rig *r = rig_new(1, CODEC_DTYPE_E4M3, false), *other;
 	struct mspec_params *again = NULL;
 	uint8_t *bytes = NULL, *twice = NULL;
 	size_t count = 0, count_twice = 0;
@@ -363,22 +192,23 @@ static void test_params_form(void **state)
 	assert_memory_equal(bytes, twice, count);
 	assert_int_equal(mspec_params_dtype(again), CODEC_DTYPE_E4M3);
 	assert_false(mspec_params_ids(again));
-	assert_int_equal(round_trip(r, again, 16, 0, NULL), round_trip(r, r->p, 16, 0, NULL));
+	assert_int_equal(model_rig_round_trip(r, again, 16, 0, NULL),
+			 model_rig_round_trip(r, r->p, 16, 0, NULL));
 	mspec_params_free(again);
 	other = rig_new(2, CODEC_DTYPE_E4M3, false);
 	assert_int_equal(mspec_params_parse(other->m, bytes, count, &again), -ESTALE);
-	rig_free(other);
+	model_rig_free(other);
 	for (size_t cut = 0; cut < count; cut += 1 + cut / 3)
 		assert_int_equal(mspec_params_parse(r->m, bytes, cut, &again), -EBADMSG);
 	free(bytes);
 	free(twice);
-	rig_free(r);
+	model_rig_free(r);
 }
 
 /* With its digest made right again, damage is refused or is parameters as good as any. */
 static void test_params_damaged(void **state)
 {
-	struct rig *r = rig_new(0, CODEC_DTYPE_BF16, true);
+	struct model_rig *r = rig_new(0, CODEC_DTYPE_BF16, true);
 	uint8_t *bytes = NULL;
 	size_t count = 0;
 	uint32_t taken = 0;
@@ -395,7 +225,7 @@ static void test_params_damaged(void **state)
 		crypto_generichash(bytes + count - 32, 32, bytes, count - 32, NULL, 0);
 		if (mspec_params_parse(r->m, bytes, count, &p) == 0) {
 			if (taken++ % 8u == 0)
-				(void)round_trip(r, p, 16, 0, NULL);
+				(void)model_rig_round_trip(r, p, 16, 0, NULL);
 			mspec_params_free(p);
 		}
 		bytes[at] = was;
@@ -403,7 +233,7 @@ static void test_params_damaged(void **state)
 	}
 	assert_true(taken > 0 && taken < 300);
 	free(bytes);
-	rig_free(r);
+	model_rig_free(r);
 }
 
 /* A cache that does not vary, one of nothing but infinities or NaN, and the largest and smallest numbers. */
@@ -413,23 +243,21 @@ static void test_fit_odd(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(patterns) / sizeof(patterns[0]); i++) {
-		struct rig *r = rig_new(0, CODEC_DTYPE_BF16, true);
+		struct model_rig *r = rig_new(0, CODEC_DTYPE_BF16, true);
 
 		mspec_params_free(r->p);
-		for (uint32_t s = 0; s < r->segments; s++)
-			for (size_t at = 0; at < TOKENS * r->row_bytes; at += 2)
-				memcpy(r->values[s] + at, &patterns[i], 2);
-		rig_fit(r, true, NULL);
-		(void)round_trip(r, r->p, 16, 0, NULL);
-		fill_values(r);
-		(void)round_trip(r, r->p, 16, 0, NULL);
-		rig_free(r);
+		model_rig_fill_with(r, patterns[i]);
+		r->p = fit(r, true, NULL);
+		(void)model_rig_round_trip(r, r->p, 16, 0, NULL);
+		model_rig_fill(r, true);
+		(void)model_rig_round_trip(r, r->p, 16, 0, NULL);
+		model_rig_free(r);
 	}
 }
 
 static void test_rescale(void **state)
 {
-	struct rig *r = rig_new(0, CODEC_DTYPE_E4M3, true);
+	struct model_rig *r = rig_new(0, CODEC_DTYPE_E4M3, true);
 	const float k[] = { 0.7f, 3.0f, 1e-3f }, v[] = { 1.0f, 40.0f, 1.1f }, bad[] = { 1, -1, 1 };
 	const float far[] = { 1e-19f, 1e19f, 1e-19f };
 	struct mspec_params *p = NULL, *same = NULL;
@@ -444,20 +272,20 @@ static void test_rescale(void **state)
 	assert_int_equal(mspec_params_rescale(r->p, k, v, &p), 0);
 	assert_memory_not_equal(mspec_params_digest(r->p), mspec_params_digest(p),
 				MODEL_DIGEST_BYTES);
-	(void)round_trip(r, p, 16, 0, NULL);
+	(void)model_rig_round_trip(r, p, 16, 0, NULL);
 	mspec_params_free(p);
 	mspec_params_free(same);
-	rig_free(r);
+	model_rig_free(r);
 }
 
 static void test_bad_calls(void **state)
 {
-	struct rig *r = rig_new(2, CODEC_DTYPE_BF16, true);
+	struct model_rig *r = rig_new(2, CODEC_DTYPE_BF16, true);
 	struct mspec_coder *w = NULL;
 	struct mspec_context *c = NULL;
 	struct mspec_result result;
 	struct residual_encoder *e = NULL;
-	const int32_t bad[] = { 1, -1 }, large[] = { 1, (int32_t)r->c->vocab };
+	const int32_t bad[] = { 1, -1 }, large[] = { 1, (int32_t)mspec_model_config(r->m)->vocab };
 
 	(void)state;
 	assert_int_equal(mspec_coder_new(r->p, NULL, &w), 0);
@@ -481,7 +309,7 @@ static void test_bad_calls(void **state)
 	residual_encoder_free(e);
 	mspec_context_free(c);
 	mspec_coder_free(w);
-	rig_free(r);
+	model_rig_free(r);
 }
 
 int main(void)
