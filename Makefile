@@ -467,10 +467,10 @@ torture: all tests
 .PHONY: plots
 plots: $(B)/bin/skvc-bench
 	$(Q)test -n "$(TRACE)$(PROMETHEUS)" -o -n "$(KV)" -a -n "$(CALIBRATE)" || { \
-		echo 'make plots KV=FILE CALIBRATE=FILE [MODEL=DIR] [POINTS=FILE], TRACE=FILE, PROMETHEUS=URL'; exit 2; }
+		echo 'make plots KV=FILE CALIBRATE=FILE [MODEL=DIR] [DRAFT=DIR] [POINTS=FILE], TRACE=FILE, PROMETHEUS=URL'; exit 2; }
 	$(Q)mkdir -p tools/plots
 	$(if $(KV),$(Q)$(B)/bin/skvc-bench frontier --kv $(KV) --calibrate $(CALIBRATE) \
-		$(if $(MODEL),--model $(MODEL)) $(if $(POINTS),--points $(POINTS)) --svg tools/plots/frontier.svg)
+		$(if $(MODEL),--model $(MODEL)) $(if $(DRAFT),--draft $(DRAFT)) $(if $(POINTS),--points $(POINTS)) --svg tools/plots/frontier.svg)
 	$(if $(TRACE),$(Q)$(B)/bin/skvc-bench replay --trace $(TRACE) --svg tools/plots/replay.svg)
 	$(if $(PROMETHEUS),$(Q)tools/plots/dashboard.py --prometheus $(PROMETHEUS) --svg tools/plots/dashboard.svg)
 

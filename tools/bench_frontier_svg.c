@@ -25,10 +25,11 @@ struct panel {
 static const char style[] =
 	"<style>\n"
 	".b{fill:#fff}.t{fill:#24292f}.m{fill:#57606a}.g{stroke:#d0d7de}.a{stroke:#57606a}\n"
-	".p0{fill:#8c959f}.p1{fill:#0969da}.p2{fill:#bc4c00}.p3{fill:#1a7f37}.l{stroke:#bc4c00}\n"
+	".p0{fill:#8c959f}.p1{fill:#0969da}.p2{fill:#bc4c00}.p3{fill:#1a7f37}.p4{fill:#8250df}\n"
+	".l{stroke:#bc4c00}.d{stroke:#8250df}\n"
 	"@media (prefers-color-scheme: dark){.b{fill:#0d1117}.t{fill:#e6edf3}.m{fill:#9198a1}\n"
 	".g{stroke:#30363d}.a{stroke:#9198a1}.p0{fill:#6e7681}.p1{fill:#58a6ff}.p2{fill:#f0883e}\n"
-	".p3{fill:#3fb950}.l{stroke:#f0883e}}\n"
+	".p3{fill:#3fb950}.p4{fill:#ab7df8}.l{stroke:#f0883e}.d{stroke:#ab7df8}}\n"
 	"text{font-family:system-ui,sans-serif;font-size:12px}\n"
 	"</style>\n";
 
@@ -110,17 +111,38 @@ static const char *class_of(const char *name)
 	return !strncmp(name, "channel", 7) ? "p1"
 	       : !strncmp(name, "layer", 5) ? "p2"
 	       : !strncmp(name, "model", 5) ? "p3"
+	       : !strncmp(name, "draft", 5) ? "p4"
 					    : "p0";
 }
 
-/* Several settings of `layer` lie close together: a number is enough beside the first one's name. */
+static const char *line_of(const char *name)
+{
+	return !strncmp(name, "draft", 5) ? "d" : "l";
+}
+
+/* Of names with a number behind a word, such as "layer 2": the word's length with the space; of others 0. */
+static size_t series_of(const char *name)
+{
+	static const char *const words[] = { "layer ", "draft " };
+
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+		if (!strncmp(name, words[i], strlen(words[i])))
+			return strlen(words[i]);
+	return 0;
+}
+
+/* Does this point go on with the series of the one before? */
+static int follows(const struct frontier *f, uint32_t i)
+{
+	const size_t n = series_of(f->point[i].name);
+
+	return n > 0 && i > 0 && !strncmp(f->point[i].name, f->point[i - 1u].name, n);
+}
+
+/* Settings of a series lie close together: a number is enough beside the first one's name. */
 static const char *label_of(const struct frontier *f, uint32_t i)
 {
-	const char *name = f->point[i].name;
-
-	if (i > 0 && !strncmp(name, "layer ", 6) && !strncmp(f->point[i - 1u].name, "layer ", 6))
-		return name + 6;
-	return name;
+	return f->point[i].name + (follows(f, i) ? series_of(f->point[i].name) : 0);
 }
 
 #define LINE_HEIGHT 13.0
@@ -172,15 +194,14 @@ static void points(const struct frontier *f, const struct panel *p, int by_speed
 	for (uint32_t i = 0; i < f->count; i++) {
 		const struct frontier_point *at = &f->point[i];
 		double v = by_speed ? at->decode_gbps : at->x, x, y;
-		int layer = !strncmp(at->name, "layer ", 6);
 
 		if (by_speed ? v <= 0 : v < 0)
 			continue;
 		x = place_x(p, v);
 		y = place_y(p, at->ratio);
-		if (layer && last_x > 0)
-			line(out, last_x, last_y, x, y, "l");
-		last_x = layer ? x : 0;
+		if (follows(f, i) && last_x > 0)
+			line(out, last_x, last_y, x, y, line_of(at->name));
+		last_x = series_of(at->name) ? x : 0;
 		last_y = y;
 		(void)fprintf(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" class=\"%s\"/>\n", x, y,
 			      class_of(at->name));

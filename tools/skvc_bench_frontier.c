@@ -26,10 +26,11 @@
 
 #define PREVIOUS_MAX 6u
 #define MODEL_TOKENS 4096u /* that `model` is fitted on */
+#define DRAFT_STEP 2u	   /* from one number of layers back to the next */
 #define POINTS_BYTES_MAX (1u << 20)
 
 struct options {
-	const char *kv, *calibrate, *model, *points, *svg;
+	const char *kv, *calibrate, *model, *draft, *points, *svg;
 	uint32_t previous_max, block_tokens;
 	double seconds;
 	bool json;
@@ -145,46 +146,75 @@ static int speculators_measure(struct frontier_bench *b)
 	return r;
 }
 
-/* Where there are weights to run. */
-static int model_measure(struct frontier_bench *b)
+static bool has_weights(const char *folder)
 {
 	char path[PATH_MAX];
 
-	if (!b->o.model)
-		return 0;
-	(void)snprintf(path, sizeof(path), "%s/model.safetensors", b->o.model);
-	if (access(path, R_OK) < 0) {
-		(void)snprintf(path, sizeof(path), "%s/model.safetensors.index.json", b->o.model);
-		if (access(path, R_OK) < 0)
-			return 0;
-	}
-	for (unsigned no_ids = 0; no_ids < 2; no_ids++) {
-		const struct bench_model_ask ask = { .folder = b->o.model,
-						     .calibrate = b->o.calibrate,
-						     .kv = b->o.kv,
-						     .previous = MSPEC_PREVIOUS_DEFAULT,
-						     .tokens = MODEL_TOKENS,
-						     .block = b->o.block_tokens,
-						     .no_ids = no_ids };
-		struct frontier_point at = { 0 };
-		struct bench_model_point p;
-		int r = bench_model_measure(&ask, &p);
+	(void)snprintf(path, sizeof(path), "%s/model.safetensors", folder);
+	if (access(path, R_OK) == 0)
+		return true;
+	(void)snprintf(path, sizeof(path), "%s/model.safetensors.index.json", folder);
+	return access(path, R_OK) == 0;
+}
 
-		if (r < 0)
-			return r;
-		(void)snprintf(at.name, sizeof(at.name), "model%s",
-			       p.mode == MSPEC_DRAFT ? ", draft"
-			       : no_ids		     ? ", no ids"
-						     : "");
-		at.ratio = (double)p.t.raw_bytes / (double)p.t.coded_bytes;
-		at.x = p.x;
-		at.encode_gbps = 1e-9 * (double)p.t.raw_bytes / p.t.encode_s;
-		at.decode_gbps = 1e-9 * (double)p.t.raw_bytes / p.t.decode_s;
-		point_add(b, &at);
-		if (p.mode == MSPEC_DRAFT)
-			break; /* it always knows the ids */
+static int model_add(struct frontier_bench *b, const struct bench_model_ask *ask)
+{
+	struct frontier_point at = { 0 };
+	struct bench_model_point p;
+	int r = bench_model_measure(ask, &p);
+
+	if (r < 0)
+		return r;
+	if (p.mode == MSPEC_DRAFT) {
+		(void)snprintf(at.name, sizeof(at.name), "draft %u", ask->previous);
+	} else if (ask->folder == b->o.draft) {
+		(void)fprintf(stderr,
+			      "skvc-bench: %s: of the cache's own shape, so no draft: --model\n",
+			      ask->folder);
+		return -EINVAL;
+	} else {
+		(void)snprintf(at.name, sizeof(at.name), "model%s", ask->no_ids ? ", no ids" : "");
 	}
+	at.ratio = (double)p.t.raw_bytes / (double)p.t.coded_bytes;
+	at.x = p.x;
+	at.encode_gbps = 1e-9 * (double)p.t.raw_bytes / p.t.encode_s;
+	at.decode_gbps = 1e-9 * (double)p.t.raw_bytes / p.t.decode_s;
+	point_add(b, &at);
 	return 0;
+}
+
+/* Where there are weights to run. */
+static int model_measure(struct frontier_bench *b)
+{
+	struct bench_model_ask ask = { .folder = b->o.model,
+				       .calibrate = b->o.calibrate,
+				       .kv = b->o.kv,
+				       .tokens = MODEL_TOKENS,
+				       .block = b->o.block_tokens };
+	int r;
+
+	if (!b->o.model || !has_weights(b->o.model))
+		return 0;
+	r = model_add(b, &ask);
+	ask.no_ids = true;
+	return r < 0 ? r : model_add(b, &ask);
+}
+
+/* Fitted, as `layer` is, on all that there is: its maps have as many inputs. */
+static int draft_measure(struct frontier_bench *b)
+{
+	struct bench_model_ask ask = { .folder = b->o.draft,
+				       .target = b->o.model,
+				       .calibrate = b->o.calibrate,
+				       .kv = b->o.kv,
+				       .block = b->o.block_tokens };
+	int r = 0;
+
+	for (uint32_t n = 0; r == 0 && b->o.draft && n <= b->o.previous_max; n += DRAFT_STEP) {
+		ask.previous = n;
+		r = model_add(b, &ask);
+	}
+	return r;
 }
 
 /* ---- points of others ---- */
@@ -295,6 +325,7 @@ static const char usage_text[] =
 	"  --calibrate FILE     KV cache of other tokens to fit on\n"
 	"  --model DIR          the target model, for x; config.json is enough for that.  With its\n"
 	"                       weights, and token ids in both files, `model` is measured, too\n"
+	"  --draft DIR          a smaller model with the same vocabulary: `model` in its draft mode, too\n"
 	"  --points FILE        JSON list of points measured elsewhere: name, ratio, x, encode_gbps,\n"
 	"                       decode_gbps\n"
 	"  --previous-max N     `layer` looks back up to so many layers, 1 to 6 (6)\n"
@@ -310,6 +341,7 @@ static int options_parse(int argc, char **argv, struct options *o)
 		{ "kv", required_argument, NULL, 'k' },
 		{ "calibrate", required_argument, NULL, 'c' },
 		{ "model", required_argument, NULL, 'M' },
+		{ "draft", required_argument, NULL, 'D' },
 		{ "points", required_argument, NULL, 'P' },
 		{ "previous-max", required_argument, NULL, 'p' },
 		{ "block-tokens", required_argument, NULL, 'b' },
@@ -333,6 +365,9 @@ static int options_parse(int argc, char **argv, struct options *o)
 			break;
 		case 'M':
 			o->model = optarg;
+			break;
+		case 'D':
+			o->draft = optarg;
 			break;
 		case 'P':
 			o->points = optarg;
@@ -398,6 +433,8 @@ static int bench_run(struct frontier_bench *b)
 		r = speculators_measure(b);
 	if (r == 0)
 		r = model_measure(b);
+	if (r == 0)
+		r = draft_measure(b);
 	if (r == 0 && b->o.points)
 		r = points_read(b);
 	return r;
