@@ -99,12 +99,13 @@ struct config {
 	uint32_t drift_percent;		/* worse than expected by this: a new profile; 0: never */
 	uint32_t drift_blocks;		/* ... in the mean of so many blocks */
 	/* [model] */
-	uint32_t model_sequences;  /* prefixes kept ready to go on from; 4 */
-	uint32_t model_tokens_max; /* longer sequences are not coded after their prefix; 32768 */
-	uint64_t model_idle_ns;	   /* an unused prefix is kept so long; 10 s */
-	uint32_t model_fit_tokens; /* of stored blocks, that parameters are fitted on; 4096 */
-	uint32_t model_gpu;	   /* models run on the GPU, if there is one; 1 */
-	uint32_t model_gpu_tokens; /* that go through a model there at a time; 1024 */
+	uint32_t model_sequences;    /* prefixes kept ready to go on from; 4 */
+	uint32_t model_tokens_max;   /* longer sequences are not coded after their prefix; 32768 */
+	uint64_t model_idle_ns;	     /* an unused prefix is kept so long; 10 s */
+	uint32_t model_fit_tokens;   /* of stored blocks, that parameters are fitted on; 4096 */
+	uint32_t model_draft_tokens; /* the same of a draft; 20000 */
+	uint32_t model_gpu;	     /* models run on the GPU, if there is one; 1 */
+	uint32_t model_gpu_tokens;   /* that go through a model there at a time; 1024 */
 	/* [limits] */
 	uint32_t blocks_max;	    /* index size; 0: one per 16 KiB of pool + NVMe, 4096..16 M */
 	uint32_t sessions_per_user; /* 0: half of sessions_max; config_share() */

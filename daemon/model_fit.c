@@ -16,13 +16,15 @@
 #include <sys/mman.h>
 
 #include "daemon/lane_state.h"
+#include "daemon/model_sample.h"
 #include "daemon/recode.h"
 #include "daemon/record.h"
 #include "daemon/sequences.h"
 #include "daemon/util/lazy.h"
+#include "gpu/codec/model.h"
 
 #define MODEL_FIT_LOOK_NS 1000000000ull /* between looks for enough blocks */
-#define MODEL_FIT_SCAN 1024u		/* entries of the index in one turn */
+#define MODEL_FIT_SCAN 256u		/* entries of the index in one turn */
 #define MODEL_FIT_CHAIN_TOKENS 1024u	/* of one sequence: many say more than one long one */
 #define MODEL_FIT_TOKENS_MIN 64u
 
@@ -72,9 +74,19 @@ static int wants(const struct lane *lane, struct namespace *ns)
 	       lane->config.speculator == CONFIG_SPECULATOR_MODEL;
 }
 
-static uint32_t goal(const struct lane *lane, const struct namespace *ns)
+static int is_draft(struct namespace *ns)
 {
-	uint64_t tokens = lane->config.model_fit_tokens / ns->geom.block_tokens,
+	struct mspec_shape shape;
+
+	return mspec_shape_of(&ns->geom, &shape) == 0 &&
+	       mspec_mode_for(model_of(ns), shape) == MSPEC_DRAFT;
+}
+
+static uint32_t goal(const struct lane *lane, struct namespace *ns)
+{
+	uint64_t wish = is_draft(ns) ? lane->config.model_draft_tokens
+				     : lane->config.model_fit_tokens,
+		 tokens = wish / ns->geom.block_tokens,
 		 memory = lane->config.profile_sample_bytes / ns->geom.raw_bytes;
 
 	return (uint32_t)(tokens < memory ? tokens : memory);
@@ -116,13 +128,16 @@ static int fits(const struct block *b)
 static void take_chain(struct lane *lane, uint32_t id)
 {
 	struct model_fit *f = &lane->model_fit;
-	uint32_t tokens = f->ns->geom.block_tokens, most = MODEL_FIT_CHAIN_TOKENS / tokens;
+	uint32_t tokens = f->ns->geom.block_tokens, most = MODEL_FIT_CHAIN_TOKENS / tokens, end;
 	int n = sequences_path(lane, id);
 
 	if (n < 0)
 		return;
-	for (uint32_t i = 0; i <= (uint32_t)n && i < (most ? most : 1) && f->count < f->goal; i++) {
-		uint32_t at = i < (uint32_t)n ? lane->path[i].block : id;
+	lane->path[n].block = id; /* there is room: n is less than a sequence may have */
+	end = model_sample_wants(f->entry, f->positions, f->count, lane->path, (uint32_t)n + 1u,
+				 most ? most : 1u);
+	for (uint32_t i = 0; i < end && f->count < f->goal; i++) {
+		uint32_t at = lane->path[i].block;
 		const struct block *b = index_block(lane->index, at);
 
 		if (!fits(b))
@@ -219,6 +234,9 @@ static void start_fit(struct lane *lane)
 		.positions = f->positions,
 		.tokens = f->ids,
 		.model = model_of(f->ns),
+		.previous = lane->config.profile_previous == CONFIG_PREVIOUS_AUTO
+				    ? MSPEC_PREVIOUS_DEFAULT
+				    : (uint8_t)lane->config.profile_previous,
 		.profile = f->ns->newest->p,
 	};
 	if (task_start(lane, t, lane->device) < 0)

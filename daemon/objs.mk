@@ -30,6 +30,7 @@ DAEMON_SRCS := \
 	daemon/metrics.c \
 	daemon/metrics_http.c \
 	daemon/model_fit.c \
+	daemon/model_sample.c \
 	daemon/models.c \
 	daemon/nvme_blob.c \
 	daemon/nvme_file.c \

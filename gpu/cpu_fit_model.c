@@ -41,27 +41,16 @@ static void rows_free(struct rows *r)
 	free((void *)r->begin);
 }
 
-/* Of the cache, if it has but one: as the first keys are, and as deep as there are keys. */
-static struct mspec_shape shape_of(const struct codec_geometry *g, int first)
-{
-	struct mspec_shape s = { .kv_heads = g->segments[first].heads,
-				 .head_dim = g->segments[first].head_dim };
-
-	for (uint32_t i = 0; i < g->segments_count; i++)
-		s.layers += g->segments[i].kind == CODEC_KIND_K;
-	return s;
-}
-
 static int rows_make(const struct device_task *t, struct rows *r)
 {
 	const struct codec_geometry *g = t->geom;
 	const uint32_t tokens = g->block_tokens;
 	const int first = find(g, 0, CODEC_KIND_K);
 
-	if (first < 0 || codec_dtype_bytes(g->segments[first].dtype) == 0)
+	if (first < 0 || codec_dtype_bytes(g->segments[first].dtype) == 0 ||
+	    mspec_shape_of(g, &r->shape) < 0)
 		return -EINVAL;
 	r->dtype = g->segments[first].dtype;
-	r->shape = shape_of(g, first);
 	r->row_bytes = (size_t)r->shape.kv_heads * r->shape.head_dim * codec_dtype_bytes(r->dtype);
 	r->segments_count = 2u * r->shape.layers;
 	assert(r->segments_count > 0); /* the first keys are there */
@@ -107,7 +96,7 @@ static int fit(struct device_task *t, const struct rows *r)
 {
 	const struct mspec_fit_options o = { .mode = mspec_mode_for(t->model, r->shape),
 					     .cache = r->shape,
-					     .previous = MSPEC_PREVIOUS_DEFAULT,
+					     .previous = t->previous,
 					     .dtype = r->dtype,
 					     .ids = true,
 					     .precision = mspec_precision_default(),

@@ -109,7 +109,7 @@ struct device_task {
 	struct codec_fit *fit; /* FIT: borrowed, no other task uses it meanwhile */
 	/* FIT with fit_finish, FIT_LAYER: the one to beat, if any */
 	const struct codec_profile *rival;
-	uint8_t previous;   /* FIT_LAYER: layers looked back */
+	uint8_t previous;   /* FIT_LAYER, FIT_MODEL of a draft: layers looked back */
 	uint8_t fit_finish; /* FIT: also freeze a profile */
 	uint8_t discard;    /* FIT, FIT_LAYER: the samples' pages are given back to the system */
 	_Atomic(uint32_t)

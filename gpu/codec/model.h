@@ -83,6 +83,8 @@ uint64_t mspec_model_products(const struct mspec_model *m, struct mspec_precisio
 
 /* ---- fitted parameters ---- */
 
+struct codec_geometry;
+
 enum mspec_mode { MSPEC_COPY, MSPEC_DRAFT, MSPEC_MODE_COUNT };
 
 /* Of a cache; a copy's is its model's. */
@@ -95,6 +97,8 @@ struct mspec_shape {
 
 const char *mspec_mode_name(enum mspec_mode mode);
 struct mspec_shape mspec_model_shape(const struct mspec_model *m);
+/* Of a cache, if it has but one: as the keys of layer 0 are, and as deep as there are keys.  -EINVAL: it has none. */
+int mspec_shape_of(const struct codec_geometry *g, struct mspec_shape *ret);
 /* A copy where the shapes are equal. */
 enum mspec_mode mspec_mode_for(const struct mspec_model *m, struct mspec_shape cache);
 

@@ -81,6 +81,26 @@ static int segments_find(const struct codec_geometry *g, const struct shape *s, 
 	return 0;
 }
 
+int mspec_shape_of(const struct codec_geometry *g, struct mspec_shape *ret)
+{
+	const struct codec_segment *first = NULL;
+	uint32_t layers = 0;
+
+	for (uint32_t i = 0; i < g->segments_count; i++) {
+		if (g->segments[i].kind != CODEC_KIND_K)
+			continue;
+		layers++;
+		if (!first && g->segments[i].layer == 0)
+			first = &g->segments[i];
+	}
+	if (!first)
+		return -EINVAL;
+	*ret = (struct mspec_shape){ .layers = layers,
+				     .kv_heads = first->heads,
+				     .head_dim = first->head_dim };
+	return 0;
+}
+
 static bool all_zero(const uint8_t *p, size_t count)
 {
 	for (size_t i = 0; i < count; i++)

@@ -688,9 +688,10 @@ static void test_nonsense(void **state)
 /* Nothing was shipped: it learns from what is stored. */
 static void test_fitted_by_itself(void **state)
 {
-	static const char *const overrides[] = { "codec.speculator=model",
-						 "profile.priority=normal", "codec.fit_tokens=80",
-						 "model.fit_tokens=160", NULL };
+	static const char *const overrides[] = {
+		"codec.speculator=model", "profile.priority=normal",	"codec.fit_tokens=80",
+		"model.fit_tokens=160",	  "model.draft_fit_tokens=160", NULL
+	};
 	struct worker w;
 
 	(void)state;
