@@ -163,7 +163,7 @@ static int label_free(const struct labels *l, double from, double to, double y)
 	return 1;
 }
 
-/* A label at x or, where there is one already, a few lines above or below. */
+/* A label at x or, where there is one already, a few lines above or below; one above its point only higher. */
 static void label(struct labels *l, double x, double y, const char *anchor, const char *what,
 		  FILE *out)
 {
@@ -171,12 +171,13 @@ static void label(struct labels *l, double x, double y, const char *anchor, cons
 	double from = !strcmp(anchor, "start") ? x
 		      : !strcmp(anchor, "end") ? x - width
 					       : x - width / 2;
+	int above = !strcmp(anchor, "middle");
 	double step = 0;
 
 	for (int k = 1; k < 12 && !label_free(l, from, from + width, y + step); k++) {
 		int lines = (k + 1) / 2;
 
-		step = (k % 2 ? -lines : lines) * LINE_HEIGHT;
+		step = (above ? -k : k % 2 ? -lines : lines) * LINE_HEIGHT;
 	}
 	text(out, x, y + step, anchor, "t", what);
 	if (l->count < FRONTIER_POINTS_MAX) {

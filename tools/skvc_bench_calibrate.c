@@ -17,6 +17,8 @@
 #include "tools/bench_model.h"
 #include "tools/skvc_bench.h"
 
+#define COPY_TOKENS 4096u /* that tell all of a copy; a draft's maps want more */
+
 struct options {
 	const char *kv, *out, *model;
 	uint32_t previous, block_tokens, model_tokens;
@@ -57,10 +59,13 @@ static int params_fit(const struct options *o, const struct mspec_model *m,
 					      .previous = o->previous,
 					      .precision = mspec_precision_default() };
 	struct bench_dump dump = { .path = NULL };
+	uint32_t tokens = o->model_tokens;
 	int r = bench_dump_open(o->kv, NULL, &dump);
 
+	if (r == 0 && !tokens && mspec_mode_for(m, dump.shape) == MSPEC_COPY)
+		tokens = COPY_TOKENS;
 	if (r == 0)
-		r = bench_model_fit(m, &dump, 1, o->model_tokens, &fo, ret, ret_bits);
+		r = bench_model_fit(m, &dump, 1, tokens, &fo, ret, ret_bits);
 	bench_dump_close(&dump);
 	return r;
 }
@@ -141,7 +146,7 @@ static const char usage_text[] =
 	"  --model FOLDER       fit the model speculator too: the model that made the cache, in\n"
 	"                       Hugging Face layout, or a smaller one with its vocabulary as a draft;\n"
 	"                       the dump has token ids\n"
-	"  --model-tokens N     on the first N tokens of the dump (4096)\n"
+	"  --model-tokens N     on the first N tokens of the dump (4096; of a draft all)\n"
 	"  --no-ids             for blocks that are stored without token ids\n";
 
 static int options_parse(int argc, char **argv, struct options *o)
@@ -210,7 +215,7 @@ static int options_parse(int argc, char **argv, struct options *o)
 
 int bench_calibrate_main(int argc, char **argv)
 {
-	struct options o = { .previous = 2, .block_tokens = 16, .model_tokens = 4096 };
+	struct options o = { .previous = 2, .block_tokens = 16 };
 	struct codec_profile *base = NULL;
 	struct kv_dump d = { 0 };
 	int r = options_parse(argc, argv, &o);
