@@ -197,13 +197,13 @@ struct lane_sequence {
 	struct ns_profile *profile; /* used */
 	uint8_t taken;		    /* by a load, or by recode */
 	uint8_t background;	    /* it catches up when there is time */
-	uint8_t broken; /* one of the tasks has failed: none is begun before all are over */
-	unsigned busy;	/* tasks of theirs that have it */
-	int32_t failed; /* why catching up did */
-	uint32_t count; /* blocks that it holds */
-	uint32_t ahead; /* and with those that tasks are about to add */
-	struct sequence_block
-		*holds;	   /* owned, [sequences_blocks_max()]; the first `ahead` are good */
+	uint8_t broken;	   /* one of the tasks has failed: none is begun before all are over */
+	uint8_t no_memory; /* its GPU had not enough to go on */
+	unsigned busy;	   /* tasks of theirs that have it */
+	int32_t failed;	   /* why catching up did */
+	uint32_t count;	   /* blocks that it holds */
+	uint32_t ahead;	   /* and with those that tasks are about to add */
+	struct sequence_block *holds; /* owned, [sequences_blocks_max()]; `ahead` are good */
 	uint32_t wanted;   /* the block to come next, held until it is in reach; or BLOCK_NONE */
 	struct task *task; /* owned, [steps_max]: blocks, held, that are on their way in */
 	unsigned steps, steps_max; /* of these under way */
@@ -476,10 +476,10 @@ struct lane {
 	struct lane_sequence *sequence; /* owned, [model_sequences] */
 	struct sequence_block *path;	/* owned, [SEQUENCE_BLOCKS_MAX]: scratch */
 	uint64_t sequences_bytes;
-	unsigned sequence_steps;  /* on the device */
-	struct device *predictor; /* owned; runs models on the GPU; NULL: the CPU device does */
-	uint64_t
-		predictor_full_ns; /* until then new places are on the CPU: its memory was not enough */
+	unsigned sequence_steps;    /* on the device */
+	struct device *predictor;   /* owned; runs models on the GPU; NULL: the CPU device does */
+	uint64_t predictor_full_ns; /* until then it has no memory for more places */
+	uint32_t predictor_full_blocks; /* nor for as long a prefix as this */
 	uint64_t staging_bytes;
 	unsigned cpu_workers;
 

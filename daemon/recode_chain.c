@@ -56,7 +56,7 @@ static uint32_t links_max(const struct lane *lane, const struct namespace *ns)
 {
 	uint64_t n = CHAIN_BYTES / ns->geom.raw_bytes;
 
-	if (!lane->predictor || lane->gpu_dead || lane->now_ns < lane->predictor_full_ns || n == 0)
+	if (!sequences_gpu(lane) || n == 0)
 		return 1;
 	return n < RECODE_CHAIN_MAX ? (uint32_t)n : RECODE_CHAIN_MAX;
 }

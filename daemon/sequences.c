@@ -46,23 +46,46 @@ static void place_free(struct lane *lane, struct lane_sequence *q)
 	*q = (struct lane_sequence){ .wanted = BLOCK_NONE };
 }
 
-/* Its GPU is gone, or gave no memory: another takes its place, on the CPU. */
+/* Its GPU is gone, or gave no memory: another takes its place. */
 static int place_lost(const struct lane *lane, const struct lane_sequence *q)
 {
 	return q->device == lane->predictor &&
-	       (lane->gpu_dead || lane->now_ns < lane->predictor_full_ns ||
-		q->device->ops->dead(q->device) < 0);
+	       (lane->gpu_dead || q->no_memory || q->device->ops->dead(q->device) < 0);
 }
 
-/* On the GPU, where that can, and has the memory; else on the CPU, which is the slower the larger the model. */
+static int on_gpu(const struct lane *lane, const struct lane_sequence *q)
+{
+	return q->s && lane->predictor && q->device == lane->predictor && !place_lost(lane, q);
+}
+
+/* Lately it had no memory for another place. */
+static int predictor_full(const struct lane *lane)
+{
+	return lane->now_ns < lane->predictor_full_ns;
+}
+
+/* Is there one on the GPU, whoever has it? */
+static int any_on_gpu(const struct lane *lane)
+{
+	for (uint32_t i = 0; i < lane->config.model_sequences; i++)
+		if (on_gpu(lane, &lane->sequence[i]))
+			return 1;
+	return 0;
+}
+
+int sequences_gpu(const struct lane *lane)
+{
+	return lane->predictor && !lane->gpu_dead && (!predictor_full(lane) || any_on_gpu(lane));
+}
+
+/* On the GPU, if it may be, and that can; else on the CPU, which is the slower the larger the model. */
 static int make_sequence(struct lane *lane, struct lane_sequence *q, struct namespace *ns,
-			 struct ns_profile *np)
+			 struct ns_profile *np, int gpu)
 {
 	int r = -EOPNOTSUPP;
 
 	q->device = lane->predictor;
-	if (q->device && !lane->gpu_dead && q->device->ops->dead(q->device) == 0 &&
-	    lane->now_ns >= lane->predictor_full_ns)
+	if (q->device && gpu && !lane->gpu_dead && q->device->ops->dead(q->device) == 0)
 		r = q->device->ops->sequence_new(q->device, &ns->geom, np->p, &q->s);
 	if (r != -EOPNOTSUPP && r != -ENOMEM)
 		return r;
@@ -112,7 +135,7 @@ static int prepare(struct lane *lane, struct lane_sequence *q)
 }
 
 static int place_make(struct lane *lane, struct lane_sequence *q, struct namespace *ns,
-		      struct ns_profile *np)
+		      struct ns_profile *np, int gpu)
 {
 	void *raw = map_lazily(ns->geom.raw_bytes);
 	int r;
@@ -120,7 +143,7 @@ static int place_make(struct lane *lane, struct lane_sequence *q, struct namespa
 	if (!raw)
 		return -ENOMEM;
 	q->holds = calloc(sequences_blocks_max(lane, ns), sizeof(*q->holds));
-	r = q->holds ? make_sequence(lane, q, ns, np) : -ENOMEM;
+	r = q->holds ? make_sequence(lane, q, ns, np, gpu) : -ENOMEM;
 	if (r == 0)
 		r = make_steps(q);
 	if (r == 0 && q->device != lane->device)
@@ -236,19 +259,27 @@ static void cut(struct lane_sequence *q, uint32_t count)
 
 /* ---- taking ---- */
 
-/* The one to go on with: it shares most with the path; else a free place; else the longest unused. */
-static struct lane_sequence *choose(struct lane *lane, const struct ns_profile *np, uint32_t n)
+/*
+ * The one to go on with: it shares most with the path; else a free place; else the longest unused.  While the GPU has
+ * no memory for more places those that it has are waited for; but what is as long as what it had none for (too_long) is
+ * not put there.
+ */
+static struct lane_sequence *choose(struct lane *lane, const struct ns_profile *np, uint32_t n,
+				    int too_long)
 {
-	struct lane_sequence *best = NULL, *empty = NULL, *oldest = NULL;
+	struct lane_sequence *best = NULL, *empty = NULL, *oldest = NULL, *last = NULL;
+	const int gpu_only = predictor_full(lane) && !too_long && any_on_gpu(lane);
 	uint32_t most = 0;
 
 	for (uint32_t i = 0; i < lane->config.model_sequences; i++) {
 		struct lane_sequence *q = &lane->sequence[i];
 
-		if (q->taken || runs(q))
+		if (q->taken || runs(q) || (gpu_only && q->s && !on_gpu(lane, q)))
 			continue;
 		if (!q->s) {
-			empty = q;
+			empty = gpu_only ? NULL : q;
+		} else if (too_long && on_gpu(lane, q)) {
+			last = q;
 		} else if (q->profile == np && common(lane, q, n) >= (best ? most + 1 : 1)) {
 			best = q;
 			most = common(lane, q, n);
@@ -256,23 +287,27 @@ static struct lane_sequence *choose(struct lane *lane, const struct ns_profile *
 			oldest = q;
 		}
 	}
-	return best ? best : empty ? empty : oldest;
+	return best ? best : empty ? empty : oldest ? oldest : last;
 }
 
 static int take(struct lane *lane, uint32_t id, struct ns_profile *np, struct lane_sequence **ret)
 {
 	struct namespace *ns = lane->ns[index_block(lane->index, id)->ns];
-	int n = sequences_path(lane, id), r = 0;
+	int n = sequences_path(lane, id), r = 0, too_long;
 	struct lane_sequence *q;
 
 	if (n < 0)
 		return n;
-	q = choose(lane, np, (uint32_t)n);
+	too_long = predictor_full(lane) && (uint32_t)n >= lane->predictor_full_blocks;
+	q = choose(lane, np, (uint32_t)n, too_long);
 	if (!q)
 		return 0;
-	if (!q->s || q->profile != np) {
+	if (!q->s || q->profile != np || (too_long && on_gpu(lane, q))) {
+		/* What one place gives back there is another's. */
+		const int gpu = !too_long && (!predictor_full(lane) || on_gpu(lane, q));
+
 		place_free(lane, q);
-		r = place_make(lane, q, ns, np);
+		r = place_make(lane, q, ns, np, gpu);
 	}
 	if (r < 0)
 		return r == -EAGAIN ? 0 : r;
@@ -426,11 +461,14 @@ static void holds_too(struct lane_sequence *q, uint32_t id)
 	q->count++;
 }
 
-/* What a device did, or not, for want of what only a GPU has: the CPU goes on. */
-static void take_note(struct lane *lane, const struct lane_sequence *q, int32_t res)
+/* What a GPU did not do, for want of memory: this place is lost, and there are no more for a while. */
+static void take_note(struct lane *lane, struct lane_sequence *q, int32_t res)
 {
-	if (q->device != lane->device && (res == -ENOMEM || res == -EOPNOTSUPP))
-		lane->predictor_full_ns = lane->now_ns + PREDICTOR_FULL_NS;
+	if (q->device == lane->device || (res != -ENOMEM && res != -EOPNOTSUPP))
+		return;
+	q->no_memory = 1;
+	lane->predictor_full_ns = lane->now_ns + PREDICTOR_FULL_NS;
+	lane->predictor_full_blocks = q->count ? q->count : UINT32_MAX;
 }
 
 void sequences_begin(struct lane *lane, struct lane_sequence *q, uint32_t id)

@@ -18,6 +18,7 @@ void sequences_stop(struct lane *lane);
 void sequences_run(struct lane *lane);
 uint32_t sequences_blocks_max(const struct lane *lane, const struct namespace *ns);
 int sequences_reachable(struct lane *lane, uint32_t block); /* is all of its prefix here? */
+int sequences_gpu(const struct lane *lane); /* is there a place on the GPU, or will there be? */
 /* The blocks before this one, first to last, in lane->path.  Their number; -ENODATA: one of them is gone; -E2BIG: too
  * many. */
 int sequences_path(struct lane *lane, uint32_t block);
