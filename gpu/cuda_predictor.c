@@ -32,10 +32,8 @@ static bool ids_good(const struct device_task *t)
 {
 	const struct model_profile *p = t->sequence->profile->model;
 
-	for (uint32_t i = 0; p->ids && t->tokens && i < t->region->geom->block_tokens; i++)
-		if (t->tokens[i] < 0 || (uint32_t)t->tokens[i] >= p->section->vocab)
-			return false;
-	return !p->ids || t->tokens;
+	return !p->ids ||
+	       (t->tokens && model_ids_good(p, t->tokens, t->region->geom->block_tokens));
 }
 
 static bool by_model(const struct device_task *t)

@@ -168,6 +168,14 @@ static int profile_build(struct model_profile *p, const struct codec_geometry *g
 	return 0;
 }
 
+bool model_ids_good(const struct model_profile *p, const int32_t *ids, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		if (ids[i] < 0 || (uint32_t)ids[i] >= p->section->vocab)
+			return false;
+	return true;
+}
+
 int model_profile_parse(const struct codec_geometry *g, const uint8_t *section, size_t bytes,
 			struct model_profile **ret)
 {

@@ -52,6 +52,9 @@ struct model_profile {
 		segments; /* owned: K of layer 0, V of layer 0, K of layer 1, ... in the geometry */
 };
 
+/* Ids of the model's vocabulary, all of them. */
+bool model_ids_good(const struct model_profile *p, const int32_t *ids, uint32_t count);
+
 /* No section of this geometry is longer. */
 size_t model_section_bytes_max(const struct codec_geometry *g);
 

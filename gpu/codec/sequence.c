@@ -139,10 +139,7 @@ static int ids_take(struct codec_sequence *s, const int32_t *tokens)
 	if (!tokens)
 		return -EINVAL;
 	memcpy(s->ids, tokens, s->g->block_tokens * sizeof(s->ids[0]));
-	for (uint32_t t = 0; t < s->g->block_tokens; t++)
-		if (s->ids[t] < 0 || (uint32_t)s->ids[t] >= s->p->section->vocab)
-			return -EINVAL;
-	return 0;
+	return model_ids_good(s->p, s->ids, s->g->block_tokens) ? 0 : -EINVAL;
 }
 
 int sequence_append_raw(struct codec_sequence *s, const uint8_t *raw, const int32_t *tokens)
