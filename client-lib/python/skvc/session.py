@@ -312,6 +312,11 @@ class Session:
     path             its socket; None: $SKVC_SOCKET, or /run/skvcd/skvcd.sock
     scheduler        the role that looks up and leases but has no memory
     name             shown by `skvcctl stats`
+    connect_timeout  seconds; 0: 5
+    timeout          seconds that a call without a timeout of its own waits for a daemon that is
+                     stopped, or hangs; 0: 60; math.inf: as long as it takes.  Then SkvcError:
+                     ETIME, it goes on, call again; or ETIMEDOUT, the connection is given up: free
+                     no exported memory until reconnect() or unregister() has succeeded
     spin             seconds that a wait polls before it sleeps; None: the library's default
     log              called with each line of diagnostics; must not call the session
     """
@@ -319,7 +324,7 @@ class Session:
     def __init__(self, path: Union[str, "os.PathLike[str]", None] = None, *,
                  scheduler: bool = False, name: str = "skvc-python", sq_entries: int = 0,
                  args_bytes: int = 0, connect_timeout: float = 0, spin: Optional[float] = None,
-                 log: Optional[Callable[[str], None]] = None):
+                 log: Optional[Callable[[str], None]] = None, timeout: float = 0):
         handle = _Handle()
         lines: List[str] = []  # what skvc_open() says: there is no session yet that could be asked
 
@@ -336,7 +341,7 @@ class Session:
             role=int(scheduler), sq_entries=check_range("sq_entries", sq_entries, 0, _U32_MAX),
             args_bytes=check_range("args_bytes", args_bytes, 0, _U64_MAX),
             connect_timeout_ns=_ns(connect_timeout), spin_ns=0 if spin is None else _ns(spin),
-            name=name.encode(), log=handle.log)
+            name=name.encode(), log=handle.log, timeout_ns=_ns(timeout))
         r = handle.lib.skvc_open(None if path is None else os.fsencode(path), byref(options),
                                  byref(handle.pointer))
         if r < 0:
