@@ -12,7 +12,8 @@
  *  - Threads: a session and all that belongs to it may be used by any thread, one at a time.  Different
  *    sessions are independent.  The library starts no thread, installs no signal handler, and never
  *    writes to stdout or stderr, nor aborts its host.
- *  - fork(): a session does not survive it in the child; every call there returns -EOWNERDEAD.
+ *  - fork(): a session does not survive it in the child; every call there returns -EOWNERDEAD, and skvc_close()
+ *    frees the child's copy: not to be called when another thread was inside the session at the fork.
  *  - The cache is best effort in one direction only: a store may be refused, a lookup may miss; a load
  *    that reports success delivered exactly the bytes that were stored.
  *  - When the daemon is gone, pending jobs complete with -EPIPE within 100 ms and every later call
