@@ -27,7 +27,8 @@
 #define CLIENT_ARGS_UNIT_BYTES 64u	  /* results of two jobs never share a cache line */
 #define CLIENT_ALIVE_CHECK_NS 10000000ull /* look at the socket this often while nothing comes */
 #define CLIENT_SLEEP_NS_MAX 50000000ull	  /* and wake up this often to look at daemon_state */
-#define CLIENT_CONTROL_TIMEOUT_NS (60ull * 1000000000ull) /* touching a large arena takes long */
+#define CLIENT_TIMEOUT_NS (60ull * 1000000000ull) /* skvc_options.timeout_ns, when not given */
+#define CLIENT_ARENA_NS_PER_GIB 1000000000ull	  /* beside that: touching its pages takes long */
 #define CLIENT_CLOSE_TIMEOUT_NS (5ull * 1000000000ull)
 #define CLIENT_NAMESPACES_MAX 256u
 #define CLIENT_REGIONS_MAX 4096u
@@ -71,12 +72,14 @@ struct client_job {
 	uint8_t state;	     /* enum client_job_state */
 	uint8_t op;	     /* enum skvc_abi_op */
 	uint8_t internal;    /* of a synchronous call: never shown to the caller */
+	uint8_t orphan;	     /* internal, and nobody waits any more: freed when its DONE comes */
 	uint8_t untaken;     /* CLIENT_EVENT_* */
 	uint8_t source_free_seen;
 	uint32_t next, prev; /* in the free, ready or progress list */
 	uint32_t count;	     /* blocks */
 	uint32_t region;     /* the caller's handle, 0: none; so are the events */
 	uint32_t ready_event, done_event;
+	uint64_t abort_job;	       /* the latest one that is to cancel this, 0: none */
 	uint32_t segments_count;       /* bound of the progress word */
 	uint32_t args_off, args_bytes; /* extent of the argument area; 0 bytes: none */
 	uint32_t result_rel;	       /* bitmap words, then the progress word */
@@ -101,6 +104,8 @@ struct client_namespace {
 	struct ctl_ns_open *packet;	 /* owned */
 	struct skvc_arena *simple_arena; /* of skvc_put and skvc_get; NULL until the first one */
 	uint32_t simple_region;
+	uint64_t
+		simple_job; /* the last one in simple_arena; it may be at work there until it is over */
 };
 
 struct skvc_arena {
@@ -153,6 +158,7 @@ struct skvc_session {
 	uint32_t sq_entries;
 	uint64_t args_bytes;
 	uint64_t connect_timeout_ns;
+	uint64_t timeout_ns; /* UINT64_MAX: none */
 	uint64_t spin_ns;
 	void (*log)(void *user, const char *line);
 	void *log_user;
@@ -161,7 +167,8 @@ struct skvc_session {
 	struct client_link link;
 	struct ring sq, cq;
 	bool gone;
-	bool armed; /* cq_tail.wait may be set by us */
+	bool silent; /* gone because it did not answer: it may be alive */
+	bool armed;  /* cq_tail.wait may be set by us */
 	uint64_t alive_checked_ns;
 	bool heard; /* completions came since then: the daemon lives */
 
@@ -187,6 +194,9 @@ struct skvc_session {
 int client_enter(struct skvc_session *s);
 bool client_is_owner(const struct skvc_session *s);
 uint64_t client_now_ns(void);
+/* So many nanoseconds from now, and what is left of them; UINT64_MAX stays what it is. */
+uint64_t client_deadline_ns(uint64_t timeout_ns);
+uint64_t client_left_ns(uint64_t deadline_ns);
 /* Say what was wrong, for skvc_last_error(). */
 void client_say(struct skvc_session *s, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
@@ -199,6 +209,11 @@ void client_log(const struct skvc_session *s, const char *format, ...)
 void client_link_clear(struct client_link *link); /* a link that holds nothing */
 int client_link_open(struct skvc_session *s, struct client_link *ret_link);
 void client_link_close(struct client_link *link, bool owner);
+/*
+ * Wait until nothing of the daemon touches what was registered over this link, which is not used any more.
+ * 0 or -ETIMEDOUT.
+ */
+int client_link_let_go(const struct client_link *link, uint64_t timeout_ns);
 
 union client_answer {
 	struct ctl_header h;
@@ -212,8 +227,8 @@ union client_answer {
 
 /*
  * One request, one answer.  `packet` starts with a struct ctl_header, which is filled in here; fd is
- * borrowed, or -1.  ret_fds takes exactly fds_count descriptors.  0; the daemon's own error; -ETIMEDOUT,
- * -EPROTO, -EPIPE: the link is of no use any more.
+ * borrowed, or -1.  ret_fds takes exactly fds_count descriptors.  timeout_ns 0: the session's.  0; the
+ * daemon's own error; -ETIMEDOUT, -EPROTO, -EPIPE: the link is of no use any more.
  */
 struct client_request {
 	uint16_t type;
@@ -229,7 +244,7 @@ struct client_request {
 int client_link_request(struct skvc_session *s, struct client_link *link,
 			const struct client_request *request, union client_answer *ret_answer,
 			bool *ret_link_broken);
-/* The same on the session's own link; when that breaks the session is gone and -EPIPE is returned. */
+/* The same on the session's own link; when that breaks the session is gone: -ETIMEDOUT or else -EPIPE. */
 int client_control(struct skvc_session *s, struct client_request *request,
 		   union client_answer *ret_answer);
 /* On the session's own link, as client_control(); else on one that is not in use yet. */
@@ -276,12 +291,16 @@ typedef bool (*client_condition)(struct skvc_session *s, void *user);
 unsigned client_reap(struct skvc_session *s); /* completions taken off the ring */
 /* The connection is of no use: complete every LIVE job with -EPIPE.  Idempotent. */
 void client_fail(struct skvc_session *s, const char *why);
+/* The same, because the daemon did not answer in time. */
+void client_give_up(struct skvc_session *s, const char *why);
 void client_check_alive(struct skvc_session *s, uint64_t now_ns);
 /* Reap until condition() holds; it must hold once the session is gone.  0 or -ETIME. */
 int client_wait(struct skvc_session *s, client_condition condition, void *user,
 		uint64_t timeout_ns);
-/* Wait for one internal job and free it. */
-int client_finish(struct skvc_session *s, uint64_t handle, struct skvc_completion *ret);
+/* Wait for one internal job and free it.  0; -ETIME: it goes on, and is freed when it is done. */
+int client_finish(struct skvc_session *s, uint64_t handle, uint64_t timeout_ns,
+		  struct skvc_completion *ret);
+bool client_job_is_over(struct skvc_session *s, void *user); /* a condition; user: its handle */
 
 /* memory.c */
 struct client_namespace *client_namespace_find(struct skvc_session *s, uint32_t ns);

@@ -147,7 +147,6 @@ static int memory_send(struct skvc_session *s, struct client_link *link,
 		.packet = &memory->packet,
 		.packet_bytes = sizeof(memory->packet),
 		.fd = memory->fd,
-		.timeout_ns = CLIENT_CONTROL_TIMEOUT_NS,
 	};
 	union client_answer answer;
 	int r = client_request_on(s, link, &request, &answer);
@@ -168,7 +167,6 @@ static int layout_send(struct skvc_session *s, struct client_link *link,
 		.packet = m,
 		.packet_bytes = region->packet_bytes,
 		.fd = -1,
-		.timeout_ns = CLIENT_CONTROL_TIMEOUT_NS,
 	};
 	union client_answer answer;
 	int r;
@@ -197,14 +195,13 @@ static void memory_free(struct skvc_session *s, struct client_link *link,
 		.packet = &packet,
 		.packet_bytes = sizeof(packet),
 		.fd = -1,
-		.timeout_ns = CLIENT_CONTROL_TIMEOUT_NS,
 	};
 	union client_answer answer;
 	int r;
 
 	memory->handle = 0;
 	r = client_request_on(s, link, &request, &answer);
-	if (r < 0 && r != -EPIPE)
+	if (r < 0 && r != -EPIPE && r != -ETIMEDOUT)
 		client_log(s, "skvc: the daemon would not free a handle: %s", s->error);
 }
 

@@ -37,19 +37,6 @@ static void close_fd(int *fd)
 	*fd = -1;
 }
 
-/* owner: false in a forked child, where the segment is not mapped and its address may be another's. */
-void client_link_close(struct client_link *link, bool owner)
-{
-	if (owner)
-		segment_unmap(link->segment, link->layout.segment_bytes);
-	close_fd(&link->sock);
-	close_fd(&link->sq_fd);
-	close_fd(&link->cq_fd);
-	client_link_clear(link);
-}
-
-/* ---- requests ---- */
-
 static int wait_for(int sock, short events, uint64_t deadline_ns)
 {
 	struct pollfd fd = { .fd = sock, .events = events };
@@ -71,6 +58,32 @@ static int wait_for(int sock, short events, uint64_t deadline_ns)
 			return -errno;
 	}
 }
+
+/*
+ * The daemon closes its end of what wakes us when it has drained the session and closed what we exported; when it
+ * dies, the kernel does.  An older daemon's eventfd tells nothing: then that is not waited for.
+ */
+int client_link_let_go(const struct client_link *link, uint64_t timeout_ns)
+{
+	struct stat st;
+
+	if (link->cq_fd < 0 || fstat(link->cq_fd, &st) < 0 || !S_ISSOCK(st.st_mode))
+		return 0;
+	return wait_for(link->cq_fd, 0, client_deadline_ns(timeout_ns));
+}
+
+/* owner: false in a forked child, where the segment is not mapped and its address may be another's. */
+void client_link_close(struct client_link *link, bool owner)
+{
+	if (owner)
+		segment_unmap(link->segment, link->layout.segment_bytes);
+	close_fd(&link->sock);
+	close_fd(&link->sq_fd);
+	close_fd(&link->cq_fd);
+	client_link_clear(link);
+}
+
+/* ---- requests ---- */
 
 static int send_packet(const struct client_link *link, const struct client_request *request,
 		       uint64_t deadline_ns)
@@ -134,7 +147,8 @@ int client_link_request(struct skvc_session *s, struct client_link *link,
 			const struct client_request *request, union client_answer *ret_answer,
 			bool *ret_link_broken)
 {
-	uint64_t deadline_ns = client_now_ns() + request->timeout_ns;
+	uint64_t deadline_ns = client_deadline_ns(request->timeout_ns ? request->timeout_ns
+								      : s->timeout_ns);
 	int r;
 
 	/* 0 is the sequence number of what the daemon says unasked. */
@@ -165,15 +179,18 @@ int client_control(struct skvc_session *s, struct client_request *request,
 
 	if (s->gone)
 		return client_error(s, -EPIPE, "the daemon is gone");
-	if (!request->timeout_ns)
-		request->timeout_ns = CLIENT_CONTROL_TIMEOUT_NS;
 	r = client_link_request(s, &s->link, request, ret_answer, &broken);
-	if (broken) {
-		/* The next answer could be this request's: the connection is of no use any more. */
+	if (!broken)
+		return r;
+	/* The next answer could be this request's: the connection is of no use any more. */
+	if (r != -ETIMEDOUT) {
 		client_fail(s, s->error);
 		return -EPIPE;
 	}
-	return r;
+	client_give_up(s, s->error);
+	return client_error(s, r,
+			    "%s: the connection is given up; skvc_reconnect() when it runs again",
+			    s->error);
 }
 
 int client_request_on(struct skvc_session *s, struct client_link *link,
@@ -333,7 +350,7 @@ int client_link_open(struct skvc_session *s, struct client_link *ret_link)
 	if (r < 0)
 		return r;
 	now_ns = client_now_ns();
-	r = handshake(s, &link, now_ns < deadline_ns ? deadline_ns - now_ns : 0);
+	r = handshake(s, &link, now_ns < deadline_ns ? deadline_ns - now_ns : 1);
 	if (r < 0) {
 		client_link_close(&link, true);
 		return r;

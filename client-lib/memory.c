@@ -78,7 +78,6 @@ static struct client_request ns_request(struct ctl_ns_open *packet)
 		.packet = packet,
 		.packet_bytes = packet->h.bytes,
 		.fd = -1,
-		.timeout_ns = CLIENT_CONTROL_TIMEOUT_NS,
 	};
 }
 
@@ -115,7 +114,6 @@ static struct client_request prefill_request(struct ctl_ns_prefill *packet)
 		.packet = packet,
 		.packet_bytes = sizeof(*packet),
 		.fd = -1,
-		.timeout_ns = CLIENT_CONTROL_TIMEOUT_NS,
 	};
 }
 
@@ -193,6 +191,14 @@ int skvc_namespace_open(struct skvc_session *session, const struct skvc_geometry
 
 /* ---- arenas ---- */
 
+/* Longer than other requests: the daemon touches and locks all of it before it answers. */
+static uint64_t arena_timeout_ns(const struct skvc_session *s, uint64_t bytes)
+{
+	uint64_t more_ns = (bytes >> 30) * CLIENT_ARENA_NS_PER_GIB;
+
+	return more_ns > UINT64_MAX - s->timeout_ns ? UINT64_MAX : s->timeout_ns + more_ns;
+}
+
 static int arena_request(struct skvc_session *s, struct client_link *link, uint64_t bytes,
 			 uint32_t *ret_handle, void **ret_ptr)
 {
@@ -204,7 +210,7 @@ static int arena_request(struct skvc_session *s, struct client_link *link, uint6
 		.packet = &packet,
 		.packet_bytes = sizeof(packet),
 		.fd = -1,
-		.timeout_ns = CLIENT_CONTROL_TIMEOUT_NS,
+		.timeout_ns = arena_timeout_ns(s, bytes),
 		.ret_fds = &fd,
 		.fds_count = 1,
 	};
@@ -229,7 +235,8 @@ static int arena_request(struct skvc_session *s, struct client_link *link, uint6
 		     : 0;
 }
 
-static void send_free(struct skvc_session *s, uint16_t type, uint32_t handle)
+/* 0: the daemon has let go of it, or is gone; -ETIMEDOUT: neither is known. */
+static int send_free(struct skvc_session *s, uint16_t type, uint32_t handle)
 {
 	struct ctl_free packet = { .handle = handle };
 	struct client_request request = {
@@ -242,11 +249,18 @@ static void send_free(struct skvc_session *s, uint16_t type, uint32_t handle)
 	union client_answer answer;
 	int r;
 
-	if (s->gone)
-		return;
-	r = client_control(s, &request, &answer);
-	if (r < 0 && r != -EPIPE)
-		client_log(s, "skvc: the daemon would not free a handle: %s", s->error);
+	if (!s->gone) {
+		r = client_control(s, &request, &answer);
+		if (r == -ETIMEDOUT)
+			return r;
+		if (r < 0 && r != -EPIPE)
+			client_log(s, "skvc: the daemon would not free a handle: %s", s->error);
+	}
+	if (s->gone && client_link_let_go(&s->link, s->timeout_ns) < 0)
+		return client_error(
+			s, -ETIMEDOUT,
+			"the connection is given up, and the daemon has not let go of it yet");
+	return 0;
 }
 
 int skvc_arena_new(struct skvc_session *session, uint64_t bytes, struct skvc_arena **ret_arena)
@@ -270,7 +284,7 @@ int skvc_arena_new(struct skvc_session *session, uint64_t bytes, struct skvc_are
 	r = arena_request(session, &session->link, rounded, &arena->handle, &arena->ptr);
 	if (r < 0) {
 		if (arena->handle)
-			send_free(session, CTL_ARENA_FREE, arena->handle);
+			(void)send_free(session, CTL_ARENA_FREE, arena->handle);
 		free(arena);
 		return r;
 	}
@@ -294,6 +308,18 @@ static uint32_t region_handle(const struct skvc_session *s, const struct client_
 	return region->generation << 16 | ((uint32_t)(region - s->regions) + 1);
 }
 
+/*
+ * Of an arena that is freed whatever the daemon does: it writes to a file, and when our mapping of that is gone,
+ * to nothing of ours.
+ */
+static void arena_region_free(struct skvc_session *s, struct client_region *region)
+{
+	if (!s->gone && skvc_unregister(s, region_handle(s, region)) < 0)
+		client_give_up(s, "jobs in an arena that is freed do not end in time");
+	if (region->used)
+		client_region_clear(region);
+}
+
 struct skvc_arena *skvc_arena_free(struct skvc_arena *arena)
 {
 	struct skvc_session *s;
@@ -303,11 +329,12 @@ struct skvc_arena *skvc_arena_free(struct skvc_arena *arena)
 	s = arena->session;
 	for (uint32_t i = 0; i < s->regions_count; i++)
 		if (s->regions[i].used && s->regions[i].arena == arena)
-			(void)skvc_unregister(s, region_handle(s, &s->regions[i]));
+			arena_region_free(s, &s->regions[i]);
 	for (uint32_t i = 0; i < s->namespaces_count; i++)
 		if (s->namespaces[i].simple_arena == arena)
 			s->namespaces[i].simple_arena = NULL;
-	send_free(s, CTL_ARENA_FREE, arena->handle);
+	if (!s->gone)
+		(void)send_free(s, CTL_ARENA_FREE, arena->handle);
 	arena_unlink(arena);
 	segment_unmap(arena->ptr, arena->bytes);
 	free(arena);
@@ -381,7 +408,6 @@ static int region_send(struct skvc_session *s, struct client_link *link,
 		.packet = region->packet,
 		.packet_bytes = region->packet_bytes,
 		.fd = -1,
-		.timeout_ns = CLIENT_CONTROL_TIMEOUT_NS,
 	};
 	union client_answer answer;
 	int r;
@@ -487,10 +513,15 @@ int skvc_unregister(struct skvc_session *session, uint32_t region)
 	entry = client_region_find(session, region);
 	if (!entry)
 		return client_error(session, -ESTALE, "no region 0x%x", region);
-	(void)client_wait(session, region_is_idle, &jobs, UINT64_MAX);
-	send_free(session, CTL_REGION_FREE, entry->handle);
-	client_region_clear(entry);
-	return 0;
+	r = client_wait(session, region_is_idle, &jobs, session->timeout_ns);
+	if (r < 0)
+		return client_error(session, r,
+				    "jobs still use region 0x%x; it stays registered, call again",
+				    region);
+	r = send_free(session, CTL_REGION_FREE, entry->handle);
+	if (!r)
+		client_region_clear(entry);
+	return r;
 }
 
 /* ---- a new connection ---- */

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -30,6 +31,26 @@ uint64_t client_now_ns(void)
 
 	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+uint64_t client_deadline_ns(uint64_t timeout_ns)
+{
+	uint64_t now_ns;
+
+	if (timeout_ns == UINT64_MAX)
+		return UINT64_MAX;
+	now_ns = client_now_ns();
+	return timeout_ns > UINT64_MAX - now_ns ? UINT64_MAX : now_ns + timeout_ns;
+}
+
+uint64_t client_left_ns(uint64_t deadline_ns)
+{
+	uint64_t now_ns;
+
+	if (deadline_ns == UINT64_MAX)
+		return UINT64_MAX;
+	now_ns = client_now_ns();
+	return now_ns < deadline_ns ? deadline_ns - now_ns : 0;
 }
 
 /* ---- diagnostics ---- */
@@ -149,6 +170,7 @@ static int take_options(struct skvc_session *s, const char *path, const struct s
 	s->connect_timeout_ns = o->connect_timeout_ns ? o->connect_timeout_ns : 5000000000ull;
 	if (s->connect_timeout_ns > INT64_MAX)
 		s->connect_timeout_ns = INT64_MAX;
+	s->timeout_ns = o->timeout_ns ? o->timeout_ns : CLIENT_TIMEOUT_NS;
 	s->spin_ns = o->spin_ns;
 	if (!s->spin_ns)
 		s->spin_ns = one_cpu() ? 0
@@ -176,6 +198,7 @@ static void use_link(struct skvc_session *s, const struct client_link *link)
 		  &h->cq_tail);
 	client_args_reset(&s->args, (uint32_t)layout->args_bytes);
 	s->gone = false;
+	s->silent = false;
 	s->armed = false;
 	s->alive_checked_ns = client_now_ns();
 }
@@ -187,7 +210,7 @@ static int watch_link(struct skvc_session *s, const struct client_link *link)
 
 	if (epoll_ctl(s->event_fd, EPOLL_CTL_ADD, link->cq_fd, &on_cq) < 0 ||
 	    epoll_ctl(s->event_fd, EPOLL_CTL_ADD, link->sock, &on_sock) < 0)
-		return client_error(s, -errno, "epoll: %s", strerror(errno));
+		return -errno;
 	return 0;
 }
 
@@ -238,7 +261,8 @@ static int session_init(struct skvc_session *s, const char *path,
 	if (r < 0)
 		return r;
 	use_link(s, &link);
-	return watch_link(s, &link);
+	r = watch_link(s, &link);
+	return r < 0 ? client_error(s, r, "epoll: %s", strerror(-r)) : 0;
 }
 
 int skvc_open(const char *path, const struct skvc_options *options,
@@ -269,7 +293,7 @@ int skvc_open(const char *path, const struct skvc_options *options,
 	return 0;
 }
 
-static void say_bye(struct skvc_session *s)
+static void say_bye(struct skvc_session *s, uint64_t timeout_ns)
 {
 	struct ctl_header bye;
 	struct client_request request = {
@@ -278,7 +302,7 @@ static void say_bye(struct skvc_session *s)
 		.packet = &bye,
 		.packet_bytes = sizeof(bye),
 		.fd = -1,
-		.timeout_ns = CLIENT_CLOSE_TIMEOUT_NS,
+		.timeout_ns = timeout_ns,
 	};
 	union client_answer answer;
 
@@ -286,20 +310,44 @@ static void say_bye(struct skvc_session *s)
 	(void)client_control(s, &request, &answer);
 }
 
+/* Nothing of the daemon may touch our host's memory after this, unless it does not answer. */
+static void take_leave(struct skvc_session *s)
+{
+	uint64_t timeout_ns = s->timeout_ns < CLIENT_CLOSE_TIMEOUT_NS ? s->timeout_ns
+								      : CLIENT_CLOSE_TIMEOUT_NS;
+	uint64_t deadline_ns = client_deadline_ns(timeout_ns);
+
+	if (!s->gone)
+		say_bye(s, timeout_ns);
+	if (s->gone && client_link_let_go(&s->link, client_left_ns(deadline_ns)) < 0)
+		client_log(s, "skvc: close: the daemon does not answer, and may still write to GPU "
+			      "memory that was registered");
+}
+
 struct skvc_session *skvc_close(struct skvc_session *session)
 {
 	if (!session)
 		return NULL;
-	if (client_is_owner(session) && !session->gone)
-		say_bye(session);
+	if (client_is_owner(session))
+		take_leave(session);
 	session_free(session);
 	return NULL;
+}
+
+/*
+ * It stays the session's, unused: what was registered over it the daemon lets go of in its own time, and
+ * skvc_unregister() and the next attempt wait for that.
+ */
+static void new_link_failed(struct skvc_session *s)
+{
+	s->gone = true;
+	(void)shutdown(s->link.sock, SHUT_RDWR);
 }
 
 int skvc_reconnect(struct skvc_session *session)
 {
 	struct client_link link;
-	int r;
+	int r, watched;
 
 	r = client_enter(session);
 	if (r < 0)
@@ -311,18 +359,20 @@ int skvc_reconnect(struct skvc_session *session)
 	}
 	if (!session->gone)
 		return client_error(session, -EISCONN, "the session is connected");
+	if (client_link_let_go(&session->link, session->connect_timeout_ns) < 0)
+		return client_error(session, -ETIMEDOUT,
+				    "the daemon still has the memory of the old connection");
 	r = client_link_open(session, &link);
 	if (r < 0)
 		return r;
 	r = client_memory_reopen(session, &link);
-	if (!r)
-		r = watch_link(session, &link);
-	if (r < 0) {
-		client_link_close(&link, true);
-		return r;
-	}
 	unwatch_link(session, &session->link);
 	client_link_close(&session->link, true);
 	use_link(session, &link);
-	return 0;
+	watched = watch_link(session, &link);
+	if (!r && watched < 0)
+		r = client_error(session, watched, "epoll: %s", strerror(-watched));
+	if (r < 0)
+		new_link_failed(session);
+	return r;
 }

@@ -2,15 +2,18 @@
 /*
  * simple.c - skvc_put and skvc_get: one block, any memory, synchronous.  Built on the asynchronous calls
  * and on an arena of one block per namespace, made by the first call that needs it.
+ *
+ * A call whose time is over leaves its job to the daemon, which may be at work in that arena still: the next call
+ * waits for it first.  The lease of a lookup that is answered too late runs out by itself.
  */
 #include <errno.h>
 #include <string.h>
 
 #include "client-lib/client.h"
 
-/* The namespace's one-block arena, packed form. */
-static int simple_region(struct skvc_session *s, uint32_t ns, size_t bytes,
-			 struct skvc_arena **ret_arena, uint32_t *ret_region)
+/* The namespace, with a one-block arena, packed form, in which nobody is at work. */
+static int simple_begin(struct skvc_session *s, uint32_t ns, size_t bytes, uint64_t deadline_ns,
+			struct client_namespace **ret_namespace)
 {
 	struct client_namespace *namespace = client_namespace_find(s, ns);
 	struct skvc_arena *arena;
@@ -34,8 +37,12 @@ static int simple_region(struct skvc_session *s, uint32_t ns, size_t bytes,
 		namespace->simple_arena = arena;
 		namespace->simple_region = region;
 	}
-	*ret_arena = namespace->simple_arena;
-	*ret_region = namespace->simple_region;
+	if (client_wait(s, client_job_is_over, &namespace->simple_job,
+			client_left_ns(deadline_ns)) < 0)
+		return client_error(
+			s, -ETIME,
+			"the daemon is still at an earlier put or get of this namespace");
+	*ret_namespace = namespace;
 	return 0;
 }
 
@@ -49,9 +56,9 @@ int skvc_put(struct skvc_session *session, uint32_t ns, const struct skvc_key *k
 {
 	const uint32_t block = 0;
 	struct skvc_store store = { .ns = ns, .count = 1, .keys = key, .blocks = &block };
+	struct client_namespace *namespace;
 	struct skvc_completion done;
-	struct skvc_arena *arena;
-	uint64_t job;
+	uint64_t deadline_ns;
 	int r;
 
 	r = client_enter(session);
@@ -59,14 +66,16 @@ int skvc_put(struct skvc_session *session, uint32_t ns, const struct skvc_key *k
 		return r;
 	if (!key || !data)
 		return client_error(session, -EINVAL, "key or data is NULL");
-	r = simple_region(session, ns, bytes, &arena, &store.region);
+	deadline_ns = client_deadline_ns(session->timeout_ns);
+	r = simple_begin(session, ns, bytes, deadline_ns, &namespace);
 	if (r < 0)
 		return r;
-	memcpy(arena->ptr, data, bytes);
-	r = client_submit_store(session, &store, true, &job);
+	memcpy(namespace->simple_arena->ptr, data, bytes);
+	store.region = namespace->simple_region;
+	r = client_submit_store(session, &store, true, &namespace->simple_job);
 	if (r < 0)
 		return r;
-	r = client_finish(session, job, &done);
+	r = client_finish(session, namespace->simple_job, client_left_ns(deadline_ns), &done);
 	if (r < 0)
 		return r;
 	if (done.res < 0)
@@ -77,20 +86,20 @@ int skvc_put(struct skvc_session *session, uint32_t ns, const struct skvc_key *k
 	return done.count ? 0 : refused(session, &done, -EAGAIN);
 }
 
-static int load_one(struct skvc_session *s, uint64_t lease, uint32_t region)
+static int load_one(struct skvc_session *s, struct client_namespace *namespace, uint64_t lease,
+		    uint64_t deadline_ns)
 {
 	const uint32_t block = 0;
 	const struct skvc_load load = {
-		.lease = lease, .region = region, .count = 1, .blocks = &block
+		.lease = lease, .region = namespace->simple_region, .count = 1, .blocks = &block
 	};
 	struct skvc_completion done;
-	uint64_t job;
 	int r;
 
-	r = client_submit_load(s, &load, true, &job);
+	r = client_submit_load(s, &load, true, &namespace->simple_job);
 	if (r < 0)
 		return r;
-	r = client_finish(s, job, &done);
+	r = client_finish(s, namespace->simple_job, client_left_ns(deadline_ns), &done);
 	if (r < 0)
 		return r;
 	/* Lost, corrupt or evicted meanwhile: to this caller all of that is a miss. */
@@ -103,10 +112,9 @@ int skvc_get(struct skvc_session *session, uint32_t ns, const struct skvc_key *k
 	     size_t bytes)
 {
 	const struct skvc_lookup lookup = { .ns = ns, .count = 1, .keys = key };
+	struct client_namespace *namespace;
 	struct skvc_completion done, released;
-	struct skvc_arena *arena;
-	uint32_t region;
-	uint64_t job;
+	uint64_t deadline_ns, job;
 	int r;
 
 	r = client_enter(session);
@@ -114,24 +122,25 @@ int skvc_get(struct skvc_session *session, uint32_t ns, const struct skvc_key *k
 		return r;
 	if (!key || !data)
 		return client_error(session, -EINVAL, "key or data is NULL");
-	r = simple_region(session, ns, bytes, &arena, &region);
+	deadline_ns = client_deadline_ns(session->timeout_ns);
+	r = simple_begin(session, ns, bytes, deadline_ns, &namespace);
 	if (r < 0)
 		return r;
 	r = client_submit_lookup(session, &lookup, true, &job);
 	if (r < 0)
 		return r;
-	r = client_finish(session, job, &done);
+	r = client_finish(session, job, client_left_ns(deadline_ns), &done);
 	if (r < 0)
 		return r;
 	if (done.res < 0)
 		return refused(session, &done, done.res);
 	if (!done.count)
 		return refused(session, &done, -ENOENT);
-	r = load_one(session, done.lease, region);
+	r = load_one(session, namespace, done.lease, deadline_ns);
 	if (!r)
-		memcpy(data, arena->ptr, bytes);
+		memcpy(data, namespace->simple_arena->ptr, bytes);
 	/* A lease that cannot be given back runs out by itself. */
 	if (!client_submit_release(session, done.lease, true, &job))
-		(void)client_finish(session, job, &released);
+		(void)client_finish(session, job, client_left_ns(deadline_ns), &released);
 	return r;
 }

@@ -12,14 +12,20 @@
  *  - Threads: a session and all that belongs to it may be used by any thread, one at a time.  Different
  *    sessions are independent.  The library starts no thread, installs no signal handler, and never
  *    writes to stdout or stderr, nor aborts its host.
- *  - fork(): a session does not survive it in the child; every call there returns -EOWNERDEAD.
+ *  - fork(): a session does not survive it in the child; every call there returns -EOWNERDEAD, and skvc_close()
+ *    frees the child's copy: not to be called when another thread was inside the session at the fork.
  *  - The cache is best effort in one direction only: a store may be refused, a lookup may miss; a load
  *    that reports success delivered exactly the bytes that were stored.
  *  - When the daemon is gone, pending jobs complete with -EPIPE within 100 ms and every later call
  *    returns -EPIPE until skvc_reconnect() succeeds.  An engine treats that as a miss and goes on.
- *  - A daemon that is stopped, or hangs, is not gone.  When a blocking call on the control socket had no answer for
- *    60 s the connection is given up, and jobs end with -EPIPE, too: then the daemon may still write to pages of loads
- *    that were pending, when it goes on.  Until its process has ended, do not use these pages, of the GPU above all.
+ *  - A daemon that is stopped, or hangs, is not gone.  Calls that wait inside wait as long as skvc_options.timeout_ns:
+ *     -ETIME: it was not done in time, and goes on; nothing else is different, and the call may be repeated.
+ *     -ETIMEDOUT: the daemon did not answer a request in time.  The connection is given up, as if it were gone: pending
+ *    jobs end with -EPIPE, reason "no-answer", and every later call returns -EPIPE.  But when the daemon goes on it may
+ *    still write to the pages of loads that were pending, and has GPU memory open that was registered.  That is over
+ *    when skvc_reconnect() or skvc_unregister() has returned 0: both wait until the daemon has let go of the old
+ *    connection, or has died, and return -ETIMEDOUT when it has not.  Until then use none of these pages, and free no
+ *    GPU memory; an arena may be freed at any time, as what the daemon writes to is no memory of this process then.
  *
  * The closed list of completion errors (skvc_completion.res):
  *  0, -ENOENT (miss), -ENODATA (stored bytes were lost or corrupt: a miss), -EAGAIN (no room now),
@@ -116,6 +122,13 @@ struct skvc_options {		     /* zero-initialise; all fields are optional */
 	const char *name;			   /* shown in `skvcctl stats`; <= 63 bytes */
 	void (*log)(void *user, const char *line); /* diagnostics; NULL: none */
 	void *log_user;
+	/*
+	 * How long a call that waits inside may wait for the daemon; 0: 60 s; SKVC_WAIT_FOREVER: as long as it takes.
+	 * These are skvc_namespace_*, skvc_arena_*, skvc_register_*, skvc_unregister, skvc_abort, skvc_put, skvc_get,
+	 * and each request of skvc_reconnect().  skvc_arena_new() waits 1 s per GiB longer.  An engine that would
+	 * rather go on without its cache takes some seconds.
+	 */
+	uint64_t timeout_ns;
 };
 
 /*
@@ -128,14 +141,16 @@ struct skvc_options {		     /* zero-initialise; all fields are optional */
 int skvc_open(const char *path, const struct skvc_options *options,
 	      struct skvc_session **ret_session);
 
-/* End the session.  Waits until nothing touches this session's memory any more (bounded: 5 s), drops
- * its leases, frees its arenas.  Accepts NULL, returns NULL. */
+/* End the session.  Waits until nothing touches this session's memory any more (bounded: timeout_ns, 5 s at most;
+ * the log says when that was not enough), drops its leases, frees its arenas.  Accepts NULL, returns NULL. */
 struct skvc_session *skvc_close(struct skvc_session *session);
 
 /*
  * After -EPIPE: connect again with the same options, open the same namespaces and re-create arenas and
  * regions under their old handles and addresses (their contents are kept; nobody may write to them
  * during the call).  Pending jobs have completed with -EPIPE and can still be taken; leases are gone.
+ * First it waits until the daemon has let go of the old connection, if it is not dead.  Both that, and to connect,
+ * may take connect_timeout_ns.
  * Errors as skvc_open; -EISCONN: the daemon is there.  On failure the session stays unusable and the
  * call may be repeated.
  */
@@ -147,7 +162,11 @@ const char *skvc_reason_name(uint16_t reason); /* "pool-full"; "unknown" above t
 const char *skvc_reason_text(uint16_t reason);
 const char *skvc_version(void); /* "0.1.0" */
 
-/* ---- namespaces and memory: blocking calls on the control socket, not for the hot path ---- */
+/*
+ * ---- namespaces and memory: blocking calls on the control socket, not for the hot path ----
+ *
+ * Each may return -ETIMEDOUT, too: no answer within timeout_ns, and the connection is given up.
+ */
 
 /* -EINVAL (says which field in skvc_last_error), -EUSERS (too many, of all or of this tenant),
  * -EFBIG: a block does not fit the pool */
@@ -165,7 +184,8 @@ int skvc_namespace_prefill(struct skvc_session *session, uint32_t ns, uint64_t t
 /* Host memory shared with the daemon, pinned and NUMA-placed by it.  bytes is rounded up to pages.
  * -ENOMEM, -EDQUOT (above the session's limit), -EPERM (scheduler role). */
 int skvc_arena_new(struct skvc_session *session, uint64_t bytes, struct skvc_arena **ret_arena);
-/* Unregisters its regions (waiting for their jobs), unmaps it.  Accepts NULL, returns NULL. */
+/* Unregisters its regions (waiting for their jobs), unmaps it.  When that is not done within timeout_ns the connection
+ * is given up, and the arena unmapped all the same.  Accepts NULL, returns NULL. */
 struct skvc_arena *skvc_arena_free(struct skvc_arena *arena);
 void *skvc_arena_ptr(const struct skvc_arena *arena); /* page aligned; lives as long as the arena */
 uint64_t skvc_arena_bytes(const struct skvc_arena *arena);
@@ -245,7 +265,9 @@ int skvc_register_gpu(struct skvc_session *session, uint32_t ns,
 int skvc_register_gpu_event(struct skvc_session *session, const uint8_t ipc_event[64],
 			    uint32_t *ret_event);
 
-/* Blocks until no job uses the region or event; then the daemon has forgotten it.  -ESTALE: no such. */
+/* Blocks until no job uses the region or event; then the daemon has forgotten it.  -ESTALE: no such; -ETIME: jobs
+ * still use it; -ETIMEDOUT: no answer, and when the connection was given up before, the daemon has not let go of it
+ * yet.  After both it is still registered, and the call may be repeated. */
 int skvc_unregister(struct skvc_session *session, uint32_t region);
 
 /* ---- jobs ---- */
@@ -351,9 +373,9 @@ int skvc_result(struct skvc_session *session, uint64_t job, struct skvc_completi
 
 /*
  * Cancel a job and wait until it is over.  Returns 0 when it was cancelled or is done (take its
- * completion: -ECANCELED or its result), -ESTALE (unknown handle), -EPIPE.  After it returns, nothing
- * of the daemon touches the job's pages.  For that it waits as long as it takes, also for a daemon that
- * is stopped; skvc_close() is the way out that is bounded in time.
+ * completion: -ECANCELED or its result), -ESTALE (unknown handle), -EPIPE, -ETIME.  After it returned 0,
+ * nothing of the daemon touches the job's pages.  -ETIME: it is not over within timeout_ns (the daemon is
+ * stopped, say), and may touch them still; call again, or wait for it.
  */
 int skvc_abort(struct skvc_session *session, uint64_t job);
 
@@ -382,11 +404,11 @@ int skvc_lease_poll(const struct skvc_session *session, uint64_t lease,
 /*
  * ---- the simple calls: one block in the packed form, any memory, synchronous ----
  *
- * They wait as long as the daemon takes: one that is stopped (SIGSTOP) and not dead holds the caller up without
- * a bound.  Who cannot have that uses the asynchronous calls, and skvc_wait() with a timeout.
+ * -ETIME: not done within timeout_ns.  The session goes on, and the caller's memory is his own; a put may still take
+ * place.  The first call of a namespace makes an arena, and may end with -ETIMEDOUT as skvc_arena_new() does.
  */
 
-/* 0, -EEXIST (there already), -EAGAIN, -EDQUOT, -EPIPE, ... ; bytes must be one block's. */
+/* 0, -EEXIST (there already), -EAGAIN, -EDQUOT, -ETIME, -EPIPE, ... ; bytes must be one block's. */
 int skvc_put(struct skvc_session *session, uint32_t ns, const struct skvc_key *key,
 	     const void *data, size_t bytes);
 /* 0: data is byte-exact; -ENOENT: a miss; data is unspecified on any error. */

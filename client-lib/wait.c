@@ -79,7 +79,10 @@ static void job_done(struct skvc_session *s, struct client_job *job)
 		client_args_free(&s->args, job->args_off, job->args_bytes);
 	job->args_bytes = 0;
 	job->state = CLIENT_JOB_DONE;
-	event_add(s, job, CLIENT_EVENT_DONE);
+	if (job->orphan)
+		client_job_free(s, job);
+	else
+		event_add(s, job, CLIENT_EVENT_DONE);
 }
 
 /* The closed list that skvc.h promises. */
@@ -200,6 +203,9 @@ static uint16_t end_reason(const struct skvc_session *s)
 	const struct skvc_abi_header *h = s->link.header;
 	uint64_t reason = SKVC_ABI_REASON_NONE;
 
+	if (s->silent)
+		return SKVC_ABI_REASON_NO_ANSWER;
+
 	if (__atomic_load_n(&h->daemon_state, __ATOMIC_ACQUIRE) == SKVC_ABI_DAEMON_CLOSED)
 		reason = __atomic_load_n(&h->end_reason, __ATOMIC_RELAXED);
 	if (reason == SKVC_ABI_REASON_NONE || reason > UINT16_MAX)
@@ -233,6 +239,14 @@ void client_fail(struct skvc_session *s, const char *why)
 	}
 	/* Makes event_fd readable, and tells a daemon that is still there to end the session too. */
 	(void)shutdown(s->link.sock, SHUT_RDWR);
+}
+
+void client_give_up(struct skvc_session *s, const char *why)
+{
+	if (s->gone)
+		return;
+	s->silent = true;
+	client_fail(s, why);
 }
 
 /* Something came on the socket that nobody asked for: death, or the daemon's last words. */
@@ -344,21 +358,29 @@ int client_wait(struct skvc_session *s, client_condition condition, void *user, 
 	}
 }
 
-static bool job_is_over(struct skvc_session *s, void *user)
+bool client_job_is_over(struct skvc_session *s, void *user)
 {
 	const struct client_job *job = client_job_find(s, *(const uint64_t *)user);
 
 	return !job || job->state == CLIENT_JOB_DONE;
 }
 
-int client_finish(struct skvc_session *s, uint64_t handle, struct skvc_completion *ret)
+int client_finish(struct skvc_session *s, uint64_t handle, uint64_t timeout_ns,
+		  struct skvc_completion *ret)
 {
 	struct client_job *job;
+	int r;
 
-	(void)client_wait(s, job_is_over, &handle, UINT64_MAX);
+	r = client_wait(s, client_job_is_over, &handle, timeout_ns);
 	job = client_job_find(s, handle);
 	if (!job)
 		return -ESTALE;
+	if (r < 0) {
+		job->orphan = 1;
+		return client_error(
+			s, r,
+			"the daemon has not done it in time (is it stopped?), and may still do so");
+	}
 	*ret = job->done;
 	client_job_free(s, job);
 	return 0;
@@ -422,7 +444,8 @@ static bool set_is_over(struct skvc_session *s, void *user)
 {
 	struct wait_set *set = user;
 
-	while (set->first_live < set->count && job_is_over(s, (void *)&set->jobs[set->first_live]))
+	while (set->first_live < set->count &&
+	       client_job_is_over(s, (void *)&set->jobs[set->first_live]))
 		set->first_live++;
 	return set->first_live == set->count;
 }
@@ -477,20 +500,33 @@ int skvc_result(struct skvc_session *session, uint64_t handle, struct skvc_compl
 	return 0;
 }
 
-static bool may_submit(struct skvc_session *s, void *user)
+/* The last job of the table is kept for this; another one's, given up before, may still have it. */
+static bool may_abort(struct skvc_session *s, void *user)
 {
 	(void)user;
-	return s->gone || ring_produce_room(&s->sq) != 0;
+	return s->gone || (s->jobs_used < s->jobs_max && ring_produce_room(&s->sq) != 0);
 }
 
-int skvc_abort(struct skvc_session *session, uint64_t handle)
+static int abort_submit(struct skvc_session *s, struct client_job *job, uint64_t handle,
+			uint64_t deadline_ns)
 {
 	struct client_op op = { .internal = true,
 				.sqe.opcode = SKVC_ABI_OP_ABORT,
 				.sqe.arg = handle };
+
+	/* One that was given up may be on its way still. */
+	if (client_job_find(s, job->abort_job))
+		return 0;
+	if (client_wait(s, may_abort, NULL, client_left_ns(deadline_ns)) < 0)
+		return -ETIME;
+	return job->state == CLIENT_JOB_LIVE ? client_submit(s, &op, &job->abort_job) : 0;
+}
+
+int skvc_abort(struct skvc_session *session, uint64_t handle)
+{
+	uint64_t deadline_ns;
 	struct skvc_completion done;
 	struct client_job *job;
-	uint64_t abort_job;
 	int r;
 
 	r = client_enter(session);
@@ -499,14 +535,19 @@ int skvc_abort(struct skvc_session *session, uint64_t handle)
 	job = client_job_find(session, handle);
 	if (!job || job->internal)
 		return client_error(session, -ESTALE, "no such job");
-	(void)client_wait(session, may_submit, NULL, UINT64_MAX);
+	deadline_ns = client_deadline_ns(session->timeout_ns);
 	if (job->state == CLIENT_JOB_LIVE) {
-		r = client_submit(session, &op, &abort_job);
-		if (!r)
-			(void)client_finish(session, abort_job, &done);
-		else if (r != -EPIPE)
+		r = abort_submit(session, job, handle, deadline_ns);
+		if (r < 0 && r != -EPIPE && r != -ETIME)
 			return r;
-		(void)client_wait(session, job_is_over, &handle, UINT64_MAX);
+		if (!r && client_job_find(session, job->abort_job))
+			(void)client_finish(session, job->abort_job, client_left_ns(deadline_ns),
+					    &done);
+		if (client_wait(session, client_job_is_over, &handle, client_left_ns(deadline_ns)) <
+		    0)
+			return client_error(
+				session, -ETIME,
+				"the job is not over in time, and may still be at work; call again");
 	}
 	if (job->done.res == -EPIPE)
 		return client_error(session, -EPIPE, "the daemon is gone");

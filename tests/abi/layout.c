@@ -160,6 +160,7 @@ static void print_public(void)
 	TYPE(skvc_stride);
 	TYPE(skvc_options);
 	FIELD(skvc_options, log_user);
+	FIELD(skvc_options, timeout_ns);
 	TYPE(skvc_gpu_stride);
 	FIELD(skvc_gpu_stride, memory);
 	FIELD(skvc_gpu_stride, off);

@@ -30,6 +30,8 @@ int engine_open(struct engine *e, const char *socket, const struct engine_option
 		.role = o->role,
 		.sq_entries = o->sq_entries,
 		.spin_ns = o->spin_ns,
+		.timeout_ns = o->timeout_ns,
+		.connect_timeout_ns = o->timeout_ns,
 		.name = o->name ? o->name : "engine",
 	};
 	struct skvc_geometry geometry;

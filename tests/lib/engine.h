@@ -27,7 +27,8 @@ struct engine_options {	       /* zero: the values in brackets */
 	uint32_t blocks;       /* room in the arena [32], at most ENGINE_BLOCKS_MAX */
 	uint32_t sq_entries;
 	uint64_t spin_ns;
-	int follows; /* kv_data's */
+	uint64_t timeout_ns; /* also for connecting */
+	int follows;	     /* kv_data's */
 };
 
 struct engine {

@@ -43,7 +43,7 @@ class Stride(Structure):
 class Options(Structure):
     _fields_ = [("role", c_uint32), ("sq_entries", c_uint32), ("args_bytes", c_uint64),
                 ("connect_timeout_ns", c_uint64), ("spin_ns", c_uint64), ("name", c_char_p),
-                ("log", LogFunction), ("log_user", c_void_p)]
+                ("log", LogFunction), ("log_user", c_void_p), ("timeout_ns", c_uint64)]
 
 
 class GpuExport(Structure):

@@ -6,6 +6,11 @@ end comes as a Completion, from poll() or from wait(); whichever takes it, job.c
 from then on.  A job's failure is in its completion and is not raised; a failure of the call is.
 
 Threads may share a session: calls take turns.  wait() lets others in every 10 ms.
+
+KeyboardInterrupt may come at any time.  A job whose submission was interrupted may have been
+submitted; its completion comes all the same.  What register_*() or arena() had made is given back.
+
+A child of fork() has no session: calls there raise SkvcError EOWNERDEAD; the parent's goes on.
 """
 from __future__ import annotations
 
@@ -19,7 +24,8 @@ import weakref
 from array import array
 from ctypes import byref
 from dataclasses import dataclass, field
-from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Sequence, Union)
+from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple,
+                    Union)
 
 from . import _abi, cuda
 from .errors import SkvcError
@@ -143,13 +149,17 @@ class Job:
 
     def __init__(self, session: "Session", blocks_count: int = 0, progress: bool = False):
         self.session = session
-        self.handle = 0
+        self._handle = ctypes.c_uint64()  # the library writes it
         self.source_free = False  # store: SOURCE_FREE was taken
         self.completion: Optional[Completion] = None  # DONE, once it was taken
         self.tag: Any = None  # the user's
         self._count = blocks_count
         self._bitmap = (ctypes.c_uint64 * ((blocks_count + 63) // 64))()
         self._segments_ready = ctypes.c_uint32() if progress else None
+
+    @property
+    def handle(self) -> int:
+        return self._handle.value
 
     @property
     def segments_ready(self) -> int:
@@ -217,6 +227,7 @@ class Arena:
         self.address: int = lib.skvc_arena_ptr(pointer)
         self.bytes: int = lib.skvc_arena_bytes(pointer)
         self._pointer: Optional[int] = pointer
+        self._mark = object()  # what is kept of its regions
         self._handle = weakref.ref(handle)
         # A class of its own: unlike a plain array its objects have attributes.
         self._type: Any = type("ArenaBytes", (ctypes.c_uint8 * self.bytes,), {})
@@ -247,34 +258,37 @@ class Arena:
         if self._array() is not None:
             raise BufferError("views of the arena are still in use")
         with self.session._lock:
-            if self._pointer is not None and self._handle() is not None:
-                _abi.library().skvc_arena_free(self._pointer)
+            owner = self._handle()
+            if self._pointer is not None and owner is not None:
+                if owner.forked:
+                    self.session._open()
+                pointer, self._pointer = self._pointer, None
+                _abi.library().skvc_arena_free(pointer)
+                for number in [n for n, keep in owner.kept.items() if keep is self._mark]:
+                    owner.kept.pop(number, None)
             self._pointer = None
 
 
-class _Turns:
-    """A lock that its holder may take again, and that goes to who waits for it before it goes to
-    its last holder."""
+class _Turns(type(threading.RLock())):  # type: ignore[misc]
+    """A lock that goes to who waits for it before it goes to its last holder.  KeyboardInterrupt
+    leaves it taken inside of the `with` and free outside: to give it back is one call of C, in
+    which none can come.  Its holder may take it again, in a signal's handler; the session's calls
+    do not, since there an interrupt could come between taking it and knowing that."""
 
     def __init__(self) -> None:
         self._next = threading.Lock()  # of those who wait, one holds this
-        self._lock = threading.Lock()
-        self._owner = 0
-        self._depth = 0
 
-    def __enter__(self) -> None:
-        me = threading.get_ident()
-        if self._owner != me:
+    def __enter__(self) -> None:  # type: ignore[override]
+        if self._is_owned():
+            self.acquire()
+            return
+        try:
             with self._next:
-                self._lock.acquire()
-            self._owner = me
-        self._depth += 1
-
-    def __exit__(self, *_: Any) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._owner = 0
-            self._lock.release()
+                self.acquire()
+        except BaseException:
+            if self._is_owned():
+                self.release()
+            raise
 
 
 class _Handle:
@@ -287,12 +301,51 @@ class _Handle:
         self.log: Any = None  # the C callback
         # Whose DONE was not taken.  Until skvc_close() is over the library writes to their buffers.
         self.jobs: Dict[int, Job] = {}
-        # By handle, what the daemon has opened: GPU memory of regions, and events.
+        # By handle, what the daemon has opened: GPU memory of regions, and events; of regions in
+        # an arena, the arena's mark.
         self.kept: Dict[int, Any] = {}
+        # What a call was at when it was interrupted; the next one sees to it, in settle().
+        self.submitting: Optional[Job] = None
+        self.registering: Any = None  # its c_uint32, and what it must keep
+        self.taken = (_abi.Completion * 64)()  # the library writes here; job 0: nothing
+        self.taking = False
+        # Completions that were taken, and not told to anybody yet; by job and event.
+        self.found: Dict[Tuple[int, int], Completion] = {}
+        self.forked = False  # this process is a child of the session's
 
     def __del__(self) -> None:
         if getattr(self, "pointer", None):
             self.lib.skvc_close(self.pointer)
+
+    def settle(self, session: "Session") -> None:
+        job = self.submitting
+        if job is not None:
+            if job.handle:  # the library has it, and writes to its buffers
+                self.jobs[job.handle] = job
+            self.submitting = None
+        if self.registering is not None:
+            slot, keep = self.registering
+            if slot.value:
+                self.kept.setdefault(slot.value, keep)
+            self.registering = None
+        if self.taking:
+            self.collect(session, len(self.taken))
+
+    def collect(self, session: "Session", count: int) -> None:
+        """Of self.taken, what is there.  After an interrupt at any place it may be done again."""
+        for c in self.taken[:count]:
+            job = self.jobs.get(c.job)
+            if job is not None:
+                at = (c.job, c.event)
+                completion = self.found.get(at) or session._completion(job, c)
+                self.found[at] = completion
+                if c.event == DONE:
+                    job.completion = completion
+                    self.jobs.pop(c.job, None)
+                else:
+                    job.source_free = True
+            c.job = 0
+        self.taking = False
 
 
 def _strides(struct_type: Any, strides: Optional[Sequence[Stride]], ns: Namespace) -> Any:
@@ -306,12 +359,29 @@ def _strides(struct_type: Any, strides: Optional[Sequence[Stride]], ns: Namespac
         ((s.memory, 0) if gpu else ()) + (s.off, s.block, s.token, s.head) for s in strides))
 
 
+# Those that a forked child would inherit.
+_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_sessions):
+        session._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class Session:
     """A connection to skvcd.
 
     path             its socket; None: $SKVC_SOCKET, or /run/skvcd/skvcd.sock
     scheduler        the role that looks up and leases but has no memory
     name             shown by `skvcctl stats`
+    connect_timeout  seconds; 0: 5
+    timeout          seconds that a call without a timeout of its own waits for a daemon that is
+                     stopped, or hangs; 0: 60; math.inf: as long as it takes.  Then SkvcError:
+                     ETIME, it goes on, call again; or ETIMEDOUT, the connection is given up: free
+                     no exported memory until reconnect() or unregister() has succeeded
     spin             seconds that a wait polls before it sleeps; None: the library's default
     log              called with each line of diagnostics; must not call the session
     """
@@ -319,7 +389,7 @@ class Session:
     def __init__(self, path: Union[str, "os.PathLike[str]", None] = None, *,
                  scheduler: bool = False, name: str = "skvc-python", sq_entries: int = 0,
                  args_bytes: int = 0, connect_timeout: float = 0, spin: Optional[float] = None,
-                 log: Optional[Callable[[str], None]] = None):
+                 log: Optional[Callable[[str], None]] = None, timeout: float = 0):
         handle = _Handle()
         lines: List[str] = []  # what skvc_open() says: there is no session yet that could be asked
 
@@ -336,7 +406,7 @@ class Session:
             role=int(scheduler), sq_entries=check_range("sq_entries", sq_entries, 0, _U32_MAX),
             args_bytes=check_range("args_bytes", args_bytes, 0, _U64_MAX),
             connect_timeout_ns=_ns(connect_timeout), spin_ns=0 if spin is None else _ns(spin),
-            name=name.encode(), log=handle.log)
+            name=name.encode(), log=handle.log, timeout_ns=_ns(timeout))
         r = handle.lib.skvc_open(None if path is None else os.fsencode(path), byref(options),
                                  byref(handle.pointer))
         if r < 0:
@@ -345,6 +415,7 @@ class Session:
         self._lib = handle.lib
         self._lock = _Turns()
         self._handle: Optional[_Handle] = handle
+        _sessions.add(self)
 
     # ---- its life
 
@@ -368,18 +439,35 @@ class Session:
     def pending(self) -> int:
         """Jobs whose DONE has not been taken."""
         with self._lock:
-            return int(self._lib.skvc_pending(self._open().pointer))
+            handle = self._open()
+            handle.settle(self)
+            untold = sum(event == DONE for _, event in handle.found)
+            return int(self._lib.skvc_pending(handle.pointer)) + untold
+
+    def _after_fork(self) -> None:
+        """In the child.  Who held the lock is in the parent: here nobody gives it back.  And who
+        was inside the library left its tables as they were just then: they are not freed here."""
+        busy = self._lock._is_owned() or not self._lock.acquire(False)
+        self._lock = _Turns()
+        if self._handle is not None:
+            self._handle.forked = True
+            if busy:
+                self._handle.pointer = ctypes.c_void_p()
 
     def _open(self) -> _Handle:
         if self._handle is None:
             raise SkvcError(errno.EBADF, "the session is closed")
+        if self._handle.forked:
+            raise SkvcError(errno.EOWNERDEAD, "a session does not survive fork()")
         return self._handle
 
     def _call(self, function: str, *arguments: Any) -> int:
         with self._lock:
-            pointer = self._open().pointer
-            r = getattr(self._lib, function)(pointer, *arguments)
-            return r if r >= 0 else self._fail(r)
+            return self._call_locked(function, *arguments)
+
+    def _call_locked(self, function: str, *arguments: Any) -> int:
+        r = getattr(self._lib, function)(self._open().pointer, *arguments)
+        return r if r >= 0 else self._fail(r)
 
     def _fail(self, r: int) -> int:
         text = self._lib.skvc_last_error(self._open().pointer).decode(errors="replace")
@@ -391,18 +479,35 @@ class Session:
             if thing is not None and thing.session is not self:
                 raise ValueError(f"{thing!r} is of another session")
 
-    def _keep(self, function: str, keep: Any, *arguments: Any) -> int:
-        """A new handle.  What it names lives until _unregister(), whoever still holds it here."""
-        handle = ctypes.c_uint32()
+    def _register(self, slot: ctypes.c_uint32, function: str, keep: Any, *arguments: Any) -> None:
+        """A new handle into slot.  What it names lives until _unregister(), whoever still holds it
+        here.  Who is interrupted before his caller has it calls _forget()."""
         with self._lock:
-            self._call(function, *arguments, byref(handle))
-            self._open().kept[handle.value] = keep
-        return handle.value
+            handle = self._open()
+            handle.settle(self)
+            handle.registering = (slot, keep)
+            self._call_locked(function, *arguments, byref(slot))
+            handle.settle(self)
 
-    def _unregister(self, handle: int) -> None:
+    def _forget(self, slot: ctypes.c_uint32) -> None:
+        if slot.value:
+            try:
+                self._unregister(slot.value)
+            except SkvcError:
+                return  # it is kept, until the session's end
+            slot.value = 0
+
+    def _unregister(self, number: int) -> None:
         with self._lock:
-            self._call("skvc_unregister", handle)
-            self._open().kept.pop(handle, None)
+            handle = self._open()
+            handle.settle(self)
+            try:
+                self._call_locked("skvc_unregister", number)
+            except SkvcError as error:
+                # One that was interrupted had been done: this is its second half.
+                if error.errno != errno.ESTALE or number not in handle.kept:
+                    raise
+            handle.kept.pop(number, None)
 
     # ---- namespaces and memory
 
@@ -425,16 +530,22 @@ class Session:
         """
         self._own(namespace)
         rate = check_range("tokens_per_s", tokens_per_s, 0, _U64_MAX)
-        with self._lock:
-            self._call("skvc_namespace_prefill", namespace.handle, rate)
+        self._call("skvc_namespace_prefill", namespace.handle, rate)
 
     def arena(self, size: int) -> Arena:
         """Host memory of at least so many bytes (whole pages), made by the daemon."""
         pointer = ctypes.c_void_p()
-        with self._lock:
-            self._call("skvc_arena_new", check_range("size", size, 1, _U64_MAX), byref(pointer))
-            assert pointer.value
-            return Arena(self, pointer.value, self._open())
+        try:
+            with self._lock:
+                self._call_locked("skvc_arena_new", check_range("size", size, 1, _U64_MAX),
+                                  byref(pointer))
+                assert pointer.value
+                return Arena(self, pointer.value, self._open())
+        except BaseException:  # an interrupt: the caller never has it
+            if pointer.value:
+                with self._lock:
+                    self._lib.skvc_arena_free(pointer)
+            raise
 
     def register_host(self, ns: Namespace, arena: Arena, blocks_count: int,
                       strides: Optional[Sequence[Stride]] = None, offset: int = 0) -> Region:
@@ -442,12 +553,16 @@ class Session:
         self._own(ns, arena)
         if arena._pointer is None:
             raise SkvcError(errno.EBADF, "the arena is gone")
-        handle = ctypes.c_uint32()
-        self._call("skvc_register_host", ns.handle, arena._pointer,
-                   check_range("offset", offset, 0, _U64_MAX),
-                   check_range("blocks_count", blocks_count, 0, _U32_MAX),
-                   _strides(_abi.Stride, strides, ns), byref(handle))
-        return Region(self, handle.value, ns, blocks_count, arena)
+        slot = ctypes.c_uint32()
+        try:
+            self._register(slot, "skvc_register_host", arena._mark, ns.handle, arena._pointer,
+                           check_range("offset", offset, 0, _U64_MAX),
+                           check_range("blocks_count", blocks_count, 0, _U32_MAX),
+                           _strides(_abi.Stride, strides, ns))
+            return Region(self, slot.value, ns, blocks_count, arena)
+        except BaseException:
+            self._forget(slot)
+            raise
 
     def register_gpu(self, ns: Namespace, memories: Sequence[cuda.GpuMemory], blocks_count: int,
                      strides: Optional[Sequence[Stride]] = None, keep: Any = None) -> Region:
@@ -463,10 +578,15 @@ class Session:
             export.device_uuid[:] = memory.device_uuid
             export.allocation_bytes = memory.allocation_bytes
             export.offset = memory.offset
-        handle = self._keep("skvc_register_gpu", keep, ns.handle, exports, len(memories),
-                            check_range("blocks_count", blocks_count, 0, _U32_MAX),
-                            _strides(_abi.GpuStride, strides, ns))
-        return Region(self, handle, ns, blocks_count, keep)
+        slot = ctypes.c_uint32()
+        try:
+            self._register(slot, "skvc_register_gpu", keep, ns.handle, exports, len(memories),
+                           check_range("blocks_count", blocks_count, 0, _U32_MAX),
+                           _strides(_abi.GpuStride, strides, ns))
+            return Region(self, slot.value, ns, blocks_count, keep)
+        except BaseException:
+            self._forget(slot)
+            raise
 
     def register_torch(self, ns: Namespace, layout: Layout) -> Region:
         """Blocks of ns in CUDA tensors, which the region keeps alive.  See skvc.layout."""
@@ -478,17 +598,23 @@ class Session:
 
     def register_event(self, event: Any) -> Event:
         """A torch.cuda.Event(interprocess=True), or the 64 bytes of a cudaIpcEventHandle_t."""
-        handle = self._keep("skvc_register_gpu_event", event, cuda.export_event(event))
-        return Event(self, handle, event)
+        slot = ctypes.c_uint32()
+        try:
+            self._register(slot, "skvc_register_gpu_event", event, cuda.export_event(event))
+            return Event(self, slot.value, event)
+        except BaseException:
+            self._forget(slot)
+            raise
 
     # ---- jobs
 
     def _submit(self, function: str, job: Job, *arguments: Any) -> Job:
-        handle = ctypes.c_uint64()
         with self._lock:
-            self._call(function, *arguments, byref(handle))
-            job.handle = handle.value
-            self._open().jobs[job.handle] = job
+            handle = self._open()
+            handle.settle(self)
+            handle.submitting = job  # before the library writes to it
+            self._call_locked(function, *arguments, byref(job._handle))
+            handle.settle(self)
         return job
 
     @staticmethod
@@ -566,35 +692,42 @@ class Session:
 
     # ---- completions
 
-    def _take(self, c: _abi.Completion) -> Completion:
-        jobs = self._open().jobs
-        job = jobs.pop(c.job) if c.event == DONE else jobs[c.job]
-        completion = Completion(
+    def _completion(self, job: Job, c: _abi.Completion) -> Completion:
+        return Completion(
             job, c.event, c.res, c.reason, c.count, c.pending,
             Lease(self, c.lease, c.count, c.pending) if c.lease else None, c.raw_bytes,
             c.stored_bytes, c.elapsed_ns * 1e-9, job._bits() if c.event == DONE else None)
-        if c.event == DONE:
-            job.completion = completion
-        else:
-            job.source_free = True
-        return completion
 
     def _take_result(self, job: Job) -> Completion:
         """Of a job that is done."""
+        handle = self._open()
+        handle.settle(self)
         if job.completion is None:
-            c = _abi.Completion()
-            self._call("skvc_result", job.handle, byref(c))
-            self._take(c)
+            handle.taking = True
+            self._call_locked("skvc_result", job.handle, handle.taken)
+            handle.collect(self, 1)
         assert job.completion is not None
+        handle.found.pop((job.handle, DONE), None)  # told here
         return job.completion
 
     def poll(self, count: int = 64) -> List[Completion]:
         """Up to so many completions, without waiting.  SkvcError EPIPE: the daemon is gone, and all
-        jobs' completions have been taken."""
-        taken = (_abi.Completion * check_range("count", count, 1, 1 << 20))()
+        jobs' completions have been taken.  What an interrupted call took comes with the next one,
+        and is in job.completion in any case."""
+        check_range("count", count, 1, 1 << 20)
         with self._lock:
-            n = self._call("skvc_poll", taken, count)
-            return [self._take(c) for c in taken[:n]]
+            handle = self._open()
+            handle.settle(self)
+            if not handle.found:
+                if count > len(handle.taken):
+                    handle.taken = (_abi.Completion * count)()
+                handle.taking = True
+                handle.collect(self, self._call_locked("skvc_poll", handle.taken, count))
+            if len(handle.found) <= count:
+                found, handle.found = handle.found, {}
+                return list(found.values())
+            first = list(handle.found)[:count]
+            return [handle.found.pop(at) for at in first]
 
     def wait(self, jobs: Iterable[Job], timeout: Optional[float] = None) -> List[Completion]:
         """Wait until all of them are done and take their completions, failed ones too.  SkvcError
@@ -608,6 +741,7 @@ class Session:
             # In slices: for KeyboardInterrupt, and for other threads.
             slice_ns = max(0, min(until_ns - time.monotonic_ns(), _SLICE_NS))
             with self._lock:
+                self._open().settle(self)
                 live = [job.handle for job in jobs if job.completion is None]
                 if not live:
                     return [self._take_result(job) for job in jobs]
@@ -623,6 +757,7 @@ class Session:
         Cannot be interrupted, and keeps other threads out of the session meanwhile."""
         self._own(job)
         with self._lock:
+            self._open().settle(self)
             if job.completion is None:
                 r = self._lib.skvc_abort(self._open().pointer, job.handle)
                 if r not in (0, -errno.EPIPE):
