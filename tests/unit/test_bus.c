@@ -110,6 +110,11 @@ static void test_evict(void **state)
 	assert_int_equal(run("evict", "everything", NULL), SKVCCTL_USAGE);
 	assert_int_equal(run("evict", "namespace", "x"), SKVCCTL_USAGE);
 	assert_int_equal(run("evict", "namespace", "7"), SKVCCTL_FAILURE);
+	/* Any namespace's number on the bus, none here: a slip would empty everybody's; nor does a number wrap. */
+	assert_int_equal(run("evict", "namespace", "4294967295"), SKVCCTL_USAGE);
+	assert_int_equal(run("evict", "namespace", "4294967296"), SKVCCTL_USAGE);
+	assert_int_equal(run("evict", "namespace", "99999999999999999999"), SKVCCTL_USAGE);
+	assert_int_equal(run("evict", "namespace", " -1"), SKVCCTL_USAGE);
 	raw_client_close(&c);
 }
 
