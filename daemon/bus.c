@@ -30,6 +30,7 @@
 
 #define BUS_NAME "org.skvcd.Skvcd1"
 #define BUS_PATH "/org/skvcd/Skvcd1"
+#define BUS_SYSTEM "unix:path=/run/dbus/system_bus_socket"
 #define BUS_INTERFACE 1u /* counts what was added to the interface; methods never change */
 #define BUS_LOOK_US 1000000u
 #define BUS_UNREAD_MAX 32u /* answers that a peer may leave unread */
@@ -458,6 +459,17 @@ static int on_call_of_other(sd_bus_message *call, void *user, sd_bus_error *erro
 }
 
 /*
+ * At the loop's end sd-bus would wait until what it has to say is sent, and before that for the handshake's end: for
+ * who does not answer until we are killed, with nothing saved.
+ */
+static int attach(struct bus *bus, sd_bus *sd)
+{
+	int r = sd_bus_set_close_on_exit(sd, 0);
+
+	return r < 0 ? r : sd_bus_attach_event(sd, bus->event, SD_EVENT_PRIORITY_NORMAL + 1);
+}
+
+/*
  * Takes the socket over, also when it fails: from sd_bus_set_fd on it is the peer's, and sd-bus closes it as
  * soon as the handshake goes wrong, when its number may be somebody else's already.
  */
@@ -490,7 +502,7 @@ static int serve(struct bus *bus, struct bus_peer *peer, int sock)
 	if (r >= 0)
 		r = sd_bus_add_object_vtable(peer->bus, NULL, BUS_PATH, BUS_NAME, bus_vtable, bus);
 	if (r >= 0)
-		r = sd_bus_attach_event(peer->bus, bus->event, SD_EVENT_PRIORITY_NORMAL + 1);
+		r = attach(bus, peer->bus);
 	return r;
 }
 
@@ -617,15 +629,30 @@ static int on_named(sd_bus_message *message, void *user, sd_bus_error *error)
 	return 0;
 }
 
+/* As sd_bus_open_system() does it, but for descriptors: whoever may send us a message could make us close his. */
+static int open_system(sd_bus **ret)
+{
+	const char *address = getenv("DBUS_SYSTEM_BUS_ADDRESS");
+	int r = sd_bus_new(ret);
+
+	if (r >= 0)
+		r = sd_bus_set_address(*ret, address && address[0] ? address : BUS_SYSTEM);
+	if (r >= 0)
+		r = sd_bus_set_bus_client(*ret, 1);
+	if (r >= 0)
+		r = sd_bus_negotiate_fds(*ret, 0);
+	return r < 0 ? r : sd_bus_start(*ret);
+}
+
 static void join_system(struct bus *bus)
 {
-	int r = sd_bus_open_system(&bus->system);
+	int r = open_system(&bus->system);
 
 	if (r >= 0)
 		r = sd_bus_add_object_vtable(bus->system, NULL, BUS_PATH, BUS_NAME, bus_vtable,
 					     bus);
 	if (r >= 0)
-		r = sd_bus_attach_event(bus->system, bus->event, SD_EVENT_PRIORITY_NORMAL + 1);
+		r = attach(bus, bus->system);
 	if (r >= 0)
 		r = sd_bus_request_name_async(bus->system, NULL, BUS_NAME, 0, on_named, NULL);
 	if (r >= 0)
@@ -682,7 +709,7 @@ struct bus *bus_free(struct bus *bus)
 	bus->look_source = sd_event_source_disable_unref(bus->look_source);
 	for (unsigned i = 0; i < BUS_PEERS_MAX; i++)
 		bus->peers[i].bus = sd_bus_close_unref(bus->peers[i].bus);
-	bus->system = sd_bus_flush_close_unref(bus->system);
+	bus->system = sd_bus_close_unref(bus->system);
 	listener_close(&bus->listener);
 	free(bus);
 	return NULL;

@@ -443,34 +443,53 @@ static void test_one_user_leaves_places_to_others(void **state)
 		(void)close(fds[i]);
 }
 
-/* Its last close() would be the daemon's: in what sd-bus reads, and in what it does not come to. */
+static ssize_t send_with_fd(int sock, char *bytes, size_t count, int fd)
+{
+	struct iovec iov = { .iov_base = bytes, .iov_len = count };
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = { .align = { .cmsg_level = SOL_SOCKET,
+				 .cmsg_type = SCM_RIGHTS,
+				 .cmsg_len = CMSG_LEN(sizeof(int)) } };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = control.bytes,
+			      .msg_controllen = sizeof(control.bytes) };
+
+	memcpy(CMSG_DATA(&control.align), &fd, sizeof(int));
+	return sendmsg(sock, &msg, MSG_NOSIGNAL);
+}
+
+/* A connection that brought a lingering socket, whose last close() is not this process's. */
+static int connect_with_lingering_fd(int *ret_peer)
+{
+	char bytes[] = "\0AUTH EXTERNAL\r\n", go;
+	int sock = connect_socket(), fd = raw_lingering_socket(ret_peer), gate[2], status;
+	pid_t pid;
+
+	assert_true(fd >= 0);
+	assert_int_equal(pipe(gate), 0);
+	pid = fork();
+	if (!pid) /* who exits does not linger */
+		_exit(read(gate[0], &go, 1) != 1 || send_with_fd(sock, bytes, 16, fd) != 16);
+	(void)close(fd);
+	assert_int_equal(write(gate[1], "", 1), 1);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	(void)close(gate[0]);
+	(void)close(gate[1]);
+	return sock;
+}
+
+/* In what is read, and in what nobody reads any more. */
 static void test_descriptors_that_take_long_to_close(void **state)
 {
-	int fds[2], peers[2], bus[2];
+	int peers[2], bus[2];
 
 	(void)state;
-	for (unsigned i = 0; i < 2; i++) {
-		char bytes[] = "\0AUTH EXTERNAL\r\n";
-		struct iovec iov = { .iov_base = bytes, .iov_len = sizeof(bytes) - 1 };
-		union {
-			struct cmsghdr align;
-			char bytes[CMSG_SPACE(sizeof(int))];
-		} control = { 0 };
-		struct msghdr msg = { .msg_iov = &iov,
-				      .msg_iovlen = 1,
-				      .msg_control = control.bytes,
-				      .msg_controllen = sizeof(control.bytes) };
-
-		fds[i] = raw_lingering_socket(&peers[i]);
-		assert_true(fds[i] >= 0);
-		control.align = (struct cmsghdr){ .cmsg_level = SOL_SOCKET,
-						  .cmsg_type = SCM_RIGHTS,
-						  .cmsg_len = CMSG_LEN(sizeof(int)) };
-		memcpy(CMSG_DATA(&control.align), &fds[i], sizeof(int));
-		bus[i] = connect_socket();
-		assert_true(sendmsg(bus[i], &msg, MSG_NOSIGNAL) > 0);
-		(void)close(fds[i]);
-	}
+	for (unsigned i = 0; i < 2; i++)
+		bus[i] = connect_with_lingering_fd(&peers[i]);
 	(void)close(bus[1]);
 	(void)usleep(50000);
 	assert_int_equal(run("drain", "off", NULL), SKVCCTL_OK);
@@ -478,6 +497,51 @@ static void test_descriptors_that_take_long_to_close(void **state)
 	assert_int_equal(run("drain", "off", NULL), SKVCCTL_OK);
 	for (unsigned i = 0; i < 2; i++)
 		(void)close(peers[i]);
+}
+
+/* It said nothing yet; nor is the end waited for what it has to hear. */
+static void test_silent_peer_does_not_hold_up_the_end(void **state)
+{
+	int fd;
+
+	(void)state;
+	(void)setup(NULL);
+	fd = connect_socket();
+	assert_int_equal(run("drain", "off", NULL), SKVCCTL_OK); /* both are taken */
+	(void)alarm(20);
+	(void)teardown(NULL);
+	(void)alarm(0);
+	(void)close(fd);
+}
+
+/* A system bus that hangs: it is not waited for, and was not asked for other people's descriptors. */
+static void test_system_bus_that_hangs(void **state)
+{
+	char dir[] = "/tmp/skvcd-bus-XXXXXX", address[64], said[512] = "";
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), fd;
+
+	(void)state;
+	assert_non_null(mkdtemp(dir));
+	(void)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/bus", dir);
+	(void)snprintf(address, sizeof(address), "unix:path=%s/bus", dir);
+	assert_int_equal(bind(listener, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	assert_int_equal(listen(listener, 1), 0);
+	assert_int_equal(setenv("DBUS_SYSTEM_BUS_ADDRESS", address, 1), 0);
+	(void)setup(NULL);
+	(void)unsetenv("DBUS_SYSTEM_BUS_ADDRESS");
+	fd = accept(listener, NULL, NULL);
+	assert_true(recv(fd, said, sizeof(said) - 1, 0) > 0);
+	said[0] = '-'; /* for it is 0 */
+	assert_non_null(strstr(said, "AUTH EXTERNAL"));
+	assert_null(strstr(said, "NEGOTIATE_UNIX_FD"));
+	(void)alarm(20);
+	(void)teardown(NULL);
+	(void)alarm(0);
+	(void)close(fd);
+	(void)close(listener);
+	(void)unlink(addr.sun_path);
+	(void)rmdir(dir);
 }
 
 static uint64_t cpu_ns(void)
@@ -534,6 +598,8 @@ int main(void)
 		TEST(test_one_user_leaves_places_to_others),
 		TEST(test_descriptors_that_take_long_to_close),
 		TEST(test_no_descriptor_left),
+		cmocka_unit_test(test_silent_peer_does_not_hold_up_the_end),
+		cmocka_unit_test(test_system_bus_that_hangs),
 	};
 
 	(void)signal(SIGPIPE, SIG_IGN);
