@@ -530,7 +530,8 @@ static struct bus_peer *place_for(struct bus *bus, uid_t uid)
 		else
 			his += bus->peers[i].uid == uid;
 	}
-	return may_change(uid) || his < BUS_PEERS_PER_USER ? place : NULL;
+	return may_change(uid) || (his < BUS_PEERS_PER_USER && !aside_is_behind(uid)) ? place
+										      : NULL;
 }
 
 static void connected(struct bus *bus, int sock)
@@ -544,11 +545,11 @@ static void connected(struct bus *bus, int sock)
 	if (r >= 0 && may_ask(sock, &peer))
 		place = place_for(bus, peer.uid);
 	if (!place || sd_bus_new(&place->bus) < 0) {
-		aside_close_socket(sock);
+		aside_close_socket(r < 0 ? ASIDE_NOBODY : peer.uid, sock);
 		return;
 	}
 	place->uid = peer.uid;
-	r = bus_relay_start(sock, &end);
+	r = bus_relay_start(sock, peer.uid, &end);
 	if (r >= 0)
 		r = serve(bus, place, end);
 	if (r < 0)

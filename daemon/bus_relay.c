@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bus_relay.c - a detached thread for each peer, which copies bytes both ways until one end is closed.  It shares
- * nothing with anybody, and may stay in the close() of what its peer sent.
+ * bus_relay.c - a detached thread for each peer, which copies bytes both ways until one end is closed.  It may stay
+ * where the kernel closes what its peer sent, and the peer has one place less for so long.
  */
 #include "daemon/bus_relay.h"
 
@@ -28,6 +28,7 @@ struct way {
 };
 
 struct relay {
+	uid_t uid;
 	struct pollfd end[2]; /* owned */
 	struct way from[2];
 };
@@ -97,8 +98,8 @@ static void *run(void *user)
 		       ((r->end[PEER].revents | r->end[DAEMON].revents) & (POLLHUP | POLLERR) &&
 			!to_daemon && !to_peer);
 	}
-	(void)close(r->end[DAEMON].fd); /* first: the other close() may take its time */
-	(void)close(r->end[PEER].fd);
+	aside_close_socket(r->uid, r->end[PEER].fd);
+	(void)close(r->end[DAEMON].fd); /* last: until then his place is taken */
 	free(r);
 	return NULL;
 }
@@ -119,7 +120,7 @@ static int start(struct relay *r)
 	return -e;
 }
 
-int bus_relay_start(int sock, int *ret_sock)
+int bus_relay_start(int sock, uid_t uid, int *ret_sock)
 {
 	struct relay *r = calloc(1, sizeof(*r));
 	int pair[2], e;
@@ -127,9 +128,10 @@ int bus_relay_start(int sock, int *ret_sock)
 	if (!r || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0) {
 		e = r ? -errno : -ENOMEM;
 		free(r);
-		aside_close_socket(sock);
+		aside_close_socket(uid, sock);
 		return e;
 	}
+	r->uid = uid;
 	r->end[PEER].fd = sock;
 	r->end[DAEMON].fd = pair[1];
 	e = start(r);
@@ -137,7 +139,7 @@ int bus_relay_start(int sock, int *ret_sock)
 		free(r);
 		(void)close(pair[0]);
 		(void)close(pair[1]);
-		aside_close_socket(sock);
+		aside_close_socket(uid, sock);
 		return e;
 	}
 	*ret_sock = pair[0]; /* NOLINT(clang-analyzer-unix.Malloc): the thread has r */

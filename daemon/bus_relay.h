@@ -7,10 +7,12 @@
 #ifndef SKVCD_DAEMON_BUS_RELAY_H
 #define SKVCD_DAEMON_BUS_RELAY_H
 
+#include <sys/types.h>
+
 /*
- * Takes sock over, also when it fails.  *ret_sock, nonblocking and the caller's, is its other end from now on; who
- * the peer is cannot be asked of it.  Closing it ends the connection.  0, or -errno.
+ * Takes sock, this user's, over, also when it fails.  *ret_sock, nonblocking and the caller's, is its other end from
+ * now on; who the peer is cannot be asked of it.  Closing it ends the connection.  0, or -errno.
  */
-int bus_relay_start(int sock, int *ret_sock);
+int bus_relay_start(int sock, uid_t uid, int *ret_sock);
 
 #endif
