@@ -295,7 +295,7 @@ static int read_profiles(sd_bus_message *m, struct skvcctl_picture *p)
 		r = sd_bus_message_read(m, "(ussusuutttttsu)", &f.ns, &tenant, &model, &f.version,
 					&digest, &f.lookback, &f.rotary_pairs, &f.bytes, &f.tokens,
 					&f.expected_milli, &f.measured_milli, &f.blocks, &state,
-					&f.can_model);
+					&f.model_part);
 		if (r <= 0)
 			break;
 		COPY(f.tenant, tenant);
