@@ -87,6 +87,11 @@ static void test_quota(void **state)
 	assert_int_equal(skvcctl_set_quota(&source, "nobody", 1, err, sizeof(err)),
 			 SKVCCTL_FAILURE);
 	assert_string_equal(err, "nobody: nobody has connected as this tenant");
+	/* What a terminal would act on, in seven bits and in eight, is not shown. */
+	assert_int_equal(
+		skvcctl_set_quota(&source, "\033[31m\302\233\302\240", 1, err, sizeof(err)),
+		SKVCCTL_FAILURE);
+	assert_string_equal(err, "?[31m??\302\240: nobody has connected as this tenant");
 	assert_int_equal(skvcctl_set_quota(&source, name, UINT64_MAX, err, sizeof(err)),
 			 SKVCCTL_FAILURE);
 	assert_int_equal(run("quota", name, NULL), SKVCCTL_USAGE);
@@ -150,7 +155,7 @@ static int reload_good(void *user, char *ret_text, size_t text_bytes)
 {
 	(void)user;
 	rig.config.quota_bytes = 5ull << 30;
-	(void)snprintf(ret_text, text_bytes, "[limits] quota = 5G\n");
+	(void)snprintf(ret_text, text_bytes, "[limits] quota = 5G\n\033]0;x\n");
 	return control_config_changed(rig.control);
 }
 
@@ -177,7 +182,7 @@ static void test_reload(void **state)
 	assert_string_equal(err, "/etc/x:3: [host] pol: unknown key");
 	control_on_reload(rig.control, reload_good, NULL);
 	assert_int_equal(skvcctl_reload(&source, text, sizeof(text), err, sizeof(err)), SKVCCTL_OK);
-	assert_string_equal(text, "[limits] quota = 5G\n");
+	assert_string_equal(text, "[limits] quota = 5G\n?]0;x\n");
 	assert_int_equal(skvcctl_fetch(&source, SKVCCTL_GET_TENANTS, &p, err, sizeof(err)),
 			 SKVCCTL_OK);
 	assert_int_equal(p.tenants[0].quota_bytes, 5ull << 30);
