@@ -161,7 +161,7 @@ static int load_config(const struct options *o, struct config *ret, char *err)
 	int r = 0;
 
 	config_default(ret);
-	if (o->config || !access(path, F_OK))
+	if (o->config || !access(path, F_OK) || errno != ENOENT)
 		r = config_load(path, ret, err, MAIN_ERR_BYTES);
 	for (unsigned i = 0; !r && i < o->overrides_count; i++)
 		r = config_set(ret, o->override[i], err, MAIN_ERR_BYTES);
