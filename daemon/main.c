@@ -170,6 +170,13 @@ static int load_config(const struct options *o, struct config *ret, char *err)
 
 /* ---- while it runs ---- */
 
+static int tell_of_config(void *user)
+{
+	const struct skvcd *d = user;
+
+	return control_config_changed(d->control);
+}
+
 static int reload(void *user, char *ret_text, size_t text_bytes)
 {
 	static struct config next; /* large for a stack; control thread only */
@@ -179,8 +186,7 @@ static int reload(void *user, char *ret_text, size_t text_bytes)
 	int r = load_config(d->options, &next, err);
 
 	if (r >= 0) {
-		reload_take(&d->config, &next, &result);
-		r = control_config_changed(d->control);
+		r = reload_try(&d->config, &next, tell_of_config, d, &result);
 		if (r < 0)
 			(void)snprintf(err, sizeof(err), "the data path is behind: try again");
 	}
