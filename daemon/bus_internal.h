@@ -6,6 +6,7 @@
 #define SKVCD_DAEMON_BUS_INTERNAL_H
 
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include <systemd/sd-bus.h>
 #include <systemd/sd-event.h>
@@ -14,14 +15,21 @@
 #include "daemon/listener.h"
 
 #define BUS_PEERS_MAX 16u
+#define BUS_PEERS_KEPT 4u     /* of these, for root and the daemon's own user */
+#define BUS_PEERS_PER_USER 4u /* of others */
+
+struct bus_peer {
+	sd_bus *bus; /* NULL: free */
+	uid_t uid;
+};
 
 struct bus {
 	sd_event *event;	 /* borrowed */
 	struct control *control; /* borrowed */
 	struct listener listener;
 	sd_event_source *accept_source;
-	sd_bus *system;		      /* NULL: there is none */
-	sd_bus *peers[BUS_PEERS_MAX]; /* NULL: free */
+	sd_bus *system; /* NULL: there is none */
+	struct bus_peer peers[BUS_PEERS_MAX];
 	sd_event_source *look_source; /* once a second: has a property changed? */
 	const char *health;	      /* as it was last told; static text */
 	bool draining;

@@ -30,6 +30,7 @@
 
 /* Every message that asks for the lane's work leaves one answer owed, and a session asks one at a time. */
 #define CLIENT_MAILS_MAX 1u
+#define CLIENT_BEHIND_NS 100000000ull
 
 static const uint8_t legal_next[CLIENT_STATE_COUNT] = {
 	[CLIENT_HELLO] = 1u << CLIENT_ADDING | 1u << CLIENT_OVER,
@@ -107,7 +108,7 @@ int client_new(struct client_host *host, int sock, const struct listener_peer *p
 	struct client *c = calloc(1, sizeof(*c));
 
 	if (!c) {
-		aside_close_socket(sock);
+		aside_close_socket(peer->uid, sock);
 		if (peer->pidfd >= 0)
 			(void)close(peer->pidfd);
 		return -ENOMEM;
@@ -138,7 +139,7 @@ static void close_fd(int *fd)
 void client_close(struct client *c)
 {
 	if (c->sock >= 0)
-		aside_close_socket(c->sock);
+		aside_close_socket(c->session.uid, c->sock);
 	c->sock = -1;
 	close_fd(&c->pidfd);
 	c->drop_socket = false;
@@ -555,7 +556,10 @@ void client_input(struct client *c)
 	if (r != -EAGAIN)
 		received(c, r, fds, fds_count);
 	/* Whoever keeps what a descriptor names has it opened by now, in its own way. */
-	aside_close(fds, fds_count);
+	aside_close(c->session.uid, fds, fds_count);
+	/* His descriptors are not closed as fast as they come: more of them wait in his own socket. */
+	if (c->state == CLIENT_IDLE && aside_is_behind(c->session.uid))
+		c->deadline_ns = clock_now_ns() + CLIENT_BEHIND_NS;
 }
 
 void client_deadline(struct client *c)

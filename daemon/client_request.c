@@ -169,6 +169,43 @@ static void ns_prefill(struct client *c, const struct ctl_ns_prefill *m)
 
 /* ---- arenas ---- */
 
+static uint64_t arenas_of(const struct client_host *host, uid_t uid)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t slot = 0; slot < host->config->sessions_max; slot++)
+		if (host->by_slot[slot] && host->by_slot[slot]->session.uid == uid)
+			bytes += host->by_slot[slot]->arenas_bytes;
+	return bytes;
+}
+
+/* What one user may have: a single session may always have its own, for so the daemon was told. */
+static uint64_t arenas_share(const struct config *config)
+{
+	uint64_t half = config->arena_total_bytes / 2;
+
+	if (config->arenas_per_user)
+		return config->arenas_per_user;
+	return half > config->arena_session_bytes ? half : config->arena_session_bytes;
+}
+
+/* A reload may have left him less than he has. */
+static int share_allowed(struct client *c, uint64_t bytes)
+{
+	uint64_t share = arenas_share(c->host->config), has;
+
+	if (!c->session.uid)
+		return 0;
+	has = arenas_of(c->host, c->session.uid);
+	if (has <= share && bytes <= share - has)
+		return 0;
+	client_refuse(c, -EDQUOT, REASON(MEMORY_LIMIT),
+		      "arenas of one user hold at most %" PRIu64 " MiB, %" PRIu64
+		      " are in use; raise [limits] arenas_per_user",
+		      MIB_OF(share), MIB_OF(has));
+	return -EDQUOT;
+}
+
 static int arena_allowed(struct client *c, uint64_t bytes)
 {
 	const struct config *config = c->host->config;
@@ -192,7 +229,7 @@ static int arena_allowed(struct client *c, uint64_t bytes)
 			      MIB_OF(config->arena_total_bytes), MIB_OF(c->host->arenas_bytes));
 		return -EDQUOT;
 	}
-	return 0;
+	return share_allowed(c, bytes);
 }
 
 static void arena_new(struct client *c, const struct ctl_arena_new *m)

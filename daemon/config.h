@@ -109,6 +109,7 @@ struct config {
 	/* [limits] */
 	uint32_t blocks_max;	    /* index size; 0: one per 16 KiB of pool + NVMe, 4096..16 M */
 	uint32_t sessions_per_user; /* 0: half of sessions_max; config_share() */
+	uint64_t arenas_per_user; /* bytes; 0: half of arena_total_bytes, or arena_session_bytes */
 	uint32_t namespaces_per_tenant; /* 0: half of namespaces_max; config_share() */
 	uint32_t leases_max;		/* per session, 1..1024; 1024 */
 	uint32_t lease_share_percent;	/* of the pool, that one tenant's may hold; 50 */

@@ -187,25 +187,34 @@ static int watch(struct control *control, struct client *c)
 	return r < 0 ? r : 0;
 }
 
+static void refuse(struct control *control, int sock, const struct listener_peer *peer,
+		   const char *why)
+{
+	struct session s = { .pid = peer->pid, .uid = peer->uid };
+
+	stats_reason(&control->stats, SKVC_ABI_REASON_SESSIONS_FULL);
+	log_client(LOG_EVENT_SESSION_FAILED, LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_SESSIONS_FULL,
+		   "%s: this one is closed", why);
+	aside_close_socket(peer->uid, sock);
+	if (peer->pidfd >= 0)
+		(void)close(peer->pidfd);
+}
+
 static void connected(struct control *control, int sock)
 {
 	struct listener_peer peer;
 	struct client *c;
 
 	if (listener_peer(sock, &peer) < 0) { /* it is dead already */
-		aside_close_socket(sock);
+		aside_close_socket(ASIDE_NOBODY, sock);
 		return;
 	}
 	if (!may_wait(control, peer.uid)) {
-		struct session s = { .pid = peer.pid, .uid = peer.uid };
-
-		stats_reason(&control->stats, SKVC_ABI_REASON_SESSIONS_FULL);
-		log_client(LOG_EVENT_SESSION_FAILED, LOG_LEVEL_WARNING, &s,
-			   SKVC_ABI_REASON_SESSIONS_FULL,
-			   "too many connections that say nothing: this one is closed");
-		aside_close_socket(sock);
-		if (peer.pidfd >= 0)
-			(void)close(peer.pidfd);
+		refuse(control, sock, &peer, "too many connections that say nothing");
+		return;
+	}
+	if (aside_is_behind(peer.uid)) {
+		refuse(control, sock, &peer, "descriptors of this user take too long to close");
 		return;
 	}
 	if (client_new(&control->host, sock, &peer, &c) < 0)

@@ -161,7 +161,7 @@ static int load_config(const struct options *o, struct config *ret, char *err)
 	int r = 0;
 
 	config_default(ret);
-	if (o->config || !access(path, F_OK))
+	if (o->config || !access(path, F_OK) || errno != ENOENT)
 		r = config_load(path, ret, err, MAIN_ERR_BYTES);
 	for (unsigned i = 0; !r && i < o->overrides_count; i++)
 		r = config_set(ret, o->override[i], err, MAIN_ERR_BYTES);
@@ -169,6 +169,13 @@ static int load_config(const struct options *o, struct config *ret, char *err)
 }
 
 /* ---- while it runs ---- */
+
+static int tell_of_config(void *user)
+{
+	const struct skvcd *d = user;
+
+	return control_config_changed(d->control);
+}
 
 static int reload(void *user, char *ret_text, size_t text_bytes)
 {
@@ -179,8 +186,7 @@ static int reload(void *user, char *ret_text, size_t text_bytes)
 	int r = load_config(d->options, &next, err);
 
 	if (r >= 0) {
-		reload_take(&d->config, &next, &result);
-		r = control_config_changed(d->control);
+		r = reload_try(&d->config, &next, tell_of_config, d, &result);
 		if (r < 0)
 			(void)snprintf(err, sizeof(err), "the data path is behind: try again");
 	}

@@ -6,6 +6,7 @@ DAEMON_SRCS := \
 	daemon/bus.c \
 	daemon/bus_lists.c \
 	daemon/bus_plan.c \
+	daemon/bus_relay.c \
 	daemon/client.c \
 	daemon/client_gpu.c \
 	daemon/client_request.c \

@@ -60,7 +60,8 @@ static void show(struct ns_profile *np)
 	atomic_store_explicit(&np->previous, layer.previous, memory_order_relaxed);
 	atomic_store_explicit(&np->rotary_pairs, layer.rotary_pairs, memory_order_relaxed);
 	atomic_store_explicit(&np->newest, 1, memory_order_relaxed);
-	atomic_store_explicit(&np->model, np->can_model, memory_order_relaxed);
+	atomic_store_explicit(&np->model, np->can_model ? 1u + codec_profile_model(np->p).draft : 0,
+			      memory_order_relaxed);
 	atomic_store_explicit(&np->version, np->number, memory_order_release);
 }
 

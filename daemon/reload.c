@@ -85,3 +85,17 @@ void reload_take(struct config *now, const struct config *next, struct reload *r
 		take_key(now, next, k, ret);
 	take_tenants(now, next, ret);
 }
+
+int reload_try(struct config *now, const struct config *next, int (*tell)(void *user), void *user,
+	       struct reload *ret)
+{
+	static struct config before; /* large for a stack; control thread only */
+	int r;
+
+	before = *now;
+	reload_take(now, next, ret);
+	r = tell(user);
+	if (r < 0)
+		*now = before;
+	return r;
+}

@@ -21,5 +21,8 @@ struct reload {
 
 /* Takes into `now` what may change of what `next`, which was checked, has otherwise. */
 void reload_take(struct config *now, const struct config *next, struct reload *ret);
+/* The same, then `tell`s of it.  When that fails `now` is as it was, and its result is handed on. */
+int reload_try(struct config *now, const struct config *next, int (*tell)(void *user), void *user,
+	       struct reload *ret);
 
 #endif

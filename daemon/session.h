@@ -66,7 +66,9 @@ struct ns_profile {
 	_Atomic uint64_t digest; /* its first 8 bytes */
 	_Atomic uint64_t bytes, tokens, blocks;
 	_Atomic uint64_t expected_milli, measured_milli;
-	_Atomic uint32_t layer, previous, rotary_pairs, newest, model;
+	_Atomic uint32_t layer, previous, rotary_pairs, newest;
+	_Atomic uint32_t
+		model; /* its part for one: 0, none that can be used; 1, a copy; 2, a draft */
 };
 
 /* What coding a namespace's blocks one way would mean; lane writes, control reads. */

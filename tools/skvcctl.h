@@ -38,7 +38,7 @@ struct skvcctl_profile {
 	uint32_t rotary_pairs;
 	char tenant[32], model[256], digest[17], state[16];
 	uint64_t bytes, tokens, expected_milli, measured_milli, blocks;
-	uint32_t can_model; /* it has a model's part, and the model is loaded */
+	uint32_t model_part; /* its model is loaded: 1, a copy; 2, a draft; else 0 */
 };
 
 struct skvcctl_model {
@@ -188,5 +188,7 @@ int skvcctl_print_json(const struct skvcctl_picture *p, unsigned what, FILE *out
 int skvcctl_parse_bytes(const char *text, uint64_t *ret); /* "20G"; 0 or -EINVAL */
 const char *skvcctl_format_bytes(uint64_t bytes, char buf[16]);
 const char *skvcctl_format_ns(uint64_t ns, char buf[16]);
+const char *skvcctl_model_part(
+	const struct skvcctl_profile *f); /* "none", "copy", "draft", "other" */
 
 #endif

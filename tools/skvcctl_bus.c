@@ -159,12 +159,23 @@ static void *grow(void **rows, size_t count, size_t row_bytes, size_t max)
 	return (char *)*rows + count * row_bytes;
 }
 
+/* What terminals act on becomes '?': C0, DEL, and C1 as UTF-8 has it; but for this character. */
+static void clean(char *text, char keep)
+{
+	for (; *text; text++) {
+		unsigned char next = (unsigned char)text[1];
+
+		if (*text == '\302' && next >= 0x80 && next < 0xa0)
+			text[0] = text[1] = '?';
+		else if (((unsigned char)*text < ' ' || *text == 0x7f) && *text != keep)
+			*text = '?';
+	}
+}
+
 static void copy(char *to, size_t to_bytes, const char *from)
 {
 	(void)snprintf(to, to_bytes, "%s", from);
-	for (; *to; to++)
-		if ((unsigned char)*to < ' ' || *to == 0x7f)
-			*to = '?';
+	clean(to, '\0');
 }
 
 #define COPY(to, from) copy((to), sizeof(to), (from))
@@ -295,7 +306,7 @@ static int read_profiles(sd_bus_message *m, struct skvcctl_picture *p)
 		r = sd_bus_message_read(m, "(ussusuutttttsu)", &f.ns, &tenant, &model, &f.version,
 					&digest, &f.lookback, &f.rotary_pairs, &f.bytes, &f.tokens,
 					&f.expected_milli, &f.measured_milli, &f.blocks, &state,
-					&f.can_model);
+					&f.model_part);
 		if (r <= 0)
 			break;
 		COPY(f.tenant, tenant);
@@ -729,10 +740,12 @@ enum skvcctl_exit skvcctl_reload(const struct skvcctl_source *source, char *ret_
 
 	if (e == SKVCCTL_OK) {
 		r = sd_bus_message_read(reply, "s", &text);
-		if (r < 0)
+		if (r < 0) {
 			e = failed(&l, r, "Reload");
-		else
+		} else {
 			(void)snprintf(ret_text, text_bytes, "%s", text);
+			clean(ret_text, '\n');
+		}
 	}
 	sd_bus_message_unref(reply);
 	return e;

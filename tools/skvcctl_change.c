@@ -94,10 +94,26 @@ static int quota(const struct skvcctl_source *source, int count, char **words)
 	return say(skvcctl_set_quota(source, words[0], bytes, err, sizeof(err)), err);
 }
 
+/* Digits alone, and no number that means all of them. */
+static int parse_ns(const char *word, uint32_t *ret_ns)
+{
+	unsigned long long ns;
+	char *end;
+
+	if (word[0] < '0' || word[0] > '9')
+		return -EINVAL;
+	errno = 0;
+	ns = strtoull(word, &end, 10);
+	if (errno || *end || ns >= SKVCCTL_NS_ANY)
+		return -EINVAL;
+	*ret_ns = (uint32_t)ns;
+	return 0;
+}
+
 static int evict(const struct skvcctl_source *source, int count, char **words)
 {
 	struct skvcctl_evicted gone = { 0 };
-	char err[SKVCCTL_ERR_BYTES] = "", bytes[16], *end = NULL;
+	char err[SKVCCTL_ERR_BYTES] = "", bytes[16];
 	const char *tenant = "";
 	uint32_t ns = SKVCCTL_NS_ANY;
 	enum skvcctl_exit e;
@@ -105,8 +121,7 @@ static int evict(const struct skvcctl_source *source, int count, char **words)
 	if (count == 2 && !strcmp(words[0], "tenant") && words[1][0]) {
 		tenant = words[1];
 	} else if (count == 2 && !strcmp(words[0], "namespace")) {
-		ns = (uint32_t)strtoul(words[1], &end, 10);
-		if (end == words[1] || *end || words[1][0] == '-')
+		if (parse_ns(words[1], &ns) < 0)
 			return usage("evict namespace takes a number of skvcctl namespaces");
 	} else if (count != 1 || strcmp(words[0], "all") != 0) {
 		return usage("evict tenant NAME, evict namespace ID, or evict all");

@@ -103,6 +103,7 @@ static void add_profiles(cJSON *root, const struct skvcctl_picture *p)
 		add_u64(row, "version", f->version);
 		(void)cJSON_AddStringToObject(row, "digest", f->digest);
 		(void)cJSON_AddStringToObject(row, "speculator", f->lookback ? "layer" : "channel");
+		(void)cJSON_AddStringToObject(row, "model_part", skvcctl_model_part(f));
 		add_u64(row, "previous", f->lookback ? f->lookback - 1 : 0);
 		add_u64(row, "rotary_pairs", f->rotary_pairs);
 		add_u64(row, "bytes", f->bytes);

@@ -52,6 +52,13 @@ const char *skvcctl_format_bytes(uint64_t bytes, char buf[16])
 	return buf;
 }
 
+const char *skvcctl_model_part(const struct skvcctl_profile *f)
+{
+	static const char *const names[] = { "none", "copy", "draft" };
+
+	return f->model_part < sizeof(names) / sizeof(names[0]) ? names[f->model_part] : "other";
+}
+
 const char *skvcctl_format_ns(uint64_t ns, char buf[16])
 {
 	static const char *const units[] = { "ns", "us", "ms", "s" };
@@ -344,8 +351,8 @@ void skvcctl_print_profiles(const struct skvcctl_picture *p, FILE *out)
 				      f->lookback - 1, f->rotary_pairs);
 		else
 			(void)fprintf(out, "channel");
-		if (f->can_model)
-			(void)fprintf(out, ", model");
+		if (f->model_part)
+			(void)fprintf(out, ", model (%s)", skvcctl_model_part(f));
 		(void)fprintf(out, ", %s, %s\n", skvcctl_format_bytes(f->bytes, size), f->state);
 		(void)fprintf(out,
 			      "      fitted on %" PRIu64 " tokens, %" PRIu64

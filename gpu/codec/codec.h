@@ -287,6 +287,7 @@ struct codec_model_info {
 	uint8_t digest[CODEC_DIGEST_BYTES]; /* of the model that it wants */
 	uint8_t attached;		    /* 1: it has it */
 	uint8_t ids;			    /* 1: blocks carry token ids */
+	uint8_t draft;			    /* 1: it is a draft, not the model's copy */
 	uint32_t vocab;
 	double expected_bits;  /* per scalar, on the fitted sample */
 	uint64_t params_bytes; /* in the profile; the model's weights are not */

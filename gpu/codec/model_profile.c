@@ -161,6 +161,7 @@ static int profile_build(struct model_profile *p, const struct codec_geometry *g
 	if (segments_find(g, &shape, p->segments, err, sizeof(err)) < 0)
 		return -EBADMSG;
 	p->ids = facts.ids;
+	p->draft = facts.mode == MSPEC_DRAFT;
 	p->id_bits = facts.ids ? bits_of(h->vocab) : 0;
 	p->expected_bits = h->expected_bits_q16 / 65536.0;
 	p->streams_count = residual_streams(p->segments_count * kv * g->block_tokens, (uint32_t)kv,
@@ -257,6 +258,7 @@ struct codec_model_info codec_profile_model(const struct codec_profile *p)
 	memcpy(info.digest, h->model_digest, sizeof(info.digest));
 	info.attached = p->model->params != NULL;
 	info.ids = p->model->ids;
+	info.draft = p->model->draft;
 	info.vocab = h->vocab;
 	info.expected_bits = p->model->expected_bits;
 	info.params_bytes = h->params_bytes;

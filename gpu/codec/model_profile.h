@@ -43,7 +43,7 @@ struct model_profile {
 	const struct model_section *section; /* borrowed, as it lies in a profile */
 	const uint8_t *serial;		     /* borrowed: the parameters in it */
 	struct mspec_params *params;	     /* owned; NULL: no model is attached */
-	bool ids;
+	bool ids, draft;
 	uint32_t id_bits;	/* of a token id in a block; 0 without ids */
 	uint32_t streams_count; /* of a block */
 	double expected_bits;

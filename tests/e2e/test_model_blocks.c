@@ -330,7 +330,9 @@ static void test_coded_after_their_prefix(void **state)
 	assert_int_equal(daemon_stats_now(&daemon_, "model_blocks"), 0);
 	add_model();
 	is("model_blocks", CHAINS * BLOCKS);
-	says("profiles", 0, ", model");
+	says("profiles", 0,
+	     rig->params && mspec_params_mode(rig->params) == MSPEC_DRAFT ? ", model (draft), "
+									  : ", model (copy), ");
 	assert_int_equal(daemon_stats_now(&daemon_, "recode_failed"), 0);
 	for (uint32_t chain = 0; chain < CHAINS; chain++)
 		fetch(&w, chain, 0, BLOCKS);
@@ -702,7 +704,9 @@ static void test_fitted_by_itself(void **state)
 	add_model();
 	assert_int_equal(store(&w, 1, 0, BLOCKS).count, BLOCKS);
 	is("model_blocks", 2 * BLOCKS);
-	says("profiles", 0, ", model");
+	says("profiles", 0,
+	     rig->params && mspec_params_mode(rig->params) == MSPEC_DRAFT ? ", model (draft), "
+									  : ", model (copy), ");
 	for (uint32_t chain = 0; chain < 2; chain++)
 		fetch(&w, chain, 0, BLOCKS);
 	assert_int_equal(daemon_stats_now(&daemon_, "checksum_failures"), 0);

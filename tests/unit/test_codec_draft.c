@@ -278,6 +278,7 @@ static void test_mode(void **state)
 	assert_int_equal(mspec_mode_for(r->target, shape), MSPEC_COPY);
 	assert_int_equal(codec_profile_model(r->model).products, mspec_params_products(r->params));
 	assert_true(codec_profile_model(r->model).ids);
+	assert_true(codec_profile_model(r->model).draft);
 	sequence_rig_free(r);
 }
 

@@ -38,6 +38,7 @@ static void check_info(const struct sequence_rig *r, const struct codec_profile 
 	assert_memory_equal(info.digest, mspec_model_digest(r->m), sizeof(info.digest));
 	assert_int_equal(info.attached, attached);
 	assert_int_equal(info.ids, mspec_params_ids(r->params));
+	assert_false(info.draft);
 	assert_int_equal(info.vocab, r->c->vocab);
 	assert_true(info.expected_bits > r->bits - 0.001 && info.expected_bits <= r->bits);
 	assert_true(info.params_bytes > 0);

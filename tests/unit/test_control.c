@@ -42,8 +42,13 @@ static struct control_rig rig;
 static unsigned fds_before;
 
 static const char *const overrides[] = {
-	"daemon.sessions_max=4", "limits.sessions_per_user=4", "host.arena_session=4M",
-	"host.arena_total=6M",	 "tenant team.uid=70000",      NULL,
+	"daemon.sessions_max=4",
+	"limits.sessions_per_user=4",
+	"host.arena_session=4M",
+	"host.arena_total=6M",
+	"limits.arenas_per_user=6M",
+	"tenant team.uid=70000",
+	NULL,
 };
 
 static int setup(void **state)

@@ -27,8 +27,9 @@ static struct control_rig rig;
 
 static int setup(void **state)
 {
-	static const char *const few[] = { "daemon.sessions_max=4", "daemon.namespaces_max=4",
-					   "daemon.socket_mode=0666", NULL };
+	static const char *const few[] = { "daemon.sessions_max=4",   "daemon.namespaces_max=4",
+					   "daemon.socket_mode=0666", "host.arena_session=3M",
+					   "host.arena_total=8M",     NULL };
 
 	(void)state;
 	control_rig_start(&rig, few);
@@ -142,11 +143,49 @@ static void test_one_tenant_leaves_namespaces_to_others(void **state)
 	raw_client_close(&c);
 }
 
+static int ask_arena(struct raw_client *c, uint64_t bytes)
+{
+	struct ctl_arena_new m = { .bytes = bytes };
+
+	return raw_client_request(c, &m, CTL_ARENA_NEW, sizeof(m));
+}
+
+static void test_one_user_leaves_arenas_to_others(void **state)
+{
+	const uid_t root = geteuid(), greedy = root ? root : 70001;
+	struct raw_client c[2], other;
+
+	(void)state;
+	become(greedy);
+	open_client(&c[0]);
+	open_client(&c[1]);
+	assert_int_equal(ask_arena(&c[0], 3 << 20), CTL_ARENA);
+	assert_int_equal(ask_arena(&c[1], 2 << 20), CTL_ERROR);
+	assert_int_equal(c[1].answer.error.res, -EDQUOT);
+	assert_int_equal(c[1].answer.error.reason, SKVC_ABI_REASON_MEMORY_LIMIT);
+	assert_non_null(strstr((const char *)c[1].answer.error.text, "[limits] arenas_per_user"));
+	assert_int_equal(ask_arena(&c[1], 1 << 20), CTL_ARENA);
+	if (!root) { /* else there is no other user to be had */
+		become(70002);
+		open_client(&other);
+		assert_int_equal(ask_arena(&other, 3 << 20), CTL_ARENA);
+		become(0);
+		raw_client_close(&c[0]);
+		assert_true(control_rig_wait_sessions(&rig, 2, WAIT_MS) >= 0);
+		open_client(&c[0]);
+		assert_int_equal(ask_arena(&c[0], 3 << 20), CTL_ARENA);
+		raw_client_close(&other);
+	}
+	raw_client_close(&c[0]);
+	raw_client_close(&c[1]);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		TEST(test_one_user_leaves_sessions_to_others),
+		TEST(test_one_user_leaves_arenas_to_others),
 		TEST(test_one_tenant_leaves_namespaces_to_others),
 	};
 

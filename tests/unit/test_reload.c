@@ -4,6 +4,7 @@
  */
 #include "daemon/reload.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -116,6 +117,29 @@ static void test_long(void **state)
 	assert_true(strlen(result.text) < sizeof(result.text));
 }
 
+static int tell(void *user)
+{
+	assert_int_equal(now.full_percent, 95); /* as the lane would be told it */
+	return *(const int *)user;
+}
+
+/* "The old one stays" when nobody can be told of the new one, for those, too, who read it where it lies. */
+static void test_nobody_to_tell(void **state)
+{
+	const struct config before = now;
+	int answer = -EAGAIN;
+
+	(void)state;
+	set(&next, "host.full_percent=95");
+	set(&next, "tenant a.quota=2G");
+	assert_int_equal(reload_try(&now, &next, tell, &answer, &result), -EAGAIN);
+	assert_memory_equal(&now, &before, sizeof(now));
+	answer = 0;
+	assert_int_equal(reload_try(&now, &next, tell, &answer, &result), 0);
+	assert_int_equal(result.changed, 2);
+	assert_int_equal(now.tenants[0].quota_bytes, 2ull << 30);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -123,6 +147,7 @@ int main(void)
 		cmocka_unit_test_setup(test_keys, setup),
 		cmocka_unit_test_setup(test_tenants, setup),
 		cmocka_unit_test_setup(test_long, setup),
+		cmocka_unit_test_setup(test_nobody_to_tell, setup),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -71,6 +71,29 @@ static void with_client(struct raw_client *c, uint32_t *ret_ns)
 	assert_int_equal(raw_client_memory(c, ret_ns, &region, &arena), 0);
 }
 
+/* Both ways to say it have the kind of a profile's part for a model. */
+static void test_part_for_a_model(void **state)
+{
+	static const char *const kinds[] = { "none", "copy", "draft", "other" };
+
+	(void)state;
+	for (uint32_t i = 0; i < 4; i++) {
+		struct skvcctl_profile f = { .version = 1, .model_part = i };
+		struct skvcctl_picture p = { .profiles = &f, .profiles_count = 1 };
+		char text[2048] = "", want[64];
+		FILE *out = fmemopen(text, sizeof(text), "w");
+
+		skvcctl_print_profiles(&p, out);
+		(void)fflush(out);
+		(void)snprintf(want, sizeof(want), ", model (%s)", kinds[i]);
+		assert_int_equal(strstr(text, want) != NULL, i > 0);
+		assert_int_equal(skvcctl_print_json(&p, SKVCCTL_GET_PROFILES, out), 0);
+		(void)fclose(out);
+		(void)snprintf(want, sizeof(want), "\"model_part\":\t\"%s\"", kinds[i]);
+		assert_non_null(strstr(text, want));
+	}
+}
+
 static void test_ping(void **state)
 {
 	struct skvcctl_picture p = fetch(SKVCCTL_GET_VERSION);
@@ -485,6 +508,7 @@ int main(void)
 		cmocka_unit_test(test_table_says_what_matters),
 		cmocka_unit_test(test_tables_fit),
 		cmocka_unit_test(test_formats),
+		cmocka_unit_test(test_part_for_a_model),
 		TEST(test_explain),
 		cmocka_unit_test(test_no_daemon),
 		TEST(test_the_clients_socket),
