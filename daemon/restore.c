@@ -503,6 +503,8 @@ static int on_record(void *user, const struct record_header *h, const struct nvm
 		if (!v.profile)
 			return -ENOENT;
 	}
+	if (v.model && !v.profile)
+		return -EBADMSG;
 	memcpy(v.key.bytes, h->key, sizeof(v.key.bytes));
 	v.padding = (uint32_t)((uint64_t)place->sectors * 512 - record_bytes(h));
 	r = make_block(rs, ns, &v, index_bucket(rs->lane->index, ns->id, &v.key), &id);
