@@ -15,6 +15,7 @@
 #include <string.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -569,6 +570,72 @@ static void a_new_file_holds_nothing(void **state)
 	free(w);
 }
 
+/* ---- a sector that can't be read ---- */
+
+static off_t bad_at; /* 0: there is none */
+static unsigned bad_reads;
+
+/* In the C library's place. */
+ssize_t pread(int fd, void *buf, size_t bytes, off_t off)
+{
+	if (bad_at && off <= bad_at && bad_at < off + (off_t)bytes) {
+		bad_reads++;
+		errno = EIO;
+		return -1;
+	}
+	return syscall(SYS_pread64, fd, buf, bytes, off);
+}
+
+/* A held key whose record others lie before and behind, in one segment; where its second block lies. */
+static uint32_t in_the_middle(const struct world *w, off_t *ret_at)
+{
+	struct nvme_place place;
+
+	for (uint32_t key = 0; key < KEYS; key++) {
+		if (nvme_log_place(w->rig.log, key, &place) < 0 || place.sectors < 16 ||
+		    place.off_sectors < 128 || nvme_log_after(w->rig.log, key) == NVME_LOG_NONE)
+			continue;
+		*ret_at = (off_t)(place.segment * w->rig.options.segment_bytes +
+				  place.off_sectors * 512ull + LOG_RIG_ALIGN);
+		return key;
+	}
+	fail_msg("no record lies between others");
+	return 0;
+}
+
+static void a_bad_sector_costs_the_record_it_is_in(void **state)
+{
+	struct world *w = malloc(sizeof(*w));
+	struct key_state before[KEYS];
+	uint32_t lost;
+	off_t at = 0;
+
+	(void)state;
+	assert_non_null(w);
+	make_world(w, 3);
+	for (unsigned i = 0; i < 100; i++) {
+		start_append(w);
+		turn(w);
+	}
+	quiesce(w);
+	lost = in_the_middle(w, &at);
+	memcpy(before, w->key, sizeof(before));
+	die(w);
+	power_file_end(&w->power);
+	open_world(w);
+	bad_at = at;
+	recover(w);
+	bad_at = 0;
+	for (uint32_t key = 0; key < KEYS; key++)
+		if (w->key[key].held != (before[key].held && key != lost))
+			fail_msg("key %u: %s", key, w->key[key].held ? "found" : "not found");
+	read_all(w, 1);
+	print_message("%u reads failed\n", bad_reads);
+	assert_in_range(bad_reads, 1, 3);
+	end_world(w);
+	free(w);
+}
+
 static uint64_t run_seed, run_until_ns;
 
 static void until_told(void **state)
@@ -587,6 +654,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_new_file_holds_nothing),
+		cmocka_unit_test(a_bad_sector_costs_the_record_it_is_in),
 		cmocka_unit_test(random_lives),
 	};
 	const struct CMUnitTest long_test[] = { cmocka_unit_test(until_told) };
