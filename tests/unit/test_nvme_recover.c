@@ -636,6 +636,68 @@ static void a_bad_sector_costs_the_record_it_is_in(void **state)
 	free(w);
 }
 
+/* ---- a list that nobody would find ---- */
+
+/* The next record begins a segment; nothing of that is written yet. */
+static uint32_t append_to_new_segment(struct world *w)
+{
+	struct op *op = &w->ops[0];
+	uint32_t key = 0, bytes;
+	uint64_t sequence;
+
+	while (w->key[key].held)
+		key++;
+	op->key = key;
+	op->op.done = on_done;
+	do {
+		op->version = ++w->version;
+		bytes = make_record(op->buf, key, op->version, 0, 0);
+	} while (nvme_log_fits(w->rig.log, bytes));
+	assert_int_equal(nvme_log_room(w->rig.log, bytes, &sequence), 0);
+	(void)make_record(op->buf, key, op->version, nvme_log_id(w->rig.log), sequence);
+	assert_int_equal(nvme_log_append(w->rig.log, &op->op, key, 0, op->buf, bytes), 0);
+	op->busy = 1;
+	w->key[key] = (struct key_state){ .version = op->version, .writing = 1 };
+	return key;
+}
+
+/* The header of the segment that a list of what was forgotten lies in can't be written: it is written elsewhere. */
+static void a_list_in_a_segment_without_a_header_is_written_again(void **state)
+{
+	struct world *w = malloc(sizeof(*w));
+	uint32_t old = 0;
+	char fault[64];
+
+	(void)state;
+	assert_non_null(w);
+	make_world(w, 4);
+	while (nvme_log_fits(w->rig.log, RECORD_MAX) || !w->version) {
+		start_append(w);
+		turn(w);
+	}
+	quiesce(w);
+	while (!w->key[old].held)
+		old++;
+	(void)snprintf(fault, sizeof(fault), "write:eio:every=1:at=%llu",
+		       (unsigned long long)w->rig.options.segment_bytes);
+	log_rig_fault(&w->rig, fault);
+	(void)append_to_new_segment(w);
+	forget(w, old);
+	nvme_log_tick(w->rig.log, w->now_ns);
+	log_rig_drain(&w->rig);
+	log_rig_fault(&w->rig, NULL);
+	quiesce(w);
+	assert_true(stats_get(w->rig.stats, STAT_NVME_ERRORS) > 0);
+	assert_int_equal(nvme_log_notes(w->rig.log), 0);
+	die(w);
+	power_file_end(&w->power);
+	open_world(w);
+	recover(w);
+	assert_false(w->key[old].held);
+	end_world(w);
+	free(w);
+}
+
 static uint64_t run_seed, run_until_ns;
 
 static void until_told(void **state)
@@ -655,6 +717,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_new_file_holds_nothing),
 		cmocka_unit_test(a_bad_sector_costs_the_record_it_is_in),
+		cmocka_unit_test(a_list_in_a_segment_without_a_header_is_written_again),
 		cmocka_unit_test(random_lives),
 	};
 	const struct CMUnitTest long_test[] = { cmocka_unit_test(until_told) };
