@@ -298,9 +298,9 @@ static int link_now(struct restoring *rs, const struct link *l)
 		parent = rs->old[l->old_parent].id - 1;
 	if (parent == BLOCK_NONE)
 		return 0;
-	if (parent == l->id || index_parent(lane->index, l->id) != BLOCK_NONE ||
-	    index_block(lane->index, parent)->ns != index_block(lane->index, l->id)->ns ||
-	    index_block(lane->index, parent)->state != BLOCK_NVME)
+	if (index_parent(lane->index, l->id) != BLOCK_NONE ||
+	    index_block(lane->index, parent)->state != BLOCK_NVME ||
+	    !tier_may_link(lane, l->id, parent))
 		return 1;
 	tier_link(lane, l->id, parent);
 	return 1;
