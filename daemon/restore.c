@@ -264,6 +264,7 @@ static int make_block(struct restoring *rs, struct namespace *ns, const struct s
 		if (r < 0)
 			return r;
 		tier_forget(lane, id);
+		rs->blocks--;
 	}
 	return put(rs, ns, v, bucket, ret_id);
 }
