@@ -347,7 +347,7 @@ struct persist {
 	uint8_t log;			   /* of the blob under way: which one it is for */
 	uint32_t meta_number;		   /* of the meta blob that was begun last */
 	uint32_t meta_done;		   /* and of the last complete one */
-	uint64_t next_ns;		   /* not looked at before */
+	uint64_t next_ns, meta_next_ns;	   /* not looked at before; meta */
 	uint64_t changed_ns;		   /* when it last became dirtier */
 	uint64_t written_ns[NVME_SET_MAX]; /* when its last checkpoint was begun */
 	/* of the blob under way */
