@@ -21,6 +21,7 @@
 #include <cmocka.h>
 
 #include "daemon/nvme_recover.h"
+#include "daemon/nvme_state.h" /* for a deadline that changes */
 #include "tests/lib/log_rig.h"
 #include "tests/lib/power_file.h"
 #include "tests/lib/rng.h"
@@ -698,6 +699,46 @@ static void a_list_in_a_segment_without_a_header_is_written_again(void **state)
 	free(w);
 }
 
+/* ---- a write that was too late, and is there all the same ---- */
+
+static void set_deadline(struct world *w, uint64_t ns)
+{
+	w->rig.log->options.deadline_ns = ns;
+}
+
+static void a_block_whose_write_came_too_late_stays_forgotten(void **state)
+{
+	struct world *w = malloc(sizeof(*w));
+	uint32_t key;
+
+	(void)state;
+	assert_non_null(w);
+	make_world(w, 5);
+	set_deadline(w, 1);
+	key = append_to_new_segment(w);
+	assert_int_equal(uring_submit(w->rig.u), 0);
+	usleep(50000); /* it is over by now, but nobody has looked */
+	log_rig_drain(&w->rig);
+	assert_false(w->key[key].held);
+	set_deadline(w, w->rig.options.deadline_ns);
+	forget(w, key);
+	for (unsigned i = 0; !nvme_log_in_service(w->rig.log) && i < 5000; i++) {
+		usleep(1000);
+		w->now_ns = clock_now_ns();
+		turn(w);
+	}
+	quiesce(w);
+	die(w);
+	power_file_end(&w->power);
+	open_world(w);
+	recover(w);
+	assert_int_equal(w->from_records, w->forgotten);
+	assert_false(w->key[key].held);
+	print_message("its record was %s\n", w->from_records ? "there" : "not there");
+	end_world(w);
+	free(w);
+}
+
 static uint64_t run_seed, run_until_ns;
 
 static void until_told(void **state)
@@ -718,6 +759,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_new_file_holds_nothing),
 		cmocka_unit_test(a_bad_sector_costs_the_record_it_is_in),
 		cmocka_unit_test(a_list_in_a_segment_without_a_header_is_written_again),
+		cmocka_unit_test(a_block_whose_write_came_too_late_stays_forgotten),
 		cmocka_unit_test(random_lives),
 	};
 	const struct CMUnitTest long_test[] = { cmocka_unit_test(until_told) };
