@@ -32,10 +32,9 @@ enum block_state {
 	BLOCK_STATE_COUNT
 };
 
-#define BLOCK_SPILLING 0x01u /* a write to NVMe is in flight (holds a reference) */
-#define BLOCK_WANTED 0x02u   /* queued for a fetch */
-#define BLOCK_FETCH_FAILED \
-	0x04u /* the last fetch failed or found no room; cleared when wanted again */
+#define BLOCK_SPILLING 0x01u   /* a write to NVMe is in flight (holds a reference) */
+#define BLOCK_WANTED 0x02u     /* queued for a fetch */
+#define BLOCK_UNREAD 0x04u     /* its last read from NVMe was an error; cleared when wanted again */
 #define BLOCK_HAS_TOKENS 0x08u /* token_hash is valid */
 #define BLOCK_LISTED \
 	0x10u /* on exactly one list (clean, dirty, droppable, fetch or the GPU pool's) */

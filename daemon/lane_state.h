@@ -347,7 +347,7 @@ struct persist {
 	uint8_t log;			   /* of the blob under way: which one it is for */
 	uint32_t meta_number;		   /* of the meta blob that was begun last */
 	uint32_t meta_done;		   /* and of the last complete one */
-	uint64_t next_ns;		   /* not looked at before */
+	uint64_t next_ns, meta_next_ns;	   /* not looked at before; meta */
 	uint64_t changed_ns;		   /* when it last became dirtier */
 	uint64_t written_ns[NVME_SET_MAX]; /* when its last checkpoint was begun */
 	/* of the blob under way */
@@ -610,8 +610,7 @@ int tier_has_nvme(const struct lane *lane);
 void tier_unplace(struct lane *lane,
 		  uint32_t block); /* STORING: its slot is not needed after all */
 void tier_release_host(struct lane *lane, struct block *b);
-unsigned tier_busy(const struct lane *lane); /* operations that must end before a stop */
-
+unsigned tier_busy(const struct lane *lane);	     /* operations that must end before a stop */
 int tier_restore(struct lane *lane, uint32_t block); /* STORING -> NVME; -EDQUOT: left as it is */
 /* STORING, or NVME, and its host slot is set: -> RESIDENT; -EDQUOT: left as it is. */
 int tier_restore_host(struct lane *lane, uint32_t block);
@@ -695,6 +694,7 @@ void tier_policy_place(struct lane *lane, uint32_t block);	     /* it may lie el
 void tier_policy_settle(struct lane *lane, uint32_t block); /* its holders or children are others */
 void tier_policy_lets_go(struct lane *lane, uint32_t block);	    /* though recode holds it */
 void tier_link(struct lane *lane, uint32_t block, uint32_t parent); /* in the index, too */
+int tier_may_link(const struct lane *lane, uint32_t block, uint32_t parent); /* makes no ring */
 
 void tier_log_evicts(void *user, uint32_t block); /* the log gave its record up */
 

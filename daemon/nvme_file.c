@@ -36,6 +36,7 @@
 #define ALIGN_BYTES_MIN 4096u
 #define BUSY_TRIES 1500u
 #define BUSY_PAUSE_NS 10000000
+#define REMOVED_TRIES 3u
 
 /* Little endian, at offset 0 and at SUPERBLOCK_COPY_OFF; the rest is zero. */
 struct superblock {
@@ -180,9 +181,11 @@ static int set_lock(int fd, short type)
 	return fcntl(fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
 }
 
+/* -ESTALE: the file has lost its name while it was waited for; there may be another one. */
 static int take_lock(struct opening *o)
 {
 	unsigned tries = 0;
+	struct stat st;
 	int r;
 
 	do
@@ -190,7 +193,11 @@ static int take_lock(struct opening *o)
 	while (busy_wait(r, &tries));
 	if (r == -EAGAIN || r == -EACCES)
 		return say(o, -EBUSY, "in use by another process");
-	return r < 0 ? say(o, r, "cannot lock: %s", strerror(-r)) : 0;
+	if (r < 0)
+		return say(o, r, "cannot lock: %s", strerror(-r));
+	if (fstat(o->file->fd, &st) == 0 && S_ISREG(st.st_mode) && !st.st_nlink)
+		return say(o, -ESTALE, "it was removed meanwhile");
+	return 0;
 }
 
 /* What direct I/O asks for, by the kernel's word where it has one (Linux 6.1). */
@@ -424,6 +431,13 @@ static int look(struct opening *o)
 	return 0;
 }
 
+static int open_and_look(struct opening *o)
+{
+	int r = open_any(o);
+
+	return r < 0 ? r : look(o);
+}
+
 void nvme_file_give_up(const struct nvme_file_options *options, struct nvme_file *file)
 {
 	if (file->fd < 0)
@@ -446,15 +460,18 @@ int nvme_file_find(const struct nvme_file_options *options, struct nvme_file *re
 	o.buf = aligned_alloc(NVME_FILE_ALIGN_BYTES_MAX, BLANK_BYTES);
 	if (!o.buf)
 		return say(&o, -ENOMEM, "out of memory");
-	r = open_any(&o);
-	if (r == 0)
-		r = look(&o);
+	r = open_and_look(&o);
+	for (unsigned tries = 0; r == -ESTALE && tries < REMOVED_TRIES; tries++) {
+		(void)close(file.fd);
+		file.fd = -1;
+		r = open_and_look(&o);
+	}
 	free(o.buf);
 	if (r == 0) {
 		*ret = file;
 		return 0;
 	}
-	file.created &= r != -EBUSY; /* somebody else may have it meanwhile */
+	file.created &= r != -EBUSY && r != -ESTALE; /* somebody else may have it meanwhile */
 	nvme_file_give_up(options, &file);
 	return r;
 }

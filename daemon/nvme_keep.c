@@ -163,6 +163,8 @@ static void tombs_write(struct nvme_log *log)
 	if (nvme_make_room(log, align) < 0)
 		return;
 	s = &log->segment[log->open];
+	if (s->header != HEADER_WRITTEN) /* nobody would find them if it cannot be */
+		return;
 	tombs_fill(log, n);
 	log->tombs_op.done = tombs_done;
 	log->tombs_op.user = log;

@@ -401,8 +401,11 @@ void nvme_op_end(struct nvme_log *log, struct nvme_op *op, int r)
 	log->inflight--;
 	if (r < 0) {
 		nvme_note_failure(log, r);
-		if (op->is_write && op_current(log, op))
+		if (op->is_write && op_current(log, op)) {
+			/* It may be there all the same. */
+			nvme_tomb_add(log, &log->entry[op->block]);
 			nvme_entry_unlink(log, op->block);
+		}
 	} else {
 		log->errors = 0;
 		if (op->is_write && op_current(log, op))

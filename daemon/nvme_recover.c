@@ -40,7 +40,8 @@ struct reading {
 	uint8_t *buf; /* owned, aligned: a part of one segment */
 	uint32_t buf_bytes;
 	uint32_t segment, start, end; /* which; empty: start == end */
-	uint32_t *order;	      /* owned: segments, by sequence or by ordinal */
+	uint32_t damaged; /* a segment that can't be read in large parts, or NVME_NONE */
+	uint32_t *order;  /* owned: segments, by sequence or by ordinal */
 	struct pieces pieces;
 	/* for the thread that reads a blob */
 	struct blob_list list;
@@ -66,20 +67,12 @@ static int grow(struct reading *rd, uint32_t bytes)
 	return 0;
 }
 
-/* `bytes` of this segment from `off`, both aligned; NULL: they cannot be read. */
-static const uint8_t *get(struct reading *rd, uint32_t segment, uint32_t off, uint32_t bytes)
+/* So much of it as can be read, into rd->buf. */
+static void read_part(struct reading *rd, uint32_t segment, uint32_t off, uint32_t n)
 {
 	const struct nvme_log *log = rd->log;
-	uint32_t left = (uint32_t)log->options.segment_bytes - off, n, got = 0;
-	const uint32_t align = NVME_FILE_ALIGN_BYTES_MAX;
+	uint32_t got = 0;
 
-	if (bytes > left)
-		return NULL;
-	if (segment == rd->segment && off >= rd->start && off + bytes <= rd->end)
-		return rd->buf + (off - rd->start);
-	n = bytes > WINDOW_BYTES ? bytes : WINDOW_BYTES < left ? WINDOW_BYTES : left;
-	if (grow(rd, (n + align - 1) & ~(align - 1)) < 0)
-		return NULL;
 	while (got < n) {
 		ssize_t r =
 			pread(log->file.fd, rd->buf + got, n - got,
@@ -96,7 +89,31 @@ static const uint8_t *get(struct reading *rd, uint32_t segment, uint32_t off, ui
 	rd->segment = segment;
 	rd->start = off;
 	rd->end = off + got;
-	return got >= bytes ? rd->buf : NULL;
+}
+
+/*
+ * `bytes` of this segment from `off`, both aligned; NULL: they cannot be read.  A sector that can't be read costs what
+ * is asked for, not what would have been read ahead with it.
+ */
+static const uint8_t *get(struct reading *rd, uint32_t segment, uint32_t off, uint32_t bytes)
+{
+	uint32_t left = (uint32_t)rd->log->options.segment_bytes - off, n;
+	const uint32_t align = NVME_FILE_ALIGN_BYTES_MAX;
+
+	if (bytes > left)
+		return NULL;
+	if (segment == rd->segment && off >= rd->start && off + bytes <= rd->end)
+		return rd->buf + (off - rd->start);
+	n = bytes > WINDOW_BYTES ? bytes : WINDOW_BYTES < left ? WINDOW_BYTES : left;
+	if (grow(rd, (n + align - 1) & ~(align - 1)) < 0)
+		return NULL;
+	if (segment != rd->damaged)
+		read_part(rd, segment, off, n);
+	if (segment == rd->damaged || (rd->end - off < bytes && n > bytes)) {
+		rd->damaged = segment;
+		read_part(rd, segment, off, bytes);
+	}
+	return rd->end - off >= bytes ? rd->buf : NULL;
 }
 
 /* ---- segment headers ---- */
@@ -595,7 +612,7 @@ static void end_reading(struct reading *rd)
 int nvme_log_recover(struct nvme_log *log, const struct nvme_recover_ops *ops,
 		     struct nvme_recovered *ret)
 {
-	struct reading rd = { .log = log, .ops = ops, .ret = ret };
+	struct reading rd = { .log = log, .ops = ops, .ret = ret, .damaged = NVME_NONE };
 	uint32_t n;
 	int r;
 

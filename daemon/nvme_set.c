@@ -364,6 +364,16 @@ uint32_t nvme_set_align_bytes(const struct nvme_set *set)
 	return set->align_bytes;
 }
 
+uint32_t nvme_set_record_bytes_max(const struct nvme_set *set)
+{
+	uint32_t least = UINT32_MAX;
+
+	for (unsigned i = 0; i < set->count; i++)
+		if (nvme_log_record_bytes_max(set->log[i]) < least)
+			least = nvme_log_record_bytes_max(set->log[i]);
+	return least;
+}
+
 /* ---- records ---- */
 
 /* The one in service that has had the fewest of its share. */

@@ -42,6 +42,9 @@ unsigned nvme_set_logs(const struct nvme_set *set);
 struct nvme_log *nvme_set_log(const struct nvme_set *set, unsigned i); /* i < nvme_set_logs() */
 uint32_t nvme_set_align_bytes(const struct nvme_set *set);	       /* the largest of them */
 
+uint32_t nvme_set_record_bytes_max(
+	const struct nvme_set *set); /* any of them takes a record of so many */
+
 /* As those of the log, which is chosen by room() and stays the same for the next append. */
 int nvme_set_room(struct nvme_set *set, uint32_t bytes, uint64_t *ret_log_id,
 		  uint64_t *ret_sequence);

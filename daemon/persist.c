@@ -20,6 +20,8 @@
 
 #define LOOK_NS 50000000ull
 #define RETRY_NS 1000000000ull
+#define META_TOO_LARGE_NS \
+	600000000000ull		   /* a try costs what it may be of the log, and blocks there */
 #define IDLE_NS 2000000000ull	   /* without a change: then it is a good time */
 #define IDLE_MAX_NS 60000000000ull /* and at the latest after this, when little is behind */
 #define TAIL_MIN_BYTES (64ull << 20)
@@ -237,6 +239,13 @@ static void meta_done(void *user, int res)
 	struct persist *s = &lane->persist;
 
 	over(lane, res);
+	if (res == -EFBIG) {
+		s->meta_next_ns = lane->now_ns + META_TOO_LARGE_NS;
+		log_line(
+			LOG_LEVEL_WARNING,
+			"NVMe: profiles and names of namespaces take more than a quarter of the file: "
+			"blocks of new ones are not found again after a restart");
+	}
 	if (res < 0) {
 		s->meta_due = 1;
 		return;
@@ -273,6 +282,11 @@ static int start_meta(struct lane *lane)
 	s->log = 0;
 	meta_start_next(lane);
 	return nvme_set_blob_busy(lane->log) ? 0 : -ENOTSUP;
+}
+
+static int meta_is_due(const struct lane *lane)
+{
+	return lane->persist.meta_due && lane->now_ns >= lane->persist.meta_next_ns;
 }
 
 void persist_health_changed(struct lane *lane)
@@ -471,7 +485,7 @@ unsigned persist_run(struct lane *lane)
 		return 0;
 	if (lane->now_ns < s->next_ns)
 		return 0;
-	if (s->meta_due) {
+	if (meta_is_due(lane)) {
 		r = start_meta(lane);
 	} else {
 		s->next_ns = lane->now_ns + LOOK_NS;
@@ -493,7 +507,7 @@ int persist_may_stop(struct lane *lane)
 	if (nvme_set_blob_busy(lane->log) || nvme_set_inflight(lane->log) ||
 	    nvme_set_notes(lane->log))
 		return 0;
-	if (s->meta_due && s->stop_tried < 2) {
+	if (meta_is_due(lane) && s->stop_tried < 2) {
 		s->stop_tried++;
 		return start_meta(lane) < 0;
 	}

@@ -264,6 +264,7 @@ static int make_block(struct restoring *rs, struct namespace *ns, const struct s
 		if (r < 0)
 			return r;
 		tier_forget(lane, id);
+		rs->blocks--;
 	}
 	return put(rs, ns, v, bucket, ret_id);
 }
@@ -298,9 +299,9 @@ static int link_now(struct restoring *rs, const struct link *l)
 		parent = rs->old[l->old_parent].id - 1;
 	if (parent == BLOCK_NONE)
 		return 0;
-	if (parent == l->id || index_parent(lane->index, l->id) != BLOCK_NONE ||
-	    index_block(lane->index, parent)->ns != index_block(lane->index, l->id)->ns ||
-	    index_block(lane->index, parent)->state != BLOCK_NVME)
+	if (index_parent(lane->index, l->id) != BLOCK_NONE ||
+	    index_block(lane->index, parent)->state != BLOCK_NVME ||
+	    !tier_may_link(lane, l->id, parent))
 		return 1;
 	tier_link(lane, l->id, parent);
 	return 1;
@@ -503,6 +504,8 @@ static int on_record(void *user, const struct record_header *h, const struct nvm
 		if (!v.profile)
 			return -ENOENT;
 	}
+	if (v.model && !v.profile)
+		return -EBADMSG;
 	memcpy(v.key.bytes, h->key, sizeof(v.key.bytes));
 	v.padding = (uint32_t)((uint64_t)place->sectors * 512 - record_bytes(h));
 	r = make_block(rs, ns, &v, index_bucket(rs->lane->index, ns->id, &v.key), &id);

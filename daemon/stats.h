@@ -51,7 +51,7 @@
 	X(C, QUOTA_RETURNED_BLOCKS, "quota_returned_blocks", "blocks",                             \
 	  "of these, of tenants above their quota that others wanted room of")                     \
 	X(C, DROPPED_BLOCKS, "dropped_blocks", "blocks",                                           \
-	  "blocks evicted instead of written to NVMe: their engine computes them sooner")          \
+	  "blocks evicted instead of written to NVMe: sooner computed, or longer than a segment")  \
 	X(C, PROFILES_FITTED, "profiles_fitted", "profiles", "profiles frozen")                    \
 	X(C, PROFILES_LAYER, "profiles_layer", "profiles",                                         \
 	  "profiles frozen with maps from layer to layer")                                         \

@@ -54,6 +54,12 @@ static int insert(struct lane *lane, uint32_t ns, const struct skvc_abi_key *key
 	return r;
 }
 
+/* Its bytes are gone with the GPU, or could not be read from NVMe when they were last wanted: new ones are welcome. */
+static int is_lost(const struct lane *lane, const struct block *b)
+{
+	return tier_gpu_lost(lane, b) || (b->state == BLOCK_NVME && b->flags & BLOCK_UNREAD);
+}
+
 /* Reserve one key for this job, or say why not: the item stays empty and, when the block is here already,
  * counts as done. */
 static void begin_item(struct lane *lane, struct job *job, uint32_t i,
@@ -65,7 +71,7 @@ static void begin_item(struct lane *lane, struct job *job, uint32_t i,
 	uint32_t id = index_find(lane->index, job->ns->id, key);
 	struct block *b;
 
-	if (id != BLOCK_NONE && tier_gpu_lost(lane, index_block(lane->index, id))) {
+	if (id != BLOCK_NONE && is_lost(lane, index_block(lane->index, id))) {
 		tier_forget(lane, id);
 		id = BLOCK_NONE;
 	}

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tier_drop.c - blocks that their engine computes sooner than NVMe brings them back (plan_drops): when memory is short
- * they are given up, as what is on NVMe already is, and not written.  They have a list of their own beside `dirty`,
- * so that it is known at any time how much room can be made at once.  When the plan changes its mind of a
- * namespace, the index is gone through, a part in each turn, and its blocks change lists; a block that is put
- * on a list meanwhile is put on the right one.
+ * tier_drop.c - blocks that their engine computes sooner than NVMe brings them back (plan_drops), and those that are
+ * longer than a segment: when memory is short they are given up, as what is on NVMe already is, and not written.  They
+ * have a list of their own beside `dirty`, so that it is known at any time how much room can be made at once.  When the
+ * plan changes its mind of a namespace, the index is gone through, a part in each turn, and its blocks change lists; a
+ * block that is put on a list meanwhile is put on the right one.
  */
 #include "daemon/lane_state.h"
 
@@ -17,9 +17,11 @@ void tier_sort(struct lane *lane)
 	lane->sort_next = 0;
 }
 
-/* What is pinned cannot be given up: for its slot it has to be written. */
+/* What is pinned cannot be given up: for its slot it has to be written.  But for what no segment has room for. */
 int tier_drops(const struct lane *lane, const struct block *b)
 {
+	if (lane->log && b->record_bytes > nvme_set_record_bytes_max(lane->log))
+		return 1;
 	return lane->ns[b->ns]->plan_drops && !tier_pinned(lane, b);
 }
 

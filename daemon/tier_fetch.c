@@ -36,14 +36,6 @@ struct fetch {
 
 /* ---- the end of a read ---- */
 
-static void fetch_failed(struct lane *lane, uint32_t id)
-{
-	struct block *b = index_block(lane->index, id);
-
-	b->flags |= BLOCK_FETCH_FAILED;
-	lane->words_behind = 1;
-}
-
 static void fetch_done(struct nvme_op *nop, int res)
 {
 	struct lane_nvme_op *op = (struct lane_nvme_op *)nop;
@@ -58,7 +50,8 @@ static void fetch_done(struct nvme_op *nop, int res)
 	if (b->state == BLOCK_FETCHING && res < 0) {
 		tier_release_host(lane, b);
 		index_set_state(lane->index, id, BLOCK_NVME);
-		fetch_failed(lane, id);
+		if (res != -ETIMEDOUT) /* of the device, that says nothing of the block */
+			b->flags |= BLOCK_UNREAD;
 		stats_reason(&lane->stats, res == -ETIMEDOUT ? SKVC_ABI_REASON_IO_TIMEOUT
 							     : SKVC_ABI_REASON_IO_ERROR);
 	} else if (b->state == BLOCK_FETCHING && !persist_record_ok(lane, id, nop)) {
@@ -161,7 +154,7 @@ void tier_want(struct lane *lane, uint32_t id)
 	if (b->state != BLOCK_NVME || b->flags & BLOCK_WANTED)
 		return;
 	b->flags |= BLOCK_WANTED;
-	b->flags &= (uint8_t)~BLOCK_FETCH_FAILED;
+	b->flags &= (uint8_t)~BLOCK_UNREAD;
 	tier_waits_begin(lane, b);
 	block_list_push(lane->index, &lane->fetch, id);
 }
@@ -227,7 +220,7 @@ static int start_wanted(struct lane *lane, const struct fetch *f, unsigned count
 		return 0;
 	if (r < 0) {
 		tier_unlist(lane, f->id);
-		fetch_failed(lane, f->id);
+		lane->words_behind = 1;
 	}
 	return 1;
 }

@@ -18,7 +18,8 @@
 #define PIN_SHIFT 26u  /* of nanoseconds: 67 ms */
 #define WAIT_SHIFT 22u /* 4.2 ms */
 #define SCAN_MAX 64u   /* blocks of a list looked at when the policy has none */
-#define KEPT 0.2f      /* of what is asked about: a byte in five is written again */
+#define ANCESTORS_MAX 256u
+#define KEPT 0.2f /* of what is asked about: a byte in five is written again */
 #define KEPT_STEP (1.0f / 32)
 #define POSITION_HALF 4096.0f /* tokens */
 #define POSITION_WEIGHT 0.25f /* of a doubling of the worth */
@@ -82,6 +83,27 @@ void tier_policy_settle(struct lane *lane, uint32_t id)
 void tier_policy_lets_go(struct lane *lane, uint32_t id)
 {
 	policy_unhold(lane->policy, id);
+}
+
+/*
+ * For a link that an earlier life names.  Positions grow from parent to child.  Where they are not known, nobody may be
+ * his own ancestor; of a chain longer than is looked at the rest is left without.
+ */
+int tier_may_link(const struct lane *lane, uint32_t id, uint32_t parent)
+{
+	const struct block *b = index_block(lane->index, id), *p = index_block(lane->index, parent);
+
+	if (parent == id || b->ns != p->ns)
+		return 0;
+	if (b->position != CODEC_POSITION_UNKNOWN || p->position != CODEC_POSITION_UNKNOWN)
+		return p->position != CODEC_POSITION_UNKNOWN &&
+		       b->position == p->position + lane->ns[b->ns]->geom.block_tokens;
+	for (unsigned n = 0; parent != BLOCK_NONE && n < ANCESTORS_MAX; n++) {
+		parent = index_parent(lane->index, parent);
+		if (parent == id)
+			return 0;
+	}
+	return parent == BLOCK_NONE;
 }
 
 void tier_link(struct lane *lane, uint32_t id, uint32_t parent)

@@ -350,7 +350,7 @@ static void link_parents(struct warm_restore *w)
 		key.group = e->parent_group;
 		memcpy(key.bytes, e->parent, sizeof(key.bytes));
 		parent = index_find(ix, w->table[e->ns].ns->id, &key);
-		if (parent != BLOCK_NONE && parent != w->id[i])
+		if (parent != BLOCK_NONE && tier_may_link(w->lane, w->id[i], parent))
 			tier_link(w->lane, w->id[i], parent);
 	}
 }

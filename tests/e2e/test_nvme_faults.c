@@ -246,6 +246,39 @@ static void test_the_tier_comes_back(void **state)
 	engine_close(&e);
 }
 
+/* A record that no segment has room for: such blocks are given up when memory is short, and others go on to NVMe. */
+static void test_blocks_longer_than_a_segment(void **state)
+{
+	struct engine_options o = {
+		.seed = 9, .model = "long", .layers = 61, .heads = 4, .blocks = 2
+	};
+	static const char *const raw[] = { "codec.speculator=raw", "limits.store_wait=1s", NULL };
+	struct skvc_completion c;
+	struct engine e, other;
+	int r;
+
+	(void)state;
+	assert_ok(private_daemon_start(&daemon_, TIER_BYTES, raw));
+	open_engine(&other);
+	assert_ok(engine_open(&e, daemon_.socket,
+			      &o)); /* 976 KiB, of a segment's 1 MiB less its headers */
+	for (uint64_t chain = 0; chain < 16; chain++) {
+		r = engine_store(&e, chain, 0, 2, &c);
+		assert_true(r == 0 || r == -EAGAIN);
+	}
+	still_serves(&other);
+	(void)store_all(&other);
+	assert_true(fetch_all(&other) > CHAINS * CHAIN_BLOCKS / 2);
+	assert_ok(daemon_stats_read(&daemon_));
+	assert_true(daemon_stats_get("blocks_nvme") > CHAINS * CHAIN_BLOCKS / 4);
+	assert_true(daemon_stats_get("dropped_blocks") > 0);
+	assert_ok(engine_store(&e, 16, 0, 2, &c));
+	assert_int_equal(engine_fetch(&e, 16, 2), 2);
+	still_serves(&other);
+	engine_close(&e);
+	engine_close(&other);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -258,6 +291,7 @@ int main(void)
 		cmocka_unit_test_teardown(test_read_errors, stop),
 		cmocka_unit_test_teardown(test_stalled_reads_run_into_their_deadline, stop),
 		cmocka_unit_test_teardown(test_the_tier_comes_back, stop),
+		cmocka_unit_test_teardown(test_blocks_longer_than_a_segment, stop),
 	};
 
 	return cmocka_run_group_tests_name("nvme-faults", tests, NULL, NULL);

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/loop.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -163,6 +164,39 @@ static void another_opener_is_refused(void **state)
 	rig.log = nvme_log_close(rig.log);
 	assert_int_equal(log_rig_open(&other),
 			 0); /* free, although a ring still has the file registered */
+	log_rig_teardown(&other);
+	log_rig_teardown(&rig);
+}
+
+/* Who has it removes it and lets go, while somebody waits for it. */
+static void *remove_it(void *arg)
+{
+	struct log_rig *rig = arg;
+
+	usleep(200000);
+	(void)unlink(rig->path);
+	rig->log = nvme_log_close(rig->log);
+	return NULL;
+}
+
+/* What is written to a file that has no name any more nobody finds again. */
+static void a_file_that_was_removed_meanwhile_is_made_anew(void **state)
+{
+	struct log_rig rig, other;
+	struct stat st;
+	pthread_t thread;
+
+	(void)state;
+	log_rig_setup(&rig);
+	log_rig_dir(&other);
+	log_rig_ring(&other);
+	other.options.path = rig.path;
+	assert_int_equal(pthread_create(&thread, NULL, remove_it, &rig), 0);
+	assert_int_equal(log_rig_open(&other), 0);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(stat(rig.path, &st), 0);
+	assert_int_equal(st.st_size, 4 * MIB);
+	assert_int_equal(nvme_log_epoch(other.log), 1);
 	log_rig_teardown(&other);
 	log_rig_teardown(&rig);
 }
@@ -352,6 +386,7 @@ int main(void)
 		cmocka_unit_test(what_is_kept_is_refused_when_it_does_not_fit),
 		cmocka_unit_test(a_truncated_file_is_whole_again),
 		cmocka_unit_test(another_opener_is_refused),
+		cmocka_unit_test(a_file_that_was_removed_meanwhile_is_made_anew),
 		cmocka_unit_test(foreign_files_are_left_alone),
 		cmocka_unit_test(bad_sizes_are_refused),
 		cmocka_unit_test(a_block_device_will_do),

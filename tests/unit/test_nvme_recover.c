@@ -15,11 +15,13 @@
 #include <string.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #include "daemon/nvme_recover.h"
+#include "daemon/nvme_state.h" /* for a deadline that changes */
 #include "tests/lib/log_rig.h"
 #include "tests/lib/power_file.h"
 #include "tests/lib/rng.h"
@@ -569,6 +571,174 @@ static void a_new_file_holds_nothing(void **state)
 	free(w);
 }
 
+/* ---- a sector that can't be read ---- */
+
+static off_t bad_at; /* 0: there is none */
+static unsigned bad_reads;
+
+/* In the C library's place. */
+ssize_t pread(int fd, void *buf, size_t bytes, off_t off)
+{
+	if (bad_at && off <= bad_at && bad_at < off + (off_t)bytes) {
+		bad_reads++;
+		errno = EIO;
+		return -1;
+	}
+	return syscall(SYS_pread64, fd, buf, bytes, off);
+}
+
+/* A held key whose record others lie before and behind, in one segment; where its second block lies. */
+static uint32_t in_the_middle(const struct world *w, off_t *ret_at)
+{
+	struct nvme_place place;
+
+	for (uint32_t key = 0; key < KEYS; key++) {
+		if (nvme_log_place(w->rig.log, key, &place) < 0 || place.sectors < 16 ||
+		    place.off_sectors < 128 || nvme_log_after(w->rig.log, key) == NVME_LOG_NONE)
+			continue;
+		*ret_at = (off_t)(place.segment * w->rig.options.segment_bytes +
+				  place.off_sectors * 512ull + LOG_RIG_ALIGN);
+		return key;
+	}
+	fail_msg("no record lies between others");
+	return 0;
+}
+
+static void a_bad_sector_costs_the_record_it_is_in(void **state)
+{
+	struct world *w = malloc(sizeof(*w));
+	struct key_state before[KEYS];
+	uint32_t lost;
+	off_t at = 0;
+
+	(void)state;
+	assert_non_null(w);
+	make_world(w, 3);
+	for (unsigned i = 0; i < 100; i++) {
+		start_append(w);
+		turn(w);
+	}
+	quiesce(w);
+	lost = in_the_middle(w, &at);
+	memcpy(before, w->key, sizeof(before));
+	die(w);
+	power_file_end(&w->power);
+	open_world(w);
+	bad_at = at;
+	recover(w);
+	bad_at = 0;
+	for (uint32_t key = 0; key < KEYS; key++)
+		if (w->key[key].held != (before[key].held && key != lost))
+			fail_msg("key %u: %s", key, w->key[key].held ? "found" : "not found");
+	read_all(w, 1);
+	print_message("%u reads failed\n", bad_reads);
+	assert_in_range(bad_reads, 1, 3);
+	end_world(w);
+	free(w);
+}
+
+/* ---- a list that nobody would find ---- */
+
+/* The next record begins a segment; nothing of that is written yet. */
+static uint32_t append_to_new_segment(struct world *w)
+{
+	struct op *op = &w->ops[0];
+	uint32_t key = 0, bytes;
+	uint64_t sequence;
+
+	while (w->key[key].held)
+		key++;
+	op->key = key;
+	op->op.done = on_done;
+	do {
+		op->version = ++w->version;
+		bytes = make_record(op->buf, key, op->version, 0, 0);
+	} while (nvme_log_fits(w->rig.log, bytes));
+	assert_int_equal(nvme_log_room(w->rig.log, bytes, &sequence), 0);
+	(void)make_record(op->buf, key, op->version, nvme_log_id(w->rig.log), sequence);
+	assert_int_equal(nvme_log_append(w->rig.log, &op->op, key, 0, op->buf, bytes), 0);
+	op->busy = 1;
+	w->key[key] = (struct key_state){ .version = op->version, .writing = 1 };
+	return key;
+}
+
+/* The header of the segment that a list of what was forgotten lies in can't be written: it is written elsewhere. */
+static void a_list_in_a_segment_without_a_header_is_written_again(void **state)
+{
+	struct world *w = malloc(sizeof(*w));
+	uint32_t old = 0;
+	char fault[64];
+
+	(void)state;
+	assert_non_null(w);
+	make_world(w, 4);
+	while (nvme_log_fits(w->rig.log, RECORD_MAX) || !w->version) {
+		start_append(w);
+		turn(w);
+	}
+	quiesce(w);
+	while (!w->key[old].held)
+		old++;
+	(void)snprintf(fault, sizeof(fault), "write:eio:every=1:at=%llu",
+		       (unsigned long long)w->rig.options.segment_bytes);
+	log_rig_fault(&w->rig, fault);
+	(void)append_to_new_segment(w);
+	forget(w, old);
+	nvme_log_tick(w->rig.log, w->now_ns);
+	log_rig_drain(&w->rig);
+	log_rig_fault(&w->rig, NULL);
+	quiesce(w);
+	assert_true(stats_get(w->rig.stats, STAT_NVME_ERRORS) > 0);
+	assert_int_equal(nvme_log_notes(w->rig.log), 0);
+	die(w);
+	power_file_end(&w->power);
+	open_world(w);
+	recover(w);
+	assert_false(w->key[old].held);
+	end_world(w);
+	free(w);
+}
+
+/* ---- a write that was too late, and is there all the same ---- */
+
+static void set_deadline(struct world *w, uint64_t ns)
+{
+	w->rig.log->options.deadline_ns = ns;
+}
+
+static void a_block_whose_write_came_too_late_stays_forgotten(void **state)
+{
+	struct world *w = malloc(sizeof(*w));
+	uint32_t key;
+
+	(void)state;
+	assert_non_null(w);
+	make_world(w, 5);
+	set_deadline(w, 1);
+	key = append_to_new_segment(w);
+	assert_int_equal(uring_submit(w->rig.u), 0);
+	usleep(50000); /* it is over by now, but nobody has looked */
+	log_rig_drain(&w->rig);
+	assert_false(w->key[key].held);
+	set_deadline(w, w->rig.options.deadline_ns);
+	forget(w, key);
+	for (unsigned i = 0; !nvme_log_in_service(w->rig.log) && i < 5000; i++) {
+		usleep(1000);
+		w->now_ns = clock_now_ns();
+		turn(w);
+	}
+	quiesce(w);
+	die(w);
+	power_file_end(&w->power);
+	open_world(w);
+	recover(w);
+	assert_int_equal(w->from_records, w->forgotten);
+	assert_false(w->key[key].held);
+	print_message("its record was %s\n", w->from_records ? "there" : "not there");
+	end_world(w);
+	free(w);
+}
+
 static uint64_t run_seed, run_until_ns;
 
 static void until_told(void **state)
@@ -587,6 +757,9 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_new_file_holds_nothing),
+		cmocka_unit_test(a_bad_sector_costs_the_record_it_is_in),
+		cmocka_unit_test(a_list_in_a_segment_without_a_header_is_written_again),
+		cmocka_unit_test(a_block_whose_write_came_too_late_stays_forgotten),
 		cmocka_unit_test(random_lives),
 	};
 	const struct CMUnitTest long_test[] = { cmocka_unit_test(until_told) };

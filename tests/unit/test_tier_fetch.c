@@ -196,6 +196,20 @@ static void a_failed_read_is_parted(void **state)
 	assert_int_equal(counter(STAT_CHECKSUM_FAILURES), 0);
 }
 
+/* What its engine computes again and stores takes the place of a block that could not be read. */
+static void a_block_that_cannot_be_read_is_stored_again(void **state)
+{
+	(void)state;
+	a_failed_read_is_parted(state);
+	store(0, CHAIN);
+	assert_int_equal(counter(STAT_STORE_DUPLICATE_BLOCKS), CHAIN - 1);
+	load(0, CHAIN);
+	make_room();
+	load(0, CHAIN);
+	assert_int_equal(counter(STAT_NVME_ERRORS), 1);
+	assert_int_equal(counter(STAT_BLOCKS), CHAIN);
+}
+
 static void what_follows_is_read_ahead(void **state)
 {
 	const uint32_t step = 6;
@@ -300,6 +314,7 @@ int main(void)
 		cmocka_unit_test_teardown(a_prefix_comes_with_few_reads, stop),
 		cmocka_unit_test_teardown(chains_that_were_stored_at_once_lie_apart, stop),
 		cmocka_unit_test_teardown(a_failed_read_is_parted, stop),
+		cmocka_unit_test_teardown(a_block_that_cannot_be_read_is_stored_again, stop),
 		cmocka_unit_test_teardown(what_follows_is_read_ahead, stop),
 		cmocka_unit_test_teardown(read_ahead_is_bounded_and_counted, stop),
 		cmocka_unit_test_teardown(a_miss_reads_nothing_ahead, stop),
