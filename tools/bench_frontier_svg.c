@@ -132,17 +132,17 @@ static size_t series_of(const char *name)
 }
 
 /* Does this point go on with the series of the one before? */
-static int follows(const struct frontier *f, uint32_t i)
+static int follows(const struct frontier_point *point, uint32_t i)
 {
-	const size_t n = series_of(f->point[i].name);
+	const size_t n = series_of(point[i].name);
 
-	return n > 0 && i > 0 && !strncmp(f->point[i].name, f->point[i - 1u].name, n);
+	return n > 0 && i > 0 && !strncmp(point[i].name, point[i - 1u].name, n);
 }
 
 /* Settings of a series lie close together: a number is enough beside the first one's name. */
 static const char *label_of(const struct frontier *f, uint32_t i)
 {
-	return f->point[i].name + (follows(f, i) ? series_of(f->point[i].name) : 0);
+	return f->point[i].name + (follows(f->point, i) ? series_of(f->point[i].name) : 0);
 }
 
 #define LINE_HEIGHT 13.0
@@ -200,7 +200,7 @@ static void points(const struct frontier *f, const struct panel *p, int by_speed
 			continue;
 		x = place_x(p, v);
 		y = place_y(p, at->ratio);
-		if (follows(f, i) && last_x > 0)
+		if (follows(f->point, i) && last_x > 0)
 			line(out, last_x, last_y, x, y, line_of(at->name));
 		last_x = series_of(at->name) ? x : 0;
 		last_y = y;
