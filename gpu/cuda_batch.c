@@ -8,7 +8,7 @@
  *   COPY_OUT  pages -> gather kernel -> staging -> host
  *
  * The copies of one batch run while the kernels of the one before do.  A batch starts with the oldest
- * task, takes the like of it from behind, and never waits for more to come.
+ * task, takes the like of it from behind, and waits for more to come only where it would have to wait anyway.
  */
 #include "gpu/cuda_internal.h"
 
@@ -21,7 +21,10 @@
 #include "gpu/codec/format.h"
 
 /* How far behind its first task a batch looks for others; bounds a poll. */
-#define BATCH_LOOK_MAX 256u
+#define BATCH_LOOK_MAX CUDA_BATCH_TASKS_MAX
+/* So many blocks are enough for a GPU when they are large; when they are small it takes more, up to so many bytes. */
+#define BATCH_TASKS_ENOUGH 256u
+#define BATCH_BYTES_ENOUGH (256ull << 20)
 #define PAYLOAD_ALIGN 64u
 
 static uint64_t aligned(uint64_t bytes)
@@ -127,6 +130,15 @@ struct choice {
 	bool cut;	/* others like these did not find room */
 };
 
+static uint32_t tasks_enough(const struct codec_geometry *g)
+{
+	const uint64_t n = BATCH_BYTES_ENOUGH / g->raw_bytes;
+
+	return n < BATCH_TASKS_ENOUGH	  ? BATCH_TASKS_ENOUGH
+	       : n < CUDA_BATCH_TASKS_MAX ? (uint32_t)n
+					  : CUDA_BATCH_TASKS_MAX;
+}
+
 /*
  * Take the first task and those like it off the queue.  A batch is content with half of the area, so
  * that another fits beside it; a block that is larger than that goes alone.  Work that may wait takes
@@ -150,6 +162,8 @@ static void batch_choose(struct cuda_device *d, struct task_queue *todo, enum cu
 	else if (task_layer(d, first))
 		tasks_max =
 			cuda_layers_of(d, first->region->geom, first->profile)->tasks_max[class];
+	if (tasks_max > tasks_enough(first->region->geom))
+		tasks_max = tasks_enough(first->region->geom);
 	for (unsigned i = 0; i < BATCH_LOOK_MAX && todo->head && c->tasks.count < tasks_max; i++) {
 		struct device_task *t = task_queue_pop(todo);
 		uint64_t bytes = cuda_task_bytes(d, t);
@@ -190,6 +204,7 @@ static void batch_fill(struct cuda_device *d, const struct cuda_flight *f, bool 
 	b->tasks_count = f->tasks.count;
 	b->verify = verify;
 	b->layer = task_layer(d, f->tasks.head);
+	b->task_words = f->task_words;
 	b->dev_scratch = f->class == CUDA_CLASS_LOAD ? d->loads_scratch : d->stores_scratch;
 	b->dev_results = (uint64_t)(uintptr_t)f->result;
 	b->dev_chunk_done = f->op == DEVICE_DECODE
@@ -327,6 +342,21 @@ static void batch_queue(struct cuda_device *d, struct cuda_flight *f,
 		cuda_device_die(d);
 }
 
+/*
+ * One batch runs, and another is behind it: a third would wait for both, so it may as well grow meanwhile.  Small
+ * batches take nearly as long as large ones: `layer` is a chain of kernels, two of each segment.
+ */
+static bool better_later(const struct cuda_device *d, enum cuda_class class,
+			 const struct task_queue *todo)
+{
+	const struct device_task *first = todo->head;
+	const struct cuda_flight *f =
+		d->flying[class == CUDA_CLASS_LOAD ? CUDA_STREAM_LOAD : CUDA_STREAM_STORE].head;
+
+	return (first->op == DEVICE_ENCODE || first->op == DEVICE_DECODE) && f && f->next &&
+	       todo->count < tasks_enough(first->region->geom);
+}
+
 bool cuda_batch_launch(struct cuda_device *d, enum cuda_class class, bool background)
 {
 	struct task_queue *todo = &d->todo[class][background];
@@ -339,7 +369,7 @@ bool cuda_batch_launch(struct cuda_device *d, enum cuda_class class, bool backgr
 		return false;
 	if (background && (d->background_count[class] > 0 || !cuda_budget_open(&d->budget)))
 		return false;
-	if (!cuda_budget_open(&d->share))
+	if (!cuda_budget_open(&d->share) || better_later(d, class, todo))
 		return false;
 	batch_choose(d, todo, class, background, &c);
 	/* Crumbs of a full area would make small batches for as long as it stays full. */

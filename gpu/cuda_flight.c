@@ -31,9 +31,12 @@ static const uint32_t class_flights[CUDA_CLASS_COUNT] = {
 
 #define FLIGHTS_COUNT 64u
 #define RESULTS_BYTES (CUDA_BATCH_TASKS_MAX * sizeof(struct cuda_result))
-#define FLIGHT_MAPPED_BYTES (RESULTS_BYTES + CODEC_SEGMENTS_MAX) /* chunks: at most segments */
+#define WORDS_BYTES (CUDA_BATCH_TASKS_MAX * CUDA_TASK_BYTES)
+/* chunks: at most segments */
+#define FLIGHT_MAPPED_BYTES (RESULTS_BYTES + CODEC_SEGMENTS_MAX + WORDS_BYTES)
 
-static_assert(RESULTS_BYTES % 64 == 0 && CODEC_SEGMENTS_MAX % 64 == 0, "a line has one flight's");
+static_assert(RESULTS_BYTES % 64 == 0 && CODEC_SEGMENTS_MAX % 64 == 0 && WORDS_BYTES % 64 == 0,
+	      "a line has one flight's");
 
 static int events_new(struct cuda_flight *f)
 {
@@ -75,6 +78,7 @@ int cuda_flights_new(struct cuda_device *d, char *err)
 			f->class = (enum cuda_class)c;
 			f->result = (struct cuda_result *)mapped;
 			f->chunk_done = mapped + RESULTS_BYTES;
+			f->task_words = mapped + RESULTS_BYTES + CODEC_SEGMENTS_MAX;
 			f->next = d->flights_free[c];
 			d->flights_free[c] = f;
 			e = events_new(f);

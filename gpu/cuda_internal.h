@@ -63,6 +63,7 @@ struct cuda_flight {
 	struct cuda_result
 		*result; /* mapped, CUDA_BATCH_TASKS_MAX; the device has the same address */
 	volatile uint8_t *chunk_done; /* mapped, CODEC_SEGMENTS_MAX */
+	void *task_words;	      /* mapped, CUDA_BATCH_TASKS_MAX * CUDA_TASK_BYTES */
 	struct CUevent_st
 		*copied[2]; /* payloads are there; or, without a kernel, copied[0]: done */
 	struct CUevent_st *kernel_begin, *kernel_end; /* these two tell times */

@@ -70,12 +70,14 @@ static int room_memory(struct cuda_engine *c, const struct cuda_resident *m, str
 				2u * blocks * m->raw_each + sums * m->copy_each + scratch);
 
 	if (e == 0)
-		e = (int)cudaHostAlloc((void **)&o->results, blocks * sizeof(o->results[0]),
+		e = (int)cudaHostAlloc((void **)&o->results,
+				       blocks * (sizeof(o->results[0]) + CUDA_TASK_BYTES),
 				       cudaHostAllocMapped);
 	if (e == 0)
 		e = (int)cudaHostAlloc((void **)&o->host_raw, m->raw_each, cudaHostAllocDefault);
 	if (e != 0)
 		return e;
+	o->task_words = (uint8_t *)(o->results + blocks);
 	o->payload = o->raw + blocks * m->raw_each;
 	o->copy = o->payload + blocks * m->raw_each;
 	o->scratch = o->copy + sums * m->copy_each;

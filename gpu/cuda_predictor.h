@@ -27,7 +27,8 @@ struct cuda_room { /* owned, all of it */
 	uint8_t *payload;	     /* device: of each block, raw_each */
 	uint8_t *scratch;	     /* device: the codec's, for checksums */
 	uint8_t *copy;		     /* device: what it makes beside them; copy_each */
-	struct cuda_result *results; /* mapped */
+	struct cuda_result *results; /* mapped; behind those of all blocks the next one */
+	uint8_t *task_words;	     /* of the checksums' batches, CUDA_TASK_BYTES a block */
 	uint8_t *host_raw;	     /* pinned: one block */
 	bool taken;		     /* by a slot */
 };

@@ -307,6 +307,7 @@ static int sums_queue(struct cuda_engine *c, struct cuda_slot *s)
 	for (unsigned first = 0; e == 0 && first < s->count; first += b->tasks_count) {
 		b->tasks_count = s->count - first < SUMS_MAX ? s->count - first : SUMS_MAX;
 		b->dev_results = (uint64_t)(uintptr_t)&o->results[first];
+		b->task_words = o->task_words + first * CUDA_TASK_BYTES;
 		for (unsigned i = 0; i < b->tasks_count; i++)
 			b->task[i] = (struct cuda_codec_task){
 				.region = o->region,

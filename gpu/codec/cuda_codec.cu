@@ -395,16 +395,20 @@ extern "C" int cuda_codec_init(unsigned *ret_sms)
 	return e;
 }
 
+/* Without the tasks: those are written where the caller said, and read from there or, once copied, from scratch. */
 static void batch_fill(struct gpu_batch *out, const struct cuda_codec_batch *b)
 {
+	struct gpu_task *task = (struct gpu_task *)b->task_words;
+
 	memset(out, 0, sizeof(*out));
+	out->task = task;
 	out->tasks_count = b->tasks_count;
 	out->chunks_count = b->geom->chunks_count;
 	out->results = (struct cuda_result *)b->dev_results;
 	if (b->profile)
 		out->profile = b->profile->dev;
 	for (uint32_t i = 0; i < b->tasks_count; i++)
-		out->task[i] = (struct gpu_task){
+		task[i] = (struct gpu_task){
 			.region = b->task[i].region->dev,
 			.payload = (uint8_t *)b->task[i].dev_payload,
 			.payload_bytes = b->task[i].payload_bytes,
@@ -413,6 +417,15 @@ static void batch_fill(struct gpu_batch *out, const struct cuda_codec_batch *b)
 			.skip_tokens = b->task[i].skip_tokens,
 			.position = b->task[i].position,
 		};
+}
+
+static cudaError_t tasks_copy(struct gpu_batch *k, uint8_t *to, cudaStream_t stream)
+{
+	const struct gpu_task *from = k->task;
+
+	k->task = (const struct gpu_task *)to;
+	return cudaMemcpyAsync(to, from, k->tasks_count * sizeof(*from), cudaMemcpyHostToDevice,
+			       stream);
 }
 
 static uint32_t sms_count(void)
@@ -484,16 +497,18 @@ static int encode_by_layer(const struct cuda_codec_batch *b, struct gpu_batch *k
 
 extern "C" int cuda_codec_encode(const struct cuda_codec_batch *b, struct CUstream_st *stream)
 {
-	const size_t status_bytes = (STATUS_BYTES + 255u) / 256u * 256u;
+	const size_t status_bytes = up(STATUS_BYTES, 256);
 	struct gpu_batch k;
 	uint32_t items;
 	cudaError_t e;
 
 	batch_fill(&k, b);
 	k.status = (uint32_t *)b->dev_scratch;
-	k.scratch = (uint8_t *)b->dev_scratch + status_bytes;
+	k.scratch = (uint8_t *)b->dev_scratch + status_bytes + up(TASKS_BYTES, 256);
 	items = k.chunks_count * k.tasks_count;
 	e = cudaMemsetAsync(k.status, 0, status_bytes, stream);
+	if (e == cudaSuccess)
+		e = tasks_copy(&k, (uint8_t *)b->dev_scratch + status_bytes, stream);
 	if (e != cudaSuccess)
 		return e;
 	if (b->layer) {
@@ -530,7 +545,9 @@ extern "C" int cuda_codec_decode(const struct cuda_codec_batch *b, struct CUstre
 	k.digests_off = scratch.digests_off;
 	k.task_stride = scratch.task_stride;
 	k.chunk_done = (uint8_t *)b->dev_chunk_done;
-	e = cudaMemsetAsync(k.status, 0, k.leaves_off, stream);
+	e = cudaMemsetAsync(k.status, 0, scratch.tasks_off, stream);
+	if (e == cudaSuccess)
+		e = tasks_copy(&k, (uint8_t *)b->dev_scratch + scratch.tasks_off, stream);
 	if (e != cudaSuccess)
 		return e;
 	k.layer_part = b->layer;

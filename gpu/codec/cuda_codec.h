@@ -19,7 +19,8 @@
 extern "C" {
 #endif
 
-#define CUDA_BATCH_TASKS_MAX 256u /* their descriptors are kernel arguments */
+#define CUDA_BATCH_TASKS_MAX 1024u
+#define CUDA_TASK_BYTES 48u /* what kernels are told of one */
 
 struct CUstream_st;    /* cudaStream_t */
 struct cuda_profile;   /* a profile's tables in device memory */
@@ -90,6 +91,9 @@ struct cuda_codec_batch {
 	/* encode: `layer` where it is good, else `channel`.  decode: some payload may be of `layer`.  The
 	 * profile must have such a part (cuda_codec_layer_ok). */
 	int layer;
+	/* CUDA_TASK_BYTES for each task: pinned memory that has the same address on the device, the batch's until it is
+	 * over */
+	void *task_words;
 	uint64_t dev_scratch; /* 256-byte aligned, of cuda_codec_*_scratch bytes */
 	uint64_t
 		dev_results; /* device address of struct cuda_result[tasks_count] (mapped pinned memory) */

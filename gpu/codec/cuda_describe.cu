@@ -315,7 +315,8 @@ struct decode_scratch cuda_decode_scratch_of(const struct codec_geometry *g)
 {
 	struct decode_scratch s;
 
-	s.leaves_off = up(STATUS_BYTES + g->chunks_count * sizeof(uint32_t), 256);
+	s.tasks_off = up(STATUS_BYTES + g->chunks_count * sizeof(uint32_t), 256);
+	s.leaves_off = s.tasks_off + up(TASKS_BYTES, 256);
 	s.digests_off = s.leaves_off + up(leaves_count(g) * LEAF_ACCS * 8u, 256);
 	s.task_stride = leaves_bytes(g);
 	return s;
@@ -340,7 +341,7 @@ extern "C" size_t cuda_codec_encode_scratch(const struct codec_geometry *g, uint
 	}
 	scratch = up(scratch, 256) + up(g->chunks_count * sizeof(struct gpu_sizes), 256) +
 		  up(g->chunks_count * sizeof(uint32_t), 256) + leaves_bytes(g);
-	return up(STATUS_BYTES, 256) + tasks_count * up(scratch, 256);
+	return up(STATUS_BYTES, 256) + up(TASKS_BYTES, 256) + tasks_count * up(scratch, 256);
 }
 
 /* ---- `layer` ---- */

@@ -115,6 +115,8 @@ struct gpu_task {
 	uint32_t position; /* encode */
 };
 
+static_assert(sizeof(struct gpu_task) == CUDA_TASK_BYTES, "the host makes room for them");
+
 struct gpu_layer_task;
 
 struct gpu_batch { /* kernel argument */
@@ -130,7 +132,7 @@ struct gpu_batch { /* kernel argument */
 	struct gpu_layer_task *layer;
 	int layer_part; /* decode: `layer` was done before */
 	struct gpu_profile profile;
-	struct gpu_task task[CUDA_BATCH_TASKS_MAX];
+	const struct gpu_task *task; /* in scratch, or where the host wrote them */
 };
 
 /* The same in every lane: told to the compiler, which then needs no provision for lanes that go other ways. */

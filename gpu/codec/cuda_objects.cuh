@@ -42,10 +42,12 @@ struct cuda_region {
 };
 
 /* Scratch of an encode begins with a status word for each task, that of a decode with these and its chunks'
- * counters; then come the tasks' own parts. */
+ * counters; then come the tasks themselves, and what is each one's own. */
 #define STATUS_BYTES (CUDA_BATCH_TASKS_MAX * 4u)
+#define TASKS_BYTES (CUDA_BATCH_TASKS_MAX * CUDA_TASK_BYTES)
 
 struct decode_scratch {
+	uint64_t tasks_off;   /* their descriptors */
 	uint64_t leaves_off;  /* of the first task: accumulators of its leaves */
 	uint64_t digests_off; /* and their digests */
 	uint64_t task_stride;

@@ -436,6 +436,7 @@ static int batch_run(const struct cuda_codec_batch *b, struct CUstream_st *strea
 	uint64_t bytes = b->geom->raw_bytes;
 
 	assert(stream && b->tasks_count > 0 && b->tasks_count <= CUDA_BATCH_TASKS_MAX);
+	memset(b->task_words, 0x5a, b->tasks_count * CUDA_TASK_BYTES); /* as the codec would */
 	assert(b->dev_scratch % 256 == 0 && cudaGetLastError() == cudaSuccess);
 	if (fake_cuda.launch_error)
 		return (int)answer((cudaError_t)fake_cuda.launch_error);

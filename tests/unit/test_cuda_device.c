@@ -238,6 +238,28 @@ static void test_store_and_load(void **state)
 	free(before);
 }
 
+/* What comes one by one while two batches are under way makes one batch, not one each. */
+static void test_batches_grow(void **state)
+{
+	struct fixture *f = *state;
+
+	fake_cuda.delay = 100;
+	for (unsigned i = 0; i < 8; i++) {
+		f->task[i] = encode_of(f, i);
+		start(f, &f->task[i]);
+		assert_int_equal(poll_times(f, 1), 0);
+		assert_int_equal(fake_cuda.batches, i < 2 ? i + 1 : 2);
+	}
+	assert_int_equal(f->dev->ops->arm(f->dev), 0); /* nobody may sleep on them */
+	poll_until(f, 8);
+	assert_int_equal(fake_cuda.batches, 3);
+	assert_int_equal(fake_cuda.batch_tasks_most, 6);
+	for (unsigned i = 0; i < 8; i++) {
+		assert_int_equal(f->task[i].res, 0);
+		f->dev->ops->unstage(f->dev, f->task[i].staged);
+	}
+}
+
 static void test_copies(void **state)
 {
 	struct fixture *f = *state;
@@ -608,6 +630,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_store_and_load, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_batches_grow, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_copies, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_decode_from_device, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
