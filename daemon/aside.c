@@ -14,9 +14,9 @@
 #include <unistd.h>
 
 #include "daemon/log.h"
+#include "daemon/util/detached.h"
 #include "ipc/fdpass.h"
 
-#define STACK_BYTES (256u << 10)
 #define PACKETS_MAX 64u
 
 struct lot {
@@ -80,22 +80,6 @@ static void *close_lots(void *arg)
 	return NULL;
 }
 
-static int start(struct user *u)
-{
-	pthread_attr_t attr;
-	pthread_t thread;
-	int r;
-
-	r = pthread_attr_init(&attr);
-	if (r)
-		return -r;
-	(void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	(void)pthread_attr_setstacksize(&attr, STACK_BYTES);
-	r = pthread_create(&thread, &attr, close_lots, u);
-	(void)pthread_attr_destroy(&attr);
-	return -r;
-}
-
 static struct user *find_or_make(uid_t uid)
 {
 	struct user **at = find(uid);
@@ -130,7 +114,7 @@ void aside_close(uid_t uid, const int *fds, unsigned count)
 		u->last = &lot->next;
 		u->lots++;
 		if (u->threads < ASIDE_THREADS_MAX) {
-			r = start(u);
+			r = detached_start(close_lots, u);
 			u->threads += r == 0;
 		}
 	}

@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
@@ -15,8 +14,8 @@
 #include <unistd.h>
 
 #include "daemon/aside.h"
+#include "daemon/util/detached.h"
 
-#define STACK_BYTES (256u << 10)
 #define BUFFER_BYTES 4096u
 
 enum end { PEER, DAEMON };
@@ -104,22 +103,6 @@ static void *run(void *user)
 	return NULL;
 }
 
-static int start(struct relay *r)
-{
-	pthread_attr_t attr;
-	pthread_t thread;
-	int e;
-
-	e = pthread_attr_init(&attr);
-	if (e)
-		return -e;
-	(void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	(void)pthread_attr_setstacksize(&attr, STACK_BYTES);
-	e = pthread_create(&thread, &attr, run, r);
-	(void)pthread_attr_destroy(&attr);
-	return -e;
-}
-
 int bus_relay_start(int sock, uid_t uid, int *ret_sock)
 {
 	struct relay *r = calloc(1, sizeof(*r));
@@ -134,7 +117,7 @@ int bus_relay_start(int sock, uid_t uid, int *ret_sock)
 	r->uid = uid;
 	r->end[PEER].fd = sock;
 	r->end[DAEMON].fd = pair[1];
-	e = start(r);
+	e = detached_start(run, r);
 	if (e) {
 		free(r);
 		(void)close(pair[0]);
