@@ -157,7 +157,8 @@ static bool has_weights(const char *folder)
 	return access(path, R_OK) == 0;
 }
 
-static int model_add(struct frontier_bench *b, const struct bench_model_ask *ask)
+static int model_add(struct frontier_bench *b, const struct bench_model_ask *ask,
+		     enum mspec_mode *ret_mode)
 {
 	struct frontier_point at = { 0 };
 	struct bench_model_point p;
@@ -165,6 +166,7 @@ static int model_add(struct frontier_bench *b, const struct bench_model_ask *ask
 
 	if (r < 0)
 		return r;
+	*ret_mode = p.mode;
 	if (p.mode == MSPEC_DRAFT) {
 		(void)snprintf(at.name, sizeof(at.name), "draft %u", ask->previous);
 	} else if (ask->folder == b->o.draft) {
@@ -189,15 +191,19 @@ static int model_measure(struct frontier_bench *b)
 	struct bench_model_ask ask = { .folder = b->o.model,
 				       .calibrate = b->o.calibrate,
 				       .kv = b->o.kv,
+				       .previous = MSPEC_PREVIOUS_DEFAULT,
 				       .tokens = MODEL_TOKENS,
 				       .block = b->o.block_tokens };
+	enum mspec_mode mode;
 	int r;
 
 	if (!b->o.model || !has_weights(b->o.model))
 		return 0;
-	r = model_add(b, &ask);
+	r = model_add(b, &ask, &mode);
+	if (r < 0 || mode == MSPEC_DRAFT) /* that always knows the ids */
+		return r;
 	ask.no_ids = true;
-	return r < 0 ? r : model_add(b, &ask);
+	return model_add(b, &ask, &mode);
 }
 
 /* Fitted, as `layer` is, on all that there is: its maps have as many inputs. */
@@ -208,11 +214,12 @@ static int draft_measure(struct frontier_bench *b)
 				       .calibrate = b->o.calibrate,
 				       .kv = b->o.kv,
 				       .block = b->o.block_tokens };
+	enum mspec_mode mode;
 	int r = 0;
 
 	for (uint32_t n = 0; r == 0 && b->o.draft && n <= b->o.previous_max; n += DRAFT_STEP) {
 		ask.previous = n;
-		r = model_add(b, &ask);
+		r = model_add(b, &ask, &mode);
 	}
 	return r;
 }
