@@ -330,13 +330,16 @@ static void encoded(struct lane *lane)
 		r->step = RECODE_CHECK;
 }
 
-/* A slot for a smaller record of the block: in a full pool the one that it has makes room for it. */
+/*
+ * A slot for a smaller record of the block: in a full pool the one that it has makes room for it.  For who reads the
+ * gauges meanwhile the block never leaves host memory.
+ */
 static void replace_slot(struct lane *lane, struct block *b, uint32_t id, uint64_t padded_bytes)
 {
 	uint32_t slot;
 	int r = pool_alloc(lane->pool, padded_bytes, id, &slot);
 
-	tier_release_host(lane, b);
+	pool_release(lane->pool, b->slot);
 	if (r < 0)
 		r = pool_alloc(lane->pool, padded_bytes, id, &slot);
 	if (r < 0) /* its own again, at worst: larger than need be */
@@ -365,8 +368,7 @@ static void replace(struct lane *lane, uint32_t id, const void *record, uint64_t
 	b->record_bytes = (uint32_t)padded_bytes;
 	quota_hold(lane, b);
 	b->padding_bytes = (uint16_t)(padded_bytes - bytes);
-	stats_add(&lane->stats, STAT_BLOCKS_HOST, 1);
-	stats_add(&lane->stats, STAT_POOL_USED_BYTES, bytes);
+	stats_sub(&lane->stats, STAT_POOL_USED_BYTES, saved);
 	stats_sub(&lane->stats, STAT_CODED_BYTES, saved);
 	atomic_fetch_sub_explicit(&ns->coded_bytes, saved, memory_order_relaxed);
 }

@@ -134,7 +134,10 @@ static void what_is_idle_is_borrowed_and_given_back(void **state)
 	assert_true(charged(&rig.tenant) <= 2 * QUOTA);
 	assert_int_equal(stat(STAT_QUOTA_RETURNED_BLOCKS), 0);
 	store_many(&second_rs, 0, 400); /* not one is refused */
-	assert_true(charged(&second) > QUOTA - (QUOTA >> 3) && charged(&second) <= QUOTA);
+	assert_true(charged(&second) > QUOTA - (QUOTA >> 3));
+	/* Above its own only by what the first left: who gives back gives whole blocks, so a part of one more. */
+	assert_true(charged(&second) <= QUOTA ||
+		    charged(&second) + charged(&rig.tenant) <= 2 * QUOTA);
 	charged_falls_to(&rig.tenant, 2 * QUOTA - charged(&second));
 	assert_true(charged(&rig.tenant) > QUOTA - (QUOTA >> 3)); /* and no further than that */
 	assert_true(stat(STAT_QUOTA_RETURNED_BLOCKS) > 0);
