@@ -391,13 +391,13 @@ endif
 TSAN_WRAP := $(if $(filter tsan,$(SAN)),setarch -R)
 list = $(if $(1),printf '%s\t%d\t%s\t%s\n' $(foreach t,$(1),'$(FLAVOUR)/$(t:$(B)/tests/%=%)' $$(($(2) * $(SLOW))) $(3) \
 	'$(TEST_ENV) $(TSAN_WRAP) $(t)$(4)'),:)
-# What a flavour has nothing to say about: TSan about code without threads and about I/O errors, both
-# about times and installing.
+# What a flavour has nothing to say about: TSan about code without threads (or with those alone that shorter tests have)
+# and about I/O errors, both about times and installing.
 SKIP_tsan := test_codec test_codec_hostile test_tokenizer test_safetensors test_config test_ctl_msg \
 	test_doctor test_reload test_sqe_check test_index test_record test_limits test_nvme_faults test_steady test_demo \
 	test_tools test_bench test_replay_data test_install test_staging test_cuda_device test_gpu_codec test_gpu_engine \
-	test_residual test_product test_layer test_layer_hostile test_layer_size test_codec_model_folder \
-	test_speculators \
+	test_gpu_layer test_residual test_product test_layer test_layer_hostile test_layer_size \
+	test_codec_model_folder test_speculators \
 	$(notdir $(FUZZ_BINS))
 SKIP_asan := test_steady test_install test_speculators
 run_here = $(foreach t,$(1),$(if $(filter $(SKIP_$(SAN)),$(notdir $(t))),,$(t)))
