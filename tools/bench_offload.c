@@ -112,6 +112,8 @@ static int daemon_start(struct offload *f)
 	(void)snprintf(pool, sizeof(pool), "host.pool=%llu", (unsigned long long)f->o->pool_bytes);
 	overrides[n++] = pool;
 	overrides[n++] = f->o->unlocked ? "host.lock_memory=no" : "host.lock_memory=yes";
+	overrides[n++] =
+		"profile.priority=normal"; /* the fit is waited for, on a busy machine, too */
 	(void)snprintf(device, sizeof(device), "gpu.device=%s",
 		       f->o->kind == BENCH_GPU_SIM    ? "sim"
 		       : f->o->kind == BENCH_GPU_HOST ? "none"
