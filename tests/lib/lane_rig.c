@@ -37,6 +37,8 @@ void lane_rig_config(struct config *ret)
 	ret->leases_max = 64;
 	ret->lease_share_percent = 100; /* tests fill the pool with what they hold */
 	ret->store_wait_ns = 200000000;
+	ret->profile_priority =
+		DEVICE_PRIORITY_NORMAL; /* else a busy machine never comes to a fit */
 	ret->plan = 0; /* `auto` as if there were time for everything, and no probe at each start */
 }
 

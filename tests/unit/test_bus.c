@@ -252,7 +252,7 @@ static void test_signals(void **state)
 					"PropertiesChanged", on_changed, &seen) >= 0);
 	assert_true(sd_bus_call_method(bus, NULL, PATH, NAME, "Ping", NULL, NULL, NULL) >= 0);
 	assert_int_equal(skvcctl_drain(&source, true, err, sizeof(err)), SKVCCTL_OK);
-	for (unsigned tries = 0; seen != 3 && tries < 300; tries++) {
+	for (unsigned tries = 0; seen != 3 && tries < 3000; tries++) {
 		while (sd_bus_process(bus, NULL) > 0)
 			;
 		(void)sd_bus_wait(bus, 10000);
@@ -323,6 +323,13 @@ static void test_manual_agrees(void **state)
 	(void)sd_bus_flush_close_unref(bus);
 }
 
+/* Nobody has many places, and one is his until a thread has seen that he is gone: on a busy machine, a moment. */
+static bool his_place_is_free(void)
+{
+	(void)usleep(100000);
+	return true;
+}
+
 /* As another user, to whom the socket was opened wide: looking is for the group, changing is not. */
 static void test_not_permitted(void **state)
 {
@@ -349,13 +356,14 @@ static void test_not_permitted(void **state)
 			_exit(2);
 		good = skvcctl_fetch(&source, SKVCCTL_GET_STATS, &p, err, sizeof(err)) ==
 			       SKVCCTL_OK &&
+		       his_place_is_free() &&
 		       skvcctl_set_quota(&source, "x", 1, err, sizeof(err)) == SKVCCTL_FAILURE &&
-		       strstr(err, "not permitted") &&
+		       strstr(err, "not permitted") && his_place_is_free() &&
 		       skvcctl_drain(&source, true, err, sizeof(err)) == SKVCCTL_FAILURE &&
-		       strstr(err, "not permitted") &&
+		       strstr(err, "not permitted") && his_place_is_free() &&
 		       skvcctl_evict(&source, "", SKVCCTL_NS_ANY, &gone, err, sizeof(err)) ==
 			       SKVCCTL_FAILURE &&
-		       strstr(err, "not permitted") &&
+		       strstr(err, "not permitted") && his_place_is_free() &&
 		       skvcctl_reload(&source, text, sizeof(text), err, sizeof(err)) ==
 			       SKVCCTL_FAILURE &&
 		       strstr(err, "not permitted");
@@ -441,7 +449,7 @@ static void test_one_user_leaves_places_to_others(void **state)
 	     i++) /* of the first: a place that came free is another's, or his */
 		(void)close(fds[i]);
 	for (unsigned tries = 0; look_as(70001) != SKVCCTL_OK; tries++) {
-		assert_true(tries < 1000);
+		assert_true(tries < 20000);
 		(void)usleep(1000);
 	}
 	for (unsigned i = 8; i < 40; i++)

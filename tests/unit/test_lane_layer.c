@@ -130,7 +130,6 @@ static void load_all(struct lane_rig_session *rs, uint32_t first, uint32_t count
 static void layer_config(struct config *c)
 {
 	lane_rig_config(c);
-	c->profile_priority = DEVICE_PRIORITY_NORMAL; /* else a busy machine never comes to it */
 	c->fit_tokens[0] = 128;
 	c->fit_tokens[1] = 1024;
 	c->fit_tokens[2] = 0;
@@ -291,6 +290,7 @@ static void nvme_gets_the_small_records(void **state)
 	close(fd);
 	layer_config(&c);
 	c.pool_bytes = 4u << 20;
+	c.store_wait_ns = 60000000000; /* a busy machine's disk may be behind */
 	c.spill_percent = 1;
 	c.nvme_bytes = 128u << 20;
 	c.nvme_segment_bytes = 4u << 20;

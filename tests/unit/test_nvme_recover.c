@@ -722,7 +722,7 @@ static void a_block_whose_write_came_too_late_stays_forgotten(void **state)
 	assert_false(w->key[key].held);
 	set_deadline(w, w->rig.options.deadline_ns);
 	forget(w, key);
-	for (unsigned i = 0; !nvme_log_in_service(w->rig.log) && i < 5000; i++) {
+	for (unsigned i = 0; !nvme_log_in_service(w->rig.log) && i < 60000; i++) {
 		usleep(1000);
 		w->now_ns = clock_now_ns();
 		turn(w);
