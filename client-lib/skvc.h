@@ -330,7 +330,10 @@ int skvc_touch(struct skvc_session *session, uint32_t ns, const struct skvc_key 
 	       uint32_t count, uint64_t *ret_job);
 int skvc_drop(struct skvc_session *session, uint32_t ns, const struct skvc_key *keys,
 	      uint32_t count, uint64_t *ret_job);
-/* Keep blocks from eviction for ttl_ns (0: unpin; limit 24 h). */
+/*
+ * Keep blocks from eviction for ttl_ns (0: unpin; limit 24 h).  With the reason "lease-share" the completion's count
+ * ends before the key that would be more than this tenant may have pinned; when that is the first, res is -EDQUOT.
+ */
 int skvc_pin(struct skvc_session *session, uint32_t ns, const struct skvc_key *keys, uint32_t count,
 	     uint64_t ttl_ns, uint64_t *ret_job);
 int skvc_nop(struct skvc_session *session, uint64_t *ret_job); /* round trip: ping, benchmarks */

@@ -185,7 +185,7 @@ static const struct config_key config_keys[] = {
 	  "1024", "leases of one session" },
 	{ "limits", "lease_share", CONFIG_COUNT, FIELD(lease_share_percent), 1, 100, CONFIG_LIVE,
 	  NULL, "50",
-	  "percent of a pool, beside what others hold, that leases of one tenant may hold" },
+	  "percent of a pool, beside what others hold, that leases of one tenant may hold, or its pins" },
 	{ "limits", "lease_ttl", CONFIG_TIME, FIELD(lease_ttl_ns), 1 * MSEC, SKVC_ABI_TTL_NS_MAX,
 	  CONFIG_LIVE, NULL, "30s", "how long a lease lasts when the client does not say" },
 	{ "limits", "lease_ttl_max", CONFIG_TIME, FIELD(lease_ttl_max_ns), 1 * MSEC,

@@ -49,6 +49,7 @@
 #include "daemon/planner.h"
 #include "daemon/policy.h"
 #include "daemon/pool.h"
+#include "daemon/quota.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
 #include "daemon/turns.h"
@@ -784,17 +785,5 @@ void evict_begin(struct lane *lane, const struct mail *mail);
 unsigned evict_run(struct lane *lane); /* 1: it did something; running is 0 when that was all */
 
 unsigned evict_trim(struct lane *lane); /* a bounded part of bringing tenants below their quotas */
-
-/* quota.c */
-void quota_know(struct lane *lane, struct tenant *tenant);	       /* before it is charged */
-void quota_configured(struct lane *lane, const struct config *config); /* quotas are others */
-int quota_charge(const struct lane *lane, struct tenant *tenant, uint64_t bytes); /* 0, -EDQUOT */
-void quota_uncharge(struct tenant *tenant, uint64_t bytes);
-/* The first one holds the block, the last one lets it go; record_bytes is the same both times. */
-void quota_hold(struct lane *lane, struct block *b);
-void quota_unhold(struct lane *lane, const struct block *b);
-int quota_lease_allows(const struct lane *lane, const struct block *b);
-/* Some blocks of who is above his quota, if they are wanted by others, or may not be his: how many went. */
-unsigned quota_return(struct lane *lane);
 
 #endif

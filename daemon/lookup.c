@@ -189,6 +189,8 @@ void lookup_drop(struct lane *lane, struct namespace *ns, const struct skvc_abi_
 void lookup_pin(struct lane *lane, struct namespace *ns, const struct skvc_abi_key *keys,
 		uint32_t count, uint64_t ttl_ns, struct skvc_abi_cqe *cqe)
 {
+	uint64_t limit = quota_pins_limit(lane, ns->tenant);
+
 	if (ttl_ns > lane->config.lease_ttl_max_ns)
 		ttl_ns = lane->config.lease_ttl_max_ns;
 	for (uint32_t i = 0; i < count; i++) {
@@ -197,8 +199,13 @@ void lookup_pin(struct lane *lane, struct namespace *ns, const struct skvc_abi_k
 
 		if (!b || !lookup_visible(b))
 			continue;
+		if (ttl_ns && !quota_pin_allows(lane, b, limit)) {
+			cqe->reason = SKVC_ABI_REASON_LEASE_SHARE;
+			cqe->res = cqe->count ? 0 : -EDQUOT;
+			return;
+		}
 		tier_asked(lane, b); /* or it would end with what read ahead has pinned */
-		tier_pin(b, ttl_ns ? lane->now_ns + ttl_ns : 0);
+		quota_pin(lane, b, ttl_ns ? lane->now_ns + ttl_ns : 0, 0);
 		(void)tier_sort_one(lane, id);
 		cqe->count++;
 	}

@@ -9,7 +9,8 @@
  * should go, the sum is exceeded by no more than what was borrowed.
  *
  * Blocks that somebody holds, a lease above all, cannot be evicted, whoever needs the room.  How much that is, is
- * counted for each tenant, and a lookup ends before a block that would be too much ([limits] lease_share).
+ * counted for each tenant, and a lookup ends before a block that would be too much ([limits] lease_share).  So is what
+ * a tenant has pinned.
  */
 #include <assert.h>
 #include <errno.h>
@@ -147,6 +148,65 @@ int quota_lease_allows(const struct lane *lane, const struct block *b)
 
 	return !exceeds(mine, b->refs ? 0 : b->record_bytes,
 			left / 100 * lane->config.lease_share_percent);
+}
+
+/* ---- what is pinned ---- */
+
+static void count_pin(struct lane *lane, const struct block *b)
+{
+	if (b->pinned && !b->ahead_pins)
+		pins_add(&lane->ns[b->ns]->tenant->pins, b->pinned, b->record_bytes);
+}
+
+static void uncount_pin(struct lane *lane, const struct block *b)
+{
+	if (b->pinned && !b->ahead_pins)
+		pins_sub(&lane->ns[b->ns]->tenant->pins, b->pinned, b->record_bytes);
+}
+
+static uint32_t pins_now(const struct lane *lane)
+{
+	uint64_t now = lane->now_ns >> PINS_UNIT_SHIFT;
+
+	return now < UINT32_MAX ? (uint32_t)now : UINT32_MAX;
+}
+
+void quota_pin(struct lane *lane, struct block *b, uint64_t until_ns, int ahead)
+{
+	uint64_t most_ns = clock_add_ns(lane->now_ns, SKVC_ABI_TTL_NS_MAX);
+
+	pins_expire(&lane->ns[b->ns]->tenant->pins, pins_now(lane));
+	uncount_pin(lane, b);
+	tier_pin(b, until_ns < most_ns ? until_ns : most_ns);
+	b->ahead_pins = ahead & 1;
+	count_pin(lane, b);
+}
+
+void quota_pin_resize(struct lane *lane, struct block *b, uint32_t record_bytes)
+{
+	uncount_pin(lane, b);
+	b->record_bytes = record_bytes;
+	count_pin(lane, b);
+}
+
+/* As with leases: what others have pinned is left to them, and of the rest of host memory so much in a hundred. */
+uint64_t quota_pins_limit(const struct lane *lane, const struct tenant *tenant)
+{
+	uint64_t left = lane->config.pool_bytes;
+
+	for (struct tenant *t = lane->tenants; t; t = t->next) {
+		pins_expire(&t->pins, pins_now(lane));
+		if (t != tenant)
+			left -= t->pins.bytes < left ? t->pins.bytes : left;
+	}
+	return left / 100 * lane->config.lease_share_percent;
+}
+
+int quota_pin_allows(const struct lane *lane, const struct block *b, uint64_t limit)
+{
+	if (tier_pinned(lane, b) && !b->ahead_pins)
+		return 1; /* it is counted already */
+	return !exceeds(lane->ns[b->ns]->tenant->pins.bytes, b->record_bytes, limit);
 }
 
 /* ---- giving back ---- */

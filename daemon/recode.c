@@ -365,7 +365,7 @@ static void replace(struct lane *lane, uint32_t id, const void *record, uint64_t
 	memset((uint8_t *)pool_ptr(lane->pool, b->slot) + bytes, 0, padded_bytes - bytes);
 	quota_uncharge(ns->tenant, b->record_bytes - padded_bytes);
 	quota_unhold(lane, b);
-	b->record_bytes = (uint32_t)padded_bytes;
+	quota_pin_resize(lane, b, (uint32_t)padded_bytes);
 	quota_hold(lane, b);
 	b->padding_bytes = (uint16_t)(padded_bytes - bytes);
 	stats_sub(&lane->stats, STAT_POOL_USED_BYTES, saved);

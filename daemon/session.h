@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "daemon/pins.h"
 #include "daemon/turns.h"
 #include "daemon/uring.h"
 #include "gpu/device.h"
@@ -42,6 +43,7 @@ struct tenant {
 	uint32_t jobs;		      /* of its jobs */
 	struct turn turn[TURN_KINDS]; /* of its sessions; request.c's own */
 	uint64_t held_bytes[2]; /* of blocks that somebody holds, in memory and in the GPU pool */
+	struct pins pins;	/* its own, wherever they lie */
 	uint8_t known;
 	uint8_t stuck; /* in quota_return(): nothing of it can go now */
 };

@@ -113,10 +113,8 @@ static void take_back(struct lane *lane, const struct nvme_read *read)
 static void begun_ahead(struct lane *lane, struct block *b)
 {
 	b->ahead = 1;
-	if (!tier_pinned(lane, b)) {
-		tier_pin(b, lane->now_ns + AHEAD_PIN_NS);
-		b->ahead_pins = 1;
-	}
+	if (!tier_pinned(lane, b))
+		quota_pin(lane, b, lane->now_ns + AHEAD_PIN_NS, 1);
 	lane->ahead.bytes += b->record_bytes;
 	stats_add(&lane->stats, STAT_READ_AHEAD_BLOCKS, 1);
 }
@@ -289,10 +287,8 @@ void tier_asked(struct lane *lane, struct block *b)
 		a->bytes -= b->record_bytes < a->bytes ? b->record_bytes : a->bytes;
 		b->ahead = 0;
 	}
-	if (b->ahead_pins) {
-		tier_pin(b, 0);
-		b->ahead_pins = 0;
-	}
+	if (b->ahead_pins)
+		quota_pin(lane, b, 0, 0);
 }
 
 /* Has nobody wanted it, or something in its place, since? */

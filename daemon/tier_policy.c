@@ -15,7 +15,6 @@
 #include "daemon/lane_state.h"
 #include "daemon/recode.h"
 
-#define PIN_SHIFT 26u  /* of nanoseconds: 67 ms */
 #define WAIT_SHIFT 22u /* 4.2 ms */
 #define SCAN_MAX 64u   /* blocks of a list looked at when the policy has none */
 #define ANCESTORS_MAX 256u
@@ -126,14 +125,15 @@ void tier_use(struct lane *lane, uint32_t id, int last)
 /* A pin ends up to 67 ms late, and one that would end 9 years after the machine's start then. */
 void tier_pin(struct block *b, uint64_t until_ns)
 {
-	uint64_t until = (until_ns >> PIN_SHIFT) + ((until_ns & ((1u << PIN_SHIFT) - 1)) != 0);
+	uint64_t until = (until_ns >> PINS_UNIT_SHIFT) +
+			 ((until_ns & ((1u << PINS_UNIT_SHIFT) - 1)) != 0);
 
 	b->pinned = until < UINT32_MAX ? (uint32_t)until : UINT32_MAX;
 }
 
 uint64_t tier_pin_until_ns(const struct block *b)
 {
-	return (uint64_t)b->pinned << PIN_SHIFT;
+	return (uint64_t)b->pinned << PINS_UNIT_SHIFT;
 }
 
 uint64_t tier_pinned_ns(const struct lane *lane, const struct block *b)

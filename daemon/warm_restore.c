@@ -250,7 +250,6 @@ static int make_block(struct warm_restore *w, const struct warm_block *e, struct
 	b = index_block(lane->index, *ret_id);
 	b->raw_xxh3 = e->raw_xxh3;
 	b->token_hash = e->token_hash;
-	tier_pin(b, e->pin_until_ns);
 	b->flags = e->flags & WARM_HAS_TOKENS ? BLOCK_HAS_TOKENS : 0;
 	b->model = !!(e->flags & WARM_MODEL);
 	b->model_tried = !!(e->flags & WARM_MODEL_TRIED);
@@ -260,11 +259,13 @@ static int make_block(struct warm_restore *w, const struct warm_block *e, struct
 	b->record_bytes = e->record_bytes;
 	b->padding_bytes = e->padding_bytes;
 	b->slot = e->slot;
+	quota_pin(lane, b, e->pin_until_ns, 0);
 	profiles_set_block(lane, b, np);
 	r = tier_restore_host(lane, *ret_id);
 	if (r == 0)
 		return 0;
 	profiles_set_block(lane, b, NULL);
+	quota_pin(lane, b, 0, 0);
 	b->slot = POOL_NONE;
 	index_unlink(lane->index, *ret_id);
 	index_release(lane->index, *ret_id);
@@ -297,7 +298,7 @@ static int take_block(struct warm_restore *w, const struct warm_block *e, uint32
 		return make_block(w, e, np, &key, ret_id);
 	}
 	b->slot = e->slot;
-	tier_pin(b, e->pin_until_ns);
+	quota_pin(lane, b, e->pin_until_ns, 0);
 	return tier_restore_host(lane, *ret_id);
 }
 

@@ -239,7 +239,7 @@ struct skvc_abi_cqe {
 	X(USER_SESSIONS, "user-sessions", "as many sessions as one user may have")               \
 	X(NAMESPACES_FULL, "namespaces-full", "as many namespaces as allowed")                   \
 	X(TENANT_NAMESPACES, "tenant-namespaces", "as many namespaces as one tenant may have")   \
-	X(LEASE_SHARE, "lease-share", "the tenant's leases hold as much memory as they may")     \
+	X(LEASE_SHARE, "lease-share", "the tenant's leases, or pins, hold as much as they may")  \
 	X(NO_ANSWER, "no-answer",                                                                \
 	  "the daemon did not answer in time, and may still write to the job's pages until "     \
 	  "skvc_reconnect() succeeded; said by the library, never by it")

@@ -20,6 +20,7 @@
 #define QUOTA (2u << 20)
 #define LEASES 64u
 #define BATCH 10u
+#define HOUR_NS 3600000000000ull
 
 static struct rig rig;
 static struct tenant second;
@@ -105,20 +106,26 @@ static void charged_falls_to(struct tenant *t, uint64_t bytes)
 	}
 }
 
-static void pin(struct lane_rig_session *s, uint32_t count)
+static struct skvc_abi_cqe pin_for(struct lane_rig_session *s, uint32_t first, uint32_t count,
+				   uint64_t ttl_ns)
 {
 	struct skvc_abi_key *keys =
 		(struct skvc_abi_key *)(s->s.segment + s->s.layout.args_off + 8192);
 
 	for (uint32_t i = 0; i < count; i++)
-		keys[i] = lane_rig_key(i);
+		keys[i] = lane_rig_key(first + i);
 	lane_rig_submit(s, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_PIN,
 						   .ns = 1,
 						   .count = count,
-						   .arg = 3600000000000ull,
+						   .arg = ttl_ns,
 						   .args_rel = 8192,
 						   .args_bytes = count * sizeof(*keys) });
-	assert_true(lane_rig_complete(s).count > 0);
+	return lane_rig_complete(s);
+}
+
+static void pin(struct lane_rig_session *s, uint32_t count)
+{
+	assert_int_equal(pin_for(s, 0, count, HOUR_NS).count, count);
 }
 
 static void what_is_idle_is_borrowed_and_given_back(void **state)
@@ -261,11 +268,51 @@ static void what_is_dropped_under_a_lease_is_paid_for(void **state)
 	assert_int_equal(store(&rs, 0).res, 0);
 }
 
+/* Nobody can pin all of the memory: half of it alone, half of the rest the next one, and others are stored. */
+static void pins_leave_room_to_others(void **state)
+{
+	struct skvc_abi_cqe cqe = { .count = BATCH };
+	struct config c;
+	uint32_t first;
+	uint64_t pool;
+
+	(void)state;
+	lane_rig_config(&c);
+	c.pool_bytes = pool = 16u << 20;
+	c.lease_share_percent = 50;
+	c.lease_ttl_max_ns = HOUR_NS;
+	start(&c);
+	open_second();
+	atomic_store(&rig.tenant.quota_bytes, 0);
+	atomic_store(&second.quota_bytes, 0);
+	for (first = 0; cqe.count == BATCH && first < 4000; first += BATCH) {
+		store_many(&rs, first, BATCH);
+		cqe = pin_for(&rs, first, BATCH, HOUR_NS);
+	}
+	assert_int_equal(cqe.reason, SKVC_ABI_REASON_LEASE_SHARE);
+	assert_true(charged(&rig.tenant) > pool / 100 * 49);
+	first += BATCH;
+	store_many(&rs, first, BATCH);
+	cqe = pin_for(&rs, first, BATCH, HOUR_NS);
+	assert_int_equal(cqe.res, -EDQUOT);
+	assert_int_equal(cqe.reason, SKVC_ABI_REASON_LEASE_SHARE);
+	assert_int_equal(pin_for(&rs, 0, BATCH, HOUR_NS).count, BATCH); /* it is counted already */
+	store_many(&second_rs, 0, 2000);				/* not one is refused */
+	assert_true(charged(&second) > pool / 100 * 40);
+	assert_int_equal(lane_rig_lookup(&rs, 0, BATCH).count, BATCH);
+	/* What is not pinned any more makes room, and what is dropped. */
+	assert_int_equal(pin_for(&rs, 0, BATCH, 0).count, BATCH);
+	store_many(&rs, 5000, BATCH);
+	assert_int_equal(pin_for(&rs, 5000, BATCH, HOUR_NS).count, BATCH);
+	assert_int_equal(pin_for(&rs, 0, BATCH, HOUR_NS).res, -EDQUOT);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(what_is_idle_is_borrowed_and_given_back, stop),
 		cmocka_unit_test_teardown(pins_do_not_keep_what_is_borrowed, stop),
+		cmocka_unit_test_teardown(pins_leave_room_to_others, stop),
 		cmocka_unit_test_teardown(without_borrowing_quotas_are_hard, stop),
 		cmocka_unit_test_teardown(who_is_absent_lends, stop),
 		cmocka_unit_test_teardown(who_has_no_quota_is_not_counted, stop),

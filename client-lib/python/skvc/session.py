@@ -682,7 +682,9 @@ class Session:
         return self._submit("skvc_drop", Job(self), ns.handle, _keys(keys), len(keys))
 
     def pin(self, ns: Namespace, keys: Sequence[AnyKey], ttl: float) -> Job:
-        """Keep blocks from eviction for so many seconds; 0: no longer."""
+        """Keep blocks from eviction for so many seconds; 0: no longer.
+
+        The count ends, with reason "lease-share", before the key that is too much."""
         self._own(ns)
         return self._submit("skvc_pin", Job(self), ns.handle, _keys(keys), len(keys), _ns(ttl))
 
