@@ -281,6 +281,7 @@ static void pins_leave_room_to_others(void **state)
 	c.pool_bytes = pool = 16u << 20;
 	c.lease_share_percent = 50;
 	c.lease_ttl_max_ns = HOUR_NS;
+	c.speculator = CONFIG_SPECULATOR_GENERIC; /* nothing becomes smaller by itself */
 	start(&c);
 	open_second();
 	atomic_store(&rig.tenant.quota_bytes, 0);
