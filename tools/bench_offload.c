@@ -25,6 +25,7 @@
 #define FIT_PROFILES 2u	     /* as many as fit_tokens has numbers */
 #define FIT_SAME 3u	     /* the ratio has settled when it was the same so often */
 #define FIT_SAME_UNASKED 60u
+#define FIT_LATER_MAX 60u /* batches after the last profile: on a busy machine it never settles */
 #define LEASE_NS 300000000000u
 
 struct offload_options offload_defaults(void)
@@ -557,17 +558,19 @@ static int profiles_made(struct offload *f, uint32_t *ret_count)
  * That stores shrink does not say enough: before there is a profile they are coded as `generic` by a CPU.  Our
  * own daemon is asked; with another's it takes many batches of one ratio.  1: the profiles are there.
  */
-static int fit_done(struct offload *f, unsigned same)
+static int fit_done(struct offload *f, unsigned same, unsigned *later)
 {
 	uint32_t profiles;
 	int r;
 
-	if (f->fitted_blocks * f->tile.g.block_tokens <= FIT_TOKENS || same < FIT_SAME)
+	if (f->fitted_blocks * f->tile.g.block_tokens <= FIT_TOKENS)
 		return 0;
 	if (f->o->socket)
 		return same >= FIT_SAME_UNASKED;
 	r = profiles_made(f, &profiles);
-	return r < 0 ? r : profiles >= FIT_PROFILES;
+	if (r < 0 || profiles < FIT_PROFILES)
+		return r;
+	return same >= FIT_SAME || ++*later > FIT_LATER_MAX;
 }
 
 int offload_fit(struct offload *f)
@@ -576,7 +579,7 @@ int offload_fit(struct offload *f)
 	const uint32_t count = f->o->blocks < FIT_BATCH_BLOCKS ? f->o->blocks : FIT_BATCH_BLOCKS;
 	const uint64_t until_ns = progress_now_ns() + FIT_NS_MAX;
 	struct skvc_key *keys = calloc(count, sizeof(*keys));
-	unsigned same = 0;
+	unsigned same = 0, later = 0;
 	double ratio = 0;
 	int r;
 
@@ -590,7 +593,7 @@ int offload_fit(struct offload *f)
 		f->fitted_blocks += count;
 		same = ratio < f->ratio * 1.01 && ratio > f->ratio * 0.99 ? same + 1u : 0;
 		f->ratio = ratio;
-		r = fit_done(f, same);
+		r = fit_done(f, same, &later);
 		if (r == 0 && progress_now_ns() > until_ns)
 			r = report_fail(&f->r, -ETIMEDOUT, "no profile was made; ratio %.3f",
 					ratio);
