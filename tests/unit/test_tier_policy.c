@@ -400,7 +400,7 @@ static void a_full_index_gives_up_what_lies_on_nvme(void **state)
 	rig_start(&c);
 	for (uint32_t first = 0; first < 3000; first += 50)
 		store(first, 50);
-	/* One for one; what is refused in between on a busy machine and stored again may have cost one more. */
+	/* One for one; the entry of one that is being coded again comes free later, and another one goes instead. */
 	assert_in_range(stat(STAT_EVICTED_BLOCKS), 1500, 1550);
 	assert_in_range(stat(STAT_BLOCKS), 1450, 1500);
 	assert_int_equal(found(2950, 50), 50);
@@ -440,6 +440,8 @@ static void a_chain_as_long_as_the_index(void **state)
 	(void)state;
 	lane_rig_config(&c);
 	c.blocks_max = 100;
+	c.speculator =
+		CONFIG_SPECULATOR_GENERIC; /* the entry of one that is being coded again comes free later */
 	lane_rig_start(&rig, &c);
 	session_open();
 	for (uint32_t n = 0; n < 100; n++)
