@@ -33,6 +33,7 @@
 #define BUS_SYSTEM "unix:path=/run/dbus/system_bus_socket"
 #define BUS_INTERFACE 1u /* counts what was added to the interface; methods never change */
 #define BUS_LOOK_US 1000000u
+#define BUS_REJOIN_LOOKS 5u
 #define BUS_UNREAD_MAX 32u /* answers that a peer may leave unread */
 
 /* ---- methods ---- */
@@ -571,52 +572,6 @@ static int on_accept(sd_event_source *source, int fd, uint32_t events, void *use
 	return 0;
 }
 
-/* ---- changes ---- */
-
-static void tell(struct bus *bus, const char *property)
-{
-	if (bus->system)
-		(void)sd_bus_emit_properties_changed(bus->system, BUS_PATH, BUS_NAME, property,
-						     NULL);
-	for (unsigned i = 0; i < BUS_PEERS_MAX; i++) {
-		uint64_t unread = 0;
-
-		/* One that does not read is told no more. */
-		if (bus->peers[i].bus &&
-		    sd_bus_get_n_queued_write(bus->peers[i].bus, &unread) >= 0 &&
-		    unread <= BUS_UNREAD_MAX)
-			(void)sd_bus_emit_properties_changed(bus->peers[i].bus, BUS_PATH, BUS_NAME,
-							     property, NULL);
-	}
-}
-
-static void look(struct bus *bus)
-{
-	const char *health = control_health(bus->control);
-	bool draining = control_draining(bus->control);
-
-	if (bus->draining != draining) {
-		bus->draining = draining;
-		tell(bus, "Draining");
-	}
-	if (strcmp(bus->health, health) != 0) {
-		bus->health = health;
-		tell(bus, "Health");
-	}
-}
-
-static int on_look(sd_event_source *source, uint64_t usec, void *user)
-{
-	struct bus *bus = user;
-
-	(void)usec;
-	look(bus);
-	if (bus->accept_source)
-		(void)sd_event_source_set_enabled(bus->accept_source, SD_EVENT_ON);
-	(void)sd_event_source_set_time_relative(source, BUS_LOOK_US);
-	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
-}
-
 /* ---- the system bus ---- */
 
 static int on_named(sd_bus_message *message, void *user, sd_bus_error *error)
@@ -660,6 +615,65 @@ static void join_system(struct bus *bus)
 		return;
 	log_line(LOG_LEVEL_DEBUG, "system bus: %s; only the socket serves", strerror(-r));
 	bus->system = sd_bus_close_unref(bus->system);
+}
+
+/* dbus may begin after us, or again, and it may have been given up: bus_may_answer(). */
+static void keep_system(struct bus *bus)
+{
+	if (bus->system && sd_bus_is_open(bus->system) > 0)
+		return;
+	if (bus->system)
+		log_line(LOG_LEVEL_INFO, "system bus: the connection is gone");
+	bus->system = sd_bus_close_unref(bus->system);
+	if (bus->looks_alone++ % BUS_REJOIN_LOOKS == 0)
+		join_system(bus);
+}
+
+/* ---- changes ---- */
+
+static void tell(struct bus *bus, const char *property)
+{
+	if (bus->system)
+		(void)sd_bus_emit_properties_changed(bus->system, BUS_PATH, BUS_NAME, property,
+						     NULL);
+	for (unsigned i = 0; i < BUS_PEERS_MAX; i++) {
+		uint64_t unread = 0;
+
+		/* One that does not read is told no more. */
+		if (bus->peers[i].bus &&
+		    sd_bus_get_n_queued_write(bus->peers[i].bus, &unread) >= 0 &&
+		    unread <= BUS_UNREAD_MAX)
+			(void)sd_bus_emit_properties_changed(bus->peers[i].bus, BUS_PATH, BUS_NAME,
+							     property, NULL);
+	}
+}
+
+static void look(struct bus *bus)
+{
+	const char *health = control_health(bus->control);
+	bool draining = control_draining(bus->control);
+
+	if (bus->draining != draining) {
+		bus->draining = draining;
+		tell(bus, "Draining");
+	}
+	if (strcmp(bus->health, health) != 0) {
+		bus->health = health;
+		tell(bus, "Health");
+	}
+}
+
+static int on_look(sd_event_source *source, uint64_t usec, void *user)
+{
+	struct bus *bus = user;
+
+	(void)usec;
+	look(bus);
+	keep_system(bus);
+	if (bus->accept_source)
+		(void)sd_event_source_set_enabled(bus->accept_source, SD_EVENT_ON);
+	(void)sd_event_source_set_time_relative(source, BUS_LOOK_US);
+	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 }
 
 int bus_new(struct sd_event *event, struct control *control, struct bus **ret_bus, char *err,

@@ -28,7 +28,8 @@ struct bus {
 	struct control *control; /* borrowed */
 	struct listener listener;
 	sd_event_source *accept_source;
-	sd_bus *system; /* NULL: there is none */
+	sd_bus *system;	      /* NULL: there is none */
+	unsigned looks_alone; /* at which there was none */
 	struct bus_peer peers[BUS_PEERS_MAX];
 	sd_event_source *look_source; /* once a second: has a property changed? */
 	const char *health;	      /* as it was last told; static text */

@@ -527,34 +527,82 @@ static void test_silent_peer_does_not_hold_up_the_end(void **state)
 	(void)close(fd);
 }
 
-/* A system bus that hangs: it is not waited for, and was not asked for other people's descriptors. */
-static void test_system_bus_that_hangs(void **state)
-{
-	char dir[] = "/tmp/skvcd-bus-XXXXXX", address[64], said[512] = "";
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), fd;
+/* ---- a system bus ---- */
 
-	(void)state;
-	assert_non_null(mkdtemp(dir));
-	(void)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/bus", dir);
-	(void)snprintf(address, sizeof(address), "unix:path=%s/bus", dir);
-	assert_int_equal(bind(listener, (struct sockaddr *)&addr, sizeof(addr)), 0);
-	assert_int_equal(listen(listener, 1), 0);
+struct fake_system {
+	char dir[32];
+	struct sockaddr_un addr;
+	int listener;
+};
+
+/* The daemon of the rig uses it. */
+static void system_start(struct fake_system *f)
+{
+	char address[128];
+
+	*f = (struct fake_system){ .dir = "/tmp/skvcd-bus-XXXXXX",
+				   .addr = { .sun_family = AF_UNIX },
+				   .listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) };
+	assert_non_null(mkdtemp(f->dir));
+	(void)snprintf(f->addr.sun_path, sizeof(f->addr.sun_path), "%s/bus", f->dir);
+	(void)snprintf(address, sizeof(address), "unix:path=%s/bus", f->dir);
+	assert_int_equal(bind(f->listener, (struct sockaddr *)&f->addr, sizeof(f->addr)), 0);
+	assert_int_equal(listen(f->listener, 1), 0);
 	assert_int_equal(setenv("DBUS_SYSTEM_BUS_ADDRESS", address, 1), 0);
 	(void)setup(NULL);
-	(void)unsetenv("DBUS_SYSTEM_BUS_ADDRESS");
-	fd = accept(listener, NULL, NULL);
-	assert_true(recv(fd, said, sizeof(said) - 1, 0) > 0);
-	said[0] = '-'; /* for it is 0 */
-	assert_non_null(strstr(said, "AUTH EXTERNAL"));
-	assert_null(strstr(said, "NEGOTIATE_UNIX_FD"));
+}
+
+/* The daemon's connection, and what it says first. */
+static int system_accept(const struct fake_system *f, char *ret_said, size_t bytes)
+{
+	int fd = accept(f->listener, NULL, NULL);
+
+	memset(ret_said, 0, bytes);
+	assert_true(recv(fd, ret_said, bytes - 1, 0) > 0);
+	ret_said[0] = '-'; /* for it is 0 */
+	assert_non_null(strstr(ret_said, "AUTH EXTERNAL"));
+	return fd;
+}
+
+static void system_stop(struct fake_system *f)
+{
 	(void)alarm(20);
 	(void)teardown(NULL);
 	(void)alarm(0);
+	(void)unsetenv("DBUS_SYSTEM_BUS_ADDRESS");
+	(void)close(f->listener);
+	(void)unlink(f->addr.sun_path);
+	(void)rmdir(f->dir);
+}
+
+/* It is not waited for, and was not asked for other people's descriptors. */
+static void test_system_bus_that_hangs(void **state)
+{
+	struct fake_system f;
+	char said[512];
+	int fd;
+
+	(void)state;
+	system_start(&f);
+	fd = system_accept(&f, said, sizeof(said));
+	assert_null(strstr(said, "NEGOTIATE_UNIX_FD"));
+	system_stop(&f);
 	(void)close(fd);
-	(void)close(listener);
-	(void)unlink(addr.sun_path);
-	(void)rmdir(dir);
+}
+
+/* dbus is started again: so is the connection to it. */
+static void test_system_bus_that_comes_back(void **state)
+{
+	struct fake_system f;
+	char said[512];
+
+	(void)state;
+	system_start(&f);
+	(void)alarm(60);
+	for (unsigned i = 0; i < 3; i++)
+		(void)close(system_accept(&f, said, sizeof(said)));
+	(void)alarm(0);
+	system_stop(&f);
 }
 
 static uint64_t cpu_ns(void)
@@ -613,6 +661,7 @@ int main(void)
 		TEST(test_no_descriptor_left),
 		cmocka_unit_test(test_silent_peer_does_not_hold_up_the_end),
 		cmocka_unit_test(test_system_bus_that_hangs),
+		cmocka_unit_test(test_system_bus_that_comes_back),
 	};
 
 	(void)signal(SIGPIPE, SIG_IGN);
