@@ -560,7 +560,7 @@ static int profiles_made(struct offload *f, uint32_t *ret_count)
  */
 static int fit_done(struct offload *f, unsigned same, unsigned *later)
 {
-	uint32_t profiles;
+	uint32_t profiles = 0;
 	int r;
 
 	if (f->fitted_blocks * f->tile.g.block_tokens <= FIT_TOKENS)
