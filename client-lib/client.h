@@ -170,7 +170,8 @@ struct skvc_session {
 	bool silent; /* gone because it did not answer: it may be alive */
 	bool armed;  /* cq_tail.wait may be set by us */
 	uint64_t alive_checked_ns;
-	bool heard; /* completions came since then: the daemon lives */
+	bool heard;	     /* completions came since then: the daemon lives */
+	uint64_t late_lease; /* of a lookup that nobody waited for any more; 0: none (simple.c) */
 
 	struct client_args args;
 	struct client_job *jobs; /* owned; jobs_max */

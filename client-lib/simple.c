@@ -4,12 +4,27 @@
  * and on an arena of one block per namespace, made by the first call that needs it.
  *
  * A call whose time is over leaves its job to the daemon, which may be at work in that arena still: the next call
- * waits for it first.  The lease of a lookup that is answered too late runs out by itself.
+ * waits for it first, and gives back the lease of a lookup that was answered too late.  Where there is no next call,
+ * that runs out by itself.
  */
 #include <errno.h>
 #include <string.h>
 
 #include "client-lib/client.h"
+
+/* The last one, that is; it is not waited for. */
+static void give_back_late(struct skvc_session *s)
+{
+	uint64_t lease = s->late_lease, handle;
+	struct client_job *job;
+
+	s->late_lease = 0;
+	if (!lease || client_submit_release(s, lease, true, &handle) < 0)
+		return;
+	job = client_job_find(s, handle);
+	if (job)
+		job->orphan = 1;
+}
 
 /* The namespace, with a one-block arena, packed form, in which nobody is at work. */
 static int simple_begin(struct skvc_session *s, uint32_t ns, size_t bytes, uint64_t deadline_ns,
@@ -42,6 +57,7 @@ static int simple_begin(struct skvc_session *s, uint32_t ns, size_t bytes, uint6
 		return client_error(
 			s, -ETIME,
 			"the daemon is still at an earlier put or get of this namespace");
+	give_back_late(s);
 	*ret_namespace = namespace;
 	return 0;
 }

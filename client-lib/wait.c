@@ -79,10 +79,13 @@ static void job_done(struct skvc_session *s, struct client_job *job)
 		client_args_free(&s->args, job->args_off, job->args_bytes);
 	job->args_bytes = 0;
 	job->state = CLIENT_JOB_DONE;
-	if (job->orphan)
-		client_job_free(s, job);
-	else
+	if (!job->orphan) {
 		event_add(s, job, CLIENT_EVENT_DONE);
+		return;
+	}
+	if (job->op == SKVC_ABI_OP_LOOKUP)
+		s->late_lease = job->done.lease;
+	client_job_free(s, job);
 }
 
 /* The closed list that skvc.h promises. */
@@ -237,6 +240,7 @@ void client_fail(struct skvc_session *s, const char *why)
 		job->done.event = SKVC_EVENT_DONE;
 		job_done(s, job);
 	}
+	s->late_lease = 0; /* leases end with the connection */
 	/* Makes event_fd readable, and tells a daemon that is still there to end the session too. */
 	(void)shutdown(s->link.sock, SHUT_RDWR);
 }

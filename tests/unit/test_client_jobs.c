@@ -737,6 +737,34 @@ static void names_every_reason(void **state)
 	assert_non_null(skvc_reason_text(UINT16_MAX));
 }
 
+/* More late lookups than there are leases: each next call gives back what the one before it had found. */
+static void a_late_get_leaves_no_lease(void **state)
+{
+	const struct skvc_options options = { .timeout_ns = 20000000 };
+	uint8_t data[RIG_BLOCK_BYTES] = { 7 }, back[RIG_BLOCK_BYTES];
+	const struct skvc_key key = rig_key(1);
+	struct rig rig;
+	int r;
+
+	(void)state;
+	rig_init(&rig, &options);
+	do
+		r = skvc_put(rig.session, rig.ns, &key, data, sizeof(data));
+	while (r == -ETIME);
+	assert_true(r == 0 || r == -EEXIST);
+	for (unsigned i = 0; i < 40; i++) {
+		fake_daemon_hold(rig.daemon, true);
+		assert_int_equal(skvc_get(rig.session, rig.ns, &key, back, sizeof(back)), -ETIME);
+		fake_daemon_hold(rig.daemon, false);
+		do
+			r = skvc_get(rig.session, rig.ns, &key, back, sizeof(back));
+		while (r == -ETIME); /* a busy machine */
+		assert_int_equal(r, 0);
+		assert_memory_equal(data, back, sizeof(data));
+	}
+	rig_deinit(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -744,6 +772,7 @@ int main(void)
 		cmocka_unit_test(reports_partial_success),
 		cmocka_unit_test(shows_progress_while_it_loads),
 		cmocka_unit_test(the_other_calls),
+		cmocka_unit_test(a_late_get_leaves_no_lease),
 		cmocka_unit_test(refuses_bad_arguments),
 		cmocka_unit_test(completes_exactly_once),
 		cmocka_unit_test(indices_wrap),
