@@ -83,7 +83,7 @@ static void job_done(struct skvc_session *s, struct client_job *job)
 		event_add(s, job, CLIENT_EVENT_DONE);
 		return;
 	}
-	if (job->op == SKVC_ABI_OP_LOOKUP)
+	if (job->op == SKVC_ABI_OP_LOOKUP && job->done.lease) /* a miss has none */
 		s->late_lease = job->done.lease;
 	client_job_free(s, job);
 }
