@@ -134,6 +134,14 @@ void quota_unhold(struct lane *lane, const struct block *b)
 	lane->held_bytes[gpu] -= b->record_bytes;
 }
 
+/* Of what others leave of all, so much in a hundred: [limits] lease_share. */
+static uint64_t share_of(const struct lane *lane, uint64_t all, uint64_t others)
+{
+	uint64_t left = others < all ? all - others : 0;
+
+	return left / 100 * lane->config.lease_share_percent;
+}
+
 /*
  * May a lease of its tenant hold this block, too?  Of what others' leave of the pool, so much in a hundred: with 50
  * nobody holds more than he leaves.  What is held already costs nothing more, unless there is too much of it.
@@ -143,11 +151,9 @@ int quota_lease_allows(const struct lane *lane, const struct block *b)
 	unsigned gpu = b->refs ? b->held_gpu : held_where(lane, b);
 	uint64_t all = gpu ? lane->config.gpu_pool_bytes : lane->config.pool_bytes;
 	uint64_t mine = lane->ns[b->ns]->tenant->held_bytes[gpu];
-	uint64_t others = lane->held_bytes[gpu] - mine;
-	uint64_t left = others < all ? all - others : 0;
 
 	return !exceeds(mine, b->refs ? 0 : b->record_bytes,
-			left / 100 * lane->config.lease_share_percent);
+			share_of(lane, all, lane->held_bytes[gpu] - mine));
 }
 
 /* ---- what is pinned ---- */
@@ -189,17 +195,16 @@ void quota_pin_resize(struct lane *lane, struct block *b, uint32_t record_bytes)
 	count_pin(lane, b);
 }
 
-/* As with leases: what others have pinned is left to them, and of the rest of host memory so much in a hundred. */
+/* As with leases, of host memory. */
 uint64_t quota_pins_limit(const struct lane *lane, const struct tenant *tenant)
 {
-	uint64_t left = lane->config.pool_bytes;
+	uint64_t others = 0;
 
 	for (struct tenant *t = lane->tenants; t; t = t->next) {
 		pins_expire(&t->pins, pins_now(lane));
-		if (t != tenant)
-			left -= t->pins.bytes < left ? t->pins.bytes : left;
+		others += t != tenant ? t->pins.bytes : 0;
 	}
-	return left / 100 * lane->config.lease_share_percent;
+	return share_of(lane, lane->config.pool_bytes, others);
 }
 
 int quota_pin_allows(const struct lane *lane, const struct block *b, uint64_t limit)
