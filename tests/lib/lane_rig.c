@@ -368,8 +368,8 @@ void lane_rig_store_at(struct lane_rig_session *rs, uint32_t first, uint32_t cou
 	store(rs, first, count, page, user_data);
 }
 
-static void on_keys(struct lane_rig_session *rs, uint8_t opcode, uint32_t first, uint32_t count,
-		    uint64_t user_data)
+static void on_keys_for(struct lane_rig_session *rs, uint8_t opcode, uint32_t first, uint32_t count,
+			uint64_t ttl_ns, uint64_t user_data)
 {
 	uint32_t rel = put_keys(rs, first, count, 0);
 
@@ -377,9 +377,16 @@ static void on_keys(struct lane_rig_session *rs, uint8_t opcode, uint32_t first,
 				    .opcode = opcode,
 				    .ns = 1,
 				    .user_data = user_data,
+				    .arg = ttl_ns,
 				    .count = count,
 				    .args_rel = rel,
 				    .args_bytes = count * (uint32_t)sizeof(struct skvc_abi_key) });
+}
+
+static void on_keys(struct lane_rig_session *rs, uint8_t opcode, uint32_t first, uint32_t count,
+		    uint64_t user_data)
+{
+	on_keys_for(rs, opcode, first, count, 0, user_data);
 }
 
 void lane_rig_lookup_begin(struct lane_rig_session *rs, uint32_t first, uint32_t count,
@@ -396,6 +403,13 @@ void lane_rig_drop(struct lane_rig_session *rs, uint32_t first, uint32_t count, 
 struct skvc_abi_cqe lane_rig_lookup(struct lane_rig_session *rs, uint32_t first, uint32_t count)
 {
 	on_keys(rs, SKVC_ABI_OP_LOOKUP, first, count, 1000);
+	return lane_rig_complete(rs);
+}
+
+struct skvc_abi_cqe lane_rig_pin(struct lane_rig_session *rs, uint32_t first, uint32_t count,
+				 uint64_t ttl_ns)
+{
+	on_keys_for(rs, SKVC_ABI_OP_PIN, first, count, ttl_ns, 1000);
 	return lane_rig_complete(rs);
 }
 

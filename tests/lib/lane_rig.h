@@ -81,6 +81,8 @@ void lane_rig_drop(struct lane_rig_session *rs, uint32_t first, uint32_t count, 
 void lane_rig_lookup_begin(struct lane_rig_session *rs, uint32_t first, uint32_t count,
 			   uint64_t user_data); /* its completion comes like others */
 struct skvc_abi_cqe lane_rig_lookup(struct lane_rig_session *rs, uint32_t first, uint32_t count);
+struct skvc_abi_cqe lane_rig_pin(struct lane_rig_session *rs, uint32_t first, uint32_t count,
+				 uint64_t ttl_ns);
 void lane_rig_load(struct lane_rig_session *rs, uint64_t lease, uint32_t first_page, uint32_t count,
 		   uint64_t user_data);
 struct skvc_abi_cqe lane_rig_release(struct lane_rig_session *rs, uint64_t lease);

@@ -106,26 +106,9 @@ static void charged_falls_to(struct tenant *t, uint64_t bytes)
 	}
 }
 
-static struct skvc_abi_cqe pin_for(struct lane_rig_session *s, uint32_t first, uint32_t count,
-				   uint64_t ttl_ns)
-{
-	struct skvc_abi_key *keys =
-		(struct skvc_abi_key *)(s->s.segment + s->s.layout.args_off + 8192);
-
-	for (uint32_t i = 0; i < count; i++)
-		keys[i] = lane_rig_key(first + i);
-	lane_rig_submit(s, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_PIN,
-						   .ns = 1,
-						   .count = count,
-						   .arg = ttl_ns,
-						   .args_rel = 8192,
-						   .args_bytes = count * sizeof(*keys) });
-	return lane_rig_complete(s);
-}
-
 static void pin(struct lane_rig_session *s, uint32_t count)
 {
-	assert_int_equal(pin_for(s, 0, count, HOUR_NS).count, count);
+	assert_int_equal(lane_rig_pin(s, 0, count, HOUR_NS).count, count);
 }
 
 static void what_is_idle_is_borrowed_and_given_back(void **state)
@@ -288,24 +271,25 @@ static void pins_leave_room_to_others(void **state)
 	atomic_store(&second.quota_bytes, 0);
 	for (first = 0; cqe.count == BATCH && first < 4000; first += BATCH) {
 		store_many(&rs, first, BATCH);
-		cqe = pin_for(&rs, first, BATCH, HOUR_NS);
+		cqe = lane_rig_pin(&rs, first, BATCH, HOUR_NS);
 	}
 	assert_int_equal(cqe.reason, SKVC_ABI_REASON_LEASE_SHARE);
 	assert_true(charged(&rig.tenant) > pool / 100 * 49);
 	first += BATCH;
 	store_many(&rs, first, BATCH);
-	cqe = pin_for(&rs, first, BATCH, HOUR_NS);
+	cqe = lane_rig_pin(&rs, first, BATCH, HOUR_NS);
 	assert_int_equal(cqe.res, -EDQUOT);
 	assert_int_equal(cqe.reason, SKVC_ABI_REASON_LEASE_SHARE);
-	assert_int_equal(pin_for(&rs, 0, BATCH, HOUR_NS).count, BATCH); /* it is counted already */
-	store_many(&second_rs, 0, 2000);				/* not one is refused */
+	assert_int_equal(lane_rig_pin(&rs, 0, BATCH, HOUR_NS).count,
+			 BATCH);	 /* it is counted already */
+	store_many(&second_rs, 0, 2000); /* not one is refused */
 	assert_true(charged(&second) > pool / 100 * 40);
 	assert_int_equal(lane_rig_lookup(&rs, 0, BATCH).count, BATCH);
 	/* What is not pinned any more makes room, and what is dropped. */
-	assert_int_equal(pin_for(&rs, 0, BATCH, 0).count, BATCH);
+	assert_int_equal(lane_rig_pin(&rs, 0, BATCH, 0).count, BATCH);
 	store_many(&rs, 5000, BATCH);
-	assert_int_equal(pin_for(&rs, 5000, BATCH, HOUR_NS).count, BATCH);
-	assert_int_equal(pin_for(&rs, 0, BATCH, HOUR_NS).res, -EDQUOT);
+	assert_int_equal(lane_rig_pin(&rs, 5000, BATCH, HOUR_NS).count, BATCH);
+	assert_int_equal(lane_rig_pin(&rs, 0, BATCH, HOUR_NS).res, -EDQUOT);
 }
 
 int main(void)

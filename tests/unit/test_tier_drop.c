@@ -232,18 +232,7 @@ static void leases_hold(void **state)
 
 static void pin(uint32_t first, uint32_t count)
 {
-	struct skvc_abi_key *keys =
-		(struct skvc_abi_key *)(rs.s.segment + rs.s.layout.args_off + 8192);
-
-	for (uint32_t i = 0; i < count; i++)
-		keys[i] = lane_rig_key(first + i);
-	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_PIN,
-						     .ns = 1,
-						     .count = count,
-						     .arg = 3600000000000ull,
-						     .args_rel = 8192,
-						     .args_bytes = count * sizeof(*keys) });
-	assert_int_equal(lane_rig_complete(&rs).count, count);
+	assert_int_equal(lane_rig_pin(&rs, first, count, 3600000000000ull).count, count);
 }
 
 /* What is pinned stays, though its namespace's blocks are given up, and is written; all others are not. */

@@ -461,18 +461,7 @@ static void a_chain_as_long_as_the_index(void **state)
 
 static void pin(uint32_t count, uint64_t ttl_ns)
 {
-	struct skvc_abi_key *keys =
-		(struct skvc_abi_key *)(rs.s.segment + rs.s.layout.args_off + 8192);
-
-	for (uint32_t i = 0; i < count; i++)
-		keys[i] = lane_rig_key(i);
-	lane_rig_submit(&rs, &(struct skvc_abi_sqe){ .opcode = SKVC_ABI_OP_PIN,
-						     .ns = 1,
-						     .count = count,
-						     .arg = ttl_ns,
-						     .args_rel = 8192,
-						     .args_bytes = count * sizeof(*keys) });
-	assert_int_equal(lane_rig_complete(&rs).count, count);
+	assert_int_equal(lane_rig_pin(&rs, 0, count, ttl_ns).count, count);
 }
 
 /* What was found at a start is on NVMe only, and the first to go, unless it is used then. */
