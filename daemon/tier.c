@@ -214,7 +214,8 @@ static void forget(struct lane *lane, uint32_t id, int log_has_forgotten)
 	if (!log_has_forgotten && lane->log && !(b->flags & BLOCK_SPILLING))
 		nvme_set_forget(lane->log, id);
 	set_clean(lane, b, 0);
-	quota_pin(lane, b, 0, 0);
+	if (b->pinned)
+		quota_pin(lane, b, 0, 0);
 	tier_policy_leave(lane, id);
 	index_unlink(lane->index, id);
 	if (parent != BLOCK_NONE)
