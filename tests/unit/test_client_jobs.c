@@ -742,7 +742,7 @@ static void a_late_get_leaves_no_lease(void **state)
 {
 	const struct skvc_options options = { .timeout_ns = 20000000 };
 	uint8_t data[RIG_BLOCK_BYTES] = { 7 }, back[RIG_BLOCK_BYTES];
-	const struct skvc_key key = rig_key(1);
+	const struct skvc_key key = rig_key(1), other = rig_key(2);
 	struct rig rig;
 	int r;
 
@@ -755,6 +755,7 @@ static void a_late_get_leaves_no_lease(void **state)
 	for (unsigned i = 0; i < 40; i++) {
 		fake_daemon_hold(rig.daemon, true);
 		assert_int_equal(skvc_get(rig.session, rig.ns, &key, back, sizeof(back)), -ETIME);
+		assert_int_equal(skvc_get(rig.session, rig.ns, &other, back, sizeof(back)), -ETIME);
 		fake_daemon_hold(rig.daemon, false);
 		do
 			r = skvc_get(rig.session, rig.ns, &key, back, sizeof(back));
