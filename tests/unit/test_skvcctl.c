@@ -48,7 +48,7 @@ static int teardown(void **state)
 {
 	(void)state;
 	assert_int_equal(control_rig_stop(&rig), 0);
-	assert_int_equal(control_rig_open_fds(), fds_before);
+	assert_int_equal(control_rig_fds_left(fds_before), fds_before);
 	return 0;
 }
 
