@@ -20,7 +20,7 @@ static void start(const char *fault)
 {
 	static char text[200];
 	const char *const overrides[] = { text, "nvme.retry=200ms", "nvme.deadline=500ms",
-					  "limits.store_wait=1s", NULL };
+					  "limits.store_wait=1s", "limits.lease_share=100", NULL };
 
 	(void)snprintf(text, sizeof(text), "fault.nvme=%s", fault);
 	assert_ok(private_daemon_start(&daemon_, TIER_BYTES, overrides));
@@ -152,6 +152,8 @@ static void run_with(const char *fault, int all_must_return)
 		      (unsigned)daemon_stats_get("checksum_failures"),
 		      (unsigned)daemon_stats_get("nvme_health"));
 	assert_true(exact > 0);
+	if (all_must_return && exact != stored)
+		daemon_stats_print();
 	if (all_must_return)
 		assert_int_equal(exact, stored);
 	still_serves(&e);

@@ -103,6 +103,14 @@ uint64_t daemon_stats_get(const char *name)
 	abort();
 }
 
+void daemon_stats_print(void)
+{
+	for (unsigned i = 0; i < numbers; i++)
+		if (number[i].value)
+			fprintf(stderr, "%s %llu\n", number[i].name,
+				(unsigned long long)number[i].value);
+}
+
 uint64_t daemon_stats_reason(const char *word)
 {
 	char name[64];

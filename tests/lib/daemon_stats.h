@@ -22,6 +22,9 @@ uint64_t daemon_stats_now(const struct private_daemon *d, const char *name);
 /* How often a cause of refusal was counted ("ring-overrun"). */
 uint64_t daemon_stats_reason(const char *word);
 
+/* All that is not zero, for a test that is about to fail. */
+void daemon_stats_print(void);
+
 /* Read again and again until `name` has this value.  Returns the milliseconds it took, or -ETIMEDOUT
  * after limit_ms, having printed what it had. */
 int daemon_stats_wait(const struct private_daemon *d, const char *name, uint64_t value,
