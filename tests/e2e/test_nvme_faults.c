@@ -19,8 +19,12 @@ static struct private_daemon daemon_;
 static void start(const char *fault)
 {
 	static char text[200];
-	const char *const overrides[] = { text, "nvme.retry=200ms", "nvme.deadline=500ms",
-					  "limits.store_wait=1s", "limits.lease_share=100", NULL };
+	const char *const overrides[] = { text,
+					  "nvme.retry=200ms",
+					  "nvme.deadline=500ms",
+					  "limits.store_wait=1s",
+					  "limits.lease_share=100",
+					  NULL };
 
 	(void)snprintf(text, sizeof(text), "fault.nvme=%s", fault);
 	assert_ok(private_daemon_start(&daemon_, TIER_BYTES, overrides));
