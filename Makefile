@@ -416,9 +416,9 @@ $(B)/tests.list: all tests
 	$(call list,$(call run_here,$(UNIT_BINS)),120,any); \
 	$(foreach t,$(call run_here,$(FUZZ_BINS)),$(call list,$(t),120,any, tests/fuzz/corpus/$(patsubst fuzz_%,%,$(notdir $(t)))); )\
 	$(if $(SAN),,printf '%s\t60\tany\t%s\n' '$(FLAVOUR)/abi' 'env CC=$(CC) tests/abi/check $(B)/lib/libskvc.so';) \
-	$(call list,$(call run_here,$(E2E_BINS)),120,alone); \
+	$(call list,$(call run_here,$(E2E_BINS)),240,any); \
 	$(foreach t,$(call run_here,$(E2E_SCRIPTS) $(GPU_SCRIPTS)),printf '%s\t240\talone\t%s\n' '$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)'; )\
-	$(call list,$(MODEL_BINS),120,alone); \
+	$(call list,$(MODEL_BINS),240,any); \
 	$(if $(SAN),,$(call list,$(GPU_BINS),300,alone);) \
 	$(foreach t,$(call run_here,$(GPU_BINS)),printf '%s\t480\t%s\t%s\n' '$(FLAVOUR)/$(t:$(B)/tests/%=%)-sim' $(if $(filter %_engine,$(t)),alone,any) '$(TEST_ENV) SKVC_TEST_DEVICE=sim $(t)'; )\
 	$(if $(filter release,$(FLAVOUR)),printf '%s\t900\talone\t%s\n' $(foreach t,$(SYSTEMD_SCRIPTS),'$(FLAVOUR)/$(t:tests/%=%)' '$(TEST_ENV) $(t)');) \
