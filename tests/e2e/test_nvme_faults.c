@@ -247,7 +247,7 @@ static void test_the_tier_comes_back(void **state)
 	assert_true(out);
 	while (chain > 0)
 		drop_chain(&e, --chain);
-	assert_true(daemon_stats_wait(&daemon_, "nvme_health", 1, 10000) >= 0);
+	assert_true(daemon_stats_wait(&daemon_, "nvme_health", 1, 10000 * E2E_SLOW) >= 0);
 	still_serves(&e);
 	engine_close(&e);
 }

@@ -513,7 +513,7 @@ static void test_nvme_gives_back_what_the_pool_cannot_hold(void **state)
 	assert_int_equal(daemon_stats_get("checksum_failures"), 0);
 	assert_int_equal(daemon_stats_get("evicted_blocks"), 0);
 	engine_close(&e);
-	assert_true(daemon_stats_wait(&daemon_, "sessions", 0, 1000) >= 0);
+	assert_true(daemon_stats_wait(&daemon_, "sessions", 0, 20000) >= 0);
 	assert_int_equal(daemon_stats_get("leases"), 0);
 	assert_int_equal(daemon_stats_get("jobs"), 0);
 }

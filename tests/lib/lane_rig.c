@@ -23,6 +23,8 @@
 #include "ipc/segment.h"
 #include "ipc/wake.h"
 
+#define LEASE_NS (3600 * 1000000000ull)
+
 void lane_rig_config(struct config *ret)
 {
 	config_default(ret);
@@ -37,6 +39,7 @@ void lane_rig_config(struct config *ret)
 	ret->leases_max = 64;
 	ret->lease_share_percent = 100; /* tests fill the pool with what they hold */
 	ret->store_wait_ns = 200000000;
+	ret->lease_ttl_ns = ret->lease_ttl_max_ns = LEASE_NS; /* however slow the machine is */
 	ret->profile_priority =
 		DEVICE_PRIORITY_NORMAL; /* else a busy machine never comes to a fit */
 	ret->plan = 0; /* `auto` as if there were time for everything, and no probe at each start */
