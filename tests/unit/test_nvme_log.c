@@ -475,13 +475,15 @@ static void no_probe_before_its_time(void **state)
 	log_rig_teardown(&rig);
 }
 
+#define STALL_DEADLINE_NS (1500 * MS) /* far above what a busy machine takes for 4 KiB */
+
 static void a_stall_takes_it_out_at_the_deadline(const char *spec, uint64_t hang_ns)
 {
 	uint64_t start_ns;
 	struct log_rig rig;
 
 	log_rig_dir(&rig);
-	rig.options.deadline_ns = 500 * MS; /* far above what a busy machine takes for 4 KiB */
+	rig.options.deadline_ns = STALL_DEADLINE_NS;
 	log_rig_ring(&rig);
 	if (log_rig_open(&rig) < 0)
 		fail_msg("%s", rig.err);
@@ -493,7 +495,7 @@ static void a_stall_takes_it_out_at_the_deadline(const char *spec, uint64_t hang
 		log_rig_turn(&rig, 1000 * MS); /* the deadline ends the sleep */
 		nvme_log_tick(rig.log, clock_now_ns());
 	}
-	assert_true(clock_now_ns() - start_ns >= 500 * MS);
+	assert_true(clock_now_ns() - start_ns >= STALL_DEADLINE_NS);
 	assert_false(nvme_log_in_service(rig.log));
 	assert_int_equal(rig.ops[2].busy, hang_ns != 0);
 	assert_int_equal(log_rig_start_append(&rig, &rig.ops[3], 3, 4096, 3), -EIO);
@@ -525,7 +527,7 @@ static void a_stall_takes_it_out(void **state)
 static void a_hang_takes_it_out_before_it_ends(void **state)
 {
 	(void)state;
-	a_stall_takes_it_out_at_the_deadline("write:hang_ms=2000:every=1", 2000 * MS);
+	a_stall_takes_it_out_at_the_deadline("write:hang_ms=4000:every=1", 4000 * MS);
 }
 
 int main(void)
