@@ -104,7 +104,7 @@ static void start_daemon(int again)
 					  uid_text,
 					  quota_text,
 					  "nvme.retry=50ms",
-					  "nvme.deadline=500ms",
+					  "nvme.deadline=5s",
 					  "limits.store_wait=200ms",
 					  NULL };
 	int r;
