@@ -15,21 +15,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
-#include <systemd/sd-id128.h>
-
-#include "daemon/aside.h"
-#include "daemon/bus_relay.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
 #include "daemon/reload.h"
 #include "daemon/util/clock.h"
 
-#define BUS_NAME "org.skvcd.Skvcd1"
-#define BUS_PATH "/org/skvcd/Skvcd1"
 #define BUS_SYSTEM "unix:path=/run/dbus/system_bus_socket"
 #define BUS_INTERFACE 1u /* counts what was added to the interface; methods never change */
 #define BUS_LOOK_US 1000000u
@@ -358,7 +349,7 @@ static int get_status(sd_bus *sd, const char *path, const char *interface, const
 
 /* Unprivileged: who may talk to us is decided by the socket's mode, or by the bus policy.
  * org.skvcd.Skvcd1(5) has all of these. */
-static const sd_bus_vtable bus_vtable[] = {
+const sd_bus_vtable bus_vtable[] = {
 	SD_BUS_VTABLE_START(0),
 	SD_BUS_METHOD_WITH_ARGS("Ping", SD_BUS_NO_ARGS, SD_BUS_RESULT("s", version), on_ping,
 				SD_BUS_VTABLE_UNPRIVILEGED),
@@ -413,165 +404,6 @@ static const sd_bus_vtable bus_vtable[] = {
 	SD_BUS_VTABLE_END,
 };
 
-/* ---- peer to peer ---- */
-
-static int on_disconnected(sd_bus_message *message, void *user, sd_bus_error *error)
-{
-	struct bus *bus = user;
-	sd_bus *peer = sd_bus_message_get_bus(message);
-
-	(void)error;
-	for (unsigned i = 0; i < BUS_PEERS_MAX; i++)
-		if (bus->peers[i].bus == peer)
-			bus->peers[i].bus = sd_bus_close_unref(peer);
-	return 0;
-}
-
-/* Root's and the daemon's own user's. */
-static bool may_change(uid_t uid)
-{
-	return !uid || uid == geteuid();
-}
-
-/*
- * sd-bus would ask the socket who its peer is, and that is the relay.  So what the table does not give to everybody
- * is refused here.
- */
-static int on_call_of_other(sd_bus_message *call, void *user, sd_bus_error *error)
-{
-	const char *member = sd_bus_message_get_member(call);
-	int r;
-
-	(void)user;
-	(void)error;
-	if (!member || sd_bus_message_is_method_call(call, NULL, NULL) <= 0)
-		return 0;
-	for (const sd_bus_vtable *v = bus_vtable; v->type != _SD_BUS_VTABLE_END; v++) {
-		if (v->type != _SD_BUS_VTABLE_METHOD || v->flags & SD_BUS_VTABLE_UNPRIVILEGED ||
-		    strcmp(v->x.method.member, member) != 0)
-			continue;
-		r = bus_may_answer(call);
-		return r < 0 ? r
-			     : sd_bus_reply_method_errorf(
-				       call, SD_BUS_ERROR_ACCESS_DENIED,
-				       "%s is for root and the daemon's own user", member);
-	}
-	return 0;
-}
-
-/*
- * At the loop's end sd-bus would wait until what it has to say is sent, and before that for the handshake's end: for
- * who does not answer until we are killed, with nothing saved.
- */
-static int attach(struct bus *bus, sd_bus *sd)
-{
-	int r = sd_bus_set_close_on_exit(sd, 0);
-
-	return r < 0 ? r : sd_bus_attach_event(sd, bus->event, SD_EVENT_PRIORITY_NORMAL + 1);
-}
-
-/*
- * Takes the socket over, also when it fails: from sd_bus_set_fd on it is the peer's, and sd-bus closes it as
- * soon as the handshake goes wrong, when its number may be somebody else's already.
- */
-static int serve(struct bus *bus, struct bus_peer *peer, int sock)
-{
-	sd_id128_t id;
-	int r;
-
-	r = sd_id128_randomize(&id);
-	if (r >= 0)
-		r = sd_bus_set_fd(peer->bus, sock, sock);
-	if (r < 0) {
-		(void)close(sock);
-		return r;
-	}
-	r = sd_bus_set_server(peer->bus, 1, id);
-	/* Who it is we have asked the kernel, and do not believe its own word. */
-	if (r >= 0)
-		r = sd_bus_set_anonymous(peer->bus, 1);
-	if (r >= 0)
-		r = sd_bus_set_sender(peer->bus, BUS_NAME);
-	if (r >= 0)
-		r = sd_bus_start(peer->bus);
-	if (r >= 0)
-		r = sd_bus_match_signal(peer->bus, NULL, "org.freedesktop.DBus.Local",
-					"/org/freedesktop/DBus/Local", "org.freedesktop.DBus.Local",
-					"Disconnected", on_disconnected, bus);
-	if (r >= 0 && !may_change(peer->uid))
-		r = sd_bus_add_filter(peer->bus, NULL, on_call_of_other, NULL);
-	if (r >= 0)
-		r = sd_bus_add_object_vtable(peer->bus, NULL, BUS_PATH, BUS_NAME, bus_vtable, bus);
-	if (r >= 0)
-		r = attach(bus, peer->bus);
-	return r;
-}
-
-/* Root, the daemon's own user, or the daemon's group: the socket's mode says so, too, but may be changed. */
-static int may_ask(int sock, const struct listener_peer *peer)
-{
-	struct session s = { .pid = peer->pid, .uid = peer->uid };
-
-	if (may_change(peer->uid) || listener_peer_in_group(sock, getegid()))
-		return 1;
-	log_client(LOG_EVENT_NOT_PERMITTED, LOG_LEVEL_WARNING, &s, SKVC_ABI_REASON_NOT_PERMITTED,
-		   "may not ask on the bus socket");
-	return 0;
-}
-
-/* Nobody keeps all others out, and others never keep out who could put an end to that.  NULL: none for him. */
-static struct bus_peer *place_for(struct bus *bus, uid_t uid)
-{
-	unsigned end = may_change(uid) ? BUS_PEERS_MAX : BUS_PEERS_MAX - BUS_PEERS_KEPT, his = 0;
-	struct bus_peer *place = NULL;
-
-	for (unsigned i = 0; i < end; i++) {
-		if (!bus->peers[i].bus)
-			place = &bus->peers[i];
-		else
-			his += bus->peers[i].uid == uid;
-	}
-	return may_change(uid) || (his < BUS_PEERS_PER_USER && !aside_is_behind(uid)) ? place
-										      : NULL;
-}
-
-static void connected(struct bus *bus, int sock)
-{
-	struct listener_peer peer = { .pidfd = -1 };
-	struct bus_peer *place = NULL;
-	int r = listener_peer(sock, &peer), end;
-
-	if (peer.pidfd >= 0)
-		(void)close(peer.pidfd);
-	if (r >= 0 && may_ask(sock, &peer))
-		place = place_for(bus, peer.uid);
-	if (!place || sd_bus_new(&place->bus) < 0) {
-		aside_close_socket(r < 0 ? ASIDE_NOBODY : peer.uid, sock);
-		return;
-	}
-	place->uid = peer.uid;
-	r = bus_relay_start(sock, peer.uid, &end);
-	if (r >= 0)
-		r = serve(bus, place, end);
-	if (r < 0)
-		place->bus = sd_bus_close_unref(place->bus);
-}
-
-/* EMFILE and the like: the connection stays readable, so polling on would spin.  on_look() tries again. */
-static int on_accept(sd_event_source *source, int fd, uint32_t events, void *user)
-{
-	struct bus *bus = user;
-	int sock, r = listener_accept(&bus->listener, &sock);
-
-	(void)fd;
-	(void)events;
-	if (!r)
-		connected(bus, sock);
-	else if (r != -EAGAIN)
-		(void)sd_event_source_set_enabled(source, SD_EVENT_OFF);
-	return 0;
-}
-
 /* ---- the system bus ---- */
 
 static int on_named(sd_bus_message *message, void *user, sd_bus_error *error)
@@ -583,6 +415,17 @@ static int on_named(sd_bus_message *message, void *user, sd_bus_error *error)
 	if (e)
 		log_line(LOG_LEVEL_INFO, "system bus: no name " BUS_NAME ": %s", e->message);
 	return 0;
+}
+
+/*
+ * At the loop's end sd-bus would wait until what it has to say is sent, and before that for the handshake's end: for
+ * who does not answer until we are killed, with nothing saved.
+ */
+int bus_attach(struct bus *bus, sd_bus *sd)
+{
+	int r = sd_bus_set_close_on_exit(sd, 0);
+
+	return r < 0 ? r : sd_bus_attach_event(sd, bus->event, SD_EVENT_PRIORITY_NORMAL + 1);
 }
 
 /* As sd_bus_open_system() does it, but for descriptors: whoever may send us a message could make us close his. */
@@ -608,7 +451,7 @@ static void join_system(struct bus *bus)
 		r = sd_bus_add_object_vtable(bus->system, NULL, BUS_PATH, BUS_NAME, bus_vtable,
 					     bus);
 	if (r >= 0)
-		r = attach(bus, bus->system);
+		r = bus_attach(bus, bus->system);
 	if (r >= 0)
 		r = sd_bus_request_name_async(bus->system, NULL, BUS_NAME, 0, on_named, NULL);
 	if (r >= 0)
@@ -670,8 +513,7 @@ static int on_look(sd_event_source *source, uint64_t usec, void *user)
 	(void)usec;
 	look(bus);
 	keep_system(bus);
-	if (bus->accept_source)
-		(void)sd_event_source_set_enabled(bus->accept_source, SD_EVENT_ON);
+	bus_peers_look(bus);
 	(void)sd_event_source_set_time_relative(source, BUS_LOOK_US);
 	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 }
@@ -679,9 +521,8 @@ static int on_look(sd_event_source *source, uint64_t usec, void *user)
 int bus_new(struct sd_event *event, struct control *control, struct bus **ret_bus, char *err,
 	    size_t err_bytes)
 {
-	const struct config *config = control_config(control);
 	struct bus *bus = calloc(1, sizeof(*bus));
-	int r = 0;
+	int r;
 
 	if (!bus) {
 		(void)snprintf(err, err_bytes, "out of memory");
@@ -689,16 +530,7 @@ int bus_new(struct sd_event *event, struct control *control, struct bus **ret_bu
 	}
 	bus->event = event;
 	bus->control = control;
-	bus->listener = (struct listener)LISTENER_NONE;
-	if (config->bus_socket[0])
-		r = listener_open(config->bus_socket, SOCK_STREAM, config->socket_mode, -1,
-				  &bus->listener, err, err_bytes);
-	if (!r && config->bus_socket[0]) {
-		r = sd_event_add_io(event, &bus->accept_source, bus->listener.fd, EPOLLIN,
-				    on_accept, bus);
-		if (r < 0)
-			(void)snprintf(err, err_bytes, "bus socket: %s", strerror(-r));
-	}
+	r = bus_peers_start(bus, err, err_bytes);
 	if (r < 0) {
 		bus_free(bus);
 		return r;
@@ -720,12 +552,9 @@ struct bus *bus_free(struct bus *bus)
 {
 	if (!bus)
 		return NULL;
-	bus->accept_source = sd_event_source_disable_unref(bus->accept_source);
 	bus->look_source = sd_event_source_disable_unref(bus->look_source);
-	for (unsigned i = 0; i < BUS_PEERS_MAX; i++)
-		bus->peers[i].bus = sd_bus_close_unref(bus->peers[i].bus);
+	bus_peers_stop(bus);
 	bus->system = sd_bus_close_unref(bus->system);
-	listener_close(&bus->listener);
 	free(bus);
 	return NULL;
 }

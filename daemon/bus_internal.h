@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bus_internal.h - what bus.c and bus_lists.c share: the bus, and how a call is answered.
+ * bus_internal.h - what bus*.c share: the bus, and how a call is answered.
  */
 #ifndef SKVCD_DAEMON_BUS_INTERNAL_H
 #define SKVCD_DAEMON_BUS_INTERNAL_H
@@ -14,6 +14,8 @@
 #include "daemon/bus.h"
 #include "daemon/listener.h"
 
+#define BUS_NAME "org.skvcd.Skvcd1"
+#define BUS_PATH "/org/skvcd/Skvcd1"
 #define BUS_PEERS_MAX 16u
 #define BUS_PEERS_KEPT 4u     /* of these, for root and the daemon's own user */
 #define BUS_PEERS_PER_USER 4u /* of others */
@@ -35,6 +37,14 @@ struct bus {
 	const char *health;	      /* as it was last told; static text */
 	bool draining;
 };
+
+extern const sd_bus_vtable bus_vtable[];
+int bus_attach(struct bus *bus, sd_bus *sd);
+
+/* bus_peers.c: -errno with one line in err when the socket cannot be had; 0: it serves, or none is wanted. */
+int bus_peers_start(struct bus *bus, char *err, size_t err_bytes);
+void bus_peers_look(struct bus *bus); /* once a second */
+void bus_peers_stop(struct bus *bus); /* also after it failed */
 
 /* -ENOBUFS: the peer does not read its answers; its connection is closed. */
 int bus_may_answer(sd_bus_message *call);

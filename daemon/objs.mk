@@ -5,6 +5,7 @@ DAEMON_SRCS := \
 	daemon/aside.c \
 	daemon/bus.c \
 	daemon/bus_lists.c \
+	daemon/bus_peers.c \
 	daemon/bus_plan.c \
 	daemon/bus_relay.c \
 	daemon/client.c \
