@@ -41,7 +41,8 @@ SKVC_BENCH_SRCS := \
 	tools/skvc_bench_nvme.c \
 	tools/skvc_bench_replay.c \
 	tools/skvc_bench_tier.c \
-	tools/skvcctl_bus.c
+	tools/skvcctl_bus.c \
+	tools/skvcctl_link.c
 SKVC_DEMO_SRCS := \
 	tools/demo_cache.c \
 	tools/demo_daemon.c \
@@ -79,6 +80,7 @@ SKVCCTL_SRCS := \
 	tools/skvcctl_explain.c \
 	tools/skvcctl_facts.c \
 	tools/skvcctl_json.c \
+	tools/skvcctl_link.c \
 	tools/skvcctl_plan.c \
 	tools/skvcctl_screen.c \
 	tools/skvcctl_table.c \

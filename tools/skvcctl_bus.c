@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * skvcctl_bus.c - fetch a picture of the daemon over D-Bus: from its own socket, where no bus daemon is
- * needed, or through the system bus.  Answers are bounded: the socket may be anybody's.
+ * skvcctl_bus.c - fetch a picture of the daemon over D-Bus, and change it.  Answers are bounded: the socket may be
+ * anybody's.
  */
 #include "tools/skvcctl.h"
 
@@ -9,136 +9,11 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <time.h>
-#include <unistd.h>
 
-#include <systemd/sd-bus.h>
+#include "tools/skvcctl_link.h"
 
-#define BUS_NAME "org.skvcd.Skvcd1"
-#define BUS_PATH "/org/skvcd/Skvcd1"
-#define BUS_TIMEOUT_US 5000000u
 #define CHANGE_TIMEOUT_US 60000000u /* a large index takes a while to evict */
-
-struct link {
-	sd_bus *bus;			     /* owned */
-	const char *destination;	     /* NULL: peer to peer */
-	const struct skvcctl_source *source; /* borrowed */
-	char *err;			     /* borrowed */
-	size_t err_bytes;
-};
-
-/* ---- what to tell a person ---- */
-
-static enum skvcctl_exit no_daemon(struct link *l, const char *why)
-{
-	if (l->source->system)
-		(void)snprintf(l->err, l->err_bytes,
-			       "no skvcd on the system bus (%s): start it, or try without "
-			       "--system",
-			       why);
-	else
-		(void)snprintf(l->err, l->err_bytes,
-			       "no skvcd on %s (%s): start it, or name its bus socket with "
-			       "--bus or $SKVC_BUS",
-			       l->source->path, why);
-	return SKVCCTL_NO_DAEMON;
-}
-
-static enum skvcctl_exit failed(struct link *l, int error, const char *what)
-{
-	const char *where = l->source->system ? "the system bus" : l->source->path;
-
-	if (error == -EACCES || error == -EPERM)
-		(void)snprintf(l->err, l->err_bytes,
-			       "%s: not permitted: run as root or as a member of the group "
-			       "that the socket belongs to",
-			       where);
-	else if (error == -ECONNRESET || error == -ENOTCONN || error == -EPIPE)
-		(void)snprintf(l->err, l->err_bytes,
-			       "%s: the daemon closed the connection: run as root or as a "
-			       "member of its group, and see its log",
-			       where);
-	else if (error == -EPROTOTYPE)
-		(void)snprintf(l->err, l->err_bytes,
-			       "%s: this is the clients' socket: name skvcd's bus_socket", where);
-	else if (error == -ETIMEDOUT)
-		(void)snprintf(l->err, l->err_bytes,
-			       "%s: no answer within 5 s: is this skvcd's bus socket? see its "
-			       "log",
-			       where);
-	else
-		(void)snprintf(l->err, l->err_bytes, "%s: %s: %s", where, what, strerror(-error));
-	return SKVCCTL_FAILURE;
-}
-
-/* ---- connection ---- */
-
-static enum skvcctl_exit connect_peer(struct link *l)
-{
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	size_t len = strlen(l->source->path);
-	int fd, r;
-
-	if (!len || len >= sizeof(addr.sun_path))
-		return failed(l, -ENAMETOOLONG, "socket path");
-	memcpy(addr.sun_path, l->source->path, len);
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return failed(l, -errno, "socket");
-	if (connect(fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0) {
-		r = -errno;
-		(void)close(fd);
-		return r == -ENOENT || r == -ECONNREFUSED || r == -ENOTSOCK || r == -ENOTDIR
-			       ? no_daemon(l, strerror(-r))
-			       : failed(l, r, "connect");
-	}
-	r = sd_bus_new(&l->bus);
-	if (r >= 0)
-		r = sd_bus_set_fd(l->bus, fd, fd);
-	if (r < 0) {
-		(void)close(fd);
-		return failed(l, r, "connect");
-	}
-	r = sd_bus_start(l->bus);
-	return r < 0 ? failed(l, r, "connect") : SKVCCTL_OK;
-}
-
-static enum skvcctl_exit connect_link(struct link *l)
-{
-	enum skvcctl_exit e = SKVCCTL_OK;
-	int r;
-
-	if (!l->source->system) {
-		e = connect_peer(l);
-	} else {
-		r = sd_bus_open_system(&l->bus);
-		if (r < 0)
-			return no_daemon(l, strerror(-r));
-		l->destination = BUS_NAME;
-	}
-	if (e == SKVCCTL_OK)
-		(void)sd_bus_set_method_call_timeout(l->bus, BUS_TIMEOUT_US);
-	return e;
-}
-
-static enum skvcctl_exit call(struct link *l, const char *method, sd_bus_message **ret_reply)
-{
-	sd_bus_error error = SD_BUS_ERROR_NULL;
-	enum skvcctl_exit e = SKVCCTL_OK;
-	int r;
-
-	r = sd_bus_call_method(l->bus, l->destination, BUS_PATH, BUS_NAME, method, &error,
-			       ret_reply, NULL);
-	if (r < 0 && (sd_bus_error_has_name(&error, SD_BUS_ERROR_SERVICE_UNKNOWN) ||
-		      sd_bus_error_has_name(&error, SD_BUS_ERROR_NAME_HAS_NO_OWNER)))
-		e = no_daemon(l, "nobody has the name " BUS_NAME);
-	else if (r < 0)
-		e = failed(l, r, method);
-	sd_bus_error_free(&error);
-	return e;
-}
 
 /* ---- arrays ---- */
 
@@ -483,7 +358,8 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-static enum skvcctl_exit get_property(struct link *l, const char *name, char *ret, size_t ret_bytes)
+static enum skvcctl_exit get_property(struct skvcctl_link *l, const char *name, char *ret,
+				      size_t ret_bytes)
 {
 	sd_bus_error error = SD_BUS_ERROR_NULL;
 	char *value = NULL;
@@ -493,13 +369,13 @@ static enum skvcctl_exit get_property(struct link *l, const char *name, char *re
 				       &value);
 	sd_bus_error_free(&error);
 	if (r < 0)
-		return failed(l, r, name);
+		return skvcctl_link_failed(l, r, name);
 	copy(ret, ret_bytes, value);
 	free(value);
 	return SKVCCTL_OK;
 }
 
-static enum skvcctl_exit get_version(struct link *l, struct skvcctl_picture *p)
+static enum skvcctl_exit get_version(struct skvcctl_link *l, struct skvcctl_picture *p)
 {
 	sd_bus_message *reply = NULL;
 	enum skvcctl_exit e;
@@ -507,13 +383,14 @@ static enum skvcctl_exit get_version(struct link *l, struct skvcctl_picture *p)
 	uint64_t start_ns;
 	int r;
 
-	e = call(l, "Ping", &reply); /* connecting is over after this one: time the second */
+	e = skvcctl_link_call(l, "Ping",
+			      &reply); /* connecting is over after this one: time the second */
 	sd_bus_message_unref(reply);
 	reply = NULL;
 	if (e != SKVCCTL_OK)
 		return e;
 	start_ns = now_ns();
-	e = call(l, "Ping", &reply);
+	e = skvcctl_link_call(l, "Ping", &reply);
 	p->ping_ns = now_ns() - start_ns;
 	if (e != SKVCCTL_OK)
 		return e;
@@ -522,7 +399,7 @@ static enum skvcctl_exit get_version(struct link *l, struct skvcctl_picture *p)
 		COPY(p->version, version);
 	sd_bus_message_unref(reply);
 	if (r < 0)
-		return failed(l, r, "Ping");
+		return skvcctl_link_failed(l, r, "Ping");
 	e = get_property(l, "Health", p->health, sizeof(p->health));
 	return e != SKVCCTL_OK ? e : get_property(l, "StatusLine", p->status, sizeof(p->status));
 }
@@ -545,29 +422,29 @@ static const struct part {
 	{ SKVCCTL_GET_TEXTS, "DescribeReasons", read_reason_texts },
 };
 
-static enum skvcctl_exit get_part(struct link *l, const struct part *part,
+static enum skvcctl_exit get_part(struct skvcctl_link *l, const struct part *part,
 				  struct skvcctl_picture *p)
 {
 	sd_bus_message *reply = NULL;
 	enum skvcctl_exit e;
 	int r;
 
-	e = call(l, part->method, &reply);
+	e = skvcctl_link_call(l, part->method, &reply);
 	if (e != SKVCCTL_OK)
 		return e;
 	r = part->read(reply, p);
 	sd_bus_message_unref(reply);
-	return r < 0 ? failed(l, r, part->method) : SKVCCTL_OK;
+	return r < 0 ? skvcctl_link_failed(l, r, part->method) : SKVCCTL_OK;
 }
 
 enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned what,
 				struct skvcctl_picture *ret, char *err, size_t err_bytes)
 {
-	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	struct skvcctl_link l = { .source = source, .err = err, .err_bytes = err_bytes };
 	struct skvcctl_picture p = { 0 };
 	enum skvcctl_exit e;
 
-	e = connect_link(&l);
+	e = skvcctl_link_open(&l);
 	if (e == SKVCCTL_OK && what & SKVCCTL_GET_VERSION)
 		e = get_version(&l, &p);
 	for (size_t i = 0; e == SKVCCTL_OK && i < sizeof(parts) / sizeof(parts[0]); i++)
@@ -587,19 +464,19 @@ enum skvcctl_exit skvcctl_fetch(const struct skvcctl_source *source, unsigned wh
 enum skvcctl_exit skvcctl_metrics(const struct skvcctl_source *source, char **ret_text, char *err,
 				  size_t err_bytes)
 {
-	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
-	enum skvcctl_exit e = connect_link(&l);
+	struct skvcctl_link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	enum skvcctl_exit e = skvcctl_link_open(&l);
 	sd_bus_message *reply = NULL;
 	const char *text;
 	int r;
 
 	if (e == SKVCCTL_OK)
-		e = call(&l, "GetMetrics", &reply);
+		e = skvcctl_link_call(&l, "GetMetrics", &reply);
 	if (e == SKVCCTL_OK) {
 		r = sd_bus_message_read(reply, "s", &text);
 		*ret_text = r < 0 ? NULL : strdup(text);
 		if (!*ret_text)
-			e = failed(&l, r < 0 ? r : -ENOMEM, "GetMetrics");
+			e = skvcctl_link_failed(&l, r < 0 ? r : -ENOMEM, "GetMetrics");
 	}
 	sd_bus_message_unref(reply);
 	(void)sd_bus_close_unref(l.bus);
@@ -609,7 +486,7 @@ enum skvcctl_exit skvcctl_metrics(const struct skvcctl_source *source, char **re
 /* ---- changes ---- */
 
 /* What the daemon says itself is the best that can be said. */
-static enum skvcctl_exit refused(struct link *l, const sd_bus_error *error, int r,
+static enum skvcctl_exit refused(struct skvcctl_link *l, const sd_bus_error *error, int r,
 				 const char *method)
 {
 	static const char *const own[] = { SD_BUS_ERROR_INVALID_ARGS, SD_BUS_ERROR_FAILED,
@@ -626,16 +503,16 @@ static enum skvcctl_exit refused(struct link *l, const sd_bus_error *error, int 
 		(void)snprintf(l->err, l->err_bytes,
 			       "not permitted: run as root or as the daemon's own user");
 	else
-		return failed(l, r, method);
+		return skvcctl_link_failed(l, r, method);
 	return SKVCCTL_FAILURE;
 }
 
 /* One call that changes the daemon.  ret_reply: NULL, or the answer to be unreferenced. */
-static enum skvcctl_exit change(struct link *l, sd_bus_message **ret_reply, const char *method,
-				const char *types, ...)
+static enum skvcctl_exit change(struct skvcctl_link *l, sd_bus_message **ret_reply,
+				const char *method, const char *types, ...)
 {
 	sd_bus_error error = SD_BUS_ERROR_NULL;
-	enum skvcctl_exit e = connect_link(l);
+	enum skvcctl_exit e = skvcctl_link_open(l);
 	va_list args;
 	int r;
 
@@ -656,7 +533,7 @@ static enum skvcctl_exit change(struct link *l, sd_bus_message **ret_reply, cons
 enum skvcctl_exit skvcctl_set_quota(const struct skvcctl_source *source, const char *tenant,
 				    uint64_t bytes, char *err, size_t err_bytes)
 {
-	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	struct skvcctl_link l = { .source = source, .err = err, .err_bytes = err_bytes };
 
 	return change(&l, NULL, "SetQuota", "st", tenant, bytes);
 }
@@ -665,7 +542,7 @@ enum skvcctl_exit skvcctl_evict(const struct skvcctl_source *source, const char 
 				uint32_t ns, struct skvcctl_evicted *ret, char *err,
 				size_t err_bytes)
 {
-	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	struct skvcctl_link l = { .source = source, .err = err, .err_bytes = err_bytes };
 	sd_bus_message *reply = NULL;
 	enum skvcctl_exit e = change(&l, &reply, "Evict", "su", tenant, ns);
 	int r;
@@ -673,7 +550,7 @@ enum skvcctl_exit skvcctl_evict(const struct skvcctl_source *source, const char 
 	if (e == SKVCCTL_OK) {
 		r = sd_bus_message_read(reply, "ttt", &ret->blocks, &ret->bytes, &ret->kept);
 		if (r < 0)
-			e = failed(&l, r, "Evict");
+			e = skvcctl_link_failed(&l, r, "Evict");
 	}
 	sd_bus_message_unref(reply);
 	return e;
@@ -706,7 +583,7 @@ enum skvcctl_exit skvcctl_find(const struct skvcctl_source *source, const char *
 			       struct skvcctl_found ret[SKVCCTL_FOUND_MAX], size_t *ret_count,
 			       char *err, size_t err_bytes)
 {
-	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	struct skvcctl_link l = { .source = source, .err = err, .err_bytes = err_bytes };
 	sd_bus_message *reply = NULL;
 	enum skvcctl_exit e = change(&l, &reply, "FindBlock", "su", key, group);
 	int r;
@@ -715,7 +592,7 @@ enum skvcctl_exit skvcctl_find(const struct skvcctl_source *source, const char *
 	if (e == SKVCCTL_OK) {
 		r = read_found(reply, ret, ret_count);
 		if (r < 0)
-			e = failed(&l, r, "FindBlock");
+			e = skvcctl_link_failed(&l, r, "FindBlock");
 	}
 	sd_bus_message_unref(reply);
 	return e;
@@ -724,7 +601,7 @@ enum skvcctl_exit skvcctl_find(const struct skvcctl_source *source, const char *
 enum skvcctl_exit skvcctl_drain(const struct skvcctl_source *source, bool on, char *err,
 				size_t err_bytes)
 {
-	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	struct skvcctl_link l = { .source = source, .err = err, .err_bytes = err_bytes };
 
 	return change(&l, NULL, "Drain", "b", (int)on);
 }
@@ -732,7 +609,7 @@ enum skvcctl_exit skvcctl_drain(const struct skvcctl_source *source, bool on, ch
 enum skvcctl_exit skvcctl_reload(const struct skvcctl_source *source, char *ret_text,
 				 size_t text_bytes, char *err, size_t err_bytes)
 {
-	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	struct skvcctl_link l = { .source = source, .err = err, .err_bytes = err_bytes };
 	sd_bus_message *reply = NULL;
 	enum skvcctl_exit e = change(&l, &reply, "Reload", NULL);
 	const char *text;
@@ -741,7 +618,7 @@ enum skvcctl_exit skvcctl_reload(const struct skvcctl_source *source, char *ret_
 	if (e == SKVCCTL_OK) {
 		r = sd_bus_message_read(reply, "s", &text);
 		if (r < 0) {
-			e = failed(&l, r, "Reload");
+			e = skvcctl_link_failed(&l, r, "Reload");
 		} else {
 			(void)snprintf(ret_text, text_bytes, "%s", text);
 			clean(ret_text, '\n');
@@ -754,7 +631,7 @@ enum skvcctl_exit skvcctl_reload(const struct skvcctl_source *source, char *ret_
 enum skvcctl_exit skvcctl_model_remove(const struct skvcctl_source *source, const char *name,
 				       char *err, size_t err_bytes)
 {
-	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	struct skvcctl_link l = { .source = source, .err = err, .err_bytes = err_bytes };
 
 	return change(&l, NULL, "RemoveModel", "s", name);
 }
@@ -762,7 +639,7 @@ enum skvcctl_exit skvcctl_model_remove(const struct skvcctl_source *source, cons
 enum skvcctl_exit skvcctl_model_add(const struct skvcctl_source *source, const char *name,
 				    const char *folder, char *err, size_t err_bytes)
 {
-	struct link l = { .source = source, .err = err, .err_bytes = err_bytes };
+	struct skvcctl_link l = { .source = source, .err = err, .err_bytes = err_bytes };
 	char *path = realpath(folder, NULL);
 	enum skvcctl_exit e;
 
