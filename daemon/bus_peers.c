@@ -112,17 +112,24 @@ static int may_ask(int sock, const struct listener_peer *peer)
 	return 0;
 }
 
-/* Nobody keeps all others out, and others never keep out who could put an end to that.  NULL: none for him. */
+/*
+ * Nobody keeps all others out, and others never keep out who could put an end to that.  NULL: none for him.  One that
+ * was given up for what it did not read (bus_may_answer()) is closed, and no signal says so.
+ */
 static struct bus_peer *place_for(struct bus *bus, uid_t uid)
 {
 	unsigned end = may_change(uid) ? BUS_PEERS_MAX : BUS_PEERS_MAX - BUS_PEERS_KEPT, his = 0;
 	struct bus_peer *place = NULL;
 
 	for (unsigned i = 0; i < end; i++) {
-		if (!bus->peers[i].bus)
-			place = &bus->peers[i];
+		struct bus_peer *p = &bus->peers[i];
+
+		if (p->bus && sd_bus_is_open(p->bus) <= 0)
+			p->bus = sd_bus_close_unref(p->bus);
+		if (!p->bus)
+			place = p;
 		else
-			his += bus->peers[i].uid == uid;
+			his += p->uid == uid;
 	}
 	return may_change(uid) || (his < BUS_PEERS_PER_USER && !aside_is_behind(uid)) ? place
 										      : NULL;
