@@ -5,13 +5,15 @@
 #include "tools/skvcctl_link.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-#define BUS_TIMEOUT_US 5000000u
+#define BUS_TIMEOUT_US 5000000
 
 /* ---- what to tell a person ---- */
 
@@ -41,8 +43,12 @@ enum skvcctl_exit skvcctl_link_failed(struct skvcctl_link *l, int error, const c
 			       where);
 	else if (error == -ECONNRESET || error == -ENOTCONN || error == -EPIPE)
 		(void)snprintf(l->err, l->err_bytes,
-			       "%s: the daemon closed the connection: run as root or as a "
-			       "member of its group, and see its log",
+			       "%s: the daemon closed the connection: is it being stopped? see "
+			       "its log",
+			       where);
+	else if (error == -EBUSY)
+		(void)snprintf(l->err, l->err_bytes,
+			       "%s: the daemon is busy: its socket has no place free; try again",
 			       where);
 	else if (error == -EPROTOTYPE)
 		(void)snprintf(l->err, l->err_bytes,
@@ -58,6 +64,48 @@ enum skvcctl_exit skvcctl_link_failed(struct skvcctl_link *l, int error, const c
 }
 
 /* ---- connection ---- */
+
+/*
+ * The daemon hangs up on whom it does not take, and says why in words of the handshake.  sd-bus may have closed the
+ * socket before it read them, when it was late with its own.  So they are looked at here, and left to it.
+ */
+static int first_words(int sock, int limit_ms)
+{
+	struct pollfd p = { .fd = sock, .events = POLLIN };
+	char words[8] = "";
+
+	if (!poll(&p, 1, limit_ms))
+		return -ETIMEDOUT;
+	if (recv(sock, words, sizeof(words), MSG_PEEK | MSG_DONTWAIT) < (ssize_t)sizeof(words))
+		return 0;
+	if (!memcmp(words, "REJECTED", 8))
+		return -EACCES;
+	return memcmp(words, "ERROR ", 6) ? 0 : -EBUSY;
+}
+
+/* Takes the socket over. */
+static int begin(struct skvcctl_link *l, int sock)
+{
+	int ours = fcntl(sock, F_DUPFD_CLOEXEC, 0), said;
+	int r = ours < 0 ? -errno : sd_bus_new(&l->bus);
+
+	if (r >= 0)
+		r = sd_bus_set_fd(l->bus, sock, sock);
+	if (r < 0) {
+		(void)close(sock);
+	} else {
+		r = sd_bus_start(l->bus);
+		said = first_words(ours, r < 0 ? 0 : BUS_TIMEOUT_US / 1000);
+		if (r >= 0 || said == -EACCES || said == -EBUSY)
+			r = said;
+	}
+	if (ours >= 0)
+		(void)close(ours);
+	if (r < 0)
+		l->bus = sd_bus_close_unref(
+			l->bus); /* or closing it would wait for an answer, too */
+	return r;
+}
 
 static enum skvcctl_exit connect_peer(struct skvcctl_link *l)
 {
@@ -78,14 +126,7 @@ static enum skvcctl_exit connect_peer(struct skvcctl_link *l)
 			       ? no_daemon(l, strerror(-r))
 			       : skvcctl_link_failed(l, r, "connect");
 	}
-	r = sd_bus_new(&l->bus);
-	if (r >= 0)
-		r = sd_bus_set_fd(l->bus, fd, fd);
-	if (r < 0) {
-		(void)close(fd);
-		return skvcctl_link_failed(l, r, "connect");
-	}
-	r = sd_bus_start(l->bus);
+	r = begin(l, fd);
 	return r < 0 ? skvcctl_link_failed(l, r, "connect") : SKVCCTL_OK;
 }
 
