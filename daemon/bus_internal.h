@@ -6,6 +6,7 @@
 #define SKVCD_DAEMON_BUS_INTERNAL_H
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 #include <systemd/sd-bus.h>
@@ -13,16 +14,27 @@
 
 #include "daemon/bus.h"
 #include "daemon/listener.h"
+#include "daemon/util/clock.h"
 
 #define BUS_NAME "org.skvcd.Skvcd1"
 #define BUS_PATH "/org/skvcd/Skvcd1"
 #define BUS_PEERS_MAX 16u
 #define BUS_PEERS_KEPT 4u     /* of these, for root and the daemon's own user */
 #define BUS_PEERS_PER_USER 4u /* of others */
+#define BUS_WAITING_MAX 32u   /* for a place */
+#define BUS_WAITING_KEPT 8u
+#define BUS_WAITING_PER_USER 4u
+#define BUS_WAIT_NS (2 * CLOCK_NS_PER_S) /* less than skvcctl waits for an answer */
 
 struct bus_peer {
 	sd_bus *bus; /* NULL: free */
 	uid_t uid;
+};
+
+struct bus_waiting {
+	int sock; /* owned; nothing was read from it */
+	uid_t uid;
+	uint64_t until_ns;
 };
 
 struct bus {
@@ -33,6 +45,9 @@ struct bus {
 	sd_bus *system;	      /* NULL: there is none */
 	unsigned looks_alone; /* at which there was none */
 	struct bus_peer peers[BUS_PEERS_MAX];
+	struct bus_waiting waiting[BUS_WAITING_MAX]; /* in the order they came */
+	unsigned waiting_count;
+	sd_event_source *wait_source; /* for the end of the first one's time */
 	sd_event_source *look_source; /* once a second: has a property changed? */
 	const char *health;	      /* as it was last told; static text */
 	bool draining;

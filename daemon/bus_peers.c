@@ -2,10 +2,14 @@
 /*
  * bus_peers.c - who asks on the daemon's own socket, without a bus daemon: who may, and for how many at a time
  * there is a place.  Control thread.
+ *
+ * A place is free again when a thread and this one have seen that who had it is gone, and so a moment after he knows
+ * it himself.  Who finds none waits, for a bounded time and as one of a bounded number; then he is hung up on.
  */
 #include "daemon/bus_internal.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,6 +23,12 @@
 #include "daemon/bus_relay.h"
 #include "daemon/log.h"
 
+/* sd-bus takes a refusal for one when there is an answer to each line that it sent: AUTH, DATA, NEGOTIATE_UNIX_FD. */
+#define WORDS_REJECTED "REJECTED EXTERNAL\r\nERROR\r\nERROR\r\n"
+#define WORDS_BUSY "ERROR no place is free\r\n"
+
+static void admit(struct bus *bus);
+
 static int on_disconnected(sd_bus_message *message, void *user, sd_bus_error *error)
 {
 	struct bus *bus = user;
@@ -28,6 +38,7 @@ static int on_disconnected(sd_bus_message *message, void *user, sd_bus_error *er
 	for (unsigned i = 0; i < BUS_PEERS_MAX; i++)
 		if (bus->peers[i].bus == peer)
 			bus->peers[i].bus = sd_bus_close_unref(peer);
+	admit(bus);
 	return 0;
 }
 
@@ -135,26 +146,124 @@ static struct bus_peer *place_for(struct bus *bus, uid_t uid)
 										      : NULL;
 }
 
-static void connected(struct bus *bus, int sock)
+/* Takes the socket over. */
+static void seat(struct bus *bus, struct bus_peer *place, uid_t uid, int sock)
 {
-	struct listener_peer peer = { .pidfd = -1 };
-	struct bus_peer *place = NULL;
-	int r = listener_peer(sock, &peer), end;
+	int end, r = sd_bus_new(&place->bus);
 
-	if (peer.pidfd >= 0)
-		(void)close(peer.pidfd);
-	if (r >= 0 && may_ask(sock, &peer))
-		place = place_for(bus, peer.uid);
-	if (!place || sd_bus_new(&place->bus) < 0) {
-		aside_close_socket(r < 0 ? ASIDE_NOBODY : peer.uid, sock);
+	if (r < 0) {
+		aside_close_socket(uid, sock);
 		return;
 	}
-	place->uid = peer.uid;
-	r = bus_relay_start(sock, peer.uid, &end);
+	place->uid = uid;
+	r = bus_relay_start(sock, uid, &end);
 	if (r >= 0)
 		r = serve(bus, place, end);
 	if (r < 0)
 		place->bus = sd_bus_close_unref(place->bus);
+}
+
+/* In the words of the handshake that the peer has begun, so that it can tell one from the other. */
+static void hang_up(uid_t uid, int sock, const char *words)
+{
+	(void)send(sock, words, strlen(words), MSG_DONTWAIT | MSG_NOSIGNAL);
+	aside_close_socket(uid, sock);
+}
+
+/* ---- who waits for a place ---- */
+
+/* As with places: nobody takes the whole room, and others leave an end of it to root and our own user. */
+static bool may_wait(const struct bus *bus, uid_t uid)
+{
+	unsigned his = 0;
+
+	for (unsigned i = 0; i < bus->waiting_count; i++)
+		his += bus->waiting[i].uid == uid;
+	return may_change(uid) ? bus->waiting_count < BUS_WAITING_MAX
+			       : bus->waiting_count < BUS_WAITING_MAX - BUS_WAITING_KEPT &&
+					 his < BUS_WAITING_PER_USER;
+}
+
+/* All wait for the same time: the first's is over first.  Without a timer bus_peers_look() sees to it. */
+static void wait_on(struct bus *bus)
+{
+	if (bus->waiting_count)
+		(void)sd_event_source_set_time(bus->wait_source,
+					       bus->waiting[0].until_ns / 1000 + 1);
+	(void)sd_event_source_set_enabled(bus->wait_source,
+					  bus->waiting_count ? SD_EVENT_ONESHOT : SD_EVENT_OFF);
+}
+
+/* Who went away takes no place from those who are still there, and nothing was ever asked by him. */
+static bool is_gone(int sock)
+{
+	struct pollfd p = { .fd = sock };
+
+	return poll(&p, 1, 0) > 0;
+}
+
+/*
+ * In the order they came.  Who is behind one that may have no place, as his user has all he may, does not wait for him.
+ */
+static void admit(struct bus *bus)
+{
+	uint64_t now_ns = clock_now_ns();
+	unsigned left = 0;
+
+	for (unsigned i = 0; i < bus->waiting_count; i++) {
+		struct bus_waiting w = bus->waiting[i];
+		bool gone = is_gone(w.sock);
+		struct bus_peer *place = gone ? NULL : place_for(bus, w.uid);
+
+		if (place)
+			seat(bus, place, w.uid, w.sock);
+		else if (gone || w.until_ns <= now_ns)
+			hang_up(w.uid, w.sock, WORDS_BUSY);
+		else
+			bus->waiting[left++] = w;
+	}
+	bus->waiting_count = left;
+	wait_on(bus);
+}
+
+static int on_wait(sd_event_source *source, uint64_t usec, void *user)
+{
+	(void)source;
+	(void)usec;
+	admit(user);
+	return 0;
+}
+
+static void wait_for_place(struct bus *bus, uid_t uid, int sock)
+{
+	if (!may_wait(bus, uid)) {
+		hang_up(uid, sock, WORDS_BUSY);
+		return;
+	}
+	bus->waiting[bus->waiting_count++] = (struct bus_waiting){
+		.sock = sock, .uid = uid, .until_ns = clock_now_ns() + BUS_WAIT_NS
+	};
+	wait_on(bus);
+}
+
+static void connected(struct bus *bus, int sock)
+{
+	struct listener_peer peer = { .pidfd = -1 };
+	struct bus_peer *place;
+	int r = listener_peer(sock, &peer);
+
+	if (peer.pidfd >= 0)
+		(void)close(peer.pidfd);
+	if (r < 0 || !may_ask(sock, &peer)) {
+		hang_up(r < 0 ? ASIDE_NOBODY : peer.uid, sock, WORDS_REJECTED);
+		return;
+	}
+	admit(bus); /* who waits came before him */
+	place = place_for(bus, peer.uid);
+	if (place)
+		seat(bus, place, peer.uid, sock);
+	else
+		wait_for_place(bus, peer.uid, sock);
 }
 
 /* EMFILE and the like: the connection stays readable, so polling on would spin.  bus_peers_look() tries again. */
@@ -186,6 +295,11 @@ int bus_peers_start(struct bus *bus, char *err, size_t err_bytes)
 		return r;
 	r = sd_event_add_io(bus->event, &bus->accept_source, bus->listener.fd, EPOLLIN, on_accept,
 			    bus);
+	if (r >= 0)
+		r = sd_event_add_time(bus->event, &bus->wait_source, CLOCK_MONOTONIC, 0, 1000,
+				      on_wait, bus);
+	if (r >= 0)
+		r = sd_event_source_set_enabled(bus->wait_source, SD_EVENT_OFF);
 	if (r < 0)
 		(void)snprintf(err, err_bytes, "bus socket: %s", strerror(-r));
 	return r < 0 ? r : 0;
@@ -193,14 +307,20 @@ int bus_peers_start(struct bus *bus, char *err, size_t err_bytes)
 
 void bus_peers_look(struct bus *bus)
 {
-	if (bus->accept_source)
-		(void)sd_event_source_set_enabled(bus->accept_source, SD_EVENT_ON);
+	if (!bus->accept_source)
+		return;
+	(void)sd_event_source_set_enabled(bus->accept_source, SD_EVENT_ON);
+	admit(bus); /* places that nobody said were free */
 }
 
 void bus_peers_stop(struct bus *bus)
 {
 	bus->accept_source = sd_event_source_disable_unref(bus->accept_source);
+	bus->wait_source = sd_event_source_disable_unref(bus->wait_source);
 	for (unsigned i = 0; i < BUS_PEERS_MAX; i++)
 		bus->peers[i].bus = sd_bus_close_unref(bus->peers[i].bus);
+	for (unsigned i = 0; i < bus->waiting_count; i++)
+		aside_close_socket(bus->waiting[i].uid, bus->waiting[i].sock);
+	bus->waiting_count = 0;
 	listener_close(&bus->listener);
 }
