@@ -55,43 +55,25 @@ static int take_numbers(sd_bus_message *reply)
 	return r;
 }
 
-static int read_once(const struct private_daemon *d, sd_bus_error *error)
+int daemon_stats_read(const struct private_daemon *d)
 {
+	sd_bus_error error = SD_BUS_ERROR_NULL;
 	sd_bus_message *reply = NULL;
 	sd_bus *bus = NULL;
 	int r = connect_to(d, &bus);
 
 	if (r >= 0)
 		r = sd_bus_call_method(bus, NULL, "/org/skvcd/Skvcd1", "org.skvcd.Skvcd1",
-				       "GetStats", error, &reply, "");
+				       "GetStats", &error, &reply, "");
 	if (r >= 0)
 		r = take_numbers(reply);
-	sd_bus_message_unref(reply);
-	sd_bus_flush_close_unref(bus);
-	return r < 0 ? r : 0;
-}
-
-/* The bus socket's places are taken until a thread has seen that who was there is gone: then it hangs up. */
-static int is_crowded(int r)
-{
-	return r == -ENOTCONN || r == -ECONNRESET || r == -EPIPE;
-}
-
-int daemon_stats_read(const struct private_daemon *d)
-{
-	sd_bus_error error = SD_BUS_ERROR_NULL;
-	int r = read_once(d, &error);
-
-	for (unsigned tries = 0; is_crowded(r) && tries < 500; tries++) {
-		sd_bus_error_free(&error);
-		private_daemon_sleep_ms(10);
-		r = read_once(d, &error);
-	}
 	if (r < 0)
 		fprintf(stderr, "GetStats on %s: %s %s\n", d->bus, strerror(-r),
 			error.message ? error.message : "");
+	sd_bus_message_unref(reply);
 	sd_bus_error_free(&error);
-	return r;
+	sd_bus_flush_close_unref(bus);
+	return r < 0 ? r : 0;
 }
 
 uint64_t daemon_stats_get(const char *name)
