@@ -35,9 +35,13 @@ static void start_with(const char *const *more, uint64_t nvme_bytes)
 {
 	char device[32], library[600];
 	/* No work of the daemon's own in idle time: what is in flight is somebody's. */
-	const char *overrides[16] = { device, library, "gpu.staging=64M", "host.pool=64M",
-				      "codec.speculator=channel" };
-	unsigned n = 5;
+	const char *overrides[16] = { device,
+				      library,
+				      "gpu.staging=64M",
+				      "host.pool=64M",
+				      "codec.speculator=channel",
+				      "profile.priority=normal" };
+	unsigned n = 6;
 
 	(void)snprintf(device, sizeof(device), "gpu.device=%s",
 		       gpu_codec_rig_sim() ? "sim" : "auto");
@@ -165,6 +169,17 @@ static void test_pages_are_the_engines_again(void **state)
 	stop_clean();
 }
 
+/* Without one the CPU codes, into host memory. */
+static void wait_for_profile(void)
+{
+	uint64_t until = private_daemon_now_ns() + ROLE_MS_MAX * 1000000ull;
+
+	while (!daemon_stats_now(&daemon_, "profiles")) {
+		assert_true(private_daemon_now_ns() < until);
+		private_daemon_sleep_ms(5);
+	}
+}
+
 static void test_all_tiers(void **state)
 {
 	/* As small as it may be: blocks move on after the first ten megabytes. */
@@ -172,6 +187,8 @@ static void test_all_tiers(void **state)
 
 	(void)state;
 	start_with(more, 256u << 20);
+	run_role("roundtrip", "ipc", "layer");
+	wait_for_profile();
 	run_role("tiers", "ipc", "layer");
 	assert_ok(daemon_stats_read(&daemon_));
 	print_message("demoted %llu, found %llu on the GPU, %llu in host memory, %llu on NVMe\n",
