@@ -308,7 +308,7 @@ static int queue(struct uring *u, struct uring_op *op, unsigned kind)
 		u->tap(u->tap_user, op, 0);
 
 	if (op->fault == URING_FAULT_NONE || op->fault == URING_FAULT_SHORT ||
-	    op->fault == URING_FAULT_FLIP) {
+	    op->fault == URING_FAULT_FLIP || op->fault == URING_FAULT_LATE) {
 		issue(u, op);
 		return 0;
 	}
@@ -434,6 +434,8 @@ static unsigned transferred(struct uring *u, struct uring_op *op, int32_t res)
 		res = (int32_t)op->bytes;
 		if (op->fault == URING_FAULT_FLIP && op->kind == URING_READ)
 			flip(u, op);
+		if (op->fault == URING_FAULT_LATE)
+			res = -EIO;
 	} else if (!op->timed_out &&
 		   (res >= 0 || res == -EINTR || res == -EAGAIN || res == -ECANCELED)) {
 		/*

@@ -81,6 +81,7 @@ int uring_register_file(struct uring *u, int fd);
  *	stall_ms=T	waits T before it is tried; a deadline cancels it
  *	hang_ms=T	the same, and no cancel reaches it: -ETIMEDOUT only when T is over
  *	flip		one byte of what was read is another one
+ *	late		done, and said to have failed (-EIO)
  */
 int uring_set_fault(struct uring *u,
 		    const char *fault_spec); /* replaces all rules; -EINVAL: none changed */

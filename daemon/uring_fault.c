@@ -22,6 +22,7 @@ static const struct {
 	{ "eio", URING_FAULT_EIO },	 { "enospc", URING_FAULT_ENOSPC },
 	{ "short", URING_FAULT_SHORT },	 { "stall_ms", URING_FAULT_STALL },
 	{ "hang_ms", URING_FAULT_HANG }, { "flip", URING_FAULT_FLIP },
+	{ "late", URING_FAULT_LATE },
 };
 
 static int parse_number(const char *text, uint32_t max, uint32_t *ret)

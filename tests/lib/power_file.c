@@ -65,6 +65,14 @@ static void sync_queued(struct power_file *p, const struct uring_op *op)
 	p->sync[i].began = p->now;
 }
 
+/* What failed before it at the same place does not come after it. */
+static void overwritten(struct power_file *p, const struct power_write *by)
+{
+	for (struct power_write *w = p->first; w != by; w = w->next)
+		if (w->off < by->off + by->bytes && by->off < w->off + w->bytes)
+			w->bytes = 0;
+}
+
 /* All that had ended when it began is on the media. */
 static void sync_ended(struct power_file *p, const struct uring_op *op)
 {
@@ -84,6 +92,7 @@ static void sync_ended(struct power_file *p, const struct uring_op *op)
 			link = &w->next;
 			continue;
 		}
+		overwritten(p, w);
 		memcpy(p->image + w->off, w->data, w->bytes);
 		*link = w->next;
 		free(w);

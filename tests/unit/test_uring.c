@@ -323,7 +323,7 @@ static void bad_specs_are_refused(void **state)
 		assert_int_equal(uring_new(ENTRIES, bad[i], &other), -EINVAL);
 		assert_null(other);
 	}
-	assert_int_equal(uring_set_fault(u, "write:stall_ms=200:every=4,read:flip:every=7"), 0);
+	assert_int_equal(uring_set_fault(u, "write:stall_ms=200:every=4,read:late:every=7"), 0);
 	assert_int_equal(uring_set_fault(u, ""), 0);
 	assert_int_equal(uring_set_fault(u, NULL), 0);
 	uring_free(u);
