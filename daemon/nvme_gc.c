@@ -33,7 +33,6 @@
 #define FREE_MAX 8u	  /* and no more than this */
 #define CANDIDATES 4u	  /* segments whose blocks are looked at before one is chosen */
 #define SAVED_SEGMENTS 4u /* what may be saved up for copies, in segments */
-#define TRIES_MAX 3u	  /* to write one copy */
 
 static uint32_t free_wanted(const struct nvme_log *log)
 {
@@ -244,13 +243,29 @@ static bool has_room(const struct nvme_log *log, uint32_t bytes)
 	       log->free != NVME_NONE;
 }
 
+/*
+ * What failed may be there all the same, and would be found as the block's newest place, whatever becomes of its old
+ * one.  So with its last copy the block is given up, as any that is not copied, and all of its places are noted.
+ */
+static void copy_give_up(struct nvme_log *log, struct gc_copy *c)
+{
+	const uint32_t block = c->block;
+
+	if (c->tries && is_there(log, block)) {
+		stats_add(log->stats, STAT_NVME_EVICTED_BYTES, c->bytes);
+		nvme_log_forget(log, block);
+		log->options.evict(log->options.user, block);
+	}
+	copy_over(c);
+}
+
 static void copy_write(struct nvme_log *log, struct gc_copy *c)
 {
 	struct record_header *h = (struct record_header *)(void *)c->buf;
 	int r;
 
 	if (!is_there(log, c->block) || !has_room(log, c->bytes)) {
-		copy_over(c);
+		copy_give_up(log, c);
 		return;
 	}
 	if (nvme_make_room(log, c->bytes) < 0)
@@ -274,6 +289,25 @@ static void copy_write(struct nvme_log *log, struct gc_copy *c)
 	c->step = COPY_WRITE;
 }
 
+static void note_lost(struct nvme_log *log, const struct gc_copy *c)
+{
+	for (unsigned i = 0; i < c->tries; i++)
+		nvme_tomb_add(log, c->lost[i]);
+}
+
+/* Not before the copy is on the media: if only the note were, the block would be found nowhere. */
+static void note_moved(struct nvme_log *log)
+{
+	for (unsigned i = 0; i < NVME_GC_COPIES; i++) {
+		struct gc_copy *c = &log->gc.copy[i];
+
+		if (c->step != COPY_MOVED)
+			continue;
+		note_lost(log, c); /* these may outlive this one */
+		copy_over(c);
+	}
+}
+
 /* Its bytes are written: the block lies there from now on, if it is still the same one. */
 static void copy_end(struct nvme_log *log, struct gc_copy *c)
 {
@@ -284,12 +318,16 @@ static void copy_end(struct nvme_log *log, struct gc_copy *c)
 		return;
 	to->ops--;
 	if (c->failed || to->header == HEADER_FAILED) {
-		c->step = ++c->tries < TRIES_MAX ? COPY_READY : COPY_IDLE;
+		c->lost[c->tries++] = nvme_tomb_of(log, c->to, c->to_sectors);
+		c->step = COPY_READY;
+		if (c->tries == NVME_GC_TRIES)
+			copy_give_up(log, c);
 		nvme_segment_settle(log, c->to);
 		return;
 	}
 	copy_over(c);
 	if (is_there(log, block) && log->entry[block].off_sectors == c->off_sectors) {
+		c->step = c->tries ? COPY_MOVED : COPY_IDLE;
 		nvme_entry_unlink(log, block);
 		nvme_entry_link(log, block, c->to, c->to_sectors * NVME_SECTOR_BYTES, c->bytes);
 		nvme_entry_held(log, block);
@@ -301,24 +339,28 @@ static void copy_end(struct nvme_log *log, struct gc_copy *c)
 	nvme_segment_settle(log, c->to);
 }
 
-/* Its copy may be found by whoever opens the file. */
+/* Its copies may be found by whoever opens the file. */
 void nvme_gc_forgets(struct nvme_log *log, uint32_t block)
 {
 	for (unsigned i = 0; i < NVME_GC_COPIES; i++) {
-		const struct gc_copy *c = &log->gc.copy[i];
-		const struct entry copy = { .segment = c->to, .off_sectors = c->to_sectors };
+		struct gc_copy *c = &log->gc.copy[i];
 
-		if ((c->step == COPY_WRITE || c->step == COPY_WRITTEN) && c->block == block &&
-		    is_there(log, block))
-			nvme_tomb_add(log, &copy);
+		if (c->step == COPY_IDLE || c->block != block ||
+		    (c->step != COPY_MOVED && !is_there(log, block)))
+			continue;
+		note_lost(log, c);
+		if (c->step == COPY_WRITE || c->step == COPY_WRITTEN)
+			nvme_tomb_add(log, nvme_tomb_of(log, c->to, c->to_sectors));
+		if (c->step == COPY_MOVED)
+			copy_over(c);
 	}
 }
 
-/* How many are under way. */
+/* How many are under way.  With all of them kept for a flush the rest is given up. */
 static unsigned run_copies(struct nvme_log *log)
 {
 	struct nvme_gc *gc = &log->gc;
-	unsigned busy = 0;
+	unsigned busy = 0, moved = 0;
 
 	for (unsigned i = 0; i < NVME_GC_COPIES; i++) {
 		struct gc_copy *c = &gc->copy[i];
@@ -334,8 +376,11 @@ static unsigned run_copies(struct nvme_log *log)
 				break;
 			gc->next++;
 		}
-		busy += c->step != COPY_IDLE;
+		moved += c->step == COPY_MOVED;
+		busy += c->step != COPY_IDLE && c->step != COPY_MOVED;
 	}
+	if (moved == NVME_GC_COPIES)
+		gc->next = gc->count;
 	return busy;
 }
 
@@ -368,6 +413,7 @@ static void end(struct nvme_log *log)
 		}
 		return;
 	}
+	note_moved(log);
 	nvme_free_push(log, gc->segment);
 	gc->segment = NVME_NONE;
 	gc->step = GC_IDLE;

@@ -94,8 +94,16 @@ int nvme_header_write(struct nvme_log *log, uint32_t segment)
 
 /* ---- what was forgotten ---- */
 
-/* Its record may be found by whoever opens the file: note that it is not to be. */
-void nvme_tomb_add(struct nvme_log *log, const struct entry *e)
+/* Of a place in a segment as it is used now. */
+struct nvme_tomb nvme_tomb_of(const struct nvme_log *log, uint32_t segment, uint32_t off_sectors)
+{
+	return (struct nvme_tomb){ .sequence = log->segment[segment].sequence,
+				   .segment = segment,
+				   .off_sectors = off_sectors };
+}
+
+/* The record there may be found by whoever opens the file: note that it is not to be. */
+void nvme_tomb_add(struct nvme_log *log, struct nvme_tomb tomb)
 {
 	if (!log->options.keep || log->closing)
 		return;
@@ -109,10 +117,7 @@ void nvme_tomb_add(struct nvme_log *log, const struct entry *e)
 		log->tomb = t;
 		log->tombs_room = room;
 	}
-	log->tomb[log->tombs_count++] =
-		(struct nvme_tomb){ .sequence = log->segment[e->segment].sequence,
-				    .segment = e->segment,
-				    .off_sectors = e->off_sectors };
+	log->tomb[log->tombs_count++] = tomb;
 }
 
 static void tombs_done(struct uring_op *op, int32_t res)

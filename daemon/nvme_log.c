@@ -403,7 +403,7 @@ void nvme_op_end(struct nvme_log *log, struct nvme_op *op, int r)
 		nvme_note_failure(log, r);
 		if (op->is_write && op_current(log, op)) {
 			/* It may be there all the same. */
-			nvme_tomb_add(log, &log->entry[op->block]);
+			nvme_tomb_add(log, nvme_tomb_of(log, op->segment, op->off_sectors));
 			nvme_entry_unlink(log, op->block);
 		}
 	} else {
@@ -561,7 +561,7 @@ void nvme_log_forget(struct nvme_log *log, uint32_t block)
 		return;
 	segment = log->entry[block].segment;
 	nvme_gc_forgets(log, block);
-	nvme_tomb_add(log, &log->entry[block]);
+	nvme_tomb_add(log, nvme_tomb_of(log, segment, log->entry[block].off_sectors));
 	nvme_entry_unlink(log, block);
 	nvme_segment_settle(log, segment);
 	nvme_gauges(log);

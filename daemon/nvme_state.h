@@ -120,6 +120,7 @@ struct blob_writer {
 };
 
 #define NVME_GC_COPIES 8u
+#define NVME_GC_TRIES 3u /* to write one copy */
 
 /*
  *	IDLE -> READ		a block is worth it
@@ -127,16 +128,18 @@ struct blob_writer {
  *	READY -> WRITE		there is room for it
  *	WRITE -> WRITTEN	and the header of that segment may not be yet
  *	WRITTEN -> READY	it failed, and is tried again
- *	any -> IDLE		done, or given up
+ *	WRITTEN -> MOVED	it is there, after tries that failed
+ *	any -> IDLE		done, or given up; MOVED: flushed
  */
-enum copy_step { COPY_IDLE, COPY_READ, COPY_READY, COPY_WRITE, COPY_WRITTEN };
+enum copy_step { COPY_IDLE, COPY_READ, COPY_READY, COPY_WRITE, COPY_WRITTEN, COPY_MOVED };
 
 struct gc_copy {
 	struct uring_op op; /* first */
 	struct nvme_log *log;
 	enum copy_step step;
-	bool failed; /* WRITTEN */
-	unsigned tries;
+	bool failed;   /* WRITTEN */
+	uint8_t tries; /* that failed; where those went, for they may be there all the same: */
+	struct nvme_tomb lost[NVME_GC_TRIES];
 	uint32_t block, bytes;
 	uint32_t from, off_sectors; /* where it lies */
 	uint32_t to,
@@ -263,7 +266,8 @@ int nvme_keep_start(struct nvme_log *log);
 void nvme_keep_stop(struct nvme_log *log);
 bool nvme_header_can(const struct nvme_log *log);	       /* one more at this time? */
 int nvme_header_write(struct nvme_log *log, uint32_t segment); /* 0, -EAGAIN */
-void nvme_tomb_add(struct nvme_log *log, const struct entry *e);
+void nvme_tomb_add(struct nvme_log *log, struct nvme_tomb tomb);
+struct nvme_tomb nvme_tomb_of(const struct nvme_log *log, uint32_t segment, uint32_t off_sectors);
 void nvme_keep_tick(struct nvme_log *log, uint64_t now_ns);
 
 /* nvme_blob.c */

@@ -16,7 +16,9 @@
 
 #include <cmocka.h>
 
+#include "daemon/nvme_recover.h"
 #include "daemon/record.h"
+#include "daemon/uring_fault.h"
 #include "tests/lib/log_rig.h"
 
 #define HOT 12u /* keys below are worth a copy */
@@ -30,6 +32,9 @@ struct world {
 	unsigned moved, hot_evicted;
 	int res;
 	bool busy;
+	uint32_t late_key;   /* the first copies of this one fail, and are there; */
+	unsigned late, lost; /* so many more fail, and are not */
+	unsigned copies;
 };
 
 static int on_keeps(void *user, uint32_t key)
@@ -298,6 +303,142 @@ static void errors_lose_nothing_wrongly(void **state)
 	}
 }
 
+/* ---- copies that failed, and came all the same ---- */
+
+static void on_write(void *user, const struct uring_op *op, int done)
+{
+	const struct record_header *h = (const struct record_header *)(const void *)op->data;
+	struct world *w = user;
+	uint32_t key;
+
+	if (done || op->kind != URING_WRITE || op->bytes != BYTES || h->magic != RECORD_MAGIC)
+		return;
+	memcpy(&key, h->key, sizeof(key));
+	if (key != w->late_key || w->copies++ >= w->late + w->lost)
+		return;
+	((struct uring_op *)(uintptr_t)op)->fault = w->copies <= w->late ? URING_FAULT_LATE
+									 : URING_FAULT_EIO;
+}
+
+static int on_record(void *user, const struct record_header *h, const struct nvme_place *place)
+{
+	struct world *w = user;
+	struct nvme_place is;
+	uint32_t key;
+
+	memcpy(&key, h->key, sizeof(key));
+	if (nvme_log_place(w->rig.log, key, &is) == 0) {
+		assert_true(is.sequence <= place->sequence);
+		nvme_log_forget(w->rig.log, key);
+	}
+	w->held[key] = 1;
+	return nvme_log_restore(w->rig.log, key, place);
+}
+
+static void on_forgotten(void *user, uint32_t key)
+{
+	struct world *w = user;
+
+	w->held[key] = 0;
+}
+
+/* The process is killed, and another one opens the file. */
+static void again(struct world *w)
+{
+	const struct nvme_recover_ops ops = { .record = on_record,
+					      .forgotten = on_forgotten,
+					      .user = w };
+	struct nvme_recovered found;
+
+	uring_set_tap(w->rig.u, NULL, NULL);
+	log_rig_drain(&w->rig);
+	log_rig_close(&w->rig);
+	memset(w->held, 0, sizeof(w->held));
+	log_rig_ring(&w->rig);
+	assert_int_equal(log_rig_open(&w->rig), 0);
+	assert_int_equal(nvme_log_recover(w->rig.log, &ops, &found), 0);
+}
+
+static void drop(struct world *w, uint32_t key)
+{
+	nvme_log_forget(w->rig.log, key);
+	w->held[key] = 0;
+	do
+		settle(w);
+	while (nvme_log_notes(w->rig.log));
+}
+
+/* Of the copies of one block some fail; it is dropped when so many have begun.  0: never. */
+static void copies_fail(struct world *w, unsigned late, unsigned lost, unsigned drop_at)
+{
+	setup(w, 1);
+	write_hot(w);
+	w->late_key = 5;
+	w->late = late;
+	w->lost = lost;
+	uring_set_tap(w->rig.u, on_write, w);
+	while (w->copies < (drop_at ? drop_at : late + lost + 1)) {
+		assert_true(w->held[w->late_key]);
+		write_cold(w, BYTES);
+	}
+	if (drop_at)
+		drop(w, w->late_key);
+	settle(w);
+	assert_true(w->hot_evicted == 0 || late + lost == 3);
+	again(w);
+	for (uint32_t key = 0; key < HOT; key++)
+		assert_int_equal(w->held[key], key != w->late_key || !drop_at);
+	all_as_told(w);
+	log_rig_teardown(&w->rig);
+}
+
+static void a_block_is_found_whose_copy_failed_and_came(void **state)
+{
+	struct world w;
+
+	(void)state;
+	copies_fail(&w, 1, 0, 0);
+	copies_fail(&w, 1, 1, 0);
+	copies_fail(&w, 2, 0, 0);
+}
+
+/* While its copy is written, while it is written again, and when it has been moved. */
+static void a_dropped_block_does_not_come_back_with_a_late_copy(void **state)
+{
+	struct world w;
+
+	(void)state;
+	for (unsigned late = 1; late <= 2; late++)
+		for (unsigned lost = 0; late + lost <= 2; lost++)
+			for (unsigned drop_at = 1; drop_at <= late + lost + 1; drop_at++)
+				copies_fail(&w, late, lost, drop_at);
+	copies_fail(&w, 1, 2, 3); /* while the last is written that will be */
+}
+
+/* It is given up, and so it is not there, nor any copy of it. */
+static void a_block_all_of_whose_copies_failed_is_gone(void **state)
+{
+	struct world w;
+
+	(void)state;
+	setup(&w, 1);
+	write_hot(&w);
+	w.late_key = 5;
+	w.late = 100;
+	uring_set_tap(w.rig.u, on_write, &w);
+	while (w.held[w.late_key])
+		write_cold(&w, BYTES);
+	settle(&w);
+	assert_int_equal(w.copies, 3);
+	assert_int_equal(w.hot_evicted, 1);
+	drop(&w, w.late_key);
+	again(&w);
+	for (uint32_t key = 0; key < HOT; key++)
+		assert_int_equal(w.held[key], key != w.late_key);
+	all_as_told(&w);
+	log_rig_teardown(&w.rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -306,6 +447,9 @@ int main(void)
 		cmocka_unit_test(nothing_is_copied_when_told_so),
 		cmocka_unit_test(damage_is_not_copied),
 		cmocka_unit_test(errors_lose_nothing_wrongly),
+		cmocka_unit_test(a_block_is_found_whose_copy_failed_and_came),
+		cmocka_unit_test(a_dropped_block_does_not_come_back_with_a_late_copy),
+		cmocka_unit_test(a_block_all_of_whose_copies_failed_is_gone),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
