@@ -61,7 +61,6 @@ struct world {
 	uint32_t checkpoint_rate; /* of 1000 steps */
 	uint32_t cursor;	  /* of the checkpoint under way */
 	uint32_t keep_of_8;	  /* of the keys, so many are worth a copy */
-	uint8_t late;		  /* some writes are done, and said to have failed */
 	unsigned checkpoints, found, from_records, forgotten, refused, read_refused;
 };
 
@@ -323,8 +322,6 @@ static void open_world(struct world *w)
 	w->rig.options.user = w;
 	if (log_rig_open(&w->rig) < 0)
 		fail_msg("%s", w->rig.err);
-	if (w->late)
-		log_rig_fault(&w->rig, "write:late:every=23");
 	power_file_begin(&w->power, w->rig.path, w->rig.options.bytes, w->rig.u);
 }
 
@@ -521,7 +518,6 @@ static void a_round(uint64_t seed)
 
 	assert_non_null(w);
 	make_world(w, seed);
-	w->late = seed % 3 == 0;
 	for (unsigned life = 0; life < 6; life++) {
 		live(w, 200 + rng_below(&w->rng, 1500));
 		ends[rng_below(&w->rng, 3)](w);
