@@ -14,9 +14,11 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <systemd/sd-bus.h>
 #include <systemd/sd-event.h>
 
 #include "daemon/log.h"
@@ -131,6 +133,26 @@ int control_rig_stop(struct control_rig *rig)
 	(void)close(rig->stop_fd);
 	remove_files(rig);
 	return rig->result;
+}
+
+int control_rig_bus_socket(const struct control_rig *rig)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	(void)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", rig->config.bus_socket);
+	assert_int_equal(connect(fd, (const struct sockaddr *)&addr, sizeof(addr)), 0);
+	return fd;
+}
+
+struct sd_bus *control_rig_bus(const struct control_rig *rig)
+{
+	int fd = control_rig_bus_socket(rig);
+	sd_bus *bus = NULL;
+
+	assert_true(sd_bus_new(&bus) >= 0 && sd_bus_set_fd(bus, fd, fd) >= 0 &&
+		    sd_bus_start(bus) >= 0);
+	return bus;
 }
 
 int control_rig_wait_sessions(struct control_rig *rig, uint64_t count, unsigned limit_ms)

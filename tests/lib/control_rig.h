@@ -33,6 +33,10 @@ int control_rig_stop(struct control_rig *rig);
 /* The first half of it, for a look at what clients see: everything is still mapped here. */
 void control_rig_stop_begin(struct control_rig *rig);
 
+/* A connection to its bus socket, and one with a handshake begun: the caller's to close. */
+int control_rig_bus_socket(const struct control_rig *rig);
+struct sd_bus *control_rig_bus(const struct control_rig *rig);
+
 /* Wait until that many sessions are with the lane; the milliseconds it took, or -1 after limit_ms. */
 int control_rig_wait_sessions(struct control_rig *rig, uint64_t count, unsigned limit_ms);
 

@@ -4,8 +4,6 @@
  * reloading; who may; what is told by itself; and the manual, which has every method and property.
  */
 #include <errno.h>
-#include <grp.h>
-#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -14,13 +12,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -192,26 +187,6 @@ static void test_reload(void **state)
 
 /* ---- the interface itself ---- */
 
-static int connect_socket(void)
-{
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	(void)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", rig.config.bus_socket);
-	assert_int_equal(connect(fd, (const struct sockaddr *)&addr, sizeof(addr)), 0);
-	return fd;
-}
-
-static sd_bus *connect_bus(void)
-{
-	int fd = connect_socket();
-	sd_bus *bus = NULL;
-
-	assert_true(sd_bus_new(&bus) >= 0 && sd_bus_set_fd(bus, fd, fd) >= 0 &&
-		    sd_bus_start(bus) >= 0);
-	return bus;
-}
-
 static int on_changed(sd_bus_message *m, void *user, sd_bus_error *error)
 {
 	const char *interface, *name, *type;
@@ -247,7 +222,7 @@ static void test_signals(void **state)
 	sd_bus *bus;
 
 	(void)state;
-	bus = connect_bus();
+	bus = control_rig_bus(&rig);
 	assert_true(sd_bus_match_signal(bus, NULL, NULL, PATH, "org.freedesktop.DBus.Properties",
 					"PropertiesChanged", on_changed, &seen) >= 0);
 	assert_true(sd_bus_call_method(bus, NULL, PATH, NAME, "Ping", NULL, NULL, NULL) >= 0);
@@ -296,7 +271,7 @@ static void test_manual_agrees(void **state)
 	}
 	(void)!fread(man, 1, sizeof(man) - 1, f);
 	(void)fclose(f);
-	bus = connect_bus();
+	bus = control_rig_bus(&rig);
 	assert_true(sd_bus_call_method(bus, NULL, PATH, "org.freedesktop.DBus.Introspectable",
 				       "Introspect", NULL, &reply, NULL) >= 0);
 	assert_true(sd_bus_message_read(reply, "s", &xml) > 0);

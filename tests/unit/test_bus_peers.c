@@ -66,26 +66,6 @@ static enum skvcctl_exit ask(void)
 	return skvcctl_drain(&source, false, err, sizeof(err));
 }
 
-static int connect_socket(void)
-{
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	(void)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", rig.config.bus_socket);
-	assert_int_equal(connect(fd, (const struct sockaddr *)&addr, sizeof(addr)), 0);
-	return fd;
-}
-
-static sd_bus *connect_bus(void)
-{
-	int fd = connect_socket();
-	sd_bus *bus = NULL;
-
-	assert_true(sd_bus_new(&bus) >= 0 && sd_bus_set_fd(bus, fd, fd) >= 0 &&
-		    sd_bus_start(bus) >= 0);
-	return bus;
-}
-
 /* ---- who may ask ---- */
 
 /* Who is neither root nor of the daemon's group may not even look, however wide the socket is. */
@@ -168,7 +148,7 @@ static void assert_told_busy(int sock)
 static void connect_all(int *fds, unsigned count)
 {
 	for (unsigned i = 0; i < count; i++)
-		fds[i] = connect_socket();
+		fds[i] = control_rig_bus_socket(&rig);
 }
 
 static void close_all(const int *fds, unsigned count)
@@ -185,8 +165,8 @@ static void test_who_finds_no_place_waits(void **state)
 
 	(void)state;
 	connect_all(fds, PLACES);
-	first = connect_bus();
-	second = connect_bus();
+	first = control_rig_bus(&rig);
+	second = control_rig_bus(&rig);
 	assert_false(is_told(sd_bus_get_fd(first), 100));
 	(void)close(fds[0]);
 	assert_true(pings(first));
@@ -239,7 +219,7 @@ static void test_one_user_leaves_places_to_others(void **state)
 	open_to_others();
 	become(70001);
 	connect_all(fds, PLACES_OF_USER + WAITING_OF_USER);
-	more = connect_socket();
+	more = control_rig_bus_socket(&rig);
 	become(0);
 	assert_told_busy(more);
 	assert_false(is_told(fds[PLACES_OF_USER], 0));
@@ -286,7 +266,7 @@ static void test_who_does_not_read_has_no_place(void **state)
 	(void)state;
 	(void)alarm(60);
 	for (unsigned i = 0; i < 17; i++) { /* one more than there are places */
-		sd_bus *bus = connect_bus();
+		sd_bus *bus = control_rig_bus(&rig);
 		int r = 0;
 
 		assert_true(pings(bus));
@@ -329,7 +309,8 @@ static ssize_t send_with_fd(int sock, char *bytes, size_t count, int fd)
 static int connect_with_lingering_fd(int *ret_peer)
 {
 	char bytes[] = "\0AUTH EXTERNAL\r\n", go;
-	int sock = connect_socket(), fd = raw_lingering_socket(ret_peer), gate[2], status;
+	int sock = control_rig_bus_socket(&rig), fd = raw_lingering_socket(ret_peer), gate[2],
+	    status;
 	pid_t pid;
 
 	assert_true(fd >= 0);
